@@ -1,0 +1,29 @@
+"""The few kinds of error a caller may want to tell apart.
+
+Every message is one line that names the offending value and the cure. The command line prints
+that line and exits 2; a server answers 4xx with it.
+"""
+
+
+class UptakeError(Exception):
+    """Base of every error Uptake raises on purpose."""
+
+
+class BadInput(UptakeError):
+    """A value, file or argument from outside cannot be used as it is."""
+
+
+class Mismatch(UptakeError):
+    """Two things that must belong together do not: store and encoder, delta and base model."""
+
+
+class Damaged(UptakeError):
+    """Stored data is not what was written."""
+
+
+class Busy(UptakeError):
+    """Somebody else holds what this call needs, such as a store's writer lease."""
+
+
+class Missing(UptakeError):
+    """An optional dependency, a model or a file that the call needs is not there."""

@@ -1,0 +1,133 @@
+"""What text is here: documents, the passages cut from them, and who finds or embeds them.
+
+This file knows nothing of files, models or stores: readers.py makes documents, store/ keeps
+passages, and anything that searches or embeds meets the two protocols below.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uptake.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text as it was read: `id` names it, `group` names a family that leaks into itself."""
+
+    id: str
+    text: str
+    group: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document, the unit that is stored, found and read.
+
+    `id` is derived from document, place and text, so the same passage has the same id in every
+    store. `prompt` is given to a model but not learnt from. `start` counts characters into the
+    document.
+    """
+
+    id: int
+    text: str
+    prompt: str = ""
+    document: str = ""
+    group: str = ""
+    start: int = 0
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """How documents become passages: at most `characters` each, cut at a line or a space if one is near."""
+
+    characters: int = 1024
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.characters <= 1_000_000:
+            raise BadInput(f"chunk size {self.characters} characters: use 16 to 1000000")
+
+    def split(self, text: str) -> Iterator[tuple[int, str]]:
+        """Yield (start, piece) whose pieces join to `text` exactly; pieces of white space alone are left out."""
+        start = 0
+        while start < len(text):
+            end = min(start + self.characters, len(text))
+            if end < len(text):
+                # Breaking late keeps passages full; a break in the first half would make slivers.
+                floor = start + self.characters // 2
+                for mark in ("\n", " "):
+                    at = text.rfind(mark, floor, end)
+                    if at > 0:
+                        end = at + 1
+                        break
+            piece = text[start:end]
+            if piece.strip():
+                yield start, piece
+            start = end
+
+    def passages(self, document: Document) -> Iterator[Passage]:
+        """Cut one document into its passages."""
+        for start, piece in self.split(document.text):
+            key = passage_id(document.id, start, piece)
+            yield Passage(key, piece, "", document.id, document.group, start, document.meta)
+
+
+def stable_hash(*parts: str) -> int:
+    """Return a 63-bit hash of strings, the same on every machine and in every process."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        raw = part.encode("utf8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    # 63 bits, because FAISS ids are signed.
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def passage_id(document: str, start: int, text: str) -> int:
+    """Return the id of the passage `text` that begins at character `start` of `document`."""
+    return stable_hash(document, str(start), text)
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors; `fingerprint` changes whenever the vectors would."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row of `dimensions` float32 a text."""
+        ...
+
+
+class Source(Protocol):
+    """Where a query's passages come from: one view, one version, this query's leak filter."""
+
+    def search(self, k: int) -> "Found":
+        """Return at most k passages, best first, none of which leaks."""
+        ...
+
+    def vectors(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return one row a passage id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Passages best first, with their scores (higher is nearer) and overlap with the query's document."""
+
+    passages: tuple[Passage, ...] = ()
+    scores: tuple[float, ...] = ()
+    overlaps: tuple[float, ...] = ()
+    withheld: int = 0  # how many nearer ones the leak filter kept back
+
+    def first(self, k: int) -> "Found":
+        return Found(self.passages[:k], self.scores[:k], self.overlaps[:k], self.withheld)
