@@ -164,6 +164,9 @@ def train(work: Path, arguments: argparse.Namespace) -> LlamaForCausalLM:
             optimizer.load_state_dict(saved)
         print(f"going on from step {step}")
     tokens = np.load(work / "train.npy", mmap_mode="r")
+    # A batch of neighbouring windows would be one document: blocks are read in a shuffled order.
+    blocks = tokens[: len(tokens) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
+    order = np.random.default_rng(arguments.seed).permutation(len(blocks))
     valid = np.load(work / "valid.npy")
     steps = (arguments.tokens or len(tokens)) // arguments.batch
     started, first = time.time(), step
@@ -171,8 +174,9 @@ def train(work: Path, arguments: argparse.Namespace) -> LlamaForCausalLM:
         # Long windows cost more and matter late: the first part of the run reads half windows.
         window = CONTEXT // 2 if step < 0.65 * steps else CONTEXT
         rows = arguments.batch // window
-        at = (step * arguments.batch) % (len(tokens) - arguments.batch - 1)
-        ids = torch.from_numpy(tokens[at : at + arguments.batch].astype(np.int64)).view(rows, window)
+        each_step = arguments.batch // CONTEXT
+        chosen = order[np.arange(step * each_step, (step + 1) * each_step) % len(order)]
+        ids = torch.from_numpy(blocks[np.sort(chosen)].astype(np.int64)).view(rows, window)
         rate = learning_rate((step + 1) / steps, 50 / steps, arguments.decay)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
