@@ -115,6 +115,10 @@ class Source(Protocol):
         """Return at most k passages, best first, none of which leaks."""
         ...
 
+    def sample(self, k: int, generator: np.random.Generator) -> "Found":
+        """Return at most k passages drawn uniformly, none twice, from the whole store; none of which leaks."""
+        ...
+
     def vectors(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Return one row a passage id."""
         ...

@@ -1,0 +1,118 @@
+"""Any Hugging Face causal language model as an LM."""
+
+import contextlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uptake.delta import Delta, fingerprint
+from uptake.errors import BadInput, Missing
+from uptake.lm import LM, Cache
+from uptake.moves import Moves, Opened
+from uptake.tokens import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class Causal(LM):
+    """A causal language model; the module it is given is frozen and from then on never changed."""
+
+    def __init__(self, module: nn.Module, tokenizer: Tokenizer, name: str = "", base: str | None = None) -> None:
+        # Copies of one model share its fingerprint: it names the base a delta belongs to.
+        self._base = base
+        self.module = module.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        config: Any = module.config
+        self.window = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024))
+        first = next(module.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        if base is None:
+            module.requires_grad_(False)
+            module.generation_config = None  # sampling is ours; a copy need not carry it
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return self._base or fingerprint(self.module)
+
+    def start(self) -> Cache:
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        # On a bfloat16 base, weights that move are float32: autocast lets the two meet.
+        mixed = self.dtype.itemsize < 4
+        with torch.autocast(self.device.type, self.dtype) if mixed else contextlib.nullcontext():
+            out = self.module(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+        logits = out.logits.float() if out.logits.dtype.itemsize < 4 else out.logits
+        return torch.log_softmax(logits, -1), None if cache is None else out.past_key_values
+
+    def overlay(self, delta: Delta) -> "Causal":
+        return self._around(delta.over(self.module, self.fingerprint))
+
+    def open(self, moves: Moves, start: Delta, generator: torch.Generator) -> tuple[LM, Opened]:
+        start.check(self.fingerprint)
+        opened = moves.open(self.module, start, generator)
+        return self._around(opened.module), opened
+
+    def _around(self, module: nn.Module) -> "Causal":
+        copy = Causal(module, self.tokenizer, self.name, self.fingerprint)
+        copy.device, copy.dtype = self.device, self.dtype
+        return copy
+
+
+def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
+    """Load a causal language model and its tokenizer by hub name or folder.
+
+    Weights are read from safetensors only and no code of the repository is run. Raises BadInput
+    or Missing, in one line, where there is no usable model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput(f"device {device!r}: no CUDA device is usable here, use --device cpu")
+    folder = Path(name)
+    if folder.is_dir():
+        _check_folder(folder)
+    elif folder.exists() or name.startswith((".", "/", "~")):
+        raise BadInput(f"model {name!r} is no folder: give a folder with config.json and *.safetensors, or a hub name")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    tokenizer = _or_missing(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+    module = _or_missing(
+        name,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            name, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        ),
+    )
+    try:
+        module = module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {device!r} cannot be used: {_first_line(error)}") from error
+    return Causal(module, Tokenizer(tokenizer), name)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} has no config.json: give the folder that save_pretrained wrote")
+    if not any(folder.glob("*.safetensors")):
+        cure = "convert pytorch_model.bin to safetensors first" if any(folder.glob("*.bin")) else "copy its weights"
+        raise BadInput(f"{folder} has no *.safetensors weights: {cure}")
+
+
+def _or_missing(name: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # the hub client and the loaders raise many kinds
+        raise Missing(f"model {name!r} cannot be loaded ({_first_line(error)}): give a folder that holds it") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -1,0 +1,213 @@
+"""The contract: how text is taken up.
+
+A method turns evidence into a state, and a state into an LM. It says nothing of *when* text is
+taken up (protocol.py does) and nothing of where text comes from (store/ does). States are plain
+frozen values: `take` returns new ones and the old stay valid.
+"""
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from uptake.errors import BadInput
+from uptake.lm import LM, Scores, Segment
+from uptake.select import Nearest, Select
+from uptake.text import Found, Passage, Source, stable_hash
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one query may take up: passages found for it, in the order to read them, and where more is.
+
+    `source` searches one view and one version of a store under this query's leak filter.
+    """
+
+    found: Found
+    query: str = ""
+    source: Source | None = None
+
+    @property
+    def passages(self) -> tuple[Passage, ...]:
+        return self.found.passages
+
+    @classmethod
+    def of(cls, *texts: str, query: str = "") -> "Evidence":
+        """Return evidence made of bare texts, numbered by their content."""
+        passages = tuple(Passage(stable_hash(text), text) for text in texts)
+        return cls(Found(passages, (0.0,) * len(texts), (0.0,) * len(texts)), query)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one query may spend while taking text up; None is no limit."""
+
+    tokens: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Ledger:
+    """What one query has spent."""
+
+    tokens_trained: int = 0
+    tokens_read: int = 0
+    steps: int = 0
+    started: float = field(default_factory=time.process_time)
+
+    def allows(self, budget: Budget, tokens: int = 0) -> bool:
+        """Whether one more step over `tokens` tokens stays within the budget."""
+        return (
+            (budget.tokens is None or self.tokens_trained + tokens <= budget.tokens)
+            and (budget.steps is None or self.steps < budget.steps)
+            and (budget.seconds is None or time.process_time() - self.started < budget.seconds)
+        )
+
+
+@dataclass
+class Context:
+    """Seed, budget and accounts of a batch of queries; row i has `ledgers[i]`."""
+
+    seed: int = 0
+    budget: Budget = field(default_factory=Budget)
+    ledgers: list[Ledger] = field(default_factory=list)
+    cancelled: Callable[[], bool] = lambda: False
+
+    def ledger(self, row: int) -> Ledger:
+        while len(self.ledgers) <= row:
+            self.ledgers.append(Ledger())
+        return self.ledgers[row]
+
+    def generator(self, *names: str) -> torch.Generator:
+        """Return a random generator that depends on the seed and the names alone, not on what ran before."""
+        return torch.Generator().manual_seed(stable_hash(str(self.seed), *names))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One `take` as a state remembers it, so that it can be replayed without some of its passages."""
+
+    passages: tuple[Passage, ...]
+    scores: tuple[float, ...]
+    query: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a method knows after reading; `history` is all that was read, in order."""
+
+    base: str  # fingerprint of the model it was made for
+    history: tuple[Reading, ...] = ()
+
+    def after(self, evidence: Evidence, context: Context, **changes: object) -> Self:
+        """Return this state with `changes`, having read the evidence."""
+        reading = Reading(evidence.passages, evidence.found.scores, evidence.query, context.seed)
+        return dataclasses.replace(self, history=(*self.history, reading), **changes)  # type: ignore[arg-type]
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+class Method(ABC, Generic[StateT]):
+    """A way of taking text up. Final classes are frozen dataclasses whose fields are the settings."""
+
+    reads: ClassVar[bool] = True  # False: takes nothing up, whatever it is given
+
+    @property
+    def sequential(self) -> bool:
+        """Whether each query must wait for the one before it, because `follow` hands something on."""
+        return False
+
+    @classmethod
+    @abstractmethod
+    def example(cls) -> Self:
+        """Return settings under which reading a sentence or two shows on a tiny model (for the laws)."""
+
+    @abstractmethod
+    def init(self, lm: LM, learned: nn.Module | None = None) -> StateT:
+        """Return the state of having read nothing."""
+
+    @abstractmethod
+    def take(
+        self, states: Sequence[StateT], lm: LM, evidence: Sequence[Evidence], context: Context, donate: bool = False
+    ) -> list[StateT]:
+        """Return the states after reading; row i is query i.
+
+        The old states stay valid unless `donate` is set, which lets a method update in place.
+        """
+
+    @abstractmethod
+    def on(self, states: Sequence[StateT], lm: LM) -> LM:
+        """Return an LM whose row i answers from states[i]; `lm`, the base, is untouched."""
+
+    def read(
+        self, states: Sequence[StateT], lm: LM, segments: Sequence[Segment], context: Context
+    ) -> tuple[list[Scores], list[StateT]]:
+        """Score each segment, then take it up: no token is scored by a model that has seen it."""
+        scores = self.on(states, lm).score(segments)
+        evidence = [Evidence.of(segment.text, query=segment.context) for segment in segments]
+        return scores, self.take(states, lm, evidence, context)
+
+    def follow(self, state: StateT, lm: LM) -> StateT:
+        """Return the state the next query starts from: a fresh one, unless a method says otherwise."""
+        return self.init(lm)
+
+    def drop(self, state: StateT, lm: LM, ids: Sequence[int], context: Context | None = None) -> StateT:
+        """Return the state as if the passages with these ids had never been read.
+
+        This default reads everything else again. A reading left without passages is left out.
+        """
+        gone = set(ids)
+        fresh = self.init(lm)
+        for reading in state.history:
+            pairs = zip(reading.passages, reading.scores, strict=True)
+            kept = [(passage, score) for passage, score in pairs if passage.id not in gone]
+            if kept:
+                passages, scores = zip(*kept, strict=True)
+                replay = Context(reading.seed, (context or Context()).budget)
+                (fresh,) = self.take([fresh], lm, [Evidence(Found(passages, scores), reading.query)], replay)
+        return fresh
+
+
+class Learned(Method[StateT]):
+    """A method with a network of its own, trained ahead of time on episodes of its own job."""
+
+    @abstractmethod
+    def build(self, lm: LM) -> nn.Module:
+        """Return the untrained network for this base model."""
+
+    @abstractmethod
+    def loss(self, learned: nn.Module, lm: LM, episode: object) -> Tensor:
+        """Return the loss of one episode; train.py minimises it over `learned`'s parameters."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A method as people ask for it by name: with the passages it reads and its settings."""
+
+    method: Method[State]
+    select: Select = field(default_factory=Nearest)
+
+
+@contextmanager
+def cpu_seconds(into: list[float]) -> Iterator[None]:
+    """Append the CPU seconds that the block takes, over all threads, to `into`."""
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        into.append(time.process_time() - started)
+
+
+def same_length(states: Sequence[State], evidence: Sequence[Evidence]) -> None:
+    """Raise BadInput unless there is one state for each query."""
+    if len(states) != len(evidence):
+        raise BadInput(f"{len(states)} states for {len(evidence)} queries: give one a query")

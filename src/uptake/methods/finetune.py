@@ -1,0 +1,133 @@
+"""Gradient steps on whatever is read: the documents of a stream, the text so far, or neighbours."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from uptake.delta import Delta
+from uptake.errors import BadInput
+from uptake.lm import LM
+from uptake.method import Budget, Context, Evidence, Ledger, Method, State, Way, same_length
+from uptake.moves import All, Moves
+from uptake.step import SGD, AdamW, Rule, descend, token_loss
+from uptake.text import Passage
+from uptake.wrappers import Routed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved(State):
+    """How far the weights have moved, and the optimiser's memory, so that reading can go on."""
+
+    delta: Delta
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The tokens of one step: inputs [1, time], and which of their successors are learnt."""
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Finetune(Method[Moved]):
+    """One step a piece, pieces of at most `chunk_tokens` (the model's window if None), in the order read.
+
+    Weights, optimiser and random numbers are fresh for every query. `reference` hands the
+    optimiser's memory on from query to query, as the published TTT-NN code does: results then
+    depend on the order of queries. `dropout` trains in training mode, seeded for each query.
+    """
+
+    moves: Moves = field(default_factory=All)
+    rule: Rule = field(default_factory=AdamW)
+    clip: float | None = 1.0
+    chunk_tokens: int | None = None
+    passes: int = 1
+    order: Literal["nearest-first", "farthest-first"] = "nearest-first"
+    max_steps: int | None = None  # a query
+    max_tokens: int | None = None  # a query
+    dropout: bool = False
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in ("nearest-first", "farthest-first"):
+            raise BadInput(f"order {self.order!r}: use nearest-first or farthest-first")
+        if self.passes < 0 or (self.chunk_tokens is not None and self.chunk_tokens < 2):
+            raise BadInput(f"passes {self.passes}, chunk_tokens {self.chunk_tokens}: use 0 or more, and 2 or more")
+        if self.clip is not None and self.clip <= 0:
+            raise BadInput(f"clip {self.clip}: use a positive norm, or none")
+
+    @property
+    def sequential(self) -> bool:
+        return self.reference
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(rule=SGD(learning_rate=0.1), chunk_tokens=16)
+
+    def init(self, lm: LM, learned: nn.Module | None = None) -> Moved:
+        return Moved(base=lm.fingerprint, delta=Delta(lm.fingerprint))
+
+    def take(
+        self, states: Sequence[Moved], lm: LM, evidence: Sequence[Evidence], context: Context, donate: bool = False
+    ) -> list[Moved]:
+        same_length(states, evidence)
+        rows = enumerate(zip(states, evidence, strict=True))
+        return [self._take(row, state, lm, read, context) for row, (state, read) in rows]
+
+    def on(self, states: Sequence[Moved], lm: LM) -> LM:
+        return Routed([lm.overlay(state.delta) for state in states])
+
+    def follow(self, state: Moved, lm: LM) -> Moved:
+        fresh = self.init(lm)
+        return Moved(base=fresh.base, delta=fresh.delta, memory=state.memory) if self.reference else fresh
+
+    def _take(self, row: int, state: Moved, lm: LM, evidence: Evidence, context: Context) -> Moved:
+        if not evidence.passages:
+            return state
+        private, opened = lm.open(self.moves, state.delta, context.generator("moves", evidence.query))
+        opened.module.train(self.dropout)
+
+        def loss(piece: Piece) -> Tensor:
+            log_probs, _ = private.step(piece.inputs)
+            return token_loss(log_probs, piece.targets, piece.weights)
+
+        pieces = self._affordable(self._pieces(lm, evidence.passages), context, context.ledger(row))
+        seed = int(context.generator("dropout", evidence.query).initial_seed())
+        with torch.random.fork_rng(enabled=self.dropout):
+            if self.dropout:
+                torch.manual_seed(seed)
+            memory = descend(loss, opened.parameters, pieces, self.rule, self.clip, state.memory)
+        return state.after(evidence, context, delta=opened.delta(), memory=memory)
+
+    def _pieces(self, lm: LM, passages: Sequence[Passage]) -> Iterator[Piece]:
+        size = min(self.chunk_tokens or lm.window, lm.window)
+        ordered = passages if self.order == "nearest-first" else passages[::-1]
+        for passage in [*ordered] * self.passes:
+            prompt = lm.tokenizer.encode(passage.prompt)[0]
+            text = lm.tokenizer.encode(passage.text)[0]
+            whole = torch.tensor([lm.tokenizer.opening, *prompt, *text], device=lm.device)
+            learnt = torch.tensor([0.0] * len(prompt) + [1.0] * len(text), device=lm.device)
+            for start in range(0, len(learnt), size):
+                end = min(start + size, len(learnt))
+                # One token of overlap: every token is learnt once, from what stands before it.
+                if learnt[start:end].any():
+                    yield Piece(whole[None, start:end], whole[None, start + 1 : end + 1], learnt[None, start:end])
+
+    def _affordable(self, pieces: Iterator[Piece], context: Context, ledger: Ledger) -> Iterator[Piece]:
+        own = Budget(self.max_tokens, self.max_steps)
+        for piece in pieces:
+            tokens = piece.inputs.shape[1]
+            if context.cancelled() or not (ledger.allows(context.budget, tokens) and ledger.allows(own, tokens)):
+                return
+            ledger.tokens_trained += tokens
+            ledger.steps += 1
+            yield piece
+
+
+way = Way(Finetune())

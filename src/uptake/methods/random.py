@@ -1,0 +1,11 @@
+"""The control: what TTT-NN does, on passages drawn at random from the same store.
+
+What it gains is the gain of training on text of the domain; only what TTT-NN gains beyond it is
+owed to the neighbours.
+"""
+
+from uptake.method import Way
+from uptake.methods.finetune import Finetune
+from uptake.select import Random
+
+way = Way(Finetune(), Random())

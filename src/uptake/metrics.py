@@ -1,0 +1,126 @@
+"""How much was gained, and how sure that is: bits per byte, gain, and a paired bootstrap by document.
+
+Everything here takes one number a query, in float64, and knows nothing of rows or reports. Bits
+are base 2. The queries of one document are not independent, so documents are what is resampled.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from uptake.errors import BadInput
+
+RESAMPLES = 10_000
+TAILS = (0.025, 0.975)  # of a 95 % interval
+
+Interval = tuple[float, float]
+
+
+class Estimate(NamedTuple):
+    """A figure and its interval; `interval` is None where there are too few documents for one."""
+
+    value: float
+    interval: Interval | None
+
+
+def bits_per_byte(bits: ArrayLike, sizes: ArrayLike) -> float:
+    """Return total bits / total bytes; `sizes` are UTF-8 bytes a query. NaN where nothing was scored."""
+    bits, sizes = _columns(bits, sizes)
+    return _ratio(bits, sizes)
+
+
+def gain(bits: ArrayLike, base_bits: ArrayLike) -> float:
+    """Return total bits saved / total base bits: 0.1 is a tenth saved, below 0 is a loss. NaN of nothing."""
+    bits, base_bits = _columns(bits, base_bits)
+    return _ratio(base_bits - bits, base_bits)
+
+
+def share_helped(bits: ArrayLike, base_bits: ArrayLike) -> float:
+    """Return the share of queries that took fewer bits than the base. NaN of no queries."""
+    bits, base_bits = _columns(bits, base_bits)
+    return float(np.mean(bits < base_bits)) if bits.size else float("nan")
+
+
+def gain_interval(
+    bits: ArrayLike,
+    base_bits: ArrayLike,
+    documents: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval | None:
+    """Return the bootstrap interval of `gain`; `documents` names each query's. None of one document."""
+    bits, base_bits = _columns(bits, base_bits)
+    return ratio_interval(base_bits - bits, base_bits, documents, seed=seed, resamples=resamples)
+
+
+def gain_difference(
+    bits: ArrayLike,
+    other_bits: ArrayLike,
+    base_bits: ArrayLike,
+    documents: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Return gain of `bits` less gain of `other_bits`, over the same queries in the same order.
+
+    The two share each resample, so what makes a document hard for both cancels out.
+    """
+    bits, other_bits, base_bits = _columns(bits, other_bits, base_bits)
+    saved = other_bits - bits
+    interval = ratio_interval(saved, base_bits, documents, seed=seed, resamples=resamples)
+    return Estimate(_ratio(saved, base_bits), interval)
+
+
+def ratio_interval(
+    above: ArrayLike,
+    below: ArrayLike,
+    documents: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval | None:
+    """Return the percentile interval of sum(above) / sum(below), documents drawn with replacement.
+
+    The same seed draws the same documents, so intervals of several ways can be compared. None where
+    there are fewer than two documents or the ratio is not finite. Raises BadInput on uneven lengths.
+    """
+    above, below = _columns(above, below)
+    if len(documents) != above.size:
+        raise BadInput(f"{len(documents)} documents for {above.size} queries: name one document a query")
+    numbers: dict[str, int] = {}
+    document = [numbers.setdefault(name, len(numbers)) for name in documents]
+    count = len(numbers)
+    if count < 2:
+        return None
+    above = np.bincount(document, weights=above)
+    below = np.bincount(document, weights=below)
+
+    generator = np.random.default_rng(abs(seed))
+    ratios = np.empty(resamples)
+    # A block of about a million draws at a time keeps memory flat however many documents there are.
+    block = max(1, 2**20 // count)
+    for start in range(0, resamples, block):
+        drawn = generator.integers(0, count, size=(min(block, resamples - start), count))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios[start : start + block] = above[drawn].sum(axis=1) / below[drawn].sum(axis=1)
+    if not np.isfinite(ratios).all():
+        return None
+    low, high = np.quantile(ratios, TAILS)
+    return float(low), float(high)
+
+
+def _columns(*columns: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+    arrays = tuple(np.asarray(column, dtype=np.float64) for column in columns)
+    shapes = [array.shape for array in arrays]
+    if arrays[0].ndim != 1 or len(set(shapes)) > 1:
+        raise BadInput(f"columns of shapes {shapes}: give one number a query, the same queries in each")
+    return arrays
+
+
+def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
+    total = float(below.sum())
+    return float(above.sum()) / total if total else float("nan")

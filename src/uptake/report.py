@@ -1,0 +1,234 @@
+"""From an evaluation's rows to its figures: a summary, a JSON file, a table for the terminal.
+
+The summary is the one place where rows become figures; the file, the table and the page show it.
+"""
+
+import dataclasses
+import json
+import math
+import typing
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from uptake import metrics
+from uptake.errors import BadInput, Missing
+from uptake.overlap import overlap_bin
+from uptake.plain import plain, typed, write_whole
+from uptake.results import Results, Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT = "uptake report 1"
+BASE, CONTROL = "base", "random"  # the ways every other way is measured against
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Return the report's figures as plain JSON data: finite numbers, text, lists, dicts and None.
+
+    `methods` holds each way at its largest k; its `by_k` holds every k, smallest first. A query that
+    failed, or whose bits are not finite, counts at the base's score. Seconds are CPU seconds.
+    """
+    header = results.header
+    ways: dict[str, dict[int, list[Row]]] = {}
+    for row in results.rows:
+        ways.setdefault(row.way, {}).setdefault(row.k, []).append(_settled(row))
+    control = ways.get(CONTROL, {})
+    methods = {}
+    for way, by_k in ways.items():
+        largest = max(by_k)
+        rows = by_k[largest]
+        methods[way] = {
+            "k": largest,
+            **_figures(rows, header.seed),
+            "failures": [{"query": row.query, "reason": row.failed} for row in rows if row.failed],
+            "tokens_trained_per_query": fmean(row.tokens_trained for row in rows),
+            "tokens_read_per_query": fmean(row.tokens_read for row in rows),
+            "neighbours_per_query": fmean(row.neighbours for row in rows),
+            "withheld_per_query": fmean(row.withheld for row in rows),
+            "peak_rss_bytes": header.peak_rss_bytes.get(way),
+            "overlap_bins": _overlap_bins(rows, header.seed),
+            "by_k": [{"k": k, **_figures(by_k[k], header.seed)} for k in sorted(by_k)],
+            "against_random": None if way == CONTROL else _against(rows, control.get(largest), header.seed),
+        }
+    return {
+        "format": FORMAT,
+        "methods": methods,
+        **{name: plain(getattr(header, name)) for name in _HEADER_FIELDS},
+    }
+
+
+_HEADER_FIELDS = ("seed", "versions", "model", "store", "protocol", "settings", "notes")
+
+
+def _settled(row: Row) -> Row:
+    """Return the row as it counts: at the base's score where the query failed."""
+    failed = row.failed or ("" if math.isfinite(row.bits) else f"the loss became {row.bits}")
+    return dataclasses.replace(row, failed=failed, bits=row.base_bits if failed else row.bits)
+
+
+def _gained(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    bits, base_bits = [row.bits for row in rows], [row.base_bits for row in rows]
+    interval = metrics.gain_interval(bits, base_bits, [row.document for row in rows], seed=seed)
+    return {"gain": _finite(metrics.gain(bits, base_bits)), "gain_ci": interval and list(interval)}
+
+
+def _figures(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    """Return what is told of one way at one k."""
+    bits, base_bits, sizes = ([getattr(row, name) for row in rows] for name in ("bits", "base_bits", "bytes"))
+    seconds = {part: fmean(getattr(row, f"{part}_seconds") for row in rows) for part in _PARTS}
+    return {
+        "bits_per_byte": _finite(metrics.bits_per_byte(bits, sizes)),
+        "base_bits_per_byte": _finite(metrics.bits_per_byte(base_bits, sizes)),
+        **_gained(rows, seed),
+        "share_helped": metrics.share_helped(bits, base_bits),
+        "queries": len(rows),
+        "failed": sum(bool(row.failed) for row in rows),
+        "cpu_seconds_per_query": {**seconds, "total": sum(seconds.values())},
+    }
+
+
+_PARTS = ("retrieve", "train", "score")
+
+
+def _overlap_bins(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
+    """Return the gain for each degree of overlap that occurs, least first; none where nothing was read."""
+    if not any(row.neighbours for row in rows):
+        return []
+    bins: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.overlap):
+        bins.setdefault(overlap_bin(row.overlap), []).append(row)
+    return [
+        {"bin": name, "queries": len(members), **_gained(members, seed)} for name, members in bins.items()
+    ]
+
+
+def _against(rows: Sequence[Row], control: Sequence[Row] | None, seed: int) -> dict[str, Any] | None:
+    """Return how far the gain exceeds the control's at the same k, over the queries both answered."""
+    theirs = _by_query(control or ())
+    pairs = [(row, theirs[key]) for key, row in _by_query(rows).items() if key in theirs]
+    if not pairs:
+        return None
+    found = metrics.gain_difference(
+        [mine.bits for mine, _ in pairs],
+        [other.bits for _, other in pairs],
+        [mine.base_bits for mine, _ in pairs],
+        [mine.document for mine, _ in pairs],
+        seed=seed,
+    )
+    return {"difference": _finite(found.value), "ci": found.interval and list(found.interval)}
+
+
+def _by_query(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
+    """Key rows by query; a query asked twice is told apart by its turn."""
+    turns: Counter[str] = Counter()
+    keyed = {}
+    for row in rows:
+        keyed[row.query, turns[row.query]] = row
+        turns[row.query] += 1
+    return keyed
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def write_json(results: Results, path: str | Path) -> None:
+    """Write summary, rows, showcases and samples to `path`, whole or not at all. Raises BadInput."""
+    whole = {
+        **summary(results),
+        "peak_rss_bytes": plain(results.header.peak_rss_bytes),
+        "rows": plain(results.rows),
+        "showcases": plain(results.showcases),
+        "samples": plain(results.samples),
+    }
+    write_whole(path, json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: str | Path) -> Results:
+    """Return the Results that `write_json` wrote to `path`, exactly. Raises Missing, or BadInput on another file.
+
+    Settings come back as plain data: lists as tuples, objects as their text.
+    """
+    try:
+        data = json.loads(Path(path).read_bytes())
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f'it has no "format": "{FORMAT}"')
+        return typing.cast(Results, typed(Results, {**data, "header": data}, "report"))
+    except OSError as error:
+        raise Missing(f"cannot read {path}: {error.strerror}; give a file that --json wrote") from None
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise BadInput(f"{path} is not an Uptake report: {error}; give a file that --json wrote") from None
+
+
+# What the table and the page both say, in words.
+
+
+def lines(figures: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the summary as lines of text, one a way, the base first: what a table shows."""
+    return [
+        _line(way, method) for way, method in sorted(figures["methods"].items(), key=lambda m: m[0] != BASE)
+    ]
+
+
+def _line(way: str, method: dict[str, Any]) -> dict[str, str]:
+    against = method["against_random"] or {"difference": None, "ci": None}
+    base = way == BASE
+    return {
+        "way": way,
+        "k": str(method["k"] or ""),
+        "bits/byte": figure(method["bits_per_byte"], 3),
+        "gain": "" if base else percent(method["gain"], method["gain_ci"]),
+        "vs random": "" if base else percent(against["difference"], against["ci"], sign="+"),
+        "helped": "" if base else percent(method["share_helped"], digits=0),
+        "CPU s": figure(method["cpu_seconds_per_query"]["total"], 2),
+        "trained": f"{method['tokens_trained_per_query']:,.0f}",
+        "memory": size(method["peak_rss_bytes"]),
+    }
+
+
+def figure(value: float | None, digits: int, sign: str = "") -> str:
+    """Return a number in `digits` decimals with a true minus sign; nothing for None."""
+    return "" if value is None else f"{value:{sign}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(
+    share: float | None, interval: Sequence[float] | None = None, digits: int = 1, sign: str = ""
+) -> str:
+    """Return a share as "8.8 % [6.1, 11.2]"; without its interval where there is none."""
+    if share is None:
+        return ""
+    ends = f" [{', '.join(figure(100 * end, digits) for end in interval)}]" if interval else ""
+    return f"{figure(100 * share, digits, sign)} %{ends}"
+
+
+def size(count: int | None) -> str:
+    """Return bytes in a unit people read: "1.2 GB"."""
+    if count is None:
+        return ""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def table(results: Results) -> "Table":
+    """Return the report as a rich table that fits 100 columns: one line a way, at its largest k."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    figures = summary(results)
+    failed = sum(method["failed"] for method in figures["methods"].values())
+    caption = (
+        "gain: bits of the base saved [95 % interval, paired bootstrap by document]; per query otherwise"
+    )
+    if failed:
+        caption += f"\n{failed} failed and count at the base's score"
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for line in lines(figures):
+        if not made.columns:
+            for name in line:
+                made.add_column(name, justify="left" if name == "way" else "right", no_wrap=name != "way")
+        made.add_row(*(Text(cell) for cell in line.values()))
+    return made

@@ -1,0 +1,42 @@
+"""A tokenizer as the rest of Uptake needs it: ids with the characters they cover, and an opening token."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from uptake.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Tokenizer:
+    """A thin face over a Hugging Face fast tokenizer."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        if not tokenizer.is_fast:
+            raise BadInput(f"{type(tokenizer).__name__} does not tell which characters a token covers: use a fast one")
+        self.inner = tokenizer
+
+    def encode(self, text: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+        """Return the token ids of `text`, without special tokens, and each token's span of characters."""
+        if not text:
+            return [], ()
+        # `verbose` off: a text longer than the window is expected here, and cut by whoever reads it.
+        found = self.inner(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return list(found["input_ids"]), tuple((start, end) for start, end in found["offset_mapping"])
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self.inner.decode(ids, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def opening(self) -> int:
+        """The token a text begins after: the beginning-of-text token, else the end-of-text token."""
+        for token in (self.inner.bos_token_id, self.inner.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise BadInput("the tokenizer has neither a beginning nor an end token: set `bos_token` in its configuration")
+
+    @cached_property
+    def end(self) -> int | None:
+        token = self.inner.eos_token_id
+        return None if token is None else int(token)

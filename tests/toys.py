@@ -1,0 +1,59 @@
+"""Toy models made in the test: GPT-2, Llama and NeoX shapes over a byte-level tokenizer, in float64 if asked."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from uptake.causal import Causal
+from uptake.tokens import Tokenizer
+
+SHAPES = ("gpt2", "llama", "neox")
+END = "<|end|>"
+
+
+@cache
+def tokenizer() -> Any:
+    """One token a byte, and an end token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE({END: 0, **{letter: i + 1 for i, letter in enumerate(alphabet)}}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END, eos_token=END, pad_token=END)
+
+
+def module(shape: str = "llama", seed: int = 0, window: int = 64, dtype: torch.dtype = torch.float32) -> Any:
+    """A random two-layer transformer of the given shape."""
+    common = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(seed)
+    if shape == "gpt2":
+        made: Any = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=window, **common))
+    elif shape == "llama":
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+        made = LlamaForCausalLM(
+            LlamaConfig(**sizes, max_position_embeddings=window, tie_word_embeddings=True, **common)
+        )
+    else:
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+        made = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, max_position_embeddings=window, **common))
+    # Larger weights than at a real initialisation, so that reading shows.
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3)
+    return made.to(dtype)
+
+
+def lm(shape: str = "llama", seed: int = 0, window: int = 64, dtype: torch.dtype = torch.float32) -> Causal:
+    return Causal(module(shape, seed, window, dtype), Tokenizer(tokenizer()), f"toy-{shape}")
