@@ -15,25 +15,32 @@ from uptake.lm import LM, Cache
 from uptake.moves import Moves, Opened
 from uptake.tokens import Tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 class Causal(LM):
     """A causal language model; the module it is given is frozen and from then on never changed."""
 
-    def __init__(self, module: nn.Module, tokenizer: Tokenizer, name: str = "", base: str | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, tokenizer: Tokenizer, name: str = "", base: str | None = None
+    ) -> None:
         # Copies of one model share its fingerprint: it names the base a delta belongs to.
         self._base = base
         self.module = module.eval()
         self.tokenizer = tokenizer
         self.name = name
         config: Any = module.config
-        self.window = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024))
+        self.window = int(getattr(config, "max_position_embeddings", 1024))
         first = next(module.parameters())
         self.device, self.dtype = first.device, first.dtype
         if base is None:
             module.requires_grad_(False)
-            module.generation_config = None  # sampling is ours; a copy need not carry it
+            module.generation_config = None  # type: ignore[assignment]  # sampling is ours; a copy need not carry it
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -82,9 +89,11 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
     if folder.is_dir():
         _check_folder(folder)
     elif folder.exists() or name.startswith((".", "/", "~")):
-        raise BadInput(f"model {name!r} is no folder: give a folder with config.json and *.safetensors, or a hub name")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+        raise BadInput(
+            f"model {name!r} is no folder: give a folder with config.json and *.safetensors, or a hub name"
+        )
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = _or_missing(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     module = _or_missing(
         name,
@@ -103,7 +112,11 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} has no config.json: give the folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
-        cure = "convert pytorch_model.bin to safetensors first" if any(folder.glob("*.bin")) else "copy its weights"
+        cure = (
+            "convert pytorch_model.bin to safetensors first"
+            if any(folder.glob("*.bin"))
+            else "copy its weights"
+        )
         raise BadInput(f"{folder} has no *.safetensors weights: {cure}")
 
 
@@ -111,7 +124,9 @@ def _or_missing(name: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except Exception as error:  # the hub client and the loaders raise many kinds
-        raise Missing(f"model {name!r} cannot be loaded ({_first_line(error)}): give a folder that holds it") from error
+        raise Missing(
+            f"model {name!r} cannot be loaded ({_first_line(error)}): give a folder that holds it"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -71,7 +71,9 @@ class Delta:
         parameters = dict(module.named_parameters())
         unknown = self.names - parameters.keys()
         if unknown:
-            raise Mismatch(f"delta moves {sorted(unknown)[0]!r}, which the model lacks: use the base it was made on")
+            raise Mismatch(
+                f"delta moves {sorted(unknown)[0]!r}, which the model lacks: use the base it was made on"
+            )
         with torch.no_grad():
             moved = {name: wide(parameters[name]) + self.difference(name) for name in sorted(self.names)}
         return skeleton(module, {name: nn.Parameter(t, requires_grad=False) for name, t in moved.items()})
@@ -79,7 +81,9 @@ class Delta:
     def check(self, base: str) -> None:
         """Raise Mismatch unless `base` is the fingerprint this delta was made on."""
         if base != self.base:
-            raise Mismatch(f"delta belongs to base model {self.base}, not {base}: load the model it was made on")
+            raise Mismatch(
+                f"delta belongs to base model {self.base}, not {base}: load the model it was made on"
+            )
 
     def __add__(self, other: "Delta") -> "Delta":
         other.check(self.base)
@@ -120,7 +124,7 @@ class Delta:
 
     @classmethod
     def load(cls, path: Path, base: str) -> "Delta":
-        """Read a delta and refuse it (Mismatch) unless it belongs to `base`; BadInput, Damaged if unreadable."""
+        """Read a delta; Mismatch unless it belongs to `base`, BadInput or Damaged if it cannot be read."""
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():
@@ -130,7 +134,9 @@ class Delta:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
-            raise Damaged(f"{path} is no readable safetensors file ({error}): restore it from a copy") from error
+            raise Damaged(
+                f"{path} is no readable safetensors file ({error}): restore it from a copy"
+            ) from error
         if metadata.get("format") != "uptake-delta-1":
             raise BadInput(f"{path} holds tensors but no delta: give the file that `Delta.save` wrote")
         dense = {name.removeprefix("dense/"): t for name, t in tensors.items() if name.startswith("dense/")}
@@ -146,7 +152,9 @@ class Delta:
 def _stack(first: LowRank, second: LowRank) -> LowRank:
     """Add two products exactly, by putting their ranks side by side."""
     if first.transposed != second.transposed:
-        raise Mismatch("two low-rank parts of one weight disagree on its orientation: they are of different models")
+        raise Mismatch(
+            "two low-rank parts of one weight disagree on its orientation: they are of different models"
+        )
     up = torch.cat([first.up * first.scale, second.up * second.scale], dim=1)
     return LowRank(up, torch.cat([first.down, second.down]), 1.0, first.transposed)
 
@@ -171,5 +179,5 @@ def fingerprint(module: nn.Module) -> str:
     for name, tensor in sorted((*module.named_parameters(), *module.named_buffers())):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(raw.numpy()))
+        digest.update(raw.numpy().data)
     return digest.hexdigest()

@@ -208,7 +208,9 @@ class LM(ABC):
 
     def _check_rows(self, count: int) -> None:
         if self.rows is not None and self.rows != count:
-            raise BadInput(f"{count} texts for a model with {self.rows} rows: give one a row, or pick rows with at()")
+            raise BadInput(
+                f"{count} texts for a model with {self.rows} rows: give one a row, or pick rows with at()"
+            )
 
 
 class Wrapper(LM):

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,12 @@ class Method(ABC, Generic[StateT]):
 
     @abstractmethod
     def take(
-        self, states: Sequence[StateT], lm: LM, evidence: Sequence[Evidence], context: Context, donate: bool = False
+        self,
+        states: Sequence[StateT],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
     ) -> list[StateT]:
         """Return the states after reading; row i is query i.
 
@@ -193,7 +198,7 @@ class Learned(Method[StateT]):
 class Way:
     """A method as people ask for it by name: with the passages it reads and its settings."""
 
-    method: Method[State]
+    method: Method[Any]
     select: Select = field(default_factory=Nearest)
 
 

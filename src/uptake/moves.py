@@ -63,7 +63,7 @@ class LoRA(Moves):
     """A low-rank product beside every weight matrix of the blocks (Hu et al. 2021), by peft."""
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
 
     def open(self, module: nn.Module, start: Delta, generator: torch.Generator) -> Opened:
         from peft import LoraConfig, inject_adapter_in_model
@@ -102,7 +102,9 @@ class LoRA(Moves):
 
         def delta() -> Delta:
             parts = {
-                name: LowRank(_value(parameters[f"{name}.up"]), _value(parameters[f"{name}.down"]), scale, transposed)
+                name: LowRank(
+                    _value(parameters[f"{name}.up"]), _value(parameters[f"{name}.down"]), scale, transposed
+                )
                 for name, transposed in matrices.items()
             }
             return Delta(start.base, rest.dense, {**rest.low_rank, **parts})
@@ -132,9 +134,13 @@ def block_matrices(module: nn.Module) -> dict[str, bool]:
 
 def _open_dense(module: nn.Module, names: list[str], start: Delta) -> Opened:
     base = dict(module.named_parameters())
-    under = Delta(start.base, *({n: p for n, p in m.items() if n not in names} for m in (start.dense, start.low_rank)))
+    dense = {name: tensor for name, tensor in start.dense.items() if name not in names}
+    under = Delta(start.base, dense, {n: part for n, part in start.low_rank.items() if n not in names})
     with torch.no_grad():
-        at = {n: wide(base[n]) + start.difference(n) if n in start.names else wide(base[n]).clone() for n in names}
+        at = {
+            n: wide(base[n]) + start.difference(n) if n in start.names else wide(base[n]).clone()
+            for n in names
+        }
     parameters = {name: nn.Parameter(tensor) for name, tensor in at.items()}
     private = skeleton(under.over(module, start.base) if under.names else module, parameters)
 

@@ -69,7 +69,9 @@ class Shingles:
                 rolled += self.words[offset : offset + count]
             # np.unique would put millions of hashes into a table first: 15 times slower than a sort.
             rolled.sort()
-            self._grams[length] = rolled[np.diff(rolled, prepend=~rolled[:1]) != 0]
+            first = np.ones(len(rolled), bool)
+            first[1:] = rolled[1:] != rolled[:-1]
+            self._grams[length] = rolled[first]
         return self._grams[length]
 
 

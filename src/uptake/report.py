@@ -8,7 +8,7 @@ import json
 import math
 import typing
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -45,10 +45,10 @@ def summary(results: Results) -> dict[str, Any]:
             "k": largest,
             **_figures(rows, header.seed),
             "failures": [{"query": row.query, "reason": row.failed} for row in rows if row.failed],
-            "tokens_trained_per_query": fmean(row.tokens_trained for row in rows),
-            "tokens_read_per_query": fmean(row.tokens_read for row in rows),
-            "neighbours_per_query": fmean(row.neighbours for row in rows),
-            "withheld_per_query": fmean(row.withheld for row in rows),
+            "tokens_trained_per_query": _mean(row.tokens_trained for row in rows),
+            "tokens_read_per_query": _mean(row.tokens_read for row in rows),
+            "neighbours_per_query": _mean(row.neighbours for row in rows),
+            "withheld_per_query": _mean(row.withheld for row in rows),
             "peak_rss_bytes": header.peak_rss_bytes.get(way),
             "overlap_bins": _overlap_bins(rows, header.seed),
             "by_k": [{"k": k, **_figures(by_k[k], header.seed)} for k in sorted(by_k)],
@@ -79,7 +79,8 @@ def _gained(rows: Sequence[Row], seed: int) -> dict[str, Any]:
 def _figures(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     """Return what is told of one way at one k."""
     bits, base_bits, sizes = ([getattr(row, name) for row in rows] for name in ("bits", "base_bits", "bytes"))
-    seconds = {part: fmean(getattr(row, f"{part}_seconds") for row in rows) for part in _PARTS}
+    seconds = {part: [getattr(row, f"{part}_seconds") for row in rows] for part in _PARTS}
+    seconds["total"] = [sum(parts) for parts in zip(*seconds.values(), strict=True)]
     return {
         "bits_per_byte": _finite(metrics.bits_per_byte(bits, sizes)),
         "base_bits_per_byte": _finite(metrics.bits_per_byte(base_bits, sizes)),
@@ -87,7 +88,7 @@ def _figures(rows: Sequence[Row], seed: int) -> dict[str, Any]:
         "share_helped": metrics.share_helped(bits, base_bits),
         "queries": len(rows),
         "failed": sum(bool(row.failed) for row in rows),
-        "cpu_seconds_per_query": {**seconds, "total": sum(seconds.values())},
+        "cpu_seconds_per_query": {part: _mean(values) for part, values in seconds.items()},
     }
 
 
@@ -132,6 +133,10 @@ def _by_query(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
     return keyed
 
 
+def _mean(values: Iterable[float]) -> float | None:
+    return _finite(fmean(values))
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -149,7 +154,7 @@ def write_json(results: Results, path: str | Path) -> None:
 
 
 def read_json(path: str | Path) -> Results:
-    """Return the Results that `write_json` wrote to `path`, exactly. Raises Missing, or BadInput on another file.
+    """Return the Results that `write_json` wrote to `path`, exactly. Raises Missing and BadInput.
 
     Settings come back as plain data: lists as tuples, objects as their text.
     """
@@ -168,48 +173,57 @@ def read_json(path: str | Path) -> Results:
 
 
 def lines(figures: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the summary as lines of text, one a way, the base first: what a table shows."""
-    return [
-        _line(way, method) for way, method in sorted(figures["methods"].items(), key=lambda m: m[0] != BASE)
-    ]
+    """Return the summary as lines of text under their headings, the base first, then one a way."""
+    told = [_line(way, method) for way, method in figures["methods"].items()]
+    if told and BASE not in figures["methods"]:
+        # Nothing was run as the base, but every way was scored against it.
+        reference = next(iter(figures["methods"].values()))["base_bits_per_byte"]
+        told.append(dict.fromkeys(told[0], "") | {"way": BASE, "bits per byte": number(reference, 3)})
+    return sorted(told, key=lambda line: line["way"] != BASE)
 
 
 def _line(way: str, method: dict[str, Any]) -> dict[str, str]:
     against = method["against_random"] or {"difference": None, "ci": None}
-    base = way == BASE
-    return {
+    line = {
         "way": way,
         "k": str(method["k"] or ""),
-        "bits/byte": figure(method["bits_per_byte"], 3),
-        "gain": "" if base else percent(method["gain"], method["gain_ci"]),
-        "vs random": "" if base else percent(against["difference"], against["ci"], sign="+"),
-        "helped": "" if base else percent(method["share_helped"], digits=0),
-        "CPU s": figure(method["cpu_seconds_per_query"]["total"], 2),
-        "trained": f"{method['tokens_trained_per_query']:,.0f}",
-        "memory": size(method["peak_rss_bytes"]),
+        "bits per byte": number(method["bits_per_byte"], 3),
+        "gain": percent(method["gain"]) + _ends(method["gain_ci"]),
+        "vs random": points(against["difference"]) + _ends(against["ci"]),
+        "helped": percent(method["share_helped"], 0),
+        "CPU seconds": number(method["cpu_seconds_per_query"]["total"], 2),
+        "tokens trained": number(method["tokens_trained_per_query"], 0, ","),
+        "peak memory": size(method["peak_rss_bytes"]),
     }
+    if way == BASE:  # it cannot gain on itself
+        line |= dict.fromkeys(("gain", "vs random", "helped"), "")
+    return line
 
 
-def figure(value: float | None, digits: int, sign: str = "") -> str:
+def number(value: float | None, digits: int, style: str = "") -> str:
     """Return a number in `digits` decimals with a true minus sign; nothing for None."""
-    return "" if value is None else f"{value:{sign}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return "" if value is None else f"{value:{style}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def percent(
-    share: float | None, interval: Sequence[float] | None = None, digits: int = 1, sign: str = ""
-) -> str:
-    """Return a share as "8.8 % [6.1, 11.2]"; without its interval where there is none."""
-    if share is None:
-        return ""
-    ends = f" [{', '.join(figure(100 * end, digits) for end in interval)}]" if interval else ""
-    return f"{figure(100 * share, digits, sign)} %{ends}"
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share as "8.8 %"; nothing for None."""
+    return "" if share is None else f"{number(100 * share, digits)}\N{NO-BREAK SPACE}%"
+
+
+def points(share: float | None) -> str:
+    """Return a difference of shares in percentage points, "+5.1"; nothing for None."""
+    return "" if share is None else number(100 * share, 1, "+")
 
 
 def size(count: int | None) -> str:
-    """Return bytes in a unit people read: "1.2 GB"."""
+    """Return bytes in a unit people read: "1.2 GB"; nothing for None."""
     if count is None:
         return ""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _ends(interval: Sequence[float] | None) -> str:
+    return f" [{', '.join(number(100 * end, 1) for end in interval)}]" if interval else ""
 
 
 def table(results: Results) -> "Table":
@@ -219,16 +233,20 @@ def table(results: Results) -> "Table":
     from rich.text import Text
 
     figures = summary(results)
-    failed = sum(method["failed"] for method in figures["methods"].values())
     caption = (
-        "gain: bits of the base saved [95 % interval, paired bootstrap by document]; per query otherwise"
+        "gain: share of the base's bits saved [95 % interval, bootstrap by document]; costs are a query's"
     )
+    failed = {way: method["failed"] for way, method in figures["methods"].items() if method["failed"]}
     if failed:
-        caption += f"\n{failed} failed and count at the base's score"
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+        told = ", ".join(f"{count} under {way}" for way, count in failed.items())
+        caption += f"\nfailed, and counted at the base's score: {told}"
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption=Text(caption))
+    made.caption_justify = "left"
     for line in lines(figures):
         if not made.columns:
-            for name in line:
-                made.add_column(name, justify="left" if name == "way" else "right", no_wrap=name != "way")
-        made.add_row(*(Text(cell) for cell in line.values()))
+            made.add_column("way", min_width=10, vertical="bottom")
+            for heading in list(line)[1:]:
+                # Two words take two lines, for the width.
+                made.add_column(Text(heading.replace(" ", "\n", 1)), justify="right", no_wrap=True)
+        made.add_row(*map(Text, line.values()))
     return made

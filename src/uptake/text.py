@@ -116,7 +116,7 @@ class Source(Protocol):
         ...
 
     def sample(self, k: int, generator: np.random.Generator) -> "Found":
-        """Return at most k passages drawn uniformly, none twice, from the whole store; none of which leaks."""
+        """Return at most k passages drawn uniformly, none twice, from the whole store; none leaks."""
         ...
 
     def vectors(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -133,5 +133,7 @@ class Found:
     overlaps: tuple[float, ...] = ()
     withheld: int = 0  # how many nearer ones the leak filter kept back
 
-    def first(self, k: int) -> "Found":
-        return Found(self.passages[:k], self.scores[:k], self.overlaps[:k], self.withheld)
+    def part(self, start: int, stop: int) -> "Found":
+        """Return the passages from place `start` up to place `stop`."""
+        cut = slice(start, stop)
+        return Found(self.passages[cut], self.scores[cut], self.overlaps[cut], self.withheld)

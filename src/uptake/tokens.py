@@ -14,7 +14,9 @@ class Tokenizer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if not tokenizer.is_fast:
-            raise BadInput(f"{type(tokenizer).__name__} does not tell which characters a token covers: use a fast one")
+            raise BadInput(
+                f"{type(tokenizer).__name__} does not tell which characters a token covers: use a fast one"
+            )
         self.inner = tokenizer
 
     def encode(self, text: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
@@ -34,7 +36,9 @@ class Tokenizer:
         for token in (self.inner.bos_token_id, self.inner.eos_token_id):
             if token is not None:
                 return int(token)
-        raise BadInput("the tokenizer has neither a beginning nor an end token: set `bos_token` in its configuration")
+        raise BadInput(
+            "the tokenizer has neither a beginning nor an end token: set `bos_token` in its configuration"
+        )
 
     @cached_property
     def end(self) -> int | None:

@@ -25,7 +25,9 @@ class Prefixed(Wrapper):
         self.rows = len(self.prefixes)
         longest = max(map(len, self.prefixes), default=0)
         if longest >= self.window:
-            raise BadInput(f"a prefix of {longest} tokens fills the window of {self.window}: leave room for the text")
+            raise BadInput(
+                f"a prefix of {longest} tokens fills the window of {self.window}: leave room for the text"
+            )
 
     def around(self, inner: LM) -> Self:
         return type(self)(inner, self.prefixes)
@@ -48,7 +50,9 @@ class Prefixed(Wrapper):
         whole = [self._join(row, ids[row]) for row in range(len(ids))]
         padded = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)
         log_probs, _ = self.inner.step(padded)
-        return torch.stack([log_probs[row, len(whole[row]) - time : len(whole[row])] for row in range(len(ids))]), None
+        return torch.stack(
+            [log_probs[row, len(whole[row]) - time : len(whole[row])] for row in range(len(ids))]
+        ), None
 
     def _step_row(self, row: int, ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         inner = self.inner.at([row])
@@ -69,7 +73,9 @@ class Mixed(Wrapper):
 
     def __init__(self, parts: Sequence[LM], weights: Sequence[float]) -> None:
         if len(parts) != len(weights) or not parts or min(weights) < 0 or not math.isclose(sum(weights), 1.0):
-            raise BadInput(f"mixture weights {list(weights)} for {len(parts)} models: give one each, adding up to 1")
+            raise BadInput(
+                f"mixture weights {list(weights)} for {len(parts)} models: give one each, adding up to 1"
+            )
         super().__init__(parts[0])
         self.parts, self.weights = list(parts), list(weights)
         self.rows = next((part.rows for part in parts if part.rows is not None), None)

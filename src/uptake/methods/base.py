@@ -24,7 +24,12 @@ class Base(Method[State]):
         return State(base=lm.fingerprint)
 
     def take(
-        self, states: Sequence[State], lm: LM, evidence: Sequence[Evidence], context: Context, donate: bool = False
+        self,
+        states: Sequence[State],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
     ) -> list[State]:
         same_length(states, evidence)
         return list(states)

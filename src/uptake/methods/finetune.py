@@ -58,7 +58,9 @@ class Finetune(Method[Moved]):
         if self.order not in ("nearest-first", "farthest-first"):
             raise BadInput(f"order {self.order!r}: use nearest-first or farthest-first")
         if self.passes < 0 or (self.chunk_tokens is not None and self.chunk_tokens < 2):
-            raise BadInput(f"passes {self.passes}, chunk_tokens {self.chunk_tokens}: use 0 or more, and 2 or more")
+            raise BadInput(
+                f"passes {self.passes}, chunk_tokens {self.chunk_tokens}: use 0 or more, and 2 or more"
+            )
         if self.clip is not None and self.clip <= 0:
             raise BadInput(f"clip {self.clip}: use a positive norm, or none")
 
@@ -74,7 +76,12 @@ class Finetune(Method[Moved]):
         return Moved(base=lm.fingerprint, delta=Delta(lm.fingerprint))
 
     def take(
-        self, states: Sequence[Moved], lm: LM, evidence: Sequence[Evidence], context: Context, donate: bool = False
+        self,
+        states: Sequence[Moved],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
     ) -> list[Moved]:
         same_length(states, evidence)
         rows = enumerate(zip(states, evidence, strict=True))
@@ -117,13 +124,17 @@ class Finetune(Method[Moved]):
                 end = min(start + size, len(learnt))
                 # One token of overlap: every token is learnt once, from what stands before it.
                 if learnt[start:end].any():
-                    yield Piece(whole[None, start:end], whole[None, start + 1 : end + 1], learnt[None, start:end])
+                    yield Piece(
+                        whole[None, start:end], whole[None, start + 1 : end + 1], learnt[None, start:end]
+                    )
 
     def _affordable(self, pieces: Iterator[Piece], context: Context, ledger: Ledger) -> Iterator[Piece]:
         own = Budget(self.max_tokens, self.max_steps)
         for piece in pieces:
             tokens = piece.inputs.shape[1]
-            if context.cancelled() or not (ledger.allows(context.budget, tokens) and ledger.allows(own, tokens)):
+            if context.cancelled() or not (
+                ledger.allows(context.budget, tokens) and ledger.allows(own, tokens)
+            ):
                 return
             ledger.tokens_trained += tokens
             ledger.steps += 1

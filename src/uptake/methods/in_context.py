@@ -42,7 +42,12 @@ class InContext(Method[Before]):
         return Before(base=lm.fingerprint)
 
     def take(
-        self, states: Sequence[Before], lm: LM, evidence: Sequence[Evidence], context: Context, donate: bool = False
+        self,
+        states: Sequence[Before],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
     ) -> list[Before]:
         same_length(states, evidence)
         after = []
@@ -59,16 +64,21 @@ class InContext(Method[Before]):
     def on(self, states: Sequence[Before], lm: LM) -> LM:
         for state in states:
             if state.base != lm.fingerprint:
-                raise BadInput(f"the state was made for model {state.base}, not {lm.fingerprint}: load that model")
+                raise BadInput(
+                    f"the state was made for model {state.base}, not {lm.fingerprint}: load that model"
+                )
         return Prefixed(lm, [state.tokens for state in states])
 
     def _tokens(self, lm: LM, state: Before, query: str) -> list[int]:
         own = max(2 * len(lm.tokenizer.encode(query)[0]) + 1, lm.window // 4)
         room = lm.window - min(own, int(self.own_share * lm.window)) - 1
+        read = [
+            pair for reading in state.history for pair in zip(reading.passages, reading.scores, strict=True)
+        ]
         # Nearest first; of what was read without a score, in a stream, the latest is the nearest.
-        read = [pair for reading in state.history for pair in zip(reading.passages, reading.scores, strict=True)]
+        places = sorted(range(len(read)), key=lambda i: (-read[i][1], -i))
         tokens: list[int] = []
-        for passage, _ in sorted(reversed(read), key=lambda pair: -pair[1]):
+        for passage in (read[i][0] for i in places):
             piece = lm.tokenizer.encode(passage.prompt + passage.text + self.separator)[0]
             tokens = [*piece, *tokens]
             if len(tokens) >= room:
