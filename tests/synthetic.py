@@ -81,13 +81,14 @@ def results(
 
 
 def _rows(way, k, documents, queries, failures, seed):
-    generator = np.random.default_rng([seed, 1])  # the same queries for every way
+    queried = np.random.default_rng([seed, 1])  # the same queries for every way
+    generator = np.random.default_rng([seed, 2])
     share = np.log1p(k) / np.log1p(50)
     retrieve, train, score = SECONDS.get(way, (0.01, 0.1, 0.4))
     for number in range(documents * queries):
         document = number // queries
-        size = int(generator.integers(700, 2400))
-        base_bits = size * generator.normal(2.1, 0.25)
+        size = int(queried.integers(700, 2400))
+        base_bits = size * queried.normal(2.1, 0.25)
         overlap = max(0.0, generator.normal(0.08 + document / documents * 0.2, 0.14)) if k else 0.0
         luck = generator.normal(0, SCATTER.get(way, 0.05))
         gain = (REACH.get(way, 0.07) * (1 + 2 * overlap) + luck) * share
@@ -125,7 +126,7 @@ def _showcase(number, ways, seed):
     generator = np.random.default_rng([seed, 2, number])
     text = inspect.getsource((textwrap.dedent, textwrap.TextWrapper._wrap_chunks)[number % 2])
     half = text.index("\n", len(text) // 3) + 1
-    tokens = tuple(re.findall(r"\s*\w+|[^\w\s]+|\s+", text[half:])) + (HOSTILE,)
+    tokens = (*re.findall(r"\s*\w+|[^\w\s]+|\s+", text[half:]), HOSTILE)
     base = -generator.gamma(1.0, 1.7, len(tokens))
     log_probs = {"base": tuple(base.tolist())}
     for way in ways:

@@ -82,7 +82,9 @@ class LoRA(Moves):
             fan_in_fan_out=any(matrices.values()),
             init_lora_weights=False,
         )
-        inject_adapter_in_model(config, private, adapter_name="uptake")
+        # peft's layers draw from the global generator as they are made, though we set their values.
+        with torch.random.fork_rng():
+            inject_adapter_in_model(config, private, adapter_name="uptake")
         scale = self.alpha / self.rank
         parameters: dict[str, nn.Parameter] = {}
         for name in matrices:

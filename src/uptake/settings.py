@@ -1,0 +1,102 @@
+"""Settings as people write them: `learning_rate=1e-3`, `moves=lora(rank=8)`, on any frozen dataclass.
+
+A name is looked for in the object's own fields, then in the fields of its settings; where two
+have it, a dot says which: `rule.learning_rate`.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from uptake.errors import BadInput
+
+SettingsT = TypeVar("SettingsT")
+
+
+def apply(settings: SettingsT, *assignments: str) -> SettingsT:
+    """Return the settings with `name=value` texts applied in order; BadInput names what does not fit."""
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise BadInput(f"setting {assignment!r}: write name=value")
+        settings = _set(settings, find(settings, name.strip().replace("-", "_")).split("."), text.strip())
+    return settings
+
+
+def find(settings: object, name: str) -> str:
+    """Return the dotted path of the setting `name`; BadInput with the nearest name if there is none."""
+    paths = _paths(settings)
+    found = [path for path in paths if path == name] or [
+        path for path in paths if path.split(".")[-1] == name
+    ]
+    if len(found) > 1:
+        raise BadInput(f"setting {name!r} could be {' or '.join(found)}: write one of them")
+    if not found:
+        near = difflib.get_close_matches(name, [*paths, *(path.split(".")[-1] for path in paths)], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(paths) or 'none'}"
+        raise BadInput(f"no setting {name!r}: {hint}")
+    return found[0]
+
+
+def describe(settings: Any) -> dict[str, Any]:
+    """Return all settings as plain data, each choice under the name of its class."""
+    out: dict[str, Any] = {"kind": type(settings).__name__}
+    for part in dataclasses.fields(settings):
+        value = getattr(settings, part.name)
+        out[part.name] = describe(value) if dataclasses.is_dataclass(value) else value
+    return out
+
+
+def _paths(settings: Any, prefix: str = "") -> list[str]:
+    out = []
+    for part in dataclasses.fields(settings):
+        out.append(prefix + part.name)
+        value = getattr(settings, part.name)
+        if dataclasses.is_dataclass(value):
+            out += _paths(value, f"{prefix}{part.name}.")
+    return out
+
+
+def _set(settings: Any, path: list[str], text: str) -> Any:
+    name, rest = path[0], path[1:]
+    hint = get_type_hints(type(settings))[name]
+    value = _set(getattr(settings, name), rest, text) if rest else parse(hint, text, name)
+    return dataclasses.replace(settings, **{name: value})
+
+
+def parse(hint: Any, text: str, name: str) -> Any:
+    """Return the value of type `hint` that `text` writes; BadInput if it writes none."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if text.lower() == "none" and type(None) in arguments:
+            return None
+        return parse(next(each for each in arguments if each is not type(None)), text, name)
+    if origin is Literal:
+        if text not in arguments:
+            raise BadInput(f"{name}={text}: use one of {', '.join(map(str, arguments))}")
+        return text
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise BadInput(f"{name}={text}: use true or false")
+        return text.lower() == "true"
+    if hint in (int, float, str):
+        try:
+            return hint(text)
+        except ValueError:
+            kind = "a whole number" if hint is int else "a number"
+            raise BadInput(f"{name}={text}: use {kind}") from None
+    return _choice(hint, text, name)
+
+
+def _choice(kind: type, text: str, name: str) -> Any:
+    """Return an instance of a subclass of `kind`, written as its class name and perhaps its settings."""
+    choices: dict[str, Any] = {choice.__name__.lower(): choice for choice in kind.__subclasses__()}
+    match = re.fullmatch(r"([\w-]+)(?:\((.*)\))?", text)
+    if not match or match[1].lower() not in choices:
+        raise BadInput(
+            f"{name}={text}: use one of {', '.join(choices)}, with settings as in name(setting=value)"
+        )
+    inner = [part for part in (match[2] or "").split(",") if part.strip()]
+    return apply(choices[match[1].lower()](), *inner)
