@@ -151,11 +151,12 @@ def _decoder(compression: str) -> _Decoder:
 def _decompress(pieces: Iterator[bytes], compression: str, max_bytes: int) -> Iterator[bytes]:
     """Unpack one compressed stream after another, as the command-line tools do."""
     decoder = None
-    total = 0
+    room = max_bytes
+    padding = b""  # what may stand before a stream: zeros, but only after another stream
     for piece in pieces:
         while piece:
             if decoder is None:
-                piece = piece.lstrip(b"\0")  # padding is allowed between streams
+                piece = piece.lstrip(padding)
                 if not piece:
                     break
                 decoder = _decoder(compression)
@@ -163,12 +164,13 @@ def _decompress(pieces: Iterator[bytes], compression: str, max_bytes: int) -> It
                 plain = decoder.decompress(piece)
             except Exception as error:  # three libraries, three kinds of error, one meaning
                 raise SkipError("damaged compressed file") from error
-            total += len(plain)
-            if total > max_bytes:
+            yield plain[:room]
+            room -= len(plain)
+            if room < 0:
                 raise SkipError(f"unpacks to more than {max_bytes} bytes")
-            yield plain
-            piece = decoder.unused_data if decoder.eof else b""
-            decoder = None if decoder.eof else decoder
+            piece = b""
+            if decoder.eof:
+                piece, decoder, padding = decoder.unused_data, None, b"\0"
     if decoder is not None:
         raise SkipError("truncated compressed file")
 

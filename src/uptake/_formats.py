@@ -14,7 +14,7 @@ from uptake.text import Document
 
 _SNIFF_BYTES = 8192
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_SCALARS = str | bytes | int | float | bool
+_SCALARS = str | int | float | bool
 _ROWS = 64  # parquet rows decoded at a time
 
 
@@ -112,10 +112,12 @@ def document(record: Mapping[str, Any], name: str, limits: Limits) -> Document |
     if not isinstance(record["text"], str | bytes):
         return "text is not a string"
     for key in ("id", "group"):
-        if not isinstance(record.get(key), _SCALARS | None):
+        if not isinstance(record.get(key), _SCALARS | bytes | None):
             return f"{key} is not a string"
+    own = {key: value for key in ("text", "id", "group") if (value := record.get(key)) is not None}
+    rest = {key: value for key, value in record.items() if key not in own and isinstance(value, _SCALARS)}
     try:
-        fields = {key: _string(value) for key, value in record.items() if isinstance(value, _SCALARS)}
+        fields = {key: _string(value) for key, value in (own | rest).items()}
         sizes = [len(part.encode("utf8")) for part in (fields["text"], *fields, *fields.values())]
     except UnicodeDecodeError:
         return "not UTF-8"

@@ -158,7 +158,7 @@ class LM(ABC):
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Yield the continuation of `prompt` piece by piece; joined, the pieces are what `generate` returns."""
+        """Yield piece by piece what `generate` returns."""
         self._check_rows(1)
         if not 0 <= temperature < float("inf"):
             raise BadInput(f"temperature {temperature}: use a finite number, 0 for greedy")

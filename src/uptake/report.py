@@ -188,8 +188,8 @@ def _line(way: str, method: dict[str, Any]) -> dict[str, str]:
         "way": way,
         "k": str(method["k"] or ""),
         "bits per byte": number(method["bits_per_byte"], 3),
-        "gain": percent(method["gain"]) + _ends(method["gain_ci"]),
-        "vs random": points(against["difference"]) + _ends(against["ci"]),
+        "gain": percent(method["gain"]) + ends(method["gain_ci"]),
+        "vs random": points(against["difference"]) + ends(against["ci"]),
         "helped": percent(method["share_helped"], 0),
         "CPU seconds": number(method["cpu_seconds_per_query"]["total"], 2),
         "tokens trained": number(method["tokens_trained_per_query"], 0, ","),
@@ -222,8 +222,14 @@ def size(count: int | None) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def _ends(interval: Sequence[float] | None) -> str:
+def ends(interval: Sequence[float] | None) -> str:
+    """Return an interval of shares as " [6.1, 11.2]", in percent; nothing for None."""
     return f" [{', '.join(number(100 * end, 1) for end in interval)}]" if interval else ""
+
+
+def many(count: int, one: str, more: str) -> str:
+    """Return "1 query" or "1,200 queries"."""
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def table(results: Results) -> "Table":

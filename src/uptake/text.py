@@ -54,7 +54,7 @@ class Chunking:
             raise BadInput(f"chunk size {self.characters} characters: use 16 to 1000000")
 
     def split(self, text: str) -> Iterator[tuple[int, str]]:
-        """Yield (start, piece) whose pieces join to `text` exactly; pieces of white space alone are left out."""
+        """Yield (start, piece); the pieces join to `text`, but those of white space alone are left out."""
         start = 0
         while start < len(text):
             end = min(start + self.characters, len(text))

@@ -1,0 +1,133 @@
+"""Scoring, generation and the wrappers, against plain forward passes."""
+
+import math
+
+import pytest
+import torch
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uptake.errors import BadInput
+from uptake.lm import LM, Segment, rolling_windows
+from uptake.wrappers import Mixed, Prefixed, Routed
+
+
+@given(context=st.integers(1, 40), count=st.integers(0, 90), room=st.integers(2, 20))
+def test_rolling_windows_score_every_token_once(context: int, count: int, room: int) -> None:
+    ids = list(range(1000, 1000 + count))
+    windows = list(rolling_windows(3, list(range(context)), ids, room))
+    assert [token for window in windows for token in window.targets] == ids
+    whole = list(range(context)) + ids
+    for window in windows:
+        assert 1 <= len(window.inputs) <= room and window.row == 3
+        end = whole.index(window.inputs[-1]) + 2
+        # The inputs stand right before and among the targets.
+        assert whole[end - len(window.targets) : end] == window.targets
+        assert whole[end - 1 - len(window.inputs) : end - 1] == window.inputs
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_score_is_the_forward_pass(shape: str) -> None:
+    lm = toys.lm(shape, dtype=torch.float64)
+    context, text = "so ", "thé cat"
+    ids = torch.tensor([[0, *lm.tokenizer.encode(context)[0], *lm.tokenizer.encode(text)[0]]])
+    logits = torch.log_softmax(lm.module(ids).logits[0], -1)
+    count = len(text.encode())
+    expected = logits[-count - 1 : -1].gather(-1, ids[0, -count:, None])[:, 0]
+    (scores,) = lm.score([Segment(text, context)])
+    assert torch.allclose(scores.log_probs, expected, atol=1e-12)
+    assert scores.bytes == count and scores.bits == pytest.approx(-float(expected.sum()) / math.log(2))
+
+
+def test_base_equals_lm_evaluation_harness() -> None:
+    models = pytest.importorskip("lm_eval.models.huggingface", reason="needs lm_eval")
+    instance = pytest.importorskip("lm_eval.api.instance")
+    texts = ["a short one", "long enough for several windows, " * 9, "x", "naïve café " * 20]
+    for shape in toys.SHAPES:
+        lm = toys.lm(shape)
+        harness = models.HFLM(pretrained=lm.module, tokenizer=toys.tokenizer(), batch_size=2, device="cpu", max_length=64)
+        requests = [
+            instance.Instance("loglikelihood_rolling", {}, (text,), i, metadata=("t", i, 1))
+            for i, text in enumerate(texts)
+        ]
+        expected = harness.loglikelihood_rolling(requests, disable_tqdm=True)
+        ours = [scores.log_probs.sum().item() for scores in lm.score([Segment(text) for text in texts])]
+        assert ours == pytest.approx(expected, rel=1e-5)
+
+
+def wrapped(lm: LM) -> dict[str, LM]:
+    other = toys.lm("llama", seed=5)
+    return {
+        "base": lm,
+        "prefixed": Prefixed(lm, [[0, 40, 41, 42]]),
+        "mixed": Mixed([lm, other], [0.3, 0.7]),
+        "routed": Routed([other]),
+        "nested": Prefixed(Mixed([lm, Routed([other])], [0.5, 0.5]), [[0, 40, 41]]),
+    }
+
+
+@pytest.mark.parametrize("name", wrapped(toys.lm()))
+def test_cached_decoding_is_the_full_forward(name: str) -> None:
+    model = wrapped(toys.lm())[name]
+    ids = torch.randint(1, 200, (1, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        full, _ = model.step(ids)
+        cache, parts = model.start(), []
+        for start, end in ((0, 7), (7, 8), (8, 20)):
+            log_probs, cache = model.step(ids[:, start:end], cache)
+            parts.append(log_probs)
+    assert torch.allclose(torch.cat(parts, 1), full, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", wrapped(toys.lm()))
+def test_greedy_generation_takes_the_likeliest_token(name: str) -> None:
+    model = wrapped(toys.lm())[name]
+    text = model.generate("ab", tokens=6)
+    ids = [0, *model.tokenizer.encode("ab")[0]]
+    expected: list[int] = []
+    for _ in range(6):
+        with torch.no_grad():
+            expected.append(int(model.step(torch.tensor([ids + expected]))[0][0, -1].argmax()))
+    assert text == model.tokenizer.decode(expected)
+
+
+def test_generation_stops_streams_and_repeats() -> None:
+    lm = toys.lm("gpt2")
+    assert lm.generate("ab", tokens=0) == ""
+    sampled = lm.generate("ab", 30, temperature=1.0, seed=4)
+    assert sampled == lm.generate("ab", 30, temperature=1.0, seed=4) != lm.generate("ab", 30, temperature=1.0, seed=5)
+    assert "".join(lm.stream("ab", 30, temperature=1.0, seed=4)) == sampled
+    word = sampled[6:8]
+    assert lm.generate("ab", 30, 1.0, 4, stop=[word]) == sampled[: sampled.index(word)]
+    # Longer than the window: goes on from its later half.
+    assert len(lm.tokenizer.encode(lm.generate("ab" * 100, 80, temperature=1.0))[0]) >= 40
+    with pytest.raises(BadInput, match="temperature"):
+        lm.generate("ab", temperature=-1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=50), st.text(max_size=50))
+def test_any_text_is_scored_byte_for_byte(text: str, context: str) -> None:
+    (scores,) = toys.lm().score([Segment(text, context)])
+    assert scores.bytes == len(text.encode()) == len(scores.log_probs)
+    assert len(scores.spans) == len(scores.log_probs) and bool(torch.isfinite(scores.log_probs).all())
+
+
+def test_rows_must_match() -> None:
+    model = Routed([toys.lm(), toys.lm()])
+    with pytest.raises(BadInput, match="2 rows"):
+        model.score([Segment("a")])
+    assert len(model.at([1]).score([Segment("a")])) == 1
+    with pytest.raises(BadInput, match="leave room"):
+        Prefixed(toys.lm(), [[1] * 64])
+    with pytest.raises(BadInput, match="adding up to 1"):
+        Mixed([toys.lm()], [0.5])
+
+
+def test_a_batch_of_ragged_texts_equals_one_at_a_time() -> None:
+    lm = toys.lm()
+    texts = ["a", "some words " * 20, "", "mid length text"]
+    together = lm.score([Segment(text, "c ") for text in texts], batch_tokens=100)
+    for text, scores in zip(texts, together, strict=True):
+        assert torch.allclose(scores.log_probs, lm.score([Segment(text, "c ")])[0].log_probs, atol=1e-5)

@@ -1,0 +1,125 @@
+"""TTT-NN against a plain PyTorch loop, and what its settings promise."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import toys
+
+from uptake.lm import Segment
+from uptake.method import Budget, Context, Evidence
+from uptake.methods.finetune import Finetune
+from uptake.moves import LoRA, Top
+from uptake.step import SGD, AdamW, Rule
+
+NEIGHBOURS = ["def add(a, b):\n    return a + b\n", "for i in range(10):\n    print(i)\n" * 4, "import os"]
+TARGET, PREFIX = "def sub(a, b):\n    return a - b\n", "# arithmetic\n"
+
+
+def naive_bits(module: Any, optimizer: Any, window: int, clip: float) -> float:
+    """The published loop, written plainly: one step a piece of a neighbour, then score."""
+    encode = lambda text: [byte_id[letter] for letter in text.encode()]  # noqa: E731
+    byte_id = {byte: toys.tokenizer()(bytes([byte]).decode("latin1"))["input_ids"][0] for byte in range(128)}
+    for text in NEIGHBOURS:
+        ids = [0, *encode(text)]
+        for start in range(0, len(ids) - 1, window):
+            piece = torch.tensor([ids[start : start + window + 1]])
+            logits = module(piece[:, :-1]).logits
+            loss = torch.nn.functional.cross_entropy(logits[0], piece[0, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+            optimizer.step()
+    ids = torch.tensor([[0, *encode(PREFIX), *encode(TARGET)]])
+    with torch.no_grad():
+        nll = torch.nn.functional.cross_entropy(module(ids[:, :-1]).logits[0], ids[0, 1:], reduction="none")
+    return float(nll[len(PREFIX) :].sum()) / math.log(2)
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+@pytest.mark.parametrize("rule", [AdamW(1e-3), SGD(0.05), SGD(0.02, momentum=0.9)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_equals_a_plain_loop(shape: str, rule: Rule, dtype: torch.dtype) -> None:
+    lm = toys.lm(shape, dtype=dtype)
+    plain = copy.deepcopy(lm.module).requires_grad_(True)
+    if isinstance(rule, AdamW):
+        optimizer: Any = torch.optim.AdamW(plain.parameters(), lr=rule.learning_rate, weight_decay=0.01)
+    else:
+        optimizer = torch.optim.SGD(plain.parameters(), lr=rule.learning_rate, momentum=rule.momentum)
+    expected = naive_bits(plain, optimizer, lm.window, 1.0)
+    method = Finetune(rule=rule)
+    (state,) = method.take([method.init(lm)], lm, [Evidence.of(*NEIGHBOURS)], Context())
+    (scores,) = method.on([state], lm).score([Segment(TARGET, PREFIX)])
+    assert scores.bits == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-11)
+    assert scores.bits != pytest.approx(lm.score([Segment(TARGET, PREFIX)])[0].bits, rel=1e-3)
+
+
+def bits(method: Finetune, *takes: list[str], context: Context | None = None) -> float:
+    lm = toys.lm()
+    state = method.init(lm)
+    for texts in takes:
+        (state,) = method.take([state], lm, [Evidence.of(*texts, query="q")], context or Context())
+    return method.on([state], lm).score([Segment(TARGET, PREFIX)])[0].bits
+
+
+@pytest.mark.parametrize("rule", [AdamW(1e-3), SGD(0.02, momentum=0.9)], ids=str)
+@pytest.mark.parametrize("moves", [None, Top(1), LoRA(rank=4)], ids=str)
+def test_several_k_from_one_pass_are_the_passes_apart(rule: Rule, moves: Any) -> None:
+    method = Finetune(rule=rule) if moves is None else Finetune(rule=rule, moves=moves)
+    together = bits(method, NEIGHBOURS)
+    in_parts = bits(method, NEIGHBOURS[:1], NEIGHBOURS[1:])
+    assert in_parts == pytest.approx(together, rel=1e-6)
+
+
+def test_caps_on_steps_and_tokens_hold() -> None:
+    method = Finetune(rule=SGD(0.05))
+    first_only = bits(method, NEIGHBOURS[:1])
+    assert bits(replace(method, max_steps=1), NEIGHBOURS) == first_only
+    context = Context(budget=Budget(tokens=len(NEIGHBOURS[0])))
+    assert bits(method, NEIGHBOURS, context=context) == first_only
+    assert context.ledger(0).tokens_trained == len(NEIGHBOURS[0]) and context.ledger(0).steps == 1
+    assert bits(replace(method, max_tokens=0), NEIGHBOURS) == bits(method)
+
+
+def test_cancelling_stops_between_steps() -> None:
+    context = Context()
+    context.cancelled = lambda: context.ledger(0).steps >= 1
+    method = Finetune(rule=SGD(0.05))
+    assert bits(method, NEIGHBOURS, context=context) == bits(method, NEIGHBOURS[:1])
+
+
+def test_order_and_learning_rate_zero() -> None:
+    method = Finetune(rule=SGD(0.05))
+    reverse = replace(method, order="farthest-first")
+    assert bits(reverse, NEIGHBOURS) == bits(method, NEIGHBOURS[::-1]) != bits(method, NEIGHBOURS)
+    assert bits(Finetune(rule=SGD(0.0)), NEIGHBOURS) == bits(method)
+
+
+def test_reference_mode_hands_the_optimiser_on_and_so_depends_on_order() -> None:
+    lm = toys.lm()
+    for reference in (True, False):
+        method = Finetune(rule=AdamW(1e-3), reference=reference)
+
+        def second(first: str, method: Finetune = method) -> float:
+            (state,) = method.take([method.init(lm)], lm, [Evidence.of(first)], Context())
+            following = method.follow(state, lm)
+            assert not following.delta.names, "weights must be the base's again"
+            (state,) = method.take([following], lm, [Evidence.of("the end")], Context())
+            return method.on([state], lm).score([Segment(TARGET)])[0].bits
+
+        assert (second("aaaa") != second("zzzz")) == reference
+        assert method.sequential == reference
+
+
+def test_a_prompt_is_read_but_not_learnt() -> None:
+    from uptake.text import Found, Passage
+
+    lm, method = toys.lm(), Finetune(rule=SGD(0.05))
+    context = Context()
+    found = Found((Passage(1, "", prompt="only a prompt"),), (0.0,))
+    (state,) = method.take([method.init(lm)], lm, [Evidence(found)], context)
+    assert context.ledger(0).steps == 0
+    assert method.on([state], lm).score([Segment(TARGET)])[0].bits == lm.score([Segment(TARGET)])[0].bits
