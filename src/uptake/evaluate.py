@@ -18,6 +18,7 @@ from uptake.overlap import LeakFilter
 from uptake.protocol import PerQuery, Protocol, Query
 from uptake.results import Neighbour, Row, Showcase
 from uptake.store.datastore import Datastore
+from uptake.store.source import QueryText
 from uptake.text import Document, Found, Source, stable_hash
 
 Progress = Callable[[int, int, str], None]
@@ -150,7 +151,11 @@ class _Run:
         seconds: list[float] = []
         firsts = [one.queries[0] for one in asked]
         with cpu_seconds(seconds):
-            sources = self.store.sources([(first.search, first.document) for first in firsts], self.plan.leak)
+            asks = [
+                QueryText(first.search, first.document.id, first.document.group, first.document.text)
+                for first in firsts
+            ]
+            sources = self.store.sources(asks, self.plan.leak)
         for one, source in zip(asked, sources, strict=True):
             one.source, one.search_seconds = source, seconds[0] / len(asked)
 

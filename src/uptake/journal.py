@@ -7,10 +7,11 @@ A journal belongs to one plan: under another key it begins afresh.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from uptake.results import Neighbour, Row, Showcase
+from uptake.plain import plain, typed
+from uptake.results import Row, Showcase
 
 
 @dataclass
@@ -45,8 +46,8 @@ class Journal:
                 break
             whole.append(line)
             if number > 0:
-                outcome.rows += [Row(**row) for row in record["rows"]]
-                outcome.showcases += [_showcase(saved) for saved in record["showcases"]]
+                outcome.rows += typed(tuple[Row, ...], record["rows"], "rows")
+                outcome.showcases += typed(tuple[Showcase, ...], record["showcases"], "showcases")
                 outcome.peaks = record["peaks"]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         whole = whole or [json.dumps({"key": self.key})]
@@ -57,11 +58,7 @@ class Journal:
         """Write one batch down; it is on the disk when this returns."""
         if self.path is None:
             return
-        record = {
-            "rows": [asdict(row) for row in rows],
-            "showcases": [asdict(showcase) for showcase in showcases],
-            "peaks": dict(peaks),
-        }
+        record = {"rows": plain(rows), "showcases": plain(showcases), "peaks": dict(peaks)}
         with self.path.open("a", encoding="utf8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
@@ -71,11 +68,3 @@ class Journal:
         """Remove the file: the report holds it all now."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-
-def _showcase(saved: dict[str, object]) -> Showcase:
-    fields = dict(saved)
-    fields["neighbours"] = tuple(Neighbour(**one) for one in fields["neighbours"])  # type: ignore[attr-defined]
-    fields["tokens"] = tuple(fields["tokens"])  # type: ignore[arg-type]
-    fields["log_probs"] = {way: tuple(values) for way, values in fields["log_probs"].items()}  # type: ignore[attr-defined]
-    return Showcase(**fields)  # type: ignore[arg-type]

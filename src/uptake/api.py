@@ -1,0 +1,172 @@
+"""The library in two verbs: `compare` ways of taking text up, and `adapt` a model to a prompt.
+
+The command line is a thin skin over this file.
+"""
+
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+import uptake
+from uptake import methods
+from uptake.causal import Causal
+from uptake.errors import BadInput
+from uptake.evaluate import Plan, Progress, evaluate, neighbours
+from uptake.journal import Journal
+from uptake.lm import LM
+from uptake.method import Budget, Context, Evidence, Way
+from uptake.overlap import LeakFilter
+from uptake.plain import plain
+from uptake.protocol import PerQuery, Protocol
+from uptake.results import Header, Neighbour, Results
+from uptake.settings import apply, describe, find
+from uptake.store.datastore import Datastore
+from uptake.text import Document, Found, stable_hash
+
+DEFAULT_METHODS = ("base", "random", "in-context", "ttt-nn")
+
+
+def ways(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Way]:
+    """Return the ways called `names`, with their settings.
+
+    `name=value` sets all ways that have such a setting, `way.name=value` one of them. Raises BadInput
+    for a name or a setting that none of them has.
+    """
+    chosen = {name: methods.find(name) for name in names}
+    for setting in settings:
+        prefix, dot, rest = setting.partition(".")
+        if dot and prefix in chosen:
+            chosen[prefix] = _with(chosen[prefix], rest)
+            continue
+        having = [name for name, way in chosen.items() if _has(way, setting)]
+        if not having:
+            # Raises, with the nearest name any of them knows.
+            find(next(iter(chosen.values())).method, setting.partition("=")[0])
+        for name in having:
+            chosen[name] = _with(chosen[name], setting)
+    return chosen
+
+
+def _with(way: Way, setting: str) -> Way:
+    return replace(way, method=apply(way.method, setting))
+
+
+def _has(way: Way, setting: str) -> bool:
+    try:
+        find(way.method, setting.partition("=")[0].strip().replace("-", "_"))
+    except BadInput:
+        return False
+    return True
+
+
+def compare(
+    model: Causal,
+    documents: Iterable[Document],
+    names: Sequence[str] = DEFAULT_METHODS,
+    *,
+    store: Datastore | None = None,
+    k: int | Sequence[int] = 20,
+    settings: Sequence[str] = (),
+    protocol: Protocol | None = None,
+    seed: int = 0,
+    batch: int = 8,
+    budget: Budget | None = None,
+    leak: LeakFilter | None = None,
+    showcases: int = 4,
+    journal: Path | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress = lambda done, total, name: None,
+) -> Results:
+    """Score documents under several ways of taking text up, side by side on the same bytes.
+
+    With `journal` an interrupted call with the same arguments goes on where it stopped. Raises
+    BadInput for what cannot be run; a query that fails is listed in the results.
+    """
+    plan = Plan(
+        ways(names, settings),
+        protocol or PerQuery(),
+        (k,) if isinstance(k, int) else tuple(k),
+        seed,
+        batch,
+        budget or Budget(),
+        leak or LeakFilter(),
+        showcases,
+    )
+    documents = list(documents)
+    header = _header(model, plan, store, notes)
+    key = stable_hash(repr(plain(header)), *(text for d in documents for text in (d.id, d.group, d.text)))
+    kept = Journal(journal, f"{key:016x}")
+    outcome = evaluate(model, plan, documents, store, kept, progress)
+    header = replace(header, peak_rss_bytes=outcome.peaks)
+    return Results(header, tuple(outcome.rows), tuple(outcome.showcases))
+
+
+def adapt(
+    model: LM,
+    prompt: str,
+    name: str = "ttt-nn",
+    *,
+    store: Datastore,
+    k: int = 20,
+    settings: Sequence[str] = (),
+    seed: int = 0,
+    budget: Budget | None = None,
+    leak: LeakFilter | None = None,
+) -> tuple[LM, tuple[Neighbour, ...]]:
+    """Return the model as it is after taking up what the store holds near `prompt`, and what it read.
+
+    The model given is untouched.
+    """
+    if k < 0:
+        raise BadInput(f"k = {k}: ask for 0 or more neighbours")
+    way = ways([name], settings)[name]
+    found = Found()
+    source = None
+    if way.method.reads and k > 0:
+        # A prompt is no evaluated document: the passage that holds it is what a person wants found.
+        source = store.source(prompt, leak=leak or LeakFilter.off())
+        found = way.select.choose(source, k, np.random.default_rng(stable_hash(str(seed), "choose", prompt)))
+    context = Context(seed, budget or Budget())
+    states = way.method.take([way.method.init(model)], model, [Evidence(found, prompt, source)], context)
+    return way.method.on(states, model), neighbours(found)
+
+
+def _header(model: Causal, plan: Plan, store: Datastore | None, notes: Sequence[str]) -> Header:
+    leak = {f"leak_{name}": value for name, value in asdict(plan.leak).items()}
+    return Header(
+        seed=plan.seed,
+        versions={"python": platform.python_version(), "uptake": uptake.__version__, **_versions()},
+        model={
+            "name": Path(model.name).name if Path(model.name).exists() else model.name,
+            "fingerprint": model.fingerprint,
+            "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+        },
+        store={} if store is None else {k: v for k, v in store.info().items() if k not in ("path", "bytes")},
+        protocol={
+            "name": plan.protocol.name,
+            **asdict(plan.protocol),  # type: ignore[call-overload]
+            "k": ", ".join(map(str, plan.ks)),
+            "batch": plan.batch,
+            **leak,
+        },
+        settings={
+            name: {**describe(way.method), "select": way.select.name} for name, way in plan.ways.items()
+        },
+        notes=tuple(notes),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("torch", "transformers", "peft", "tokenizers", "pylance", "faiss-cpu", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
