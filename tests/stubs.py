@@ -22,11 +22,17 @@ class StubEncoder:
 
     def embed(self, texts):
         self.embedded += len(texts)
-        return np.stack([self._vector(text) for text in texts]) if texts else np.empty((0, self.dimensions), "f4")
+        return (
+            np.stack([self._vector(text) for text in texts])
+            if texts
+            else np.empty((0, self.dimensions), "f4")
+        )
 
     def _vector(self, text):
         total = np.zeros(self.dimensions, np.float32)
         for word in text.split()[:200] or [""]:
-            seed = int.from_bytes(hashlib.blake2b((self.salt + word).encode("utf8"), digest_size=8).digest(), "little")
+            seed = int.from_bytes(
+                hashlib.blake2b((self.salt + word).encode("utf8"), digest_size=8).digest(), "little"
+            )
             total += np.random.default_rng(seed).standard_normal(self.dimensions, dtype=np.float32)
         return total / np.linalg.norm(total)

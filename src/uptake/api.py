@@ -110,7 +110,7 @@ def adapt(
     prompt: str,
     name: str = "ttt-nn",
     *,
-    store: Datastore,
+    store: Datastore | None = None,
     k: int = 20,
     settings: Sequence[str] = (),
     seed: int = 0,
@@ -127,6 +127,8 @@ def adapt(
     found = Found()
     source = None
     if way.method.reads and k > 0:
+        if store is None:
+            raise BadInput(f"{name} reads neighbours and there is no store: give one")
         # A prompt is no evaluated document: the passage that holds it is what a person wants found.
         source = store.source(prompt, leak=leak or LeakFilter.off())
         found = way.select.choose(source, k, np.random.default_rng(stable_hash(str(seed), "choose", prompt)))

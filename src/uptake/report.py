@@ -39,11 +39,11 @@ def summary(results: Results) -> dict[str, Any]:
     control = ways.get(CONTROL, {})
     methods = {}
     for way, by_k in ways.items():
+        every = [{"k": k, **_figures(by_k[k], header.seed)} for k in sorted(by_k)]
         largest = max(by_k)
         rows = by_k[largest]
         methods[way] = {
-            "k": largest,
-            **_figures(rows, header.seed),
+            **every[-1],
             "failures": [{"query": row.query, "reason": row.failed} for row in rows if row.failed],
             "tokens_trained_per_query": _mean(row.tokens_trained for row in rows),
             "tokens_read_per_query": _mean(row.tokens_read for row in rows),
@@ -51,7 +51,7 @@ def summary(results: Results) -> dict[str, Any]:
             "withheld_per_query": _mean(row.withheld for row in rows),
             "peak_rss_bytes": header.peak_rss_bytes.get(way),
             "overlap_bins": _overlap_bins(rows, header.seed),
-            "by_k": [{"k": k, **_figures(by_k[k], header.seed)} for k in sorted(by_k)],
+            "by_k": every,
             "against_random": None if way == CONTROL else _against(rows, control.get(largest), header.seed),
         }
     return {
@@ -173,12 +173,17 @@ def read_json(path: str | Path) -> Results:
 
 
 def lines(figures: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the summary as lines of text under their headings, the base first, then one a way."""
+    """Return the summary as lines of text under their headings, the base first, then one a way.
+
+    A heading under which nothing would stand is left out.
+    """
     told = [_line(way, method) for way, method in figures["methods"].items()]
     if told and BASE not in figures["methods"]:
         # Nothing was run as the base, but every way was scored against it.
         reference = next(iter(figures["methods"].values()))["base_bits_per_byte"]
         told.append(dict.fromkeys(told[0], "") | {"way": BASE, "bits per byte": number(reference, 3)})
+    said = [heading for heading in told[0] if any(line[heading] for line in told)] if told else []
+    told = [{heading: line[heading] for heading in said} for line in told]
     return sorted(told, key=lambda line: line["way"] != BASE)
 
 

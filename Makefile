@@ -1,0 +1,63 @@
+# Every target makes what it needs first, so that on a fresh machine `make demo` or `make test` is enough.
+# The environment is .venv. PYTHON names the interpreter it is made with; ARGS goes to the program that runs.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+
+# The last act of an installation, so that one cut short is taken up again.
+PRODUCT := $(VENV)/.product-is-installed
+DEV := $(VENV)/.dev-is-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-model test test-slow check lint types imports docs clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(PRODUCT) ## run the main job on real text and write a page; ARGS="--model M --corpus PATH" for your own
+	$(BIN)/python examples/demo.py $(ARGS)
+
+demo-model: $(PRODUCT) ## train the small model that comes with the repository (hours; may be interrupted)
+	$(BIN)/python examples/make_demo_model.py $(ARGS)
+
+test: $(DEV) ## run the tests; ARGS="tests/test_lm.py -k cache" for some
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(DEV) ## run the tests of effects, on a real base model
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: lint types imports docs test ## all that must pass before a change goes in
+
+lint: $(DEV) ## ruff: faults and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV) ## mypy, strict, on src
+	$(BIN)/mypy
+
+imports: $(DEV) ## import-linter: imports run one way
+	$(BIN)/lint-imports
+
+docs: $(DEV) ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove what the tools left behind; .venv and build/ stay
+	rm -rf site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests examples bench -name __pycache__ -prune -exec rm -rf {} +
+
+# torch comes first and alone, by the one version constraints.txt names: a range of versions may be
+# answered with another build, several gigabytes larger. An environment that was cut short while it
+# was being made has no pip that works, and is made again.
+$(PRODUCT): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit("Uptake needs Python 3.11 or newer and %s is %d.%d: name one, as in make PYTHON=python3.12" % ("$(PYTHON)", v[0], v[1]) if v < (3, 11) else 0)'
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEV): $(PRODUCT)
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@

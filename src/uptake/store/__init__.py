@@ -1,0 +1,40 @@
+"""The datastore: passages in a Lance table, a FAISS index derived from it, and who embeds them.
+
+Names are imported when first used, so that `import uptake.store` loads neither Lance nor FAISS.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uptake.store.datastore import Added, Datastore
+    from uptake.store.embed import SentenceEncoder, StatesEncoder, make_encoder
+    from uptake.store.source import BoundSource, QueryText, Ranked
+
+__all__ = [
+    "Added",
+    "BoundSource",
+    "Datastore",
+    "QueryText",
+    "Ranked",
+    "SentenceEncoder",
+    "StatesEncoder",
+    "make_encoder",
+]
+
+_HOMES = {
+    "Added": "datastore",
+    "Datastore": "datastore",
+    "SentenceEncoder": "embed",
+    "StatesEncoder": "embed",
+    "make_encoder": "embed",
+    "BoundSource": "source",
+    "QueryText": "source",
+    "Ranked": "source",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'uptake.store' has no attribute {name!r}")
+    return getattr(import_module(f"uptake.store.{_HOMES[name]}"), name)

@@ -1,0 +1,286 @@
+"""A datastore: passages on disk that can be added, removed and found by vectors, by words or by both.
+
+On disk: STORE/store.json says what the store is, STORE/passages.lance holds the passages,
+STORE/checksums.sha256 their files' sums, STORE/writer.lock the writer's name. One process writes
+at a time; any number read, each bound to the version that was newest when it opened the store.
+"""
+
+import contextlib
+import functools
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uptake.errors import BadInput, Mismatch
+from uptake.overlap import LeakFilter
+from uptake.store.bases import forget_bases
+from uptake.store.encoding import Encoding
+from uptake.store.files import Checksums, Lease, plain_errors
+from uptake.store.index import Kind, Metric, open_index
+from uptake.store.layout import TABLE, Layout, View, require_view
+from uptake.store.source import BoundSource, QueryText, Ranked, Snapshot, bind, check_count
+from uptake.store.table import Table, storable
+from uptake.store.writing import Added, Writing
+from uptake.text import Chunking, Document, Embedder, Passage, stable_hash
+
+__all__ = ["Added", "Datastore"]
+
+Floats = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+_FRAGMENTS = 64  # pieces on disk beyond which the table is made of fewer, larger ones
+
+
+class Datastore:
+    """A store opened at one version; `add` and `remove` move it to the version they make."""
+
+    def __init__(
+        self, path: Path, layout: Layout, table: Table, encoding: Encoding, threads: int | None, pinned: bool
+    ) -> None:
+        self.path = path
+        self.layout = layout
+        self._encoding = encoding
+        self._threads = threads
+        self._pinned = pinned
+        self._snapshot = self._bound(table)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        retriever: str = "hybrid",
+        encoder: Embedder | str | None = None,
+        chunking: Chunking | None = None,
+        metric: Metric = "cosine",
+        index: Kind = "auto",
+        device: str = "cpu",
+        dtype: str = "bfloat16",
+        threads: int | None = None,
+    ) -> "Datastore":
+        """Make an empty store at `path`, which must not exist or be an empty folder.
+
+        `encoder` is an Embedder, or what `make_encoder` takes; MiniLM where none is given. Raises
+        BadInput, Missing where the encoder cannot be loaded.
+        """
+        path = Path(path).absolute()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise BadInput(
+                f"{path}: already there; give a new folder, or add to the store with `uptake index add`"
+            )
+        if retriever == "lexical":
+            if encoder is not None:
+                raise BadInput("a lexical store takes no encoder; leave it out or choose --retriever hybrid")
+        elif encoder is None or isinstance(encoder, str):
+            from uptake.store.embed import DEFAULT_ENCODER, make_encoder
+
+            encoder = make_encoder(encoder or DEFAULT_ENCODER, device, dtype)
+        view = View.of(encoder, chunking or Chunking(), metric)
+        layout = Layout(secrets.token_hex(16), retriever, index, {"passages": view})
+        # Made beside its place and moved there in one step: a crash leaves no half store.
+        draft = path.with_name(f".{path.name}-{layout.uid}")
+        try:
+            with plain_errors(path):
+                draft.mkdir(parents=True)
+            table = Table.create(draft / TABLE, view.dimensions)
+            if retriever != "dense":
+                table.index_text()
+            layout.write(draft)
+            Checksums(draft, TABLE).record()
+            with plain_errors(path):
+                draft.rename(path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        encoding = Encoding(path, view, encoder, device)
+        return cls(path, layout, Table.open(path / TABLE), encoding, threads, pinned=False)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        encoder: Embedder | str | None = None,
+        version: int | None = None,
+        view: str = "passages",
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> "Datastore":
+        """Open a store at its newest version, or at an older one to read only.
+
+        Without `encoder` the one named in the store is loaded when first needed. Raises BadInput
+        where there is no store, version or such a view, Mismatch for another encoder, Damaged.
+        """
+        path = Path(path).absolute()
+        layout = Layout.read(path)
+        wanted = require_view(layout, path, view)
+        encoding = Encoding(path, wanted, encoder, device)
+        table = Table.open(path / TABLE, version)
+        if table.dimensions != wanted.dimensions:
+            raise Mismatch(
+                f"{path}: store.json tells of {wanted.dimensions} dimensions, the table has "
+                f"{table.dimensions}; put both back from one copy"
+            )
+        return cls(path, layout, table, encoding, threads, pinned=version is not None)
+
+    @property
+    def view(self) -> View:
+        """How the passages were made: encoder, chunking and metric."""
+        return self.layout.views["passages"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names encoder, chunking, metric and view, whatever the store holds."""
+        return self.view.fingerprint("passages")
+
+    @property
+    def contents(self) -> str:
+        """Names what the store holds: another string after every change."""
+        return f"{self.layout.uid}-v{self.version}"
+
+    @property
+    def version(self) -> int:
+        """The version this store is bound to."""
+        return self._table.version
+
+    @property
+    def count(self) -> int:
+        """How many passages it holds."""
+        return self._table.count
+
+    def info(self) -> dict[str, str | int]:
+        """Return what a person wants to know of the store, as plain data."""
+        files = [file for file in self.path.rglob("*") if file.is_file()]
+        return {
+            "path": str(self.path),
+            "uid": self.layout.uid,
+            "version": self.version,
+            "passages": self.count,
+            "documents": len(np.unique(self._table.document_keys)),
+            "retriever": self.layout.retriever,
+            "encoder": self.view.encoder or ("given from Python" if self.view.dimensions else "none"),
+            "encoder_fingerprint": self.view.encoder_fingerprint,
+            "dimensions": self.view.dimensions,
+            "metric": self.view.metric,
+            "index": self.layout.index,
+            "chunk_characters": self.view.characters,
+            "bytes": sum(file.stat().st_size for file in files),
+            "fingerprint": self.fingerprint,
+            "contents": self.contents,
+        }
+
+    def add(self, documents: Iterable[Document], *, progress: Progress | None = None) -> Added:
+        """Cut, embed and store documents; what is stored already is neither embedded nor stored again.
+
+        A document whose id is known but whose text has changed is replaced: its old passages go
+        once its new ones are in. Passages are stored in batches, each whole or not at all, so an
+        interrupted call is finished by calling again. `progress(done, known)` counts passages; for
+        a list of documents `known` is the whole from the start. Lone surrogates become U+FFFD.
+
+        Raises Busy where another process writes, BadInput, UptakeError where the disk is full.
+        """
+        if self.view.dimensions:
+            _ = self._encoding.encoder  # loaded, or found missing, before the lease is taken
+        with self._writing() as writing:
+            return writing.add(documents, self._embed, self.view.chunking, progress)
+
+    def remove(
+        self, documents: Sequence[str] = (), passages: Sequence[int] = (), *, purge: bool = False
+    ) -> int:
+        """Remove documents by id and passages by id; return how many passages went.
+
+        Removed text stays on the disk, for readers of older versions, until `purge`: that rewrites
+        what is left, makes the text index anew and drops all older versions. Raises Busy, UptakeError.
+        """
+        keys = [stable_hash(storable(document)) for document in documents]
+        with self._writing() as writing:
+            return writing.remove(keys, passages, purge)
+
+    def passages(self, ids: Sequence[int]) -> list[Passage]:
+        """Return the passages of these ids, in their order; raises BadInput for one that is not here."""
+        return self._table.rows(ids)
+
+    def vectors(self, ids: Sequence[int]) -> Floats:
+        """Return one row an id, in their order; raises BadInput for one that is not here."""
+        return self._table.vectors(ids)
+
+    def search(self, queries: Sequence[str], k: int) -> list[Ranked]:
+        """Return for each query the k best passages' ids and scores; no leak filter. Raises BadInput."""
+        check_count(k)
+        texts = [storable(query) for query in queries]
+        return self._snapshot.rank(texts, self._embed(texts), k) if texts else []
+
+    def sources(self, queries: Sequence[QueryText], leak: LeakFilter | None = None) -> list[BoundSource]:
+        """Return one Source a query, all embedded and searched in one batch, bound to this version."""
+        clean = [
+            QueryText(storable(q.text), storable(q.document_id), storable(q.group), storable(q.whole_text))
+            for q in queries
+        ]
+        vectors = self._embed([query.text for query in clean])
+        return bind(self._snapshot, clean, vectors, leak or LeakFilter())
+
+    def source(
+        self,
+        query_text: str,
+        *,
+        document_id: str = "",
+        group: str = "",
+        whole_text: str = "",
+        leak: LeakFilter | None = None,
+    ) -> BoundSource:
+        """Return the Source of one query; `whole_text` is all of the evaluated document."""
+        return self.sources([QueryText(query_text, document_id, group, whole_text)], leak)[0]
+
+    def verify(self) -> list[str]:
+        """Return one line for each fault found, saying how to mend it; none where all is well."""
+        from uptake.store.verify import verify_store
+
+        return verify_store(self.path)
+
+    def export(self, path: str | Path) -> int:
+        """Write every column as one plain Parquet file, which must not be there yet; return the rows."""
+        from uptake.store.export import write_parquet
+
+        return write_parquet(self._table, Path(path).absolute())
+
+    @property
+    def _table(self) -> Table:
+        return self._snapshot.table
+
+    def _bound(self, table: Table) -> Snapshot:
+        before: Snapshot | None = getattr(self, "_snapshot", None)
+        make = functools.partial(
+            open_index,
+            uid=self.layout.uid,
+            metric=self.view.metric,
+            kind=self.layout.index,
+            threads=self._threads,
+            base=before.base if before else None,
+        )
+        return Snapshot(table, self.layout.retriever, make)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Writing]:
+        if self._pinned:
+            raise BadInput(
+                f"{self.path}: opened at version {self.version} to read; open it without a version"
+            )
+        with Lease(self.path / "writer.lock"):
+            sums = Checksums(self.path, TABLE)
+            writing = Writing(
+                Table.open(self.path / TABLE), sums, text_index=self.layout.retriever != "dense"
+            )
+            try:
+                yield writing
+                writing.tidy(_FRAGMENTS)
+            finally:
+                # What was stored before an interruption is stored: go on from there.
+                if writing.purged:
+                    forget_bases(self.layout.uid)
+                self._snapshot = self._bound(writing.table)
+
+    def _embed(self, texts: Sequence[str]) -> Floats | None:
+        return self._encoding.embed(texts) if texts and self.view.dimensions else None

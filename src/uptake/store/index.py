@@ -1,0 +1,122 @@
+"""A FAISS index derived from a table: near vectors fast, for one version, and never the truth.
+
+A base covers the rows of some version: their vectors, mapped from the disk, and for a large store
+an inverted file with product quantisation over them. Rows that came later are searched exactly,
+rows that went are passed over; once both exceed a tenth, a new base is made. Every score is
+computed from the exact vectors, whatever found the candidate, and a query's scores do not depend
+on the others in its batch.
+"""
+
+import itertools
+from typing import Literal
+
+import faiss
+import numpy as np
+
+from uptake.errors import BadInput
+from uptake.store.bases import Base, Cache, Floats, faiss_metric, nearest
+from uptake.store.table import Ids, Table
+
+Kind = Literal["auto", "flat", "ivf"]
+Metric = Literal["cosine", "ip", "l2"]
+
+LARGE = 50_000  # rows from which "auto" takes an inverted file: below, an exact search is under 3 ms
+FOLD = 0.1  # share of rows come and gone that a base bears
+_SLACK = 16  # candidates beyond those asked for, so that rounding in FAISS cannot decide who is among them
+_RERANK = 4  # candidates a result, where they come from quantised vectors
+
+
+class VectorIndex:
+    """Search over the vectors of one table version.
+
+    `threads` is how many FAISS may use, None for its own choice.
+    """
+
+    def __init__(self, table: Table, base: Base, metric: Metric, threads: int | None) -> None:
+        self.base = base
+        self._metric = faiss_metric(metric)
+        self._threads = threads
+        places = table.positions(base.ids)
+        self._removed = places < 0
+        fresh = np.ones(table.count, dtype=bool)
+        fresh[places[places >= 0]] = False
+        self._fresh_ids = table.ids[fresh]
+        self._fresh = table.vectors(self._fresh_ids)
+        self.count = table.count
+
+    @property
+    def drift(self) -> float:
+        """Rows come and gone since the base was made, as a share of the base."""
+        moved = len(self._fresh_ids) + int(self._removed.sum())
+        return moved / max(len(self.base.ids), 1)
+
+    def search(self, queries: Floats, k: int) -> list[tuple[Ids, Floats]]:
+        """Return for each query the ids and scores of the k nearest, best first; fewer where the store ends.
+
+        Scores are inner products, or negative squared distances under "l2".
+        """
+        if self._threads:
+            faiss.omp_set_num_threads(self._threads)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        k = min(k, self.count)
+        if k <= 0 or not len(queries):
+            return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+        old = self._live(queries, k)
+        new = nearest(queries, self._fresh, min(k + _SLACK, len(self._fresh)), self._metric)
+        return [
+            self._ranked(query, old_places, new_places[new_places >= 0], k)
+            for query, old_places, new_places in zip(queries, old, new, strict=True)
+        ]
+
+    def _live(self, queries: Floats, k: int) -> list[Ids]:
+        """Return for each query the places of at least its k nearest rows of the base that still exist."""
+        size = len(self.base.ids)
+        wanted = min(k, size - int(self._removed.sum()))
+        if not wanted:
+            return [np.empty(0, np.int64)] * len(queries)
+        # Deep searches leave the inverted file no advantage, and it could not fill them.
+        exact = self.base.ivf is None or k * _RERANK > size // 10
+        fetch = wanted + _SLACK if exact else wanted * _RERANK + _SLACK
+        while True:
+            places = self.base.candidates(queries, fetch, self._metric, exact)
+            kept = [row[row >= 0] for row in places]  # FAISS fills short answers with -1
+            kept = [row[~self._removed[row]] for row in kept]
+            if (fetch >= size and exact) or all(len(row) >= wanted for row in kept):
+                return kept
+            exact = exact or any((row < 0).any() for row in places) or fetch * 2 > size // 10
+            fetch *= 2
+
+    def _ranked(self, query: Floats, old: Ids, new: Ids, k: int) -> tuple[Ids, Floats]:
+        ids = np.concatenate([self.base.ids[old], self._fresh_ids[new]])
+        vectors = np.concatenate([self.base.vectors[old], self._fresh[new]])
+        if self._metric == faiss.METRIC_L2:
+            scores = -np.einsum("rd,rd->r", vectors - query, vectors - query)
+        else:
+            scores = np.einsum("rd,d->r", vectors, query)
+        order = np.lexsort((ids, -scores))[:k]  # equal scores come in a fixed order
+        return ids[order], scores[order]
+
+
+def open_index(
+    table: Table,
+    uid: str,
+    *,
+    metric: Metric,
+    kind: Kind = "auto",
+    threads: int | None = None,
+    base: Base | None = None,
+) -> VectorIndex:
+    """Return the index of this table version, from `base`, from the cache, or made anew.
+
+    `uid` names the store in the cache: 32 hexadecimal digits. Warns where a cached base is damaged.
+    """
+    if kind not in ("auto", "flat", "ivf"):
+        raise BadInput(f"index {kind!r}: use auto, flat or ivf")
+    chosen = ("ivf" if table.count >= LARGE else "flat") if kind == "auto" else kind
+    cache = Cache(uid, {"metric": metric, "kind": chosen, "dimensions": table.dimensions})
+    for known in itertools.chain([base] if base else [], cache.bases(table.version)):
+        index = VectorIndex(table, known, metric, threads)
+        if index.drift <= FOLD:
+            return index
+    made = cache.make(table, threads)
+    return VectorIndex(table, made, metric, threads)

@@ -1,0 +1,124 @@
+"""What store.json says: the store's identity, how it searches, and how each view was made."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from uptake.errors import BadInput, Damaged
+from uptake.store.files import plain_errors, read_json, write_json
+from uptake.text import Chunking, Embedder
+
+FORMAT = 1
+TABLE = "passages.lance"
+RETRIEVERS = ("hybrid", "dense", "lexical")
+METRICS = ("cosine", "ip", "l2")
+INDEXES = ("auto", "flat", "ivf")
+VIEWS = (
+    "passages",
+    "chunks",
+    "tokens",
+)  # the last two have their place here and are filled by later versions
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How passages were cut and embedded. `encoder` is empty where it was given as an object."""
+
+    encoder: str
+    encoder_fingerprint: str
+    dtype: str
+    dimensions: int  # 0 without vectors
+    characters: int
+    metric: Any  # one of METRICS
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise BadInput(f"metric {self.metric!r}: use {', '.join(METRICS)}")
+
+    @classmethod
+    def of(cls, encoder: Embedder | None, chunking: Chunking, metric: str) -> "View":
+        """Describe what an encoder (None for none), a chunking and a metric make."""
+        if encoder is None:
+            return cls("", "", "", 0, chunking.characters, metric)
+        spec, dtype = getattr(encoder, "spec", ""), getattr(encoder, "dtype", "")
+        return cls(spec, encoder.fingerprint, dtype, encoder.dimensions, chunking.characters, metric)
+
+    @property
+    def chunking(self) -> Chunking:
+        """How documents are cut."""
+        return Chunking(self.characters)
+
+    def fingerprint(self, name: str) -> str:
+        """Return 16 hexadecimal digits naming encoder, chunking, metric and the view `name`."""
+        parts = [name, self.encoder_fingerprint, self.dimensions, self.characters, self.metric]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The content of store.json."""
+
+    uid: str
+    retriever: str
+    index: Any  # one of INDEXES
+    views: Mapping[str, View]
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("retriever", self.retriever, RETRIEVERS), ("index", self.index, INDEXES)):
+            if value not in known:
+                raise BadInput(f"{name} {value!r}: use {', '.join(known)}")
+
+    def write(self, store: Path) -> None:
+        """Write store.json, whole or not at all."""
+        views = {name: asdict(view) for name, view in self.views.items()}
+        rest = {"uid": self.uid, "retriever": self.retriever, "index": self.index}
+        write_json(store / "store.json", {"format": FORMAT, **rest, "views": views})
+
+    @classmethod
+    def read(cls, store: Path) -> "Layout":
+        """Read store.json; raises BadInput where there is none or a newer one, Damaged."""
+        path = store / "store.json"
+        if not path.is_file():
+            if (store / TABLE).is_dir():
+                raise Damaged(f"{path}: missing; put it back from a copy or build the store again")
+            raise BadInput(f"{store}: not a datastore; make one with `uptake index build {store} CORPUS`")
+        with plain_errors(path):
+            data = read_json(path)
+        if isinstance(data.get("format"), int) and data["format"] > FORMAT:
+            raise BadInput(
+                f"{path}: format {data['format']} is newer than this Uptake reads ({FORMAT}); update Uptake"
+            )
+        try:
+            views = {str(name): _view(about) for name, about in data["views"].items()}
+            layout = cls(data["uid"], data["retriever"], data["index"], views)
+            if (
+                data["format"] != FORMAT
+                or "passages" not in views
+                or not re.fullmatch("[0-9a-f]{32}", layout.uid)
+            ):
+                raise ValueError("format, uid or the passages view")
+        except (KeyError, TypeError, AttributeError, ValueError, BadInput) as error:
+            raise Damaged(f"{path}: not what was written ({error}); put it back from a copy") from error
+        return layout
+
+
+def require_view(layout: Layout, store: Path, name: str) -> View:
+    """Return the view, or raise BadInput naming those that can be opened."""
+    if name not in VIEWS:
+        raise BadInput(f"view {name!r}: use {', '.join(VIEWS)}")
+    if name not in layout.views:
+        raise BadInput(f"{store}: the view {name!r} is not filled; open {', '.join(layout.views)}")
+    return layout.views[name]
+
+
+def _view(about: Mapping[str, Any]) -> View:
+    view = View(**about)
+    for name, kind in View.__annotations__.items():
+        if kind in (str, int) and type(getattr(view, name)) is not kind:
+            raise TypeError(f"{name} is no {kind.__name__}")
+    Chunking(view.characters)
+    return view

@@ -1,0 +1,287 @@
+"""Passages in a Lance table: the truth of a store, and the only file that imports Lance.
+
+A Table is bound to one version. Whatever writes returns a new Table at the version it made; the
+old one keeps answering as before. Predicates are built from integers only. This file knows
+nothing of encoders, indexes or leases: whoever writes must hold the store's lease.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance.query import MatchQuery
+from numpy.typing import NDArray
+
+from uptake.errors import BadInput, Damaged, UptakeError
+from uptake.store.files import one_line, plain_errors
+from uptake.text import Passage, stable_hash
+
+Ids = NDArray[np.int64]
+
+_FIELDS = ["id", "text", "prompt", "document", "group", "start", "meta"]
+_QUERY_WORDS = 64  # the cost of a text query grows with its words; more than these hardly change the order
+_IDS_A_PREDICATE = 10_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """Return the text with lone surrogates, which UTF-8 cannot hold, replaced one for one."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+class Table:
+    """The passages of one version. `dimensions` is 0 where they have no vectors."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        field = dataset.schema.field("vector") if "vector" in dataset.schema.names else None
+        self.dimensions = field.type.list_size if field is not None else 0
+
+    @classmethod
+    def create(cls, path: Path, dimensions: int) -> "Table":
+        """Make an empty table for vectors of `dimensions` float32, or for none where it is 0."""
+        with _plain(path):
+            return cls(lance.write_dataset(_schema(dimensions).empty_table(), str(path), mode="create"))
+
+    @classmethod
+    def open(cls, path: Path, version: int | None = None) -> "Table":
+        """Open the newest version or the one named; raises BadInput where that one is gone, Damaged."""
+        if not path.is_dir():
+            raise Damaged(f"{path}: missing; put it back from a copy or build the store again")
+        with _plain(path):
+            newest = lance.dataset(str(path))
+            if version is None or version == newest.version:
+                return cls(newest)
+            kept = {entry["version"] for entry in newest.versions()}
+            if version not in kept:
+                raise BadInput(f"{path}: version {version} is not kept; {min(kept)} to {max(kept)} may be")
+            return cls(lance.dataset(str(path), version=version))
+
+    @property
+    def path(self) -> Path:
+        """Where the table lies."""
+        return Path(self._dataset.uri)
+
+    @property
+    def version(self) -> int:
+        """The version this table is bound to, counted by Lance."""
+        return int(self._dataset.version)
+
+    @property
+    def schema(self) -> Any:
+        """The Arrow schema of every column."""
+        return self._dataset.schema
+
+    @property
+    def count(self) -> int:
+        """How many passages it holds."""
+        return int(self._dataset.count_rows())
+
+    @cached_property
+    def _keys(self) -> tuple[Ids, Ids]:
+        with _plain(self.path):
+            columns = self._dataset.to_table(columns=["id", "document_key"], scan_in_order=True)
+        return columns["id"].to_numpy(), columns["document_key"].to_numpy()
+
+    @property
+    def ids(self) -> Ids:
+        """The passage ids in table order."""
+        return self._keys[0]
+
+    @property
+    def document_keys(self) -> Ids:
+        """The stable hash of each passage's document id, in table order."""
+        return self._keys[1]
+
+    @cached_property
+    def _order(self) -> NDArray[np.intp]:
+        return np.argsort(self.ids, kind="stable")
+
+    def positions(self, ids: Sequence[int] | Ids) -> NDArray[np.int64]:
+        """Return where each id stands in table order, -1 for one that is not here."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        if not len(self.ids):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        near = np.searchsorted(self.ids, wanted, sorter=self._order)
+        found = self._order[np.minimum(near, len(self.ids) - 1)]
+        return np.where(self.ids[found] == wanted, found, -1).astype(np.int64)
+
+    def rows(self, ids: Sequence[int] | Ids) -> list[Passage]:
+        """Return the passages of these ids, in their order; raises BadInput for an id that is not here."""
+        columns = self._take(ids, _FIELDS)
+        return [Passage(**row | {"meta": json.loads(row["meta"])}) for row in columns.to_pylist()]
+
+    def vectors(self, ids: Sequence[int] | Ids) -> NDArray[np.float32]:
+        """Return one row of float32 an id, in their order; raises BadInput as `rows` does."""
+        if not self.dimensions:
+            raise BadInput(
+                f"{self.path.parent}: a lexical store has no vectors; build one with --retriever dense"
+            )
+        return _matrix(self._take(ids, ["vector"])["vector"], self.dimensions)
+
+    def _take(self, ids: Sequence[int] | Ids, columns: list[str]) -> Any:
+        places = self.positions(ids)
+        if (places < 0).any():
+            stranger = int(np.asarray(ids)[places < 0][0])
+            raise BadInput(f"{self.path.parent}: holds no passage {stranger} at version {self.version}")
+        if not len(places):
+            return self._dataset.schema.empty_table().select(columns)
+        # Reading in table order, each row once, is what Lance does fastest.
+        unique, back = np.unique(places, return_inverse=True)
+        with _plain(self.path):
+            return self._dataset.take(unique.tolist(), columns=columns).take(back)
+
+    def stream_vectors(self, rows: int = 8192) -> Iterator[NDArray[np.float32]]:
+        """Yield all vectors in table order, at most about `rows` at a time."""
+        with _plain(self.path):
+            for batch in self._dataset.to_batches(columns=["vector"], batch_size=rows, scan_in_order=True):
+                yield _matrix(batch["vector"], self.dimensions)
+
+    def stream(self, rows: int = 8192) -> Iterator[Any]:
+        """Yield every column in table order as Arrow record batches."""
+        with _plain(self.path):
+            yield from self._dataset.to_batches(batch_size=rows, scan_in_order=True)
+
+    def append(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> "Table":
+        """Add passages, all of them or none; vectors are one row each, finite. Raises BadInput, UptakeError."""
+        columns: list[Any] = [
+            pa.array([p.id for p in passages], pa.int64()),
+            *(pa.array([getattr(p, name) for p in passages], pa.string()) for name in _FIELDS[1:5]),
+            pa.array([p.start for p in passages], pa.int64()),
+            pa.array([json.dumps(dict(p.meta)) for p in passages], pa.string()),
+            pa.array([stable_hash(p.document) for p in passages], pa.int64()),
+        ]
+        if self.dimensions:
+            if vectors is None or vectors.shape != (len(passages), self.dimensions):
+                raise BadInput(
+                    f"vectors of shape {getattr(vectors, 'shape', None)}: the store has "
+                    f"{self.dimensions} dimensions and {len(passages)} passages were given"
+                )
+            if not np.isfinite(vectors).all():
+                bad = passages[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
+                raise BadInput(f"document {bad.document!r}: the encoder gave a vector that is not finite")
+            flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, self.dimensions))
+        batch = pa.Table.from_arrays(columns, schema=_schema(self.dimensions))
+        with _plain(self.path):
+            return Table(lance.write_dataset(batch, str(self.path), mode="append"))
+
+    def delete(self, *, ids: Sequence[int] | Ids = (), document_keys: Sequence[int] | Ids = ()) -> "Table":
+        """Remove passages by their ids or their documents' keys; those not here are ignored."""
+        dataset = self._latest()
+        with _plain(self.path):
+            for column, keys in (("id", ids), ("document_key", document_keys)):
+                numbers = [int(key) for key in keys]
+                for first in range(0, len(numbers), _IDS_A_PREDICATE):
+                    some = ",".join(map(str, numbers[first : first + _IDS_A_PREDICATE]))
+                    dataset.delete(f"{column} IN ({some})")
+        return Table(dataset)
+
+    def index_text(self) -> "Table":
+        """Bring the full-text index up to date, making it if there is none."""
+        dataset = self._latest()
+        with _plain(self.path):
+            if not dataset.describe_indices():
+                dataset.create_scalar_index("text", "INVERTED", with_position=False)
+            elif dataset.stats.index_stats("text_idx")["num_unindexed_rows"]:
+                dataset.optimize.optimize_indices()
+        return Table(dataset)
+
+    def match(self, query: str, k: int) -> tuple[Ids, NDArray[np.float32]]:
+        """Return ids and BM25 scores of the at most k passages that share words with `query`, best first.
+
+        Any string is a query. Of a long one its 64 longest different words count: long words are
+        rare, and rare ones decide.
+        """
+        words = dict.fromkeys(re.findall(r"\w+", storable(query[:1_000_000])))
+        chosen = set(sorted(words, key=len, reverse=True)[:_QUERY_WORDS])
+        text = " ".join(word for word in words if word in chosen)
+        if k <= 0 or not text:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        with _plain(self.path):
+            scanner = self._dataset.scanner(
+                columns=["id", "_score"], full_text_query=MatchQuery(text, "text"), limit=k
+            )
+            found = scanner.to_table()
+        ids, scores = found["id"].to_numpy(), found["_score"].to_numpy()
+        order = np.lexsort((ids, -scores))  # equal scores come in a fixed order
+        return ids[order], scores[order]
+
+    def compact(self) -> "Table":
+        """Join small fragments into large ones; the rows stay as they are."""
+        dataset = self._latest()
+        with _plain(self.path):
+            dataset.optimize.compact_files()
+        return Table(dataset)
+
+    def purge(self, text_index: bool) -> "Table":
+        """Rewrite what is left and drop all older versions, so that removed text is gone from the disk.
+
+        Readers still bound to an older version can read no more.
+        """
+        dataset = self._latest()
+        with _plain(self.path):
+            dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+            if text_index:
+                dataset.create_scalar_index("text", "INVERTED", with_position=False, replace=True)
+            dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+        return Table(dataset)
+
+    @property
+    def fragments(self) -> int:
+        """In how many pieces the table lies on the disk."""
+        return len(self._dataset.get_fragments())
+
+    def missing_files(self) -> list[str]:
+        """Return the files, relative to the table, that some kept version needs and that are not here."""
+        with _plain(self.path):
+            needed = self._dataset.tracked_files().read_all()["path"].to_pylist()
+        return sorted({name for name in needed if not (self.path / name).exists()})
+
+    def _latest(self) -> Any:
+        with _plain(self.path):
+            return lance.dataset(str(self.path))
+
+
+def _schema(dimensions: int) -> Any:
+    fields = [
+        pa.field("id", pa.int64(), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in _FIELDS[1:5]),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("meta", pa.string(), nullable=False),
+        pa.field("document_key", pa.int64(), nullable=False),
+    ]
+    if dimensions:
+        fields.append(pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False))
+    return pa.schema(fields)
+
+
+def _matrix(column: Any, dimensions: int) -> NDArray[np.float32]:
+    chunks = column.chunks if hasattr(column, "chunks") else [column]
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions) for chunk in chunks]
+    return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
+
+
+@contextlib.contextmanager
+def _plain(path: Path) -> Iterator[None]:
+    """Turn whatever Lance and Arrow raise into one line."""
+    try:
+        with plain_errors(path):
+            yield
+    except UptakeError:
+        raise
+    except BaseException as error:
+        # A panic inside Rust arrives as a BaseException of its own; others of those are not ours.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise Damaged(
+            f"{path}: cannot be read ({one_line(error)}); `uptake index verify` says more"
+        ) from error

@@ -1,0 +1,72 @@
+"""Look for damage in a store, and say how to mend each piece."""
+
+from pathlib import Path
+
+import numpy as np
+
+from uptake.errors import UptakeError
+from uptake.store.bases import check_bases
+from uptake.store.files import Checksums
+from uptake.store.layout import TABLE, Layout
+from uptake.store.table import Table
+from uptake.text import passage_id, stable_hash
+
+_CHECKED = ("id", "document", "start", "text", "document_key")
+_SHOWN = 5  # examples of one kind of fault
+
+
+def verify_store(path: str | Path) -> list[str]:
+    """Return one line for each fault of the store at `path`; none where all is well.
+
+    Reads everything once: files against their sums, rows against their own ids, vectors, and the
+    cached index. Raises BadInput where there is no store at all.
+    """
+    store = Path(path).absolute()
+    sums = Checksums(store, TABLE)
+    faults = [_damaged_file(name) for name in sums.damaged()]
+    try:
+        layout = Layout.read(store)
+    except UptakeError as error:
+        if not (store / TABLE).is_dir():
+            raise
+        return [str(error), *faults]
+    try:
+        table = Table.open(store / TABLE)
+        faults += [
+            f"{TABLE}/{name}: missing; put it back from a copy, or build the store again"
+            for name in table.missing_files()
+        ]
+        faults += _rows(table)
+        if layout.retriever != "dense":
+            table.match("the words of any text", 1)
+    except UptakeError as error:
+        faults.append(str(error))
+    return faults + check_bases(layout.uid)
+
+
+def _damaged_file(name: str) -> str:
+    if f"{TABLE}/data/" in name or f"{TABLE}/_deletions/" in name:
+        return f"{name}: not what was written; put it back from a copy, or build the store again"
+    return f"{name}: not what was written; `uptake index remove --purge STORE` makes it anew"
+
+
+def _rows(table: Table) -> list[str]:
+    faults = []
+    ids, counts = np.unique(table.ids, return_counts=True)
+    for key in ids[counts > 1][:_SHOWN].tolist():
+        faults.append(f"passage {key}: stored more than once; remove it and add its document again")
+    wrong = []
+    for batch in table.stream(1024):
+        columns = {
+            name: batch[name].to_pylist() for name in ("id", "document", "start", "text", "document_key")
+        }
+        for key, document, start, text, document_key in zip(*columns.values(), strict=True):
+            if passage_id(document, start, text) != key or stable_hash(document) != document_key:
+                wrong.append(f"passage {key} of {document!r}: text does not fit its id")
+        if table.dimensions:
+            finite = np.isfinite(batch["vector"].flatten().to_numpy(zero_copy_only=False))
+            for place in np.flatnonzero(~finite.reshape(-1, table.dimensions).all(axis=1)):
+                wrong.append(
+                    f"passage {columns['id'][place]} of {columns['document'][place]!r}: vector not finite"
+                )
+    return faults + [f"{line}; remove it and add its document again" for line in wrong[:_SHOWN]]
