@@ -33,7 +33,9 @@ _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.mo
 _UNWANTED = ["onnx/*", "openvino/*"]
 _TOKENS_A_BATCH = 8192
 # What tokenizers do differently: case, accents, spaces, digits, scripts, emoji.
-_PROBE = "The Quick  brown\tfox's naïve café cost $1,234.56 in 2024\n    def f(x): return x_1\n日本語 Ελλάδα \U0001f600"
+_PROBE = (
+    "The Quick  brown\tfox's naïve café cost $1,234.56\n    def f(x): return x_1\n日本語 Ελλάδα \U0001f600"
+)
 
 
 def make_encoder(spec: str, device: str = "cpu", dtype: str = "bfloat16") -> Embedder:
@@ -212,7 +214,7 @@ def _fingerprint(parameters: "Iterable[torch.Tensor]", tokenizer: Any, settings:
 
     # Sorted and nameless, for libraries rename their modules from one version to the next.
     weights = sorted(
-        hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+        hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
         for tensor in parameters
     )
     vocabulary = sorted(tokenizer.get_vocab().items())

@@ -56,10 +56,9 @@ class Encoding:
 
             encoder = make_encoder(encoder, self._device, self._view.dtype)
         if encoder.fingerprint != self._view.encoder_fingerprint:
-            raise Mismatch(
-                f"{self._store}: made with encoder {_told(self._view.encoder, self._view.encoder_fingerprint)}, "
-                f"opened with {_told(getattr(encoder, 'spec', ''), encoder.fingerprint)}; give the same one"
-            )
+            made = _told(self._view.encoder, self._view.encoder_fingerprint)
+            given = _told(getattr(encoder, "spec", ""), encoder.fingerprint)
+            raise Mismatch(f"{self._store}: made with encoder {made}, opened with {given}; give the same one")
         return encoder
 
 

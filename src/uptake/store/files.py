@@ -164,11 +164,7 @@ class Checksums:
     def damaged(self) -> list[str]:
         """Return the files that are here but no longer hold what was written."""
         here = set(self._files())
-        return [
-            name
-            for name, total in self.read().items()
-            if name in here and _sum_or_none(self._store / name) != total
-        ]
+        return [name for name, total in self.read().items() if name in here and self._sum(name) != total]
 
     def _files(self) -> Iterator[str]:
         for path in (self._store / self._folder).rglob("*"):

@@ -28,7 +28,7 @@ Ids = NDArray[np.int64]
 
 _FIELDS = ["id", "text", "prompt", "document", "group", "start", "meta"]
 _QUERY_WORDS = 64  # the cost of a text query grows with its words; more than these hardly change the order
-_IDS_A_PREDICATE = 10_000
+_IDS_A_PREDICATE = 100_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -151,7 +151,7 @@ class Table:
             yield from self._dataset.to_batches(batch_size=rows, scan_in_order=True)
 
     def append(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> "Table":
-        """Add passages, all of them or none; vectors are one row each, finite. Raises BadInput, UptakeError."""
+        """Add passages, all or none of them; `vectors` has one row each. Raises BadInput, UptakeError."""
         columns: list[Any] = [
             pa.array([p.id for p in passages], pa.int64()),
             *(pa.array([getattr(p, name) for p in passages], pa.string()) for name in _FIELDS[1:5]),
@@ -161,28 +161,21 @@ class Table:
         ]
         if self.dimensions:
             if vectors is None or vectors.shape != (len(passages), self.dimensions):
-                raise BadInput(
-                    f"vectors of shape {getattr(vectors, 'shape', None)}: the store has "
-                    f"{self.dimensions} dimensions and {len(passages)} passages were given"
-                )
-            if not np.isfinite(vectors).all():
-                bad = passages[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
-                raise BadInput(f"document {bad.document!r}: the encoder gave a vector that is not finite")
+                raise BadInput(f"{self.path.parent}: passages need vectors of {self.dimensions} dimensions")
             flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
             columns.append(pa.FixedSizeListArray.from_arrays(flat, self.dimensions))
         batch = pa.Table.from_arrays(columns, schema=_schema(self.dimensions))
         with _plain(self.path):
             return Table(lance.write_dataset(batch, str(self.path), mode="append"))
 
-    def delete(self, *, ids: Sequence[int] | Ids = (), document_keys: Sequence[int] | Ids = ()) -> "Table":
-        """Remove passages by their ids or their documents' keys; those not here are ignored."""
+    def delete(self, ids: Sequence[int] | Ids) -> "Table":
+        """Remove passages by their ids; those not here are ignored. All go at once, up to 100,000."""
         dataset = self._latest()
+        numbers = [int(key) for key in ids]
         with _plain(self.path):
-            for column, keys in (("id", ids), ("document_key", document_keys)):
-                numbers = [int(key) for key in keys]
-                for first in range(0, len(numbers), _IDS_A_PREDICATE):
-                    some = ",".join(map(str, numbers[first : first + _IDS_A_PREDICATE]))
-                    dataset.delete(f"{column} IN ({some})")
+            for first in range(0, len(numbers), _IDS_A_PREDICATE):
+                some = ",".join(map(str, numbers[first : first + _IDS_A_PREDICATE]))
+                dataset.delete(f"id IN ({some})")
         return Table(dataset)
 
     def index_text(self) -> "Table":

@@ -56,7 +56,7 @@ class Writing:
         before = self.table
         gone = np.isin(before.document_keys, document_keys) | np.isin(before.ids, passages)
         if gone.any():
-            self.commit(before.delete(ids=before.ids[gone]))
+            self.commit(before.delete(before.ids[gone]))
         if purge:
             self.purged = True
             self.commit(self.table.purge(self._text_index))
@@ -119,7 +119,7 @@ class _Adding:
             self._writing.commit(self._writing.table.append(waiting, vectors))
             self.stored += len(waiting)
         if self._stale:
-            self._writing.commit(self._writing.table.delete(ids=sorted(self._stale)))
+            self._writing.commit(self._writing.table.delete(sorted(self._stale)))
         self._waiting, self._stale, self._characters = {}, set(), 0
         self._report(0)
 

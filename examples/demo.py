@@ -1,0 +1,179 @@
+"""The main job in a minute: a small model meets packages it has never read, and reads its neighbours.
+
+    make demo                                             # the model and the packages that are here
+    make demo ARGS="--model gpt2 --corpus notes/ --data test.jsonl"
+
+It indexes the sources of packages that Uptake depends on, except some held-out files; continues
+one prompt before and after reading; compares the base, random neighbours, in-context and TTT-NN
+on the held-out files; and writes a page. The held-out files are in no index, and the leak filter
+drops whatever repeats them.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+HERE = Path(__file__).parent
+PACKAGES = ("networkx", "mpmath", "rich", "jinja2", "typer", "peft", "fsspec")
+# Chosen on validation files, which are neither indexed nor shown: see examples/choose_learning_rate.py.
+LEARNING_RATE = 3e-4
+EVERY = 40  # one document in this many is held out for the test, another for validation
+KS = (1, 5, 20)
+
+console = Console(width=min(100, Console().width) if Console().is_terminal else 100)
+
+
+def corpus_of(paths: list[str]) -> list[str]:
+    """Return the corpus named, or the folders of the installed packages."""
+    if paths:
+        return paths
+    found = [importlib.util.find_spec(name) for name in PACKAGES]
+    return [place for spec in found if spec for place in list(spec.submodule_search_locations or [])[:1]]
+
+
+def split(documents: list, part: str) -> list:
+    """Return the documents of a part, by a hash of their name: `index`, `test` or `validation`."""
+    from uptake.text import stable_hash
+
+    places = {"test": {0}, "validation": {1}, "index": set(range(2, EVERY))}[part]
+    return [document for document in documents if stable_hash(document.id) % EVERY in places]
+
+
+def held_out(documents: list, part: str, count: int) -> list:
+    """Return `count` documents of a part that are long enough, in an order that mixes packages."""
+    from uptake.text import stable_hash
+
+    long = [document for document in split(documents, part) if len(document.text) >= 2048]
+    return sorted(long, key=lambda document: stable_hash("order", document.id))[:count]
+
+
+def bar(title: str) -> Progress:
+    return Progress(
+        TextColumn(f"  {title:<28}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.description}"),
+        console=console,
+    )
+
+
+def best_dtype() -> str:
+    """Return bfloat16 where the processor multiplies it natively, else float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def sources(paths: list[str]) -> Iterator:
+    import uptake
+
+    return uptake.read(corpus_of(paths))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(HERE / "demo-model"), help="Hugging Face name or folder")
+    parser.add_argument("--corpus", nargs="+", default=[], help="text to index: files, folders, data sets")
+    parser.add_argument("--data", nargs="+", default=[], help="documents to score (default: held out of the corpus)")
+    parser.add_argument("--encoder", help="search by meaning too: an encoder's name or folder, or lm:MODEL")
+    parser.add_argument("--prompt", default="def shortest_path_length(G, source, target):\n    ")
+    parser.add_argument("--queries", type=int, default=12, help="held-out documents to score")
+    parser.add_argument("--set", nargs="+", default=[], help="settings, such as learning_rate=1e-4")
+    parser.add_argument("--out", type=Path, default=Path("build/demo"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default=best_dtype())
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    from uptake.errors import UptakeError
+
+    try:
+        run(arguments)
+    except UptakeError as error:
+        console.print(Text(f"demo: {error}"))
+        sys.exit(2)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    started = time.monotonic()
+    with console.status("loading the model"):
+        import torch
+
+        import uptake
+        from uptake import page, report
+        from uptake.results import Results, Sample
+
+        torch.set_num_threads(arguments.threads)
+        model = uptake.load(arguments.model, arguments.device, arguments.dtype)
+    ours = Path(arguments.model).resolve() == (HERE / "demo-model").resolve()
+    settings = [*([f"learning_rate={LEARNING_RATE}"] if ours else []), *arguments.set]
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    console.rule("[bold]Uptake")
+    console.print(f"  base model   {Path(arguments.model).name}, {parameters / 1e6:,.1f} M parameters")
+
+    documents = list(sources(arguments.corpus))
+    test = list(uptake.read(arguments.data)) if arguments.data else held_out(documents, "test", arguments.queries)
+    index = documents if arguments.data else split(documents, "index")
+    folder = arguments.out / f"store-{int(time.time())}"
+    retriever = {"retriever": "hybrid", "encoder": arguments.encoder} if arguments.encoder else {"retriever": "lexical"}
+    store = uptake.Datastore.create(folder, **retriever, device=arguments.device)
+    names = ", ".join(Path(path).name for path in corpus_of(arguments.corpus))
+    console.print(f"  new text     {names}: {len(index):,} documents indexed, {len(test)} held out\n")
+    with bar("indexing passages") as progress:
+        task = progress.add_task("", total=None)
+        store.add(index, progress=lambda done, known: progress.update(task, completed=done, total=known))
+
+    with console.status("reading the neighbours of one prompt"):
+        adapted, read = uptake.adapt(model, arguments.prompt, store=store, k=max(KS), settings=settings)
+        sample = Sample(
+            arguments.prompt,
+            {
+                "base": model.generate(arguments.prompt, 48, stop=["\n\n"]),
+                "ttt-nn": adapted.generate(arguments.prompt, 48, stop=["\n\n"]),
+            },
+            read,
+        )
+    for name, text in (("before", sample.continuations["base"]), ("after reading", sample.continuations["ttt-nn"])):
+        shown = Text(sample.prompt, style="dim").append(text, style="bold")
+        console.print(Panel(shown, title=name, title_align="left", width=console.width))
+    nearest = " · ".join(dict.fromkeys(one.document for one in read[:4]))
+    console.print(Text(f"  read: {nearest} and {max(0, len(read) - 4)} more\n", style="dim"))
+
+    with bar("scoring held-out documents") as progress:
+        task = progress.add_task("", total=len(test))
+        results = uptake.compare(
+            model,
+            test,
+            store=store,
+            k=KS,
+            settings=settings,
+            seed=arguments.seed,
+            batch=1,
+            showcases=3,
+            progress=lambda done, total, name: progress.update(task, completed=done, total=total, description=name[-34:]),
+        )
+    results = Results(results.header, results.rows, results.showcases, (sample,))
+    console.print()
+    console.print(report.table(results))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    report.write_json(results, arguments.out / "report.json")
+    page.write_page(results, arguments.out / "report.html")
+    console.print(f"\n  page   {arguments.out / 'report.html'}   (open it in a browser)")
+    console.print(f"  json   {arguments.out / 'report.json'}")
+    console.print(f"  took   {time.monotonic() - started:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The rules of the house that a machine can hold: quick imports, short files, nothing unpickled, a page a method."""
+
+import ast
+import importlib.util
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import conformance
+import pytest
+import toys
+
+from uptake import methods
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+HEAVY = {"torch", "transformers", "peft", "lance", "faiss", "pandas", "pyarrow", "matplotlib", "sentence_transformers"}
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("module", ["uptake", "uptake.cli.main", "uptake.methods"])
+def test_importing_stays_light(module: str) -> None:
+    heavy = HEAVY if module != "uptake.methods" else HEAVY - {"torch"}
+    program = f"import {module}, json, sys; print(json.dumps(sorted({heavy!r} & sys.modules.keys())))"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(answer.stdout) == []
+
+
+def test_every_name_of_the_package_can_be_had() -> None:
+    import uptake
+
+    for name in uptake.__all__:
+        assert getattr(uptake, name) is not None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_files_are_short_and_say_what_they_are(path: Path) -> None:
+    text = path.read_text(encoding="utf8")
+    assert len(text.splitlines()) <= 400, "past 400 lines: make two rooms of it"
+    if text.strip():
+        assert ast.get_docstring(ast.parse(text)), "a file begins by saying what it is for"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_nothing_is_unpickled(path: Path) -> None:
+    assert list(unpickling(path.read_text(encoding="utf8"))) == []
+
+
+def unpickling(source: str) -> Iterator[str]:
+    """Yield every place of a source that could run code from a file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+            yield from (f"line {node.lineno}: {m}" for m in modules if m.split(".")[0] in UNPICKLERS)
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if called == "torch.load" and given.get("weights_only") != "True":
+                yield f"line {node.lineno}: torch.load without weights_only=True"
+            if {given.get("allow_pickle"), given.get("trust_remote_code")} & {"True"} or called in ("eval", "exec"):
+                yield f"line {node.lineno}: {called}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "def f():\n    from joblib import load",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "eval(text)",
+    ],
+)
+def test_unpickling_would_be_seen(source: str) -> None:
+    assert list(unpickling(source))
+
+
+def test_every_method_has_its_page() -> None:
+    ours = {module.name.replace("_", "-") for module in pkgutil.iter_modules(methods.__path__)}
+    pages = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")} - {"index"}
+    assert pages == ours
+    for name in ours:
+        page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf8")
+        headings = re.findall(r"^## (.+)$", page, re.M)
+        assert headings == ["What it does", "When to use it", "What it costs", "Settings", "Figures"], name
+
+
+def test_no_path_of_a_machine_is_tracked() -> None:
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    # Written in pieces, so that this file does not find itself.
+    path = re.compile("/(?:" + "|".join(("work", "root", r"home/\w+", r"Users/\w+", "opt/wheels", "tmp/bash")) + ")/")
+    for name in filter(None, listed.split("\0")):
+        file = ROOT / name
+        if not file.is_file() or file.stat().st_size > 2_000_000:
+            continue
+        for number, line in enumerate(file.read_bytes().decode("utf8", "replace").splitlines(), 1):
+            assert not path.search(line), f"{name}:{number}"
+
+
+def test_torch_is_named_by_one_version_in_one_place() -> None:
+    assert len(re.findall(r"^torch==\S+$", (ROOT / "constraints.txt").read_text(), re.M)) == 1
+    assert "torch==2" not in (ROOT / "Makefile").read_text()
+
+
+def written_method(folder: Path) -> ModuleType:
+    """Return the example of CONTRIBUTING.md as a module."""
+    (source,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
+    path = folder / "unigram_memory.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # a state is read back by the type hints of its module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_the_method_in_contributing_keeps_the_laws(shape: str, tmp_path: Path) -> None:
+    method = type(written_method(tmp_path).way.method).example()
+    for name, law in conformance.LAWS.items():
+        (tmp_path / name).mkdir()
+        law(method, toys.lm(shape), toys.lm(shape, seed=1), tmp_path / name)

@@ -1,0 +1,173 @@
+"""The derived index: exact where it is flat, near exact where it is not, and made again when damaged."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from uptake.errors import BadInput, Damaged
+from uptake.store import index as module
+from uptake.store.bases import check_bases
+from uptake.store.index import open_index
+from uptake.store.table import Table
+from uptake.text import Passage
+
+UID = "0123456789abcdef" * 2
+DIMENSIONS = 32
+
+
+def vectors_of(ids):
+    """Clustered vectors of length one, decided by the ids alone."""
+    rows = []
+    for key in ids:
+        centre = np.random.default_rng(int(key) % 20).standard_normal(DIMENSIONS)
+        rows.append(centre + 0.5 * np.random.default_rng(int(key) + 1000).standard_normal(DIMENSIONS))
+    rows = np.array(rows, np.float32).reshape(-1, DIMENSIONS)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def grow(table, ids):
+    return table.append([Passage(int(key), f"text {key}") for key in ids], vectors_of(ids))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPTAKE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "indexes" / UID
+
+
+@pytest.fixture
+def table(tmp_path):
+    return grow(Table.create(tmp_path / "t", DIMENSIONS), range(500))
+
+
+def exact(ids, queries, k, metric="cosine"):
+    vectors = vectors_of(ids)
+    scores = queries @ vectors.T
+    if metric == "l2":
+        scores = -((queries[:, None] - vectors[None]) ** 2).sum(axis=2)
+    best = np.argsort(-scores, axis=1)[:, :k]
+    return np.asarray(ids)[best], np.take_along_axis(scores, best, axis=1)
+
+
+QUERIES = vectors_of(range(10_000, 10_040))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_it_finds_the_nearest(table, cache, metric, kind):
+    index = open_index(table, UID, metric=metric, kind=kind)
+    ids, scores = exact(range(500), QUERIES, 10, metric)
+    found = index.search(QUERIES, 10)
+    np.testing.assert_array_equal([row[0] for row in found], ids)
+    np.testing.assert_allclose([row[1] for row in found], scores, atol=1e-5)
+    everything = index.search(QUERIES[:2], 10_000)
+    assert all(sorted(row[0].tolist()) == list(range(500)) for row in everything)
+    assert index.search(QUERIES[:0], 5) == [] and len(index.search(QUERIES[:1], 0)[0][0]) == 0
+
+
+def test_a_large_one_is_near_exact(tmp_path, cache):
+    table = grow(Table.create(tmp_path / "large", DIMENSIONS), range(12_000))
+    index = open_index(table, UID, metric="cosine", kind="ivf", threads=1)
+    assert index.base.ivf is not None
+    ids, _ = exact(range(12_000), QUERIES, 10)
+    found = index.search(QUERIES, 10)
+    recall = np.mean(
+        [len(set(a) & set(row[0].tolist())) / 10 for a, row in zip(ids.tolist(), found, strict=True)]
+    )
+    assert recall >= 0.95
+    alone = [index.search(query[None], 10)[0] for query in QUERIES]
+    for one, other in zip(found, alone, strict=True):  # a batch changes no bit of a query
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    # More than the probed lists hold: searched exactly, and never a place FAISS filled with -1.
+    deep = index.search(QUERIES[:1], 5000)[0][0]
+    assert len(set(deep.tolist())) == 5000 and deep.min() >= 0
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_rows_come_and_go_without_a_rebuild(table, cache, kind):
+    open_index(table, UID, metric="cosine", kind=kind)
+    made = {path.name for path in cache.iterdir()}
+    later = grow(table, range(500, 525)).delete(range(20))
+    index = open_index(later, UID, metric="cosine", kind=kind)
+    assert {path.name for path in cache.iterdir()} == made and 0 < index.drift <= module.FOLD
+    ids, scores = exact(range(20, 525), QUERIES, 30)
+    for row, expected, score in zip(index.search(QUERIES, 30), ids, scores, strict=True):
+        np.testing.assert_array_equal(row[0], expected)
+        np.testing.assert_allclose(row[1], score, atol=1e-5)
+    assert len(index.search(QUERIES, 10_000)[0][0]) == 505
+    more = grow(later, range(600, 640))
+    folded = open_index(more, UID, metric="cosine", kind=kind)
+    assert folded.drift == 0 and {path.name for path in cache.iterdir()} != made
+    # The older version still has its own.
+    assert open_index(table, UID, metric="cosine", kind=kind).count == 500
+
+
+def test_the_nearest_removed_are_passed_over(tmp_path, cache):
+    table = grow(Table.create(tmp_path / "t2", DIMENSIONS), range(1000))
+    open_index(table, UID, metric="cosine")
+    (nearest,) = exact(range(1000), QUERIES[:1], 90)[0]
+    index = open_index(table.delete(nearest), UID, metric="cosine")
+    assert index.drift == 0.09
+    rest = sorted(set(range(1000)) - set(nearest.tolist()))
+    np.testing.assert_array_equal(index.search(QUERIES[:1], 5)[0][0], exact(rest, QUERIES[:1], 5)[0][0])
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_a_flipped_byte_is_found_and_mended(table, cache, kind):
+    before = open_index(table, UID, metric="cosine", kind=kind).search(QUERIES, 10)
+    (home,) = cache.iterdir()
+    assert check_bases(UID) == []
+    for path in sorted(home.iterdir()):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        assert any(str(home) in line and "\n" not in line for line in check_bases(UID))
+        with pytest.warns(RuntimeWarning, match="damaged index"):
+            index = open_index(table, UID, metric="cosine", kind=kind)
+        for one, other in zip(before, index.search(QUERIES, 10), strict=True):
+            np.testing.assert_array_equal(one[0], other[0])
+        assert check_bases(UID) == []
+    for path in sorted(home.iterdir()):
+        path.write_bytes(b"")
+        with pytest.warns(RuntimeWarning, match="damaged index"):
+            open_index(table, UID, metric="cosine", kind=kind)
+    (home / "sums").unlink()
+    with pytest.warns(RuntimeWarning, match="damaged index"):
+        open_index(table, UID, metric="cosine", kind=kind)
+
+
+def test_the_cache_is_private_and_small(table, cache):
+    cache.mkdir(parents=True, mode=0o755)
+    for more in range(4):
+        table = grow(table, range(1000 * (more + 1), 1000 * (more + 1) + 300))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            open_index(table, UID, metric="cosine")
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_settings_do_not_mix(table, cache):
+    open_index(table, UID, metric="cosine")
+    l2 = open_index(table, UID, metric="l2")
+    np.testing.assert_array_equal(l2.search(QUERIES, 3)[0][0], exact(range(500), QUERIES, 3, "l2")[0][0])
+
+
+def test_without_a_usable_cache_it_lives_in_memory(table, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("UPTAKE_CACHE", str(tmp_path / "file"))
+    with pytest.warns(RuntimeWarning, match="index not kept"):
+        index = open_index(table, UID, metric="cosine")
+    np.testing.assert_array_equal(index.search(QUERIES, 3)[0][0], exact(range(500), QUERIES, 3)[0][0])
+
+
+def test_an_empty_table_and_odd_names(tmp_path, cache):
+    empty = Table.create(tmp_path / "e", DIMENSIONS)
+    for kind in ("flat", "ivf"):
+        assert len(open_index(empty, UID, metric="cosine", kind=kind).search(QUERIES[:1], 5)[0][0]) == 0
+    with pytest.raises(BadInput, match="use auto, flat or ivf"):
+        open_index(empty, UID, metric="cosine", kind="tree")
+    with pytest.raises(Damaged, match="32 hexadecimal"):
+        open_index(empty, "../../etc", metric="cosine")
