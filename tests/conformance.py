@@ -78,7 +78,9 @@ def law_order_of_queries_does_not_matter(method: AnyMethod, lm: LM, other: LM, f
     assert all(torch.equal(forward[text], backward[text]) for text in (A, B))
 
 
-def law_reading_shows_and_reading_nothing_does_not(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
+def law_reading_shows_and_reading_nothing_does_not(
+    method: AnyMethod, lm: LM, other: LM, folder: Path
+) -> None:
     base = lm.score(SEGMENTS[:1])[0].log_probs
     nothing = method.take([method.init(lm)], lm, [Evidence.of()], Context())[0]
     assert torch.equal(logs(method, lm, nothing), base)
@@ -160,7 +162,9 @@ def law_dropping_is_never_having_read(method: AnyMethod, lm: LM, other: LM, fold
     dropped = method.drop(read(method, lm, A, B, C), lm, [b])
     assert torch.equal(logs(method, lm, dropped), logs(method, lm, read(method, lm, A, C)))
     together = method.take([method.init(lm)], lm, [Evidence.of(A, B, query="so ")], Context())[0]
-    assert torch.equal(logs(method, lm, method.drop(together, lm, [b])), logs(method, lm, read(method, lm, A)))
+    assert torch.equal(
+        logs(method, lm, method.drop(together, lm, [b])), logs(method, lm, read(method, lm, A))
+    )
     assert all(passage.id != b for reading in dropped.history for passage in reading.passages)
 
 

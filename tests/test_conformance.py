@@ -15,7 +15,9 @@ from uptake.methods.finetune import Finetune
 from uptake.moves import LoRA, Top
 from uptake.step import AdamW
 
-SUBJECTS: dict[str, Method[Any]] = {name: type(methods.find(name).method).example() for name in methods.names()}
+SUBJECTS: dict[str, Method[Any]] = {
+    name: type(methods.find(name).method).example() for name in methods.names()
+}
 SUBJECTS |= {
     "toy memory": toy_methods.Memory.example(),
     "toy weights": toy_methods.Weights.example(),

@@ -46,7 +46,9 @@ def test_base_equals_lm_evaluation_harness() -> None:
     texts = ["a short one", "long enough for several windows, " * 9, "x", "naïve café " * 20]
     for shape in toys.SHAPES:
         lm = toys.lm(shape)
-        harness = models.HFLM(pretrained=lm.module, tokenizer=toys.tokenizer(), batch_size=2, device="cpu", max_length=64)
+        harness = models.HFLM(
+            pretrained=lm.module, tokenizer=toys.tokenizer(), batch_size=2, device="cpu", max_length=64
+        )
         requests = [
             instance.Instance("loglikelihood_rolling", {}, (text,), i, metadata=("t", i, 1))
             for i, text in enumerate(texts)
@@ -96,7 +98,11 @@ def test_generation_stops_streams_and_repeats() -> None:
     lm = toys.lm("gpt2")
     assert lm.generate("ab", tokens=0) == ""
     sampled = lm.generate("ab", 30, temperature=1.0, seed=4)
-    assert sampled == lm.generate("ab", 30, temperature=1.0, seed=4) != lm.generate("ab", 30, temperature=1.0, seed=5)
+    assert (
+        sampled
+        == lm.generate("ab", 30, temperature=1.0, seed=4)
+        != lm.generate("ab", 30, temperature=1.0, seed=5)
+    )
     assert "".join(lm.stream("ab", 30, temperature=1.0, seed=4)) == sampled
     word = sampled[6:8]
     assert lm.generate("ab", 30, 1.0, 4, stop=[word]) == sampled[: sampled.index(word)]

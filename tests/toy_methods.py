@@ -55,7 +55,12 @@ class Memory(Method[Counts]):
         return Counts(base=lm.fingerprint, counts=torch.zeros(257))
 
     def take(
-        self, states: Sequence[Counts], lm: LM, evidence: Sequence[Evidence], context: Context, donate: bool = False
+        self,
+        states: Sequence[Counts],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
     ) -> list[Counts]:
         same_length(states, evidence)
         out = []
@@ -89,7 +94,12 @@ class Weights(Method[Shift]):
         return Shift(base=lm.fingerprint, delta=Delta(lm.fingerprint))
 
     def take(
-        self, states: Sequence[Shift], lm: LM, evidence: Sequence[Evidence], context: Context, donate: bool = False
+        self,
+        states: Sequence[Shift],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
     ) -> list[Shift]:
         same_length(states, evidence)
         out = []
@@ -125,7 +135,9 @@ class Gate(Wrapper):
         return None
 
     def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        hit = torch.tensor([[int(token) in scope for token in row] for row, scope in zip(ids, self.scope, strict=True)])
+        hit = torch.tensor(
+            [[int(token) in scope for token in row] for row, scope in zip(ids, self.scope, strict=True)]
+        )
         inside = hit.cumsum(-1) > 0
         return torch.where(inside[..., None], self.experts.step(ids)[0], self.inner.step(ids)[0]), None
 
@@ -150,7 +162,12 @@ class Router(Method[Scoped]):
         return Scoped(base=lm.fingerprint, expert=self.expert.init(lm))
 
     def take(
-        self, states: Sequence[Scoped], lm: LM, evidence: Sequence[Evidence], context: Context, donate: bool = False
+        self,
+        states: Sequence[Scoped],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
     ) -> list[Scoped]:
         experts = self.expert.take([state.expert for state in states], lm, evidence, context)
         out = []

@@ -1,0 +1,154 @@
+"""Deltas: algebra, attaching without touching the base, disk, and what moves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import toys
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uptake.delta import Delta, LowRank, fingerprint, skeleton
+from uptake.errors import BadInput, Damaged, Mismatch
+from uptake.moves import All, LoRA, Moves, Top, block_matrices
+from uptake.step import SGD, AdamW, Rule, descend, token_loss
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+def dense(seed: int, base: str = "b") -> Delta:
+    return Delta(
+        base, {NAME: torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)}
+    )
+
+
+def low(seed: int, rank: int = 2, transposed: bool = False) -> Delta:
+    generator = torch.Generator().manual_seed(seed)
+    up = torch.randn(4, rank, generator=generator, dtype=torch.float64)
+    down = torch.randn(rank, 3, generator=generator, dtype=torch.float64)
+    return Delta("b", {}, {NAME: LowRank(up, down, 0.5, transposed)})
+
+
+deltas = st.builds(lambda kind, seed: kind(seed), st.sampled_from([dense, low]), st.integers(0, 99))
+
+
+@given(deltas, deltas, st.floats(-3, 3))
+def test_algebra_is_that_of_the_differences(one: Delta, other: Delta, factor: float) -> None:
+    left, right = one.difference(NAME), other.difference(NAME)
+    assert torch.allclose((one + other).difference(NAME), left + right)
+    assert torch.allclose((one - other).difference(NAME), left - right)
+    assert torch.allclose((one * factor).difference(NAME), left * factor)
+    assert torch.allclose((one - one).difference(NAME), torch.zeros_like(left), atol=1e-12)
+
+
+def test_minus_itself_is_exactly_nothing() -> None:
+    assert not (dense(1) + -dense(1)).difference(NAME).any()
+
+
+def test_a_transposed_product_fits_the_stored_shape() -> None:
+    assert torch.equal(low(1, transposed=True).difference(NAME), low(1).difference(NAME).T)
+    with pytest.raises(Mismatch, match="orientation"):
+        low(1) + low(1, transposed=True)
+    with pytest.raises(Mismatch, match="load the model it was made on"):
+        dense(1) + dense(1, base="other")
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_a_skeleton_shares_all_that_did_not_move_and_keeps_ties(shape: str) -> None:
+    module = toys.module(shape)
+    name, old = next(iter(module.named_parameters()))
+    copy = skeleton(module, {name: torch.nn.Parameter(old.detach() + 1)})
+    for other, parameter in copy.named_parameters():
+        assert (parameter is dict(module.named_parameters())[other]) == (other != name)
+    tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
+    assert (copy.get_output_embeddings().weight is copy.get_input_embeddings().weight) == tied
+    assert fingerprint(copy) != fingerprint(module) == fingerprint(toys.module(shape))
+
+
+@pytest.mark.parametrize("moves", [All(), Top(1), LoRA(rank=3)], ids=str)
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_what_was_trained_is_what_the_delta_puts_back(shape: str, moves: Moves) -> None:
+    lm = toys.lm(shape, dtype=torch.float64)
+    base = fingerprint(lm.module)
+    ids = torch.tensor([[0, 5, 6, 7, 5, 6, 7, 9]])
+    private, opened = lm.open(moves, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
+
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        return token_loss(private.step(batch[:, :-1])[0], batch[:, 1:])
+
+    with torch.no_grad():
+        assert torch.equal(private.step(ids)[0], lm.step(ids)[0]), "nothing has moved yet"
+    descend(loss, opened.parameters, [ids, ids], SGD(0.1))
+    with torch.no_grad():
+        trained, again = private.step(ids)[0], lm.overlay(opened.delta()).step(ids)[0]
+    # LoRA's factors are trained in float32, as peft makes them.
+    assert torch.allclose(trained, again, atol=1e-6 if isinstance(moves, LoRA) else 1e-12)
+    assert not torch.allclose(again, lm.step(ids)[0], atol=1e-3)
+    assert fingerprint(lm.module) == base
+    if isinstance(moves, Top):
+        assert all(".1." in name for name in opened.delta().names)
+    if isinstance(moves, LoRA):
+        assert opened.delta().names == block_matrices(lm.module).keys()
+
+
+def test_a_bfloat16_base_still_takes_small_steps() -> None:
+    lm = toys.lm(dtype=torch.bfloat16)
+    _, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator())
+    assert all(parameter.dtype == torch.float32 for parameter in opened.parameters.values())
+    name = next(iter(opened.parameters))
+    with torch.no_grad():
+        opened.parameters[name].add_(1e-6)
+    moved = lm.overlay(opened.delta()).module.get_parameter(name)
+    assert torch.allclose(moved - lm.module.get_parameter(name).float(), torch.tensor(1e-6), rtol=0.2)
+
+
+@pytest.mark.parametrize("rule", [AdamW(1e-2), SGD(0.1, momentum=0.9)], ids=str)
+def test_the_inner_loop_goes_on_from_its_memory(rule: Rule) -> None:
+    def run(*parts: list[float], forget: bool = False) -> torch.Tensor:
+        weight = torch.nn.Parameter(torch.ones(3))
+        memory: dict[str, torch.Tensor] = {}
+        for part in parts:
+            before = {} if forget else memory
+            memory = descend(lambda x: (weight - x).pow(2).sum(), {"w": weight}, part, rule, None, before)
+        return weight.detach()
+
+    assert torch.equal(run([1.5, 2.0, -3.0]), run([1.5], [2.0, -3.0]))
+    assert not torch.equal(run([1.5, 2.0, -3.0]), run([1.5], [2.0, -3.0], forget=True))
+
+
+def test_token_weights_scale_the_step_and_not_the_mean() -> None:
+    log_probs = torch.log_softmax(torch.randn(2, 5, 7, dtype=torch.float64), -1)
+    targets, weights = torch.randint(0, 7, (2, 5)), torch.rand(2, 5, dtype=torch.float64)
+    nll = torch.nn.functional.nll_loss(log_probs.flatten(0, 1), targets.flatten(), reduction="none")
+    assert torch.allclose(token_loss(log_probs, targets), nll.mean())
+    assert torch.allclose(token_loss(log_probs, targets, weights), (nll * weights.flatten()).sum() / 10)
+    assert torch.allclose(
+        token_loss(log_probs, targets, weights / 2), token_loss(log_probs, targets, weights) / 2
+    )
+
+
+def test_disk_round_trip_and_what_is_refused(tmp_path: Path) -> None:
+    delta, path = dense(1) + low(2), tmp_path / "delta"
+    delta.save(path)
+    loaded = Delta.load(path, "b")
+    assert torch.equal(loaded.difference(NAME), delta.difference(NAME)) and loaded.names == delta.names
+    with pytest.raises(Mismatch, match="belongs to base model b"):
+        Delta.load(path, "other")
+    with pytest.raises(BadInput, match="no delta at"):
+        Delta.load(tmp_path / "none", "b")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(Damaged, match="restore it"):
+        Delta.load(path, "b")
+    lm = toys.lm()
+    with pytest.raises(Mismatch, match="lacks"):
+        lm.overlay(Delta(lm.fingerprint, {"no.such": torch.zeros(1)}))
+
+
+def test_moves_that_do_not_fit_say_so() -> None:
+    lm = toys.lm()
+    start = Delta(lm.fingerprint)
+    for moves, words in ((Top(0), "use 1 to 2"), (Top(3), "the model has 2"), (LoRA(0), "1 or more")):
+        with pytest.raises(BadInput, match=words):
+            lm.open(moves, start, torch.Generator())
+    with pytest.raises(BadInput, match="finite"):
+        AdamW(float("nan"))

@@ -1,0 +1,265 @@
+"""Evaluation: protocols, fairness between ways, failures, resuming, and independence of queries."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toys
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uptake import api, methods
+from uptake.errors import BadInput
+from uptake.evaluate import Plan, evaluate
+from uptake.journal import Journal
+from uptake.lm import Segment
+from uptake.method import Context, Evidence, Way
+from uptake.methods.finetune import Finetune
+from uptake.overlap import LeakFilter
+from uptake.protocol import PerQuery, Running, Whole
+from uptake.results import Row
+from uptake.step import SGD
+from uptake.store.datastore import Datastore
+from uptake.text import Chunking, Document, stable_hash
+
+WORDS = "the cat dog fish sat ran swam on under by mat hill pond red blue green and then again".split()
+
+
+def sentence(seed: int, count: int = 60) -> str:
+    return " ".join(WORDS[stable_hash(str(seed), str(i)) % len(WORDS)] for i in range(count))
+
+
+DOCUMENTS = [Document(f"test/{i}", sentence(i)) for i in range(4)]
+SMALL = PerQuery(prefix=80, suffix=80)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Datastore:
+    made = Datastore.create(
+        tmp_path_factory.mktemp("store") / "store", retriever="lexical", chunking=Chunking(characters=100)
+    )
+    made.add([Document(f"train/{i}", sentence(100 + i)) for i in range(12)])
+    return made
+
+
+def plan(*names: str, **changes: Any) -> Plan:
+    ways = api.ways(names or ("base", "random", "in-context", "ttt-nn"), ["rule=sgd(learning_rate=0.05)"])
+    return replace(Plan(ways, SMALL, (1, 3), showcases=2), **changes)
+
+
+def figures(rows: list[Row]) -> dict[tuple[str, int, str], tuple[float, float]]:
+    return {(row.way, row.k, row.query): (row.bits, row.base_bits) for row in rows}
+
+
+@given(
+    text=st.text(max_size=300),
+    prefix=st.integers(1, 40),
+    suffix=st.integers(1, 40),
+    windows=st.integers(1, 5),
+)
+def test_per_query_windows_stand_in_the_text_and_never_overlap(
+    text: str, prefix: int, suffix: int, windows: int
+) -> None:
+    protocol = PerQuery(prefix, suffix, windows)
+    end = 0
+    for query in protocol.queries(Document("d", text)):
+        joined = query.context + query.target
+        start = text.index(joined, end)
+        assert (
+            query.search == query.context
+            and 1 <= len(query.target) <= suffix
+            and len(query.context) <= prefix
+        )
+        end = start + len(joined)
+    assert (end == 0) == (len(text) < 2)
+
+
+@given(text=st.text(max_size=300), size=st.integers(1, 50))
+def test_running_and_whole_score_every_character_once(text: str, size: int) -> None:
+    for protocol in (Running(segment=size, context=7), Whole()):
+        assert "".join(query.target for query in protocol.queries(Document("d", text))) == text
+
+
+def test_every_way_scores_the_same_bytes_against_the_same_base(store: Datastore) -> None:
+    rows = evaluate(toys.lm(), plan(), DOCUMENTS, store).rows
+    assert {(row.way, row.k) for row in rows} == {
+        ("base", 0),
+        *((way, k) for way in ("random", "in-context", "ttt-nn") for k in (1, 3)),
+    }
+    for document in DOCUMENTS:
+        of = [row for row in rows if row.document == document.id]
+        assert len({(row.bytes, row.base_bits) for row in of}) == 1
+    assert all(row.bits == row.base_bits for row in rows if row.way == "base")
+    assert all(row.neighbours == row.k and row.bits != row.base_bits for row in rows if row.way != "base")
+    trained = {(row.query, row.k): row.tokens_trained for row in rows if row.way == "ttt-nn"}
+    assert all(0 < trained[document.id + "#0", 1] < trained[document.id + "#0", 3] for document in DOCUMENTS)
+
+
+def test_a_row_is_what_the_method_gives_by_hand(store: Datastore) -> None:
+    lm = toys.lm()
+    rows = figures(evaluate(lm, plan("ttt-nn"), DOCUMENTS, store).rows)
+    method = Finetune(rule=SGD(0.05))
+    for document in DOCUMENTS:
+        prefix, target = document.text[:80], document.text[80:160]
+        source = store.source(prefix, document_id=document.id, whole_text=document.text)
+        found = source.search(3)
+        (state,) = method.take([method.init(lm)], lm, [Evidence(found, prefix)], Context())
+        (scores,) = method.on([state], lm).score([Segment(target, prefix)])
+        assert rows["ttt-nn", 3, document.id + "#0"][0] == pytest.approx(scores.bits, rel=1e-6)
+
+
+def test_order_and_company_of_queries_change_no_bit(store: Datastore) -> None:
+    lm = toys.lm()
+    forward = figures(evaluate(lm, plan(batch=1), DOCUMENTS, store).rows)
+    backward = figures(evaluate(lm, plan(batch=1), DOCUMENTS[::-1], store).rows)
+    assert forward == backward
+    alone = figures(evaluate(lm, plan(batch=1), DOCUMENTS[2:3], store).rows)
+    assert alone.items() <= forward.items()
+    batched = figures(evaluate(lm, plan(batch=4), DOCUMENTS, store).rows)
+    assert {key: pytest.approx(value, rel=1e-6) for key, value in forward.items()} == batched
+
+
+def test_reference_mode_runs_one_by_one_and_depends_on_order(store: Datastore) -> None:
+    ways = api.ways(["ttt-nn"], ["reference=true", "learning_rate=1e-3"])
+    forward = figures(evaluate(toys.lm(), plan(ways=ways, batch=4), DOCUMENTS, store).rows)
+    backward = figures(evaluate(toys.lm(), plan(ways=ways, batch=4), DOCUMENTS[::-1], store).rows)
+    assert forward.keys() == backward.keys() and forward != backward
+
+
+def test_zero_neighbours_and_more_than_there_are(store: Datastore) -> None:
+    rows = evaluate(toys.lm(), plan("ttt-nn", "random", ks=(0, 5000)), DOCUMENTS[:1], store).rows
+    for row in rows:
+        assert row.failed == "" and row.neighbours == (store.count if row.k else 0)
+        assert (row.bits == row.base_bits) == (row.k == 0)
+    assert all(row.bits == row.base_bits for row in evaluate(toys.lm(), plan(ks=(0,)), DOCUMENTS).rows)
+
+
+class Unlucky(Finetune):
+    def _take(self, row: int, state: Any, lm: Any, evidence: Evidence, context: Context) -> Any:
+        if evidence.query == DOCUMENTS[1].text[:80]:
+            raise RuntimeError("the network\nbroke")
+        return super()._take(row, state, lm, evidence, context)
+
+
+def test_a_failed_query_counts_at_the_base_and_spoils_no_other(store: Datastore) -> None:
+    unlucky = Unlucky(rule=SGD(0.05))
+    rows = evaluate(toys.lm(), plan(ways={"ttt-nn": Way(unlucky)}), DOCUMENTS, store).rows
+    failed = [row for row in rows if row.failed]
+    assert {row.document for row in failed} == {"test/1"} and len(failed) == 2
+    assert all(row.bits == row.base_bits and row.failed == "RuntimeError: the network" for row in failed)
+    right = figures(evaluate(toys.lm(), plan("ttt-nn"), DOCUMENTS, store).rows)
+    others = {key: value for key, value in figures(rows).items() if "test/1" not in key[2]}
+    assert {key: pytest.approx(right[key], rel=1e-6) for key in others} == others
+
+
+def test_settings_that_cannot_work_stop_the_run(store: Datastore) -> None:
+    ways = api.ways(["ttt-nn"], ["moves=top(layers=9)"])
+    with pytest.raises(BadInput, match="the model has 2"):
+        evaluate(toys.lm(), plan(ways=ways), DOCUMENTS, store)
+    with pytest.raises(BadInput, match="--store"):
+        evaluate(toys.lm(), plan(), DOCUMENTS)
+    with pytest.raises(BadInput, match="two characters"):
+        evaluate(toys.lm(), plan(), [Document("d", "x")], store)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(store: Datastore, tmp_path: Path) -> None:
+    lm, path = toys.lm(), tmp_path / "journal"
+    whole = evaluate(lm, plan(batch=1), DOCUMENTS, store)
+
+    def interrupt(done: int, total: int, name: str) -> None:
+        assert total == 4
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(lm, plan(batch=1), DOCUMENTS, store, Journal(path, "key"), interrupt)
+    # A line cut short by the crash is a batch not done.
+    path.write_bytes(path.read_bytes()[:-40])
+    seen: list[int] = []
+    journal = Journal(path, "key")
+    resumed = evaluate(
+        lm, plan(batch=1), DOCUMENTS, store, journal, lambda done, total, name: seen.append(done)
+    )
+    assert seen[0] == 1, "the first document was whole in the journal, the second was not"
+    assert figures(resumed.rows) == figures(whole.rows) and len(resumed.rows) == len(whole.rows)
+    assert len(resumed.showcases) == 2
+    # Under another key the journal begins afresh.
+    assert Journal(path, "other").start().rows == []
+
+
+def test_running_scores_before_it_reads() -> None:
+    lm, protocol = toys.lm(), Running(segment=40, context=20)
+    found = evaluate(lm, plan("base", "finetune", "in-context", protocol=protocol), DOCUMENTS[:2])
+    rows = {(row.way, row.document): row for row in found.rows}
+    assert len(rows) == 6 and all(row.k == 0 and not row.failed for row in found.rows)
+    assert {row.bytes for row in found.rows} == {len(document.text) for document in DOCUMENTS[:2]}
+    row = rows["finetune", "test/0"]
+    assert row.bits < row.base_bits and row.tokens_trained == len(DOCUMENTS[0].text)
+    # By hand: each segment is scored by the model that read all before it.
+    method = api.ways(["finetune"], ["rule=sgd(learning_rate=0.05)"])["finetune"].method
+    state, bits = method.init(lm), 0.0
+    for query in protocol.queries(DOCUMENTS[0]):
+        bits += method.on([state], lm).score([Segment(query.target, query.context)])[0].bits
+        (state,) = method.take([state], lm, [Evidence.of(query.target)], Context())
+    assert bits == pytest.approx(row.bits, rel=1e-6)
+
+
+def test_on_random_bytes_reading_first_pays_only_if_it_cheats() -> None:
+    import numpy as np
+
+    # Letters drawn evenly: no honest model takes less than log2(16) bits each.
+    letters = np.random.default_rng(0).integers(0, 16, 600)
+    document = Document("noise", "".join("abcdefghijklmnop"[i] for i in letters))
+    lm, settings = toys.lm(), ["rule=sgd(learning_rate=0.3)"]
+    honest = evaluate(
+        lm, plan(ways=api.ways(["finetune"], settings), protocol=Running(30, 0)), [document]
+    ).rows[0]
+    assert honest.bits / honest.bytes > 3.9
+    method = api.ways(["finetune"], [*settings, "passes=40"])["finetune"].method
+    (cheat,) = method.take([method.init(lm)], lm, [Evidence.of(document.text)], Context())
+    assert method.on([cheat], lm).score([Segment(document.text)])[0].bits / honest.bytes < 3.9
+
+
+def test_the_leak_filter_withholds_the_document_itself(store: Datastore, tmp_path: Path) -> None:
+    made = Datastore.create(tmp_path / "leaky", retriever="lexical", chunking=Chunking(characters=100))
+    made.add([*DOCUMENTS, Document("copy", DOCUMENTS[0].text), Document("train", sentence(7))])
+    rows = evaluate(toys.lm(), plan("ttt-nn", ks=(2,)), DOCUMENTS[:1], made).rows
+    assert rows[0].withheld > 0 and rows[0].overlap < 0.5
+    open_rows = evaluate(toys.lm(), plan("ttt-nn", ks=(2,), leak=LeakFilter.off()), DOCUMENTS[:1], made).rows
+    assert open_rows[0].withheld == 0 and open_rows[0].overlap == 1.0
+
+
+def test_compare_writes_down_what_was_run(store: Datastore) -> None:
+    results = api.compare(
+        toys.lm(), DOCUMENTS[:2], ["base", "ttt-nn"], store=store, k=2, protocol=SMALL, seed=5
+    )
+    header = results.header
+    assert header.seed == 5 and header.model["parameters"] > 0 and len(str(header.model["fingerprint"])) == 16
+    assert header.store["passages"] == store.count and "torch" in header.versions
+    assert header.settings["ttt-nn"]["rule"] == {
+        "kind": "AdamW", "learning_rate": 2e-5, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01,
+    }  # fmt: skip
+    assert header.protocol["prefix"] == 80 and header.protocol["leak_containment"] == 0.5
+    assert len(results.showcases) == 2 and "".join(results.showcases[0].tokens) == DOCUMENTS[0].text[80:160]
+    assert results.showcases[0].log_probs.keys() == {"base", "ttt-nn"}
+
+
+def test_adapt_gives_a_model_and_leaves_the_base_alone(store: Datastore) -> None:
+    lm = toys.lm()
+    before = lm.generate("the cat", 8)
+    adapted, read = api.adapt(lm, "the cat", store=store, k=3, settings=["rule=sgd(learning_rate=0.1)"])
+    assert len(read) == 3 and lm.generate("the cat", 8) == before
+    assert adapted.score([Segment("the cat")])[0].bits < lm.score([Segment("the cat")])[0].bits
+    assert api.adapt(lm, "x", "base")[1] == ()
+    with pytest.raises(BadInput, match="no store"):
+        api.adapt(lm, "x")
+
+
+def test_names_are_found_or_the_nearest_is_named() -> None:
+    with pytest.raises(BadInput, match="did you mean 'ttt-nn'"):
+        methods.find("tt-nn")
+    with pytest.raises(BadInput, match="did you mean 'learning_rate'"):
+        api.ways(["ttt-nn"], ["learning_rat=1"])
+    chosen = api.ways(["ttt-nn", "random"], ["learning_rate=1e-3", "random.learning_rate=5e-4"])
+    assert [way.method.rule.learning_rate for way in chosen.values()] == [1e-3, 5e-4]
