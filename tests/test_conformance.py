@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import conformance
 import pytest
+
+import conformance
 import toy_methods
 import toys
-
 from uptake import methods
 from uptake.method import Method
 from uptake.methods.finetune import Finetune
