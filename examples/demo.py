@@ -83,10 +83,14 @@ def sources(paths: list[str]) -> Iterator:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default=str(HERE / "demo-model"), help="Hugging Face name or folder")
     parser.add_argument("--corpus", nargs="+", default=[], help="text to index: files, folders, data sets")
-    parser.add_argument("--data", nargs="+", default=[], help="documents to score (default: held out of the corpus)")
+    parser.add_argument(
+        "--data", nargs="+", default=[], help="documents to score (default: held out of the corpus)"
+    )
     parser.add_argument("--encoder", help="search by meaning too: an encoder's name or folder, or lm:MODEL")
     parser.add_argument("--prompt", default="def shortest_path_length(G, source, target):\n    ")
     parser.add_argument("--queries", type=int, default=12, help="held-out documents to score")
@@ -124,10 +128,18 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(f"  base model   {Path(arguments.model).name}, {parameters / 1e6:,.1f} M parameters")
 
     documents = list(sources(arguments.corpus))
-    test = list(uptake.read(arguments.data)) if arguments.data else held_out(documents, "test", arguments.queries)
+    test = (
+        list(uptake.read(arguments.data))
+        if arguments.data
+        else held_out(documents, "test", arguments.queries)
+    )
     index = documents if arguments.data else split(documents, "index")
     folder = arguments.out / f"store-{int(time.time())}"
-    retriever = {"retriever": "hybrid", "encoder": arguments.encoder} if arguments.encoder else {"retriever": "lexical"}
+    retriever = (
+        {"retriever": "hybrid", "encoder": arguments.encoder}
+        if arguments.encoder
+        else {"retriever": "lexical"}
+    )
     store = uptake.Datastore.create(folder, **retriever, device=arguments.device)
     names = ", ".join(Path(path).name for path in corpus_of(arguments.corpus))
     console.print(f"  new text     {names}: {len(index):,} documents indexed, {len(test)} held out\n")
@@ -145,7 +157,10 @@ def run(arguments: argparse.Namespace) -> None:
             },
             read,
         )
-    for name, text in (("before", sample.continuations["base"]), ("after reading", sample.continuations["ttt-nn"])):
+    for name, text in (
+        ("before", sample.continuations["base"]),
+        ("after reading", sample.continuations["ttt-nn"]),
+    ):
         shown = Text(sample.prompt, style="dim").append(text, style="bold")
         console.print(Panel(shown, title=name, title_align="left", width=console.width))
     nearest = " · ".join(dict.fromkeys(one.document for one in read[:4]))
@@ -162,7 +177,9 @@ def run(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             batch=1,
             showcases=3,
-            progress=lambda done, total, name: progress.update(task, completed=done, total=total, description=name[-34:]),
+            progress=lambda done, total, name: progress.update(
+                task, completed=done, total=total, description=name[-34:]
+            ),
         )
     results = Results(results.header, results.rows, results.showcases, (sample,))
     console.print()

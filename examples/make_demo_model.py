@@ -114,7 +114,9 @@ def prepare(work: Path, shared: Path, seed: int) -> None:
         tokens = encode(tokenizer, texts)
         np.save(work / f"{name}.npy", tokens)
         size = sum(len(text.encode()) for text in texts)
-        print(f"{name}: {len(texts)} documents, {len(tokens):,} tokens, {size / len(tokens):.2f} bytes a token")
+        print(
+            f"{name}: {len(texts)} documents, {len(tokens):,} tokens, {size / len(tokens):.2f} bytes a token"
+        )
 
 
 def new_model() -> LlamaForCausalLM:
@@ -192,20 +194,25 @@ def train(work: Path, arguments: argparse.Namespace) -> LlamaForCausalLM:
         if step % 100 == 0 or step == steps:
             each = (time.time() - started) / (step - first)
             left = (steps - step) * each / 60
-            print(f"step {step}/{steps}  loss {loss.item():.3f}  {each:.2f} s a step  {left:.0f} min left", flush=True)
+            print(
+                f"step {step}/{steps}  loss {loss.item():.3f}  {each:.2f} s a step  {left:.0f} min left",
+                flush=True,
+            )
         if step % 500 == 0 or step == steps:
             print(f"  held-out standard library: {bits_per_token(model, valid):.3f} bits a token", flush=True)
             save_checkpoint(checkpoint, model, optimizers, step)
     return model
 
 
-def save_checkpoint(folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+def save_checkpoint(
+    folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int
+) -> None:
     folder.mkdir(exist_ok=True)
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     save_file(weights, folder / "model.safetensors")
     state = {"step": step, "optimizers": [o.state_dict() for o in optimizers]}
     torch.save(state, folder / "state.new")
-    os.replace(folder / "state.new", folder / "state.pt")
+    (folder / "state.new").replace(folder / "state.pt")
 
 
 def export(model: LlamaForCausalLM, work: Path, out: Path) -> None:
@@ -224,13 +231,17 @@ def export(model: LlamaForCausalLM, work: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("examples/demo-model"))
     parser.add_argument("--work", type=Path, default=Path("build/demo-model"))
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
     parser.add_argument("--tokens", type=int, help="tokens to train on (default: all of them once)")
     parser.add_argument("--batch", type=int, default=4096, help="tokens a step")
-    parser.add_argument("--decay", type=float, default=0.5, help="share of the run over which the rate falls to 0")
+    parser.add_argument(
+        "--decay", type=float, default=0.5, help="share of the run over which the rate falls to 0"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

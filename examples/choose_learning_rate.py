@@ -1,0 +1,45 @@
+"""How the demo's learning rate was chosen: on validation files, which it neither indexes nor shows.
+
+python examples/choose_learning_rate.py
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import demo
+
+import uptake
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=str(demo.HERE / "demo-model"))
+    parser.add_argument("--rates", nargs="+", default=["1e-4", "3e-4", "6e-4", "1e-3"])
+    parser.add_argument("--queries", type=int, default=8)
+    arguments = parser.parse_args()
+    model = uptake.load(arguments.model, dtype=demo.best_dtype())
+    documents = list(demo.sources([]))
+    with tempfile.TemporaryDirectory() as folder:
+        store = uptake.Datastore.create(Path(folder) / "store", retriever="lexical")
+        store.add(demo.split(documents, "index"))
+        for rate in arguments.rates:
+            results = uptake.compare(
+                model,
+                demo.held_out(documents, "validation", arguments.queries),
+                ["random", "ttt-nn"],
+                store=store,
+                k=max(demo.KS),
+                settings=[f"learning_rate={rate}"],
+            )
+            gains = {way: figures["gain"] for way, figures in uptake.summary(results)["methods"].items()}
+            print(
+                f"{rate:>6}  " + "  ".join(f"{way} {100 * gain:5.1f} %" for way, gain in gains.items()),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
