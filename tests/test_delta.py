@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toys
 from uptake.delta import Delta, LowRank, fingerprint, skeleton
 from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.moves import All, LoRA, Moves, Top, block_matrices

@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can hold: quick imports, short files, nothing unpickled, a page a method."""
+"""House rules that a machine can hold: quick imports, short files, nothing unpickled, a page a method."""
 
 import ast
 import importlib.util
@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import conformance
 import pytest
-import toys
 
+import conformance
+import toys
 from uptake import methods
+from uptake.settings import describe
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-HEAVY = {"torch", "transformers", "peft", "lance", "faiss", "pandas", "pyarrow", "matplotlib", "sentence_transformers"}
+HEAVY = {"torch", "transformers", "peft", "lance", "faiss", "pandas", "pyarrow", "sentence_transformers"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -31,8 +32,11 @@ def relative(path: Path) -> str:
 def test_importing_stays_light(module: str) -> None:
     heavy = HEAVY if module != "uptake.methods" else HEAVY - {"torch"}
     program = f"import {module}, json, sys; print(json.dumps(sorted({heavy!r} & sys.modules.keys())))"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert json.loads(answer.stdout) == []
+    assert json.loads(output_of(sys.executable, "-c", program)) == []
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
 def test_every_name_of_the_package_can_be_had() -> None:
@@ -59,14 +63,16 @@ def unpickling(source: str) -> Iterator[str]:
     """Yield every place of a source that could run code from a file."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+            names = [name.name for name in node.names]
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
             yield from (f"line {node.lineno}: {m}" for m in modules if m.split(".")[0] in UNPICKLERS)
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             given = {word.arg: ast.unparse(word.value) for word in node.keywords}
             if called == "torch.load" and given.get("weights_only") != "True":
                 yield f"line {node.lineno}: torch.load without weights_only=True"
-            if {given.get("allow_pickle"), given.get("trust_remote_code")} & {"True"} or called in ("eval", "exec"):
+            trusting = "True" in (given.get("allow_pickle"), given.get("trust_remote_code"))
+            if trusting or called in ("eval", "exec"):
                 yield f"line {node.lineno}: {called}"
 
 
@@ -86,23 +92,44 @@ def test_unpickling_would_be_seen(source: str) -> None:
     assert list(unpickling(source))
 
 
-def test_every_method_has_its_page() -> None:
-    ours = {module.name.replace("_", "-") for module in pkgutil.iter_modules(methods.__path__)}
-    pages = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")} - {"index"}
-    assert pages == ours
-    for name in ours:
-        page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf8")
-        headings = re.findall(r"^## (.+)$", page, re.M)
-        assert headings == ["What it does", "When to use it", "What it costs", "Settings", "Figures"], name
+PAGES = ROOT / "docs" / "methods"
+OURS = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(methods.__path__))
+
+
+def test_every_method_has_its_page_and_every_page_its_method() -> None:
+    assert sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "index") == OURS
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_methods_page_tells_all(name: str) -> None:
+    page = (PAGES / f"{name}.md").read_text(encoding="utf8")
+    headings = re.findall(r"^## (.+)$", page, re.M)
+    assert headings == ["What it does", "When to use it", "What it costs", "Settings", "Figures"]
+    # A way that is another method on other passages may send the reader to that method's page.
+    told = page + "".join(
+        (PAGES / link).read_text(encoding="utf8") for link in re.findall(r"\]\(([\w-]+\.md)\)", page)
+    )
+    method = methods.find(name).method
+    assert [path for path in paths(describe(method)) if f"`{path}`" not in told] == []
+
+
+def paths(settings: dict[str, object], prefix: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if name != "kind":
+            yield prefix + name
+        if isinstance(value, dict):
+            yield from paths(value, f"{prefix}{name}.")
 
 
 def test_no_path_of_a_machine_is_tracked() -> None:
     try:
-        listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        listed = output_of("git", "ls-files", "-z")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     # Written in pieces, so that this file does not find itself.
-    path = re.compile("/(?:" + "|".join(("work", "root", r"home/\w+", r"Users/\w+", "opt/wheels", "tmp/bash")) + ")/")
+    path = re.compile(
+        "/(?:" + "|".join(("work", "root", r"home/\w+", r"Users/\w+", "opt", "tmp/bash")) + ")/"
+    )
     for name in filter(None, listed.split("\0")):
         file = ROOT / name
         if not file.is_file() or file.stat().st_size > 2_000_000:

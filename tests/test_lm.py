@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toys
 from uptake.errors import BadInput
 from uptake.lm import LM, Segment, rolling_windows
 from uptake.wrappers import Mixed, Prefixed, Routed

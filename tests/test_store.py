@@ -153,7 +153,7 @@ def test_a_source_withholds_leaks_and_keeps_its_order(tmp_path):
     clean = {k for k, p in stored(store).items() if not leak.judge(overlap, "q", "g", p).leaks}
     assert {p.id for p in long.passages} == clean and len(long.passages) == len(clean)
     assert long.withheld == store.count - len(clean) and 0 < short.withheld <= long.withheld
-    free = store.source(query, document_id="q", whole_text=whole.text, leak=LeakFilter.off()).search(4)
+    free = store.source(query, document_id="q", whole_text=whole.text, leak=LeakFilter.off()).search(2)
     assert {p.document for p in free.passages} == {"q", "copy"}
     assert free.withheld == 0 and max(free.overlaps) == 1.0
     ids = [p.id for p in short.passages]
@@ -274,6 +274,8 @@ def test_bad_requests_are_refused_in_one_line(tmp_path):
         (BadInput, lambda: store.source("x").search(-1)),
         (BadInput, lambda: store.source("x").sample(-1, np.random.default_rng(0))),
         (BadInput, lambda: store.passages([123])),
+        (BadInput, lambda: store.passages([2**64])),
+        (BadInput, lambda: store.remove(passages=["one"])),
         (BadInput, lambda: lexical.vectors(lexical._table.ids[:1])),
         (BadInput, lambda: make(tmp_path / "s")),
         (BadInput, lambda: make(tmp_path / "file")),
@@ -388,15 +390,11 @@ def test_a_byte_flipped_in_any_file_is_found(tmp_path):
         if not path.is_file() or path.name in ("writer.lock", "latest_version_hint.json"):
             continue
         good = path.read_bytes()
-        for place in random.integers(0, len(good), 2).tolist() if good else ():
+        # The very last byte of the sums may go: that is how a crash leaves them.
+        for place in random.integers(0, max(len(good) - 1, 1), 3).tolist():
             path.write_bytes(good[:place] + bytes([good[place] ^ 0x20]) + good[place + 1 :])
-            try:
-                faults = store.verify()
-            except UptakeError as error:
-                faults = [str(error)]
-            ignorable = path.name in ("store.json", "checksums.sha256") and good[place : place + 1].isspace()
-            assert faults or ignorable or path.name == "store.json", (path, place)
-            assert all("\n" not in fault for fault in faults)
+            faults = store.verify()
+            assert faults and all("\n" not in fault for fault in faults), (path, place)
         path.write_bytes(good)
     assert store.verify() == []
 

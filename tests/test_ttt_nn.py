@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 
+import toys
 from uptake.lm import Segment
 from uptake.method import Budget, Context, Evidence
 from uptake.methods.finetune import Finetune

@@ -1,4 +1,4 @@
-"""Toy models made in the test: GPT-2, Llama and NeoX shapes over a byte-level tokenizer, in float64 if asked."""
+"""Toy models made in the test: GPT-2, Llama and NeoX shapes over a byte-level tokenizer."""
 
 from functools import cache
 from typing import Any

@@ -90,9 +90,9 @@ def parse(hint: Any, text: str, name: str) -> Any:
     return _choice(hint, text, name)
 
 
-def _choice(kind: type, text: str, name: str) -> Any:
+def _choice(kind: type[Any], text: str, name: str) -> Any:
     """Return an instance of a subclass of `kind`, written as its class name and perhaps its settings."""
-    choices: dict[str, Any] = {choice.__name__.lower(): choice for choice in kind.__subclasses__()}
+    choices = {choice.__name__.lower(): choice for choice in kind.__subclasses__()}
     match = re.fullmatch(r"([\w-]+)(?:\((.*)\))?", text)
     if not match or match[1].lower() not in choices:
         raise BadInput(

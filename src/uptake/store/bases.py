@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from uptake.store.table import Ids, Table
 Floats = NDArray[np.float32]
 
 _HASHED = 256 << 20  # bytes; vectors beyond this are summed by `verify` alone: they are read as plain numbers
+_ABANDONED = 86_400  # seconds after which a draft is what a crash left
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Cache:
         found = [path for path in self._folder.iterdir() if re.fullmatch(r"v\d+-\w+", path.name)]
         return sorted(found, key=_version, reverse=True)
 
+    def clear(self) -> None:
+        """Delete everything, drafts that a crash left included."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def bases(self, version: int) -> Iterator[Base]:
         """Yield the usable bases with these settings, the one nearest to `version` first."""
         if not self._private():
@@ -89,6 +95,9 @@ class Cache:
         return Base(table.ids, vectors, self._ivf(vectors, threads))
 
     def _store(self, table: Table, threads: int | None) -> Base:
+        for left in self._folder.glob(".draft-*"):
+            if left.stat().st_mtime < time.time() - _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=self._folder))
         try:
             with (draft / "vectors").open("wb") as file:
@@ -124,12 +133,14 @@ class Cache:
         count, dimensions = vectors.shape
         metric = faiss_metric(self._settings["metric"])
         lists = max(1, min(int(4 * count**0.5), count // 40))
-        # Four bits for every four dimensions: trained in seconds and scanned fastest; the re-rank is exact.
-        fine = f"PQ{dimensions // 4}x4fs" if dimensions % 4 == 0 and count >= 1000 else "SQ8"
+        # Four bits for every two dimensions are trained in seconds and scanned fastest; few dimensions
+        # bear less, and cost little at eight bits each. The re-rank is exact either way.
+        coarse = dimensions > 128 and dimensions % 2 == 0 and count >= 1000
+        fine = f"PQ{dimensions // 2}x4fs" if coarse else "SQ8"
         index: Any = faiss.index_factory(dimensions, f"IVF{lists},{fine}", metric)
         index.cp.niter, index.cp.max_points_per_centroid = 10, 64
         index.cp.min_points_per_centroid = 1
-        index.nprobe = max(1, min(lists, max(32, lists // 16)))
+        index.nprobe = max(1, min(lists, max(64, lists // 16)))
         sample = np.random.default_rng(0).permutation(count)[: 64 * lists + 4096]
         index.train(vectors[np.sort(sample)])
         for start in range(0, count, 65536):
@@ -151,6 +162,8 @@ class Cache:
                 problem = "sizes do not agree"
         except (UptakeError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             problem = one_line(error)
+        if not folder.is_dir():  # another process has put a newer one in its place
+            return None
         warnings.warn(
             f"{folder}: damaged index ({problem}); making it again from the table",
             RuntimeWarning,
@@ -198,9 +211,7 @@ def check_bases(uid: str) -> list[str]:
 
 def forget_bases(uid: str) -> None:
     """Delete every cached base of this store, so that purged text leaves no vector behind."""
-    with contextlib.suppress(UptakeError):
-        for folder in Cache(uid, {}).folders():
-            shutil.rmtree(folder, ignore_errors=True)
+    Cache(uid, {}).clear()
 
 
 def _damaged(folder: Path, everything: bool = False) -> list[str]:

@@ -21,7 +21,7 @@ from uptake.store.bases import forget_bases
 from uptake.store.encoding import Encoding
 from uptake.store.files import Checksums, Lease, plain_errors
 from uptake.store.index import Kind, Metric, open_index
-from uptake.store.layout import TABLE, Layout, View, require_view
+from uptake.store.layout import TABLE, WATCHED, Layout, View, require_view
 from uptake.store.source import BoundSource, QueryText, Ranked, Snapshot, bind, check_count
 from uptake.store.table import Table, storable
 from uptake.store.writing import Added, Writing
@@ -90,7 +90,7 @@ class Datastore:
             if retriever != "dense":
                 table.index_text()
             layout.write(draft)
-            Checksums(draft, TABLE).record()
+            Checksums(draft, WATCHED).record()
             with plain_errors(path):
                 draft.rename(path)
         finally:
@@ -269,7 +269,7 @@ class Datastore:
                 f"{self.path}: opened at version {self.version} to read; open it without a version"
             )
         with Lease(self.path / "writer.lock"):
-            sums = Checksums(self.path, TABLE)
+            sums = Checksums(self.path, WATCHED)
             writing = Writing(
                 Table.open(self.path / TABLE), sums, text_index=self.layout.retriever != "dense"
             )

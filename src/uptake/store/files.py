@@ -11,12 +11,14 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from uptake.errors import BadInput, Busy, Damaged, UptakeError
+
+_CHANGED = "not what was written"
 
 
 @contextlib.contextmanager
@@ -128,58 +130,65 @@ class Lease:
 
 
 class Checksums:
-    """A list of SHA-256 sums, one line a file, as `sha256sum -c` reads it.
+    """The SHA-256 of every file of a store, one line each, as `sha256sum -c` reads it.
 
     Lance writes files once and never changes them but keeps no checksums, so each is summed after
     the commit that made it. A crash between the two leaves a file unsummed until the next commit.
     """
 
-    def __init__(self, store: Path, folder: str) -> None:
+    def __init__(self, store: Path, watched: Sequence[str]) -> None:
         self._store = store
-        self._folder = folder
+        self._watched = watched
         self._path = store / "checksums.sha256"
 
     def record(self) -> None:
-        """Sum every file not summed yet; forget those that are gone."""
+        """Sum every file that is not summed yet."""
         with plain_errors(self._path):
-            known = self.read()
-            here = set(self._files())
-            fresh = {name: sha256(self._store / name) for name in sorted(here - known.keys())}
-            if known.keys() <= here and self._ends_well():
-                lines = format_sums(fresh)
+            raw = self._raw()
+            known = parse_sums(raw)
+            fresh = format_sums(
+                {name: sha256(self._store / name) for name in sorted(self._files()) if name not in known}
+            )
+            if raw.endswith(b"\n"):
                 with self._path.open("ab") as file:
-                    file.write(lines)
+                    file.write(fresh)
                     file.flush()
                     os.fsync(file.fileno())
-            else:
-                write_atomically(
-                    self._path, format_sums({name: s for name, s in known.items() if name in here} | fresh)
-                )
+            else:  # there is none yet, or a crash tore its last line
+                write_atomically(self._path, format_sums(known) + fresh)
 
-    def read(self) -> dict[str, str]:
-        """Return file name -> sum; a line torn by a crash is left out."""
-        sums = parse_sums(self._path.read_bytes() if self._path.exists() else b"")
-        return {name: total for name, total in sums.items() if name.startswith(self._folder + "/")}
+    def clear(self) -> None:
+        """Forget all sums: to be called before files are deleted, and `record` after it."""
+        write_atomically(self._path, b"")
 
-    def damaged(self) -> list[str]:
-        """Return the files that are here but no longer hold what was written."""
-        here = set(self._files())
-        return [name for name, total in self.read().items() if name in here and self._sum(name) != total]
+    def faults(self) -> dict[str, str]:
+        """Return file name -> "missing" or "not what was written", for each that is not as it was."""
+        raw = self._raw()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        sums = parse_sums(whole)
+        faults = {name: fault for name, total in sums.items() if (fault := self._fault(name, total))}
+        if len(sums) != whole.count(b"\n"):
+            faults[self._path.name] = _CHANGED
+        return faults
+
+    def _fault(self, name: str, total: str) -> str:
+        try:
+            return "" if sha256(self._store / name) == total else _CHANGED
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return "missing"
+        except OSError as error:
+            return f"cannot be read ({one_line(error)})"
+
+    def _raw(self) -> bytes:
+        return self._path.read_bytes() if self._path.exists() else b""
 
     def _files(self) -> Iterator[str]:
-        for path in (self._store / self._folder).rglob("*"):
-            # The hint is the one file that Lance rewrites; it only saves a listing.
-            if path.is_file() and path.name != "latest_version_hint.json":
-                yield path.relative_to(self._store).as_posix()
-
-    def _sum(self, name: str) -> str | None:
-        try:
-            return sha256(self._store / name)
-        except OSError:
-            return None
-
-    def _ends_well(self) -> bool:
-        return not self._path.exists() or self._path.read_bytes()[-1:] in (b"\n", b"")
+        for watched in self._watched:
+            path = self._store / watched
+            for file in path.rglob("*") if path.is_dir() else [path]:
+                # The hint is the one file that Lance rewrites; it only saves a listing.
+                if file.is_file() and file.name != "latest_version_hint.json":
+                    yield file.relative_to(self._store).as_posix()
 
 
 def _sync_folder(folder: Path) -> None:

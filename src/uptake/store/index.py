@@ -8,6 +8,7 @@ on the others in its batch.
 """
 
 import itertools
+from functools import cached_property
 from typing import Literal
 
 import faiss
@@ -23,7 +24,8 @@ Metric = Literal["cosine", "ip", "l2"]
 LARGE = 50_000  # rows from which "auto" takes an inverted file: below, an exact search is under 3 ms
 FOLD = 0.1  # share of rows come and gone that a base bears
 _SLACK = 16  # candidates beyond those asked for, so that rounding in FAISS cannot decide who is among them
-_RERANK = 4  # candidates a result, where they come from quantised vectors
+_RERANK = 4  # candidates a result, where they come from quantised vectors,
+_LEAST = 256  # and never fewer than these
 
 
 class VectorIndex:
@@ -36,13 +38,19 @@ class VectorIndex:
         self.base = base
         self._metric = faiss_metric(metric)
         self._threads = threads
-        places = table.positions(base.ids)
-        self._removed = places < 0
-        fresh = np.ones(table.count, dtype=bool)
-        fresh[places[places >= 0]] = False
-        self._fresh_ids = table.ids[fresh]
-        self._fresh = table.vectors(self._fresh_ids)
-        self.count = table.count
+        self._table = table
+        self._removed = np.zeros(len(base.ids), dtype=bool)
+        self._fresh_ids = table.ids[:0]
+        if not np.array_equal(base.ids, table.ids):
+            places = table.positions(base.ids)
+            self._removed = places < 0
+            fresh = np.ones(len(table.ids), dtype=bool)
+            fresh[places[places >= 0]] = False
+            self._fresh_ids = table.ids[fresh]
+
+    @cached_property
+    def _fresh(self) -> Floats:
+        return self._table.vectors(self._fresh_ids)
 
     @property
     def drift(self) -> float:
@@ -58,7 +66,7 @@ class VectorIndex:
         if self._threads:
             faiss.omp_set_num_threads(self._threads)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        k = min(k, self.count)
+        k = min(k, self._table.count)
         if k <= 0 or not len(queries):
             return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         old = self._live(queries, k)
@@ -75,8 +83,8 @@ class VectorIndex:
         if not wanted:
             return [np.empty(0, np.int64)] * len(queries)
         # Deep searches leave the inverted file no advantage, and it could not fill them.
-        exact = self.base.ivf is None or k * _RERANK > size // 10
-        fetch = wanted + _SLACK if exact else wanted * _RERANK + _SLACK
+        exact = self.base.ivf is None or max(k * _RERANK, _LEAST) > size // 10
+        fetch = wanted + _SLACK if exact else max(wanted * _RERANK, _LEAST)
         while True:
             places = self.base.candidates(queries, fetch, self._metric, exact)
             kept = [row[row >= 0] for row in places]  # FAISS fills short answers with -1

@@ -14,6 +14,7 @@ from uptake.text import Chunking, Embedder
 
 FORMAT = 1
 TABLE = "passages.lance"
+WATCHED = ("store.json", TABLE)  # whose files' checksums are kept
 RETRIEVERS = ("hybrid", "dense", "lexical")
 METRICS = ("cosine", "ip", "l2")
 INDEXES = ("auto", "flat", "ivf")

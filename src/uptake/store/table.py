@@ -37,6 +37,14 @@ def storable(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
+def as_ids(numbers: Sequence[int] | Ids) -> Ids:
+    """Return ids as an array; raises BadInput for what cannot be one."""
+    try:
+        return np.asarray(numbers, dtype=np.int64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise BadInput(f"passage ids {str(numbers)[:80]}: give whole numbers below 2**63") from error
+
+
 class Table:
     """The passages of one version. `dimensions` is 0 where they have no vectors."""
 
@@ -107,7 +115,7 @@ class Table:
 
     def positions(self, ids: Sequence[int] | Ids) -> NDArray[np.int64]:
         """Return where each id stands in table order, -1 for one that is not here."""
-        wanted = np.asarray(ids, dtype=np.int64)
+        wanted = as_ids(ids)
         if not len(self.ids):
             return np.full(len(wanted), -1, dtype=np.int64)
         near = np.searchsorted(self.ids, wanted, sorter=self._order)
@@ -130,7 +138,7 @@ class Table:
     def _take(self, ids: Sequence[int] | Ids, columns: list[str]) -> Any:
         places = self.positions(ids)
         if (places < 0).any():
-            stranger = int(np.asarray(ids)[places < 0][0])
+            stranger = int(as_ids(ids)[places < 0][0])
             raise BadInput(f"{self.path.parent}: holds no passage {stranger} at version {self.version}")
         if not len(places):
             return self._dataset.schema.empty_table().select(columns)
@@ -232,12 +240,6 @@ class Table:
     def fragments(self) -> int:
         """In how many pieces the table lies on the disk."""
         return len(self._dataset.get_fragments())
-
-    def missing_files(self) -> list[str]:
-        """Return the files, relative to the table, that some kept version needs and that are not here."""
-        with _plain(self.path):
-            needed = self._dataset.tracked_files().read_all()["path"].to_pylist()
-        return sorted({name for name in needed if not (self.path / name).exists()})
 
     def _latest(self) -> Any:
         with _plain(self.path):

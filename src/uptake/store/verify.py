@@ -7,7 +7,7 @@ import numpy as np
 from uptake.errors import UptakeError
 from uptake.store.bases import check_bases
 from uptake.store.files import Checksums
-from uptake.store.layout import TABLE, Layout
+from uptake.store.layout import TABLE, WATCHED, Layout
 from uptake.store.table import Table
 from uptake.text import passage_id, stable_hash
 
@@ -22,8 +22,7 @@ def verify_store(path: str | Path) -> list[str]:
     cached index. Raises BadInput where there is no store at all.
     """
     store = Path(path).absolute()
-    sums = Checksums(store, TABLE)
-    faults = [_damaged_file(name) for name in sums.damaged()]
+    faults = [_told(name, fault) for name, fault in Checksums(store, WATCHED).faults().items()]
     try:
         layout = Layout.read(store)
     except UptakeError as error:
@@ -32,10 +31,6 @@ def verify_store(path: str | Path) -> list[str]:
         return [str(error), *faults]
     try:
         table = Table.open(store / TABLE)
-        faults += [
-            f"{TABLE}/{name}: missing; put it back from a copy, or build the store again"
-            for name in table.missing_files()
-        ]
         faults += _rows(table)
         if layout.retriever != "dense":
             table.match("the words of any text", 1)
@@ -44,10 +39,10 @@ def verify_store(path: str | Path) -> list[str]:
     return faults + check_bases(layout.uid)
 
 
-def _damaged_file(name: str) -> str:
-    if f"{TABLE}/data/" in name or f"{TABLE}/_deletions/" in name:
-        return f"{name}: not what was written; put it back from a copy, or build the store again"
-    return f"{name}: not what was written; `uptake index remove --purge STORE` makes it anew"
+def _told(name: str, fault: str) -> str:
+    if name.startswith((f"{TABLE}/data/", f"{TABLE}/_deletions/")) or not name.startswith(TABLE):
+        return f"{name}: {fault}; put it back from a copy, or build the store again"
+    return f"{name}: {fault}; `uptake index remove --purge STORE` makes it anew"
 
 
 def _rows(table: Table) -> list[str]:

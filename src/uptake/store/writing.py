@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.store.files import Checksums
-from uptake.store.table import Table, storable
+from uptake.store.table import Table, as_ids, storable
 from uptake.text import Chunking, Document, Passage, stable_hash
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
@@ -54,11 +54,12 @@ class Writing:
     def remove(self, document_keys: Sequence[int], passages: Sequence[int], purge: bool) -> int:
         """See Datastore.remove; documents are given by the stable hash of their ids."""
         before = self.table
-        gone = np.isin(before.document_keys, document_keys) | np.isin(before.ids, passages)
+        gone = np.isin(before.document_keys, as_ids(document_keys)) | np.isin(before.ids, as_ids(passages))
         if gone.any():
             self.commit(before.delete(before.ids[gone]))
         if purge:
             self.purged = True
+            self._sums.clear()
             self.commit(self.table.purge(self._text_index))
         return int(gone.sum())
 
@@ -152,7 +153,7 @@ class _Here:
     def passages(self, document_key: int) -> set[int]:
         if document_key in self.changed:
             return self.changed[document_key]
-        first, last = np.searchsorted(self._keys, [document_key, document_key + 1])
+        first, last = (np.searchsorted(self._keys, document_key, side) for side in ("left", "right"))
         return set(self._ids[first:last].tolist())
 
 
