@@ -263,3 +263,40 @@ def test_names_are_found_or_the_nearest_is_named() -> None:
         api.ways(["ttt-nn"], ["learning_rat=1"])
     chosen = api.ways(["ttt-nn", "random"], ["learning_rate=1e-3", "random.learning_rate=5e-4"])
     assert [way.method.rule.learning_rate for way in chosen.values()] == [1e-3, 5e-4]
+
+
+def test_dynamic_evaluation_learns_the_prefix_then_each_piece_once_it_is_scored() -> None:
+    lm = toys.lm()
+    ways = api.ways(["dynamic-evaluation"], ["rule=sgd(learning_rate=0.05)"])
+    ways = {name: replace(way, segment=30) for name, way in ways.items()}
+    (row,) = evaluate(lm, plan(ways=ways, batch=1), DOCUMENTS[:1]).rows
+    assert row.k == 0 and row.bytes == 80 and row.bits < row.base_bits
+    prefix, target = DOCUMENTS[0].text[:80], DOCUMENTS[0].text[80:160]
+    method, bits = Finetune(rule=SGD(0.05)), 0.0
+    (state,) = method.take([method.init(lm)], lm, [Evidence.of(prefix)], Context())
+    for start in (0, 30, 60):
+        piece = target[start : start + 30]
+        bits += method.on([state], lm).score([Segment(piece, prefix + target[:start])])[0].bits
+        (state,) = method.take([state], lm, [Evidence.of(piece)], Context())
+    assert row.bits == pytest.approx(bits, rel=1e-6)
+    # What the last piece taught came too late to be scored, but it was paid for.
+    assert row.tokens_trained == 160
+
+
+def test_the_guard_bounds_the_loss_of_a_harmful_reading(store: Datastore) -> None:
+    harmful = ["rule=adamw(learning_rate=1)"]
+    rows = evaluate(
+        toys.lm(), plan(ways=api.ways(["ttt-nn", "ttt-nn-guarded"], harmful)), DOCUMENTS, store
+    ).rows
+    assert all(row.bits > row.base_bits + 20 for row in rows if row.way == "ttt-nn")
+    assert all(row.bits <= row.base_bits + 1 + 1e-6 for row in rows if row.way == "ttt-nn-guarded")
+
+
+def test_the_own_prefix_is_learnt_once_whatever_the_ks(store: Datastore) -> None:
+    def last(*ks: int) -> Row:
+        ways = api.ways(["ttt-nn"], ["rule=sgd(learning_rate=0.05)", "own_prefix=true"])
+        return evaluate(toys.lm(), plan(ways=ways, ks=ks, batch=1), DOCUMENTS[:1], store).rows[-1]
+
+    plain = evaluate(toys.lm(), plan("ttt-nn", ks=(3,), batch=1), DOCUMENTS[:1], store).rows[-1]
+    assert last(0, 1, 3).bits == pytest.approx(last(3).bits, rel=1e-6) != plain.bits
+    assert last(3).tokens_trained == last(0, 1, 3).tokens_trained == plain.tokens_trained + 80

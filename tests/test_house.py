@@ -110,7 +110,15 @@ def test_a_methods_page_tells_all(name: str) -> None:
         (PAGES / link).read_text(encoding="utf8") for link in re.findall(r"\]\(([\w-]+\.md)\)", page)
     )
     method = methods.find(name).method
-    assert [path for path in paths(describe(method)) if f"`{path}`" not in told] == []
+    # A method inside another is told of by its own page: `inner.rule.beta1` there is `rule.beta1`.
+    assert [
+        path for path in paths(describe(method)) if not any(f"`{tail}`" in told for tail in tails(path))
+    ] == []
+
+
+def tails(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def paths(settings: dict[str, object], prefix: str = "") -> Iterator[str]:

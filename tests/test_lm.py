@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import toys
 from uptake.errors import BadInput
 from uptake.lm import LM, Segment, rolling_windows
-from uptake.wrappers import Mixed, Prefixed, Routed
+from uptake.wrappers import Bayes, Mixed, Prefixed, Routed
 
 
 @given(context=st.integers(1, 40), count=st.integers(0, 90), room=st.integers(2, 20))
@@ -65,6 +65,7 @@ def wrapped(lm: LM) -> dict[str, LM]:
         "prefixed": Prefixed(lm, [[0, 40, 41, 42]]),
         "mixed": Mixed([lm, other], [0.3, 0.7]),
         "routed": Routed([other]),
+        "bayes": Bayes(lm, other, 0.4),
         "nested": Prefixed(Mixed([lm, Routed([other])], [0.5, 0.5]), [[0, 40, 41]]),
     }
 
@@ -137,3 +138,22 @@ def test_a_batch_of_ragged_texts_equals_one_at_a_time() -> None:
     together = lm.score([Segment(text, "c ") for text in texts], batch_tokens=100)
     for text, scores in zip(texts, together, strict=True):
         assert torch.allclose(scores.log_probs, lm.score([Segment(text, "c ")])[0].log_probs, atol=1e-5)
+
+
+def test_a_bayes_mixture_never_loses_more_than_a_bit_and_is_one_distribution() -> None:
+    base, other = toys.lm("llama", dtype=torch.float64), toys.lm("llama", seed=5, dtype=torch.float64)
+    segments = [Segment("some text to score", "so "), Segment("and another, quite long one " * 6)]
+    for prior in (0.5, 0.1):
+        mixed = Bayes(base, other, prior).score(segments)
+        for one, b, o in zip(mixed, base.score(segments), other.score(segments), strict=True):
+            whole = math.log2((1 - prior) * 2 ** (-b.bits + o.bits) + prior) - o.bits
+            assert one.bits == pytest.approx(-whole, rel=1e-9)
+            assert one.bits <= b.bits + math.log2(1 / (1 - prior)) + 1e-9
+    assert torch.equal(Bayes(base, base, 0.5).score(segments)[1].log_probs, base.score(segments)[1].log_probs)
+    # As a model of text it is the same mixture: the chain of its steps multiplies to it.
+    ids = torch.randint(1, 200, (1, 15), generator=torch.Generator().manual_seed(0))
+    chains = []
+    for model in (Bayes(base, other, 0.5), base, other):
+        log_probs = model.step(ids)[0][0, :-1].gather(-1, ids[0, 1:, None])
+        chains.append(log_probs.sum().exp().item())
+    assert chains[0] == pytest.approx((chains[1] + chains[2]) / 2, rel=1e-9)

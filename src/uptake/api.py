@@ -4,7 +4,7 @@ The command line is a thin skin over this file.
 """
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,11 +44,24 @@ def ways(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Way]:
             continue
         having = [name for name, way in chosen.items() if _has(way, setting)]
         if not having:
-            # Raises, with the nearest name any of them knows.
-            find(next(iter(chosen.values())).method, setting.partition("=")[0])
+            raise _unknown(chosen, setting)
         for name in having:
             chosen[name] = _with(chosen[name], setting)
     return chosen
+
+
+def _unknown(chosen: Mapping[str, Way], setting: str) -> BadInput:
+    """Return the error of a setting that no way has, with the nearest name that any of them knows."""
+    told: list[str] = []
+    for way in chosen.values():
+        try:
+            find(way.method, setting.partition("=")[0].strip().replace("-", "_"))
+        except BadInput as error:
+            told.append(str(error))
+    # "could be" is nearer than "did you mean", and that than a list; a way without settings says least.
+    marks = ("could be", "did you mean", "there are")
+    ranked = sorted(told, key=lambda line: (next(i for i, m in enumerate(marks) if m in line), -len(line)))
+    return BadInput(ranked[0])
 
 
 def _with(way: Way, setting: str) -> Way:
@@ -126,7 +139,7 @@ def adapt(
     way = ways([name], settings)[name]
     found = Found()
     source = None
-    if way.method.reads and k > 0:
+    if way.searches and k > 0:
         if store is None:
             raise BadInput(f"{name} reads neighbours and there is no store: give one")
         # A prompt is no evaluated document: the passage that holds it is what a person wants found.
@@ -158,7 +171,8 @@ def _header(model: Causal, plan: Plan, store: Datastore | None, notes: Sequence[
             **leak,
         },
         settings={
-            name: {**describe(way.method), "select": way.select.name} for name, way in plan.ways.items()
+            name: {**describe(way.method), "select": way.select.name, "segment": way.segment}
+            for name, way in plan.ways.items()
         },
         notes=tuple(notes),
     )

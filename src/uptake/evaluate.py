@@ -121,11 +121,11 @@ class _Run:
     carried: dict[str, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        reading = [name for name, way in self.plan.ways.items() if way.method.reads]
-        if not (reading and self.plan.protocol.retrieves and max(self.plan.ks) > 0):
+        searching = [name for name, way in self.plan.ways.items() if way.searches]
+        if not (searching and self.plan.protocol.retrieves and max(self.plan.ks) > 0):
             self.store = None
         elif self.store is None:
-            raise BadInput(f"{reading[0]} reads neighbours and there is no store: name one with --store")
+            raise BadInput(f"{searching[0]} reads neighbours and there is no store: name one with --store")
 
     def batch(self, units: Sequence[list[Query]]) -> tuple[list[Row], list[Showcase]]:
         """Score a few units under every way."""
@@ -173,8 +173,11 @@ class _Run:
                 return [row for one in asked for row in self._attempt(name, way, [one])]
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             asked[0].scores[name] = asked[0].base[0]
-            ks = self.plan.ks if self.plan.protocol.retrieves else (0,)
-            return [replace(asked[0].row(name, k, asked[0].base), failed=reason) for k in ks]
+            return [replace(asked[0].row(name, k, asked[0].base), failed=reason) for k in self._ks(way)]
+
+    def _ks(self, way: Way) -> tuple[int, ...]:
+        """How many neighbours this way is asked to read: none where it finds none."""
+        return self.plan.ks if self.plan.protocol.retrieves and way.searches else (0,)
 
     def _per_query(self, name: str, way: Way, asked: list[_Asked]) -> list[Row]:
         lm, method, count = self.lm, way.method, len(asked)
@@ -187,7 +190,8 @@ class _Run:
         train: list[float] = []
         rows: list[Row] = []
         # Several k from one pass: what k neighbours taught is where the next few begin.
-        for start, k in zip((0, *self.plan.ks), self.plan.ks, strict=False):
+        ks = self._ks(way)
+        for start, k in zip((0, *ks), ks, strict=False):
             evidence = [
                 Evidence(some.part(start, k), one.queries[0].search, one.source)
                 for some, one in zip(found, asked, strict=True)
@@ -196,7 +200,7 @@ class _Run:
             with cpu_seconds(train):
                 states = method.take(states, lm, evidence, context)
             with cpu_seconds(score):
-                scores = method.on(states, lm).score(segments)
+                scores = way.score(states, lm, segments, context)
             for i, one in enumerate(asked):
                 ledger, some = context.ledger(i), found[i].part(0, k)
                 one.scores[name] = scores[i]
@@ -219,7 +223,7 @@ class _Run:
         return rows
 
     def _choose(self, way: Way, one: _Asked) -> Found:
-        k = max(self.plan.ks)
+        k = max(self._ks(way))
         if one.source is None or k == 0:
             return Found()
         # Seeded by the query alone, so that no query's control depends on which others were run.

@@ -44,6 +44,18 @@ class Scores:
     def bits(self) -> float:
         return -self.log_probs.sum().item() / math.log(2)
 
+    def moved(self, characters: int) -> "Scores":
+        """Return the same scores for a text that begins so many characters later."""
+        spans = tuple((start + characters, end + characters) for start, end in self.spans)
+        return Scores(self.log_probs, spans, self.bytes)
+
+    @staticmethod
+    def joined(parts: Sequence["Scores"]) -> "Scores":
+        """Return the scores of consecutive pieces as those of the whole."""
+        log_probs = torch.cat([torch.zeros(0, dtype=torch.float64), *(part.log_probs for part in parts)])
+        spans = tuple(span for part in parts for span in part.spans)
+        return Scores(log_probs, spans, sum(part.bytes for part in parts))
+
 
 @dataclass(frozen=True, slots=True)
 class Window:

@@ -173,10 +173,10 @@ class Method(ABC, Generic[StateT]):
         gone = set(ids)
         fresh = self.init(lm)
         for reading in state.history:
-            pairs = zip(reading.passages, reading.scores, strict=True)
+            pairs = list(zip(reading.passages, reading.scores, strict=True))
             kept = [(passage, score) for passage, score in pairs if passage.id not in gone]
-            if kept:
-                passages, scores = zip(*kept, strict=True)
+            if kept or not pairs:
+                passages, scores = zip(*kept, strict=True) if kept else ((), ())
                 replay = Context(reading.seed, (context or Context()).budget)
                 (fresh,) = self.take([fresh], lm, [Evidence(Found(passages, scores), reading.query)], replay)
         return fresh
@@ -196,10 +196,39 @@ class Learned(Method[StateT]):
 
 @dataclass(frozen=True)
 class Way:
-    """A method as people ask for it by name: with the passages it reads and its settings."""
+    """A method as people ask for it by name: with the passages it reads and its settings.
+
+    With `segment` an answer is scored in pieces of so many characters, each taken up once scored.
+    """
 
     method: Method[Any]
     select: Select = field(default_factory=Nearest)
+    segment: int | None = None
+
+    @property
+    def searches(self) -> bool:
+        """Whether it reads passages that somebody has to find."""
+        return self.method.reads and self.select.searches
+
+    def score(
+        self, states: Sequence[Any], lm: LM, segments: Sequence[Segment], context: Context
+    ) -> list[Scores]:
+        """Score each segment by the LM of its state."""
+        if self.segment is None:
+            return self.method.on(states, lm).score(segments)
+        return [
+            self._score_running(state, lm, segment, context)
+            for state, segment in zip(states, segments, strict=True)
+        ]
+
+    def _score_running(self, state: Any, lm: LM, segment: Segment, context: Context) -> Scores:
+        size = self.segment or len(segment.text)
+        parts: list[Scores] = []
+        for start in range(0, len(segment.text), size):
+            piece = Segment(segment.text[start : start + size], segment.context + segment.text[:start])
+            (scores,), (state,) = self.method.read([state], lm, [piece], context)
+            parts.append(scores.moved(start))
+        return Scores.joined(parts)
 
 
 @contextmanager

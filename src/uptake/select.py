@@ -7,6 +7,7 @@ no selection can let a leak through. One that weighs candidates against each oth
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from uptake.text import Found, Source
 
 class Select(ABC):
     """A way of choosing passages; subclasses are frozen dataclasses whose fields are the settings."""
+
+    searches: ClassVar[bool] = True  # False: needs no store
 
     @property
     @abstractmethod
@@ -54,3 +57,17 @@ class Random(Select):
 
     def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
         return source.sample(k, generator)
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing(Select):
+    """No passage: what is taken up is the query's own text."""
+
+    searches: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return "nothing"
+
+    def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
+        return Found()

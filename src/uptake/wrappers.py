@@ -1,4 +1,4 @@
-"""LMs made of other LMs: a text before the text, a mixture, another model for each row."""
+"""LMs made of other LMs: a text before the text, mixtures, another model for each row."""
 
 import math
 from collections.abc import Sequence
@@ -6,10 +6,11 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from uptake.delta import Delta
 from uptake.errors import BadInput
-from uptake.lm import LM, Cache, Wrapper
+from uptake.lm import LM, Cache, Scores, Segment, Wrapper
 from uptake.moves import Moves, Opened
 
 
@@ -147,3 +148,69 @@ class Routed(Wrapper):
             torch.cat([log_probs for log_probs, _ in stepped]),
             None if cache is None else [kept for _, kept in stepped],
         )
+
+
+class Bayes(Wrapper):
+    """A base and an adapted LM as one mixture whose weights follow the tokens seen, by Bayes' rule.
+
+    The probability of a text is `(1 - prior) * base + prior * adapted`, as whole texts. In `score`
+    only scored tokens move the weights, so a text costs at most log2(1 / (1 - prior)) bits more than
+    under the base; in `step`, and so in generation, every token since the start does.
+    """
+
+    def __init__(self, inner: LM, adapted: LM, prior: float) -> None:
+        super().__init__(inner)
+        self.adapted, self.prior = adapted, prior
+        self.rows = adapted.rows if inner.rows is None else inner.rows
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.adapted, self.prior)
+
+    def at(self, rows: Sequence[int]) -> LM:
+        return Bayes(self.inner.at(rows), self.adapted.at(rows), self.prior)
+
+    def room(self, row: int) -> int:
+        return min(self.inner.room(row), self.adapted.room(row))
+
+    def overlay(self, delta: Delta) -> LM:
+        return Bayes(self.inner.overlay(delta), self.adapted.overlay(delta), self.prior)
+
+    def start(self) -> Cache:
+        return [self.inner.start(), self.adapted.start(), None]
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        caches = cache if cache is not None else [None, None, None]
+        base, base_cache = self.inner.step(ids, caches[0])
+        adapted, adapted_cache = self.adapted.step(ids, caches[1])
+        ahead = (adapted - base)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        if caches[2] is None:
+            first = torch.full_like(base[:, 0, 0], self._logit)
+        else:
+            odds, before = caches[2]
+            first = odds + before.gather(-1, ids[:, :1])[:, 0]
+        odds = torch.cat([first[:, None], ahead], 1).cumsum(1)
+        mixed = _mix(base, adapted, odds[..., None])
+        kept = [base_cache, adapted_cache, (odds[:, -1], (adapted - base)[:, -1])]
+        return mixed, None if cache is None else kept
+
+    def score(self, segments: Sequence[Segment], batch_tokens: int = 4096) -> list[Scores]:
+        """As LM.score; the weights start at the prior with each segment and follow its tokens alone."""
+        pairs = zip(
+            self.inner.score(segments, batch_tokens), self.adapted.score(segments, batch_tokens), strict=True
+        )
+        out = []
+        for base, adapted in pairs:
+            ahead = adapted.log_probs - base.log_probs
+            odds = self._logit + ahead.cumsum(0) - ahead
+            out.append(Scores(_mix(base.log_probs, adapted.log_probs, odds), base.spans, base.bytes))
+        return out
+
+    @property
+    def _logit(self) -> float:
+        return math.log(self.prior / (1 - self.prior))
+
+
+def _mix(base: Tensor, adapted: Tensor, odds: Tensor) -> Tensor:
+    """Return log(sigmoid(-odds) exp(base) + sigmoid(odds) exp(adapted)), the base where both agree."""
+    mixed = torch.logaddexp(logsigmoid(-odds) + base, logsigmoid(odds) + adapted)
+    return torch.where(adapted == base, base, mixed)

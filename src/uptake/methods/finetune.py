@@ -13,7 +13,7 @@ from uptake.lm import LM
 from uptake.method import Budget, Context, Evidence, Ledger, Method, State, Way, same_length
 from uptake.moves import All, Moves
 from uptake.step import SGD, AdamW, Rule, descend, token_loss
-from uptake.text import Passage
+from uptake.text import Passage, passage_id
 from uptake.wrappers import Routed
 
 
@@ -49,6 +49,7 @@ class Finetune(Method[Moved]):
     chunk_tokens: int | None = None
     passes: int = 1
     order: Literal["nearest-first", "farthest-first"] = "nearest-first"
+    own_prefix: bool = False  # learn the query's own text first
     max_steps: int | None = None  # a query
     max_tokens: int | None = None  # a query
     dropout: bool = False
@@ -95,7 +96,10 @@ class Finetune(Method[Moved]):
         return Moved(base=fresh.base, delta=fresh.delta, memory=state.memory) if self.reference else fresh
 
     def _take(self, row: int, state: Moved, lm: LM, evidence: Evidence, context: Context) -> Moved:
-        if not evidence.passages:
+        passages = evidence.passages
+        if self.own_prefix and not state.history and evidence.query:
+            passages = (Passage(passage_id("", 0, evidence.query), evidence.query), *passages)
+        if not passages:
             return state
         private, opened = lm.open(self.moves, state.delta, context.generator("moves", evidence.query))
         opened.module.train(self.dropout)
@@ -104,7 +108,7 @@ class Finetune(Method[Moved]):
             log_probs, _ = private.step(piece.inputs)
             return token_loss(log_probs, piece.targets, piece.weights)
 
-        pieces = self._affordable(self._pieces(lm, evidence.passages), context, context.ledger(row))
+        pieces = self._affordable(self._pieces(lm, passages), context, context.ledger(row))
         seed = int(context.generator("dropout", evidence.query).initial_seed())
         with torch.random.fork_rng(enabled=self.dropout):
             if self.dropout:
