@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 import toys
 from uptake import api, methods
 from uptake.errors import BadInput
-from uptake.evaluate import Plan, evaluate
+from uptake.evaluate import evaluate
 from uptake.journal import Journal
 from uptake.lm import Segment
 from uptake.method import Context, Evidence, Way
 from uptake.methods.finetune import Finetune
 from uptake.overlap import LeakFilter
+from uptake.plan import Plan
 from uptake.protocol import PerQuery, Running, Whole
 from uptake.results import Row
 from uptake.step import SGD, AdamW

@@ -15,14 +15,16 @@ import uptake
 from uptake import methods
 from uptake.causal import Causal
 from uptake.errors import BadInput
-from uptake.evaluate import Plan, Progress, evaluate, neighbours
+from uptake.evaluate import Progress, evaluate
 from uptake.journal import Journal
 from uptake.lm import LM
 from uptake.method import Budget, Context, Evidence, Way
 from uptake.overlap import LeakFilter
 from uptake.plain import plain
+from uptake.plan import Plan
 from uptake.protocol import PerQuery, Protocol
 from uptake.results import Header, Neighbour, Results
+from uptake.runner import neighbours
 from uptake.settings import apply, describe, find
 from uptake.store.datastore import Datastore
 from uptake.text import Document, Found, stable_hash
@@ -33,8 +35,8 @@ DEFAULT_METHODS = ("base", "random", "in-context", "ttt-nn")
 def ways(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Way]:
     """Return the ways called `names`, with their settings.
 
-    `name=value` sets all ways that have such a setting, `way.name=value` one of them. Raises BadInput
-    for a name or a setting that none of them has.
+    `name=value` sets all ways that have such a setting, in their method or else in their selection of
+    passages; `way.name=value` one of them. Raises BadInput for a name or a setting that none of them has.
     """
     chosen = {name: methods.find(name) for name in names}
     for setting in settings:
@@ -52,25 +54,50 @@ def ways(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Way]:
 
 def _unknown(chosen: Mapping[str, Way], setting: str) -> BadInput:
     """Return the error of a setting that no way has, with the nearest name that any of them knows."""
-    told: list[str] = []
+    told = []
     for way in chosen.values():
         try:
-            find(way.method, setting.partition("=")[0].strip().replace("-", "_"))
+            _place(way, setting)
         except BadInput as error:
-            told.append(str(error))
+            told.append(error)
+    return _nearest(told)
+
+
+def _nearest(told: Iterable[BadInput]) -> BadInput:
+    """Return the error that says most of what may have been meant."""
     # "could be" is nearer than "did you mean", and that than a list; a way without settings says least.
     marks = ("could be", "did you mean", "there are")
-    ranked = sorted(told, key=lambda line: (next(i for i, m in enumerate(marks) if m in line), -len(line)))
-    return BadInput(ranked[0])
+    lines = [str(error) for error in told]
+    return BadInput(
+        min(lines, key=lambda line: (next(i for i, m in enumerate(marks) if m in line), -len(line)))
+    )
+
+
+def _place(way: Way, setting: str) -> tuple[str, str]:
+    """Return which part of the way has the setting, and the setting as that part knows it, or BadInput.
+
+    Parts are its method and its selection; `select.` before a name means the selection alone.
+    """
+    name = setting.partition("=")[0].strip().replace("-", "_")
+    own = name.removeprefix("select.")
+    told = []
+    for part in ("method", "select") if own == name else ("select",):
+        try:
+            find(getattr(way, part), own)
+            return part, setting.strip().removeprefix("select.")
+        except BadInput as error:
+            told.append(error)
+    raise _nearest(told)
 
 
 def _with(way: Way, setting: str) -> Way:
-    return replace(way, method=apply(way.method, setting))
+    part, own = _place(way, setting)
+    return replace(way, **{part: apply(getattr(way, part), own)})
 
 
 def _has(way: Way, setting: str) -> bool:
     try:
-        find(way.method, setting.partition("=")[0].strip().replace("-", "_"))
+        _place(way, setting)
     except BadInput:
         return False
     return True
@@ -93,9 +120,11 @@ def compare(
     journal: Path | None = None,
     notes: Sequence[str] = (),
     progress: Progress = lambda done, total, name: None,
+    workers: int = 1,
 ) -> Results:
     """Score documents under several ways of taking text up, side by side on the same bytes.
 
+    Several `workers` share the queries, a process and a thread each, with the same results.
     With `journal` an interrupted call with the same arguments goes on where it stopped. Raises
     BadInput for what cannot be run; a query that fails is listed in the results.
     """
@@ -113,7 +142,7 @@ def compare(
     header = _header(model, plan, store, notes)
     key = stable_hash(repr(plain(header)), *(text for d in documents for text in (d.id, d.group, d.text)))
     kept = Journal(journal, f"{key:016x}")
-    outcome = evaluate(model, plan, documents, store, kept, progress)
+    outcome = evaluate(model, plan, documents, store, kept, progress, workers)
     header = replace(header, peak_rss_bytes=outcome.peaks)
     return Results(header, tuple(outcome.rows), tuple(outcome.showcases))
 
@@ -171,7 +200,7 @@ def _header(model: Causal, plan: Plan, store: Datastore | None, notes: Sequence[
             **leak,
         },
         settings={
-            name: {**describe(way.method), "select": way.select.name, "segment": way.segment}
+            name: {**describe(way.method), "select": describe(way.select), "segment": way.segment}
             for name, way in plan.ways.items()
         },
         notes=tuple(notes),

@@ -1,50 +1,22 @@
-"""Run ways of taking text up over documents, side by side, and write down what each query gave.
+"""Run an evaluation: what is left to do, by this process or by several, and what came of it.
 
-Every way scores the same queries. A query that fails counts at the base model's score and is
-listed. What is done is kept in a journal as it is done, so an interrupted run goes on.
+What is done is kept in a journal as it is done, so an interrupted run goes on. Results depend on
+the plan alone, not on how many processes share the work.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
-
-from uptake.errors import BadInput, UptakeError
+from uptake.errors import BadInput
 from uptake.journal import Journal, Outcome
-from uptake.lm import LM, Scores, Segment
-from uptake.memory import peak_bytes, reset_peak
-from uptake.method import Budget, Context, Evidence, State, Way, cpu_seconds
-from uptake.overlap import LeakFilter
-from uptake.protocol import PerQuery, Protocol, Query
-from uptake.results import Neighbour, Row, Showcase
+from uptake.lm import LM
+from uptake.parallel import Batch, Workers
+from uptake.plan import Plan, units
+from uptake.protocol import Query
+from uptake.runner import Runner
 from uptake.store.datastore import Datastore
-from uptake.store.source import QueryText
-from uptake.text import Document, Found, Source, stable_hash
+from uptake.text import Document
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run: everything but the model, the store and the documents."""
-
-    ways: Mapping[str, Way]
-    protocol: Protocol = field(default_factory=PerQuery)
-    ks: tuple[int, ...] = (20,)
-    seed: int = 0
-    batch: int = 8  # queries side by side
-    budget: Budget = field(default_factory=Budget)
-    leak: LeakFilter = field(default_factory=LeakFilter)
-    showcases: int = 0  # how many queries to keep in full
-
-    def __post_init__(self) -> None:
-        if not self.ways:
-            raise BadInput("no method given: name at least one, such as ttt-nn")
-        if not self.ks or min(self.ks) < 0:
-            raise BadInput(f"k {list(self.ks)}: use 0 or more neighbours")
-        if self.batch < 1:
-            raise BadInput(f"batch {self.batch}: use 1 or more")
-        object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))
 
 
 def evaluate(
@@ -54,235 +26,59 @@ def evaluate(
     store: Datastore | None = None,
     journal: Journal | None = None,
     progress: Progress = lambda done, total, name: None,
+    workers: int = 1,
 ) -> Outcome:
     """Score every document under every way of the plan.
 
-    Raises BadInput where nothing can be scored, or where neighbours are wanted and there is no store.
+    With several `workers` as many processes share the queries, one thread each. Raises BadInput
+    where nothing can be scored, or where neighbours are wanted and there is no store.
     """
-    sequential = any(way.method.sequential for way in plan.ways.values())
+    if workers < 1:
+        raise BadInput(f"workers {workers}: use 1 or more")
+    if plan.sequential and workers > 1:
+        raise BadInput("reference=true hands on from query to query: use one worker")
     # What one query hands to the next is in no journal: such a run begins again.
-    outcome = (journal or Journal()).start(fresh=sequential)
-    run = _Run(lm, plan, store, outcome)
-    units = _units(plan.protocol, documents)
+    journal = journal or Journal()
+    outcome = journal.start(fresh=plan.sequential)
+    runner = Runner(lm, plan, store)
+    everything = units(plan.protocol, documents)
     done = {row.query for row in outcome.rows}
-    todo = [unit for unit in units if unit[0].id not in done]
-    batch = 1 if sequential else plan.batch
-    for start in range(0, len(todo), batch):
-        progress(len(units) - len(todo) + start, len(units), todo[start][0].document.id)
-        rows, showcases = run.batch(todo[start : start + batch])
-        outcome.rows += rows
-        outcome.showcases += showcases
-        if journal:
-            journal.keep(rows, showcases, outcome.peaks)
-    progress(len(units), len(units), "")
+    left = [(place, unit) for place, unit in enumerate(everything) if unit[0].id not in done]
+    finished = len(everything) - len(left)
+    progress(finished, len(everything), "")
+    for batch, made in _made(runner, plan, _batches(left, plan), min(workers, len(left))):
+        outcome.rows += made.rows
+        outcome.showcases += made.showcases
+        for name, peak in made.peaks.items():
+            outcome.peaks[name] = max(outcome.peaks.get(name, 0), peak)
+        journal.keep(made.rows, made.showcases, outcome.peaks)
+        finished += len(batch.units)
+        progress(finished, len(everything), batch.units[-1][0].document.id)
+    _sort(outcome, plan, everything)
     return outcome
 
 
-def _units(protocol: Protocol, documents: Iterable[Document]) -> list[list[Query]]:
-    """Return what is taken up in one go: a query, or under `running` a whole document's."""
-    per_document = [queries for document in documents if (queries := list(protocol.queries(document)))]
-    if not per_document:
-        raise BadInput("no document is long enough to be scored: give texts of two characters or more")
-    if not protocol.retrieves:
-        return per_document
-    return [[query] for queries in per_document for query in queries]
+def _batches(left: Sequence[tuple[int, list[Query]]], plan: Plan) -> list[Batch]:
+    size = 1 if plan.sequential else plan.batch
+    parts = [left[start : start + size] for start in range(0, len(left), size)]
+    # The first queries of the whole are shown in full, whoever does them and whenever.
+    return [
+        Batch([unit for _, unit in part], sum(place < plan.showcases for place, _ in part)) for part in parts
+    ]
 
 
-@dataclass
-class _Asked:
-    """One unit under way, with what the base made of it and where its neighbours are."""
-
-    queries: list[Query]
-    base: list[Scores]
-    base_seconds: float
-    source: Source | None = None
-    search_seconds: float = 0.0
-    scores: dict[str, Scores] = field(default_factory=dict)  # of the first query, by way
-
-    def row(self, way: str, k: int, scores: Sequence[Scores]) -> Row:
-        first = self.queries[0]
-        return Row(
-            way=way,
-            k=k,
-            query=first.id,
-            document=first.document.id,
-            bytes=sum(part.bytes for part in self.base),
-            bits=sum(part.bits for part in scores),
-            base_bits=sum(part.bits for part in self.base),
-        )
+def _made(runner: Runner, plan: Plan, batches: list[Batch], workers: int) -> Iterator[tuple[Batch, Outcome]]:
+    if workers <= 1:
+        for batch in batches:
+            yield batch, runner.batch(batch.units, batch.shown)
+    else:
+        with Workers(runner.lm, plan, runner.store, workers) as hands:
+            yield from hands.share(batches)
 
 
-@dataclass
-class _Run:
-    lm: LM
-    plan: Plan
-    store: Datastore | None
-    outcome: Outcome
-    carried: dict[str, State] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        searching = [name for name, way in self.plan.ways.items() if way.searches]
-        if not (searching and self.plan.protocol.retrieves and max(self.plan.ks) > 0):
-            self.store = None
-        elif self.store is None:
-            raise BadInput(f"{searching[0]} reads neighbours and there is no store: name one with --store")
-
-    def batch(self, units: Sequence[list[Query]]) -> tuple[list[Row], list[Showcase]]:
-        """Score a few units under every way."""
-        asked = [self._ask(unit) for unit in units]
-        self._find(asked)
-        rows: list[Row] = []
-        for name, way in self.plan.ways.items():
-            reset_peak()
-            rows += self._attempt(name, way, asked)
-            self.outcome.peaks[name] = max(self.outcome.peaks.get(name, 0), peak_bytes())
-        wanted = max(0, self.plan.showcases - len(self.outcome.showcases))
-        return rows, [_showcase(one, max(self.plan.ks)) for one in asked[:wanted]]
-
-    def _ask(self, unit: list[Query]) -> _Asked:
-        seconds: list[float] = []
-        with cpu_seconds(seconds):
-            base = [self.lm.score([_segment(query)])[0] for query in unit]
-        return _Asked(unit, base, seconds[0], scores={"base": base[0]})
-
-    def _find(self, asked: list[_Asked]) -> None:
-        if self.store is None:
-            return
-        seconds: list[float] = []
-        firsts = [one.queries[0] for one in asked]
-        with cpu_seconds(seconds):
-            asks = [
-                QueryText(first.search, first.document.id, first.document.group, first.document.text)
-                for first in firsts
-            ]
-            sources = self.store.sources(asks, self.plan.leak)
-        for one, source in zip(asked, sources, strict=True):
-            one.source, one.search_seconds = source, seconds[0] / len(asked)
-
-    def _attempt(self, name: str, way: Way, asked: list[_Asked]) -> list[Row]:
-        """Take the batch up; where that fails, each query by itself, so that one failure stays one."""
-        try:
-            if not way.method.reads:
-                return [replace(one.row(name, 0, one.base), score_seconds=one.base_seconds) for one in asked]
-            take = self._per_query if self.plan.protocol.retrieves else self._running
-            return take(name, way, asked)
-        except UptakeError:
-            raise
-        except Exception as error:  # whatever a network can raise is one failed query, named in the report
-            if len(asked) > 1:
-                return [row for one in asked for row in self._attempt(name, way, [one])]
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            asked[0].scores[name] = asked[0].base[0]
-            return [replace(asked[0].row(name, k, asked[0].base), failed=reason) for k in self._ks(way)]
-
-    def _ks(self, way: Way) -> tuple[int, ...]:
-        """How many neighbours this way is asked to read: none where it finds none."""
-        return self.plan.ks if self.plan.protocol.retrieves and way.searches else (0,)
-
-    def _per_query(self, name: str, way: Way, asked: list[_Asked]) -> list[Row]:
-        lm, method, count = self.lm, way.method, len(asked)
-        context = Context(self.plan.seed, self.plan.budget)
-        choose: list[float] = []
-        with cpu_seconds(choose):
-            found = [self._choose(way, one) for one in asked]
-        states = [self.carried.get(name) or method.init(lm) for _ in asked]
-        segments = [_segment(one.queries[0]) for one in asked]
-        train: list[float] = []
-        rows: list[Row] = []
-        # Several k from one pass: what k neighbours taught is where the next few begin.
-        ks = self._ks(way)
-        for start, k in zip((0, *ks), ks, strict=False):
-            evidence = [
-                Evidence(some.part(start, k), one.queries[0].search, one.source)
-                for some, one in zip(found, asked, strict=True)
-            ]
-            score: list[float] = []
-            with cpu_seconds(train):
-                states = method.take(states, lm, evidence, context)
-            with cpu_seconds(score):
-                scores = way.score(states, lm, segments, context)
-            for i, one in enumerate(asked):
-                ledger, some = context.ledger(i), found[i].part(0, k)
-                one.scores[name] = scores[i]
-                rows.append(
-                    replace(
-                        one.row(name, k, [scores[i]]),
-                        neighbours=len(some.passages),
-                        overlap=max(some.overlaps, default=0.0),
-                        withheld=some.withheld,
-                        tokens_trained=ledger.tokens_trained,
-                        tokens_read=ledger.tokens_read,
-                        steps=ledger.steps,
-                        retrieve_seconds=one.search_seconds + choose[0] / count,
-                        train_seconds=sum(train) / count,
-                        score_seconds=score[0] / count,
-                    )
-                )
-        if method.sequential:
-            self.carried[name] = method.follow(states[-1], lm)
-        return rows
-
-    def _choose(self, way: Way, one: _Asked) -> Found:
-        k = max(self._ks(way))
-        if one.source is None or k == 0:
-            return Found()
-        # Seeded by the query alone, so that no query's control depends on which others were run.
-        generator = np.random.default_rng(stable_hash(str(self.plan.seed), "choose", one.queries[0].id))
-        return way.select.choose(one.source, k, generator)
-
-    def _running(self, name: str, way: Way, asked: list[_Asked]) -> list[Row]:
-        lm, method = self.lm, way.method
-        rows = []
-        for one in asked:
-            context = Context(self.plan.seed, self.plan.budget)
-            states = [self.carried.get(name) or method.init(lm)]
-            seconds: list[float] = []
-            scores: list[Scores] = []
-            with cpu_seconds(seconds):
-                for query in one.queries:
-                    found, states = method.read(states, lm, [_segment(query)], context)
-                    scores += found
-            if method.sequential:
-                self.carried[name] = method.follow(states[0], lm)
-            one.scores[name] = scores[0]
-            ledger = context.ledger(0)
-            # Scoring and taking up are one act here; what the base needs to score is not learning.
-            training = max(0.0, seconds[0] - one.base_seconds)
-            row = replace(
-                one.row(name, 0, scores),
-                tokens_trained=ledger.tokens_trained,
-                tokens_read=ledger.tokens_read,
-                steps=ledger.steps,
-                train_seconds=training,
-                score_seconds=seconds[0] - training,
-            )
-            rows.append(row)
-        return rows
-
-
-def _segment(query: Query) -> Segment:
-    return Segment(query.target, query.context)
-
-
-def _showcase(one: _Asked, k: int) -> Showcase:
-    query, base = one.queries[0], one.base[0]
-    ends = [end for _, end in base.spans]
-    # Tokens of one character share its span: the character goes to the last of them.
-    pieces = [query.target[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    found = one.source.search(k) if one.source else Found()
-    return Showcase(
-        query=query.id,
-        document=query.document.id,
-        prefix=query.context,
-        tokens=tuple(pieces),
-        log_probs={name: tuple(scores.log_probs.tolist()) for name, scores in one.scores.items()},
-        neighbours=neighbours(found),
-    )
-
-
-def neighbours(found: Found) -> tuple[Neighbour, ...]:
-    """Return found passages as a report shows them."""
-    return tuple(
-        Neighbour(passage.document, passage.start, score, overlap, passage.text)
-        for passage, score, overlap in zip(found.passages, found.scores, found.overlaps, strict=True)
-    )
+def _sort(outcome: Outcome, plan: Plan, everything: Sequence[Sequence[Query]]) -> None:
+    """Put rows and showcases into the order of the queries, whoever finished first."""
+    place = {unit[0].id: number for number, unit in enumerate(everything)}
+    ways = {name: number for number, name in enumerate(plan.ways)}
+    outcome.rows.sort(key=lambda row: (place[row.query], ways[row.way], row.k))
+    outcome.showcases.sort(key=lambda showcase: place[showcase.query])

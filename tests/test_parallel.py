@@ -1,0 +1,79 @@
+"""Several processes share an evaluation: the same results, a dead worker's work done again."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import toys
+import uptake
+from test_evaluate import DOCUMENTS, SMALL, sentence
+from uptake import api
+from uptake.causal import Causal
+from uptake.errors import BadInput, Missing, UptakeError
+from uptake.evaluate import evaluate
+from uptake.parallel import Batch, Workers
+from uptake.plan import Plan, units
+from uptake.store.datastore import Datastore
+from uptake.text import Chunking, Document
+
+PLAN = Plan(
+    api.ways(["random", "ttt-nn"], ["rule=sgd(learning_rate=0.05)"]), SMALL, (1, 3), batch=1, showcases=2
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Causal:
+    folder = tmp_path_factory.mktemp("model")
+    toys.module().save_pretrained(folder)
+    toys.tokenizer().save_pretrained(folder)
+    return uptake.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Datastore:
+    folder = tmp_path_factory.mktemp("store") / "store"
+    made = Datastore.create(folder, retriever="lexical", chunking=Chunking(characters=100))
+    made.add([Document(f"train/{i}", sentence(100 + i)) for i in range(12)])
+    return made
+
+
+def test_two_workers_give_bit_for_bit_what_one_gives(model: Causal, store: Datastore) -> None:
+    alone = evaluate(model, PLAN, DOCUMENTS, store)
+    shared = evaluate(model, PLAN, DOCUMENTS, store, workers=2)
+    assert [(r.way, r.k, r.query, r.bits) for r in shared.rows] == [
+        (r.way, r.k, r.query, r.bits) for r in alone.rows
+    ]
+    assert shared.showcases == alone.showcases and shared.peaks.keys() == alone.peaks.keys()
+
+
+def test_a_killed_workers_batch_is_done_again_and_no_worker_is_an_error(
+    model: Causal, store: Datastore
+) -> None:
+    batches = [Batch(unit) for unit in ([one] for one in units(SMALL, DOCUMENTS))]
+    with Workers(model, PLAN, store, 2) as hands:
+        made = []
+        for batch, outcome in hands.share(batches):
+            made.append((batch, outcome))
+            if len(made) == 1:
+                os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
+        assert sorted(batch.units[0][0].id for batch, _ in made) == sorted(b.units[0][0].id for b in batches)
+        assert len(hands._alive) == 1
+        os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
+        with pytest.raises(UptakeError, match="every worker died"):
+            list(hands.share(batches))
+
+
+def test_what_a_worker_cannot_do_is_told(model: Causal, store: Datastore, tmp_path: Path) -> None:
+    nameless = Causal(toys.module(), model.tokenizer)
+    with pytest.raises(BadInput, match=r"uptake\.load"):
+        evaluate(nameless, PLAN, DOCUMENTS, store, workers=2)
+    gone = Causal(toys.module(), model.tokenizer, str(tmp_path / "no-such-model"))
+    with pytest.raises((BadInput, Missing), match="no-such-model"):
+        evaluate(gone, PLAN, DOCUMENTS, store, workers=2)
+    with pytest.raises(BadInput, match="one worker"):
+        ways = api.ways(["ttt-nn"], ["reference=true"])
+        evaluate(model, Plan(ways, SMALL), DOCUMENTS, store, workers=2)
+    with pytest.raises(BadInput, match="1 or more"):
+        evaluate(model, PLAN, DOCUMENTS, store, workers=0)
