@@ -149,6 +149,12 @@ def law_reading_is_scoring_then_taking(method: AnyMethod, lm: LM, other: LM, fol
     assert torch.equal(logs(method, lm, states[0]), logs(method, lm, taken))
 
 
+def law_reading_in_parts_is_reading_at_once(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
+    together = method.take([method.init(lm)], lm, [Evidence.of(A, B, query="so ")], Context())[0]
+    if method.cumulative:
+        assert torch.allclose(logs(method, lm, together), logs(method, lm, read(method, lm, A, B)), atol=1e-5)
+
+
 def law_donated_equals_copied(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
     evidence = [Evidence.of(B, query="so ")]
     (copied,) = method.take([read(method, lm, A)], lm, evidence, Context())

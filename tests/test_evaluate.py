@@ -253,7 +253,7 @@ def test_adapt_gives_a_model_and_leaves_the_base_alone(store: Datastore) -> None
     assert len(read) == 3 and lm.generate("the cat", 8) == before
     assert adapted.score([Segment("the cat")])[0].bits < lm.score([Segment("the cat")])[0].bits
     assert api.adapt(lm, "x", "base")[1] == ()
-    with pytest.raises(BadInput, match="no store"):
+    with pytest.raises(BadInput, match="there is none"):
         api.adapt(lm, "x")
 
 
@@ -301,3 +301,22 @@ def test_the_own_prefix_is_learnt_once_whatever_the_ks(store: Datastore) -> None
     plain = evaluate(toys.lm(), plan("ttt-nn", ks=(3,), batch=1), DOCUMENTS[:1], store).rows[-1]
     assert last(0, 1, 3).bits == pytest.approx(last(3).bits, rel=1e-6) != plain.bits
     assert last(3).tokens_trained == last(0, 1, 3).tokens_trained == plain.tokens_trained + 80
+
+
+@pytest.mark.parametrize("setting", ["passes=2", "order=farthest-first", "dropout=true", "clip=0.5"])
+def test_the_ks_asked_for_together_are_those_asked_for_apart(store: Datastore, setting: str) -> None:
+    ways = api.ways(["ttt-nn"], ["rule=sgd(learning_rate=0.05)", setting])
+    together = evaluate(toys.lm("gpt2"), plan(ways=ways, ks=(1, 3), batch=2), DOCUMENTS[:2], store).rows
+    for k in (1, 3):
+        apart = evaluate(toys.lm("gpt2"), plan(ways=ways, ks=(k,), batch=2), DOCUMENTS[:2], store).rows
+        for one, other in zip([row for row in together if row.k == k], apart, strict=True):
+            assert (
+                one.bits == pytest.approx(other.bits, rel=1e-6) and one.tokens_trained == other.tokens_trained
+            )
+
+
+def test_each_query_pays_for_what_it_learnt_while_it_was_scored() -> None:
+    ways = api.ways(["dynamic-evaluation"])
+    short = [Document("a", sentence(1)[:120]), Document("b", sentence(2))]
+    rows = evaluate(toys.lm(), plan(ways=ways, batch=2), short).rows
+    assert [row.tokens_trained for row in rows] == [120, 160]

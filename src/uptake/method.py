@@ -85,6 +85,10 @@ class Context:
             self.ledgers.append(Ledger())
         return self.ledgers[row]
 
+    def of(self, row: int) -> "Context":
+        """Return the context of one row by itself; what is spent there is spent here."""
+        return Context(self.seed, self.budget, [self.ledger(row)], self.cancelled)
+
     def generator(self, *names: str) -> torch.Generator:
         """Return a random generator that depends on the seed and the names alone, not on what ran before."""
         return torch.Generator().manual_seed(stable_hash(str(self.seed), *names))
@@ -125,6 +129,11 @@ class Method(ABC, Generic[StateT]):
     def sequential(self) -> bool:
         """Whether each query must wait for the one before it, because `follow` hands something on."""
         return False
+
+    @property
+    def cumulative(self) -> bool:
+        """Whether reading passages in parts, one `take` after another, is reading them at once."""
+        return True
 
     @classmethod
     @abstractmethod
@@ -217,8 +226,8 @@ class Way:
         if self.segment is None:
             return self.method.on(states, lm).score(segments)
         return [
-            self._score_running(state, lm, segment, context)
-            for state, segment in zip(states, segments, strict=True)
+            self._score_running(state, lm, segment, context.of(row))
+            for row, (state, segment) in enumerate(zip(states, segments, strict=True))
         ]
 
     def _score_running(self, state: Any, lm: LM, segment: Segment, context: Context) -> Scores:

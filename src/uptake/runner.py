@@ -111,17 +111,17 @@ class Runner:
 
     def _per_query(self, name: str, way: Way, asked: list[_Asked]) -> list[Row]:
         lm, method, count = self.lm, way.method, len(asked)
-        context = Context(self.plan.seed, self.plan.budget)
         choose: list[float] = []
         with cpu_seconds(choose):
             found = [self._choose(way, one) for one in asked]
-        states = [self.carried.get(name) or method.init(lm) for _ in asked]
+        fresh = [self.carried.get(name) or method.init(lm) for _ in asked]
+        states, context, train = fresh, Context(self.plan.seed, self.plan.budget), list[float]()
         segments = [_segment(one.queries[0]) for one in asked]
-        train: list[float] = []
         rows: list[Row] = []
-        # Several k from one pass: what k neighbours taught is where the next few begin.
-        ks = self.plan.asked(way)
-        for start, k in zip((0, *ks), ks, strict=False):
+        start = 0
+        for k in self.plan.asked(way):
+            if not method.cumulative:
+                start, states, context, train = 0, fresh, Context(self.plan.seed, self.plan.budget), []
             evidence = [
                 Evidence(some.part(start, k), one.queries[0].search, one.source)
                 for some, one in zip(found, asked, strict=True)
@@ -129,6 +129,8 @@ class Runner:
             score: list[float] = []
             with cpu_seconds(train):
                 states = method.take(states, lm, evidence, context)
+            # Several k from one pass: what k neighbours taught is where the next few begin.
+            start = k
             with cpu_seconds(score):
                 scores = way.score(states, lm, segments, context)
             for i, one in enumerate(asked):

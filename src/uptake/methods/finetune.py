@@ -69,6 +69,10 @@ class Finetune(Method[Moved]):
     def sequential(self) -> bool:
         return self.reference
 
+    @property
+    def cumulative(self) -> bool:
+        return self.passes == 1 and self.order == "nearest-first" and not self.dropout
+
     @classmethod
     def example(cls) -> Self:
         return cls(rule=SGD(learning_rate=0.1), chunk_tokens=16)

@@ -32,6 +32,10 @@ class Guarded(Method[Moved]):
     def sequential(self) -> bool:
         return self.inner.sequential
 
+    @property
+    def cumulative(self) -> bool:
+        return self.inner.cumulative
+
     @classmethod
     def example(cls) -> Self:
         return cls(Finetune.example())

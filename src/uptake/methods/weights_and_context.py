@@ -31,6 +31,10 @@ class WeightsAndContext(Method[Both]):
     def sequential(self) -> bool:
         return self.weights.sequential
 
+    @property
+    def cumulative(self) -> bool:
+        return self.weights.cumulative
+
     @classmethod
     def example(cls) -> Self:
         return cls(Finetune.example(), InContext.example())
