@@ -18,7 +18,7 @@ from uptake.errors import BadInput
 from uptake.evaluate import Progress, evaluate
 from uptake.journal import Journal
 from uptake.lm import LM
-from uptake.method import Budget, Context, Evidence, Way
+from uptake.method import Budget, Context, Evidence, State, Way
 from uptake.overlap import LeakFilter
 from uptake.plain import plain
 from uptake.plan import Plan
@@ -163,20 +163,41 @@ def adapt(
 
     The model given is untouched.
     """
+    way = ways([name], settings)[name]
+    state, found = take_up(model, prompt, way, store=store, k=k, seed=seed, budget=budget, leak=leak)
+    return way.method.on([state], model), neighbours(found)
+
+
+def take_up(
+    model: LM,
+    prompt: str,
+    way: Way,
+    *,
+    store: Datastore | None = None,
+    k: int = 20,
+    seed: int = 0,
+    budget: Budget | None = None,
+    leak: LeakFilter | None = None,
+    whole_text: str = "",
+) -> tuple[State, Found]:
+    """Return the state of a way after taking up what is found near `prompt`, and what was found.
+
+    `leak` is off where none is given; it weighs what is found against `whole_text`, or the prompt.
+    """
     if k < 0:
         raise BadInput(f"k = {k}: ask for 0 or more neighbours")
-    way = ways([name], settings)[name]
     found = Found()
     source = None
     if way.searches and k > 0:
         if store is None:
-            raise BadInput(f"{name} reads neighbours and there is no store: give one")
+            raise BadInput(f"selection {way.select.name!r} looks in a store and there is none: give one")
         # A prompt is no evaluated document: the passage that holds it is what a person wants found.
-        source = store.source(prompt, leak=leak or LeakFilter.off())
+        source = store.source(prompt, whole_text=whole_text, leak=leak or LeakFilter.off())
         found = way.select.choose(source, k, np.random.default_rng(stable_hash(str(seed), "choose", prompt)))
     context = Context(seed, budget or Budget())
-    states = way.method.take([way.method.init(model)], model, [Evidence(found, prompt, source)], context)
-    return way.method.on(states, model), neighbours(found)
+    evidence = [Evidence(found, prompt, source)]
+    (state,) = way.method.take([way.method.init(model)], model, evidence, context)
+    return state, found
 
 
 def _header(model: Causal, plan: Plan, store: Datastore | None, notes: Sequence[str]) -> Header:

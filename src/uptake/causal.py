@@ -81,10 +81,7 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"device {device!r}: no CUDA device is usable here, use --device cpu")
+    check(device, dtype)
     folder = Path(name)
     if folder.is_dir():
         _check_folder(folder)
@@ -95,17 +92,44 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = _or_missing(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
-    module = _or_missing(
+    module, told = _or_missing(
         name,
         lambda: AutoModelForCausalLM.from_pretrained(
-            name, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            name,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         ),
     )
+    # The loader would make weights up at random and say so in a log.
+    if lacking := sorted(told["missing_keys"]):
+        raise BadInput(
+            f"model {name!r}: its files lack {lacking[0]} and {len(lacking) - 1} more of the weights that "
+            "config.json promises; give a causal language model, whole"
+        )
     try:
         module = module.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {device!r} cannot be used: {_first_line(error)}") from error
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise BadInput(f"device {device!r} cannot hold {name!r} in {dtype}: {_first_line(error)}") from error
     return Causal(module, Tokenizer(tokenizer), name)
+
+
+def check(device: str, dtype: str) -> None:
+    """Raise BadInput for a number format there is not, or a device that is not here."""
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    check_device(device)
+
+
+def check_device(device: str) -> None:
+    """Raise BadInput for a device that cannot hold a number here and give it back."""
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # every backend has its own way of not being there
+        raise BadInput(
+            f"device {device!r} cannot be used here ({_first_line(error)[:80]}): use cpu, cuda, cuda:1 or mps"
+        ) from error
 
 
 def _check_folder(folder: Path) -> None:
@@ -124,10 +148,17 @@ def _or_missing(name: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except Exception as error:  # the hub client and the loaders raise many kinds
+        if "ignore_mismatched_sizes" in str(error):
+            raise BadInput(
+                f"model {name!r}: its weights are not of the sizes that config.json says; put both back from "
+                "one copy"
+            ) from error
         raise Missing(
             f"model {name!r} cannot be loaded ({_first_line(error)}): give a folder that holds it"
         ) from error
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    first = next(iter(str(error).strip().splitlines()), "").rstrip(" .:")[:200]
+    # A bare KeyError tells no more than a word.
+    return first if " " in first else f"{type(error).__name__} {first}".strip()

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uptake.plain import plain, typed
+from uptake.errors import UptakeError
+from uptake.plain import plain, typed, write_whole
 from uptake.results import Row, Showcase
 
 
@@ -35,23 +36,30 @@ class Journal:
         outcome = Outcome()
         if self.path is None:
             return outcome
-        lines = self.path.read_text(encoding="utf8").splitlines() if self.path.exists() and not fresh else []
+        raw = self.path.read_bytes() if self.path.exists() and not fresh else b""
+        # What has no end of line was cut short.
+        lines = raw.split(b"\n")[:-1]
         whole = []
         for number, line in enumerate(lines):
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if number == 0 and record != {"key": self.key}:
+                if number == 0 and record != {"key": self.key}:
+                    break
+                if number > 0:
+                    rows = typed(tuple[Row, ...], record["rows"], "rows")
+                    showcases = typed(tuple[Showcase, ...], record["showcases"], "showcases")
+                    peaks = typed(Mapping[str, int], record["peaks"], "peaks")
+                    outcome.rows += rows
+                    outcome.showcases += showcases
+                    outcome.peaks = dict(peaks)
+            except (ValueError, KeyError, TypeError):
                 break
             whole.append(line)
-            if number > 0:
-                outcome.rows += typed(tuple[Row, ...], record["rows"], "rows")
-                outcome.showcases += typed(tuple[Showcase, ...], record["showcases"], "showcases")
-                outcome.peaks = record["peaks"]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = whole or [json.dumps({"key": self.key})]
-        self.path.write_text("".join(line + "\n" for line in whole), encoding="utf8")
+        whole = whole or [json.dumps({"key": self.key}).encode()]
+        content = b"".join(line + b"\n" for line in whole)
+        if content != raw:  # replaced at once: a full disk must not cost what was done
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, content)
         return outcome
 
     def keep(self, rows: Sequence[Row], showcases: Sequence[Showcase], peaks: Mapping[str, int]) -> None:
@@ -59,10 +67,16 @@ class Journal:
         if self.path is None:
             return
         record = {"rows": plain(rows), "showcases": plain(showcases), "peaks": dict(peaks)}
-        with self.path.open("a", encoding="utf8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UptakeError(
+                f"cannot write {self.path}: {error.strerror or error}; make room and give the same command "
+                "again: what was finished is kept"
+            ) from error
 
     def done(self) -> None:
         """Remove the file: the report holds it all now."""

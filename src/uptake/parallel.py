@@ -7,6 +7,8 @@ parent makes and nobody else can reach.
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -63,7 +65,8 @@ class Workers:
         for number in range(self.count):
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=_work, args=(self._job(self.lm, number), theirs), daemon=True)
-            process.start()
+            with _deaf_to_interrupts():
+                process.start()
             theirs.close()
             self._alive[ours] = process
         return self
@@ -124,6 +127,19 @@ class Workers:
         store, version = (None, None) if self.store is None else (self.store.path, self.store.version)
         dtype = str(lm.dtype).removeprefix("torch.")
         return Job(lm.name, lm.fingerprint, device, dtype, self.plan, store, version)
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes started in the block ignore Ctrl-C, which a terminal sends to all: this one ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say so
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _work(job: Job, connection: Connection) -> None:

@@ -237,8 +237,11 @@ def many(count: int, one: str, more: str) -> str:
     return f"{count:,} {one if count == 1 else more}"
 
 
-def table(results: Results) -> "Table":
-    """Return the report as a rich table that fits 100 columns: one line a way, at its largest k."""
+def table(results: Results, leave_out: Sequence[str] = ()) -> "Table":
+    """Return the report as a rich table that fits 100 columns: one line a way, at its largest k.
+
+    `leave_out` names headings to do without on a narrower screen.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -253,9 +256,10 @@ def table(results: Results) -> "Table":
         caption += f"\nfailed, and counted at the base's score: {told}"
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption=Text(caption))
     made.caption_justify = "left"
-    for line in lines(figures):
+    for whole in lines(figures):
+        line = {heading: text for heading, text in whole.items() if heading not in leave_out}
         if not made.columns:
-            made.add_column("way", min_width=10, vertical="bottom")
+            made.add_column("way", min_width=10, vertical="bottom", no_wrap=True)
             for heading in list(line)[1:]:
                 # Two words take two lines, for the width.
                 made.add_column(Text(heading.replace(" ", "\n", 1)), justify="right", no_wrap=True)

@@ -49,6 +49,35 @@ def describe(settings: Any) -> dict[str, Any]:
     return out
 
 
+def values(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Return for each setting, by its dotted path, what may be written for it."""
+    hints = get_type_hints(type(settings))
+    out = {}
+    for part in dataclasses.fields(settings):
+        out[prefix + part.name] = _values(hints[part.name])
+        value = getattr(settings, part.name)
+        if dataclasses.is_dataclass(value):
+            out |= values(value, f"{prefix}{part.name}.")
+    return out
+
+
+def _values(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " | ".join("none" if each is type(None) else _values(each) for each in arguments)
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    plain: dict[Any, str] = {bool: "true | false", int: "whole number", float: "number", str: "text"}
+    return plain[hint] if hint in plain else " | ".join(map(_call, hint.__subclasses__())) or "as below"
+
+
+def _call(choice: Any) -> str:
+    """Write a choice as it is asked for, with its settings if it has any."""
+    inner = ", ".join(f"{part.name}={part.default}" for part in dataclasses.fields(choice))
+    name: str = choice.__name__.lower()
+    return f"{name}({inner})" if inner else name
+
+
 def _paths(settings: Any, prefix: str = "") -> list[str]:
     out = []
     for part in dataclasses.fields(settings):

@@ -123,6 +123,10 @@ class Source(Protocol):
         """Return one row a passage id."""
         ...
 
+    def query_vector(self) -> NDArray[np.float32]:
+        """Return the query's own vector, of the passages' encoder. Raises BadInput where there is none."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Found:

@@ -1,100 +1,156 @@
 """`uptake compare`: several ways of taking text up, side by side on the same text."""
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from uptake.cli import options
+from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from uptake.method import Way
+    from uptake.protocol import Protocol
+    from uptake.store.datastore import Datastore
+
+EXAMPLES = options.examples(
+    "uptake compare -m gpt2 -s notes.store --data test.jsonl --html report.html",
+    "uptake compare -m gpt2 -s notes.store --data test.jsonl -k 1,5,20 --limit 50",
+    "uptake compare -m gpt2 --data test.jsonl --methods base,finetune \\\n      --protocol running",
+)
 
 
 def compare(
     model: options.Model,
     data: options.Data,
-    methods: options.Methods = "base,random,in-context,ttt-nn",
     store: options.Store = None,
+    methods: options.Methods = "base,random,in-context,ttt-nn",
     k: options.Neighbours = "20",
     settings: options.Setting = None,
+    encoder: options.Encoder = None,
     protocol: options.ProtocolName = "per-query",
     prefix: options.Prefix = 1024,
     suffix: options.Suffix = 1024,
     windows: options.Windows = 1,
     segment: options.SegmentSize = 512,
     limit: options.Limit = None,
-    batch: options.Batch = 8,
     leak_containment: options.Containment = 0.5,
     leak_jaccard: options.Jaccard = 0.8,
     no_leak_filter: options.NoFilter = False,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
     max_seconds: options.MaxSeconds = None,
-    encoder: options.Encoder = None,
     json_path: options.Json = None,
     html: options.Html = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from an interrupted run.")] = False,
+    fresh: options.Fresh = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
+    batch: options.Batch = 8,
+    workers: options.Workers = 1,
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
     """Score documents under several methods and show gain, cost and controls.
 
-    With --json an interrupted run goes on where it stopped when the same command is given again.
+    Every method scores the same bytes. With --json an interrupted run goes on when it is started again.
     """
-    from itertools import islice
-    from pathlib import Path
-
-    from uptake import api, causal, readers, report
-    from uptake.method import Budget
-    from uptake.protocol import PerQuery, Protocol, Running, Whole
-
+    # What can be seen to be wrong is said before a file is read or a model loaded.
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    protocols: dict[str, Protocol] = {
+    if not names:
+        raise BadInput(f"--methods {methods!r}: name at least one, such as ttt-nn")
+    ks = inputs.counts(k, "-k")
+    report_file = inputs.output_file("--json", json_path) if json_path != "-" else None
+    page_file = inputs.output_file("--html", html)
+    with screen.status("starting"):
+        from itertools import islice
+
+        from uptake import api, causal, readers, report
+        from uptake.method import Budget
+        from uptake.protocol import PerQuery, Running, Whole
+    rules = {
         each.name: each for each in (PerQuery(prefix, suffix, windows), Whole(), Running(segment, prefix))
     }
-    if protocol not in protocols:
-        raise BadInput(f"--protocol {protocol}: use one of {', '.join(protocols)}")
-    ks = options.numbers(k, "-k")
-    api.ways(names, settings or ())  # a misspelt name should not wait for a model to load
-    options.set_threads(threads)
+    rule = rules[inputs.one_of("--protocol", protocol, list(rules))]
+    ways = api.ways(names, settings or ())
+    leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
+    causal.check(device, dtype)
+    wanted = _wanted_store(store, ways, rule, ks)
+    inputs.set_threads(threads)
+
     skipped = readers.Skipped()
-    documents = list(islice(readers.read(data, skipped=skipped), limit))
-    options.tell_skipped(skipped)
-    journal = Path(json_path + ".journal") if json_path else None
+    with screen.status("reading documents"):
+        documents = list(islice(readers.read(data, skipped=skipped), limit))
+    screen.tell_skipped(skipped)
+    opened: Datastore | None = None
+    if wanted:
+        with screen.status("opening the store"):
+            opened = inputs.open_store(wanted, encoder, device, threads)
+    with screen.status("loading the model"):
+        loaded = causal.load(model, device, dtype)
+
+    # A pipe or a device can be written to but not gone on from.
+    keeps = report_file is not None and (report_file.is_file() or not report_file.exists())
+    journal = Path(f"{report_file}.journal") if keeps else None
     if fresh and journal:
         journal.unlink(missing_ok=True)
-    opened = options.open_store(store, encoder, device, threads)
-    with options.progress_bar("scoring") as progress:
+    hint = (
+        f"finished queries are in {journal}: the same command goes on from there"
+        if journal
+        else "nothing is kept without --json FILE"
+    )
+    with screen.interruptible(hint), screen.progress("scoring", resumes=True) as update:
         results = api.compare(
-            causal.load(model, device, dtype),
+            loaded,
             documents,
             names,
             store=opened,
             k=ks,
             settings=settings or (),
-            protocol=protocols[protocol],
+            protocol=rule,
             seed=seed,
             batch=batch,
             budget=Budget(max_tokens, max_steps, max_seconds),
-            leak=options.leak_filter(leak_containment, leak_jaccard, no_leak_filter),
+            leak=leak,
             journal=journal,
             notes=[f"left out while reading: {skipped}"] if skipped.total else [],
-            progress=progress,
+            progress=update,
+            workers=workers,
         )
     if json_path == "-":
         typer.echo(json.dumps(report.summary(results), indent=1))
     else:
-        from rich.console import Console
+        from uptake.cli import tables
 
-        Console().print(report.table(results))
-    if json_path and json_path != "-":
-        report.write_json(results, json_path)
-        typer.echo(f"report: {json_path}", err=True)
-    if html:
+        tables.show(results)
+    if report_file:
+        report.write_json(results, report_file)
+        screen.note(f"report: {report_file}")
+    if page_file:
         from uptake.page import write_page
 
-        write_page(results, html)
-        typer.echo(f"page: {html}", err=True)
-    if journal:
+        write_page(results, page_file)
+        screen.note(f"page: {page_file}")
+    if journal:  # what it held is in the report
         journal.unlink(missing_ok=True)
+
+
+def _wanted_store(
+    store: str | None, ways: "Mapping[str, Way]", protocol: "Protocol", ks: "Sequence[int]"
+) -> str | None:
+    """Return the store if anything will be looked for in it; BadInput where one is wanted and not named."""
+    searching = [name for name, way in ways.items() if way.searches]
+    if protocol.retrieves and searching and max(ks) > 0:
+        if store is None:
+            raise BadInput(f"{searching[0]} reads neighbours and there is no store: name one with --store")
+        return store
+    if store is not None:
+        unread = (
+            "no method looks for neighbours"
+            if protocol.retrieves
+            else f"--protocol {protocol.name} needs none"
+        )
+        screen.note(f"--store {store} is not used: {unread if max(ks) > 0 or not searching else '-k is 0'}")
+    return None

@@ -1,20 +1,41 @@
-"""`uptake eval`: one way of taking text up; `compare` with a single name for a default."""
+"""`uptake eval`: one way of taking text up; all else is as under `compare`."""
 
-import functools
 import inspect
+from typing import Any
 
+from uptake.cli import options
 from uptake.cli.compare import compare
+from uptake.errors import BadInput
 
-
-@functools.wraps(compare)
-def eval(**options: object) -> None:
-    """Score documents under one method, against the base model."""
-    compare(**options)  # type: ignore[arg-type]
-
-
-_signature = inspect.signature(compare)
-_one = _signature.parameters["methods"].replace(default="ttt-nn")
-eval.__signature__ = _signature.replace(  # type: ignore[attr-defined]
-    parameters=[_one if name == "methods" else each for name, each in _signature.parameters.items()]
+EXAMPLES = options.examples(
+    "uptake eval -m gpt2 -s notes.store --data test.jsonl -k 20 --json out.json",
+    "uptake eval -m gpt2 -s notes.store --data test.jsonl --set learning_rate=5e-5",
+    "uptake eval -m gpt2 --data test.jsonl --method finetune --protocol running",
 )
-eval.__doc__ = "Score documents under one method, against the base model."
+
+
+def eval(**given: Any) -> None:
+    """Score documents under one method, against the base model.
+
+    With --json an interrupted run goes on when it is started again.
+    """
+    method = given.pop("method")
+    if not method.strip():
+        raise BadInput(f"--method {method!r}: name one, such as ttt-nn")
+    if "," in method:
+        raise BadInput(
+            f"--method {method}: eval scores one; for several, `uptake compare --methods {method}`"
+        )
+    compare(methods=method, **given)
+
+
+# The options of `compare`, with one method in the place of several.
+_method = inspect.Parameter(
+    "method", inspect.Parameter.POSITIONAL_OR_KEYWORD, default="ttt-nn", annotation=options.Method
+)
+_parameters = [
+    _method if name == "methods" else parameter
+    for name, parameter in inspect.signature(compare).parameters.items()
+]
+eval.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
+eval.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters}

@@ -6,66 +6,87 @@ from typing import Annotated
 
 import typer
 
-from uptake.cli import options
+from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
+
+EXAMPLES = options.examples(
+    'uptake generate -m gpt2 -s notes.store --method ttt-nn -k 20 "The pump is reset"',
+    'uptake generate -m gpt2 --method base "The pump is reset"',
+    "uptake generate -m gpt2 -s notes.store --neighbours - < prompt.txt",
+)
+WRITING = "What is written"
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
     model: options.Model,
     store: options.Store = None,
-    method: Annotated[str, typer.Option(help="A name, as `uptake methods` lists them.")] = "ttt-nn",
-    k: Annotated[int, typer.Option("-k", help="Neighbours to read.")] = 20,
+    method: options.Method = "ttt-nn",
+    k: Annotated[int, options.option(options.MAIN, "N", "Neighbours to read.", "-k", least=0)] = 20,
     settings: options.Setting = None,
-    tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
-    show_neighbours: Annotated[
-        bool, typer.Option("--neighbours", help="Show on standard error what was read.")
-    ] = False,
     encoder: options.Encoder = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print prompt, text and neighbours as JSON.")
-    ] = False,
+    tokens: Annotated[int, options.option(WRITING, "N", "Most tokens to write.", least=0)] = 64,
+    temperature: Annotated[
+        float, options.option(WRITING, "T", "0 takes the likeliest token every time.", least=0)
+    ] = 0.0,
+    stop: Annotated[
+        list[str] | None, options.option(WRITING, "TEXT", "End before this text; may be repeated.")
+    ] = None,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
     max_seconds: options.MaxSeconds = None,
+    show_neighbours: Annotated[
+        bool,
+        options.option(options.OUTPUT, "", "Show on standard error what was read.", "--neighbours"),
+    ] = False,
+    as_json: Annotated[
+        bool, options.option(options.OUTPUT, "", "Print prompt, text and neighbours as JSON.", "--json")
+    ] = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
     """Continue a prompt with the model as it is after reading the prompt's neighbours."""
-    from uptake import api, causal
-    from uptake.method import Budget
-    from uptake.plain import plain
+    prompt = inputs.given_text(prompt)
+    with screen.status("starting"):
+        from uptake import api, causal
+        from uptake.method import Budget
+        from uptake.plain import plain
 
     way = api.ways([method], settings or ())[method]
-    if way.method.reads and k > 0 and store is None:
+    reads = way.searches and k > 0
+    if reads and store is None:
         raise BadInput(f"{method} reads neighbours and there is no store: name one with --store")
-    if tokens < 0:
-        raise BadInput(f"--tokens {tokens}: use 0 or more")
-    prompt = sys.stdin.read() if prompt == "-" else prompt
-    options.set_threads(threads)
-    base = causal.load(model, device, dtype)
-    with options.console().status("reading neighbours"):
+    causal.check(device, dtype)
+    inputs.set_threads(threads)
+    opened = None
+    if reads and store:
+        with screen.status("opening the store"):
+            opened = inputs.open_store(store, encoder, device, threads)
+    with screen.status("loading the model"):
+        base = causal.load(model, device, dtype)
+    with screen.status("reading neighbours"):
         lm, read = api.adapt(
             base,
             prompt,
             method,
-            store=options.open_store(store, encoder, device, threads),
+            store=opened,
             k=k,
             settings=settings or (),
             seed=seed,
             budget=Budget(max_tokens, max_steps, max_seconds),
         )
+    if reads and not read:
+        screen.note("the store holds no neighbour of this prompt: this is the base model's answer")
     if show_neighbours:
         for neighbour in read:
-            first = " ".join(neighbour.text.split())[:80]
-            typer.echo(f"{neighbour.score:9.3f}  {neighbour.document}@{neighbour.start}  {first}", err=True)
+            where = screen.one_line(f"{neighbour.document}@{neighbour.start}")
+            screen.note(f"{neighbour.score:.3f}  {where}  {screen.one_line(neighbour.text, 80)}")
     if as_json:
         text = lm.generate(prompt, tokens, temperature, seed, stop or ())
-        typer.echo(json.dumps({"prompt": prompt, "text": text, "method": method, "neighbours": plain(read)}))
+        told = {"prompt": prompt, "text": text, "method": method, "neighbours": plain(read)}
+        typer.echo(json.dumps(told, indent=1))
         return
     typer.echo(prompt, nl=False)
     for piece in lm.stream(prompt, tokens, temperature, seed, stop or ()):

@@ -1,180 +1,265 @@
 """`uptake index`: build a datastore and look after it."""
 
 import json
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uptake.cli import options
+from uptake.cli import inputs, options, screen
+from uptake.cli.options import examples
 from uptake.errors import BadInput, Damaged
 
-app = typer.Typer(help="Build a datastore and look after it.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from uptake.store.datastore import Datastore
 
-StorePath = Annotated[str, typer.Argument(help="The datastore's folder.")]
+app = typer.Typer(help="Build a datastore of passages and look after it.", no_args_is_help=True)
+
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The datastore's folder.")]
 Corpus = Annotated[
     list[str],
     typer.Argument(
-        help=".jsonl(.gz .xz .zst) .txt .md .parquet, folders of sources, Hugging Face data set names."
+        metavar="CORPUS...",
+        help=".jsonl(.gz .xz .zst) .txt .md .parquet, folders of sources, Hugging Face data set names.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Metric = Annotated[str, typer.Option(help="Nearness of vectors: cosine, l2 or ip (inner product).")]
+Encoder = Annotated[
+    str | None,
+    options.option(
+        options.MAIN,
+        "NAME|DIR|lm:MODEL",
+        "Sentence encoder by name or folder, or lm: and a language model for its own states. "
+        "Left out: all-MiniLM-L6-v2.",
+    ),
+]
+Opener = Annotated[
+    str | None,
+    options.option(
+        options.MAIN, "DIR|lm:MODEL", "The store's encoder, where it is not found by its own name."
+    ),
+]
+_GOES_ON = "what was stored stays: the same command goes on from there"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "uptake index build notes.store notes/ tickets.jsonl.zst",
+        "uptake index build notes.store notes/ --retriever lexical",
+        "uptake index build notes.store notes/ --encoder lm:gpt2",
+    )
+)
 def build(
     store: StorePath,
     corpus: Corpus,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="Sentence encoder by name or folder, or lm:MODEL for a language model's own states."
+    retriever: Annotated[
+        str,
+        options.option(
+            options.MAIN, "NAME", "dense: by vectors. lexical: by words, no encoder. hybrid: both."
         ),
-    ] = None,
-    retriever: Annotated[str, typer.Option(help="dense, lexical or hybrid.")] = "hybrid",
-    chunk: Annotated[int, typer.Option(help="Most characters of a passage.")] = 1024,
-    metric: Metric = "cosine",
-    index: Annotated[str, typer.Option(help="flat, ivf, or auto: chosen by size.")] = "auto",
-    as_json: AsJson = False,
+    ] = "hybrid",
+    encoder: Encoder = None,
+    chunk: Annotated[int, options.option(options.MAIN, "N", "Most characters of a passage.")] = 1024,
+    metric: Annotated[
+        str, options.option(options.MAIN, "NAME", "Nearness of vectors: cosine, l2, or ip (inner product).")
+    ] = "cosine",
+    index: Annotated[
+        str, options.option(options.MAIN, "NAME", "flat, ivf, or auto: chosen by size.")
+    ] = "auto",
+    as_json: options.AsJson = False,
     device: options.Device = "cpu",
-    dtype: Annotated[str, typer.Option(help="Number format of the encoder.")] = "bfloat16",
+    dtype: options.EncoderDtype = "bfloat16",
     threads: options.Threads = None,
 ) -> None:
     """Make a datastore from text. Interrupted, the same command goes on where it stopped."""
     from uptake.store.datastore import Datastore
+    from uptake.store.layout import INDEXES, METRICS, RETRIEVERS
     from uptake.text import Chunking
 
-    options.set_threads(threads)
-    here = Path(store)
-    if (here / "store.json").is_file():
-        opened = Datastore.open(here, encoder=encoder, device=device, threads=threads)
-        asked = {"retriever": retriever, "chunk_characters": chunk, "metric": metric, "index": index}
+    inputs.one_of("--retriever", retriever, RETRIEVERS)
+    inputs.one_of("--metric", metric, METRICS)
+    inputs.one_of("--index", index, INDEXES)
+    chunking = Chunking(chunk)
+
+    def made() -> "Datastore":
+        if not (Path(store) / "store.json").is_file():
+            if retriever != "lexical":
+                inputs.check_device(device)
+            return Datastore.create(
+                store,
+                retriever=retriever,
+                encoder=encoder,
+                chunking=chunking,
+                metric=metric,  # type: ignore[arg-type]
+                index=index,  # type: ignore[arg-type]
+                device=device,
+                dtype=dtype,
+                threads=threads,
+            )
+        opened = inputs.open_store(store, encoder, device, threads)
         info = opened.info()
+        asked = {"retriever": retriever, "chunk_characters": chunk, "metric": metric, "index": index}
         for name, value in asked.items():
             if info[name] != value:
                 raise BadInput(
-                    f"{store} is there with {name} {info[name]}, not {value}: use it as it is or a new folder"
+                    f"{store} is there with {name.replace('_', ' ')} {info[name]}, not {value}: give a new "
+                    "folder, or add to it as it is with `uptake index add`"
                 )
-    else:
-        opened = Datastore.create(
-            here,
-            retriever=retriever,
-            encoder=encoder,
-            chunking=Chunking(chunk),
-            metric=metric,  # type: ignore[arg-type]
-            index=index,  # type: ignore[arg-type]
-            device=device,
-            dtype=dtype,
-            threads=threads,
-        )
-    _add(opened, corpus, as_json)
+        return opened
+
+    _add(made, corpus, as_json, threads)
 
 
-@app.command()
+@app.command(epilog=examples("uptake index add notes.store new-notes/"))
 def add(
     store: StorePath,
     corpus: Corpus,
-    encoder: options.Encoder = None,
-    as_json: AsJson = False,
+    encoder: Opener = None,
+    as_json: options.AsJson = False,
     device: options.Device = "cpu",
     threads: options.Threads = None,
 ) -> None:
     """Add text to a datastore; what is there already is left alone, changed documents are replaced."""
-    options.set_threads(threads)
-    _add(_open(store, encoder, device, threads), corpus, as_json)
+    _add(lambda: inputs.open_store(store, encoder, device, threads), corpus, as_json, threads)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "uptake index remove notes.store notes/old.md",
+        "uptake index remove --purge notes.store notes/secret.md",
+    )
+)
 def remove(
     store: StorePath,
-    documents: Annotated[list[str] | None, typer.Argument(help="Ids of documents to remove.")] = None,
-    passage: Annotated[list[int] | None, typer.Option(help="Id of a passage to remove.")] = None,
+    documents: Annotated[
+        list[str] | None, typer.Argument(metavar="[DOCUMENT]...", help="Ids of documents to remove.")
+    ] = None,
+    passage: Annotated[
+        list[int] | None, options.option(options.MAIN, "ID", "Id of a passage to remove; may be repeated.")
+    ] = None,
     purge: Annotated[
-        bool, typer.Option("--purge", help="Rewrite the files, so that no byte of it stays.")
+        bool, options.option(options.MAIN, "", "Rewrite the files, so that no byte of it stays.", "--purge")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Remove documents or passages. Without --purge their bytes stay for readers of older versions."""
     if not documents and not passage and not purge:
         raise BadInput(
             "nothing to remove: name documents, or --passage ID, or --purge to clean what was removed"
         )
-    removed = _open(store).remove(documents or (), passage or (), purge=purge)
-    told = {"passages_removed": removed, "purged": purge}
-    typer.echo(json.dumps(told) if as_json else f"removed {removed} passages" + (", purged" if purge else ""))
+    opened = inputs.open_store(store)
+    with screen.status("purging" if purge else "removing"):
+        removed = opened.remove(documents or (), passage or (), purge=purge)
+    if not removed and not purge:
+        named = ", ".join(repr(each) for each in (*(documents or ()), *(passage or ())))
+        raise BadInput(f"{store} holds nothing of {named}: ids are as `uptake index search` shows them")
+    told = {"passages_removed": removed, "passages": opened.count, "purged": purge}
+    if as_json:
+        typer.echo(json.dumps(told))
+    else:
+        done = ", and rewrote the files without what was removed" if purge else ""
+        typer.echo(f"removed {_passages(removed)}{done}; {opened.count:,} left")
 
 
-@app.command()
+@app.command(epilog=examples('uptake index search notes.store "how is the pump reset" -k 3'))
 def search(
     store: StorePath,
-    query: Annotated[str, typer.Argument(help="Text to find neighbours of.")],
-    k: Annotated[int, typer.Option("-k", help="How many.")] = 5,
-    encoder: options.Encoder = None,
-    as_json: AsJson = False,
+    query: Annotated[str, typer.Argument(help="Text to find neighbours of; - reads standard input.")],
+    k: Annotated[int, options.option(options.MAIN, "N", "How many passages.", "-k", least=1)] = 5,
+    encoder: Opener = None,
+    as_json: options.AsJson = False,
     device: options.Device = "cpu",
     threads: options.Threads = None,
 ) -> None:
     """Show the passages nearest to a text."""
-    options.set_threads(threads)
-    opened = _open(store, encoder, device, threads)
-    (ranked,) = opened.search([query], k)
-    passages = opened.passages(ranked.ids.tolist())
+    query = inputs.given_text(query)
+    inputs.set_threads(threads)
+    with screen.status("searching"):
+        opened = inputs.open_store(store, encoder, device, threads)
+        (ranked,) = opened.search([query], k)
+        passages = opened.passages(ranked.ids.tolist())
+    pairs = list(zip(passages, ranked.scores.tolist(), strict=True))
     if as_json:
         found = [
-            {"id": p.id, "score": float(score), "document": p.document, "start": p.start, "text": p.text}
-            for p, score in zip(passages, ranked.scores, strict=True)
+            {"id": p.id, "score": score, "document": p.document, "start": p.start, "text": p.text}
+            for p, score in pairs
         ]
         typer.echo(json.dumps(found, indent=1))
         return
-    from rich.console import Console
-    from rich.text import Text
-
-    screen = Console()
-    for passage, score in zip(passages, ranked.scores, strict=True):
-        screen.print(
-            Text(f"{score:8.3f}  {passage.document} @ {passage.start}  (passage {passage.id})", style="bold")
+    if not pairs:
+        screen.note(
+            "nothing found: " + ("the store is empty" if not opened.count else "no passage has these words")
         )
-        screen.print(Text("          " + " ".join(passage.text.split())[:300], style="dim"))
+    _show_found(pairs)
 
 
 @app.command()
-def info(store: StorePath, as_json: AsJson = False) -> None:
+def info(store: StorePath, as_json: options.AsJson = False) -> None:
     """Show what a datastore holds and how it was made."""
-    _show(_open(store).info(), as_json)
+    told = inputs.open_store(store).info()
+    if as_json:
+        typer.echo(json.dumps(told, indent=1))
+        return
+    counts = {name: f"{told[name]:,}" for name in ("passages", "documents", "bytes")}
+    screen.facts({**told, **counts})
 
 
 @app.command()
-def verify(store: StorePath, as_json: AsJson = False) -> None:
+def verify(store: StorePath, as_json: options.AsJson = False) -> None:
     """Look for damage; each fault is named with its cure, and the exit code is then 2."""
     from uptake.store.verify import verify_store
 
-    faults = verify_store(store)
+    with screen.status("reading every file"):
+        faults = verify_store(store)
     if as_json:
         typer.echo(json.dumps({"faults": faults}, indent=1))
     else:
-        typer.echo("\n".join(faults) if faults else "sound: no fault found")
+        typer.echo("\n".join(map(screen.one_line, faults)) if faults else "sound: no fault found")
     if faults:
         raise Damaged(f"{store}: {len(faults)} {'fault' if len(faults) == 1 else 'faults'} found, see above")
 
 
-@app.command()
-def export(store: StorePath, path: Annotated[str, typer.Argument(help="A new .parquet file.")]) -> None:
+@app.command(epilog=examples("uptake index export notes.store notes.parquet"))
+def export(
+    store: StorePath,
+    path: Annotated[str, typer.Argument(metavar="FILE", help="A new .parquet file.")],
+    as_json: options.AsJson = False,
+) -> None:
     """Write every passage, with its vector, as one plain Parquet file."""
-    typer.echo(f"wrote {_open(store).export(path)} passages to {path}")
+    file = inputs.output_file("FILE", path)
+    assert file is not None
+    with screen.status("writing"):
+        written = inputs.open_store(store).export(file)
+    told = {"passages": written, "path": path}
+    typer.echo(json.dumps(told) if as_json else f"wrote {_passages(written)} to {path}")
 
 
-def _open(store: str, encoder: str | None = None, device: str = "cpu", threads: int | None = None) -> Any:
-    return options.open_store(store, encoder, device, threads)
+def _passages(count: int) -> str:
+    return f"{count:,} {'passage' if count == 1 else 'passages'}"
 
 
-def _add(store: Any, corpus: list[str], as_json: bool) -> None:
+def _add(
+    open_store: "Callable[[], Datastore]", corpus: list[str], as_json: bool, threads: int | None
+) -> None:
     from uptake import readers
 
+    inputs.set_threads(threads)
     skipped = readers.Skipped()
-    with options.progress_bar("passages") as progress:
-        added = store.add(readers.read(corpus, skipped=skipped), progress=progress)
-    options.tell_skipped(skipped)
+    documents = readers.read(corpus, skipped=skipped)
+    # A corpus that is not there or holds nothing ends here, before it leaves an empty store behind.
+    with screen.status("reading"):
+        first = next(documents)
+    with screen.status("opening the store"):
+        store = open_store()
+    known = _count(corpus, store) if store.view.dimensions else 0
+    with screen.interruptible(_GOES_ON), screen.progress("passages", skipped) as update:
+
+        def progress(done: int, waiting: int) -> None:
+            update(done, max(known, done) if known else 0)
+
+        added = store.add(chain([first], documents), progress=progress)
+    screen.tell_skipped(skipped)
     told = {
         "documents": added.documents,
         "passages_added": added.passages,
@@ -182,13 +267,39 @@ def _add(store: Any, corpus: list[str], as_json: bool) -> None:
         "passages": store.count,
         "skipped": skipped.counts,
     }
-    _show(told, as_json)
-
-
-def _show(told: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(told, indent=1))
         return
-    width = max(map(len, told))
-    for name, value in told.items():
-        typer.echo(f"{name.replace('_', ' '):{width}}  {value if value != {} else 'none'}")
+    there = f", {added.already:,} were there already" if added.already else ""
+    documents_read = f"{added.documents:,} {'document' if added.documents == 1 else 'documents'}"
+    typer.echo(
+        f"added {_passages(added.passages)} of {documents_read}{there}; "
+        f"{store.path.name} holds {store.count:,}"
+    )
+
+
+def _count(corpus: list[str], store: "Datastore") -> int:
+    """Return how many passages a corpus makes, for the bar: embedding takes far longer than reading twice."""
+    from uptake import readers
+
+    if not all(Path(source).exists() for source in corpus):  # a data set is not fetched twice
+        return 0
+    with screen.status("counting passages"):
+        chunking = store.view.chunking
+        return sum(1 for document in readers.read(corpus) for _ in chunking.split(document.text))
+
+
+def _show_found(pairs: list[tuple[Any, float]]) -> None:
+    """Print passages with their scores: wrapped under their heading on a terminal, else a line each."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = screen.results()
+    for passage, score in pairs:
+        where = f"{score:9.3f}  {screen.one_line(passage.document)} @ {passage.start}  (passage {passage.id})"
+        console.print(Text(where, style="bold"), soft_wrap=True)
+        text = Text(screen.one_line(passage.text, 300), style="dim")
+        if console.is_terminal:
+            console.print(Padding(text, (0, 0, 0, 11)))
+        else:
+            console.print(Text(" " * 11) + text, soft_wrap=True)

@@ -1,30 +1,57 @@
 """The command line: verbs, and the one place where errors become a line and an exit code."""
 
+import errno
+import os
 import sys
+import warnings
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from uptake.cli import compare, eval, generate, index, methods
+from uptake.cli import adapt, compare, eval, generate, index, methods
+from uptake.cli.options import examples
+from uptake.cli.screen import InterruptedWork, note
 from uptake.errors import UptakeError
+
+
+class Verbs(TyperGroup):
+    """The verbs, listed in the order in which people need them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return their names."""
+        first, last = ["index", "eval", "compare", "generate"], ["methods"]
+        others = [name for name in super().list_commands(ctx) if name not in first + last]
+        return first + others + last
+
 
 app = typer.Typer(
     name="uptake",
+    cls=Verbs,
     help="Let a trained language model take new text up, and see whether it pays.",
+    epilog=examples(
+        "uptake index build notes.store notes/ --retriever lexical",
+        "uptake compare -m gpt2 -s notes.store --data test.jsonl --html report.html",
+        'uptake generate -m gpt2 -s notes.store "The pump is reset by"',
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("eval")(eval.eval)
-app.command()(compare.compare)
-app.command()(generate.generate)
-app.command()(methods.methods)
 app.add_typer(index.app, name="index")
+app.command("eval", epilog=eval.EXAMPLES)(eval.eval)
+app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(epilog=adapt.EXAMPLES)(adapt.adapt)
+app.command(epilog=methods.EXAMPLES)(methods.methods)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, metavar="")
+    ] = False,
 ) -> None:
     if version:
         from uptake import __version__
@@ -35,21 +62,77 @@ def _root(
 
 def main() -> None:
     """Run the command line. Bad input ends in one line on standard error and exit code 2."""
+    _print_anything()
     try:
-        app()
-    except UptakeError as error:
-        _leave(str(error), 2)
-    except KeyboardInterrupt:
-        _leave("interrupted; what was finished is kept, run the same command again to go on", 130)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: note(f"note: {message}")
+            code = app(prog_name="uptake", standalone_mode=False)
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left: nothing to tell
-        sys.exit(1)
+        _nobody_reads()
+    except UptakeError as error:
+        _leave(str(error))
+    except InterruptedWork as work:
+        _leave(str(work), 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave("interrupted", 130)
     except OSError as error:
-        _leave(f"{error.filename or 'the system'}: {error.strerror or error}", 2)
+        _leave(_of_system(error))
     except MemoryError:
-        _leave("out of memory: use a smaller --batch, fewer --windows or a smaller model", 2)
+        _leave(_MEMORY)
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        _leave(_MEMORY)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises for a command line it cannot read
+            raise
+        _wrong_usage(error)
+    else:
+        if code == 130:  # typer has caught Ctrl-C
+            _leave("interrupted", 130)
+        sys.exit(code if isinstance(code, int) else 0)
 
 
-def _leave(message: str, code: int) -> None:
-    typer.echo("uptake: " + " ".join(message.split()), err=True)
+_MEMORY = "out of memory: use a smaller --batch, a smaller model, or --set moves=lora"
+
+
+def _leave(message: str, code: int = 2) -> NoReturn:
+    note(f"uptake: {message}")
     sys.exit(code)
+
+
+def _wrong_usage(error: Any) -> NoReturn:
+    """Say on one line what is wrong with the command line itself."""
+    context = getattr(error, "ctx", None)
+    verb = context.command_path if context else "uptake"
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+        sys.exit(2)
+    message = error.format_message().strip().removesuffix(".")
+    reasons = getattr(error.__cause__, "errors", None)  # pydantic knows what was given; the message does not
+    if callable(reasons) and "input" in (reason := reasons()[0]):
+        rule, _, _ = reason["msg"].removeprefix("Input ").partition(",")
+        message = f"{error.param.opts[0]} {reason['input']!r}: it {rule}"
+    note(f"{verb}: {message[:1].lower()}{message[1:]} (see `{verb} --help`)")
+    sys.exit(2)
+
+
+def _of_system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}the disk is full; free some space and repeat: what was stored is kept"
+    return f"{where}{error.strerror or error}"
+
+
+def _nobody_reads() -> NoReturn:
+    """Whoever read our output has left: end without a word, and let Python find a place to flush to."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+
+
+def _print_anything() -> None:
+    """Let no character that the terminal cannot show end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")

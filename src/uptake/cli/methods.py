@@ -1,47 +1,71 @@
 """`uptake methods`: the ways of taking text up there are, and their settings."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from uptake.cli import options, screen
+
+if TYPE_CHECKING:
+    from uptake.method import Way
+
+EXAMPLES = options.examples("uptake methods", "uptake methods ttt-nn")
 
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method's settings.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """List the ways of taking text up, or one way's settings with their defaults."""
-    from rich.console import Console
     from rich.table import Table
 
     from uptake import methods as found
-    from uptake.settings import describe
+    from uptake.settings import values
 
     names = [name] if name else found.names()
     told = {
         each: {
             "summary": found.summary(each),
             "select": found.find(each).select.name if found.find(each).method.reads else None,
-            "settings": describe(found.find(each).method),
+            "settings": _settings(found.find(each)),
         }
         for each in names
     }
     if as_json:
         typer.echo(json.dumps(told, indent=1))
         return
-    table = Table(box=None, pad_edge=False)
-    if name:
-        typer.echo(found.summary(name) + "\n")
-        table.add_column("setting", no_wrap=True)
-        table.add_column("default")
-        for path, value in _flat(told[name]["settings"]):
-            table.add_row(path, value)
-    else:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    if name is None:
         table.add_column("method", no_wrap=True)
         table.add_column("what it does")
         for each, entry in told.items():
             table.add_row(each, str(entry["summary"]))
-    Console().print(table)
+        hint = "`uptake methods NAME` shows a method's settings."
+    else:
+        typer.echo(f"{found.summary(name)}\n")
+        way = found.find(name)
+        written = values(way.method) | values(way.select, "select.")
+        for heading in ("setting", "default", "values"):
+            table.add_column(heading, no_wrap=heading == "setting")
+        rows = [row for row in _flat(told[name]["settings"]) if row[0] in written]
+        for path, value in rows:
+            table.add_row(path, value, written[path])
+        hint = "It has no settings."
+        if rows:
+            first = rows[0][0]
+            hint = f"Change one with --set {first}=..., for this method alone with --set {name}.{first}=..."
+    console = screen.results()
+    if table.row_count:
+        console.print(table, markup=False)
+    console.print("\n" * bool(table.row_count) + hint, markup=False, soft_wrap=True)
+
+
+def _settings(way: "Way") -> dict[str, Any]:
+    """Return the settings of a way's method and, where it finds passages, of its selection, as plain data."""
+    from uptake.settings import describe
+
+    return describe(way.method) | ({"select": describe(way.select)} if way.searches else {})
 
 
 def _flat(settings: object, prefix: str = "") -> list[tuple[str, str]]:

@@ -1,130 +1,153 @@
-"""Options that mean the same under every verb."""
+"""Options that mean the same under every verb, in the panels that `--help` shows them in."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from uptake.errors import BadInput
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+MAIN = "Options"
+PROTOCOL = "When text is read, and what is scored"
+LEAK = "Leak filter"
+BUDGET = "What a query may spend"
+OUTPUT = "Output"
+MACHINE = "Machine"
 
-    from rich.console import Console
+MOST = 1_000_000  # of anything that is counted: more is a typing error
 
-    from uptake.overlap import LeakFilter
-    from uptake.readers import Skipped
-    from uptake.store.datastore import Datastore
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Base model: a Hugging Face name or a folder.")]
-Methods = Annotated[
-    str,
-    typer.Option("--methods", "--method", help="Names, as `uptake methods` lists them, with commas between."),
+def option(
+    panel: str,
+    metavar: str,
+    help: str,
+    *names: str,
+    least: float | None = None,
+    most: float = MOST,
+    **more: Any,
+) -> Any:
+    """Return a typer option in a panel; `metavar` is what stands for its value, "" for a flag.
+
+    With `least` its value has to lie between that and `most`.
+    """
+    if least is not None:
+        more["callback"] = _between(least, most)
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
+
+
+def _between(least: float, most: float) -> Callable[..., Any]:
+    def check(parameter: typer.CallbackParam, value: Any) -> Any:
+        if value is None or least <= value <= most:
+            return value
+        range_ = f"{least} to {most:,}" if value > most else f"{least} or more"
+        raise BadInput(f"{parameter.opts[0]} {value:.6g}: use {range_}")
+
+    return check
+
+
+Model = Annotated[
+    str, option(MAIN, "NAME|DIR", "Base model: a Hugging Face name or a folder.", "--model", "-m")
 ]
-Store = Annotated[str | None, typer.Option("--store", "-s", help="Datastore to find neighbours in.")]
+Store = Annotated[
+    str | None,
+    option(MAIN, "DIR", "Datastore to find neighbours in, from `uptake index build`.", "--store", "-s"),
+]
 Data = Annotated[
-    list[str], typer.Option("--data", help='Documents to score: .jsonl of {"id", "text"}, or files.')
+    list[str],
+    option(MAIN, "FILE", 'Documents to score: .jsonl of {"id", "text"}, text files, folders.', "--data"),
 ]
-Neighbours = Annotated[str, typer.Option("-k", help="Neighbours a query; several as in 1,5,20.")]
+Method = Annotated[str, option(MAIN, "NAME", "Way of taking text up; see `uptake methods`.", "--method")]
+Methods = Annotated[
+    str, option(MAIN, "NAMES", "Ways of taking text up, with commas between; see `uptake methods`.")
+]
+Neighbours = Annotated[str, option(MAIN, "N", "Neighbours a query reads; several as in 1,5,20.", "-k")]
 Setting = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", help="A method's setting, name=value or method.name=value; see `uptake methods NAME`."
+    option(
+        MAIN,
+        "NAME=VALUE",
+        "A method's setting, for one method as METHOD.NAME=VALUE; see `uptake methods METHOD`.",
+        "--set",
     ),
 ]
-ProtocolName = Annotated[
-    str, typer.Option("--protocol", help="per-query (leak-free), whole (the paper's) or running.")
-]
-Prefix = Annotated[int, typer.Option(help="Characters that retrieve and are read, not scored (per-query).")]
-Suffix = Annotated[int, typer.Option(help="Characters scored after the prefix (per-query).")]
-Windows = Annotated[int, typer.Option(help="Most queries made of one document (per-query).")]
-SegmentSize = Annotated[int, typer.Option("--segment", help="Characters scored, then taken up (running).")]
-Limit = Annotated[int | None, typer.Option(help="Most documents to score.")]
-Batch = Annotated[int, typer.Option(help="Queries side by side.")]
-Containment = Annotated[
-    float, typer.Option(help="Leak filter: share of a passage's 13-grams in the document.")
-]
-Jaccard = Annotated[float, typer.Option(help="Leak filter: Jaccard similarity of passage and document.")]
-NoFilter = Annotated[
-    bool, typer.Option("--no-leak-filter", help="Let passages through that leak. Say so if you publish.")
-]
-MaxTokens = Annotated[int | None, typer.Option(help="Most tokens trained on a query.")]
-MaxSteps = Annotated[int | None, typer.Option(help="Most gradient steps a query.")]
-MaxSeconds = Annotated[float | None, typer.Option(help="Most CPU seconds of training a query.")]
 Encoder = Annotated[
     str | None,
-    typer.Option(help="The store's encoder, if it is not found by its name: a folder or lm:MODEL."),
+    option(MAIN, "DIR|lm:MODEL", "The store's encoder, where it is not found by its own name."),
 ]
-Json = Annotated[str | None, typer.Option("--json", help="Write the report, rows included, to this file.")]
-Html = Annotated[str | None, typer.Option("--html", help="Write the report as one self-contained page.")]
-Device = Annotated[str, typer.Option(help="Where tensors live: cpu, cuda, cuda:1, mps.")]
+
+ProtocolName = Annotated[
+    str,
+    option(
+        PROTOCOL,
+        "NAME",
+        "per-query: retrieve with a prefix, score what follows. whole: retrieve with what is scored, as "
+        "the paper does. running: score a segment, then read it; needs no store.",
+        "--protocol",
+    ),
+]
+Prefix = Annotated[
+    int,
+    option(PROTOCOL, "N", "Characters that retrieve and are read, not scored (per-query).", least=1),
+]
+Suffix = Annotated[int, option(PROTOCOL, "N", "Characters scored after the prefix (per-query).", least=1)]
+Windows = Annotated[int, option(PROTOCOL, "N", "Most queries made of one document (per-query).", least=1)]
+SegmentSize = Annotated[
+    int, option(PROTOCOL, "N", "Characters scored, then read (running).", "--segment", least=1)
+]
+Limit = Annotated[int | None, option(PROTOCOL, "N", "Most documents to score.", least=1, most=1 << 40)]
+
+Containment = Annotated[
+    float, option(LEAK, "SHARE", "Withhold passages that share this much of 13-grams with the document.")
+]
+Jaccard = Annotated[float, option(LEAK, "SHARE", "Withhold passages of this Jaccard similarity.")]
+NoFilter = Annotated[
+    bool,
+    option(LEAK, "", "Withhold nothing, not even the document itself. Say so if you publish.",
+           "--no-leak-filter"),
+]  # fmt: skip
+
+MaxTokens = Annotated[int | None, option(BUDGET, "N", "Most tokens trained on.", least=0)]
+MaxSteps = Annotated[int | None, option(BUDGET, "N", "Most gradient steps.", least=0)]
+MaxSeconds = Annotated[float | None, option(BUDGET, "SECONDS", "Most CPU seconds of training.", least=0)]
+
+Json = Annotated[
+    str | None,
+    option(
+        OUTPUT,
+        "FILE",
+        "Write the report, every query included; an interrupted run goes on from FILE.journal. "
+        "- prints the figures instead of the table.",
+        "--json",
+    ),
+]
+Html = Annotated[str | None, option(OUTPUT, "FILE", "Write the report as one self-contained page.", "--html")]
+Fresh = Annotated[bool, option(OUTPUT, "", "Begin anew, whatever an interrupted run has left.", "--fresh")]
+AsJson = Annotated[bool, option(OUTPUT, "", "Print JSON.", "--json")]
+
+Device = Annotated[str, option(MACHINE, "NAME", "Where models run: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[
-    str, typer.Option(help="Number format of the base model: float32, bfloat16, float16, float64.")
+    str, option(MACHINE, "NAME", "Number format of the base model: float32, bfloat16, float16, float64.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads (default: PyTorch's choice).")]
+EncoderDtype = Annotated[
+    str, option(MACHINE, "NAME", "Number format of the encoder: bfloat16, float32, float16.")
+]
+Seed = Annotated[int, option(MACHINE, "N", "Seed of everything random.", least=0, most=(1 << 63) - 1)]
+Threads = Annotated[
+    int | None, option(MACHINE, "N", "CPU threads; left out, PyTorch chooses.", least=1, most=4096)
+]
+Batch = Annotated[int, option(MACHINE, "N", "Queries side by side.", least=1)]
+Workers = Annotated[
+    int,
+    option(
+        MACHINE,
+        "N",
+        "Processes that share the queries, a model and a thread each; results are the same.",
+        least=1,
+        most=1024,
+    ),
+]
 
 
-def console() -> "Console":
-    """Return the console for what is not the result itself: it writes to standard error."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def set_threads(threads: int | None) -> None:
-    """Let PyTorch use this many CPU threads; None leaves it be. Raises BadInput below one."""
-    if threads is None:
-        return
-    if threads < 1:
-        raise BadInput(f"--threads {threads}: use 1 or more")
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def numbers(text: str, option: str) -> list[int]:
-    """Return the whole numbers of a list such as 1,5,20; BadInput if it is none."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise BadInput(f"{option} {text!r}: write whole numbers such as 20 or 1,5,20") from None
-
-
-def leak_filter(containment: float, jaccard: float, off: bool) -> "LeakFilter":
-    from uptake.overlap import LeakFilter
-
-    return LeakFilter.off() if off else LeakFilter(containment, jaccard)
-
-
-def open_store(path: str | None, encoder: str | None, device: str, threads: int | None) -> "Datastore | None":
-    from uptake.store.datastore import Datastore
-
-    return None if path is None else Datastore.open(path, encoder=encoder, device=device, threads=threads)
-
-
-def tell_skipped(skipped: "Skipped") -> None:
-    """Say on standard error what was left out while reading, if anything was."""
-    if skipped.total:
-        typer.echo(f"left out: {skipped}", err=True)
-
-
-@contextmanager
-def progress_bar(what: str) -> "Iterator[Callable[..., None]]":
-    """Show a progress bar on standard error; the block calls what it is given with (done, total, name)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns: list[Any] = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, TextColumn("{task.fields[name]}"), console=console(), transient=True) as bar:
-        task = bar.add_task(what, total=None, name="")
-
-        def update(done: int, total: int, name: str = "") -> None:
-            bar.update(task, completed=done, total=total or None, name=name[-40:])
-
-        yield update
+def examples(*lines: str) -> str:
+    """Return command lines as the last part of a help text."""
+    return "\n".join(("Examples:", *("  " + line.replace("[", r"\[") for line in lines)))

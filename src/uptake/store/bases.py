@@ -83,6 +83,8 @@ class Cache:
             if not self._private(make=True):
                 raise OSError("others may write there")
             return self._store(table, threads)
+        except Damaged:
+            raise  # the table's own fault, which no other cache would mend
         except (OSError, UptakeError) as error:
             warnings.warn(
                 f"{self._folder}: index not kept ({one_line(error)}); set UPTAKE_CACHE to a private folder "

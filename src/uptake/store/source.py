@@ -136,6 +136,14 @@ class BoundSource:
         """Return one row a passage id; raises BadInput for an unknown id or a lexical store."""
         return self._table.vectors(ids)
 
+    def query_vector(self) -> Floats:
+        """Return the vector that searches, [dimensions]; raises BadInput in a lexical store."""
+        if self._ranking.vector is None:
+            raise BadInput(
+                "SIFT needs vectors and this store is lexical: build it with --retriever dense or hybrid"
+            )
+        return self._ranking.vector
+
     def read_ahead(self, passages: dict[int, Passage]) -> None:
         """Take over passages that were read for a whole batch."""
         self._passages.update(

@@ -1,0 +1,96 @@
+"""What people give on the command line, looked at before anything slow begins. All raise BadInput."""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uptake.cli.options import MOST
+from uptake.errors import BadInput
+
+if TYPE_CHECKING:
+    from uptake.overlap import LeakFilter
+    from uptake.store.datastore import Datastore
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> str:
+    """Return `value` if it is one of those known."""
+    if value in known:
+        return value
+    near = difflib.get_close_matches(value, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+    raise BadInput(f"{option} {value!r}: {hint}")
+
+
+def counts(text: str, option: str) -> list[int]:
+    """Return the whole numbers of a list such as 1,5,20."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"{option} {text!r}: write whole numbers such as 20 or 1,5,20") from None
+    for number in numbers:
+        if not 0 <= number <= MOST:
+            raise BadInput(f"{option} {number:.6g}: use 0 to {MOST:,} neighbours")
+    return numbers
+
+
+def output_file(option: str, name: str | None) -> Path | None:
+    """Return where to write a file, before hours of work go into what it is to hold; None for none."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if not name or path.is_dir():
+        raise BadInput(f"{option} {name!r} is a folder: give a file name")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise BadInput(f"{option} {name}: there is no folder {path.parent}; make it first")
+    # What is there may be replaced, so the folder has to be writable; a pipe or a device is written to.
+    special = path.exists() and not path.is_file()
+    if not os.access(path if special else folder, os.W_OK):
+        raise BadInput(f"{option} {name}: you may not write to {path if special else folder}")
+    return path
+
+
+def given_text(text: str) -> str:
+    """Return a text, read from standard input for "-"."""
+    try:
+        text = sys.stdin.read() if text == "-" else text
+        text.encode("utf8")
+    except UnicodeError as error:  # the shell hands bytes that are no UTF-8 on as lone surrogates
+        raise BadInput(f"the text is not UTF-8 at character {error.args[2]}: convert it first") from None
+    return text
+
+
+def set_threads(threads: int | None) -> None:
+    """Let PyTorch use this many CPU threads; None leaves it be."""
+    if threads is None:
+        return
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def check_device(device: str) -> None:
+    """Raise BadInput for a device that is not here; the processor is."""
+    if device != "cpu":
+        from uptake import causal
+
+        causal.check_device(device)
+
+
+def leak_filter(containment: float, jaccard: float, off: bool) -> "LeakFilter":
+    from uptake.overlap import LeakFilter
+
+    return LeakFilter(containment, jaccard, enabled=not off)
+
+
+def open_store(
+    path: str, encoder: str | None = None, device: str = "cpu", threads: int | None = None
+) -> "Datastore":
+    """Open a store at its newest version."""
+    from uptake.store.datastore import Datastore
+
+    check_device(device)
+    return Datastore.open(path, encoder=encoder, device=device, threads=threads)

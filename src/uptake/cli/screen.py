@@ -1,0 +1,144 @@
+"""What people see: results on standard output, everything else on standard error.
+
+Text from corpora and models is shown as text: neither markup nor control characters of it work.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from uptake.readers import Skipped
+
+Update = Callable[..., None]
+
+_FIRST_LINE, _NEXT_LINE = 10.0, 30.0  # seconds between lines of progress where there is no terminal
+
+
+class InterruptedWork(Exception):
+    """Ctrl-C, with what is left of the work and how to go on."""
+
+
+@contextmanager
+def interruptible(hint: str) -> Iterator[None]:
+    """Let Ctrl-C in the block end the program with this hint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedWork(f"interrupted; {hint}") from None
+
+
+def messages() -> "Console":
+    """Return the console for what is not the result itself."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def results() -> "Console":
+    """Return the console for results: as wide as the terminal, 100 columns into a file or a pipe."""
+    from rich.console import Console
+
+    wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if wide else 100, highlight=False)
+
+
+def note(message: str) -> None:
+    """Say something beside the result, on one line."""
+    typer.echo(one_line(message), err=True)
+
+
+def one_line(text: str, most: int | None = None) -> str:
+    """Return text on one line, cut to `most` characters, with control characters shown as escapes."""
+    flat = " ".join(text.split()) if most is None else " ".join(text[: 4 * most].split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
+    return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
+
+
+def tell_skipped(skipped: "Skipped") -> None:
+    """Say what was left out while reading, if anything was."""
+    if skipped.total:
+        note(f"left out: {skipped}")
+
+
+@contextmanager
+def status(what: str) -> Iterator[None]:
+    """Show on a terminal what is being waited for."""
+    screen = messages()
+    if not screen.is_terminal:
+        yield
+        return
+    with screen.status(what):
+        yield
+
+
+@contextmanager
+def progress(what: str, skipped: "Skipped | None" = None, resumes: bool = False) -> Iterator[Update]:
+    """Show how far long work is; the block calls what it is given with (done, total or 0, name).
+
+    A bar on a terminal; elsewhere a line now and then. `resumes` says at the first call what an
+    earlier run has done already.
+    """
+    screen = messages()
+    started = time.monotonic()
+    first = True
+
+    def look(done: int, total: int) -> None:
+        nonlocal first
+        if first and resumes and done:
+            note(f"going on with an interrupted run: {done:,} of {total:,} are done")
+        first = False
+
+    if not screen.is_terminal:
+        due = started + _FIRST_LINE
+
+        def line(done: int, total: int, name: str = "") -> None:
+            nonlocal due
+            look(done, total)
+            if (now := time.monotonic()) >= due:
+                due = now + _NEXT_LINE
+                of = f" of {total:,}" if total else ""
+                note(f"{what}: {done:,}{of} after {now - started:,.0f} s{_left_out(skipped)}")
+
+        yield line
+        return
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        TextColumn("{task.fields[count]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}", markup=False, style="dim"),
+    ]
+    with Progress(*columns, console=screen, transient=True) as bar:
+        task = bar.add_task(Text(what).plain, total=None, name="", count="")
+
+        def update(done: int, total: int, name: str = "") -> None:
+            look(done, total)
+            count = (f"{done:,}/{total:,}" if total else f"{done:,}") + _left_out(skipped)
+            bar.update(task, completed=done, total=total or None, count=count, name=one_line(name)[-32:])
+
+        yield update
+
+
+def _left_out(skipped: "Skipped | None") -> str:
+    return f", {skipped.total:,} left out" if skipped and skipped.total else ""
+
+
+def facts(told: dict[str, Any]) -> None:
+    """Print names and values in two columns; what is empty is left out."""
+    shown = {name.replace("_", " "): value for name, value in told.items() if value not in ("", {}, None)}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        typer.echo(f"{name:{width}}  {value}")

@@ -1,0 +1,131 @@
+"""A delta as a stock peft LoRA adapter, for whoever serves models and knows nothing of Uptake.
+
+Only what peft's LoRA can say is exported: low-rank parts on the weight matrices of linear layers.
+Everything else is refused by its reason. `Delta.save` keeps any delta, in a format of our own.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from uptake.causal import Causal
+from uptake.delta import Delta, LowRank
+from uptake.errors import BadInput
+from uptake.lm import LM
+from uptake.plain import write_whole
+from uptake.wrappers import Routed
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def export_peft(delta: Delta, lm: Causal, folder: str | Path) -> Path:
+    """Write the delta as a LoRA adapter that `peft.PeftModel.from_pretrained(base, folder)` loads.
+
+    `folder` must not exist or be empty; it is returned. The adapter's scale is folded into its
+    weights, float32, padded with zeros to one rank. Raises Mismatch where the delta is of another
+    base, BadInput with the reason where it is no LoRA adapter or the folder cannot be written.
+    """
+    delta.check(lm.fingerprint)
+    parts = _exportable(delta, lm.module)
+    folder = check_folder(folder)
+    from peft import LoraConfig, TaskType
+    from safetensors.torch import save
+
+    rank = max(part.down.shape[0] for part in parts.values())
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(parts),
+        fan_in_fan_out=any(part.transposed for part in parts.values()),
+        task_type=TaskType.CAUSAL_LM,
+        inference_mode=True,
+        base_model_name_or_path=lm.name or None,
+    )
+    told = {
+        name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()
+    }
+    tensors = {}
+    for name, part in parts.items():
+        down, up = _padded(part, rank)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = down
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot make {folder}: {error.strerror}; give a folder you may write to") from None
+    write_whole(folder / WEIGHTS, save(tensors, {"format": "pt", "uptake_base": delta.base}))
+    write_whole(folder / CONFIG, json.dumps(told, indent=2, sort_keys=True).encode())
+    return folder
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Return the folder as a path; BadInput unless it is new or empty."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder}: already there; give a new or an empty folder")
+    return folder
+
+
+def moved_alone(state: object, answering: LM) -> Delta:
+    """Return the delta of a state whose LM, `answering`, is its base with that delta and nothing else.
+
+    Raises BadInput where more than weights has taken the text up: a context, a memory, a mixture.
+    """
+    while isinstance(answering, Routed) and len(answering.parts) == 1:
+        answering = answering.parts[0]
+    delta = getattr(state, "delta", None)
+    if not isinstance(delta, Delta) or not isinstance(answering, Causal):
+        raise BadInput(
+            f"the text was taken up by more than weights ({type(answering).__name__}), which no adapter holds: "
+            "choose a method that moves weights alone, such as ttt-nn"
+        )
+    return delta
+
+
+def _exportable(delta: Delta, module: nn.Module) -> dict[str, LowRank]:
+    """Return the low-rank parts by the name of their layer, or BadInput that says what cannot be exported."""
+    from transformers.pytorch_utils import Conv1D
+
+    if delta.dense:
+        raise BadInput(
+            f"{min(delta.dense)} moved in all its entries and a LoRA adapter holds low-rank parts only: "
+            "adapt with --set moves=lora, or keep the delta with Delta.save"
+        )
+    if not any(bool(part.up.any()) and bool(part.down.any()) for part in delta.low_rank.values()):
+        raise BadInput("nothing moved, so there is no adapter to export: let the model read something first")
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    head = getattr(module, "get_output_embeddings", lambda: None)()
+    parts = {}
+    for name, part in sorted(delta.low_rank.items()):
+        layer = name.removesuffix(".weight")
+        weight = module.get_parameter(name)
+        if head is not None and weight is head.weight:
+            raise BadInput(
+                f"{name} is the output embedding, which an exported adapter leaves be: "
+                "adapt with --set moves=lora, which moves the blocks alone"
+            )
+        if len(names[id(weight)]) > 1:
+            raise BadInput(
+                f"{name} is tied to {next(n for n in names[id(weight)] if n != name)} and a LoRA adapter "
+                "would move one of them alone: take the part that moves it out of the delta"
+            )
+        if layer == name or not isinstance(module.get_submodule(layer), nn.Linear | Conv1D):
+            kind = type(module.get_submodule(name.rpartition(".")[0])).__name__
+            raise BadInput(
+                f"{name} belongs to a layer of kind {kind}, and an exported adapter moves linear "
+                "layers alone: adapt with --set moves=lora"
+            )
+        parts[layer] = part
+    return parts
+
+
+def _padded(part: LowRank, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return down [rank, in] and up [out, rank], the scale within; ranks that were not there are zeros."""
+    lacking = rank - part.down.shape[0]
+    down = nn.functional.pad(part.down.detach().float().cpu(), (0, 0, 0, lacking))
+    up = nn.functional.pad((part.up.detach() * part.scale).float().cpu(), (0, lacking))
+    return down.contiguous(), up.contiguous()

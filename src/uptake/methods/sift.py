@@ -1,0 +1,11 @@
+"""SIFT (Hübotter et al. 2024): TTT-NN on the neighbours that together tell most about the query.
+
+The steps are those of `ttt-nn`; which passages they are taken on is `Sift`'s choice, in its order.
+Needs a store with vectors.
+"""
+
+from uptake.method import Way
+from uptake.methods.finetune import Finetune
+from uptake.select import Sift
+
+way = Way(Finetune(), Sift())

@@ -1,0 +1,288 @@
+"""Every verb as a person runs it: what it prints, what it writes, and that it goes on after Ctrl-C."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cli_world import Run, World, made_fixture, run_fixture, world_fixture, write_lines  # noqa: F401
+from uptake.journal import Journal
+
+# The report's keys, as they were promised.
+METHOD_KEYS = {
+    "bits_per_byte",
+    "base_bits_per_byte",
+    "gain",
+    "gain_ci",
+    "share_helped",
+    "queries",
+    "failed",
+    "cpu_seconds_per_query",
+    "tokens_trained_per_query",
+    "peak_rss_bytes",
+    "overlap_bins",
+}
+SMALL = ("--suffix", "80", "-k", "2", "--no-leak-filter")
+
+
+def test_build_add_search_remove_export(run: Run, world: World, tmp_path: Path) -> None:
+    store = tmp_path / "new.store"
+    built = run("index", "build", store, world.corpus, "--retriever", "lexical", "--chunk", "256", "--json")
+    assert built.code == 0
+    assert built.json["documents"] == 24 and built.json["passages"] == built.json["passages_added"]
+
+    again = run("index", "build", store, world.corpus, "--retriever", "lexical", "--chunk", "256", "--json")
+    assert (
+        again.json["passages_added"] == 0 and again.json["passages_already_there"] == built.json["passages"]
+    )
+
+    more = write_lines(tmp_path / "more.jsonl", {"id": "anchor", "text": "the anchor chain"}, {"text": 5})
+    added = run("index", "add", store, more)
+    assert added.code == 0 and added.out.startswith("added 1 passage of 1 document;")
+    assert (
+        added.err == f"left out: skipped 1: 1 text is not a string (first: {more}:2: text is not a string)\n"
+    )
+
+    found = run("index", "search", store, "anchor chain", "-k", "1", "--json").json
+    assert [(hit["document"], hit["text"]) for hit in found] == [("anchor", "the anchor chain")]
+    assert "anchor @ 0" in run("index", "search", store, "anchor chain").out
+
+    out = tmp_path / "out.parquet"
+    assert run("index", "export", store, out).out == f"wrote {added.out.split()[-1]} passages to {out}\n"
+    removed = run("index", "remove", store, "anchor", "--json").json
+    assert removed["passages_removed"] == 1 and removed["passages"] == built.json["passages"]
+    nothing = run("index", "search", store, "anchor chain")
+    assert (nothing.code, nothing.out) == (0, "") and "nothing found" in nothing.err
+
+
+def test_purged_text_is_gone_from_the_disk(run: Run, world: World, tmp_path: Path) -> None:
+    secret = write_lines(tmp_path / "s.jsonl", {"id": "s", "text": "the zanzibarcode is hidden"})
+    run("index", "add", world.lexical, secret)
+    held = [file for file in world.lexical.rglob("*") if file.is_file()]
+    assert any(b"zanzibarcode" in file.read_bytes() for file in held)
+    assert "rewrote the files" in run("index", "remove", "--purge", world.lexical, "s").out
+    held = [file for file in world.lexical.rglob("*") if file.is_file()]
+    assert not any(b"zanzibarcode" in file.read_bytes() for file in held)
+
+
+def test_info_and_verify(run: Run, world: World) -> None:
+    told = run("index", "info", world.dense, "--json").json
+    assert told["documents"] == 24 and told["encoder"] == f"lm:{world.model}"
+    shown = run("index", "info", world.dense).out.splitlines()
+    assert "documents 24" in [" ".join(line.split()) for line in shown]
+    assert run("index", "verify", world.dense).out == "sound: no fault found\n"
+    assert run("index", "verify", world.dense, "--json").json == {"faults": []}
+
+
+def test_eval_writes_the_report_and_leaves_no_journal(run: Run, world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    ran = run("eval", "--model", world.model, "--store", world.lexical, "--data", world.data,
+              "--method", "ttt-nn", *SMALL, "--json", out)  # fmt: skip
+    assert ran.code == 0 and ran.err == f"report: {out}\n"
+    assert "ttt-nn" in ran.out and "6 queries: ttt-nn saves" in ran.out
+    report = json.loads(out.read_text())
+    assert set(report["methods"]) == {"ttt-nn"}
+    figures = report["methods"]["ttt-nn"]
+    assert figures.keys() >= METHOD_KEYS
+    assert figures["cpu_seconds_per_query"].keys() == {"retrieve", "train", "score", "total"}
+    assert figures["queries"] == 6 and figures["failed"] == 0 and figures["tokens_trained_per_query"] > 0
+    assert {"seed", "versions", "model", "store", "settings"} <= report.keys()
+    assert report["model"]["fingerprint"] and report["store"]["fingerprint"]
+    assert report["settings"]["ttt-nn"]["rule"]["learning_rate"] == 2e-5
+    assert [path.name for path in tmp_path.iterdir() if "journal" in path.name] == []
+
+
+def test_compare_writes_page_and_report(run: Run, world: World, tmp_path: Path) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "page.html"
+    ran = run("compare", "-m", world.model, "-s", world.lexical, "--data", world.data, "--suffix", "80",
+              "-k", "1,2", "--set", "learning_rate=1e-3", "--json", out, "--html", page)  # fmt: skip
+    assert ran.code == 0 and "gain at k" in ran.out
+    report = json.loads(out.read_text())
+    assert list(report["methods"]) == ["base", "random", "in-context", "ttt-nn"]
+    assert [at["k"] for at in report["methods"]["ttt-nn"]["by_k"]] == [1, 2]
+    assert report["settings"]["random"]["rule"]["learning_rate"] == 1e-3
+    assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:200]
+
+
+def test_the_table_never_loses_the_method_on_a_narrow_screen(
+    run: Run, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    ran = run("compare", "-m", world.model, "-s", world.lexical, "--data", world.data, *SMALL, "--limit", "2")
+    assert max(map(len, ran.out.splitlines()[:-1])) <= 60
+    assert "in-context  2" in ran.out and "…" not in ran.out
+
+
+def test_the_base_alone_needs_no_store(run: Run, world: World) -> None:
+    ran = run("compare", "-m", world.model, "--data", world.data, "--methods", "base", "--json", "-")
+    assert ran.code == 0 and ran.err == "" and list(ran.json["methods"]) == ["base"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (("--methods", "base"), "no method looks for neighbours"),
+        (("--methods", "finetune", "--protocol", "running"), "--protocol running needs none"),
+        (("--methods", "ttt-nn", "-k", "0"), "-k is 0"),
+    ],
+)
+def test_a_store_that_is_not_needed_is_not_opened(run: Run, world: World, asked, why) -> None:
+    ran = run("compare", "-m", world.model, "-s", "nowhere", "--data", world.data, "--limit", "1", *asked)
+    assert (ran.code, ran.err) == (0, f"--store nowhere is not used: {why}\n")
+
+
+def test_generate(run: Run, world: World) -> None:
+    asked = ("generate", "-m", world.model, "-s", world.lexical, "-k", "2", "--tokens", "5", "The pump")
+    plain = run(*asked, "--neighbours")
+    assert plain.code == 0 and plain.out.startswith("The pump") and "pump/" in plain.err
+    told = run(*asked, "--json").json
+    assert told["prompt"] + told["text"] + "\n" == plain.out
+    assert [n["document"].split("/")[0] for n in told["neighbours"]] == ["pump", "pump"]
+    base = run("generate", "-m", world.model, "--method", "base", "--tokens", "5", "The pump")
+    assert base.code == 0 and base.err == ""
+
+
+def test_generate_says_when_nothing_was_found(run: Run, world: World) -> None:
+    ran = run("generate", "-m", world.model, "-s", world.lexical, "--tokens", "1", "zzz")
+    assert ran.code == 0 and "this is the base model's answer" in ran.err
+
+
+def test_methods(run: Run) -> None:
+    assert {"base", "random", "in-context", "ttt-nn"} <= run("methods", "--json").json.keys()
+    assert "ttt-nn" in run("methods").out
+    shown = run("methods", "ttt-nn").out
+    assert "rule.learning_rate" in shown and "lora(rank=16, alpha=32)" in shown
+    assert "nearest-first | farthest-first" in shown
+
+
+def figures_of(path: Path) -> object:
+    """The report without what no two runs share: seconds and memory."""
+
+    def timeless(value: object) -> object:
+        if isinstance(value, dict):
+            return {
+                key: timeless(part)
+                for key, part in value.items()
+                if not key.endswith(("_seconds", "_bytes", "_seconds_per_query"))
+            }
+        return [timeless(part) for part in value] if isinstance(value, list) else value
+
+    return timeless(json.loads(path.read_text()))
+
+
+def test_an_interrupted_eval_goes_on(
+    run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (
+        "eval",
+        "-m",
+        world.model,
+        "-s",
+        world.lexical,
+        "--data",
+        world.data,
+        *SMALL,
+        "--batch",
+        "1",
+        "--json",
+    )
+    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    assert run(*asked, whole).code == 0
+
+    kept = 0
+    keep = Journal.keep
+
+    def keep_two(*arguments) -> None:
+        nonlocal kept
+        keep(*arguments)
+        kept += 1
+        if kept == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "keep", keep_two)
+        stopped = run(*asked, broken)
+    journal = tmp_path / "broken.json.journal"
+    assert stopped.code == 130 and str(journal) in stopped.err and stopped.err.count("\n") == 1
+    assert journal.is_file() and not broken.exists()
+    # A line cut short, as by a crash, is that query not done.
+    journal.write_bytes(journal.read_bytes()[:-20])
+    ran = run(*asked, broken)
+    assert ran.code == 0 and "going on with an interrupted run: 1 of 6 are done" in ran.err
+    assert figures_of(broken) == figures_of(whole)
+    assert not journal.exists()
+
+
+def test_fresh_begins_anew(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (
+        "eval",
+        "-m",
+        world.model,
+        "--method",
+        "base",
+        "--data",
+        world.data,
+        "--json",
+        tmp_path / "o.json",
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("uptake.report.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*asked).code == 130
+    assert "going on" in run(*asked).err
+    with monkeypatch.context() as patched:
+        patched.setattr("uptake.report.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*asked).code == 130
+    assert "going on" not in run(*asked, "--fresh").err
+
+
+def test_a_journal_of_rubbish_is_begun_anew(run: Run, world: World, tmp_path: Path) -> None:
+    (tmp_path / "o.json.journal").write_bytes(b'\xff\x00{"rows": 5}\n[]\n')
+    ran = run(
+        "eval", "-m", world.model, "--method", "base", "--data", world.data, "--json", tmp_path / "o.json"
+    )
+    assert ran.code == 0 and not (tmp_path / "o.json.journal").exists()
+
+
+def test_long_documents_cost_no_more_than_what_is_scored(run: Run, world: World, tmp_path: Path) -> None:
+    long = tmp_path / "long.jsonl"
+    with long.open("w") as file:
+        file.write('{"id": "long", "text": "' + "All the pumps of the world. " * (50_000_000 // 28) + '"}\n')
+    started = time.process_time()
+    asked = ("eval", "-m", world.model, "--data", long, "--method", "base", "--suffix", "80", "--json", "-")
+    assert run(*asked).json["methods"]["base"]["queries"] == 1
+    built = run(
+        "index", "build", tmp_path / "s", long, "--retriever", "lexical", "--chunk", "1000000", "--json"
+    )
+    assert built.json["documents"] == 1 and built.json["passages"] >= 50
+    assert time.process_time() - started < 60
+
+
+def test_starting_is_quick_and_says_the_version() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program = [str(Path(sys.executable).with_name("uptake"))]
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        told = subprocess.run(
+            [*program, "--help"], capture_output=True, text=True, check=True, env=environment
+        )
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
+    assert [
+        verb for verb in ("index", "eval", "compare", "generate", "methods") if verb not in told.stdout
+    ] == []
+    told = subprocess.run(
+        [*program, "--version"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert told.stdout.startswith("uptake ")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    program = Path(sys.executable).with_name("uptake")
+    shell = f"'{program}' methods --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    told = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert told.stderr == "" and told.returncode in (0, 1)

@@ -1,0 +1,127 @@
+"""Exported adapters: stock peft gives the same logits, and what is no adapter is refused by its reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import toys
+from uptake import methods
+from uptake.causal import Causal
+from uptake.delta import Delta, LowRank
+from uptake.errors import BadInput, Mismatch
+from uptake.export import export_peft, moved_alone
+from uptake.method import Context, Evidence
+from uptake.methods.finetune import Finetune
+from uptake.moves import LoRA, Moves, Top, block_matrices
+from uptake.step import AdamW
+
+TEXTS = ("the cat sat on the mat. ", "a dog ran over the hill.")
+
+
+def learnt(lm: Causal, moves: Moves | None = None) -> Delta:
+    method = Finetune(moves=moves or LoRA(rank=3, alpha=7), rule=AdamW(learning_rate=3e-2))
+    (state,) = method.take([method.init(lm)], lm, [Evidence.of(*TEXTS)], Context())
+    return state.delta
+
+
+def stock(shape: str, folder: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(toys.module(shape), str(folder)).eval()
+
+
+def logits(module: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return module(torch.tensor([[0, 117, 105, 102, 33, 100, 98, 117]])).logits
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_stock_peft_gives_the_same_logits(shape: str, tmp_path: Path) -> None:
+    lm = toys.lm(shape)
+    delta = learnt(lm)
+    folder = export_peft(delta, lm, tmp_path / "new" / "adapter")
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    expected, base = logits(lm.overlay(delta).module), logits(lm.module)
+    found = logits(stock(shape, folder))
+    assert (found - expected).abs().max() < 1e-4 < 0.01 < (expected - base).abs().max()
+    merged = logits(stock(shape, folder).merge_and_unload())
+    assert (merged - expected).abs().max() < 1e-4
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["task_type"] == "CAUSAL_LM" and config["base_model_name_or_path"] == f"toy-{shape}"
+    assert config["r"] == 3 and config["fan_in_fan_out"] == (shape == "gpt2")
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_parts_of_several_ranks_and_scales_on_some_layers(shape: str, tmp_path: Path) -> None:
+    lm = toys.lm(shape)
+    whole = learnt(lm) + 0.5 * learnt(lm, LoRA(rank=2))
+    some = dict(sorted(whole.low_rank.items())[::3])
+    one = next(iter(some))
+    some[one] = learnt(lm, LoRA(rank=2)).low_rank[one]
+    delta = Delta(lm.fingerprint, {}, some)
+    assert {part.down.shape[0] for part in some.values()} == {2, 5}
+    found = logits(stock(shape, export_peft(delta, lm, tmp_path / "a")))
+    assert (found - logits(lm.overlay(delta).module)).abs().max() < 1e-4
+
+
+def on(lm: Causal, name: str) -> Delta:
+    rows, columns = lm.module.get_parameter(name).shape
+    return Delta(lm.fingerprint, {}, {name: LowRank(torch.ones(rows, 1), torch.ones(1, columns))})
+
+
+def test_what_is_no_adapter_is_refused_by_its_reason(tmp_path: Path) -> None:
+    llama, neox = toys.lm("llama"), toys.lm("neox")
+    unmoved = {name: LowRank(torch.zeros(2, 1), torch.ones(1, 2)) for name in block_matrices(llama.module)}
+    refused = [
+        ("moved in all its entries.*moves=lora", learnt(llama, Top(1)), llama),
+        ("nothing moved", Delta(llama.fingerprint), llama),
+        ("nothing moved", Delta(llama.fingerprint, {}, unmoved), llama),
+        ("is the output embedding", on(llama, "model.embed_tokens.weight"), llama),  # they are tied
+        ("is the output embedding", on(neox, output_name(neox)), neox),
+        ("a layer of kind Embedding", on(neox, "gpt_neox.embed_in.weight"), neox),
+    ]
+    for words, delta, lm in refused:
+        with pytest.raises(BadInput, match=words):
+            export_peft(delta, lm, tmp_path / "a")
+    with pytest.raises(Mismatch, match="belongs to base model"):
+        export_peft(learnt(llama), toys.lm("llama", seed=1), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def output_name(lm: Causal) -> str:
+    head = lm.module.get_output_embeddings().weight  # type: ignore[operator]
+    return next(name for name, parameter in lm.module.named_parameters() if parameter is head)
+
+
+def test_what_is_more_than_weights_is_refused() -> None:
+    lm, evidence = toys.lm(), [Evidence.of(*TEXTS)]
+    for name in ("ttt-nn", "in-context", "ttt-nn-guarded", "weights-and-context", "base"):
+        method = type(methods.find(name).method).example()
+        (state,) = method.take([method.init(lm)], lm, evidence, Context())
+        if name == "ttt-nn":
+            assert moved_alone(state, method.on([state], lm)) is state.delta
+            continue
+        with pytest.raises(BadInput, match="by more than weights"):
+            moved_alone(state, method.on([state], lm))
+
+
+def test_tied_layers_are_refused(tmp_path: Path) -> None:
+    module = toys.module("llama")
+    module.model.layers[1].mlp.up_proj.weight = module.model.layers[0].mlp.up_proj.weight
+    lm = Causal(module, toys.lm().tokenizer, "tied")
+    with pytest.raises(BadInput, match=r"layers\.0\.mlp\.up_proj\.weight is tied to .*layers\.1"):
+        export_peft(on(lm, "model.layers.0.mlp.up_proj.weight"), lm, tmp_path / "a")
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    lm = toys.lm()
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(BadInput, match="give a new or an empty folder"):
+            export_peft(learnt(lm), lm, folder)
+    with pytest.raises(BadInput, match="cannot make"):
+        export_peft(learnt(lm), lm, tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "mine"
