@@ -286,3 +286,44 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     shell = f"'{program}' methods --json | head -c 1; exit ${{PIPESTATUS[0]}}"
     told = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert told.stderr == "" and told.returncode in (0, 1)
+
+
+def test_a_tuned_recipe_is_taken_by_eval_compare_and_generate(
+    run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import uptake.tune
+
+    small = uptake.tune.Space(moves=("all",), start=1e-2, climbs=1, ks=(1, 2), others=())
+    monkeypatch.setattr(uptake.tune, "Space", lambda **_: small)
+    common = ("-m", world.model, "-s", world.lexical, "--data", world.data, "--suffix", "80", "--limit", "2")
+    recipe = tmp_path / "r.recipe"
+    tuned = run("tune", *common, "-k", "1,2", "--out", recipe, "--json")
+    assert tuned.code == 0 and tuned.json["recipe"]["method"] == "ttt-nn" and tuned.json["frontier"]
+    assert "tried, best so far" in tuned.err
+    k, settings = tuned.json["recipe"]["k"], tuned.json["recipe"]["settings"]
+    rate = float(settings[1].partition("=")[2])
+
+    report = run("eval", *common, "--recipe", recipe, "--json", "-").json
+    assert report["methods"]["ttt-nn"]["k"] == k
+    assert report["settings"]["ttt-nn"]["rule"]["learning_rate"] == rate
+    report = run(
+        "compare", *common, "--methods", "base,random", "--recipe", recipe, "-k", "1", "--json", "-"
+    ).json
+    assert list(report["methods"]) == ["base", "random", "ttt-nn"] and report["methods"]["ttt-nn"]["k"] == 1
+    assert report["settings"]["random"]["rule"]["learning_rate"] == 2e-5
+    written = run(
+        "generate", "-m", world.model, "-s", world.lexical, "--recipe", recipe, "--json", "The pump"
+    ).json
+    assert len(written["neighbours"]) == k
+
+    shown = run("tune", *common, "-k", "1,2", "--out", recipe)
+    assert shown.code == 0 and ">" in shown.out and "CPU s a query" in shown.out
+    for arguments, words in (
+        (("eval", *common, "--method", "random", "--recipe", recipe), "the recipe is for ttt-nn"),
+        (("eval", *common, "--recipe", world.data), "no recipe"),
+        (("tune", *common, "--budget", "soon", "--out", recipe), "--budget soon"),
+        (("tune", *common, "--budget", "0.00001s", "-k", "1", "--out", recipe), "no setting keeps to"),
+        (("tune", *common, "--method", "base", "--out", recipe), "reads some"),
+    ):
+        failed = run(*arguments)
+        assert failed.code == 2 and words in failed.err and failed.err.count("\nuptake: ") <= 1

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import toys
-from uptake import methods
-from uptake.causal import Causal
+from uptake import api, methods
+from uptake.causal import Causal, load
+from uptake.cli.main import main
 from uptake.delta import Delta, LowRank
 from uptake.errors import BadInput, Mismatch
 from uptake.export import export_peft, moved_alone
@@ -17,6 +18,8 @@ from uptake.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.moves import LoRA, Moves, Top, block_matrices
 from uptake.step import AdamW
+from uptake.store.datastore import Datastore
+from uptake.text import Document
 
 TEXTS = ("the cat sat on the mat. ", "a dog ran over the hill.")
 
@@ -125,3 +128,52 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot make"):
         export_peft(learnt(lm), lm, tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_verb_writes_an_adapter_and_says_what_cannot_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toys.module("gpt2").save_pretrained(tmp_path / "model")
+    toys.tokenizer().save_pretrained(tmp_path / "model")
+    Datastore.create(tmp_path / "s", retriever="lexical").add(
+        [Document("a", TEXTS[0]), Document("b", TEXTS[1])]
+    )
+
+    def run(*more: str, folder: str = "new") -> tuple[Any, str]:
+        given = [
+            "adapt",
+            "-m",
+            tmp_path / "model",
+            "-s",
+            tmp_path / "s",
+            "-k",
+            "2",
+            *more,
+            "the cat and a dog",
+        ]
+        monkeypatch.setattr("sys.argv", ["uptake", *map(str, given), str(tmp_path / folder)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, capsys.readouterr().err
+
+    rate = "learning_rate=3e-2"
+    code, said = run("--set", rate, "--set", "moves=lora(rank=2)", folder="adapter")
+    assert code == 0 and "read 2 neighbours" in said
+    lm = load(str(tmp_path / "model"))
+    store = Datastore.open(tmp_path / "s")
+    adapted, _ = api.adapt(lm, "the cat and a dog", store=store, k=2, settings=[rate, "moves=lora(rank=2)"])
+    ids = torch.tensor([[0, 117, 105, 102, 33, 100]])
+    with torch.no_grad():
+        expected = adapted.step(ids)[0]
+        found = torch.log_softmax(stock("gpt2", tmp_path / "adapter")(ids).logits, -1)
+    assert (found - expected).abs().max() < 1e-4
+    assert run(folder="adapter")[0] == 2
+    for words, more in {
+        "moved in all its entries": ("--set", "moves=all"),
+        "by more than weights": ("--method", "in-context"),
+        "nothing moved": ("--max-steps", "0"),
+        "did you mean 'learning_rate'": ("--set", "learning_rat=1"),
+    }.items():
+        code, said = run(*more)
+        assert code == 2 and words in said and said.count("\n") == 1
+    assert not (tmp_path / "new").exists()

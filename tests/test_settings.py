@@ -45,6 +45,7 @@ def test_values_of_every_kind() -> None:
         ("learning_rat=1", "did you mean 'learning_rate'"),
         ("learning_rate=-1", "0 or more"),
         ("clip=0", "positive"),
+        ("max_steps=-1", "0 or more"),
         ("chunk_tokens=1", "2 or more"),
     ],
 )

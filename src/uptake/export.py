@@ -43,9 +43,8 @@ def export_peft(delta: Delta, lm: Causal, folder: str | Path) -> Path:
         inference_mode=True,
         base_model_name_or_path=lm.name or None,
     )
-    told = {
-        name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()
-    }
+    settings = config.to_dict()  # type: ignore[no-untyped-call]
+    told = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     tensors = {}
     for name, part in parts.items():
         down, up = _padded(part, rank)
@@ -78,7 +77,7 @@ def moved_alone(state: object, answering: LM) -> Delta:
     delta = getattr(state, "delta", None)
     if not isinstance(delta, Delta) or not isinstance(answering, Causal):
         raise BadInput(
-            f"the text was taken up by more than weights ({type(answering).__name__}), which no adapter holds: "
+            f"text was taken up by more than weights ({type(answering).__name__}), which no adapter holds: "
             "choose a method that moves weights alone, such as ttt-nn"
         )
     return delta

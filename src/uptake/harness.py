@@ -21,12 +21,12 @@ from uptake.overlap import LeakFilter
 from uptake.store.datastore import Datastore
 
 try:
-    import lm_eval.models  # the harness forgets its own models where ours is registered first
+    import lm_eval.models  # noqa: F401  # else the harness leaves its own models out, once ours is there
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
 except ImportError as error:
-    raise Missing(f"lm-evaluation-harness is not installed ({error}): pip install lm_eval") from error
+    raise Missing(f"lm-evaluation-harness is not here ({error}): pip install 'lm_eval>=0.4.13'") from error
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 Answer = tuple[float, bool]
@@ -131,7 +131,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         found with the window before it. Passages that overlap with the text are withheld.
         """
         totals = []
-        for request in _progress(requests, "loglikelihood_rolling", disable_tqdm):
+        for request in _progress(requests, "texts", disable_tqdm):
             (text,) = request.args
             total = sum(_score(lm, given, wanted)[0] for lm, given, wanted in self._windows(text))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
@@ -221,7 +221,7 @@ def _window(lm: LM, window: Window) -> torch.Tensor:
 def _progress(items: Sequence[Any], what: str, disable: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(items, desc=f"Running {what} requests", disable=disable)
+    return tqdm(items, desc=what, disable=disable)
 
 
 def main() -> None:
@@ -240,5 +240,5 @@ if __name__ == "__main__":
     from uptake.harness import main as run
 
     run()
-elif "uptake" not in lm_eval.models.MODEL_MAPPING:
+else:
     register_model("uptake")(UptakeLM)

@@ -44,6 +44,7 @@ class Job:
     plan: Plan
     store: Path | None
     version: int | None
+    encoder: str | None
 
 
 @dataclass
@@ -124,9 +125,12 @@ class Workers:
             import torch
 
             device = f"cuda:{number % torch.cuda.device_count()}"
-        store, version = (None, None) if self.store is None else (self.store.path, self.store.version)
         dtype = str(lm.dtype).removeprefix("torch.")
-        return Job(lm.name, lm.fingerprint, device, dtype, self.plan, store, version)
+        store = self.store
+        place = (
+            (None, None, None) if store is None else (store.path, store.version, store.encoder_spec or None)
+        )
+        return Job(lm.name, lm.fingerprint, device, dtype, self.plan, *place)
 
 
 @contextlib.contextmanager
@@ -151,7 +155,11 @@ def _work(job: Job, connection: Connection) -> None:
         lm = load(job.model, job.device, job.dtype)
         if lm.fingerprint != job.fingerprint:
             raise BadInput(f"model {job.model} changed while it was being read: begin again")
-        store = None if job.store is None else Datastore.open(job.store, version=job.version, threads=1)
+        store = (
+            None
+            if job.store is None
+            else Datastore.open(job.store, encoder=job.encoder, version=job.version, threads=1)
+        )
         runner = Runner(lm, job.plan, store)
         while True:
             batch: Batch = connection.recv()

@@ -1,5 +1,6 @@
 """`uptake adapt`: a model that has taken text up for one prompt, as an adapter other programs load."""
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -41,10 +42,8 @@ def adapt(
         from uptake.method import Budget
 
     way = api.ways([method], settings or ())[method]
-    try:
+    with contextlib.suppress(BadInput):  # some have no such setting
         way = api.ways([method], ["moves=lora", *(settings or ())])[method]
-    except BadInput:
-        pass  # it has no such setting, and is refused below if it moves no weights
     searches = way.searches and k > 0
     if searches and store is None:
         raise BadInput(f"{method} reads neighbours and there is no store: name one with --store")

@@ -28,8 +28,9 @@ def compare(
     data: options.Data,
     store: options.Store = None,
     methods: options.Methods = "base,random,in-context,ttt-nn",
-    k: options.Neighbours = "20",
+    k: options.NeighboursOr = None,
     settings: options.Setting = None,
+    recipe: options.Recipe = None,
     encoder: options.Encoder = None,
     protocol: options.ProtocolName = "per-query",
     prefix: options.Prefix = 1024,
@@ -61,7 +62,6 @@ def compare(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise BadInput(f"--methods {methods!r}: name at least one, such as ttt-nn")
-    ks = inputs.counts(k, "-k")
     report_file = inputs.output_file("--json", json_path) if json_path != "-" else None
     page_file = inputs.output_file("--html", html)
     with screen.status("starting"):
@@ -74,6 +74,12 @@ def compare(
         each.name: each for each in (PerQuery(prefix, suffix, windows), Whole(), Running(segment, prefix))
     }
     rule = rules[inputs.one_of("--protocol", protocol, list(rules))]
+    chosen = inputs.recipe(recipe)
+    if chosen:
+        names = list(dict.fromkeys([*names, chosen.method]))
+        # The recipe's settings are its own method's, and what is said beside it comes after.
+        settings = [*(f"{chosen.method}.{setting}" for setting in chosen.settings), *(settings or ())]
+    ks = inputs.counts(k or str(chosen.k if chosen else 20), "-k")
     ways = api.ways(names, settings or ())
     leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
     causal.check(device, dtype)

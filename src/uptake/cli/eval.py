@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from uptake.cli import options
+from uptake.cli import inputs, options
 from uptake.cli.compare import compare
 from uptake.errors import BadInput
 
@@ -19,7 +19,12 @@ def eval(**given: Any) -> None:
 
     With --json an interrupted run goes on when it is started again.
     """
-    method = given.pop("method")
+    recipe = inputs.recipe(given["recipe"])
+    method = given.pop("method") or (recipe.method if recipe else "ttt-nn")
+    if recipe and recipe.method != method:
+        raise BadInput(
+            f"--method {method} --recipe {given['recipe']}: the recipe is for {recipe.method}, leave one out"
+        )
     if not method.strip():
         raise BadInput(f"--method {method!r}: name one, such as ttt-nn")
     if "," in method:
@@ -31,7 +36,7 @@ def eval(**given: Any) -> None:
 
 # The options of `compare`, with one method in the place of several.
 _method = inspect.Parameter(
-    "method", inspect.Parameter.POSITIONAL_OR_KEYWORD, default="ttt-nn", annotation=options.Method
+    "method", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=options.MethodOr
 )
 _parameters = [
     _method if name == "methods" else parameter

@@ -21,9 +21,15 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
     model: options.Model,
     store: options.Store = None,
-    method: options.Method = "ttt-nn",
-    k: Annotated[int, options.option(options.MAIN, "N", "Neighbours to read.", "-k", least=0)] = 20,
+    method: options.MethodOr = None,
+    k: Annotated[
+        int | None,
+        options.option(
+            options.MAIN, "N", "Neighbours to read. Left out: 20, or the recipe's.", "-k", least=0
+        ),
+    ] = None,
     settings: options.Setting = None,
+    recipe: options.Recipe = None,
     encoder: options.Encoder = None,
     tokens: Annotated[int, options.option(WRITING, "N", "Most tokens to write.", least=0)] = 64,
     temperature: Annotated[
@@ -54,6 +60,14 @@ def generate(
         from uptake.method import Budget
         from uptake.plain import plain
 
+    chosen = inputs.recipe(recipe)
+    if chosen and method not in (None, chosen.method):
+        raise BadInput(
+            f"--method {method} --recipe {recipe}: the recipe is for {chosen.method}, leave one out"
+        )
+    method = method or (chosen.method if chosen else "ttt-nn")
+    k = k if k is not None else (chosen.k if chosen else 20)
+    settings = [*(chosen.settings if chosen else ()), *(settings or ())]
     way = api.ways([method], settings or ())[method]
     reads = way.searches and k > 0
     if reads and store is None:

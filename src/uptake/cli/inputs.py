@@ -13,6 +13,7 @@ from uptake.errors import BadInput
 if TYPE_CHECKING:
     from uptake.overlap import LeakFilter
     from uptake.store.datastore import Datastore
+    from uptake.tune import Recipe
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> str:
@@ -94,3 +95,12 @@ def open_store(
 
     check_device(device)
     return Datastore.open(path, encoder=encoder, device=device, threads=threads)
+
+
+def recipe(path: str | None) -> "Recipe | None":
+    """Return the recipe in a file, if one is named."""
+    if path is None:
+        return None
+    from uptake.tune import Recipe
+
+    return Recipe.read(path)

@@ -57,10 +57,23 @@ Data = Annotated[
     option(MAIN, "FILE", 'Documents to score: .jsonl of {"id", "text"}, text files, folders.', "--data"),
 ]
 Method = Annotated[str, option(MAIN, "NAME", "Way of taking text up; see `uptake methods`.", "--method")]
+MethodOr = Annotated[
+    str | None,
+    option(
+        MAIN,
+        "NAME",
+        "Way of taking text up; see `uptake methods`. Left out: ttt-nn, or the recipe's.",
+        "--method",
+    ),
+]
 Methods = Annotated[
     str, option(MAIN, "NAMES", "Ways of taking text up, with commas between; see `uptake methods`.")
 ]
 Neighbours = Annotated[str, option(MAIN, "N", "Neighbours a query reads; several as in 1,5,20.", "-k")]
+NeighboursOr = Annotated[
+    str | None,
+    option(MAIN, "N", "Neighbours a query reads; several as in 1,5,20. Left out: 20, or the recipe's.", "-k"),
+]
 Setting = Annotated[
     list[str] | None,
     option(
@@ -69,6 +82,10 @@ Setting = Annotated[
         "A method's setting, for one method as METHOD.NAME=VALUE; see `uptake methods METHOD`.",
         "--set",
     ),
+]
+Recipe = Annotated[
+    str | None,
+    option(MAIN, "FILE", "Method, k and settings as `uptake tune` chose them; options given beside it win."),
 ]
 Encoder = Annotated[
     str | None,

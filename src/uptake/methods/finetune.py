@@ -62,6 +62,8 @@ class Finetune(Method[Moved]):
             raise BadInput(
                 f"passes {self.passes}, chunk_tokens {self.chunk_tokens}: use 0 or more, and 2 or more"
             )
+        if min(self.max_steps or 0, self.max_tokens or 0) < 0:
+            raise BadInput(f"max_steps {self.max_steps}, max_tokens {self.max_tokens}: use 0 or more")
         if self.clip is not None and self.clip <= 0:
             raise BadInput(f"clip {self.clip}: use a positive norm, or none")
 

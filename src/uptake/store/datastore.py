@@ -151,6 +151,11 @@ class Datastore:
         """How many passages it holds."""
         return self._table.count
 
+    @property
+    def encoder_spec(self) -> str:
+        """How another process can load the encoder; empty where it cannot, or there is none."""
+        return self._encoding.spec
+
     def info(self) -> dict[str, str | int]:
         """Return what a person wants to know of the store, as plain data."""
         files = [file for file in self.path.rglob("*") if file.is_file()]

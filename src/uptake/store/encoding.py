@@ -34,6 +34,11 @@ class Encoding:
             self._encoder = self._checked(self._view.encoder)
         return self._encoder
 
+    @property
+    def spec(self) -> str:
+        """What `make_encoder` makes it from; empty where it was given as an object, or there is none."""
+        return self._view.encoder if self._encoder is None else getattr(self._encoder, "spec", "")
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one row a text, of length one where the metric is cosine."""
         vectors = np.asarray(self.encoder.embed(texts), dtype=np.float32)

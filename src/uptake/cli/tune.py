@@ -1,0 +1,137 @@
+"""`uptake tune`: settings chosen on validation text, kept as a recipe."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uptake.cli import inputs, options, screen
+from uptake.errors import BadInput
+
+if TYPE_CHECKING:
+    from uptake.tune import Recipe, Trial, Tuning
+
+EXAMPLES = options.examples(
+    "uptake tune -m gpt2 -s notes.store --data valid.jsonl --budget 1.0s --out notes.recipe",
+    "uptake eval -m gpt2 -s notes.store --data test.jsonl --recipe notes.recipe",
+)
+
+
+def tune(
+    model: options.Model,
+    data: options.Data,
+    store: Annotated[str, options.option(options.MAIN, "DIR", "Datastore to read from.", "--store", "-s")],
+    out: Annotated[str, options.option(options.OUTPUT, "FILE", "Write the recipe here.", "--out")],
+    method: options.Method = "ttt-nn",
+    budget: Annotated[
+        str | None,
+        options.option(options.MAIN, "SECONDS", "Most CPU seconds a query may take, such as 1.0s."),
+    ] = None,
+    k: options.Neighbours = "1,5,20",
+    settings: options.Setting = None,
+    encoder: options.Encoder = None,
+    prefix: options.Prefix = 1024,
+    suffix: options.Suffix = 1024,
+    windows: options.Windows = 1,
+    limit: options.Limit = None,
+    as_json: options.AsJson = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    batch: options.Batch = 8,
+    workers: options.Workers = 1,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+) -> None:
+    """Choose what moves, the learning rate, k and order on validation text, under a budget of CPU seconds.
+
+    Give validation documents, never the ones you will report on. What is printed is the frontier:
+    the settings that no other beats in both gain and cost.
+    """
+    seconds = _seconds(budget)
+    ks = inputs.counts(k, "-k")
+    file = inputs.output_file("--out", out)
+    with screen.status("starting"):
+        from itertools import islice
+
+        from uptake import api, causal, readers
+        from uptake.protocol import PerQuery
+        from uptake.tune import Space
+        from uptake.tune import tune as search
+    way = api.ways([method], settings or ())[method]
+    if not way.searches or max(ks) < 1:
+        raise BadInput(
+            f"--method {method} -k {k}: tune chooses how neighbours are read, name a method that reads some"
+        )
+    causal.check(device, dtype)
+    inputs.set_threads(threads)
+    skipped = readers.Skipped()
+    with screen.status("reading documents"):
+        documents = list(islice(readers.read(data, skipped=skipped), limit))
+    screen.tell_skipped(skipped)
+    with screen.status("opening the store"):
+        opened = inputs.open_store(store, encoder, device, threads)
+    with screen.status("loading the model"):
+        loaded = causal.load(model, device, dtype)
+    with screen.interruptible("nothing is kept of a search"), screen.status("trying settings"):
+        recipe, tuning = search(
+            loaded,
+            documents,
+            method,
+            store=opened,
+            settings=settings or (),
+            space=Space(ks=tuple(ks)),
+            budget=seconds,
+            protocol=PerQuery(prefix, suffix, windows),
+            batch=batch,
+            seed=seed,
+            workers=workers,
+            progress=_tell,
+        )
+    if file is None:
+        raise BadInput("--out: name a file for the recipe")
+    recipe.write(file)
+    _show(recipe, tuning, as_json)
+    screen.note(f"recipe: {file}")
+
+
+def _seconds(budget: str | None) -> float | None:
+    if budget is None:
+        return None
+    try:
+        seconds = float(budget.strip().removesuffix("s"))
+    except ValueError:
+        seconds = float("nan")
+    if not seconds > 0:
+        raise BadInput(f"--budget {budget}: write CPU seconds a query, such as 1.0s")
+    return seconds
+
+
+def _tell(made: int, best: "Trial") -> None:
+    screen.note(
+        f"{made:3} tried, best so far {100 * best.gain:5.1f} % at k = {best.k}: {', '.join(best.settings)}"
+    )
+
+
+def _show(recipe: "Recipe", tuning: "Tuning", as_json: bool) -> None:
+    frontier = tuning.frontier()
+    if as_json:
+        from dataclasses import asdict
+
+        told: dict[str, Any] = {"recipe": asdict(recipe), "frontier": [asdict(trial) for trial in frontier]}
+        typer.echo(json.dumps(told, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, caption="cost against gain on validation text; > is the recipe")
+    table.caption_justify = "left"
+    for heading in ("", "CPU s a query", "gain", "k"):
+        table.add_column(heading, justify="right")
+    table.add_column("settings")
+    for trial in frontier:
+        mark = (
+            ">" if recipe.settings[-len(trial.settings) :] == trial.settings and recipe.k == trial.k else ""
+        )
+        table.add_row(
+            mark, f"{trial.seconds:.2f}", f"{100 * trial.gain:.1f} %", str(trial.k), " ".join(trial.settings)
+        )
+    screen.results().print(table)
