@@ -4,10 +4,12 @@ python examples/choose_learning_rate.py
 """
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
 import demo
+import torch
 
 import uptake
 
@@ -18,21 +20,24 @@ def main() -> None:
     )
     parser.add_argument("--model", default=str(demo.HERE / "demo-model"))
     parser.add_argument("--rates", nargs="+", default=["1e-4", "3e-4", "6e-4", "1e-3"])
-    parser.add_argument("--queries", type=int, default=8)
+    parser.add_argument("--queries", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     model = uptake.load(arguments.model, dtype=demo.best_dtype())
-    documents = list(demo.sources([]))
+    parts = demo.split(list(demo.sources([])), arguments.queries)
     with tempfile.TemporaryDirectory() as folder:
         store = uptake.Datastore.create(Path(folder) / "store", retriever="lexical")
-        store.add(demo.split(documents, "index"))
+        store.add(parts.index)
         for rate in arguments.rates:
             results = uptake.compare(
                 model,
-                demo.held_out(documents, "validation", arguments.queries),
+                parts.validation,
                 ["random", "ttt-nn"],
                 store=store,
                 k=max(demo.KS),
                 settings=[f"learning_rate={rate}"],
+                workers=arguments.workers,
             )
             gains = {way: figures["gain"] for way, figures in uptake.summary(results)["methods"].items()}
             print(

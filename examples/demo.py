@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.panel import Panel
@@ -26,8 +27,8 @@ HERE = Path(__file__).parent
 PACKAGES = ("networkx", "mpmath", "rich", "jinja2", "typer", "peft", "fsspec")
 # Chosen on validation files, which are neither indexed nor shown: see examples/choose_learning_rate.py.
 LEARNING_RATE = 3e-4
-EVERY = 40  # one document in this many is held out for the test, another for validation
 KS = (1, 5, 20)
+PROMPT = "def shortest_path_length(G, source, target):\n    "
 
 console = Console(width=min(100, Console().width) if Console().is_terminal else 100)
 
@@ -40,20 +41,24 @@ def corpus_of(paths: list[str]) -> list[str]:
     return [place for spec in found if spec for place in list(spec.submodule_search_locations or [])[:1]]
 
 
-def split(documents: list, part: str) -> list:
-    """Return the documents of a part, by a hash of their name: `index`, `test` or `validation`."""
+class Split(NamedTuple):
+    """Documents to index, and those held out: to choose settings on, and to show."""
+
+    index: list
+    validation: list
+    test: list
+
+
+def split(documents: list, queries: int) -> Split:
+    """Hold out `queries` documents twice, at most a fifth of those long enough, by a hash of their names."""
     from uptake.text import stable_hash
 
-    places = {"test": {0}, "validation": {1}, "index": set(range(2, EVERY))}[part]
-    return [document for document in documents if stable_hash(document.id) % EVERY in places]
-
-
-def held_out(documents: list, part: str, count: int) -> list:
-    """Return `count` documents of a part that are long enough, in an order that mixes packages."""
-    from uptake.text import stable_hash
-
-    long = [document for document in split(documents, part) if len(document.text) >= 2048]
-    return sorted(long, key=lambda document: stable_hash("order", document.id))[:count]
+    long = [document for document in documents if len(document.text) >= 2048]
+    long.sort(key=lambda document: stable_hash("order", document.id))
+    count = min(queries, max(1, len(long) // 5))
+    test, validation = long[:count], long[count : 2 * count]
+    held = {document.id for document in (*test, *validation)}
+    return Split([document for document in documents if document.id not in held], validation, test)
 
 
 def bar(title: str) -> Progress:
@@ -92,11 +97,16 @@ def main() -> None:
         "--data", nargs="+", default=[], help="documents to score (default: held out of the corpus)"
     )
     parser.add_argument("--encoder", help="search by meaning too: an encoder's name or folder, or lm:MODEL")
-    parser.add_argument("--prompt", default="def shortest_path_length(G, source, target):\n    ")
+    parser.add_argument(
+        "--prompt", help="text to continue (default: a function, or how a held-out text begins)"
+    )
     parser.add_argument("--queries", type=int, default=12, help="held-out documents to score")
     parser.add_argument("--set", nargs="+", default=[], help="settings, such as learning_rate=1e-4")
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that share the scoring"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default=best_dtype())
     parser.add_argument("--seed", type=int, default=0)
@@ -128,12 +138,9 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(f"  base model   {Path(arguments.model).name}, {parameters / 1e6:,.1f} M parameters")
 
     documents = list(sources(arguments.corpus))
-    test = (
-        list(uptake.read(arguments.data))
-        if arguments.data
-        else held_out(documents, "test", arguments.queries)
-    )
-    index = documents if arguments.data else split(documents, "index")
+    parts = split(documents, arguments.queries)
+    test = list(uptake.read(arguments.data)) if arguments.data else parts.test
+    index = documents if arguments.data else parts.index
     folder = arguments.out / f"store-{int(time.time())}"
     retriever = (
         {"retriever": "hybrid", "encoder": arguments.encoder}
@@ -147,13 +154,14 @@ def run(arguments: argparse.Namespace) -> None:
         task = progress.add_task("", total=None)
         store.add(index, progress=lambda done, known: progress.update(task, completed=done, total=known))
 
+    prompt = arguments.prompt or (test[0].text[:300] if arguments.corpus else PROMPT)
     with console.status("reading the neighbours of one prompt"):
-        adapted, read = uptake.adapt(model, arguments.prompt, store=store, k=max(KS), settings=settings)
+        adapted, read = uptake.adapt(model, prompt, store=store, k=max(KS), settings=settings)
         sample = Sample(
-            arguments.prompt,
+            prompt,
             {
-                "base": model.generate(arguments.prompt, 48, stop=["\n\n"]),
-                "ttt-nn": adapted.generate(arguments.prompt, 48, stop=["\n\n"]),
+                "base": model.generate(prompt, 48, stop=["\n\n"]),
+                "ttt-nn": adapted.generate(prompt, 48, stop=["\n\n"]),
             },
             read,
         )
@@ -177,6 +185,7 @@ def run(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             batch=1,
             showcases=3,
+            workers=arguments.workers,
             progress=lambda done, total, name: progress.update(
                 task, completed=done, total=total, description=name[-34:]
             ),
