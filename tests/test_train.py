@@ -104,7 +104,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
     with pytest.raises(Mismatch, match="load that model"):
         train(method, toys.lm(seed=3), EPISODES, settings, path)
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(Damaged, match="begin again"):
+    with pytest.raises(Damaged, match="make it anew"):
         train(method, lm, EPISODES, settings, path)
     with pytest.raises(BadInput, match="no episodes"):
         train(method, lm, [])

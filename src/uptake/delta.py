@@ -17,9 +17,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from uptake.errors import BadInput, Damaged, Mismatch
+from uptake.errors import Mismatch
+from uptake.tensors import read_tensors, write_tensors
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+FORMAT = "uptake-delta-1"
 
 
 @dataclass(frozen=True)
@@ -112,33 +114,17 @@ class Delta:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
-        from safetensors.torch import save_file
-
-        tensors = {f"dense/{name}": tensor.contiguous() for name, tensor in self.dense.items()}
+        tensors = {f"dense/{name}": tensor for name, tensor in self.dense.items()}
         scales = {}
         for name, part in self.low_rank.items():
-            tensors[f"up/{name}"], tensors[f"down/{name}"] = part.up.contiguous(), part.down.contiguous()
+            tensors[f"up/{name}"], tensors[f"down/{name}"] = part.up, part.down
             scales[name] = [part.scale, part.transposed]
-        metadata = {"format": "uptake-delta-1", "base": self.base, "low_rank": json.dumps(scales)}
-        save_file(tensors, path, metadata)
+        write_tensors(path, tensors, {"format": FORMAT, "base": self.base, "low_rank": json.dumps(scales)})
 
     @classmethod
     def load(cls, path: Path, base: str) -> "Delta":
         """Read a delta; Mismatch unless it belongs to `base`, BadInput or Damaged if it cannot be read."""
-        from safetensors import SafetensorError, safe_open
-
-        if not path.is_file():
-            raise BadInput(f"no delta at {path}: give the file that `Delta.save` wrote")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise Damaged(
-                f"{path} is no readable safetensors file ({error}): restore it from a copy"
-            ) from error
-        if metadata.get("format") != "uptake-delta-1":
-            raise BadInput(f"{path} holds tensors but no delta: give the file that `Delta.save` wrote")
+        metadata, tensors = read_tensors(path, "delta")
         dense = {name.removeprefix("dense/"): t for name, t in tensors.items() if name.startswith("dense/")}
         low_rank = {
             name: LowRank(tensors[f"up/{name}"], tensors[f"down/{name}"], scale, transposed)

@@ -11,9 +11,10 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from uptake.errors import BadInput, Damaged, Mismatch
+from uptake.errors import Mismatch
 from uptake.lm import LM
 from uptake.method import State
+from uptake.tensors import read_tensors, write_tensors
 
 StateT = TypeVar("StateT", bound=State)
 FORMAT = "uptake-state-1"
@@ -21,27 +22,15 @@ FORMAT = "uptake-state-1"
 
 def save_state(state: State, path: Path) -> None:
     """Write a state, with all it has read, into one file."""
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "", tensors)
-    save_file(tensors, path, {"format": FORMAT, "kind": type(state).__name__, "state": json.dumps(tree)})
+    about = {"format": FORMAT, "kind": type(state).__name__, "state": json.dumps(tree)}
+    write_tensors(path, tensors, about)
 
 
 def load_state(kind: type[StateT], path: Path, lm: LM) -> StateT:
     """Read a state of class `kind`; Mismatch unless made on `lm`, BadInput or Damaged if unreadable."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise BadInput(f"no state at {path}: give the file that `save_state` wrote")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise Damaged(f"{path} is no readable safetensors file ({error}): restore it from a copy") from error
-    if metadata.get("format") != FORMAT:
-        raise BadInput(f"{path} holds no state: give the file that `save_state` wrote")
+    metadata, tensors = read_tensors(path, "state")
     if metadata.get("kind") != kind.__name__:
         raise Mismatch(
             f"{path} holds a {metadata.get('kind')}, not a {kind.__name__}: load it with its own method"

@@ -4,7 +4,6 @@ It knows nothing of what an episode is; the method's `loss` does. Checkpoints ho
 and the optimiser, so that an interrupted training ends where an uninterrupted one would.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uptake.errors import BadInput, Damaged, Mismatch
+from uptake.errors import BadInput, Mismatch
 from uptake.lm import LM
 from uptake.method import Learned
-from uptake.plain import write_whole
 from uptake.step import AdamW, Rule, descend
+from uptake.tensors import read_tensors, write_tensors
 
 FORMAT = "uptake-training-1"
 
@@ -81,24 +80,13 @@ def _order(count: int, training: Training) -> list[int]:
 
 
 def _save(path: Path, network: nn.Module, lm: LM, done: int, memory: dict[str, Tensor]) -> None:
-    from safetensors.torch import save
-
-    tensors = {f"network/{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
-    tensors |= {f"memory/{name}": tensor.contiguous() for name, tensor in memory.items()}
-    write_whole(path, save(tensors, {"format": FORMAT, "base": lm.fingerprint, "done": json.dumps(done)}))
+    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"memory/{name}": tensor for name, tensor in memory.items()}
+    write_tensors(path, tensors, {"format": FORMAT, "base": lm.fingerprint, "done": str(done)})
 
 
 def _load(path: Path, network: nn.Module, lm: LM) -> tuple[int, dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise Damaged(f"{path} is no readable checkpoint ({error}): remove it to begin again") from error
-    if metadata.get("format") != FORMAT:
-        raise BadInput(f"{path} is no training checkpoint: give another file")
+    metadata, tensors = read_tensors(path, "training")
     if metadata["base"] != lm.fingerprint:
         raise Mismatch(
             f"{path} was trained on model {metadata['base']}, not {lm.fingerprint}: load that model"
@@ -108,4 +96,4 @@ def _load(path: Path, network: nn.Module, lm: LM) -> tuple[int, dict[str, Tensor
         for kind in ("network/", "memory/")
     }
     network.load_state_dict(parts["network/"])
-    return int(json.loads(metadata["done"])), parts["memory/"]
+    return int(metadata["done"]), parts["memory/"]
