@@ -18,6 +18,8 @@ from uptake.errors import BadInput
 from uptake.moves import Moves, Opened
 from uptake.tokens import Tokenizer
 
+# Log-probabilities held at once while scoring: 256 MB of float32.
+LOG_PROBS = 1 << 26
 Cache = Any  # whatever `start` returns; None means: keep nothing
 
 
@@ -108,12 +110,13 @@ class LM(ABC):
         """Return the most input tokens that row `row` can take in one forward pass."""
         return self.window
 
-    def score(self, segments: Sequence[Segment], batch_tokens: int = 4096) -> list[Scores]:
+    def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
         """Return the log-probability of every token of every segment.
 
         Rolling windows as lm-evaluation-harness makes them: the opening token first, disjoint
         targets, one token of overlap; a context that fits is seen by the first window. Where the
-        LM has rows, segment i is scored by row i.
+        LM has rows, segment i is scored by row i. `batch_tokens` bounds the tokens of one forward
+        pass; left out, a large vocabulary means smaller batches.
         """
         self._check_rows(len(segments))
         encoded = [self.tokenizer.encode(segment.text) for segment in segments]
@@ -123,7 +126,7 @@ class LM(ABC):
             for window in rolling_windows(row, self._opening(segment.context), ids, self.room(row))
         ]
         pieces: list[list[Tensor]] = [[] for _ in segments]
-        for batch in _batches(windows, batch_tokens):
+        for batch in _batches(windows, batch_tokens or LOG_PROBS // len(self.tokenizer)):
             for window, log_probs in zip(batch, self._score_windows(batch), strict=True):
                 pieces[window.row].append(log_probs)
         return [

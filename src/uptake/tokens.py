@@ -19,6 +19,10 @@ class Tokenizer:
             )
         self.inner = tokenizer
 
+    def __len__(self) -> int:
+        """How many tokens there are."""
+        return len(self.inner)
+
     def encode(self, text: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
         """Return the token ids of `text`, without special tokens, and each token's span of characters."""
         if not text:

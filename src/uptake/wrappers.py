@@ -193,7 +193,7 @@ class Bayes(Wrapper):
         kept = [base_cache, adapted_cache, (odds[:, -1], (adapted - base)[:, -1])]
         return mixed, None if cache is None else kept
 
-    def score(self, segments: Sequence[Segment], batch_tokens: int = 4096) -> list[Scores]:
+    def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
         """As LM.score; the weights start at the prior with each segment and follow its tokens alone."""
         pairs = zip(
             self.inner.score(segments, batch_tokens), self.adapted.score(segments, batch_tokens), strict=True
