@@ -22,7 +22,8 @@ from uptake.text import Document, stable_hash
 
 DOMAINS = ("python_peps", "court_opinions", "pmc_ccby", "stackexchange", "dm_mathematics")
 RATES = ("1e-4", "3e-4", "1e-3")
-WAYS = ("ttt-nn", "random")
+TOLD = ("random", "in-context", "dynamic-evaluation", "ttt-nn")
+WAYS = ("ttt-nn", "random", "dynamic-evaluation")
 
 
 def documents(folder: Path, part: str, count: int | None = None) -> list[Document]:
@@ -65,7 +66,7 @@ def choose_rates(model: uptake.causal.Causal, domains: dict, arguments: argparse
         for way in WAYS:
             of = [row for row in rows if row.way == way]
             pooled = gain([row.bits for row in of], [row.base_bits for row in of])
-            print(f"  validation  {way:8} learning rate {rate}: gain {100 * pooled:.1f} %", flush=True)
+            print(f"  validation  {way:18} learning rate {rate}: gain {100 * pooled:.1f} %", flush=True)
             best[way] = max(best.get(way, (float("-inf"), "")), (pooled, rate))
     return {way: rate for way, (_, rate) in best.items()}
 
@@ -77,8 +78,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/main_job"))
     parser.add_argument("--out", type=Path, default=Path("bench/main_job.json"))
     parser.add_argument("--passages", type=int, default=5000, help="passages a domain, about")
-    parser.add_argument("--validation", type=int, default=6, help="validation documents a domain")
-    parser.add_argument("--test", type=int, default=16, help="test documents a domain")
+    parser.add_argument("--validation", type=int, default=3, help="validation documents a domain")
+    parser.add_argument("--test", type=int, default=10, help="test documents a domain")
     parser.add_argument("--encoder", help="hybrid search with this encoder (default: lexical)")
     parser.add_argument("-k", type=int, default=20)
     parser.add_argument("--domains", nargs="+", default=DOMAINS)
@@ -102,14 +103,12 @@ def main() -> None:
         domains[name] = (store, valid, documents(pile / name, "test", arguments.test))
     rates = choose_rates(model, domains, arguments)
     told = {"learning_rates": rates, "k": arguments.k, "domains": {}}
-    table = Table(
-        "domain", "base", "random", "in-context", "TTT-NN", "TTT-NN - random", "CPU s a query", box=None
-    )
+    table = Table("domain", "base", *TOLD, "ttt-nn - random", "CPU s a query", box=None)
     for name, (store, _, test) in domains.items():
         results = uptake.compare(
             model,
             test,
-            ["base", "random", "in-context", "ttt-nn"],
+            ["base", *TOLD],
             store=store,
             k=arguments.k,
             settings=[f"{way}.learning_rate={rate}" for way, rate in rates.items()],
@@ -123,10 +122,7 @@ def main() -> None:
         table.add_row(
             name,
             f"{methods['base']['bits_per_byte']:.3f}",
-            *(
-                shown(methods[way]["gain"], methods[way]["gain_ci"])
-                for way in ("random", "in-context", "ttt-nn")
-            ),
+            *(shown(methods[way]["gain"], methods[way]["gain_ci"]) for way in TOLD),
             shown(against["difference"], against["ci"]),
             f"{methods['ttt-nn']['cpu_seconds_per_query']['total']:.2f}",
         )

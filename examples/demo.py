@@ -28,7 +28,7 @@ PACKAGES = ("networkx", "mpmath", "rich", "jinja2", "typer", "peft", "fsspec")
 # Chosen on validation files, which are neither indexed nor shown: see examples/choose_learning_rate.py.
 LEARNING_RATE = 3e-4
 KS = (1, 5, 20)
-PROMPT = "def shortest_path_length(G, source, target):\n    "
+PROMPT = "def test_dijkstra(self):\n        G = nx."
 
 console = Console(width=min(100, Console().width) if Console().is_terminal else 100)
 
