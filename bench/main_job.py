@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
+from uptake.causal import Causal
 from uptake.metrics import gain
 from uptake.store.datastore import Datastore
 from uptake.text import Document, stable_hash
@@ -47,7 +48,7 @@ def make_store(folder: Path, data: Path, passages: int, encoder: str | None) -> 
     return store
 
 
-def choose_rates(model: uptake.causal.Causal, domains: dict, arguments: argparse.Namespace) -> dict[str, str]:
+def choose_rates(model: Causal, domains: dict, arguments: argparse.Namespace) -> dict[str, str]:
     """Return each way's learning rate with the largest pooled gain on validation documents."""
     best: dict[str, tuple[float, str]] = {}
     for rate in RATES:
