@@ -20,7 +20,9 @@ def eval(**given: Any) -> None:
     With --json an interrupted run goes on when it is started again.
     """
     recipe = inputs.recipe(given["recipe"])
-    method = given.pop("method") or (recipe.method if recipe else "ttt-nn")
+    method = given.pop("method")
+    if method is None:
+        method = recipe.method if recipe else "ttt-nn"
     if recipe and recipe.method != method:
         raise BadInput(
             f"--method {method} --recipe {given['recipe']}: the recipe is for {recipe.method}, leave one out"

@@ -7,6 +7,7 @@ beside the SHA-256 of its files, and one that is missing or damaged is made agai
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -66,6 +67,8 @@ class Cache:
 
     def clear(self) -> None:
         """Delete everything, drafts that a crash left included."""
+        for folder in self.folders():
+            _discard(folder)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def bases(self, version: int) -> Iterator[Base]:
@@ -113,7 +116,7 @@ class Cache:
             sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
             (draft / "sums").write_bytes(format_sums(sums))
             home = self._folder / f"v{table.version}-{self._settings['kind']}"
-            shutil.rmtree(home, ignore_errors=True)  # only ever damaged, or drifted under the same version
+            _discard(home)  # only ever damaged, or drifted under the same version
             with contextlib.suppress(OSError):  # another process was first
                 draft.rename(home)
         except RuntimeError as error:  # FAISS tells of a full disk in its own way
@@ -121,7 +124,7 @@ class Cache:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         for old in [folder for folder in self.folders() if folder != home][1:]:
-            shutil.rmtree(old, ignore_errors=True)  # whoever has it mapped keeps it
+            _discard(old)  # whoever has it mapped keeps it
         base = self._load(home)
         if base is None:
             raise OSError("it was damaged while it was written")
@@ -142,7 +145,7 @@ class Cache:
         index: Any = faiss.index_factory(dimensions, f"IVF{lists},{fine}", metric)
         index.cp.niter, index.cp.max_points_per_centroid = 10, 64
         index.cp.min_points_per_centroid = 1
-        index.nprobe = max(1, min(lists, max(64, lists // 16)))
+        index.nprobe = max(1, min(lists, max(64, lists // 32)))
         sample = np.random.default_rng(0).permutation(count)[: 64 * lists + 4096]
         index.train(vectors[np.sort(sample)])
         for start in range(0, count, 65536):
@@ -171,7 +174,7 @@ class Cache:
             RuntimeWarning,
             stacklevel=5,
         )
-        shutil.rmtree(folder, ignore_errors=True)
+        _discard(folder)
         return None
 
     def _private(self, make: bool = False) -> bool:
@@ -191,6 +194,20 @@ def nearest(queries: Floats, vectors: Floats, count: int, metric: int) -> Ids:
         return np.empty((len(queries), 0), np.int64)
     _, places = faiss.knn(queries, vectors, count, metric=metric)
     return np.asarray(places)
+
+
+def distances(query: Floats, vectors: Floats, places: Ids, metric: int) -> Floats:
+    """Return the inner products, or squared distances, of `query` and the vectors at `places`.
+
+    Reads the vectors where they lie, without a copy. `places` must be in range: nobody checks.
+    """
+    told = np.empty(len(places), np.float32)
+    if len(places):
+        library: Any = faiss
+        of = library.fvec_L2sqr_by_idx if metric == faiss.METRIC_L2 else library.fvec_inner_products_by_idx
+        arrays = (told, *map(np.ascontiguousarray, (query, vectors, places.astype(np.int64, copy=False))))
+        of(*map(faiss.swig_ptr, arrays), vectors.shape[1], 1, len(places))
+    return told
 
 
 def faiss_metric(metric: object) -> int:
@@ -229,6 +246,14 @@ def _damaged(folder: Path, everything: bool = False) -> list[str]:
         ]
     except OSError as error:
         return [one_line(error)]
+
+
+def _discard(folder: Path) -> None:
+    """Delete a base so that nobody ever finds half of it, though it be the last thing this process does."""
+    away = folder.with_name(f".draft-{secrets.token_hex(8)}")
+    with contextlib.suppress(OSError):  # another process was first, or it was never there
+        folder.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def _fill(vectors: Floats, table: Table) -> None:

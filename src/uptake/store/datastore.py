@@ -8,7 +8,6 @@ at a time; any number read, each bound to the version that was newest when it op
 import contextlib
 import functools
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from uptake.errors import BadInput, Mismatch
 from uptake.overlap import LeakFilter
 from uptake.store.bases import forget_bases
 from uptake.store.encoding import Encoding
-from uptake.store.files import Checksums, Lease, plain_errors
+from uptake.store.files import Checksums, Lease, clear_drafts, new_folder
 from uptake.store.index import Kind, Metric, open_index
 from uptake.store.layout import TABLE, WATCHED, Layout, View, require_view
 from uptake.store.source import BoundSource, QueryText, Ranked, Snapshot, bind, check_count
@@ -32,6 +31,7 @@ __all__ = ["Added", "Datastore"]
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
+_LOCK = "writer.lock"
 _FRAGMENTS = 64  # pieces on disk beyond which the table is made of fewer, larger ones
 
 
@@ -81,20 +81,12 @@ class Datastore:
             encoder = make_encoder(encoder or DEFAULT_ENCODER, device, dtype)
         view = View.of(encoder, chunking or Chunking(), metric)
         layout = Layout(secrets.token_hex(16), retriever, index, {"passages": view})
-        # Made beside its place and moved there in one step: a crash leaves no half store.
-        draft = path.with_name(f".{path.name}-{layout.uid}")
-        try:
-            with plain_errors(path):
-                draft.mkdir(parents=True)
+        with new_folder(path, _LOCK) as draft:
             table = Table.create(draft / TABLE, view.dimensions)
             if retriever != "dense":
                 table.index_text()
             layout.write(draft)
             Checksums(draft, WATCHED).record()
-            with plain_errors(path):
-                draft.rename(path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
         encoding = Encoding(path, view, encoder, device)
         return cls(path, layout, Table.open(path / TABLE), encoding, threads, pinned=False)
 
@@ -115,6 +107,7 @@ class Datastore:
         where there is no store, version or such a view, Mismatch for another encoder, Damaged.
         """
         path = Path(path).absolute()
+        clear_drafts(path, _LOCK)
         layout = Layout.read(path)
         wanted = require_view(layout, path, view)
         encoding = Encoding(path, wanted, encoder, device)
@@ -197,8 +190,9 @@ class Datastore:
     ) -> int:
         """Remove documents by id and passages by id; return how many passages went.
 
-        Removed text stays on the disk, for readers of older versions, until `purge`: that rewrites
-        what is left, makes the text index anew and drops all older versions. Raises Busy, UptakeError.
+        Removed text stays on the disk for readers of older versions, at least a week, until `purge`:
+        that rewrites what is left, makes the text index anew and drops all older versions. Raises
+        Busy, UptakeError.
         """
         keys = [stable_hash(storable(document)) for document in documents]
         with self._writing() as writing:
@@ -273,7 +267,7 @@ class Datastore:
             raise BadInput(
                 f"{self.path}: opened at version {self.version} to read; open it without a version"
             )
-        with Lease(self.path / "writer.lock"):
+        with Lease(self.path / _LOCK):
             sums = Checksums(self.path, WATCHED)
             writing = Writing(
                 Table.open(self.path / TABLE), sums, text_index=self.layout.retriever != "dense"

@@ -9,8 +9,13 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
+import shutil
 import socket
+import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +24,7 @@ from typing import Any, Self
 from uptake.errors import BadInput, Busy, Damaged, UptakeError
 
 _CHANGED = "not what was written"
+_ABANDONED = 86_400  # seconds after which a draft without a lock is what a crash left
 
 
 @contextlib.contextmanager
@@ -38,6 +44,9 @@ def plain_errors(path: Path | str) -> Iterator[None]:
             or "Permission denied" in str(error)
         ):
             raise BadInput(f"{path}: permission denied; check who owns it and its mode") from error
+        if isinstance(error, NotADirectoryError) or "Not a directory" in str(error):
+            file = next((part for part in reversed(Path(path).parents) if part.is_file()), path)
+            raise BadInput(f"{path}: {file} is a file, nothing can lie in it; give another path") from error
         raise UptakeError(f"{path}: {one_line(error)}") from error
 
 
@@ -94,6 +103,52 @@ def parse_sums(raw: bytes) -> dict[str, str]:
     """Read what `format_sums` wrote; lines that are torn are left out."""
     lines = (line.partition("  ") for line in raw.decode("utf8", "replace").splitlines())
     return {name: total for total, _, name in lines if len(total) == 64}
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, lock: str) -> Iterator[Path]:
+    """Fill a folder beside `path` that is moved there in one step: a crash leaves no half of it.
+
+    The lease `lock` inside tells others that somebody is at work on it.
+    """
+    clear_drafts(path, lock)
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(16)}")
+    try:
+        with plain_errors(path):
+            draft.mkdir(parents=True)
+        with Lease(draft / lock):
+            yield draft
+            with plain_errors(path):
+                draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def clear_drafts(path: Path, lock: str) -> None:
+    """Delete what `new_folder` left beside `path` when it was killed."""
+    draft = re.compile(re.escape(f".{path.name}-") + "[0-9a-f]{32}")
+    with contextlib.suppress(OSError):
+        for left in [folder for folder in path.parent.iterdir() if draft.fullmatch(folder.name)]:
+            if _abandoned(left, lock):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _abandoned(folder: Path, lock: str) -> bool:
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
+        return False
+    old = about.st_mtime < time.time() - _ABANDONED
+    try:
+        handle = os.open(folder / lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return old  # no lock yet: it may have been made this moment
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return old or os.fstat(handle).st_size > 0  # its maker wrote a name there, held the lock, and is gone
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
 
 
 class Lease:
@@ -160,6 +215,18 @@ class Checksums:
     def clear(self) -> None:
         """Forget all sums: to be called before files are deleted, and `record` after it."""
         write_atomically(self._path, b"")
+
+    @contextlib.contextmanager
+    def deleting(self) -> Iterator[None]:
+        """Around the deletion of files: their sums go with them, and a crash leaves none behind."""
+        known = parse_sums(self._raw())
+        missing = {name for name in known if not (self._store / name).exists()}
+        self.clear()
+        try:
+            yield
+        finally:
+            kept = {n: total for n, total in known.items() if n in missing or (self._store / n).exists()}
+            write_atomically(self._path, format_sums(kept))
 
     def faults(self) -> dict[str, str]:
         """Return file name -> "missing" or "not what was written", for each that is not as it was."""

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from uptake.errors import BadInput
-from uptake.store.bases import Base, Cache, Floats, faiss_metric, nearest
+from uptake.store.bases import Base, Cache, Floats, distances, faiss_metric, nearest
 from uptake.store.table import Ids, Table
 
 Kind = Literal["auto", "flat", "ivf"]
@@ -25,7 +25,7 @@ LARGE = 50_000  # rows from which "auto" takes an inverted file: below, an exact
 FOLD = 0.1  # share of rows come and gone that a base bears
 _SLACK = 16  # candidates beyond those asked for, so that rounding in FAISS cannot decide who is among them
 _RERANK = 4  # candidates a result, where they come from quantised vectors,
-_LEAST = 256  # and never fewer than these
+_LEAST = 384  # and never fewer than these: a deeper re-rank costs less than probing more lists
 
 
 class VectorIndex:
@@ -41,12 +41,14 @@ class VectorIndex:
         self._table = table
         self._removed = np.zeros(len(base.ids), dtype=bool)
         self._fresh_ids = table.ids[:0]
+        self._count = table.count
         if not np.array_equal(base.ids, table.ids):
             places = table.positions(base.ids)
             self._removed = places < 0
             fresh = np.ones(len(table.ids), dtype=bool)
             fresh[places[places >= 0]] = False
             self._fresh_ids = table.ids[fresh]
+        self._gone = int(self._removed.sum())
 
     @cached_property
     def _fresh(self) -> Floats:
@@ -55,7 +57,7 @@ class VectorIndex:
     @property
     def drift(self) -> float:
         """Rows come and gone since the base was made, as a share of the base."""
-        moved = len(self._fresh_ids) + int(self._removed.sum())
+        moved = len(self._fresh_ids) + self._gone
         return moved / max(len(self.base.ids), 1)
 
     def search(self, queries: Floats, k: int) -> list[tuple[Ids, Floats]]:
@@ -66,7 +68,7 @@ class VectorIndex:
         if self._threads:
             faiss.omp_set_num_threads(self._threads)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        k = min(k, self._table.count)
+        k = min(k, self._count)
         if k <= 0 or not len(queries):
             return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         old = self._live(queries, k)
@@ -79,7 +81,7 @@ class VectorIndex:
     def _live(self, queries: Floats, k: int) -> list[Ids]:
         """Return for each query the places of at least its k nearest rows of the base that still exist."""
         size = len(self.base.ids)
-        wanted = min(k, size - int(self._removed.sum()))
+        wanted = min(k, size - self._gone)
         if not wanted:
             return [np.empty(0, np.int64)] * len(queries)
         # Deep searches leave the inverted file no advantage, and it could not fill them.
@@ -95,14 +97,23 @@ class VectorIndex:
             fetch *= 2
 
     def _ranked(self, query: Floats, old: Ids, new: Ids, k: int) -> tuple[Ids, Floats]:
-        ids = np.concatenate([self.base.ids[old], self._fresh_ids[new]])
-        vectors = np.concatenate([self.base.vectors[old], self._fresh[new]])
-        if self._metric == faiss.METRIC_L2:
-            scores = -np.einsum("rd,rd->r", vectors - query, vectors - query)
+        losses = distances(query, self.base.vectors, old, self._metric)
+        if len(new):
+            losses = np.concatenate([losses, distances(query, self._fresh, new, self._metric)])
+        if self._metric != faiss.METRIC_L2:
+            losses = -losses
+        best = np.flatnonzero(
+            losses <= np.partition(losses, k - 1)[k - 1]
+        )  # more than k where some are equal
+        if len(new):
+            older = best[best < len(old)]
+            ids = np.concatenate(
+                [self.base.ids[old[older]], self._fresh_ids[new[best[len(older) :] - len(old)]]]
+            )
         else:
-            scores = np.einsum("rd,d->r", vectors, query)
-        order = np.lexsort((ids, -scores))[:k]  # equal scores come in a fixed order
-        return ids[order], scores[order]
+            ids = self.base.ids[old[best]]
+        order = np.lexsort((ids, losses[best]))[:k]  # equal scores come in a fixed order
+        return ids[order], -losses[best[order]]
 
 
 def open_index(

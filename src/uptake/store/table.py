@@ -6,10 +6,11 @@ nothing of encoders, indexes or leases: whoever writes must hold the store's lea
 """
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,18 @@ class Table:
                 dataset.create_scalar_index("text", "INVERTED", with_position=False, replace=True)
             dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
         return Table(dataset)
+
+    def outlived(self, kept: timedelta) -> list[int]:
+        """Return the versions whose place another took longer ago than `kept`."""
+        with _plain(self.path):
+            versions = sorted(self._latest().versions(), key=lambda about: about["version"])
+        limit = datetime.now() - kept
+        return [old["version"] for old, new in itertools.pairwise(versions) if new["timestamp"] < limit]
+
+    def drop(self, versions: Sequence[int]) -> None:
+        """Delete versions and what only they hold. Readers still bound to one can read no more."""
+        with _plain(self.path):
+            self._latest().cleanup_old_versions(versions=list(versions))
 
     @property
     def fragments(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
 
 _BATCH = 2048  # passages a commit: an interruption loses at most the embedding of so many
 _BATCH_CHARACTERS = 64_000_000
+_KEPT = timedelta(days=7)  # for readers that are still at work on an older version
 _MINI_BATCH = 256  # passages embedded between two reports of progress
 
 
@@ -64,11 +66,14 @@ class Writing:
         return int(gone.sum())
 
     def tidy(self, fragments: int) -> None:
-        """Bring the text index up to date and join small pieces of the table."""
+        """Bring the text index up to date, join small pieces of the table, drop what is long outlived."""
         if self.table.fragments > fragments:
             self.commit(self.table.compact())
         if self._text_index:
             self.commit(self.table.index_text())
+        if outlived := self.table.outlived(_KEPT):
+            with self._sums.deleting():
+                self.table.drop(outlived)
 
     def commit(self, table: Table) -> None:
         """Take over the version that was just made."""

@@ -1,0 +1,379 @@
+"""CPU seconds a query against the published loop's way of working, and what each way gains.
+
+Every way of working reads the same neighbours of the same queries, one way after another on each
+query, so that a slow minute of the machine slows all of them. Seconds are CPU seconds of training
+and scoring; finding the neighbours is the same for all and told apart. Learning rates are chosen on
+validation documents, for every way of working by itself, but where two train alike.
+
+    OMP_NUM_THREADS=1 python bench/speed.py --out bench/speed.json
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import uptake
+from uptake.causal import Causal
+from uptake.lm import Segment, rolling_windows
+from uptake.method import Context, Evidence
+from uptake.methods.finetune import Finetune
+from uptake.overlap import LeakFilter
+from uptake.protocol import PerQuery, Query
+from uptake.settings import apply
+from uptake.store.datastore import Datastore
+from uptake.store.source import QueryText
+from uptake.text import Document, Found, Passage, stable_hash
+
+RATES, LOWER = (1e-4, 3e-4, 1e-3, 3e-3), 3e-5
+DOMAIN = "python_peps"
+FRESH = "float32 all weights"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query with its neighbours, the base's bits in the benchmark's two number formats, and its bytes."""
+
+    query: Query
+    found: Found
+    base_bits: dict[str, float]
+    bytes: int
+    retrieve_seconds: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of working: `run` takes a query and a learning rate and returns the bits of the suffix."""
+
+    name: str
+    dtype: str  # whose base model it is measured against
+    run: Callable[[Asked, float], float]
+    rate_of: str = ""  # the way whose learning rate it takes, where training is the same
+
+
+class PublishedLoop:
+    """Test-time training as it was published: one module, one AdamW for good, weights put back from a copy.
+
+    One step a neighbour in float32. With `every` the query is scored again after every neighbour.
+    """
+
+    def __init__(self, lm: Causal, every: bool) -> None:
+        self.lm, self.every = lm, every
+        self.module = self._trainable(lm)
+        self.saved = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+        self.optimizers: dict[float, torch.optim.Optimizer] = {}
+
+    @staticmethod
+    def _trainable(lm: Causal) -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        module: nn.Module = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32)
+        return module.train()
+
+    def run(self, asked: Asked, rate: float) -> float:
+        """Return the bits of the query's suffix after the last neighbour."""
+        if rate not in self.optimizers:
+            self.optimizers[rate] = torch.optim.AdamW(self.module.parameters(), lr=rate, weight_decay=0.01)
+        optimizer = self.optimizers[rate]
+        self.module.load_state_dict(self.saved)
+        bits = math.nan
+        for passage in asked.found.passages:
+            self._learn(passage, optimizer)
+            if self.every:
+                bits = self._bits(asked.query)
+        return bits if self.every else self._bits(asked.query)
+
+    def _learn(self, passage: Passage, optimizer: torch.optim.Optimizer) -> None:
+        ids = [self.lm.tokenizer.opening, *self.lm.tokenizer.encode(passage.text)[0]]
+        for start in range(0, len(ids) - 1, self.lm.window):
+            piece = torch.tensor([ids[start : start + self.lm.window + 1]])
+            loss = nn.functional.cross_entropy(self.module(input_ids=piece[:, :-1]).logits[0], piece[0, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+            optimizer.step()
+
+    def _bits(self, query: Query) -> float:
+        encode = self.lm.tokenizer.encode
+        context = [self.lm.tokenizer.opening, *encode(query.context)[0]]
+        nats = 0.0
+        with torch.no_grad():
+            for window in rolling_windows(0, context, encode(query.target)[0], self.lm.window):
+                logits = self.module(input_ids=torch.tensor([window.inputs])).logits[
+                    0, -len(window.targets) :
+                ]
+                nats += nn.functional.cross_entropy(
+                    logits, torch.tensor(window.targets), reduction="sum"
+                ).item()
+        return nats / math.log(2)
+
+
+def ours(lm: Causal, k: int, *settings: str) -> Callable[[Asked, float], float]:
+    """Return Uptake's way of working on the first `k` neighbours, with these settings."""
+    method = apply(Finetune(), *settings)
+
+    def run(asked: Asked, rate: float) -> float:
+        tuned = apply(method, f"learning_rate={rate}")
+        evidence = Evidence(asked.found.part(0, k), asked.query.search)
+        states = tuned.take([tuned.init(lm)], lm, [evidence], Context())
+        (scores,) = tuned.on(states, lm).score([Segment(asked.query.target, asked.query.context)])
+        return scores.bits
+
+    return run
+
+
+def ways(full: Causal, half: Causal, k: int) -> list[Way]:
+    """Return the ways of working, the published one first, then the same without its re-scoring."""
+    few, top = max(1, k // 2), "moves=top(layers=2)"
+    dtype = str(half.dtype).removeprefix("torch.")
+    own = "own_prefix=true"
+
+    def mine(name: str, k: int, *settings: str) -> Way:
+        return Way(f"{dtype} {name}", dtype, ours(half, k, *settings))
+
+    return [
+        Way("published loop", "float32", PublishedLoop(full, True).run, "published loop, scored once"),
+        Way("published loop, scored once", "float32", PublishedLoop(full, False).run),
+        Way(FRESH, "float32", ours(full, k), f"{dtype} all weights"),
+        mine("all weights", k),
+        mine("top 2 layers", k, top),
+        mine("LoRA, rank 16", k, "moves=lora(rank=16)"),
+        mine(f"all weights, k = {few}", few),
+        mine(f"top 2 layers, k = {few}", few, top),
+        mine(f"all weights, own prefix, k = {few}", few, own),
+        mine(f"top 2 layers, own prefix, k = {few}", few, top, own),
+        mine(f"top 2 layers, own prefix, k = {few // 2}", few // 2, top, own),
+    ]
+
+
+def documents(folder: Path, part: str) -> list[Document]:
+    """Return the documents of one part, the longer ones for queries, in an order fixed by their names."""
+    found = [d for d in uptake.read(folder / f"{part}.jsonl.xz") if part == "train" or len(d.text) >= 1200]
+    return sorted(found, key=lambda d: stable_hash("order", d.id))
+
+
+def open_store(folder: Path, data: Path, passages: int) -> Datastore:
+    """Return the lexical store of about so many passages, made at the first call."""
+    if folder.exists():
+        return Datastore.open(folder)
+    chosen, count = [], 0
+    for document in documents(data, "train"):
+        if count >= passages:
+            break
+        chosen.append(document)
+        count += len(document.text) // 1000 + 1
+    store = Datastore.create(folder, retriever="lexical")
+    store.add(chosen)
+    return store
+
+
+def ask(models: Sequence[Causal], store: Datastore, part: str, count: int, k: int, data: Path) -> list[Asked]:
+    """Return the first queries of a part of the domain with their neighbours, under the leak filter."""
+    asked = []
+    for document in documents(data, part)[:count]:
+        query = next(PerQuery().queries(document))
+        text = QueryText(query.search, document.id, document.group, document.text)
+        started = time.process_time()
+        (source,) = store.sources([text], LeakFilter())
+        found = source.search(k)
+        seconds = time.process_time() - started
+        scores = {
+            str(lm.dtype).removeprefix("torch."): lm.score([Segment(query.target, query.context)])[0]
+            for lm in models
+        }
+        base = {dtype: one.bits for dtype, one in scores.items()}
+        asked.append(Asked(query, found, base, len(query.target.encode("utf8")), seconds))
+    return asked
+
+
+def choose_rates(chosen: Sequence[Way], valid: Sequence[Asked]) -> dict[str, float]:
+    """Return every way's learning rate with the largest gain on the validation queries.
+
+    Rates rise as long as the gain does: it has one peak. Where the first is best, a lower one is tried.
+    """
+    rates: dict[str, float] = {}
+    for way in chosen:
+        if way.rate_of:
+            continue
+        gains: dict[float, float] = {}
+        for rate in RATES:
+            gains[rate] = _gain(way, rate, valid)
+            if gains[rate] < max(gains.values()):
+                break
+        if gains[RATES[0]] == max(gains.values()):
+            gains[LOWER] = _gain(way, LOWER, valid)
+        rates[way.name] = max(gains, key=lambda rate: gains[rate])
+        told = ", ".join(f"{rate:g}: {100 * gain:.1f} %" for rate, gain in gains.items())
+        print(f"  validation gain, {way.name}: {told}", flush=True)
+    return {way.name: rates[way.rate_of or way.name] for way in chosen}
+
+
+def _gain(way: Way, rate: float, queries: Sequence[Asked]) -> float:
+    bits, base = (way.run(one, rate) for one in queries), (one.base_bits[way.dtype] for one in queries)
+    gain = 1 - sum(bits) / sum(base)
+    return gain if math.isfinite(gain) else -math.inf
+
+
+def measure(
+    chosen: Sequence[Way], rates: dict[str, float], test: Sequence[Asked]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return bits and CPU seconds of every way on every query, the ways in another order each time."""
+    bits: dict[str, list[float]] = {way.name: [] for way in chosen}
+    seconds: dict[str, list[float]] = {way.name: [] for way in chosen}
+    for number, asked in enumerate(test):
+        turn = number % len(chosen)
+        for way in [*chosen[turn:], *chosen[:turn]]:
+            started = time.process_time()
+            found = way.run(asked, rates[way.name])
+            seconds[way.name].append(time.process_time() - started)
+            bits[way.name].append(found)
+        print(f"  query {number + 1} of {len(test)}", flush=True)
+    return bits, seconds
+
+
+def figures(
+    chosen: Sequence[Way], rates: dict, test: Sequence[Asked], bits: dict, seconds: dict
+) -> list[dict]:
+    """Return a line of figures for every way; shares of gain with their 95 % interval by document."""
+    published, once, fresh = (way.name for way in chosen[:3])
+    # What is saved is counted from the model people have, in float32, whatever a way computes in.
+    base = np.array([one.base_bits["float32"] for one in test])
+    saved = {name: base - np.array(values) for name, values in bits.items()}
+    size = sum(one.bytes for one in test)
+    draws = np.random.default_rng(0).integers(0, len(test), (2000, len(test)))
+    made = []
+    for way in chosen:
+        took = seconds[way.name]
+        shares = {
+            whose: (
+                saved[way.name].sum() / theirs.sum(),
+                saved[way.name][draws].sum(1) / theirs[draws].sum(1),
+            )
+            for whose, theirs in (("published", saved[once]), ("fresh", saved[fresh]))
+        }
+        made.append(
+            {
+                "way": way.name,
+                "learning_rate": rates[way.name],
+                "cpu_seconds": median(took),
+                "cpu_seconds_quartiles": list(np.percentile(took, [25, 75])),
+                "times_faster_than_published": median(
+                    theirs / mine for theirs, mine in zip(seconds[published], took, strict=True)
+                ),
+                "times_faster_than_scored_once": median(
+                    theirs / mine for theirs, mine in zip(seconds[once], took, strict=True)
+                ),
+                "bits_per_byte": sum(bits[way.name]) / size,
+                "bits_per_byte_saved": float(saved[way.name].sum()) / size,
+                "gain": float(saved[way.name].sum() / base.sum()),
+                **{f"share_of_{whose}_gain": float(share) for whose, (share, _) in shares.items()},
+                **{
+                    f"share_of_{whose}_gain_ci": list(np.percentile(drawn, [2.5, 97.5]))
+                    for whose, (_, drawn) in shares.items()
+                },
+            }
+        )
+    return made
+
+
+def show(told: dict) -> None:
+    measured = ("lr", "CPU s", "vs published", "vs scored once", "bpb saved", "gain")
+    table = Table("way of working", *measured, "of published gain", "of fresh AdamW's", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for line in told["ways"]:
+        shares = [
+            f"{100 * line[key]:.0f} % [{', '.join(f'{100 * end:.0f}' for end in line[key + '_ci'])}]"
+            for key in ("share_of_published_gain", "share_of_fresh_gain")
+        ]
+        table.add_row(
+            line["way"],
+            f"{line['learning_rate']:g}",
+            f"{line['cpu_seconds']:.2f}",
+            f"{line['times_faster_than_published']:.2f}x",
+            f"{line['times_faster_than_scored_once']:.2f}x",
+            f"{line['bits_per_byte_saved']:.4f}",
+            f"{100 * line['gain']:.2f} %",
+            *shares,
+        )
+    Console(width=150).print(
+        f"k = {told['k']}, {told['queries']} queries of {DOMAIN}, base {told['base_bits_per_byte']:.3f} bits "
+        f"a byte; finding neighbours costs every way {told['retrieve_cpu_seconds']:.3f} s a query more",
+        table,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
+    parser.add_argument("--model", help="default: the shared base model")
+    parser.add_argument("--work", type=Path, default=Path("build/speed"))
+    parser.add_argument("--out", type=Path, default=Path("bench/speed.json"))
+    parser.add_argument("--passages", type=int, default=5000, help="passages in the store, about")
+    parser.add_argument("--validation", type=int, default=10, help="validation queries")
+    parser.add_argument("--queries", type=int, default=24, help="test queries, one a document")
+    parser.add_argument("-k", type=int, default=20)
+    parser.add_argument("--dtype", default="bfloat16", help="of the base under our own ways of working")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=[""], help="beside the first four: words in the names")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    name = arguments.model or str(arguments.shared / "models/base-5m")
+    full, half = uptake.load(name), uptake.load(name, dtype=arguments.dtype)
+    data = arguments.shared / "data/minipile" / DOMAIN
+    folder = arguments.work / f"store-{arguments.passages}"
+    store = open_store(folder, data, arguments.passages)
+
+    def selected() -> list[Way]:
+        every = ways(full, half, arguments.k)
+        return [w for w in every if w in every[:4] or any(word in w.name for word in arguments.only)]
+
+    chosen = selected()
+    valid = ask([full, half], store, "valid", arguments.validation, arguments.k, data)
+    test = ask([full, half], store, "test", arguments.queries, arguments.k, data)
+    rates = choose_rates(chosen, valid)
+    # What optimisers remember of the validation queries stays behind; nobody pays for what is done once.
+    chosen = selected()
+    for way in chosen:
+        way.run(valid[0], rates[way.name])
+    bits, seconds = measure(chosen, rates, test)
+    told = {
+        "k": arguments.k,
+        "queries": len(test),
+        "validation_queries": len(valid),
+        "domain": DOMAIN,
+        "passages": store.info()["passages"],
+        "model": full.fingerprint,
+        "threads": arguments.threads,
+        "processor": _processor(),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "base_bits_per_byte": sum(one.base_bits["float32"] for one in test) / sum(one.bytes for one in test),
+        "retrieve_cpu_seconds": median(one.retrieve_seconds for one in test),
+        "ways": figures(chosen, rates, test, bits, seconds),
+        "seconds_by_query": seconds,
+        "bits_by_query": bits,
+    }
+    show(told)
+    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.processor()
+
+
+if __name__ == "__main__":
+    main()

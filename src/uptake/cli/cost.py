@@ -1,0 +1,157 @@
+"""`uptake cost`: what a comparison will take, before it is begun."""
+
+import inspect
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uptake.cli import compare as comparing
+from uptake.cli import inputs, options, screen
+from uptake.errors import BadInput
+
+if TYPE_CHECKING:
+    from uptake.cost import Forecast, Span
+
+EXAMPLES = options.examples(
+    "uptake cost -m gpt2 -s notes.store --data test.jsonl -k 1,5,20",
+    "uptake cost -m gpt2 -s notes.store --data test.jsonl --recipe notes.recipe --workers 8",
+)
+
+Queries = Annotated[
+    int, options.option(options.MAIN, "N", "Queries to measure, spread over the data.", least=1)
+]
+
+
+def cost(**given: Any) -> None:
+    """Measure a few queries of a comparison, and say what all of it will take.
+
+    The options are those of `uptake compare`. Seconds and memory are this machine's, as busy as it is now.
+    """
+    names = [name.strip() for name in given["methods"].split(",") if name.strip()]
+    if not names:
+        raise BadInput(f"--methods {given['methods']!r}: name at least one, such as ttt-nn")
+    with screen.status("starting"):
+        from itertools import islice
+
+        from uptake import api, causal, readers
+        from uptake.cost import forecast
+        from uptake.method import Budget
+        from uptake.plan import Plan
+        from uptake.protocol import PerQuery, Running, Whole
+    rules = {
+        each.name: each
+        for each in (
+            PerQuery(given["prefix"], given["suffix"], given["windows"]),
+            Whole(),
+            Running(given["segment"], given["prefix"]),
+        )
+    }
+    rule = rules[inputs.one_of("--protocol", given["protocol"], list(rules))]
+    chosen, settings = inputs.recipe(given["recipe"]), given["settings"] or ()
+    if chosen:
+        names.append(chosen.method)
+        settings = [*(f"{chosen.method}.{setting}" for setting in chosen.settings), *settings]
+    ks = inputs.counts(given["k"] or str(chosen.k if chosen else 20), "-k")
+    # Every query is scored by the base too, whether it is asked for or not.
+    plan = Plan(
+        api.ways(list(dict.fromkeys(("base", *names))), settings),
+        rule,
+        tuple(ks),
+        given["seed"],
+        given["batch"],
+        Budget(given["max_tokens"], given["max_steps"], given["max_seconds"]),
+        inputs.leak_filter(given["leak_containment"], given["leak_jaccard"], given["no_leak_filter"]),
+    )
+    if plan.sequential and given["workers"] > 1:
+        raise BadInput("reference=true hands on from query to query: use one worker")
+    causal.check(given["device"], given["dtype"])
+    wanted = comparing._wanted_store(given["store"], plan.ways, rule, ks)
+    # Each of several workers has one thread.
+    threads = 1 if given["workers"] > 1 else given["threads"]
+    inputs.set_threads(threads)
+    skipped = readers.Skipped()
+    with screen.status("reading documents"):
+        documents = list(islice(readers.read(given["data"], skipped=skipped), given["limit"]))
+    screen.tell_skipped(skipped)
+    store = None
+    if wanted:
+        with screen.status("opening the store"):
+            store = inputs.open_store(wanted, given["encoder"], given["device"], threads)
+    with screen.status("loading the model"):
+        loaded = causal.load(given["model"], given["device"], given["dtype"])
+    with screen.interruptible("nothing is kept of an estimate"), screen.progress("measuring") as update:
+        found = forecast(
+            loaded,
+            plan,
+            documents,
+            store,
+            queries=given["queries"],
+            workers=given["workers"],
+            progress=update,
+        )
+    _show(found, given["as_json"])
+
+
+def _show(found: "Forecast", as_json: bool) -> None:
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps(asdict(found), indent=1))
+        return
+    from rich.table import Table
+
+    from uptake.report import many, number, size
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("way", no_wrap=True)
+    for heading in ("k", "CPU time", "tokens trained", "peak memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for way in found.ways:
+        tokens = number(way.tokens_trained.value, 0, ",") if way.tokens_trained else ""
+        ks = ",".join(str(k) for k in way.k if k)
+        table.add_row(way.way, ks, _span(way.cpu_seconds), tokens, size(way.peak_bytes))
+    screen.results().print(table)
+    whole = many(found.size.documents, "document", "documents")
+    if found.size.units != found.size.documents:
+        whole = f"{many(found.size.units, 'query', 'queries')} of {whole}"
+    by = "" if found.workers == 1 else f" by {found.workers} workers, each with that memory"
+    typer.echo(f"{whole}: about {_span(found.wall_seconds)}{by}; {found.measured} measured")
+    for way in found.ways:
+        if way.failed:
+            screen.note(f"note: {way.way} failed where it was measured: {way.failed}")
+
+
+def _span(seconds: "Span | None") -> str:
+    if seconds is None:
+        return "unknown"
+    return f"{duration(seconds.value)} [{duration(seconds.low)}, {duration(seconds.high)}]"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that people would use, two figures of it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{_two_figures(seconds / length)} {unit}"
+    return f"{_two_figures(seconds)} s"
+
+
+def _two_figures(value: float) -> str:
+    digits = max(0, 1 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:,.{min(digits, 3)}f}"
+
+
+# The options of `compare` but for those of its report.
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_parameters = [
+    *(
+        parameter.replace(kind=_KEYWORD)
+        for name, parameter in inspect.signature(comparing.compare).parameters.items()
+        if name not in ("json_path", "html", "fresh")
+    ),
+    inspect.Parameter("queries", _KEYWORD, default=3, annotation=Queries),
+    inspect.Parameter("as_json", _KEYWORD, default=False, annotation=options.AsJson),
+]
+cost.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
+cost.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters}

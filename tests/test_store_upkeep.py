@@ -1,0 +1,94 @@
+"""What a store clears away, and when: drafts of the dead, versions long outlived."""
+
+import os
+import time
+import warnings
+from datetime import timedelta
+
+import pytest
+
+import killing
+from stubs import StubEncoder
+from uptake.errors import BadInput
+from uptake.store import Datastore
+from uptake.store import bases as bases_module
+from uptake.store import writing as writing_module
+from uptake.store.bases import Cache
+from uptake.store.files import Lease
+
+
+def make(path):
+    return Datastore.create(path, encoder=StubEncoder(), chunking=killing.CHUNKING)
+
+
+def test_a_draft_goes_once_nobody_holds_it(tmp_path):
+    left, held, young, stranger = (
+        tmp_path / name for name in (f".s-{'a' * 32}", f".s-{'b' * 32}", f".s-{'c' * 32}", ".s-notes")
+    )
+    for folder in (left, held, young, stranger):
+        folder.mkdir()
+    (left / "writer.lock").write_text("process 1 on nowhere\n")
+    with Lease(held / "writer.lock"):
+        store = make(tmp_path / "s")
+        assert {path.name for path in tmp_path.iterdir()} == {"s", held.name, young.name, stranger.name}
+    long_ago = time.time() - 2 * 86_400
+    os.utime(young, (long_ago, long_ago))
+    Datastore.open(tmp_path / "s", encoder=StubEncoder())
+    assert {path.name for path in tmp_path.iterdir()} == {"s", stranger.name}
+    assert store.add(killing.documents(0)[:3]).passages > 0
+
+
+def test_a_draft_that_is_a_link_or_whose_lock_is_one_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / f".s-{'a' * 32}").symlink_to(tmp_path / "folder")
+    (tmp_path / f".s-{'b' * 32}").mkdir()
+    (tmp_path / f".s-{'b' * 32}" / "writer.lock").symlink_to(tmp_path / "mine")
+    make(tmp_path / "s")
+    assert len(list(tmp_path.iterdir())) == 5 and (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_version_goes_a_week_after_another_took_its_place(tmp_path, monkeypatch):
+    store = make(tmp_path / "s")
+    store.add(killing.documents(0)[:40])
+    old = store.version
+    reader = Datastore.open(tmp_path / "s", encoder=StubEncoder())
+    store.remove([killing.name(3)])
+    assert Datastore.open(tmp_path / "s", version=old).count == reader.count
+    assert killing.held(tmp_path / "s", killing.mark(3)) and len(reader.passages(reader._table.ids)) > 0
+    assert store._table.outlived(timedelta(days=7)) == []
+    monkeypatch.setattr(writing_module, "_KEPT", timedelta(0))
+    store.add(killing.documents(0)[50:60])
+    with pytest.raises(BadInput, match="is not kept"):
+        Datastore.open(tmp_path / "s", version=old)
+    assert store.verify() == [] and Datastore.open(tmp_path / "s", encoder=StubEncoder()).verify() == []
+    assert len(list((tmp_path / "s" / "passages.lance" / "_versions").glob("*.manifest"))) == 1
+    sums = (tmp_path / "s" / "checksums.sha256").read_text().split()[1::2]
+    assert all((tmp_path / "s" / name).exists() for name in sums)
+
+
+def test_a_death_while_an_old_index_is_deleted_leaves_no_half_of_it(tmp_path, monkeypatch):
+    store = make(tmp_path / "s")
+    for number in range(4):
+        store.add(killing.documents(0)[20 * number : 20 * number + 20])
+        store.search(["word1"], 3)
+    assert len(Cache(store.layout.uid, {}).folders()) == 2
+    # A half: of every tree that is deleted only the first file goes.
+    monkeypatch.setattr(
+        bases_module.shutil,
+        "rmtree",
+        lambda folder, **_: [file.unlink() for file in list(folder.rglob("*"))[:1] if file.is_file()],
+    )
+    store.add(killing.documents(0)[100:150])
+    store.search(["word1"], 3)
+    store.remove(purge=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(Datastore.open(tmp_path / "s", encoder=StubEncoder()).search(["word1"], 3)[0].ids) == 3
+
+
+def test_a_store_inside_a_file_is_refused_in_one_line(tmp_path):
+    (tmp_path / "notes.jsonl").write_text("{}")
+    for inside in ("s", "a/b/s"):
+        with pytest.raises(BadInput, match=r"notes.jsonl is a file, nothing can lie in it; give another"):
+            make(tmp_path / "notes.jsonl" / inside)
