@@ -81,6 +81,9 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=5000, help="passages a domain, about")
     parser.add_argument("--validation", type=int, default=3, help="validation documents a domain")
     parser.add_argument("--test", type=int, default=10, help="test documents a domain")
+    parser.add_argument("--part", default="test", help="the documents scored in the end: test or valid")
+    parser.add_argument("--windows", type=int, default=1, help="most queries of one document")
+    parser.add_argument("--rate", help="take this learning rate for every way, and choose none")
     parser.add_argument("--encoder", help="hybrid search with this encoder (default: lexical)")
     parser.add_argument("-k", type=int, default=20)
     parser.add_argument("--domains", nargs="+", default=DOMAINS)
@@ -101,8 +104,8 @@ def main() -> None:
             else make_store(folder, pile / name, arguments.passages, arguments.encoder)
         )
         valid = documents(pile / name, "valid", arguments.validation)
-        domains[name] = (store, valid, documents(pile / name, "test", arguments.test))
-    rates = choose_rates(model, domains, arguments)
+        domains[name] = (store, valid, documents(pile / name, arguments.part, arguments.test))
+    rates = dict.fromkeys(WAYS, arguments.rate) if arguments.rate else choose_rates(model, domains, arguments)
     told = {"learning_rates": rates, "k": arguments.k, "domains": {}}
     table = Table("domain", "base", *TOLD, "ttt-nn - random", "CPU s a query", box=None)
     for name, (store, _, test) in domains.items():
@@ -114,6 +117,7 @@ def main() -> None:
             k=arguments.k,
             settings=[f"{way}.learning_rate={rate}" for way, rate in rates.items()],
             showcases=0,
+            protocol=uptake.PerQuery(windows=arguments.windows),
             journal=arguments.work / f"{name}.journal",
         )
         figures = uptake.summary(results)
@@ -128,6 +132,13 @@ def main() -> None:
             f"{methods['ttt-nn']['cpu_seconds_per_query']['total']:.2f}",
         )
         print(f"  {name} done", flush=True)
+        for number in range(arguments.windows if arguments.windows > 1 else 0):
+            told_by_way = []
+            for way in TOLD:
+                rows = [row for row in results.rows if row.way == way and row.query.endswith(f"#{number}")]
+                saved = gain([row.bits for row in rows], [row.base_bits for row in rows])
+                told_by_way.append(f"{way} {100 * saved:.1f} %")
+            print(f"    window {number + 1}: {', '.join(told_by_way)}", flush=True)
     Console(width=130).print(
         f"gain in % of the base's bits, k = {arguments.k}, learning rates {rates}", table
     )
