@@ -71,5 +71,8 @@ def test_a_learning_rate_of_zero_gains_exactly_nothing(model: Causal, peps: Path
     store = Datastore.create(tmp_path / "store", retriever="lexical")
     store.add(islice(uptake.read(peps / "train.jsonl.xz"), 20))
     documents: list[Document] = list(islice(uptake.read(peps / "test.jsonl.xz"), 3))
-    results = uptake.compare(model, documents, ["ttt-nn"], store=store, k=5, settings=["learning_rate=0"])
+    # One query at a time: in a batch the base is scored at another shape, which moves the last digits.
+    results = uptake.compare(
+        model, documents, ["ttt-nn"], store=store, k=5, settings=["learning_rate=0"], batch=1
+    )
     assert all(row.bits == row.base_bits and row.tokens_trained > 0 for row in results.rows)
