@@ -1,6 +1,8 @@
 """Scoring, generation and the wrappers, against plain forward passes."""
 
+import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toys
+from uptake.causal import Causal
 from uptake.errors import BadInput
 from uptake.lm import LM, Segment, rolling_windows
+from uptake.tokens import Tokenizer
 from uptake.wrappers import Bayes, Mixed, Prefixed, Routed
 
 
@@ -157,3 +161,14 @@ def test_a_bayes_mixture_never_loses_more_than_a_bit_and_is_one_distribution() -
         log_probs = model.step(ids)[0][0, :-1].gather(-1, ids[0, 1:, None])
         chains.append(log_probs.sum().exp().item())
     assert chains[0] == pytest.approx((chains[1] + chains[2]) / 2, rel=1e-9)
+
+
+def test_the_window_is_told_by_the_model_or_its_tokenizer_and_never_guessed() -> None:
+    module, names = toys.module("llama", window=48), copy.deepcopy(toys.tokenizer())
+    assert Causal(module, Tokenizer(names)).window == 48
+    module.config = SimpleNamespace()  # as of a model without position embeddings
+    names.model_max_length = 40
+    assert Causal(module, Tokenizer(names)).window == 40
+    names.model_max_length = int(1e30)
+    with pytest.raises(BadInput, match="model_max_length"):
+        Causal(module, Tokenizer(names))

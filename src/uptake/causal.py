@@ -35,7 +35,7 @@ class Causal(LM):
         self.tokenizer = tokenizer
         self.name = name
         config: Any = module.config
-        self.window = int(getattr(config, "max_position_embeddings", 1024))
+        self.window = _window(config, tokenizer)
         first = next(module.parameters())
         self.device, self.dtype = first.device, first.dtype
         if base is None:
@@ -142,6 +142,17 @@ def _check_folder(folder: Path) -> None:
             else "copy its weights"
         )
         raise BadInput(f"{folder} has no *.safetensors weights: {cure}")
+
+
+def _window(config: Any, tokenizer: Tokenizer) -> int:
+    """Return the most tokens the model takes: what its configuration says, else what its tokenizer does."""
+    told = getattr(config, "max_position_embeddings", None) or tokenizer.inner.model_max_length
+    # A tokenizer that knows no limit answers with a number of thirty digits.
+    if told > 1 << 30:
+        raise BadInput(
+            "the model names no longest input: set `model_max_length` in its tokenizer_config.json"
+        )
+    return int(told)
 
 
 def _or_missing(name: str, make: Callable[[], Any]) -> Any:

@@ -7,6 +7,7 @@ context alone, never with what is scored; the adapted model answers that request
 """
 
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -68,7 +69,9 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         if threads is not None:
             torch.set_num_threads(threads)
         if device.startswith("cuda") and not torch.cuda.is_available():
-            device = "cpu"  # the harness asks for cuda:0 by default, whether there is one or not
+            # The harness asks for cuda:0 by default, whether there is one or not.
+            warnings.warn(f"no CUDA device is usable here: {device} becomes cpu", stacklevel=2)
+            device = "cpu"
         if self.way.searches and k > 0 and store is None:
             raise BadInput(f"{method} reads neighbours and there is no store: give store=DIR or k=0")
         if isinstance(store, str):
