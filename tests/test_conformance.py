@@ -13,7 +13,7 @@ from uptake import methods
 from uptake.method import Method
 from uptake.methods.finetune import Finetune
 from uptake.moves import LoRA, Top
-from uptake.step import AdamW
+from uptake.rules import AdamW
 
 SUBJECTS: dict[str, Method[Any]] = {
     name: type(methods.find(name).method).example() for name in methods.names()

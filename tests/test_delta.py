@@ -11,7 +11,8 @@ import toys
 from uptake.delta import Delta, LowRank, fingerprint, skeleton
 from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.moves import All, LoRA, Moves, Top, block_matrices
-from uptake.step import SGD, AdamW, Rule, descend, token_loss
+from uptake.rules import SGD, AdamW, Rule
+from uptake.step import descend, token_loss
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 

@@ -20,7 +20,7 @@ from uptake.overlap import LeakFilter
 from uptake.plan import Plan
 from uptake.protocol import PerQuery, Running, Whole
 from uptake.results import Row
-from uptake.step import SGD, AdamW
+from uptake.rules import SGD, AdamW
 from uptake.store.datastore import Datastore
 from uptake.text import Chunking, Document, stable_hash
 

@@ -17,7 +17,7 @@ from uptake.export import export_peft, moved_alone
 from uptake.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.moves import LoRA, Moves, Top, block_matrices
-from uptake.step import AdamW
+from uptake.rules import AdamW
 from uptake.store.datastore import Datastore
 from uptake.text import Document
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from uptake.errors import BadInput
 from uptake.methods.finetune import Finetune
 from uptake.moves import LoRA, Top
+from uptake.rules import SGD, AdamW
 from uptake.settings import apply, describe
-from uptake.step import SGD, AdamW
 
 
 def test_values_of_every_kind() -> None:

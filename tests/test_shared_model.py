@@ -44,7 +44,7 @@ def test_reading_its_own_continuation_makes_a_text_likelier(model: Causal, peps:
     assert lm.generate("def ", 8) == model.generate("def ", 8)
     from uptake.method import Context, Evidence
     from uptake.methods.finetune import Finetune
-    from uptake.step import AdamW
+    from uptake.rules import AdamW
 
     method = Finetune(rule=AdamW(3e-4), passes=3)
     text = document.text[1000:1800]

@@ -12,7 +12,7 @@ from cli_world import save
 from uptake.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.protocol import Query
-from uptake.step import AdamW
+from uptake.rules import AdamW
 from uptake.text import Document, Found, Passage
 
 TEXTS = ("def add(a, b):\n    return a + b\n", "for i in range(10):\n    print(i)\n" * 6, "import os\n")

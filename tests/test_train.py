@@ -1,7 +1,7 @@
 """The outer loop, on a toy method that learns how far to trust its memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 import toys
 from toy_methods import Counts, Unigram
-from uptake.errors import BadInput, Damaged, Mismatch
+from uptake.errors import BadInput, Damaged, Diverged, Mismatch
+from uptake.learned import Learned, Material
 from uptake.lm import LM
-from uptake.method import Context, Evidence, Learned
+from uptake.method import Context, Evidence
+from uptake.settings import describe
 from uptake.step import token_loss
-from uptake.train import Training, train
+from uptake.tensors import read_tensors
+from uptake.train import Point, Training, train
 
 
 class Trust(nn.Module):
@@ -30,8 +33,10 @@ class Trusted(Counts):
 
 
 @dataclass(frozen=True)
-class LearnedMemory(Learned[Trusted]):
+class LearnedMemory(Learned[Trusted, Any]):
     """Unigram memory whose share was learnt."""
+
+    scale: float = 1.0
 
     @classmethod
     def example(cls) -> Self:
@@ -40,17 +45,20 @@ class LearnedMemory(Learned[Trusted]):
     def build(self, lm: LM) -> nn.Module:
         return Trust()
 
-    def loss(self, learned: nn.Module, lm: LM, episode: Any) -> Tensor:
+    def episodes(self, lm: LM, material: Material) -> Sequence[Any]:
+        return [(document.text, document.text[: len(document.text) // 2]) for document in material.documents]
+
+    def loss(self, network: nn.Module, lm: LM, episode: Any) -> Tensor:
         read, asked = (lm.tokenizer.encode(text)[0] for text in episode)
         counts = torch.bincount(torch.tensor(read), minlength=257).float()[None]
-        share = learned.logit.sigmoid()  # type: ignore[operator]
+        share = network.logit.sigmoid()  # type: ignore[operator]
         with torch.no_grad():
             log_probs = lm.step(torch.tensor([[0, *asked[:-1]]]))[0]
         mixed = (1 - share) * log_probs.exp() + share * (counts / counts.sum())[:, None]
         return token_loss(mixed.log(), torch.tensor([asked]))
 
-    def init(self, lm: LM, learned: nn.Module | None = None) -> Trusted:
-        share = float(learned.logit.detach().sigmoid()) if learned is not None else 0.5  # type: ignore[operator]
+    def init(self, lm: LM) -> Trusted:
+        share = float(self.network(lm).logit.sigmoid())  # type: ignore[operator]
         return Trusted(base=lm.fingerprint, counts=torch.zeros(257), share=share)
 
     def take(
@@ -77,34 +85,87 @@ EPISODES = [(f"{word} " * 5, f"{word} " * 3) for word in ("cat", "dog", "fish", 
 
 def test_training_lowers_the_loss_of_what_it_trained_for() -> None:
     lm, method = toys.lm(), LearnedMemory()
-    network = train(method, lm, EPISODES, Training(passes=20))
+    network, points = train(method, lm, EPISODES, Training(passes=20))
     untrained = method.build(lm)
     unseen = ("tree " * 5, "tree " * 3)
     assert method.loss(network, lm, unseen) < method.loss(untrained, lm, unseen)
-    assert method.init(lm, network).share > method.init(lm, untrained).share
+    shares = [
+        replace(method, **how).init(lm).share for how in ({"trained": network}, {"weights": "untrained"})
+    ]
+    assert shares[0] > shares[1]
+    assert points[-1].step == points[-1].total == 120
 
 
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     lm, method, path = toys.lm(), LearnedMemory(), tmp_path / "checkpoint"
     settings = Training(passes=4, save_every=5)
-    whole = train(method, lm, EPISODES, settings)
+    whole, points = train(method, lm, EPISODES, settings, valid=EPISODES[:1])
 
-    def interrupt(done: int, total: int) -> None:
-        assert total == 24
-        if done == 10:
+    def interrupt(point: Point) -> None:
+        if point.step == 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(method, lm, EPISODES, settings, path, interrupt)
+        train(method, lm, EPISODES, settings, path, interrupt, EPISODES[:1])
     steps: list[int] = []
-    resumed = train(method, lm, EPISODES, settings, path, lambda done, total: steps.append(done))
+    resumed, again = train(
+        method, lm, EPISODES, settings, path, lambda point: steps.append(point.step), EPISODES[:1]
+    )
     assert steps == [15, 20, 24]
     assert torch.equal(whole.logit, resumed.logit)  # type: ignore[arg-type]
-    assert not torch.equal(whole.logit, train(method, lm, EPISODES, Training(seed=1)).logit)  # type: ignore[arg-type]
+    assert [repr(point) for point in points] == [repr(point) for point in again]
+    assert not torch.equal(whole.logit, train(method, lm, EPISODES, Training(seed=1))[0].logit)  # type: ignore[arg-type]
     with pytest.raises(Mismatch, match="load that model"):
         train(method, toys.lm(seed=3), EPISODES, settings, path)
+    with pytest.raises(Mismatch, match="begin a new file"):
+        train(method, lm, EPISODES[:-1], settings, path)
     path.write_bytes(b"no checkpoint")
     with pytest.raises(Damaged, match="make it anew"):
         train(method, lm, EPISODES, settings, path)
     with pytest.raises(BadInput, match="no episodes"):
         train(method, lm, [])
+
+
+def test_validation_keeps_the_best_network_and_the_untrained_one_counts() -> None:
+    lm, method = toys.lm(), LearnedMemory()
+    # Told to trust the memory in training, and shown text of another kind in validation.
+    network, points = train(method, lm, EPISODES, Training(passes=3), valid=[("cat" * 5, "pond" * 3)])
+    best = min(points, key=lambda point: point.valid if point.valid is not None else 9e9)
+    assert best.step == 0
+    assert torch.equal(network.logit, method.build(lm).logit)  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    class Bursting(LearnedMemory):
+        def gradients(self, network: nn.Module, lm: LM, episode: Any) -> Any:
+            if episode == "burst":
+                return float("nan"), [torch.zeros(())]
+            return super().gradients(network, lm, episode)
+
+    path = tmp_path / "checkpoint"
+    with pytest.raises(Diverged, match="smaller learning rate"):
+        train(Bursting(), toys.lm(), [*EPISODES, "burst"], Training(save_every=1, seed=2), path)
+    about, _ = read_tensors(path, "training")
+    assert '"step"' in about["points"]
+
+
+def test_a_network_comes_back_from_its_file_and_only_for_its_own(tmp_path: Path) -> None:
+    lm, method, path = toys.lm(), LearnedMemory(), tmp_path / "memory.safetensors"
+    network, _ = train(method, lm, EPISODES, Training(passes=2))
+    method.save(network, lm, path)
+    read = LearnedMemory(weights=str(path))
+    assert read.init(lm).share == LearnedMemory(trained=network).init(lm).share
+    assert read.network(lm) is read.network(lm), "read once"
+    with pytest.raises(Mismatch, match="train again"):
+        read.init(toys.lm(seed=5))
+    with pytest.raises(BadInput, match="uptake train"):
+        method.init(lm)
+    with pytest.raises(BadInput, match="no such file"):
+        LearnedMemory(weights=str(tmp_path / "none")).init(lm)
+
+    class Other(LearnedMemory):
+        pass
+
+    with pytest.raises(Mismatch, match="not of Other"):
+        Other(weights=str(path)).init(lm)
+    assert "trained" not in describe(read) and describe(read)["weights"] == str(path)

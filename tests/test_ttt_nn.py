@@ -13,7 +13,7 @@ from uptake.lm import Segment
 from uptake.method import Budget, Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.moves import LoRA, Top
-from uptake.step import SGD, AdamW, Rule
+from uptake.rules import SGD, AdamW, Rule
 
 NEIGHBOURS = ["def add(a, b):\n    return a + b\n", "for i in range(10):\n    print(i)\n" * 4, "import os"]
 TARGET, PREFIX = "def sub(a, b):\n    return a - b\n", "# arithmetic\n"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Memory(Method[Counts]):
     def example(cls) -> Self:
         return cls()
 
-    def init(self, lm: LM, learned: Any = None) -> Counts:
+    def init(self, lm: LM) -> Counts:
         return Counts(base=lm.fingerprint, counts=torch.zeros(257))
 
     def take(
@@ -90,7 +90,7 @@ class Weights(Method[Shift]):
     def example(cls) -> Self:
         return cls()
 
-    def init(self, lm: LM, learned: Any = None) -> Shift:
+    def init(self, lm: LM) -> Shift:
         return Shift(base=lm.fingerprint, delta=Delta(lm.fingerprint))
 
     def take(
@@ -158,7 +158,7 @@ class Router(Method[Scoped]):
     def example(cls) -> Self:
         return cls()
 
-    def init(self, lm: LM, learned: Any = None) -> Scoped:
+    def init(self, lm: LM) -> Scoped:
         return Scoped(base=lm.fingerprint, expert=self.expert.init(lm))
 
     def take(

@@ -1,15 +1,17 @@
 """Any Hugging Face causal language model as an LM."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from uptake.delta import Delta, fingerprint
+from uptake.delta import Delta, fingerprint, skeleton
 from uptake.errors import BadInput, Missing
 from uptake.lm import LM, Cache
 from uptake.moves import Moves, Opened
@@ -31,6 +33,7 @@ class Causal(LM):
     ) -> None:
         # Copies of one model share its fingerprint: it names the base a delta belongs to.
         self._base = base
+        self._given: dict[str, Tensor] | None = None
         self.module = module.eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -55,9 +58,22 @@ class Causal(LM):
         # On a bfloat16 base, weights that move are float32: autocast lets the two meet.
         mixed = self.dtype.itemsize < 4
         with torch.autocast(self.device.type, self.dtype) if mixed else contextlib.nullcontext():
-            out = self.module(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+            out = self._forward(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
         logits = out.logits.float() if out.logits.dtype.itemsize < 4 else out.logits
         return torch.log_softmax(logits, -1), None if cache is None else out.past_key_values
+
+    def _forward(self, **arguments: Any) -> Any:
+        if self._given is None:
+            return self.module(**arguments)
+        # Fused attention has no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            return functional_call(self.module, self._given, (), arguments)
+
+    def given(self, parameters: Mapping[str, Tensor]) -> "Causal":
+        # For as long as it runs, functional_call puts the tensors into the module: not into the base's.
+        copy = self._around(self.module if self._base else skeleton(self.module))
+        copy._given = dict(parameters)
+        return copy
 
     def overlay(self, delta: Delta) -> "Causal":
         return self._around(delta.over(self.module, self.fingerprint))

@@ -27,3 +27,7 @@ class Busy(UptakeError):
 
 class Missing(UptakeError):
     """An optional dependency, a model or a file that the call needs is not there."""
+
+
+class Diverged(UptakeError):
+    """A loss or a gradient is no longer finite: the step was not taken."""

@@ -6,7 +6,7 @@ never learn which method made it, nor what kind of network is underneath.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -105,6 +105,14 @@ class LM(ABC):
     @abstractmethod
     def open(self, moves: Moves, start: Delta, generator: torch.Generator) -> tuple["LM", Opened]:
         """Return a private copy of this LM that stands at `start`, and its weights that may move."""
+
+    @abstractmethod
+    def given(self, parameters: Mapping[str, Tensor]) -> "LM":
+        """Return this LM computed with these tensors in place of its parameters of the same names.
+
+        Differentiable twice in them. Names are those of `Opened.parameters`; ask the LM that `open`
+        gave, or, dearer, any other: what is not given stays as it is here.
+        """
 
     def room(self, row: int) -> int:
         """Return the most input tokens that row `row` can take in one forward pass."""
@@ -258,6 +266,9 @@ class Wrapper(LM):
     def open(self, moves: Moves, start: Delta, generator: torch.Generator) -> tuple[LM, Opened]:
         inner, opened = self.inner.open(moves, start, generator)
         return self.around(inner), opened
+
+    def given(self, parameters: Mapping[str, Tensor]) -> LM:
+        return self.around(self.inner.given(parameters))
 
 
 def rolling_windows(row: int, context: list[int], ids: list[int], room: int) -> Iterator[Window]:

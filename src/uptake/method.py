@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from uptake.errors import BadInput
 from uptake.lm import LM, Scores, Segment
@@ -60,6 +59,7 @@ class Ledger:
     tokens_trained: int = 0
     tokens_read: int = 0
     steps: int = 0
+    stopped: str = ""  # why a reading was given up, if one was; its state is that of before
     started: float = field(default_factory=time.process_time)
 
     def allows(self, budget: Budget, tokens: int = 0) -> bool:
@@ -141,7 +141,7 @@ class Method(ABC, Generic[StateT]):
         """Return settings under which reading a sentence or two shows on a tiny model (for the laws)."""
 
     @abstractmethod
-    def init(self, lm: LM, learned: nn.Module | None = None) -> StateT:
+    def init(self, lm: LM) -> StateT:
         """Return the state of having read nothing."""
 
     @abstractmethod
@@ -189,18 +189,6 @@ class Method(ABC, Generic[StateT]):
                 replay = Context(reading.seed, (context or Context()).budget)
                 (fresh,) = self.take([fresh], lm, [Evidence(Found(passages, scores), reading.query)], replay)
         return fresh
-
-
-class Learned(Method[StateT]):
-    """A method with a network of its own, trained ahead of time on episodes of its own job."""
-
-    @abstractmethod
-    def build(self, lm: LM) -> nn.Module:
-        """Return the untrained network for this base model."""
-
-    @abstractmethod
-    def loss(self, learned: nn.Module, lm: LM, episode: object) -> Tensor:
-        """Return the loss of one episode; train.py minimises it over `learned`'s parameters."""
 
 
 @dataclass(frozen=True)

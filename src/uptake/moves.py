@@ -18,7 +18,7 @@ from uptake.errors import BadInput
 
 @dataclass(frozen=True)
 class Opened:
-    """A private module and its moving parameters by name; `delta()` reads off where they are now."""
+    """A private module and its moving parameters by their names in it; `delta()` reads off where they are."""
 
     module: nn.Module
     parameters: Mapping[str, nn.Parameter]
@@ -86,7 +86,7 @@ class LoRA(Moves):
         with torch.random.fork_rng():
             inject_adapter_in_model(config, private, adapter_name="uptake")
         scale = self.alpha / self.rank
-        parameters: dict[str, nn.Parameter] = {}
+        halves: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         for name in matrices:
             layer = private.get_submodule(name.removesuffix(".weight"))
             down, up = layer.lora_A["uptake"].weight, layer.lora_B["uptake"].weight  # type: ignore[union-attr, index]
@@ -100,17 +100,17 @@ class LoRA(Moves):
                     noise = torch.rand(down.shape, generator=generator)
                     down.copy_((2 * noise - 1) * bound)
                     up.zero_()
-            parameters[f"{name}.down"], parameters[f"{name}.up"] = down, up
+            halves[name] = down, up
 
         def delta() -> Delta:
             parts = {
-                name: LowRank(
-                    _value(parameters[f"{name}.up"]), _value(parameters[f"{name}.down"]), scale, transposed
-                )
-                for name, transposed in matrices.items()
+                name: LowRank(_value(up), _value(down), scale, matrices[name])
+                for name, (down, up) in halves.items()
             }
             return Delta(start.base, rest.dense, {**rest.low_rank, **parts})
 
+        moving = {id(half) for pair in halves.values() for half in pair}
+        parameters = {name: half for name, half in private.named_parameters() if id(half) in moving}
         return Opened(private, parameters, delta)
 
 

@@ -135,10 +135,12 @@ class Runner:
                 scores = way.score(states, lm, segments, context)
             for i, one in enumerate(asked):
                 ledger, some = context.ledger(i), found[i].part(0, k)
-                one.scores[name] = scores[i]
+                # A reading that was given up counts at the base's score, as every failure does.
+                one.scores[name] = one.base[0] if ledger.stopped else scores[i]
                 rows.append(
                     replace(
-                        one.row(name, k, [scores[i]]),
+                        one.row(name, k, [one.scores[name]]),
+                        failed=ledger.stopped,
                         neighbours=len(some.passages),
                         overlap=max(some.overlaps, default=0.0),
                         withheld=some.withheld,

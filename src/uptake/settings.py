@@ -43,17 +43,22 @@ def find(settings: object, name: str) -> str:
 def describe(settings: Any) -> dict[str, Any]:
     """Return all settings as plain data, each choice under the name of its class."""
     out: dict[str, Any] = {"kind": type(settings).__name__}
-    for part in dataclasses.fields(settings):
+    for part in fields(settings):
         value = getattr(settings, part.name)
         out[part.name] = describe(value) if dataclasses.is_dataclass(value) else value
     return out
+
+
+def fields(settings: Any) -> list[dataclasses.Field[Any]]:
+    """Return the fields that are settings: all but those whose metadata say `setting=False`."""
+    return [part for part in dataclasses.fields(settings) if part.metadata.get("setting", True)]
 
 
 def values(settings: Any, prefix: str = "") -> dict[str, str]:
     """Return for each setting, by its dotted path, what may be written for it."""
     hints = get_type_hints(type(settings))
     out = {}
-    for part in dataclasses.fields(settings):
+    for part in fields(settings):
         out[prefix + part.name] = _values(hints[part.name])
         value = getattr(settings, part.name)
         if dataclasses.is_dataclass(value):
@@ -73,14 +78,14 @@ def _values(hint: Any) -> str:
 
 def _call(choice: Any) -> str:
     """Write a choice as it is asked for, with its settings if it has any."""
-    inner = ", ".join(f"{part.name}={part.default}" for part in dataclasses.fields(choice))
+    inner = ", ".join(f"{part.name}={part.default}" for part in fields(choice))
     name: str = choice.__name__.lower()
     return f"{name}({inner})" if inner else name
 
 
 def _paths(settings: Any, prefix: str = "") -> list[str]:
     out = []
-    for part in dataclasses.fields(settings):
+    for part in fields(settings):
         out.append(prefix + part.name)
         value = getattr(settings, part.name)
         if dataclasses.is_dataclass(value):

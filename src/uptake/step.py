@@ -1,78 +1,21 @@
 """The one inner loop: token-weighted loss, clip, update rule.
 
-Test-time training, online fine-tuning, dynamic evaluation and edits are this loop with other
-texts and settings. It knows no language model: `loss_of` gives the loss of one batch.
+Test-time training, online fine-tuning, dynamic evaluation, meta-training and edits are this loop
+with other texts and settings. It knows no language model: `loss_of` gives the loss of one batch.
+`descend` goes in place and fast; `unroll` is the same walk as a function that can be differentiated.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Diverged
+from uptake.rules import Memory, Rule
 
 BatchT = TypeVar("BatchT")
-
-
-class Rule(ABC):
-    """How a gradient becomes a step."""
-
-    @abstractmethod
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return a fresh optimiser over the parameters."""
-
-
-@dataclass(frozen=True)
-class AdamW(Rule):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); defaults as TTT-NN publishes them."""
-
-    learning_rate: float = 2e-5
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_rate(self.learning_rate)
-
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters,
-            lr=self.learning_rate,
-            betas=(self.beta1, self.beta2),
-            eps=self.epsilon,
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
-
-
-@dataclass(frozen=True)
-class SGD(Rule):
-    """Plain gradient descent, with momentum if asked."""
-
-    learning_rate: float = 1e-3
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_rate(self.learning_rate)
-
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            parameters,
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            foreach=True,
-        )
-
-
-def _check_rate(rate: float) -> None:
-    if not 0 <= rate < float("inf"):
-        raise BadInput(f"learning rate {rate}: use a finite number, 0 or more")
+Gradients = Sequence[Tensor | None]
 
 
 def token_loss(log_probs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -85,42 +28,114 @@ def token_loss(log_probs: Tensor, targets: Tensor, weights: Tensor | None = None
     return nll.mean() if weights is None else (nll * weights).mean()
 
 
+class Descent:
+    """Parameters on their way down, in place: one `step` a batch, and the memory to go on from later.
+
+    `memory`, as an earlier descent left it, lets this one go on where that stopped; its tensors are
+    copied. `clip` bounds the gradient's norm.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        rule: Rule,
+        clip: float | None = 1.0,
+        memory: Memory | None = None,
+    ) -> None:
+        self.parameters, self.clip = parameters, clip
+        # A network may have nothing that steps move, only statistics that reading fills.
+        self._optimizer = rule.optimizer([*parameters.values()] or [nn.Parameter(torch.zeros(()))])
+        for full_name, value in (memory or {}).items():
+            name, key = full_name.rsplit("|", 1)
+            if name in parameters:
+                self._optimizer.state[parameters[name]][key] = value.clone()
+
+    def step(self, loss: Tensor) -> None:
+        """Take one step down from the loss. Raises Diverged, and takes none, where it is not finite."""
+        if not torch.isfinite(loss):
+            raise Diverged(f"the loss is {loss.item()}: use a smaller learning rate")
+        self.apply(torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True))
+
+    def apply(self, gradients: Gradients) -> None:
+        """Take one step down from gradients, one a parameter. Raises Diverged, as `step` does."""
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        if self.clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
+            if not torch.isfinite(norm):
+                raise Diverged(f"the gradient's norm is {norm.item()}: use a smaller learning rate")
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What the rule remembers of each parameter, as `name|key`."""
+        return {
+            f"{name}|{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self._optimizer.state[parameter].items()
+            if isinstance(value, Tensor)
+        }
+
+
 def descend(
     loss_of: Callable[[BatchT], Tensor],
     parameters: Mapping[str, nn.Parameter],
     batches: Iterable[BatchT],
     rule: Rule,
     clip: float | None = 1.0,
-    memory: Mapping[str, Tensor] | None = None,
+    memory: Memory | None = None,
 ) -> dict[str, Tensor]:
-    """Take one step a batch, in order, in place; return the optimiser's memory afterwards.
+    """Take one step a batch, in order, in place; return the rule's memory afterwards.
 
-    `memory`, as an earlier call returned it, lets the optimiser go on where it stopped: two calls
-    over halves of the batches are one call over the whole. `clip` bounds the gradient's norm.
+    Two calls over halves of the batches, the second with the first one's memory, are one call over
+    the whole. Raises Diverged at the first loss or gradient that is not finite.
     """
-    optimizer = rule.optimizer(list(parameters.values()))
-    remember(optimizer, parameters, memory or {})
+    descent = Descent(parameters, rule, clip, memory)
     for batch in batches:
-        gradients = torch.autograd.grad(loss_of(batch), list(parameters.values()), allow_unused=True)
-        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
-        if clip is not None:
-            nn.utils.clip_grad_norm_(parameters.values(), clip)
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {
-        f"{name}|{key}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
-        if isinstance(value, Tensor)
-    }
+        descent.step(loss_of(batch))
+    return descent.memory
 
 
-def remember(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], memory: Mapping[str, Tensor]
-) -> None:
-    """Put an optimiser's memory back; tensors are copied, so the caller's stay as they are."""
-    for full_name, value in memory.items():
-        name, key = full_name.rsplit("|", 1)
-        if name in parameters:
-            optimizer.state[parameters[name]][key] = value.clone()
+def unroll(
+    loss_of: Callable[[Mapping[str, Tensor], BatchT], Tensor],
+    start: Mapping[str, Tensor],
+    batches: Iterable[BatchT],
+    rule: Rule,
+    order: Literal[0, 1, 2] = 2,
+    clip: float | None = None,
+    memory: Memory | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return where `descend` would end from `start`, and the memory, as functions of the start.
+
+    `order` says what a gradient through the result sees: 0 nothing; 1 the start alone, inner
+    gradients taken as constants (FOMAML, Finn et al. 2017); 2 everything, the losses' own
+    parameters (token weights) included. Every tensor of `start` must want a gradient. For order 2
+    the network needs kernels that can be differentiated twice; `LM.given` sees to it.
+    """
+    if order not in (0, 1, 2):
+        raise BadInput(f"order {order}: use 0, 1 or 2")
+    values, kept = dict(start), dict(memory or {})
+    for batch in batches:
+        if order == 0:
+            values = {name: value.detach().requires_grad_() for name, value in values.items()}
+        found = torch.autograd.grad(
+            loss_of(values, batch), list(values.values()), create_graph=order == 2, allow_unused=True
+        )
+        gradients = {
+            name: gradient for name, gradient in zip(values, found, strict=True) if gradient is not None
+        }
+        values, kept = rule.update(values, clipped(gradients, clip), kept)
+    if order == 0:
+        values = {name: value.detach() for name, value in values.items()}
+    return values, kept
+
+
+def clipped(gradients: Mapping[str, Tensor], most: float | None) -> Mapping[str, Tensor]:
+    """Return the gradients scaled down together so that their joint norm is at most `most`."""
+    if most is None or not gradients:
+        return gradients
+    # As nn.utils.clip_grad_norm_, small addend and all, but differentiable.
+    squares = torch.stack([gradient.pow(2).sum() for gradient in gradients.values()])
+    factor = (most / (squares.sum().clamp(min=1e-30).sqrt() + 1e-6)).clamp(max=1.0)
+    return {name: gradient * factor for name, gradient in gradients.items()}

@@ -1,9 +1,11 @@
 """The one outer loop: trains the network of any Learned method on episodes of its own job.
 
-It knows nothing of what an episode is; the method's `loss` does. Checkpoints hold the network
-and the optimiser, so that an interrupted training ends where an uninterrupted one would.
+It knows nothing of what an episode is; the method's `gradients` does. Checkpoints hold the network,
+the rule's memory and the best network so far, so that an interrupted training ends where an
+uninterrupted one would.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uptake.errors import BadInput, Mismatch
+from uptake.errors import BadInput, Diverged, Mismatch
+from uptake.learned import Learned, fill
 from uptake.lm import LM
-from uptake.method import Learned
-from uptake.step import AdamW, Rule, descend
+from uptake.plain import plain
+from uptake.rules import AdamW, Rule
+from uptake.settings import describe
+from uptake.step import Descent
 from uptake.tensors import read_tensors, write_tensors
+from uptake.text import stable_hash
 
 FORMAT = "uptake-training-1"
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,50 +35,118 @@ class Training:
     rule: Rule = field(default_factory=lambda: AdamW(learning_rate=1e-3, weight_decay=0.0))
     passes: int = 1
     clip: float | None = 1.0
-    save_every: int = 100  # steps
+    save_every: int = 100  # steps between checkpoints, and between looks at the validation episodes
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.passes < 1 or self.save_every < 1:
+            raise BadInput(f"passes {self.passes}, save_every {self.save_every}: use 1 or more of each")
+
+
+@dataclass(frozen=True)
+class Point:
+    """How far a training is: mean loss since the point before, and that of the validation episodes."""
+
+    step: int
+    total: int
+    loss: float
+    valid: float | None = None
+
+
+@dataclass
+class _Progress:
+    """All that a checkpoint holds."""
+
+    network: nn.Module
+    memory: Tensors
+    points: list[Point]
+    best: Tensors
+
+    @property
+    def done(self) -> int:
+        return self.points[-1].step if self.points else 0
 
 
 def train(
-    method: Learned[Any],
+    method: Learned[Any, Any],
     lm: LM,
-    episodes: Sequence[object],
+    episodes: Sequence[Any],
     training: Training | None = None,
     checkpoint: Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> nn.Module:
-    """Return the method's network, trained on the episodes in a shuffled order that the seed fixes.
+    progress: Callable[[Point], None] = lambda point: None,
+    valid: Sequence[Any] = (),
+) -> tuple[nn.Module, list[Point]]:
+    """Return the method's network, trained on the episodes in an order that the seed fixes, and its course.
 
-    With `checkpoint` an earlier call that was interrupted is gone on with. Raises Mismatch where
-    that file belongs to another base model, BadInput where there is no episode.
+    With `valid` episodes it is the network at its best on them, the untrained one included. With
+    `checkpoint` an earlier call that was interrupted is gone on with. Raises Mismatch where that file
+    belongs to another training, BadInput where there is no episode, Diverged where a loss is not
+    finite: the checkpoint then holds the last good state.
     """
     training = training or Training()
     if not episodes:
         raise BadInput("no episodes to train on: give at least one")
-    with torch.random.fork_rng():
-        torch.manual_seed(training.seed)
-        network = method.build(lm)
-    parameters = dict(network.named_parameters())
-    memory: dict[str, Tensor] = {}
-    done = 0
+    key = f"{stable_hash(repr((plain(describe(method)), plain(training), len(episodes), len(valid)))):016x}"
+    state = _Progress(method.fresh(lm, training.seed), {}, [], {})
     if checkpoint is not None and checkpoint.exists():
-        done, memory = _load(checkpoint, network, lm)
+        _load(checkpoint, state, lm, key)
+    total = training.passes * len(episodes)
     order = _order(len(episodes), training)
-    while done < len(order):
-        stretch = order[done : done + training.save_every]
-        memory = descend(
-            lambda place: method.loss(network, lm, episodes[place]),
-            parameters,
-            stretch,
-            training.rule,
-            training.clip,
-            memory,
-        )
-        done += len(stretch)
+    if not state.points and valid:
+        state.points.append(Point(0, total, float("nan"), _mean_loss(method, state.network, lm, valid)))
+        state.best = _copy(state.network)
+        progress(state.points[0])
+    while state.done < total:
+        _stretch(method, lm, episodes, order[state.done : state.done + training.save_every], state, training)
+        if valid:
+            _look(method, lm, valid, state)
         if checkpoint is not None:
-            _save(checkpoint, network, lm, done, memory)
-        progress(done, len(order))
-    return network
+            _save(checkpoint, state, lm, key)
+        progress(state.points[-1])
+    if state.best:
+        state.network.load_state_dict(state.best)
+    return state.network.requires_grad_(False).eval(), state.points
+
+
+def _stretch(
+    method: Learned[Any, Any],
+    lm: LM,
+    episodes: Sequence[Any],
+    places: Sequence[int],
+    state: _Progress,
+    training: Training,
+) -> None:
+    """Go on from `state`, one step a place."""
+    network = state.network.train()
+    descent = Descent(dict(network.named_parameters()), training.rule, training.clip, state.memory)
+    losses = []
+    for place in places:
+        loss, gradients = method.gradients(network, lm, episodes[place])
+        if not loss - loss == 0:
+            raise Diverged(f"the loss of episode {place} is {loss}: train with a smaller learning rate")
+        descent.apply(gradients)
+        losses.append(loss)
+    state.memory = descent.memory
+    total = training.passes * len(episodes)
+    state.points.append(Point(state.done + len(places), total, sum(losses) / len(losses)))
+
+
+def _look(method: Learned[Any, Any], lm: LM, valid: Sequence[Any], state: _Progress) -> None:
+    """Note the validation loss at the newest point, and keep the network if it is the best so far."""
+    point = state.points[-1]
+    found = _mean_loss(method, state.network, lm, valid)
+    if found < min((p.valid for p in state.points if p.valid is not None), default=float("inf")):
+        state.best = _copy(state.network)
+    state.points[-1] = Point(point.step, point.total, point.loss, found)
+
+
+def _mean_loss(method: Learned[Any, Any], network: nn.Module, lm: LM, episodes: Sequence[Any]) -> float:
+    network.eval()
+    return sum(method.loss(network, lm, episode).item() for episode in episodes) / len(episodes)
+
+
+def _copy(network: nn.Module) -> Tensors:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
 def _order(count: int, training: Training) -> list[int]:
@@ -79,21 +154,27 @@ def _order(count: int, training: Training) -> list[int]:
     return [int(i) for _ in range(training.passes) for i in torch.randperm(count, generator=generator)]
 
 
-def _save(path: Path, network: nn.Module, lm: LM, done: int, memory: dict[str, Tensor]) -> None:
-    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"memory/{name}": tensor for name, tensor in memory.items()}
-    write_tensors(path, tensors, {"format": FORMAT, "base": lm.fingerprint, "done": str(done)})
+def _save(path: Path, state: _Progress, lm: LM, key: str) -> None:
+    parts = {"network": state.network.state_dict(), "memory": state.memory, "best": state.best}
+    tensors = {f"{part}/{name}": t.detach() for part, named in parts.items() for name, t in named.items()}
+    points = json.dumps([plain(point) for point in state.points])
+    write_tensors(path, tensors, {"format": FORMAT, "base": lm.fingerprint, "key": key, "points": points})
 
 
-def _load(path: Path, network: nn.Module, lm: LM) -> tuple[int, dict[str, Tensor]]:
-    metadata, tensors = read_tensors(path, "training")
-    if metadata["base"] != lm.fingerprint:
+def _load(path: Path, state: _Progress, lm: LM, key: str) -> None:
+    about, tensors = read_tensors(path, "training")
+    if about["base"] != lm.fingerprint:
+        raise Mismatch(f"{path} was trained on model {about['base']}, not {lm.fingerprint}: load that model")
+    if about["key"] != key:
         raise Mismatch(
-            f"{path} was trained on model {metadata['base']}, not {lm.fingerprint}: load that model"
+            f"{path} is of a training with other settings or episodes: give those, or begin a new file"
         )
-    parts = {
-        kind: {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
-        for kind in ("network/", "memory/")
-    }
-    network.load_state_dict(parts["network/"])
-    return int(metadata["done"]), parts["memory/"]
+    parts: dict[str, Tensors] = {"network": {}, "memory": {}, "best": {}}
+    for full_name, tensor in tensors.items():
+        part, _, name = full_name.partition("/")
+        parts[part][name] = tensor
+    fill(state.network, parts["network"], path)
+    state.memory, state.best = parts["memory"], parts["best"]
+    state.points = [
+        Point(p["step"], p["total"], float(p["loss"]), p["valid"]) for p in json.loads(about["points"])
+    ]

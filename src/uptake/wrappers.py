@@ -1,7 +1,7 @@
 """LMs made of other LMs: a text before the text, mixtures, another model for each row."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -90,6 +90,9 @@ class Mixed(Wrapper):
     def open(self, moves: Moves, start: Delta, generator: torch.Generator) -> tuple[LM, Opened]:
         raise BadInput("a mixture has no one set of weights to train: train its parts, then mix them")
 
+    def given(self, parameters: Mapping[str, Tensor]) -> LM:
+        raise BadInput("a mixture has no one set of weights: give them to its parts")
+
     def at(self, rows: Sequence[int]) -> LM:
         return Mixed([part.at(rows) for part in self.parts], self.weights)
 
@@ -134,6 +137,9 @@ class Routed(Wrapper):
         if len(self.parts) != 1:
             raise BadInput(f"{len(self.parts)} rows have no weights in common: pick one row with at()")
         return self.parts[0].open(moves, start, generator)
+
+    def given(self, parameters: Mapping[str, Tensor]) -> LM:
+        return Routed([part.given(parameters) for part in self.parts])
 
     def start(self) -> Cache:
         return [part.start() for part in self.parts]

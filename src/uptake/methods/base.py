@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from torch import nn
-
 from uptake.lm import LM
 from uptake.method import Context, Evidence, Method, State, Way, same_length
 
@@ -20,7 +18,7 @@ class Base(Method[State]):
     def example(cls) -> Self:
         return cls()
 
-    def init(self, lm: LM, learned: nn.Module | None = None) -> State:
+    def init(self, lm: LM) -> State:
         return State(base=lm.fingerprint)
 
     def take(

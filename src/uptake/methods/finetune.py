@@ -5,15 +5,17 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from uptake.delta import Delta
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Diverged
 from uptake.lm import LM
 from uptake.method import Budget, Context, Evidence, Ledger, Method, State, Way, same_length
 from uptake.moves import All, Moves
-from uptake.step import SGD, AdamW, Rule, descend, token_loss
+from uptake.rules import SGD, AdamW, Rule
+from uptake.step import descend, token_loss
 from uptake.text import Passage, passage_id
+from uptake.token_weights import TokenWeights, Uniform
 from uptake.wrappers import Routed
 
 
@@ -27,7 +29,7 @@ class Moved(State):
 
 @dataclass(frozen=True)
 class Piece:
-    """The tokens of one step: inputs [1, time], and which of their successors are learnt."""
+    """The tokens of one step: inputs [1, time], and how much each of their successors counts."""
 
     inputs: Tensor
     targets: Tensor
@@ -40,7 +42,8 @@ class Finetune(Method[Moved]):
 
     Weights, optimiser and random numbers are fresh for every query. `reference` hands the
     optimiser's memory on from query to query, as the published TTT-NN code does: results then
-    depend on the order of queries. `dropout` trains in training mode, seeded for each query.
+    depend on the order of queries. `dropout` trains in training mode, seeded for each query. Where
+    a loss is no longer finite nothing of that reading is kept, and the ledger says why it stopped.
     """
 
     moves: Moves = field(default_factory=All)
@@ -49,6 +52,7 @@ class Finetune(Method[Moved]):
     chunk_tokens: int | None = None
     passes: int = 1
     order: Literal["nearest-first", "farthest-first"] = "nearest-first"
+    token_weights: TokenWeights = field(default_factory=Uniform)
     own_prefix: bool = False  # learn the query's own text first
     max_steps: int | None = None  # a query
     max_tokens: int | None = None  # a query
@@ -79,7 +83,7 @@ class Finetune(Method[Moved]):
     def example(cls) -> Self:
         return cls(rule=SGD(learning_rate=0.1), chunk_tokens=16)
 
-    def init(self, lm: LM, learned: nn.Module | None = None) -> Moved:
+    def init(self, lm: LM) -> Moved:
         return Moved(base=lm.fingerprint, delta=Delta(lm.fingerprint))
 
     def take(
@@ -119,7 +123,11 @@ class Finetune(Method[Moved]):
         with torch.random.fork_rng(enabled=self.dropout):
             if self.dropout:
                 torch.manual_seed(seed)
-            memory = descend(loss, opened.parameters, pieces, self.rule, self.clip, state.memory)
+            try:
+                memory = descend(loss, opened.parameters, pieces, self.rule, self.clip, state.memory)
+            except Diverged as error:
+                context.ledger(row).stopped = str(error)
+                return state
         return state.after(evidence, context, delta=opened.delta(), memory=memory)
 
     def _pieces(self, lm: LM, passages: Sequence[Passage]) -> Iterator[Piece]:
@@ -127,9 +135,11 @@ class Finetune(Method[Moved]):
         ordered = passages if self.order == "nearest-first" else passages[::-1]
         for passage in [*ordered] * self.passes:
             prompt = lm.tokenizer.encode(passage.prompt)[0]
-            text = lm.tokenizer.encode(passage.text)[0]
+            text, spans = lm.tokenizer.encode(passage.text)
             whole = torch.tensor([lm.tokenizer.opening, *prompt, *text], device=lm.device)
-            learnt = torch.tensor([0.0] * len(prompt) + [1.0] * len(text), device=lm.device)
+            learnt = torch.cat([torch.zeros(len(prompt)), self.token_weights.of(passage, spans)]).to(
+                lm.device
+            )
             for start in range(0, len(learnt), size):
                 end = min(start + size, len(learnt))
                 # One token of overlap: every token is learnt once, from what stands before it.

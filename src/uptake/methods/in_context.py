@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from torch import nn
-
 from uptake.errors import BadInput
 from uptake.lm import LM
 from uptake.method import Context, Evidence, Method, State, Way, same_length
@@ -38,7 +36,7 @@ class InContext(Method[Before]):
     def example(cls) -> Self:
         return cls()
 
-    def init(self, lm: LM, learned: nn.Module | None = None) -> Before:
+    def init(self, lm: LM) -> Before:
         return Before(base=lm.fingerprint)
 
     def take(

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from torch import nn
-
 from uptake.errors import BadInput
 from uptake.lm import LM
 from uptake.method import Context, Evidence, Method, Way
@@ -40,7 +38,7 @@ class Guarded(Method[Moved]):
     def example(cls) -> Self:
         return cls(Finetune.example())
 
-    def init(self, lm: LM, learned: nn.Module | None = None) -> Moved:
+    def init(self, lm: LM) -> Moved:
         return self.inner.init(lm)
 
     def take(

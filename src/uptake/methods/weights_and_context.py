@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from torch import nn
-
 from uptake.lm import LM
 from uptake.method import Context, Evidence, Method, State, Way, same_length
 from uptake.methods.finetune import Finetune, Moved
@@ -39,7 +37,7 @@ class WeightsAndContext(Method[Both]):
     def example(cls) -> Self:
         return cls(Finetune.example(), InContext.example())
 
-    def init(self, lm: LM, learned: nn.Module | None = None) -> Both:
+    def init(self, lm: LM) -> Both:
         return Both(base=lm.fingerprint, weights=self.weights.init(lm), before=self.context.init(lm))
 
     def take(
