@@ -59,17 +59,18 @@ def figures(rows: list[Row]) -> dict[tuple[str, int, str], tuple[float, float]]:
     prefix=st.integers(1, 40),
     suffix=st.integers(1, 40),
     windows=st.integers(1, 5),
+    search=st.none() | st.integers(1, 50),
 )
 def test_per_query_windows_stand_in_the_text_and_never_overlap(
-    text: str, prefix: int, suffix: int, windows: int
+    text: str, prefix: int, suffix: int, windows: int, search: int | None
 ) -> None:
-    protocol = PerQuery(prefix, suffix, windows)
+    protocol = PerQuery(prefix, suffix, windows, search)
     end = 0
     for query in protocol.queries(Document("d", text)):
         joined = query.context + query.target
         start = text.index(joined, end)
         assert (
-            query.search == query.context
+            query.search == query.context[-(search or prefix) :]
             and 1 <= len(query.target) <= suffix
             and len(query.context) <= prefix
         )
@@ -109,6 +110,24 @@ def test_a_row_is_what_the_method_gives_by_hand(store: Datastore) -> None:
         (state,) = method.take([method.init(lm)], lm, [Evidence(found, prefix)], Context())
         (scores,) = method.on([state], lm).score([Segment(target, prefix)])
         assert rows["ttt-nn", 3, document.id + "#0"][0] == pytest.approx(scores.bits, rel=1e-6)
+
+
+def test_a_shorter_search_changes_what_is_found_and_not_what_is_read(store: Datastore) -> None:
+    lm, method = toys.lm(), Finetune(rule=SGD(0.05), own_prefix=True)
+    rule = PerQuery(prefix=80, suffix=80, search=20)
+    rows = figures(evaluate(lm, plan(ways={"own": Way(method)}, protocol=rule), DOCUMENTS, store).rows)
+    different = 0
+    for document in DOCUMENTS:
+        prefix, target = document.text[:80], document.text[80:160]
+        found, of_all = (
+            store.source(text, document_id=document.id, whole_text=document.text).search(3)
+            for text in (prefix[-20:], prefix)
+        )
+        different += found.passages != of_all.passages
+        (state,) = method.take([method.init(lm)], lm, [Evidence(found, prefix)], Context())
+        (scores,) = method.on([state], lm).score([Segment(target, prefix)])
+        assert rows["own", 3, document.id + "#0"][0] == pytest.approx(scores.bits, rel=1e-6)
+    assert different
 
 
 def test_order_and_company_of_queries_change_no_bit(store: Datastore) -> None:

@@ -215,7 +215,7 @@ def _header(model: Causal, plan: Plan, store: Datastore | None, notes: Sequence[
         store={} if store is None else {k: v for k, v in store.info().items() if k not in ("path", "bytes")},
         protocol={
             "name": plan.protocol.name,
-            **asdict(plan.protocol),  # type: ignore[call-overload]
+            **_told(plan.protocol),
             "k": ", ".join(map(str, plan.ks)),
             "batch": plan.batch,
             **leak,
@@ -226,6 +226,12 @@ def _header(model: Causal, plan: Plan, store: Datastore | None, notes: Sequence[
         },
         notes=tuple(notes),
     )
+
+
+def _told(protocol: Protocol) -> dict[str, str | int | float]:
+    """Return a protocol's settings, but those left out."""
+    settings = asdict(protocol)  # type: ignore[call-overload]
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _versions() -> dict[str, str]:

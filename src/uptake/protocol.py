@@ -23,6 +23,11 @@ class Query:
     context: str
     target: str
 
+    @property
+    def own(self) -> str:
+        """The query's own text as a method sees it: what stands before the target, if anything does."""
+        return self.context or self.search
+
 
 class Protocol(ABC):
     """A rule that makes queries of a document."""
@@ -40,18 +45,22 @@ class PerQuery(Protocol):
     """Retrieve with a prefix, score what follows it, forget. The default, because nothing leaks.
 
     A document gives up to `windows` queries, one after another; one shorter than prefix and
-    suffix together is split in the middle.
+    suffix together is split in the middle. `search` shortens what retrieves to the end of the
+    prefix: what stands next to the scored text tells most of it, and an encoder reads no more
+    than its window from the beginning.
     """
 
     name: ClassVar[str] = "per-query"
     prefix: int = 1024  # characters
     suffix: int = 1024  # characters
     windows: int = 1
+    search: int | None = None  # characters at the end of the prefix; None: all of it
 
     def __post_init__(self) -> None:
-        if min(self.prefix, self.suffix, self.windows) < 1:
+        if min(self.prefix, self.suffix, self.windows, 1 if self.search is None else self.search) < 1:
             raise BadInput(
-                f"prefix {self.prefix}, suffix {self.suffix}, windows {self.windows}: use 1 or more of each"
+                f"prefix {self.prefix}, suffix {self.suffix}, windows {self.windows}, search {self.search}: "
+                "use 1 or more of each"
             )
 
     def queries(self, document: Document) -> Iterator[Query]:
@@ -63,7 +72,8 @@ class PerQuery(Protocol):
                 return
             split = start + min(self.prefix, left // 2 if number == 0 else left)
             prefix, target = text[start:split], text[split : split + self.suffix]
-            yield Query(f"{document.id}#{number}", document, prefix, prefix, target)
+            search = prefix if self.search is None else prefix[-self.search :]
+            yield Query(f"{document.id}#{number}", document, search, prefix, target)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class Runner:
             if not method.cumulative:
                 start, states, context, train = 0, fresh, Context(self.plan.seed, self.plan.budget), []
             evidence = [
-                Evidence(some.part(start, k), one.queries[0].search, one.source)
+                Evidence(some.part(start, k), one.queries[0].own, one.source)
                 for some, one in zip(found, asked, strict=True)
             ]
             score: list[float] = []

@@ -36,6 +36,7 @@ def compare(
     prefix: options.Prefix = 1024,
     suffix: options.Suffix = 1024,
     windows: options.Windows = 1,
+    search: options.Search = None,
     segment: options.SegmentSize = 512,
     limit: options.Limit = None,
     leak_containment: options.Containment = 0.5,
@@ -71,7 +72,8 @@ def compare(
         from uptake.method import Budget
         from uptake.protocol import PerQuery, Running, Whole
     rules = {
-        each.name: each for each in (PerQuery(prefix, suffix, windows), Whole(), Running(segment, prefix))
+        each.name: each
+        for each in (PerQuery(prefix, suffix, windows, search), Whole(), Running(segment, prefix))
     }
     rule = rules[inputs.one_of("--protocol", protocol, list(rules))]
     chosen = inputs.recipe(recipe)

@@ -43,7 +43,7 @@ def cost(**given: Any) -> None:
     rules = {
         each.name: each
         for each in (
-            PerQuery(given["prefix"], given["suffix"], given["windows"]),
+            PerQuery(given["prefix"], given["suffix"], given["windows"], given["search"]),
             Whole(),
             Running(given["segment"], given["prefix"]),
         )

@@ -107,6 +107,11 @@ Prefix = Annotated[
     option(PROTOCOL, "N", "Characters that retrieve and are read, not scored (per-query).", least=1),
 ]
 Suffix = Annotated[int, option(PROTOCOL, "N", "Characters scored after the prefix (per-query).", least=1)]
+Search = Annotated[
+    int | None,
+    option(PROTOCOL, "N", "Retrieve with the last N characters of the prefix (per-query), not all of it.",
+           "--search", least=1),
+]  # fmt: skip
 Windows = Annotated[int, option(PROTOCOL, "N", "Most queries made of one document (per-query).", least=1)]
 SegmentSize = Annotated[
     int, option(PROTOCOL, "N", "Characters scored, then read (running).", "--segment", least=1)

@@ -33,6 +33,7 @@ def tune(
     prefix: options.Prefix = 1024,
     suffix: options.Suffix = 1024,
     windows: options.Windows = 1,
+    search: options.Search = None,
     limit: options.Limit = None,
     as_json: options.AsJson = False,
     device: options.Device = "cpu",
@@ -56,7 +57,7 @@ def tune(
         from uptake import api, causal, readers
         from uptake.protocol import PerQuery
         from uptake.tune import Space
-        from uptake.tune import tune as search
+        from uptake.tune import tune as choose
     way = api.ways([method], settings or ())[method]
     if not way.searches or max(ks) < 1:
         raise BadInput(
@@ -73,7 +74,7 @@ def tune(
     with screen.status("loading the model"):
         loaded = causal.load(model, device, dtype)
     with screen.interruptible("nothing is kept of a search"), screen.status("trying settings"):
-        recipe, tuning = search(
+        recipe, tuning = choose(
             loaded,
             documents,
             method,
@@ -81,7 +82,7 @@ def tune(
             settings=settings or (),
             space=Space(ks=tuple(ks)),
             budget=seconds,
-            protocol=PerQuery(prefix, suffix, windows),
+            protocol=PerQuery(prefix, suffix, windows, search),
             batch=batch,
             seed=seed,
             workers=workers,
