@@ -1,5 +1,7 @@
 """Evaluation: protocols, fairness between ways, failures, resuming, and independence of queries."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from uptake import api, methods
+from uptake import api, methods, runner
 from uptake.errors import BadInput
 from uptake.evaluate import evaluate
 from uptake.journal import Journal
@@ -339,3 +341,20 @@ def test_each_query_pays_for_what_it_learnt_while_it_was_scored() -> None:
     short = [Document("a", sentence(1)[:120]), Document("b", sentence(2))]
     rows = evaluate(toys.lm(), plan(ways=ways, batch=2), short).rows
     assert [row.tokens_trained for row in rows] == [120, 160]
+
+
+def test_random_neighbours_do_not_pay_for_a_search_they_do_not_make(
+    store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def a_second(into: list[float]) -> Iterator[None]:
+        yield
+        into.append(1.0)
+
+    monkeypatch.setattr(runner, "cpu_seconds", a_second)
+    rows = evaluate(toys.lm(), plan("random", "ttt-nn"), DOCUMENTS, store).rows
+    # Of a batch each pays its share: one block chooses; where there is a ranking, another made it.
+    assert {(row.way, round(row.retrieve_seconds * len(DOCUMENTS), 6)) for row in rows} == {
+        ("random", 1.0),
+        ("ttt-nn", 2.0),
+    }

@@ -111,7 +111,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
     resumed, again = train(
         method, lm, EPISODES, settings, path, lambda point: steps.append(point.step), EPISODES[:1]
     )
-    assert steps == [15, 20, 24]
+    assert steps == [10, 15, 20, 24]
     assert torch.equal(whole.logit, resumed.logit)  # type: ignore[arg-type]
     assert [repr(point) for point in points] == [repr(point) for point in again]
     assert not torch.equal(whole.logit, train(method, lm, EPISODES, Training(seed=1))[0].logit)  # type: ignore[arg-type]

@@ -115,6 +115,7 @@ class Runner:
         with cpu_seconds(choose):
             found = [self._choose(way, one) for one in asked]
         fresh = [self.carried.get(name) or method.init(lm) for _ in asked]
+        searching = [one.search_seconds if way.select.ranks else 0.0 for one in asked]
         states, context, train = fresh, Context(self.plan.seed, self.plan.budget), list[float]()
         segments = [_segment(one.queries[0]) for one in asked]
         rows: list[Row] = []
@@ -147,7 +148,7 @@ class Runner:
                         tokens_trained=ledger.tokens_trained,
                         tokens_read=ledger.tokens_read,
                         steps=ledger.steps,
-                        retrieve_seconds=one.search_seconds + choose[0] / count,
+                        retrieve_seconds=searching[i] + choose[0] / count,
                         train_seconds=sum(train) / count,
                         score_seconds=score[0] / count,
                     )

@@ -20,6 +20,7 @@ class Select(ABC):
     """A way of choosing passages; subclasses are frozen dataclasses whose fields are the settings."""
 
     searches: ClassVar[bool] = True  # False: needs no store
+    ranks: ClassVar[bool] = True  # False: does not ask which passages are near
 
     @property
     @abstractmethod
@@ -51,6 +52,8 @@ class Nearest(Select):
 @dataclass(frozen=True, slots=True)
 class Random(Select):
     """k passages drawn uniformly from the whole store: what reading just any text is worth."""
+
+    ranks: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

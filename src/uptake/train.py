@@ -95,7 +95,8 @@ def train(
     if not state.points and valid:
         state.points.append(Point(0, total, float("nan"), _mean_loss(method, state.network, lm, valid)))
         state.best = _copy(state.network)
-        progress(state.points[0])
+    if state.points:
+        progress(state.points[-1])
     while state.done < total:
         _stretch(method, lm, episodes, order[state.done : state.done + training.save_every], state, training)
         if valid:
