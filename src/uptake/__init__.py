@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from uptake.api import adapt as adapt
     from uptake.api import compare as compare
+    from uptake.api import stream as stream
     from uptake.causal import load as load
     from uptake.errors import UptakeError as UptakeError
     from uptake.overlap import LeakFilter as LeakFilter
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
     from uptake.report import table as table
     from uptake.report import write_json as write_json
     from uptake.store.datastore import Datastore as Datastore
+    from uptake.tasks.asking import Asking as Asking
+    from uptake.tasks.questions import Question as Question
+    from uptake.tasks.questions import read_questions as read_questions
+    from uptake.tasks.worlds import make_world as make_world
     from uptake.text import Document as Document
 
 _WHERE = {
     "adapt": "api",
     "compare": "api",
+    "stream": "api",
     "load": "causal",
     "UptakeError": "errors",
     "LeakFilter": "overlap",
@@ -42,6 +48,10 @@ _WHERE = {
     "table": "report",
     "write_json": "report",
     "Datastore": "store.datastore",
+    "Asking": "tasks.asking",
+    "Question": "tasks.questions",
+    "read_questions": "tasks.questions",
+    "make_world": "tasks.worlds",
     "Document": "text",
 }
 __all__ = ["__version__", *_WHERE]

@@ -1,4 +1,4 @@
-"""The library in two verbs: `compare` ways of taking text up, and `adapt` a model to a prompt.
+"""The library in three verbs: `compare` ways of taking text up, `stream` documents, `adapt` to a prompt.
 
 The command line is a thin skin over this file.
 """
@@ -27,7 +27,12 @@ from uptake.results import Header, Neighbour, Results
 from uptake.runner import neighbours
 from uptake.settings import apply, describe, find
 from uptake.store.datastore import Datastore
-from uptake.text import Document, Found, stable_hash
+from uptake.streaming.plan import StreamPlan, in_stream
+from uptake.streaming.results import StreamResults
+from uptake.streaming.run import run
+from uptake.tasks.asking import Asking
+from uptake.tasks.questions import Question
+from uptake.text import Chunking, Document, Found, stable_hash
 
 DEFAULT_METHODS = ("base", "random", "in-context", "ttt-nn")
 
@@ -147,6 +152,52 @@ def compare(
     return Results(header, tuple(outcome.rows), tuple(outcome.showcases))
 
 
+def stream(
+    model: Causal,
+    documents: Iterable[Document],
+    questions: Iterable[Question],
+    names: Sequence[str] | Mapping[str, Way] = ("online",),
+    *,
+    settings: Sequence[str] = (),
+    unrelated: Iterable[Document] = (),
+    checkpoints: Sequence[int] = (),
+    asking: Asking | None = None,
+    chunking: Chunking | None = None,
+    seed: int = 0,
+    budget: Budget | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress = lambda done, total, name: None,
+) -> StreamResults:
+    """Let each way take the documents up in order, then ask the questions, closed book; the base beside.
+
+    `names` are names of ways, or ways by the names to show. The questions on documents taken so far
+    are asked at each of `checkpoints` (numbers of documents) as well. How far a way has moved what the
+    model says of texts that have nothing to do with the stream is measured on `unrelated`. Questions
+    whose document is not in the stream are left out, and the notes say so. Raises BadInput for an
+    empty stream or no question.
+    """
+    documents = list(documents)
+    asked, left = in_stream(documents, list(questions))
+    if not asked and left:
+        raise BadInput(left[0])
+    plan = StreamPlan(
+        names if isinstance(names, Mapping) else ways(names, settings),
+        documents,
+        asked,
+        list(unrelated),
+        tuple(checkpoints),
+        asking or Asking(),
+        chunking,
+        seed,
+        budget or Budget(),
+    )
+    outcome = run(model, plan, progress)
+    header = _stream_header(model, plan, [*notes, *left])
+    return StreamResults(
+        header, tuple(outcome.answers), tuple(outcome.drift), tuple(outcome.costs), tuple(outcome.stopped)
+    )
+
+
 def adapt(
     model: LM,
     prompt: str,
@@ -204,14 +255,8 @@ def _header(model: Causal, plan: Plan, store: Datastore | None, notes: Sequence[
     leak = {f"leak_{name}": value for name, value in asdict(plan.leak).items()}
     return Header(
         seed=plan.seed,
-        versions={"python": platform.python_version(), "uptake": uptake.__version__, **_versions()},
-        model={
-            "name": Path(model.name).name if Path(model.name).exists() else model.name,
-            "fingerprint": model.fingerprint,
-            "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(model.device),
-        },
+        versions=_versions(),
+        model=_facts(model),
         store={} if store is None else {k: v for k, v in store.info().items() if k not in ("path", "bytes")},
         protocol={
             "name": plan.protocol.name,
@@ -234,8 +279,38 @@ def _told(protocol: Protocol) -> dict[str, str | int | float]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
+def _stream_header(model: Causal, plan: StreamPlan, notes: Sequence[str]) -> Header:
+    return Header(
+        seed=plan.seed,
+        versions=_versions(),
+        model=_facts(model),
+        store={},
+        protocol={
+            "name": "stream",
+            "documents": len(plan.documents),
+            "questions": len(plan.questions),
+            "unrelated": len(plan.unrelated),
+            "checkpoints": ", ".join(map(str, plan.checkpoints)),
+            **asdict(plan.asking),
+            "chunk_characters": plan.chunking.characters if plan.chunking else "whole documents",
+        },
+        settings={name: describe(way.method) for name, way in plan.ways.items()},
+        notes=tuple(notes),
+    )
+
+
+def _facts(model: Causal) -> dict[str, str | int]:
+    return {
+        "name": Path(model.name).name if Path(model.name).exists() else model.name,
+        "fingerprint": model.fingerprint,
+        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }
+
+
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"python": platform.python_version(), "uptake": uptake.__version__}
     for package in ("torch", "transformers", "peft", "tokenizers", "pylance", "faiss-cpu", "numpy"):
         try:
             found[package] = version(package)

@@ -125,7 +125,10 @@ class Routed(Wrapper):
         return type(self)([inner, *self.parts[1:]])
 
     def at(self, rows: Sequence[int]) -> LM:
-        return Routed([self.parts[row] for row in rows])
+        chosen = [self.parts[row] for row in rows]
+        # Rows that are all one model are that model, in one batch.
+        alike = all(part is chosen[0] for part in chosen) and chosen[0].rows is None
+        return chosen[0] if alike else Routed(chosen)
 
     def room(self, row: int) -> int:
         return self.parts[row].room(0)

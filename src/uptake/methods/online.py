@@ -1,0 +1,12 @@
+"""Uniform online fine-tuning (Hu et al. 2023, as a baseline): every token of a stream's documents, once.
+
+Adam without decay, one step a document (a piece, where it is longer than the window), its averages
+carried on. The rate is the largest that the paper tried; a small base model wants a larger one.
+"""
+
+from uptake.method import Way
+from uptake.methods.finetune import Finetune
+from uptake.rules import AdamW
+from uptake.select import Nothing
+
+way = Way(Finetune(rule=AdamW(learning_rate=1e-4, weight_decay=0.0)), Nothing())

@@ -1,0 +1,165 @@
+"""Ask a language model: how likely it finds the right answer, what it says, and how far it has drifted.
+
+Closed book: it sees the question alone. Every model is asked in the same words, and it knows
+nothing of how the model came to know.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from uptake.errors import BadInput
+from uptake.lm import LM, Segment, rolling_windows
+from uptake.tasks import answers
+from uptake.tasks.questions import Question
+
+SLOT = "{question}"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put: `template` with {question} in it, then a space and the answer.
+
+    The likelihood is that of the `first` answer, or of the `best`, the likeliest of all. What is said
+    is greedy, at most `tokens` tokens, up to the end of the line; `batch` questions are put side by side.
+    """
+
+    template: str = "Question: {question}\nAnswer:"
+    likelihood: Literal["first", "best"] = "first"
+    tokens: int = 16
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if SLOT not in self.template:
+            raise BadInput(f"template {self.template!r}: write {SLOT} where the question goes")
+        if self.likelihood not in ("first", "best"):
+            raise BadInput(f"likelihood {self.likelihood!r}: use first or best")
+        if self.tokens < 0 or self.batch < 1:
+            raise BadInput(f"tokens {self.tokens}, batch {self.batch}: use 0 or more, and 1 or more")
+
+    def prompt(self, question: Question) -> str:
+        """Return what the model reads."""
+        return self.template.replace(SLOT, question.text)
+
+    def answer(self, text: str) -> str:
+        """Return an answer as it stands after the prompt."""
+        return f" {text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model made of one question: nats and tokens of the right answer, its own words, their marks."""
+
+    nats: float
+    tokens: int
+    said: str
+    f1: float
+    exact: float
+
+
+def ask(lm: LM, questions: Sequence[Question], asking: Asking | None = None) -> list[Answer]:
+    """Return the answer to each question; `lm` is one model, of one row or of none."""
+    asking = asking or Asking()
+    likely = _likelihoods(lm, questions, asking)
+    spoken = generate(lm, [asking.prompt(question) for question in questions], asking.tokens, asking.batch)
+    return [
+        Answer(nats, tokens, said, answers.f1(said, question.answers), answers.exact(said, question.answers))
+        for question, (nats, tokens), said in zip(questions, likely, spoken, strict=True)
+    ]
+
+
+def _likelihoods(lm: LM, questions: Sequence[Question], asking: Asking) -> list[tuple[float, int]]:
+    """Return (nats, tokens) of each question's answer."""
+    segments, owners = [], []
+    for place, question in enumerate(questions):
+        for answer in question.answers if asking.likelihood == "best" else question.answers[:1]:
+            segments.append(Segment(asking.answer(answer), asking.prompt(question)))
+            owners.append(place)
+    found: list[tuple[float, int]] = [(float("inf"), 0)] * len(questions)
+    for place, scores in zip(owners, _spread(lm, len(segments)).score(segments), strict=True):
+        nats = -float(scores.log_probs.sum())
+        # The first stands where no answer is likely at all, or none a number.
+        if found[place][1] == 0 or nats < found[place][0]:
+            found[place] = nats, len(scores.log_probs)
+    return found
+
+
+def generate(lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64) -> list[str]:
+    """Return for each prompt what the model says after it, greedily, up to the end of the line.
+
+    Prompts of like length go side by side, so that no row needs padding. One that leaves no room
+    for `tokens` in the window keeps its end.
+    """
+    room = lm.room(0)
+    most = max(1, room - tokens)
+    encoded = [[lm.tokenizer.opening, *lm.tokenizer.encode(prompt)[0]][-most:] for prompt in prompts]
+    said = [""] * len(prompts)
+    by_length: dict[int, list[int]] = {}
+    for place, ids in enumerate(encoded):
+        by_length.setdefault(len(ids), []).append(place)
+    for places in by_length.values():
+        for start in range(0, len(places), batch):
+            some = places[start : start + batch]
+            prompt = torch.tensor([encoded[place] for place in some], device=lm.device)
+            spoken = _greedy(_spread(lm, len(some)), prompt, min(tokens, room - prompt.shape[1] + 1))
+            for place, text in zip(some, spoken, strict=True):
+                said[place] = text
+    return said
+
+
+def _greedy(lm: LM, ids: Tensor, tokens: int) -> list[str]:
+    """Continue rows of ids, all of one length."""
+    rows: list[list[int]] = [[] for _ in ids]
+    lines = [""] * len(rows)
+    running = [True] * len(rows)
+    cache, pending = lm.start(), ids
+    with torch.no_grad():
+        for _ in range(tokens):
+            log_probs, cache = lm.step(pending, cache)
+            last = log_probs[:, -1].argmax(-1, keepdim=True)
+            for row, token in enumerate(last[:, 0].tolist()):
+                if not running[row]:
+                    continue
+                if token != lm.tokenizer.end:
+                    rows[row].append(token)
+                    lines[row] = lm.tokenizer.decode(rows[row])
+                running[row] = token != lm.tokenizer.end and "\n" not in lines[row]
+            if not any(running):
+                break
+            ids = torch.cat([ids, last], 1)
+            # An LM that keeps no cache reads everything again.
+            pending = ids if cache is None else last
+    return [line.partition("\n")[0].strip() for line in lines]
+
+
+def divergence(base: LM, adapted: LM, text: str) -> tuple[float, int]:
+    """Return KL(base || adapted), in nats summed over the text's tokens, and how many those are.
+
+    Both read the text in the windows that fit them both, from the opening token on; float64.
+    """
+    ids = base.tokenizer.encode(text)[0]
+    room = min(base.room(0), adapted.room(0))
+    total = 0.0
+    for window in rolling_windows(0, [base.tokenizer.opening], ids, room):
+        inputs = torch.tensor([window.inputs], device=base.device)
+        count = len(window.targets)
+        with torch.no_grad():
+            before = _spread(base, 1).step(inputs)[0][0, -count:]
+            after = _spread(adapted, 1).step(inputs)[0][0, -count:]
+        # A position at a time: in float64 a large vocabulary takes room.
+        total += sum(_kl(p.double(), q.double()) for p, q in zip(before, after, strict=True))
+    return total, len(ids)
+
+
+def _kl(before: Tensor, after: Tensor) -> float:
+    share = before.exp()
+    # What the base rules out costs nothing, whatever the other says of it.
+    return float(torch.where(share > 0, share * (before - after), 0.0).sum())
+
+
+def _spread(lm: LM, rows: int) -> LM:
+    """Return the LM for a batch of so many rows, all of the one model that it is."""
+    return lm if lm.rows is None else lm.at([0] * rows)

@@ -1,0 +1,240 @@
+"""The stream protocol: who is asked what and when, costs, drift, what goes wrong, and the figures."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import toy_methods
+import toys
+import uptake
+from uptake.delta import fingerprint
+from uptake.errors import BadInput
+from uptake.lm import LM
+from uptake.method import Budget, Context, Evidence, Method, Way
+from uptake.methods.finetune import Finetune, Moved
+from uptake.rules import AdamW
+from uptake.streaming import report
+from uptake.streaming.results import StreamResults
+from uptake.streaming.run import finite
+from uptake.tasks.asking import Asking, ask, divergence
+from uptake.tasks.questions import Question
+from uptake.text import Chunking, Document
+
+DOCUMENTS = [
+    Document("a", "the cat is red.", "first"),
+    Document("b", "the dog is blue.", "first"),
+    Document("c", "the fish is grey and it is longer than the window of this very small model is.", "last"),
+    Document("d", "the cat is green.", "last"),
+]
+QUESTIONS = [
+    Question("cat", "cat?", ("red",), "a", until="d"),
+    Question("dog", "dog?", ("blue",), "b"),
+    Question("fish", "fish?", ("grey",), "c"),
+    Question("cat now", "cat?", ("green",), "d", {"before": "red"}),
+    Question("all", "all?", ("yes",)),
+]
+OTHERS = [Document("o", "one and two are three."), Document("p", "who goes there?")]
+ASKING = Asking("{question}", tokens=3)
+LEARNER = Way(Finetune(rule=AdamW(1e-2, weight_decay=0.0)))
+
+
+def stream(ways: dict[str, Way] | None = None, **more: Any) -> StreamResults:
+    given: dict[str, Any] = {"unrelated": OTHERS, "checkpoints": [2], "asking": ASKING} | more
+    documents, questions = given.pop("documents", DOCUMENTS), given.pop("questions", QUESTIONS)
+    return uptake.stream(toys.lm(), documents, questions, ways or {"learner": LEARNER}, **given)
+
+
+def test_a_stream_is_take_for_each_document_and_then_asking() -> None:
+    lm = toys.lm()
+    results = uptake.stream(
+        lm, DOCUMENTS, QUESTIONS, {"learner": LEARNER}, unrelated=OTHERS, checkpoints=[2], asking=ASKING
+    )
+    state, at = LEARNER.method.init(lm), {}
+    for place, document in enumerate(DOCUMENTS, 1):
+        (state,) = LEARNER.method.take([state], lm, [Evidence.of(document.text)], Context())
+        at[place] = LEARNER.method.on([state], lm)
+    asked = {2: ["cat", "dog"], 4: ["dog", "fish", "cat now", "all"]}
+    by_id = {question.id: question for question in QUESTIONS}
+    for taken, names in asked.items():
+        rows = [row for row in results.answers if row.way == "learner" and row.taken == taken]
+        assert [row.question for row in rows] == names
+        answers = ask(at[taken], [by_id[name] for name in names], ASKING)
+        assert [(row.nats, row.said) for row in rows] == [(answer.nats, answer.said) for answer in answers]
+        drift = [(row.nats, row.tokens) for row in results.drift if row.taken == taken]
+        assert drift == [divergence(lm, at[taken], text.text) for text in OTHERS]
+    base = [row for row in results.answers if row.way == "base"]
+    assert [(row.question, row.taken) for row in base] == [(question.id, 0) for question in QUESTIONS]
+    assert [row.nats for row in base] == [answer.nats for answer in ask(lm, QUESTIONS, ASKING)]
+    assert [(row.group, row.place) for row in base] == [
+        ("first", 1), ("first", 2), ("last", 3), ("last", 4), ("all", 0)
+    ]  # fmt: skip
+
+
+def test_costs_add_up_along_the_stream() -> None:
+    results = stream()
+    first, last = (row for row in results.costs if row.way == "learner")
+    tokens = [len(document.text) + 1 for document in DOCUMENTS]
+    assert (first.taken, first.steps) == (2, 2) and (last.taken, last.steps) == (4, 5)
+    # A step's inputs are its tokens and the opening one, less the last, which is only predicted.
+    assert first.tokens_trained == sum(tokens[:2]) - 2
+    assert last.tokens_trained == sum(tokens) - 4
+    assert 0 < first.take_seconds < last.take_seconds
+
+
+def test_the_budget_is_each_documents() -> None:
+    results = stream(budget=Budget(steps=1))
+    assert results.costs[-1].steps == 4
+
+
+def test_chunked_documents_are_read_in_passages() -> None:
+    whole, cut = stream(), stream(chunking=Chunking(16))
+    assert cut.costs[-1].steps > whole.costs[-1].steps
+    assert cut.costs[-1].tokens_trained == whole.costs[-1].tokens_trained
+
+
+def test_the_base_is_untouched_and_stands_beside() -> None:
+    lm = toys.lm()
+    before = fingerprint(lm.module)
+    results = uptake.stream(lm, DOCUMENTS, QUESTIONS, ["base", "online", "in-context"], asking=ASKING)
+    assert fingerprint(lm.module) == before
+    assert {row.way for row in results.answers} == {"base", "online", "in-context"}
+    assert results.header.settings.keys() == {"base", "online", "in-context"}
+
+
+def test_a_way_is_not_changed_by_the_ways_beside_it() -> None:
+    alone = stream({"learner": LEARNER})
+    beside = stream({"memory": Way(toy_methods.Memory()), "learner": LEARNER})
+    rows = [row for row in beside.answers if row.way == "learner"]
+    assert rows == [row for row in alone.answers if row.way == "learner"]
+
+
+@dataclass(frozen=True)
+class Breaking(Finetune):
+    """Goes wrong on the documents that say "dog"."""
+
+    how: str = "raise"
+
+    def take(
+        self,
+        states: Sequence[Moved],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
+    ) -> list[Moved]:
+        after = super().take(states, lm, evidence, context, donate)
+        if "dog" not in evidence[0].passages[0].text:
+            return after
+        if self.how == "raise":
+            raise RuntimeError("out of numbers\nand more")
+        name, tensor = next(iter(after[0].delta.dense.items()))
+        return [replace(after[0], delta=replace(after[0].delta, dense={name: tensor * float("inf")}))]
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (Breaking(), "RuntimeError: out of numbers"),
+        (Breaking(how="infinite"), "the state became infinite or no number"),
+    ],
+)
+def test_a_document_that_cannot_be_taken_up_is_passed_over(method: Method[Any], reason: str) -> None:
+    results = stream({"learner": Way(method)}, checkpoints=[])
+    (stopped,) = results.stopped
+    assert (stopped.document, stopped.place, stopped.reason) == ("b", 2, reason)
+    without = [document for document in DOCUMENTS if document.id != "b"]
+    asked = [question for question in QUESTIONS if question.document != "b"]
+    clean = stream({"learner": Way(Finetune())}, documents=without, questions=asked, checkpoints=[])
+    kept = {row.question: row.nats for row in results.answers if row.way == "learner"}
+    assert {row.question: row.nats for row in clean.answers if row.way == "learner"} == {
+        key: nats for key, nats in kept.items() if key != "dog"
+    }
+    assert report.summary(results)["ways"]["learner"]["stopped"][0]["document"] == "b"
+
+
+def test_a_diverging_loss_leaves_the_last_good_state() -> None:
+    wild = Way(Finetune(rule=AdamW(1e30, weight_decay=0.0), clip=None))
+    results = stream({"wild": wild}, checkpoints=[])
+    assert results.stopped and all(row.way == "wild" for row in results.stopped)
+    assert all(math.isfinite(row.nats) for row in results.drift)
+
+
+def test_finite_looks_into_every_corner() -> None:
+    good = {"a": (torch.ones(2), [torch.tensor(3)]), "b": "text"}
+    assert finite(good) and not finite({**good, "c": [torch.tensor([1.0, float("nan")])]})
+    assert finite(LEARNER.method.init(toys.lm()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"documents": []}, "stream is empty|not in the stream"),
+        ({"documents": [], "questions": []}, "stream is empty"),
+        ({"questions": []}, "no question to ask"),
+        ({"checkpoints": [5]}, "checkpoint 5: the stream has 4 documents"),
+        ({"checkpoints": [0]}, "checkpoint 0"),
+        ({"documents": [*DOCUMENTS, DOCUMENTS[0]]}, "document id 'a' is there twice"),
+        ({"questions": [*QUESTIONS, QUESTIONS[0]]}, "question id 'cat' is there twice"),
+        ({"questions": [Question("x", "x?", ("y",), "z")]}, r"1 questions left out.*x \(document z\)"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        stream(**changes)
+
+
+def test_questions_on_documents_that_are_not_there_are_left_out_and_named() -> None:
+    results = stream(questions=[*QUESTIONS, Question("x", "x?", ("y",), "z")])
+    assert not any(row.question == "x" for row in results.answers)
+    assert "x (document z)" in results.header.notes[0]
+
+
+def test_the_summary_is_plain_arithmetic_on_the_rows() -> None:
+    results = stream({"learner": LEARNER, "memory": Way(toy_methods.Memory())})
+    told = report.summary(results)
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    rows = {row.question: row for row in results.answers if row.way == "learner" and row.taken == 4}
+    base = {row.question: row for row in results.answers if row.way == "base"}
+    mine = told["ways"]["learner"]
+    tokens = sum(row.tokens for row in rows.values())
+    assert mine["nll"] == pytest.approx(sum(row.nats for row in rows.values()) / tokens)
+    assert mine["bits"] == pytest.approx(sum(row.nats for row in rows.values()) / math.log(2) / 4)
+    gap = sum(row.nats - base[row.question].nats for row in rows.values()) / tokens
+    assert mine["vs_base"]["nll"]["difference"] == pytest.approx(gap)
+    low, high = mine["vs_base"]["nll"]["ci"]
+    assert low <= gap <= high
+    assert mine["kl"] == pytest.approx(
+        sum(row.nats for row in results.drift if row.way == "learner" and row.taken == 4)
+        / sum(len(text.text) for text in OTHERS)
+    )
+    assert [(band["from"], band["to"], band["questions"]) for band in mine["bands"]] == [(1, 2, 1), (3, 4, 2)]
+    assert told["base"]["questions"] == 4 and told["base"]["asked"]["questions"] == 5
+    (pair,) = told["pairs"]
+    assert (pair["way"], pair["less"]) == ("memory", "learner")
+    assert pair["nll"]["difference"] == pytest.approx(
+        told["ways"]["memory"]["nll"] - told["ways"]["learner"]["nll"]
+    )
+
+
+def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
+    results = stream()
+    report.write_json(results, tmp_path / "r.json")
+    back = report.read_json(tmp_path / "r.json")
+    assert back == replace(results, header=back.header)
+    assert report.summary(back) == report.summary(results)
+    (tmp_path / "r.json").write_text("{}")
+    with pytest.raises(BadInput, match="no report of a stream"):
+        report.read_json(tmp_path / "r.json")
+
+
+def test_the_table_tells_every_way() -> None:
+    told = report.lines(report.summary(stream({"learner": LEARNER, "memory": Way(toy_methods.Memory())})))
+    assert [line["way"] for line in told] == ["base", "learner", "memory"]
+    assert told[0]["vs base"] == "" and told[1]["vs base"] != ""
+    assert report.table(stream()).row_count == 2
