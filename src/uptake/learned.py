@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from uptake.lm import LM
 from uptake.method import Method, State
 from uptake.plain import plain
 from uptake.settings import describe
+from uptake.tasks.questions import Question
 from uptake.tensors import read_tensors, write_tensors
 from uptake.text import Document
 
@@ -37,7 +38,7 @@ class Material:
     """What there is to make episodes of: documents, questions about them, and unrelated text."""
 
     documents: tuple[Document, ...]
-    questions: tuple[Any, ...] = ()
+    questions: tuple[Question, ...] = ()
     unrelated: tuple[Document, ...] = ()
 
 

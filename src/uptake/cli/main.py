@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from uptake.cli import adapt, compare, cost, eval, generate, index, methods, tune
+from uptake.cli import adapt, compare, cost, eval, generate, index, methods, train, tune
 from uptake.cli.options import examples
 from uptake.cli.screen import InterruptedWork, note
 from uptake.errors import UptakeError
@@ -44,6 +44,7 @@ app.command("eval", epilog=eval.EXAMPLES)(eval.eval)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=tune.EXAMPLES)(tune.tune)
+app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=cost.EXAMPLES)(cost.cost)
 app.command(epilog=adapt.EXAMPLES)(adapt.adapt)
 app.command(epilog=methods.EXAMPLES)(methods.methods)

@@ -1,0 +1,155 @@
+"""`uptake train`: the network of a learned method, trained on documents and questions."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uptake.cli import inputs, options, screen
+from uptake.errors import BadInput
+
+if TYPE_CHECKING:
+    from uptake.learned import Material
+    from uptake.train import Point
+
+EXAMPLES = options.examples(
+    "uptake train dynamic-evaluation -m gpt2 --documents train.jsonl --out statistics.safetensors",
+    "uptake train camels -m gpt2 --documents news.jsonl --questions asked.jsonl --out camels.safetensors",
+)
+TRAINING = "Training"
+Files = list[str] | None
+
+
+def train(
+    method: Annotated[str, typer.Argument(help="Method with a network of its own; see `uptake methods`.")],
+    model: options.Model,
+    out: Annotated[str, options.option(options.OUTPUT, "FILE", "Write the trained network here.", "--out")],
+    documents: Annotated[Files, options.option(options.MAIN, "FILE", "Documents to train on.")] = None,
+    questions: Annotated[
+        Files,
+        options.option(options.MAIN, "FILE", "Questions about them: SQuAD, TimeQA, or .jsonl of our own."),
+    ] = None,
+    unrelated: Annotated[
+        Files, options.option(options.MAIN, "FILE", "Unrelated text, on which nothing is to change.")
+    ] = None,
+    valid_documents: Annotated[
+        Files, options.option(TRAINING, "FILE", "Documents that say which network is the best.")
+    ] = None,
+    valid_questions: Annotated[
+        Files, options.option(TRAINING, "FILE", "Questions about these documents.")
+    ] = None,
+    settings: options.Setting = None,
+    learning_rate: Annotated[
+        float, options.option(TRAINING, "RATE", "AdamW's learning rate of the network.", least=0)
+    ] = 1e-3,
+    passes: Annotated[int, options.option(TRAINING, "N", "Passes over all episodes.", least=1)] = 1,
+    save_every: Annotated[
+        int, options.option(TRAINING, "N", "Steps from one checkpoint to the next.", least=1)
+    ] = 100,
+    limit: Annotated[
+        int | None, options.option(TRAINING, "N", "Most documents to read.", least=1, most=1 << 40)
+    ] = None,
+    fresh: options.Fresh = False,
+    as_json: options.AsJson = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+) -> None:
+    """Train a method's network beside a base model, and keep it where it does best on validation text.
+
+    An interrupted training goes on from OUT.training when the same command is given again. Use the
+    network with --set weights=FILE.
+    """
+    file = inputs.output_file("--out", out)
+    with screen.status("starting"):
+        from uptake import causal, methods
+        from uptake import train as outer
+        from uptake.learned import Learned
+        from uptake.rules import AdamW
+        from uptake.settings import apply
+    found = methods.find(method).method
+    if not isinstance(found, Learned):
+        learned = [name for name in methods.names() if isinstance(methods.find(name).method, Learned)]
+        raise BadInput(f"{method} has no network to train; these have: {', '.join(learned) or 'none'}")
+    learner: Learned[Any, Any] = apply(found, *(settings or ()))
+    causal.check(device, dtype)
+    inputs.set_threads(threads)
+    material = _material(documents, questions, unrelated, limit)
+    shown = _material(valid_documents, valid_questions, unrelated, limit)
+    with screen.status("loading the model"):
+        loaded = causal.load(model, device, dtype)
+    with screen.status("making episodes"):
+        episodes = learner.episodes(loaded, material)
+        valid = learner.episodes(loaded, shown) if shown.documents or shown.questions else ()
+    if file is None:
+        raise BadInput("--out: name a file for the network")
+    checkpoint = file.with_name(file.name + ".training")
+    if fresh:
+        checkpoint.unlink(missing_ok=True)
+    training = outer.Training(
+        rule=AdamW(learning_rate=learning_rate, weight_decay=0.0),
+        passes=passes,
+        save_every=save_every,
+        seed=seed,
+    )
+    hint = f"{checkpoint} keeps what was done; give the same command to go on"
+    with screen.interruptible(hint), screen.progress("training", resumes=True) as update:
+        network, points = outer.train(
+            learner,
+            loaded,
+            episodes,
+            training,
+            checkpoint,
+            lambda point: update(point.step, point.total, _words(point)),
+            valid,
+        )
+    learner.save(network, loaded, file)
+    checkpoint.unlink(missing_ok=True)
+    _show(points, file, as_json)
+
+
+def _material(documents: Files, questions: Files, unrelated: Files, limit: int | None) -> "Material":
+    from uptake import readers
+    from uptake.learned import Material
+    from uptake.tasks.questions import read_questions
+
+    skipped = readers.Skipped()
+    with screen.status("reading text"):
+        found = [read_questions(name, skipped) for name in questions or ()]
+        brought = [document for one in found for document in one.documents]
+        read = islice(readers.read(documents, skipped=skipped), limit) if documents else ()
+        other = tuple(islice(readers.read(unrelated, skipped=skipped), limit)) if unrelated else ()
+        material = Material((*read, *brought), tuple(q for one in found for q in one.questions), other)
+    screen.tell_skipped(skipped)
+    return material
+
+
+def _words(point: "Point") -> str:
+    told = {"loss": point.loss if point.step else None, "validation": point.valid}
+    return ", ".join(f"{name} {value:.4f}" for name, value in told.items() if value is not None)
+
+
+def _show(points: "list[Point]", file: Path, as_json: bool) -> None:
+    from uptake.plain import plain
+
+    judged = [point for point in points if point.valid is not None]
+    best = min(judged, key=lambda point: point.valid or 0.0) if judged else points[-1]
+    if as_json:
+        typer.echo(json.dumps({"network": str(file), "best": plain(best), "course": plain(points)}, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, caption="mean loss since the line before; > is what was kept")
+    table.caption_justify = "left"
+    for heading in ("", "step", "loss", "validation"):
+        table.add_column(heading, justify="right")
+    every = -(-len(points) // 20)
+    for point in [p for at, p in enumerate(points) if at % every == 0 or p is best or p is points[-1]]:
+        valid = "" if point.valid is None else f"{point.valid:.4f}"
+        loss = f"{point.loss:.4f}" if point.step else ""
+        table.add_row(">" if point is best else "", f"{point.step:,}", loss, valid)
+    screen.results().print(table)
+    screen.note(f"network: {file}")

@@ -1,0 +1,77 @@
+"""`uptake train`, on a toy method that stands in for any learned one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli_world import Run, World, made_fixture, run_fixture, world_fixture, write_lines
+from test_train import LearnedMemory
+from uptake import methods
+from uptake.method import Way
+from uptake.tensors import read_tensors
+
+__all__ = ["made_fixture", "run_fixture", "world_fixture"]
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `memory` be a method like any other."""
+    found, names = methods.find, methods.names
+    monkeypatch.setattr(methods, "names", lambda: [*names(), "memory"])
+    monkeypatch.setattr(
+        methods, "find", lambda name: Way(LearnedMemory()) if name == "memory" else found(name)
+    )
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "d.jsonl", *({"id": str(i), "text": f"word{i} " * 9} for i in range(8)))
+
+
+def test_it_trains_and_says_how_it_went(run: Run, world: World, lines: Path, tmp_path: Path) -> None:
+    out = tmp_path / "n.safetensors"
+    command = ["train", "memory", "-m", world.model, "--documents", lines, "--out", out, "--save-every", 4]
+    ran = run(*command, "--valid-documents", lines, "--passes", 2, "--json")
+    assert ran.code == 0, ran.err
+    assert [point["step"] for point in ran.json["course"]] == [0, 4, 8, 12, 16]
+    assert ran.json["best"]["valid"] == min(point["valid"] for point in ran.json["course"])
+    assert out.is_file() and not out.with_name(out.name + ".training").exists()
+    table = run(*command, "--limit", 3)
+    assert table.code == 0 and "> " in table.out and str(out) in table.err
+
+
+def test_an_interrupted_training_goes_on(
+    run: Run, world: World, lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "memory", "-m", world.model, "--documents", lines, "--save-every", 2]
+    whole, halted = tmp_path / "whole", tmp_path / "halted"
+    assert run(*command, "--out", whole).code == 0
+    calls, gradients = [], LearnedMemory.gradients
+
+    def stop(self: LearnedMemory, *arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return gradients(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LearnedMemory, "gradients", stop)
+    ran = run(*command, "--out", halted)
+    assert ran.code == 130 and "same command" in ran.err and not halted.exists()
+    ran = run(*command, "--out", halted)
+    assert ran.code == 0 and "4 of 8 are done" in ran.err
+    one, other = (read_tensors(path, "network") for path in (whole, halted))
+    assert one[0] == other[0] and torch.equal(one[1]["logit"], other[1]["logit"])
+
+
+def test_bad_input_is_one_line(run: Run, world: World, lines: Path, tmp_path: Path) -> None:
+    command = ["train", "memory", "-m", world.model, "--documents", lines, "--out", tmp_path / "n"]
+    for wrong, said in {
+        ("train", "ttt-nn", *command[2:]): "no network to train; these have: ",
+        ("train", "memry", *command[2:]): "did you mean 'memory'",
+        (*command, "--set", "scal=1"): "did you mean 'scale'",
+        (*command, "--documents", tmp_path / "none.jsonl"): "none.jsonl",
+        (*command[:4], "--out", tmp_path / "n"): "no episodes",
+    }.items():
+        ran = run(*wrong)
+        assert ran.code == 2 and said in ran.err and len(ran.err.strip().splitlines()) == 1, (wrong, ran.err)
