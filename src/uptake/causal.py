@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from uptake.delta import Delta, fingerprint, skeleton
+from uptake.delta import Delta, fingerprint, skeleton, wide
 from uptake.errors import BadInput, Missing
 from uptake.lm import LM, Cache
 from uptake.moves import Moves, Opened
+from uptake.nets.fast_weights import Unembedding
 from uptake.tokens import Tokenizer
 
 DTYPES = {
@@ -55,19 +56,46 @@ class Causal(LM):
         return DynamicCache()
 
     def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        out = self._run(self.module, ids, cache)
+        return torch.log_softmax(wide(out.logits), -1), None if cache is None else out.past_key_values
+
+    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        out = self._run(self.module.base_model, ids, cache)  # type: ignore[arg-type]
+        return wide(out.last_hidden_state), None if cache is None else out.past_key_values
+
+    @cached_property
+    def unembedding(self) -> Unembedding:  # type: ignore[override]
+        matrix: Any = self.module.get_output_embeddings()  # type: ignore[operator]
+        found = Unembedding(self._now(matrix.weight), self._now(getattr(matrix, "bias", None)))
+        # Some models cap or scale their logits afterwards: then this is not what they compute.
+        probe = torch.tensor([[self.tokenizer.opening]], device=self.device)
+        with torch.no_grad():
+            logits = wide(self._run(self.module, probe, None).logits)
+            off = (found.logits(self.hidden(probe)[0]) - logits).abs().max()
+        if off > (1e-2 if self.dtype.itemsize < 4 else 1e-4) * logits.abs().max():
+            raise BadInput(
+                f"{type(self.module).__name__} does more to its logits than multiply by its output embedding: "
+                "use a model without capped or scaled logits"
+            )
+        return found
+
+    def _run(self, module: nn.Module, ids: Tensor, cache: Cache) -> Any:
+        arguments = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None}
         # On a bfloat16 base, weights that move are float32: autocast lets the two meet.
         mixed = self.dtype.itemsize < 4
         with torch.autocast(self.device.type, self.dtype) if mixed else contextlib.nullcontext():
-            out = self._forward(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-        logits = out.logits.float() if out.logits.dtype.itemsize < 4 else out.logits
-        return torch.log_softmax(logits, -1), None if cache is None else out.past_key_values
+            if self._given is None:
+                return module(**arguments)
+            prefix = "" if module is self.module else f"{self.module.base_model_prefix}."
+            given = {name.removeprefix(prefix): t for name, t in self._given.items() if prefix in name}
+            # Fused attention has no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                return functional_call(module, given, (), arguments)
 
-    def _forward(self, **arguments: Any) -> Any:
-        if self._given is None:
-            return self.module(**arguments)
-        # Fused attention has no second derivative.
-        with sdpa_kernel(SDPBackend.MATH):
-            return functional_call(self.module, self._given, (), arguments)
+    def _now(self, parameter: Any) -> Any:
+        """Return what stands in place of a parameter."""
+        names = {id(own): name for name, own in self.module.named_parameters()}
+        return (self._given or {}).get(names.get(id(parameter), ""), parameter)
 
     def given(self, parameters: Mapping[str, Tensor]) -> "Causal":
         # For as long as it runs, functional_call puts the tensors into the module: not into the base's.

@@ -16,6 +16,7 @@ from torch import Tensor
 from uptake.delta import Delta
 from uptake.errors import BadInput
 from uptake.moves import Moves, Opened
+from uptake.nets.fast_weights import Unembedding
 from uptake.tokens import Tokenizer
 
 # Log-probabilities held at once while scoring: 256 MB of float32.
@@ -93,6 +94,18 @@ class LM(ABC):
     def start(self) -> Cache:
         """Return an empty cache for `step`."""
         return None
+
+    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        """Return the last hidden states [batch, time, width], which `unembedding` makes logits of.
+
+        Otherwise as `step`. Raises BadInput where log-probabilities come about in another way.
+        """
+        raise BadInput(self._no_hidden())
+
+    @property
+    def unembedding(self) -> Unembedding:
+        """What makes logits of the last hidden states. Raises BadInput as `hidden` does."""
+        raise BadInput(self._no_hidden())
 
     def at(self, rows: Sequence[int]) -> "LM":
         """Return the LM whose rows are these rows of this one."""
@@ -225,6 +238,10 @@ class LM(ABC):
                 ids = [*ids, token]
                 # An LM that keeps no cache reads everything again.
                 pending = ids if cache is None else [token]
+
+    def _no_hidden(self) -> str:
+        name = type(self).__name__
+        return f"{name} has no one last hidden state: build on the model underneath, {name} around that"
 
     def _opening(self, context: str) -> list[int]:
         return [self.tokenizer.opening, *self.tokenizer.encode(context)[0]]
