@@ -82,9 +82,16 @@ def law_reading_shows_and_reading_nothing_does_not(
 ) -> None:
     base = lm.score(SEGMENTS[:1])[0].log_probs
     nothing = method.take([method.init(lm)], lm, [Evidence.of()], Context())[0]
-    assert torch.equal(logs(method, lm, nothing), base)
+    before = logs(method, lm, nothing)
+    if method.online:
+        # The second token is scored by a model that has learnt the first: only there it is the base.
+        assert torch.equal(before, logs(method, lm, method.init(lm)))
+        assert torch.allclose(before[:1], base[:1], atol=1e-5)
+    else:
+        assert torch.equal(before, base)
     if method.reads:
-        assert not torch.equal(logs(method, lm, read(method, lm, A)), base)
+        after = logs(method, lm, read(method, lm, A))
+        assert not torch.equal(after[:1], before[:1])
 
 
 def law_no_token_sees_a_later_one(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
@@ -145,7 +152,7 @@ def law_reading_is_scoring_then_taking(method: AnyMethod, lm: LM, other: LM, fol
     scores, states = method.read([read(method, lm, A)], lm, segments, Context())
     apart = read(method, lm, A)
     assert same(scores, method.on([apart], lm).score(segments))
-    (taken,) = method.take([apart], lm, [Evidence.of(segments[0].text, query="so ")], Context())
+    (taken,) = method.take([apart], lm, [method.once_scored(segments[0])], Context())
     assert torch.equal(logs(method, lm, states[0]), logs(method, lm, taken))
 
 

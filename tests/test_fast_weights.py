@@ -17,7 +17,8 @@ def network(chunk: int = 4) -> FastWeights:
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             # Every rate another one, large enough for the step to show.
-            parameter.copy_(torch.rand_like(parameter) / 3 if "rates" in name else torch.randn_like(parameter))
+            rates = name.startswith("log_rates")
+            parameter.copy_(torch.randn_like(parameter) - (2 if rates else 0))
     return made
 
 
@@ -30,17 +31,14 @@ def world(rows: int = 1) -> tuple[Tensor, Tensor, Unembedding]:
 
 
 def fast_logits(net: FastWeights, hidden: Tensor, labels: Tensor, unembedding: Unembedding) -> Tensor:
-    keys = net.slow(hidden, labels, unembedding)
-    return unembedding.logits(net.fast(hidden, keys, net.start(len(hidden)))[0])
+    return unembedding.logits(net(hidden, labels, unembedding, net.start(len(hidden)))[0])
 
 
-class Plain(torch.nn.Module):
+def plain(parts: dict[str, Tensor], hidden: Tensor) -> Tensor:
     """The block as anybody would write it."""
-
-    def forward(self, net: FastWeights, parts: dict[str, Tensor], hidden: Tensor) -> Tensor:
-        features = (hidden @ parts["first"] + parts["first_bias"]).relu() ** 2
-        z = features @ parts["second"] + parts["second_bias"]
-        return hidden + functional.layer_norm(z, (WIDTH,), parts["gain"], parts["bias"])
+    features = (hidden @ parts["first"] + parts["first_bias"]).relu() ** 2
+    z = features @ parts["second"] + parts["second_bias"]
+    return hidden + functional.layer_norm(z, (WIDTH,), parts["gain"], parts["bias"])
 
 
 def stepped(net: FastWeights, hidden: Tensor, labels: Tensor, out: Unembedding, sequential: bool) -> Tensor:
@@ -48,7 +46,7 @@ def stepped(net: FastWeights, hidden: Tensor, labels: Tensor, out: Unembedding, 
     slow = dict(net.named_parameters(recurse=False))
 
     def after(parts: dict[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
-        logits = out.logits(Plain()(net, parts, hidden[start:end]))
+        logits = out.logits(plain(parts, hidden[start:end]))
         loss = functional.cross_entropy(logits, labels[start:end], reduction="sum")
         gradients = torch.autograd.grad(loss, list(parts.values()), create_graph=True)
         return {
@@ -60,7 +58,7 @@ def stepped(net: FastWeights, hidden: Tensor, labels: Tensor, out: Unembedding, 
     for t in range(len(hidden)):
         if t > 0:
             parts = after(parts, t - 1, t) if sequential else after(slow, 0, t)
-        rows.append(out.logits(Plain()(net, parts, hidden[t : t + 1])))
+        rows.append(out.logits(plain(parts, hidden[t : t + 1])))
     return torch.cat(rows)
 
 
@@ -108,9 +106,9 @@ def test_a_hidden_state_shows_only_from_its_position_on() -> None:
 
 def test_the_sums_are_the_gradient_of_the_summed_loss() -> None:
     net, (hidden, labels, out) = network(), world()
-    sums = net.absorb(net.slow(hidden, labels, out), net.start(1))
+    sums = net.learn(hidden, labels, out, net.start(1))
     own = dict(net.named_parameters(recurse=False))
-    logits = out.logits(Plain()(net, own, hidden[0]))
+    logits = out.logits(plain(own, hidden[0]))
     loss = functional.cross_entropy(logits, labels[0], reduction="sum")
     for (name, _), gradient in zip(own.items(), torch.autograd.grad(loss, list(own.values())), strict=True):
         assert torch.allclose(sums[name][0], gradient, rtol=0, atol=1e-12), name
@@ -119,30 +117,29 @@ def test_the_sums_are_the_gradient_of_the_summed_loss() -> None:
 @pytest.mark.parametrize("cut", [1, 4, 5, 8])
 def test_going_on_from_sums_is_reading_at_once(cut: int) -> None:
     net, (hidden, labels, out) = network(), world(rows=2)
-    whole, last = net.fast(hidden, net.slow(hidden, labels, out), net.start(2))
+    whole, last = net(hidden, labels, out, net.start(2))
     sums, parts = net.start(2), []
     for start, end in ((0, cut), (cut, TIME)):
-        keys = net.slow(hidden[:, start:end], labels[:, start:end], out)
-        absorbed = net.absorb(keys, sums)
-        part, sums = net.fast(hidden[:, start:end], keys, sums)
-        assert all(torch.equal(absorbed[name], total) for name, total in sums.items())
+        given = hidden[:, start:end], labels[:, start:end], out
+        learnt = net.learn(*given, sums)
+        part, sums = net(*given, sums)
+        assert all(torch.equal(learnt[name], total) for name, total in sums.items())
         parts.append(part)
     assert torch.allclose(torch.cat(parts, 1), whole, rtol=0, atol=1e-11)
     assert all(torch.allclose(sums[name], total, rtol=0, atol=1e-11) for name, total in last.items())
 
 
-def test_keys_not_yet_known_are_not_needed() -> None:
+def test_labels_not_yet_known_are_not_needed() -> None:
     net, (hidden, labels, out) = network(), world()
-    whole, _ = net.fast(hidden, net.slow(hidden, labels, out), net.start(1))
+    whole, _ = net(hidden, labels, out, net.start(1))
     for known in (0, 3, 4, TIME - 1):
-        keys = net.slow(hidden[:, :known], labels[:, :known], out)
-        found, _ = net.fast(hidden, keys, net.start(1))
+        found, _ = net(hidden, labels[:, :known], out, net.start(1))
         assert torch.allclose(found[:, : known + 1], whole[:, : known + 1], rtol=0, atol=1e-12)
 
 
 def test_the_loss_of_the_fast_answers_is_differentiable_in_weights_and_rates() -> None:
     net, (hidden, labels, out) = network(), world()
-    names = ("first", "second", "second_bias", "gain", "rates.first", "rates.second", "rates.bias")
+    names = ("first", "second", "second_bias", "gain", "log_rates.first", "log_rates.bias")
     own = dict(net.named_parameters())
 
     class Loss(torch.nn.Module):
@@ -174,6 +171,37 @@ def test_untrained_and_with_nothing_read_what_comes_in_goes_out() -> None:
     hidden, labels, out = world()
     net = FastWeights(WIDTH, chunk=4).double()
     assert torch.equal(net.still(hidden), hidden)
-    found, _ = net.fast(hidden, net.slow(hidden, labels, out), net.start(1))
+    found, _ = net(hidden, labels, out, net.start(1))
     assert torch.equal(found[:, :1], hidden[:, :1])
     assert not torch.equal(found[:, 1:], hidden[:, 1:])
+
+
+def test_at_pace_zero_only_the_slow_weights_answer() -> None:
+    net, (hidden, labels, out) = network(), world()
+    at_first = net.start(1)
+    hasty = net(hidden, labels, out, at_first)[0]
+    net.pace = 0.0
+    found, sums = net(hidden, labels, out, at_first)
+    assert torch.equal(found, net.still(hidden)) and not torch.allclose(found, hasty, atol=0.1)
+    # Computed the long way it is the same: the step is there, and it is nought.
+    long_way, _ = net.fast(hidden, net.slow(hidden, labels, out), at_first)
+    assert torch.allclose(found, long_way, rtol=0, atol=1e-12)
+    assert all(torch.equal(sums[name], total) for name, total in at_first.items())
+
+
+def test_memory_grows_as_the_text_does() -> None:
+    def saved(time: int) -> int:
+        net, total = FastWeights(WIDTH, chunk=8), 0
+        out = Unembedding(torch.randn(VOCABULARY, WIDTH))
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            net(torch.randn(1, time, WIDTH), torch.randint(VOCABULARY, (1, time)), out, net.start(1))
+        return total
+
+    # Doubling the text doubles what a gradient needs; attention over it all would make it four times.
+    assert saved(512) < 2.05 * saved(256)

@@ -60,11 +60,14 @@ class Causal(LM):
         return torch.log_softmax(wide(out.logits), -1), None if cache is None else out.past_key_values
 
     def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        out = self._run(self.module.base_model, ids, cache)  # type: ignore[arg-type]
+        inner: Any = self.module.base_model
+        if inner is self.module:
+            raise BadInput(self._no_hidden())
+        out = self._run(inner, ids, cache)
         return wide(out.last_hidden_state), None if cache is None else out.past_key_values
 
     @cached_property
-    def unembedding(self) -> Unembedding:  # type: ignore[override]
+    def unembedding(self) -> Unembedding:
         matrix: Any = self.module.get_output_embeddings()  # type: ignore[operator]
         found = Unembedding(self._now(matrix.weight), self._now(getattr(matrix, "bias", None)))
         # Some models cap or scale their logits afterwards: then this is not what they compute.
@@ -74,7 +77,7 @@ class Causal(LM):
             off = (found.logits(self.hidden(probe)[0]) - logits).abs().max()
         if off > (1e-2 if self.dtype.itemsize < 4 else 1e-4) * logits.abs().max():
             raise BadInput(
-                f"{type(self.module).__name__} does more to its logits than multiply by its output embedding: "
+                f"{type(self.module).__name__} makes more of its logits than its output embedding does: "
                 "use a model without capped or scaled logits"
             )
         return found
@@ -87,7 +90,9 @@ class Causal(LM):
             if self._given is None:
                 return module(**arguments)
             prefix = "" if module is self.module else f"{self.module.base_model_prefix}."
-            given = {name.removeprefix(prefix): t for name, t in self._given.items() if prefix in name}
+            given = {
+                name.removeprefix(prefix): t for name, t in self._given.items() if name.startswith(prefix)
+            }
             # Fused attention has no second derivative.
             with sdpa_kernel(SDPBackend.MATH):
                 return functional_call(module, given, (), arguments)

@@ -124,6 +124,7 @@ class Method(ABC, Generic[StateT]):
     """A way of taking text up. Final classes are frozen dataclasses whose fields are the settings."""
 
     reads: ClassVar[bool] = True  # False: takes nothing up, whatever it is given
+    online: ClassVar[bool] = False  # True: its LM learns each token it scores, before the next one
 
     @property
     def sequential(self) -> bool:
@@ -167,8 +168,12 @@ class Method(ABC, Generic[StateT]):
     ) -> tuple[list[Scores], list[StateT]]:
         """Score each segment, then take it up: no token is scored by a model that has seen it."""
         scores = self.on(states, lm).score(segments)
-        evidence = [Evidence.of(segment.text, query=segment.context) for segment in segments]
+        evidence = [self.once_scored(segment) for segment in segments]
         return scores, self.take(states, lm, evidence, context)
+
+    def once_scored(self, segment: Segment) -> Evidence:
+        """Return a segment as what `read` takes up once it is scored."""
+        return Evidence.of(segment.text, query=segment.context)
 
     def follow(self, state: StateT, lm: LM) -> StateT:
         """Return the state the next query starts from: a fresh one, unless a method says otherwise."""

@@ -12,6 +12,7 @@ from uptake.delta import Delta
 from uptake.errors import BadInput
 from uptake.lm import LM, Cache, Scores, Segment, Wrapper
 from uptake.moves import Moves, Opened
+from uptake.nets.fast_weights import Unembedding
 
 
 class Prefixed(Wrapper):
@@ -137,9 +138,21 @@ class Routed(Wrapper):
         return Routed([part.overlay(delta) for part in self.parts])
 
     def open(self, moves: Moves, start: Delta, generator: torch.Generator) -> tuple[LM, Opened]:
+        return self._only.open(moves, start, generator)
+
+    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        hidden, kept = self._only.hidden(ids, None if cache is None else cache[0])
+        return hidden, None if cache is None else [kept]
+
+    @property
+    def unembedding(self) -> Unembedding:
+        return self._only.unembedding
+
+    @property
+    def _only(self) -> LM:
         if len(self.parts) != 1:
             raise BadInput(f"{len(self.parts)} rows have no weights in common: pick one row with at()")
-        return self.parts[0].open(moves, start, generator)
+        return self.parts[0]
 
     def given(self, parameters: Mapping[str, Tensor]) -> LM:
         return Routed([part.given(parameters) for part in self.parts])

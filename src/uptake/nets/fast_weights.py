@@ -9,6 +9,7 @@ softmax, causal and in linear time. Everything is differentiable, through the gr
 It knows nothing of tokens or texts: hidden states, labels and an unembedding come in.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 EPSILON = 1e-5
-FIRST_RATE = 0.01  # of every parameter, as published
+# Every learning rate begins at 0.01, as published, on the sum of the losses over this constant.
+FIRST_RATE, NORMALISER = 0.01, 10.0
 
 
 class Unembedding(NamedTuple):
@@ -33,7 +35,7 @@ class Unembedding(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The gradients of each position's loss, in factors: inputs, and gradients of outputs, [batch, time, ...].
+    """The gradient of each position's loss, in factors: inputs, and gradients of outputs, [batch, time, ...].
 
     The gradient of `first` is `inputs` times `at_first`, of `first_bias` `at_first`; of `second` and
     `second_bias` likewise `features` and `at_second`; of `gain` it is `at_gain`, of `bias` `at_bias`.
@@ -66,34 +68,63 @@ class FastWeights(nn.Module):
 
     The norm's gain and bias are zero at first: untrained and with nothing read, what comes in goes out.
     `rates` are the learnt step sizes, one a parameter, on the *sum* of the losses: with a mean, what a
-    token teaches would depend on how long the text is. `chunk` positions are attended to at once; it
-    changes the cost and nothing else.
+    token teaches would depend on how long the text is. `pace` times them all; 0 is the slow weights
+    alone, without a slow pass. `chunk` positions are attended to at once; it changes only the cost.
     """
 
-    def __init__(self, width: int, hidden: int | None = None, chunk: int = 64) -> None:
+    def __init__(self, width: int, hidden: int | None = None, chunk: int = 64, pace: float = 1.0) -> None:
         super().__init__()
         hidden = hidden or 4 * width
-        self.width, self.chunk = width, chunk
+        self.chunk, self.pace = chunk, pace
         self.first = nn.Parameter(torch.randn(width, hidden) / width**0.5)
         self.first_bias = nn.Parameter(torch.zeros(hidden))
         self.second = nn.Parameter(torch.randn(hidden, width) / hidden**0.5)
         self.second_bias = nn.Parameter(torch.zeros(width))
         self.gain = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(width))
-        self.rates = nn.ParameterDict(
-            {name: torch.tensor(FIRST_RATE) for name, _ in self.named_parameters(recurse=False)}
+        # The gradient of a matrix grows with its inputs, of which there are so many.
+        inputs = {"first": width, "second": hidden}
+        self.log_rates = nn.ParameterDict(
+            {
+                name: torch.tensor(math.log(FIRST_RATE / NORMALISER / inputs.get(name, 1)))
+                for name, _ in self.named_parameters(recurse=False)
+            }
         )
+
+    @property
+    def rates(self) -> dict[str, Tensor]:
+        return {name: self.pace * log_rate.exp() for name, log_rate in self.log_rates.items()}
 
     def start(self, rows: int) -> dict[str, Tensor]:
         """Return the sums of having read nothing, [rows, ...] for each parameter."""
         own = self.named_parameters(recurse=False)
         return {name: torch.zeros_like(own).expand(rows, *own.shape) for name, own in own}
 
-    def slow(self, hidden: Tensor, labels: Tensor, unembedding: Unembedding) -> Keys:
-        """Return what each position's loss asks of the weights, by the slow weights alone.
+    def forward(
+        self, hidden: Tensor, labels: Tensor, unembedding: Unembedding, sums: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what goes to the unembedding, [batch, time, width], and the sums after these positions.
 
-        hidden is [batch, time, width], labels [batch, time]: the token after each position.
+        hidden is [batch, time, width], labels [batch, time], the token after each position; the last
+        positions' labels may not be known yet and be left out.
         """
+        if self.pace == 0:
+            return self.still(hidden), dict(sums)
+        return self.fast(hidden, self.slow(hidden[:, : labels.shape[1]], labels, unembedding), sums)
+
+    def learn(
+        self, hidden: Tensor, labels: Tensor, unembedding: Unembedding, sums: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the sums after these positions, to the bit those that `forward` returns."""
+        if self.pace == 0:
+            return dict(sums)
+        keys = self.slow(hidden, labels, unembedding)
+        for start in range(0, hidden.shape[1], self.chunk):
+            sums = add(sums, keys.part(start, start + self.chunk))
+        return dict(sums)
+
+    def slow(self, hidden: Tensor, labels: Tensor, unembedding: Unembedding) -> Keys:
+        """Return what each position's loss asks of the weights, by the slow weights alone."""
         z = (hidden @ self.first + self.first_bias).relu()
         features = z.square()
         normal, scale = _normalised(features @ self.second + self.second_bias)
@@ -110,11 +141,7 @@ class FastWeights(nn.Module):
     def fast(
         self, hidden: Tensor, keys: Keys, sums: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what goes to the unembedding, [batch, time, width], and the sums after these positions.
-
-        Position t answers with the weights one step along `sums` and the keys before t. There may be
-        fewer keys than positions: those of the last ones are not known yet.
-        """
+        """Answer position t with the weights one step along `sums` and the keys before t."""
         known, parts = keys.inputs.shape[1], []
         for start in range(0, hidden.shape[1], self.chunk):
             end = start + self.chunk
@@ -122,21 +149,16 @@ class FastWeights(nn.Module):
             sums = add(sums, keys.part(start, end))
         return torch.cat(parts, 1), dict(sums)
 
-    def absorb(self, keys: Keys, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sums after these positions, to the bit what `fast` returns."""
-        for start in range(0, keys.inputs.shape[1], self.chunk):
-            sums = add(sums, keys.part(start, start + self.chunk))
-        return dict(sums)
-
     def still(self, hidden: Tensor) -> Tensor:
         """Return what goes to the unembedding by the slow weights alone."""
         features = (hidden @ self.first + self.first_bias).relu().square()
         normal, _ = _normalised(features @ self.second + self.second_bias)
-        return hidden + self.gain * normal + self.bias
+        out: Tensor = hidden + self.gain * normal + self.bias
+        return out
 
     def _chunk(self, hidden: Tensor, keys: Keys, sums: Mapping[str, Tensor]) -> Tensor:
-        now = {name: getattr(self, name) - self.rates[name] * total for name, total in sums.items()}
         rate, known = self.rates, keys.inputs.shape[1]
+        now = {name: getattr(self, name) - rate[name] * total for name, total in sums.items()}
         before = torch.ones(hidden.shape[1], known, dtype=hidden.dtype, device=hidden.device).tril(-1)
         # A bias is a weight whose input is always one: its rate joins the products of inputs.
         reach = (rate["first"] * (hidden @ keys.inputs.mT) + rate["first_bias"]) * before
@@ -147,7 +169,8 @@ class FastWeights(nn.Module):
         normal, _ = _normalised(z)
         gain = now["gain"][:, None] - rate["gain"] * (before @ keys.at_gain)
         bias = now["bias"][:, None] - rate["bias"] * (before @ keys.at_bias)
-        return hidden + gain * normal + bias
+        out: Tensor = hidden + gain * normal + bias
+        return out
 
 
 def add(sums: Mapping[str, Tensor], keys: Keys) -> dict[str, Tensor]:

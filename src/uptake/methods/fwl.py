@@ -1,0 +1,247 @@
+"""Fast weight layers (Clark et al. 2022): a small layer on top of the model that learns at every token.
+
+What dynamic evaluation does with gradient steps, the layer does with linear attention, one pass and
+trained for it. What was read is a sum of gradients, so order does not matter and parts add up.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from uptake.delta import Delta
+from uptake.errors import BadInput
+from uptake.learned import Learned, Material
+from uptake.lm import LM, Cache, Scores, Segment, Wrapper, rolling_windows
+from uptake.method import Context, Evidence, State, Way, same_length
+from uptake.moves import Moves
+from uptake.nets.fast_weights import FastWeights
+from uptake.select import Nothing
+from uptake.step import token_loss
+from uptake.text import Found, Passage, passage_id, stable_hash
+from uptake.wrappers import Routed
+
+Sums = dict[str, Tensor]
+SHORTEST = 64  # tokens of an episode: less teaches nothing about learning from it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnt(State):
+    """The gradient of all that was read, by parameter of the layer, [1, ...]."""
+
+    sums: Sums
+
+
+class Network(nn.Module):
+    """The layer, and the weights of the base that were trained along, if any."""
+
+    def __init__(self, layer: FastWeights, lm: LM, moves: Moves | None) -> None:
+        super().__init__()
+        self.layer, self.base, self._opened = layer, lm, None
+        moved: Mapping[str, nn.Parameter] = {}
+        if moves is not None:
+            generator = torch.Generator().manual_seed(torch.initial_seed())
+            self.base, self._opened = lm.open(moves, Delta(lm.fingerprint), generator)
+            moved = self._opened.parameters
+        self.moved = nn.ParameterDict({name.replace(".", "/"): own for name, own in moved.items()})
+
+    def under(self, lm: LM) -> LM:
+        """Return the LM that the layer stands on: this one, with the base as it was trained along."""
+        return lm if self._opened is None else lm.overlay(self._opened.delta())
+
+
+class Memory(NamedTuple):
+    """A cache: the inner LM's, the sums so far, and the last hidden state, whose label is still to come."""
+
+    inner: Cache
+    sums: Sums
+    last: Tensor | None
+
+
+class Adapting(Wrapper):
+    """An LM that learns every token it reads: row i goes on from `sums[i]`.
+
+    In `score` only the scored tokens are learnt, through as many windows as the text takes; in
+    `step`, and so in generation, every token since the start is. No token is learnt before it was
+    predicted.
+    """
+
+    def __init__(self, inner: LM, layer: FastWeights, sums: Sequence[Sums]) -> None:
+        super().__init__(inner)
+        self.layer, self.sums, self.rows = layer, list(sums), len(sums)
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.layer, self.sums)
+
+    def at(self, rows: Sequence[int]) -> LM:
+        return Adapting(self.inner.at(rows), self.layer, [self.sums[row] for row in rows])
+
+    def start(self) -> Cache:
+        inner = self.inner.start()
+        return None if inner is None else Memory(inner, self._together(), None)
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        kept, sums, last = cache or Memory(None, self._together(), None)
+        hidden, kept = self.inner.hidden(ids, kept)
+        out = self.inner.unembedding
+        if last is not None:
+            sums = self.layer.learn(last, ids[:, :1], out, sums)
+        answers, sums = self.layer(hidden, ids[:, 1:], out, sums)
+        log_probs = torch.log_softmax(out.logits(answers), -1)
+        return log_probs, None if cache is None else Memory(kept, sums, hidden[:, -1:])
+
+    def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
+        return self.read(segments)[0]
+
+    def read(self, segments: Sequence[Segment]) -> tuple[list[Scores], list[Sums]]:
+        """Return the scores of segment i by row i, and the sums after it."""
+        self._check_rows(len(segments))
+        found = [self._read(row, segment) for row, segment in enumerate(segments)]
+        return [scores for scores, _ in found], [sums for _, sums in found]
+
+    @torch.no_grad()
+    def _read(self, row: int, segment: Segment) -> tuple[Scores, Sums]:
+        ids, spans = self.tokenizer.encode(segment.text)
+        parts, sums = [torch.zeros(0, dtype=torch.float64)], self.sums[row]
+        out = self.inner.unembedding
+        for hidden, labels in windows(self.inner, self._opening(segment.context), ids, self.room(row)):
+            answers, sums = self.layer(hidden, labels, out, sums)
+            log_probs = torch.log_softmax(out.logits(answers), -1)
+            parts.append(log_probs.gather(-1, labels[..., None])[0, :, 0].double().cpu())
+        return Scores(torch.cat(parts), spans, len(segment.text.encode("utf8"))), sums
+
+    def _together(self) -> Sums:
+        return {name: torch.cat([sums[name] for sums in self.sums]) for name in self.sums[0]}
+
+
+def windows(lm: LM, context: list[int], ids: list[int], room: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, window by window, the hidden states [1, time, width] before each of `ids`, and these ids."""
+    for window in rolling_windows(0, context, ids, room):
+        hidden, _ = lm.hidden(torch.tensor([window.inputs], device=lm.device))
+        yield hidden[:, -len(window.targets) :], torch.tensor([window.targets], device=lm.device)
+
+
+@dataclass(frozen=True)
+class FWL(Learned[Learnt, Tensor]):
+    """Learns every token it reads, by a trained layer on top of the model.
+
+    `pace` times the learnt learning rates: at 0 the layer is there and does not learn, the control.
+    `moves` are weights of the base to train along with the layer; `hidden` is the layer's inner width,
+    four times the model's if none. A training episode is `episode_tokens` of one document.
+    """
+
+    online: ClassVar[bool] = True
+
+    pace: float = 1.0
+    own_prefix: bool = False  # learn the query's own text first
+    hidden: int | None = None
+    moves: Moves | None = None
+    episode_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pace < float("inf"):
+            raise BadInput(f"pace {self.pace}: use a finite number, 0 or more")
+        if self.episode_tokens < SHORTEST or (self.hidden is not None and self.hidden < 1):
+            raise BadInput(
+                f"episode_tokens {self.episode_tokens}, hidden {self.hidden}: "
+                f"use {SHORTEST} or more, and 1 or more"
+            )
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(weights="untrained")
+
+    def build(self, lm: LM) -> Network:
+        layer = FastWeights(lm.unembedding.weight.shape[1], self.hidden, pace=self.pace)
+        return Network(layer, lm, self.moves)
+
+    def episodes(self, lm: LM, material: Material) -> list[Tensor]:
+        found = []
+        for document in material.documents:
+            ids = torch.tensor([lm.tokenizer.opening, *lm.tokenizer.encode(document.text)[0]])
+            # One token of overlap: each is predicted once.
+            starts = range(0, len(ids) - SHORTEST, self.episode_tokens)
+            found += [ids[start : start + self.episode_tokens + 1] for start in starts]
+        if not found:
+            raise BadInput(f"no document of {SHORTEST} tokens or more: give longer ones to train on")
+        return found
+
+    def loss(self, network: nn.Module, lm: LM, episode: Tensor) -> Tensor:
+        assert isinstance(network, Network)
+        sums, parts = network.layer.start(1), []
+        first, *ids = episode.tolist()
+        out = network.base.unembedding
+        for hidden, labels in windows(network.base, [first], ids, lm.window):
+            answers, sums = network.layer(hidden, labels, out, sums)
+            loss = token_loss(torch.log_softmax(out.logits(answers), -1), labels)
+            parts.append(loss * labels.shape[1])
+        return torch.stack(parts).sum() / len(ids)
+
+    def init(self, lm: LM) -> Learnt:
+        return Learnt(base=lm.fingerprint, sums=self._network(lm).layer.start(1))
+
+    def take(
+        self,
+        states: Sequence[Learnt],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
+    ) -> list[Learnt]:
+        same_length(states, evidence)
+        network = self._network(lm)
+        under = network.under(lm)
+        rows = enumerate(zip(states, evidence, strict=True))
+        return [self._take(network.layer, row, state, under, read, context) for row, (state, read) in rows]
+
+    def on(self, states: Sequence[Learnt], lm: LM) -> LM:
+        network = self._network(lm)
+        under, sums = network.under(lm), [state.sums for state in states]
+        if lm.rows is None:
+            return Adapting(under, network.layer, sums)
+        return Routed([Adapting(under.at([row]), network.layer, [own]) for row, own in enumerate(sums)])
+
+    def read(
+        self, states: Sequence[Learnt], lm: LM, segments: Sequence[Segment], context: Context
+    ) -> tuple[list[Scores], list[Learnt]]:
+        scores, after = [], []
+        for row, (state, segment) in enumerate(zip(states, segments, strict=True)):
+            model: Any = self.on([state], lm.at([row]))
+            (found,), (sums,) = model.read([segment])
+            context.ledger(row).tokens_read += len(found.log_probs)
+            scores.append(found)
+            after.append(state.after(self.once_scored(segment), context, sums=sums))
+        return scores, after
+
+    def once_scored(self, segment: Segment) -> Evidence:
+        # The context is seen and not learnt: it was when it was scored itself.
+        passage = Passage(stable_hash(segment.text), segment.text, segment.context)
+        return Evidence(Found((passage,), (0.0,), (0.0,)))
+
+    @torch.no_grad()
+    def _take(
+        self, layer: FastWeights, row: int, state: Learnt, lm: LM, evidence: Evidence, context: Context
+    ) -> Learnt:
+        passages = evidence.passages
+        if self.own_prefix and not state.history and evidence.query:
+            passages = (Passage(passage_id("", 0, evidence.query), evidence.query), *passages)
+        sums = state.sums
+        for passage in passages:
+            if context.cancelled():
+                break
+            before = [lm.tokenizer.opening, *lm.tokenizer.encode(passage.prompt)[0]]
+            ids = lm.tokenizer.encode(passage.text)[0]
+            for hidden, labels in windows(lm, before, ids, lm.room(row)):
+                sums = layer.learn(hidden, labels, lm.unembedding, sums)
+            context.ledger(row).tokens_read += len(ids)
+        return state.after(evidence, context, sums=sums) if passages else state
+
+    def _network(self, lm: LM) -> Network:
+        network = self.network(lm)
+        assert isinstance(network, Network)
+        return network
+
+
+way = Way(FWL(own_prefix=True), Nothing())
