@@ -83,7 +83,7 @@ def law_reading_shows_and_reading_nothing_does_not(
     base = lm.score(SEGMENTS[:1])[0].log_probs
     nothing = method.take([method.init(lm)], lm, [Evidence.of()], Context())[0]
     before = logs(method, lm, nothing)
-    if method.online:
+    if method.ongoing:
         # The second token is scored by a model that has learnt the first: only there it is the base.
         assert torch.equal(before, logs(method, lm, method.init(lm)))
         assert torch.allclose(before[:1], base[:1], atol=1e-5)

@@ -124,7 +124,7 @@ class Method(ABC, Generic[StateT]):
     """A way of taking text up. Final classes are frozen dataclasses whose fields are the settings."""
 
     reads: ClassVar[bool] = True  # False: takes nothing up, whatever it is given
-    online: ClassVar[bool] = False  # True: its LM learns each token it scores, before the next one
+    ongoing: ClassVar[bool] = False  # True: its LM learns each token it scores, before the next one
 
     @property
     def sequential(self) -> bool:

@@ -132,7 +132,7 @@ class FWL(Learned[Learnt, Tensor]):
     four times the model's if none. A training episode is `episode_tokens` of one document.
     """
 
-    online: ClassVar[bool] = True
+    ongoing: ClassVar[bool] = True
 
     pace: float = 1.0
     own_prefix: bool = False  # learn the query's own text first
