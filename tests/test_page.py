@@ -12,7 +12,7 @@ import pytest
 
 import synthetic
 from uptake.errors import BadInput
-from uptake.page import chart, page, visible, write_page
+from uptake.page import chart, page, visible, write_chart, write_page
 from uptake.page.view import headline, level
 from uptake.report import summary
 from uptake.results import Neighbour, Results, Sample, Showcase
@@ -242,3 +242,14 @@ def test_a_logarithmic_axis_places_equal_ratios_evenly():
     assert [label for _, label in axis.ticks] == ["0.5", "1", "2", "5", "10", "20"]
     places = [axis.at(value, 0, 1) for value in (0.5, 5, 50)]
     assert places[1] - places[0] == pytest.approx(places[2] - places[1])
+
+
+def test_a_chart_is_a_file_that_opens_by_itself(tmp_path):
+    line = chart.Series("one <way>", 2, (chart.Mark(1, 2.0), chart.Mark(2, 3.0)))
+    svg = chart.draw("lines", [line], chart.counts("k", [1, 2]), chart.linear("y", [2, 3]), summary="a & b")
+    write_chart(svg, tmp_path / "chart.svg")
+    root = ElementTree.parse(tmp_path / "chart.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("aria-label") == "a & b"
+    style = "".join(root.itertext())
+    used = set(re.findall(r"var\((--\w+)\)", style))
+    assert used and all(f"{name}:" in style for name in used), "every colour is defined in the file"

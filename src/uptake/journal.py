@@ -1,4 +1,4 @@
-"""What an evaluation has done so far, kept on disk as it is done, so that it can go on.
+"""What a long run has done so far, kept on disk as it is done, so that it can go on.
 
 One JSON line a batch, flushed to the disk; a line cut short by a crash is that batch not done.
 A journal belongs to one plan: under another key it begins afresh.
@@ -6,13 +6,16 @@ A journal belongs to one plan: under another key it begins afresh.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from uptake.errors import UptakeError
 from uptake.plain import plain, typed, write_whole
 from uptake.results import Row, Showcase
+
+ReadT = TypeVar("ReadT")
 
 
 @dataclass
@@ -25,33 +28,31 @@ class Outcome:
 
 
 @dataclass
-class Journal:
-    """A file of batches done under the plan that `key` names; without a path nothing is kept."""
+class Lines:
+    """A file of JSON records made under the plan that `key` names; without a path nothing is kept."""
 
     path: Path | None = None
     key: str = ""
 
-    def start(self, fresh: bool = False) -> Outcome:
-        """Return what is there already, and make the file ready to go on; `fresh` throws it away."""
-        outcome = Outcome()
+    def start(self, read: Callable[[Any], ReadT], fresh: bool = False) -> list[ReadT]:
+        """Return what `read` makes of each record there is, and make the file ready to go on.
+
+        The first record that `read` refuses (ValueError, KeyError, TypeError) and all after it are
+        dropped; `fresh` drops them all.
+        """
         if self.path is None:
-            return outcome
+            return []
         raw = self.path.read_bytes() if self.path.exists() and not fresh else b""
-        # What has no end of line was cut short.
-        lines = raw.split(b"\n")[:-1]
+        records: list[ReadT] = []
         whole = []
-        for number, line in enumerate(lines):
+        # What has no end of line was cut short.
+        for number, line in enumerate(raw.split(b"\n")[:-1]):
             try:
                 record = json.loads(line)
                 if number == 0 and record != {"key": self.key}:
                     break
                 if number > 0:
-                    rows = typed(tuple[Row, ...], record["rows"], "rows")
-                    showcases = typed(tuple[Showcase, ...], record["showcases"], "showcases")
-                    peaks = typed(Mapping[str, int], record["peaks"], "peaks")
-                    outcome.rows += rows
-                    outcome.showcases += showcases
-                    outcome.peaks = dict(peaks)
+                    records.append(read(record))
             except (ValueError, KeyError, TypeError):
                 break
             whole.append(line)
@@ -60,13 +61,12 @@ class Journal:
         if content != raw:  # replaced at once: a full disk must not cost what was done
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, content)
-        return outcome
+        return records
 
-    def keep(self, rows: Sequence[Row], showcases: Sequence[Showcase], peaks: Mapping[str, int]) -> None:
-        """Write one batch down; it is on the disk when this returns."""
+    def keep(self, record: Mapping[str, object]) -> None:
+        """Write one record down; it is on the disk when this returns."""
         if self.path is None:
             return
-        record = {"rows": plain(rows), "showcases": plain(showcases), "peaks": dict(peaks)}
         try:
             with self.path.open("a", encoding="utf8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -82,3 +82,40 @@ class Journal:
         """Remove the file: the report holds it all now."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+@dataclass
+class Journal:
+    """The batches of an evaluation in such a file."""
+
+    path: Path | None = None
+    key: str = ""
+
+    def start(self, fresh: bool = False) -> Outcome:
+        """Return what is there already, and make the file ready to go on; `fresh` throws it away."""
+        outcome = Outcome()
+        for batch in self._lines.start(_batch, fresh):
+            outcome.rows += batch.rows
+            outcome.showcases += batch.showcases
+            outcome.peaks = batch.peaks
+        return outcome
+
+    def keep(self, rows: Sequence[Row], showcases: Sequence[Showcase], peaks: Mapping[str, int]) -> None:
+        """Write one batch down; it is on the disk when this returns."""
+        self._lines.keep({"rows": plain(rows), "showcases": plain(showcases), "peaks": dict(peaks)})
+
+    def done(self) -> None:
+        """Remove the file: the report holds it all now."""
+        self._lines.done()
+
+    @property
+    def _lines(self) -> Lines:
+        return Lines(self.path, self.key)
+
+
+def _batch(record: Any) -> Outcome:
+    return Outcome(
+        list(typed(tuple[Row, ...], record["rows"], "rows")),
+        list(typed(tuple[Showcase, ...], record["showcases"], "showcases")),
+        dict(typed(Mapping[str, int], record["peaks"], "peaks")),
+    )

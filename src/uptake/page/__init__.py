@@ -1,7 +1,7 @@
 """The report as one HTML file that opens from a disk, with no network and no script needed to read it.
 
-view.py turns results into words, figures and charts; page.html.jinja places them; page.css colours
-them; page.js lets a reader choose whose gains colour the text. All text is escaped by the template.
+view.py turns results into words, figures and charts; page.html.jinja places them; chart.css and page.css
+colour them; page.js lets a reader choose whose gains colour the text. All text is escaped by the template.
 """
 
 import base64
@@ -10,6 +10,8 @@ from pathlib import Path
 
 from uptake.plain import write_whole
 from uptake.results import Results
+
+HOME = Path(__file__).parent
 
 # What would hide, reorder or garble text is shown for what it is.
 _PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
@@ -28,10 +30,9 @@ def page(results: Results) -> str:
 
     from uptake.page.view import view
 
-    home = Path(__file__).parent
-    style, script = ((home / name).read_text(encoding="utf8") for name in ("page.css", "page.js"))
+    style, script = _file("chart.css") + _file("page.css"), _file("page.js")
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(home),
+        loader=jinja2.FileSystemLoader(HOME),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -45,7 +46,20 @@ def page(results: Results) -> str:
     return visible(html)
 
 
+def write_chart(svg: str, path: str | Path) -> None:
+    """Write one chart of chart.py as an SVG file, in the page's light colours."""
+    style = f"<style>svg {{ font-family: sans-serif; }}\n{_file('chart.css')}</style>"
+    paper = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+    opening, rest = svg.split(">", 1)
+    whole = f'{opening} xmlns="http://www.w3.org/2000/svg">{style}{paper}{rest}\n'
+    write_whole(path, whole.encode())
+
+
 def visible(text: str) -> str:
     """Return `text` with control characters as pictures, text turners by name, lone surrogates replaced."""
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return whole.translate(_PICTURES | _TURNERS)
+
+
+def _file(name: str) -> str:
+    return (HOME / name).read_text(encoding="utf8")
