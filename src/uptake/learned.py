@@ -22,7 +22,7 @@ from uptake.method import Method, State
 from uptake.plain import plain
 from uptake.settings import describe
 from uptake.tasks.questions import Question
-from uptake.tensors import read_tensors, write_tensors
+from uptake.tensors import fill, read_tensors, write_tensors
 from uptake.text import Document
 
 StateT = TypeVar("StateT", bound=State)
@@ -144,17 +144,6 @@ class Learned(Method[StateT], Generic[StateT, EpisodeT]):
             network = self.restore(lm, json.loads(about["about"]))
         fill(network, tensors, path)
         return network.to(lm.device)
-
-
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put tensors into a network. Raises Mismatch where they are of another shape."""
-    try:
-        network.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()[:200]
-        raise Mismatch(
-            f"{path} was trained with other settings ({reason}): give the settings it was trained with"
-        ) from None
 
 
 def _stamp(path: Path) -> tuple[object, ...]:

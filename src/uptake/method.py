@@ -111,6 +111,11 @@ class State:
     base: str  # fingerprint of the model it was made for
     history: tuple[Reading, ...] = ()
 
+    @property
+    def passages(self) -> list[Passage]:
+        """All passages read, in order."""
+        return [passage for reading in self.history for passage in reading.passages]
+
     def after(self, evidence: Evidence, context: Context, **changes: object) -> Self:
         """Return this state with `changes`, having read the evidence."""
         reading = Reading(evidence.passages, evidence.found.scores, evidence.query, context.seed)

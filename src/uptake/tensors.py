@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from uptake.errors import BadInput, Damaged
+from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.plain import write_whole
 
 
@@ -36,3 +36,14 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tenso
     if about.get("format") != f"uptake-{what}-1":
         raise BadInput(f"{path} holds no {what}: give the file that it was saved to")
     return about, tensors
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put tensors into a network. Raises Mismatch where they are of another shape."""
+    try:
+        network.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()[:200]
+        raise Mismatch(
+            f"{path} was trained with other settings ({reason}): give the settings it was trained with"
+        ) from None

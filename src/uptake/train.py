@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from uptake.errors import BadInput, Diverged, Mismatch
-from uptake.learned import Learned, fill
+from uptake.learned import Learned
 from uptake.lm import LM
 from uptake.plain import plain
 from uptake.rules import AdamW, Rule
 from uptake.settings import describe
 from uptake.step import Descent
-from uptake.tensors import read_tensors, write_tensors
+from uptake.tensors import fill, read_tensors, write_tensors
 from uptake.text import stable_hash
 
 FORMAT = "uptake-training-1"

@@ -118,7 +118,7 @@ class Finetune(Method[Moved]):
             log_probs, _ = private.step(piece.inputs)
             return token_loss(log_probs, piece.targets, piece.weights)
 
-        pieces = self._affordable(self._pieces(lm, passages), context, context.ledger(row))
+        pieces = self._affordable(self.pieces(lm, passages, state.passages), context, context.ledger(row))
         seed = int(context.generator("dropout", evidence.query).initial_seed())
         with torch.random.fork_rng(enabled=self.dropout):
             if self.dropout:
@@ -130,16 +130,17 @@ class Finetune(Method[Moved]):
                 return state
         return state.after(evidence, context, delta=opened.delta(), memory=memory)
 
-    def _pieces(self, lm: LM, passages: Sequence[Passage]) -> Iterator[Piece]:
+    def pieces(self, lm: LM, passages: Sequence[Passage], before: Sequence[Passage] = ()) -> Iterator[Piece]:
+        """Yield one piece a step; `before` is what was read before the passages."""
         size = min(self.chunk_tokens or lm.window, lm.window)
         ordered = passages if self.order == "nearest-first" else passages[::-1]
-        for passage in [*ordered] * self.passes:
+        for place, passage in enumerate([*ordered] * self.passes):
+            earlier = [*before, *ordered[:place]]
             prompt = lm.tokenizer.encode(passage.prompt)[0]
             text, spans = lm.tokenizer.encode(passage.text)
             whole = torch.tensor([lm.tokenizer.opening, *prompt, *text], device=lm.device)
-            learnt = torch.cat([torch.zeros(len(prompt)), self.token_weights.of(passage, spans)]).to(
-                lm.device
-            )
+            weights = self.token_weights.of(passage, spans, earlier).to(lm.device)
+            learnt = torch.cat([weights.new_zeros(len(prompt)), weights])
             for start in range(0, len(learnt), size):
                 end = min(start + size, len(learnt))
                 # One token of overlap: every token is learnt once, from what stands before it.

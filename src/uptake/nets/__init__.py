@@ -1,1 +1,1 @@
-"""Networks that methods train: plain modules that know no language model, tokenizer or file."""
+"""Networks that methods train: modules that know no store and no method."""

@@ -1,0 +1,240 @@
+"""CaMeLS (Hu et al. 2023): fine-tuning on a stream, each token weighed by what was learnt to be worth it.
+
+A small language model, trained ahead of time, weighs the tokens of every document; the language
+model then takes its gradient steps as fine-tuning does. arXiv 2305.15076.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from uptake.causal import load
+from uptake.delta import Delta
+from uptake.errors import BadInput
+from uptake.learned import Learned, Material
+from uptake.lm import LM
+from uptake.method import Context, Evidence, Way
+from uptake.methods.finetune import Finetune, Moved, Piece
+from uptake.moves import All
+from uptake.nets import weighing
+from uptake.nets.weighing import Weighing
+from uptake.rules import SGD
+from uptake.select import Nothing
+from uptake.step import token_loss, unroll
+from uptake.tasks.asking import Asking
+from uptake.tasks.questions import Question
+from uptake.text import Document, Passage, passage_id
+from uptake.token_weights import Camels as Learnt
+from uptake.token_weights import Uniform
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents to take up one after another, then questions on them and a text they should not touch."""
+
+    documents: tuple[Document, ...]
+    questions: tuple[Question, ...]
+    unrelated: Document
+
+
+Episode = tuple[Batch, ...]  # one walk from the base: each batch goes on where the one before it ended
+
+
+@dataclass(frozen=True)
+class Camels(Learned[Moved, Episode]):
+    """Fine-tuning under learnt token weights; the steps it was trained with are the steps it takes.
+
+    Training differentiates through the steps on `documents` documents at a time, and begins again
+    from the base after `batches` of those. The loss of one batch is the negative log-likelihood of
+    the answers, a token, plus `locality` times KL(base || adapted) on unrelated text, a token.
+    `reader` names the small model to begin from, a folder or a hub name; left out it is the base.
+    """
+
+    steps: Finetune = field(default_factory=lambda: Finetune(rule=SGD(learning_rate=5e-4), clip=None))
+    documents: int = 6
+    batches: int = 4
+    locality: float = 0.1
+    reader: str = ""
+    portable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.documents < 1 or self.batches < 1 or not 0 <= self.locality < float("inf"):
+            raise BadInput(
+                f"documents {self.documents}, batches {self.batches}, locality {self.locality}: "
+                "use 1 or more, 1 or more, and a finite number, 0 or more"
+            )
+        if not isinstance(self.steps.token_weights, Uniform):
+            raise BadInput(f"token_weights={self.steps.token_weights}: camels learns its own, leave it out")
+
+    @property
+    def sequential(self) -> bool:
+        return self.steps.sequential
+
+    @property
+    def cumulative(self) -> bool:
+        return self.steps.cumulative
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(weights="untrained", steps=Finetune.example())
+
+    def init(self, lm: LM) -> Moved:
+        self.network(lm)  # a file that is not there is told of before anything is read
+        return self.steps.init(lm)
+
+    def take(
+        self,
+        states: Sequence[Moved],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
+    ) -> list[Moved]:
+        return self.weighed(self.network(lm)).take(states, lm, evidence, context, donate)
+
+    def on(self, states: Sequence[Moved], lm: LM) -> LM:
+        return self.steps.on(states, lm)
+
+    def follow(self, state: Moved, lm: LM) -> Moved:
+        return self.steps.follow(state, lm)
+
+    def weighed(self, network: nn.Module) -> Finetune:
+        """Return the fine-tuning whose token weights are the network's."""
+        assert isinstance(network, Weighing)
+        return replace(self.steps, token_weights=Learnt(network=network))
+
+    def build(self, lm: LM) -> Weighing:
+        read = load(self.reader) if self.reader else lm
+        _, opened = read.open(All(), Delta(read.fingerprint), torch.Generator().manual_seed(0))
+        reader = getattr(opened.module, "base_model", None)
+        if reader is None or reader is opened.module:
+            raise BadInput(f"{type(opened.module).__name__} cannot read for the weights: give another reader")
+        network = Weighing(reader, read.tokenizer, read.window)
+        self.restore(lm, self.about(network))  # what no file could bring back is told of before training
+        return network
+
+    def about(self, network: nn.Module) -> Mapping[str, str]:
+        assert isinstance(network, Weighing)
+        return network.about()
+
+    def restore(self, lm: LM, about: Mapping[str, str]) -> Weighing:
+        return weighing.restore(about)
+
+    def episodes(self, lm: LM, material: Material) -> list[Episode]:
+        """Return walks over the documents in their order; texts not related come round in turn.
+
+        Each question is asked once its document has been read. What does not fill a walk is left out,
+        unless there is no other. Raises BadInput where no question is on a document, or unrelated
+        text is lacking.
+        """
+        if self.locality and not material.unrelated:
+            raise BadInput(f"locality {self.locality} without unrelated text: give some, or locality=0")
+        asked: dict[str, list[Question]] = {}
+        for question in material.questions:
+            asked.setdefault(question.document, []).append(question)
+        documents = [document for document in material.documents if document.id in asked]
+        if not documents:
+            raise BadInput("no question names a document that is there: give each question its `document`")
+        other = material.unrelated or (Document("", ""),)
+        size = self.documents
+        batches = [
+            Batch(
+                tuple(documents[at : at + size]),
+                tuple(question for document in documents[at : at + size] for question in asked[document.id]),
+                other[at // size % len(other)],
+            )
+            for at in range(0, len(documents), size)
+        ]
+        walks = [tuple(batches[at : at + self.batches]) for at in range(0, len(batches), self.batches)]
+        whole = [walk for walk in walks if sum(len(b.documents) for b in walk) == size * self.batches]
+        return whole or walks
+
+    def loss(self, network: nn.Module, lm: LM, episode: Episode) -> Tensor:
+        """Return the mean loss of a walk's batches; of a network in evaluation mode the number alone."""
+        return torch.stack([*self._losses(network, lm, episode)]).mean()
+
+    def gradients(
+        self, network: nn.Module, lm: LM, episode: Episode
+    ) -> tuple[float, Sequence[Tensor | None]]:
+        # One batch's graph at a time: batches hang together by numbers, not by gradients.
+        parameters = list(network.parameters())
+        total, summed = 0.0, [torch.zeros_like(parameter) for parameter in parameters]
+        for loss in self._losses(network, lm, episode):
+            total += loss.item() / len(episode)
+            found = torch.autograd.grad(loss / len(episode), parameters, allow_unused=True)
+            summed = [each if more is None else each + more for each, more in zip(summed, found, strict=True)]
+        return total, summed
+
+    def _losses(self, network: nn.Module, lm: LM, episode: Episode) -> Iterator[Tensor]:
+        """Yield each batch's loss, a function of the weights that the network gave to that batch."""
+        steps = self.weighed(network)
+        private, opened = lm.open(steps.moves, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
+        values: Mapping[str, Tensor] = opened.parameters
+        memory: Mapping[str, Tensor] = {}
+
+        def loss_of(values: Mapping[str, Tensor], piece: Piece) -> Tensor:
+            log_probs, _ = private.given(values).step(piece.inputs)
+            return token_loss(log_probs, piece.targets, piece.weights)
+
+        for batch in episode:
+            passages = [_passage(document) for document in batch.documents]
+            values, memory = unroll(
+                loss_of,
+                values,
+                steps.pieces(lm, passages),
+                steps.rule,
+                2 if network.training else 0,
+                steps.clip,
+                memory,
+            )
+            yield self.outer(lm, private.given(values), batch)
+            values = {name: value.detach().requires_grad_() for name, value in values.items()}
+            memory = {name: value.detach() for name, value in memory.items()}
+
+    def outer(self, lm: LM, adapted: LM, batch: Batch) -> Tensor:
+        """Return how badly the adapted model answers a batch's questions, and how far it has drifted."""
+        loss = answer_loss(adapted, batch.questions)
+        if self.locality:
+            loss = loss + self.locality * drift(lm, adapted, batch.unrelated.text)
+        return loss
+
+
+def answer_loss(lm: LM, questions: Sequence[Question]) -> Tensor:
+    """Return the negative log-likelihood of the questions' first answers, a token; differentiable."""
+    asking = Asking()
+    rows: list[list[int]] = []
+    lengths = []
+    for question in questions:
+        answer = lm.tokenizer.encode(asking.answer(question.answers[0]))[0]
+        prompt = [lm.tokenizer.opening, *lm.tokenizer.encode(asking.prompt(question))[0]]
+        rows.append([*prompt, *answer][-(lm.window + 1) :])
+        lengths.append(len(answer))
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=lm.device)
+    log_probs, _ = lm.step(ids[:, :-1])
+    asked = torch.zeros(ids.shape[0], longest - 1, dtype=torch.bool, device=lm.device)
+    for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        asked[place, len(row) - 1 - length : len(row) - 1] = True
+    # Answer tokens alone are there to be averaged: no padding among them.
+    return token_loss(log_probs[asked], ids[:, 1:][asked])
+
+
+def drift(lm: LM, adapted: LM, text: str) -> Tensor:
+    """Return KL(base || adapted), in nats a token of the text's first window; differentiable."""
+    ids = torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(text)[0]]], device=lm.device)
+    ids = ids[:, : lm.window]
+    with torch.no_grad():
+        before, _ = lm.step(ids)
+    after, _ = adapted.step(ids)
+    return (before.exp() * (before - after)).sum(-1).mean()
+
+
+def _passage(document: Document) -> Passage:
+    key = passage_id(document.id, 0, document.text)
+    return Passage(key, document.text, "", document.id, document.group, 0, document.meta)
+
+
+way = Way(Camels(), Nothing())

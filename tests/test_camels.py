@@ -1,0 +1,323 @@
+"""CaMeLS: the derivative of what it learns, what it must not depend on, and that it learns what matters."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import toys
+from uptake.causal import Causal
+from uptake.delta import Delta
+from uptake.errors import BadInput, Mismatch
+from uptake.learned import Material
+from uptake.lm import LM
+from uptake.method import Context, Evidence
+from uptake.methods.camels import Batch, Camels, answer_loss, drift
+from uptake.methods.finetune import Finetune
+from uptake.moves import All
+from uptake.nets.weighing import Weighing
+from uptake.rules import SGD, AdamW, Rule
+from uptake.settings import apply
+from uptake.step import token_loss, unroll
+from uptake.tasks.asking import Asking
+from uptake.tasks.questions import Question
+from uptake.text import Document, Passage
+from uptake.token_weights import Camels as Learnt
+from uptake.tokens import Tokenizer
+from uptake.train import Training, train
+
+RATE = 0.2
+STEPS = Finetune(rule=SGD(RATE), clip=None)
+METHOD = Camels(steps=STEPS, documents=1, batches=1, locality=0.1)
+DOCUMENT = Document("d", "the cat sat")
+ASKED = (Question("q", "who?", ("cat",), "d"), Question("r", "did the cat sit or stand?", ("sat",), "d"))
+OTHER = Document("o", "two and two")
+
+
+def double(shape: str = "gpt2", seed: int = 0) -> LM:
+    return toys.lm(shape, seed, dtype=torch.float64)
+
+
+def awake(method: Camels, lm: LM, seed: int = 0) -> Weighing:
+    """Return a network whose weights differ from token to token."""
+    network = method.fresh(lm, seed)
+    assert isinstance(network, Weighing)
+    with torch.no_grad():
+        network.out.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return network.train()
+
+
+def nll(lm: LM, values: Mapping[str, Tensor], text: str, weights: Tensor | None = None) -> Tensor:
+    ids = torch.tensor([[0, *lm.tokenizer.encode(text)[0]]])
+    return token_loss(lm.given(values).step(ids[:, :-1])[0], ids[:, 1:], weights)
+
+
+def test_untrained_weights_are_ln_2_over_3_and_see_no_later_token() -> None:
+    lm = double()
+    weights, spans = METHOD.fresh(lm).weigh("the cat")  # type: ignore[operator]
+    assert torch.allclose(weights, torch.full((7,), 2.0, dtype=torch.float64).log() / 3)
+    assert spans == lm.tokenizer.encode("the cat")[1]
+    network = awake(METHOD, lm)
+    one, other = network.weigh("the cat sat")[0], network.weigh("the cat ran")[0]
+    assert torch.allclose(one[:8], other[:8]) and not torch.allclose(one[8], other[8])
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_the_hypergradient_of_one_step_through_the_whole_method(shape: str) -> None:
+    """dQ/dw_t = -(alpha / N) <grad Q(theta'), grad nll_t(theta)>, then the chain rule into the network."""
+    lm = double(shape)
+    network, batch = awake(METHOD, lm), Batch((DOCUMENT,), ASKED, OTHER)
+    loss, found = METHOD.gradients(network, lm, (batch,))
+
+    private, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator())
+    weights, _ = network.weigh(DOCUMENT.text)
+    leaf = weights.detach()
+    moving = list(opened.parameters.values())
+    grads = torch.autograd.grad(nll(private, opened.parameters, DOCUMENT.text, leaf[None]), moving)
+    moved = {
+        name: (value - RATE * grad).detach().requires_grad_()
+        for (name, value), grad in zip(opened.parameters.items(), grads, strict=True)
+    }
+    outer = METHOD.outer(lm, private.given(moved), batch)
+    assert loss == pytest.approx(outer.item(), rel=1e-12)
+    pull = torch.autograd.grad(outer, list(moved.values()))
+    expected = torch.zeros_like(leaf)
+    for t in range(len(leaf)):
+        only = torch.zeros_like(leaf)
+        only[t] = 1.0  # the mean over N tokens stays in: the formula's 1 / N
+        inner = torch.autograd.grad(nll(private, opened.parameters, DOCUMENT.text, only[None]), moving)
+        expected[t] = -RATE * sum((a * b).sum() for a, b in zip(pull, inner, strict=True))
+    by_hand = torch.autograd.grad(weights, list(network.parameters()), expected, allow_unused=True)
+    for one, other in zip(found, by_hand, strict=True):
+        # Llama's norm works in float32, whatever the model's type is.
+        close = 1e-6 if shape == "llama" else 1e-12
+        assert torch.allclose(one, torch.zeros_like(one) if other is None else other, atol=close)  # type: ignore[arg-type]
+    assert max(float(one.abs().max()) for one in found) > 1e-6  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rule", [SGD(RATE), AdamW(1e-2, weight_decay=0.0)], ids=str)
+def test_gradients_batch_by_batch_are_those_of_batches_that_hang_together_by_numbers(rule: Rule) -> None:
+    lm = double()
+    method = replace(METHOD, steps=replace(STEPS, rule=rule), documents=2, batches=2)
+    texts = ["the cat sat", "a dog ran", "one fish", "red hill"]
+    documents = tuple(Document(text, text) for text in texts)
+    questions = tuple(Question(text, "what?", (text.split()[-1],), text) for text in texts)
+    (walk,) = method.episodes(lm, Material(documents, questions, (OTHER,)))
+    network = awake(method, lm)
+    loss, found = method.gradients(network, lm, walk)
+    assert loss == pytest.approx(method.loss(network, lm, walk).item(), rel=1e-12)
+    whole = torch.autograd.grad(method.loss(network, lm, walk), list(network.parameters()), allow_unused=True)
+    for one, other in zip(found, whole, strict=True):
+        assert other is None or torch.allclose(one, other, atol=1e-12)  # type: ignore[arg-type]
+    still = method.loss(network.eval(), lm, walk)
+    assert not still.requires_grad and still.item() == pytest.approx(loss, rel=1e-12)
+
+
+# In place, Adam's epsilon stands outside the root; so small, it does not tell.
+@pytest.mark.parametrize("rule", [SGD(RATE), AdamW(1e-2, epsilon=1e-15, weight_decay=0.0)], ids=str)
+def test_the_walk_in_training_is_the_walk_in_use(rule: Rule) -> None:
+    """Deployed on a stream, one document after another, the model ends where training took it."""
+    lm = double()
+    method = replace(METHOD, steps=replace(STEPS, rule=rule))
+    network = awake(method, lm)
+    texts = ("the cat sat", "a dog ran over the hill", "one fish")
+    steps = method.weighed(network)
+    private, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator())
+    pieces = steps.pieces(lm, [Passage(i, text) for i, text in enumerate(texts)])
+    values, _ = unroll(
+        lambda values, piece: token_loss(
+            private.given(values).step(piece.inputs)[0], piece.targets, piece.weights
+        ),
+        opened.parameters,
+        pieces,
+        rule,
+    )
+    deployed = replace(method, trained=network.requires_grad_(False))
+    state = deployed.init(lm)
+    for text in texts:
+        (state,) = deployed.take([state], lm, [Evidence.of(text)], Context())
+    # Compared by what it says: there are weights that change nothing, and Adam moves them by their noise.
+    ids = torch.tensor([[0, *lm.tokenizer.encode("the cat ran")[0]]])
+    found, expected = method.on([state], lm).step(ids)[0], private.given(values).step(ids)[0]
+    assert torch.allclose(found, expected, atol=1e-9)
+    assert not torch.allclose(found, lm.step(ids)[0], atol=1e-3)
+
+
+def test_neither_padding_nor_length_changes_the_size_of_a_step() -> None:
+    """The published code counts padding in the mean, so that a step grows with the document."""
+    lm = double()
+    rows = [replace(ASKED[0], id=str(i), text=text) for i, text in enumerate(("who?", "who " * 9))]
+    apart = [answer_loss(lm, [row]) for row in rows]
+    together = answer_loss(lm, rows)  # the shorter question is padded, and the answers are of one length
+    assert torch.allclose(together, torch.stack(apart).mean(), atol=1e-12)
+    constant = METHOD.fresh(lm)
+    for text in ("the cat", "the cat sat on the mat and looked at the hill"):
+        steps = METHOD.weighed(constant)
+        (piece,) = steps.pieces(lm, [Passage(0, text)])
+        assert piece.inputs.shape[1] == len(text), "no padding"
+        log_probs, _ = lm.step(piece.inputs)
+        plain = token_loss(log_probs, piece.targets)
+        weighed = token_loss(log_probs, piece.targets, piece.weights)
+        assert torch.allclose(weighed, plain * torch.tensor(2.0).double().log() / 3, atol=1e-12)
+
+
+def test_the_loss_of_answers_is_what_asking_counts() -> None:
+    from uptake.tasks.asking import ask, divergence
+
+    lm, other = toys.lm(), toys.lm(seed=4)
+    found = ask(lm, ASKED, Asking(tokens=1))
+    nats, tokens = sum(each.nats for each in found), sum(each.tokens for each in found)
+    assert answer_loss(lm, ASKED).item() == pytest.approx(nats / tokens, rel=1e-5)
+    nats, tokens = divergence(lm, other, OTHER.text)
+    # One position more than divergence looks at: after the last token.
+    ids = torch.tensor([[0, *lm.tokenizer.encode(OTHER.text)[0]]])
+    before, after = lm.step(ids)[0], other.step(ids)[0]
+    last = (before[:, -1].exp() * (before[:, -1] - after[:, -1])).sum().item()
+    assert drift(lm, other, OTHER.text).item() == pytest.approx((nats + last) / (tokens + 1), rel=1e-4)
+
+
+def test_learnt_weights_serve_other_methods_models_and_tokenizers(tmp_path: Path) -> None:
+    small, path = toys.lm("gpt2"), tmp_path / "weights.safetensors"
+    network = awake(METHOD, small)
+    METHOD.save(network, small, path)
+    larger = toys.lm("llama", window=128)
+    text = "the cat sat. " * 9  # longer than the small model's window
+    spans = larger.tokenizer.encode(text)[1]
+    learnt = Learnt(weights=str(path))
+    assert torch.equal(learnt.of(Passage(0, text), spans), network.of(text, spans))
+    assert replace(METHOD, weights=str(path)).init(larger).base == larger.fingerprint
+    for way in ("finetune", "ttt_nn", "dynamic_evaluation"):
+        method = __import__(f"uptake.methods.{way}", fromlist=["way"]).way.method
+        assert apply(method, f"token_weights=camels(weights={path})").token_weights == learnt
+    words = [(0, 3), (3, 7), (7, 11)]  # as a tokenizer of words would have it
+    by_words = learnt.of(Passage(0, "the cat sat"), words)
+    own = network.weigh("the cat sat")[0]
+    assert torch.allclose(by_words, torch.stack([own[start:end].mean() for start, end in words]))
+    with pytest.raises(BadInput, match="uptake train camels"):
+        Learnt(weights=str(tmp_path / "none")).of(Passage(0, "x"), [(0, 1)])
+    Delta(small.fingerprint).save(tmp_path / "delta")
+    with pytest.raises(BadInput, match="holds no network"):
+        Learnt(weights=str(tmp_path / "delta")).of(Passage(0, "x"), [(0, 1)])
+
+    class Other(Camels):
+        pass
+
+    replace_kind = Other(steps=STEPS)
+    replace_kind.save(network, small, tmp_path / "other")
+    with pytest.raises(Mismatch, match="not of Camels"):
+        Learnt(weights=str(tmp_path / "other")).of(Passage(0, "x"), [(0, 1)])
+
+
+def test_material_that_lacks_something_is_refused() -> None:
+    lm = toys.lm()
+    with pytest.raises(BadInput, match="without unrelated text"):
+        METHOD.episodes(lm, Material((DOCUMENT,), ASKED))
+    with pytest.raises(BadInput, match="names a document"):
+        METHOD.episodes(lm, Material((DOCUMENT,), (replace(ASKED[0], document="x"),), (OTHER,)))
+    with pytest.raises(BadInput, match="learns its own"):
+        Camels(steps=replace(STEPS, token_weights=Learnt("x")))
+    with pytest.raises(BadInput, match="use 1 or more"):
+        Camels(documents=0)
+    method = replace(METHOD, documents=2, batches=2)
+    documents = tuple(Document(str(i), "the cat") for i in range(9))
+    questions = tuple(Question(str(i), "who?", ("cat",), str(i)) for i in range(9))
+    walks = method.episodes(lm, Material(documents, questions, (OTHER,)))
+    assert [[len(batch.documents) for batch in walk] for walk in walks] == [[2, 2], [2, 2]]
+    (short,) = method.episodes(lm, Material(documents[:3], questions, (OTHER,)))
+    assert [len(batch.questions) for batch in short] == [2, 1]
+
+
+NOISE, THINGS, VALUES = (tuple(f"{letter}{i}" for i in range(12)) for letter in "nev")
+MARKS = ("<end>", "Question", "Answer", ":", "REL")
+
+
+def words() -> Tokenizer:
+    """A tokenizer of whole words, for a language in which one word is the answer."""
+    backend = Backend(models.WordLevel({w: i for i, w in enumerate((*MARKS, *NOISE, *THINGS, *VALUES))}))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>"))
+
+
+def facts(count: int, seed: int) -> Material:
+    """Documents of noise around one fact "e REL v", and a question e for each."""
+    random = Random(seed)
+    documents, questions = [], []
+    for number in range(count):
+        thing, value = random.choice(THINGS), random.choice(VALUES)
+        noise = random.choices(NOISE, k=8)
+        text = " ".join([*noise[:4], thing, "REL", value, *noise[4:]])
+        documents.append(Document(str(number), text))
+        questions.append(Question(str(number), thing, (value,), str(number)))
+    return Material(tuple(documents), tuple(questions), tuple(Document("", " ".join(NOISE)) for _ in "1"))
+
+
+def speaker(steps: int) -> LM:
+    """A tiny model that has learnt how that language goes, and no fact of it."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": 41}
+    module = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
+    tokenizer, optimizer = words(), torch.optim.AdamW(module.parameters(), 3e-3)
+    for step in range(steps):
+        made = facts(16, 1000 + step)
+        asked = [f"Question: {q.text} Answer: {q.answers[0]}" for q in made.questions]
+        for texts in ([document.text for document in made.documents], asked):
+            ids = torch.tensor([[0, *tokenizer.encode(text)[0]] for text in texts])
+            loss = module(input_ids=ids, labels=ids).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return Causal(module, tokenizer)
+
+
+def test_training_lowers_what_it_minimises() -> None:
+    lm = speaker(2)
+    method = Camels(steps=replace(STEPS, rule=SGD(1.0)), documents=2, batches=1)
+    walks = method.episodes(lm, facts(4, 0))
+    network, _ = train(method, lm, walks, Training(rule=AdamW(1e-2), passes=5))
+    before = method.fresh(lm).eval()
+    assert sum(method.loss(network, lm, walk) for walk in walks) < sum(
+        method.loss(before, lm, walk) for walk in walks
+    )
+
+
+@pytest.mark.slow
+def test_the_answer_is_what_weighs_most_and_uniform_pays_more_for_less() -> None:
+    """At every learning rate of uniform weights, CaMeLS answers better, or drifts less, or both."""
+    lm = speaker(300)
+    method = Camels(steps=replace(STEPS, rule=SGD(3.0)), documents=6, batches=1, locality=0.1)
+    walks = method.episodes(lm, facts(6 * 200, 0))
+    network, _ = train(method, lm, walks, Training(rule=AdamW(1e-3, weight_decay=0.0), passes=2))
+    unseen = facts(6 * 20, 5)
+    largest = 0
+    for document, question in zip(unseen.documents, unseen.questions, strict=True):
+        weights, spans = network.weigh(document.text)  # type: ignore[operator]
+        start, end = spans[int(weights.argmax())]
+        largest += document.text[start:end] == question.answers[0]
+    assert largest >= 0.95 * len(unseen.documents)
+
+    def figures(steps: Finetune) -> tuple[float, float]:
+        answered, drifted = 0.0, 0.0
+        walks = method.episodes(lm, unseen)
+        for (batch,) in walks:
+            state = steps.init(lm)
+            for document in batch.documents:
+                (state,) = steps.take([state], lm, [Evidence.of(document.text)], Context())
+            adapted = steps.on([state], lm)
+            with torch.no_grad():
+                answered += answer_loss(adapted, batch.questions).item() / len(walks)
+                drifted += drift(lm, adapted, batch.unrelated.text).item() / len(walks)
+        return answered, drifted
+
+    mine = figures(method.weighed(network))
+    for rate in (0.1, 0.3, 1.0, 3.0, 10.0):
+        others = figures(replace(STEPS, rule=SGD(rate)))
+        assert mine[0] < others[0] or mine[1] < others[1], (mine, others)
+    best = min(figures(replace(STEPS, rule=SGD(rate)))[0] for rate in (0.1, 0.3, 1.0, 3.0))
+    assert mine[0] < best
