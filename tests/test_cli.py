@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_world import Run, World, made_fixture, run_fixture, world_fixture, write_lines  # noqa: F401
+from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixture, write_lines  # noqa: F401
 from uptake.journal import Journal
 
 # The report's keys, as they were promised.
@@ -327,3 +327,15 @@ def test_a_tuned_recipe_is_taken_by_eval_compare_and_generate(
     ):
         failed = run(*arguments)
         assert failed.code == 2 and words in failed.err and failed.err.count("\nuptake: ") <= 1
+
+
+def test_a_model_reads_a_store_token_by_token(run: Run, world: World) -> None:
+    assert "tokens" not in json.loads(run("index", "info", world.lexical, "--json").out)
+    read = json.loads(run("index", "tokens", world.lexical, "-m", world.model, "--json").out)
+    assert read["tokens_read"] == read["tokens"] > 1000 and read["documents_read"] > 1
+    again = run("index", "tokens", world.lexical, "-m", world.model)
+    assert again.out == f"read 0 tokens of 0 documents; lexical.store holds {read['tokens']:,}\n"
+    assert f"{read['tokens']:,}" in run("index", "info", world.lexical).out
+    refused(run("index", "tokens", world.lexical, "-m", world.other), "were read by", "--fresh")
+    fresh = run("index", "tokens", world.lexical, "-m", world.other, "--fresh", "--json")
+    assert json.loads(fresh.out)["tokens_read"] == read["tokens"]

@@ -5,12 +5,21 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from uptake.errors import BadInput
-from uptake.overlap import OVERLAP_BINS, LeakFilter, Overlap, Verdict, overlap_bin
+from uptake.overlap import (
+    OVERLAP_BINS,
+    Collection,
+    LeakFilter,
+    Overlap,
+    Shingles,
+    Verdict,
+    overlap_bin,
+)
 from uptake.text import Passage
 
 
@@ -141,3 +150,36 @@ def test_bins() -> None:
     for value in (-0.1, 1.1, float("nan")):
         with pytest.raises(BadInput, match="between 0 and 1"):
             overlap_bin(value)
+
+
+def some_text(generator: np.random.Generator, words: int, vocabulary: int) -> str:
+    return " ".join(f"w{number}" for number in generator.integers(0, vocabulary, words))
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 1.0])
+def test_all_that_leak_are_suspects_and_few_besides(threshold: float) -> None:
+    generator = np.random.default_rng(0)
+    document = some_text(generator, 400, 300)
+    words = document.split()
+    texts = [some_text(generator, int(n), 300) for n in generator.integers(0, 120, 60)]
+    texts += [
+        " ".join(words[start : start + n]) for start, n in ((0, 12), (3, 13), (7, 14), (9, 100), (0, 400))
+    ]
+    texts += [document[17:200], document[30:45], "", "  ", "!?", document + " " + texts[0]]
+    mixed = words[40:140]
+    mixed[::12] = ["other"] * len(mixed[::12])
+    texts += [" ".join(mixed), " ".join(words[200:260]) + " " + texts[1]]
+    passages = [Passage(i, text) for i, text in enumerate(texts)]
+    leak = LeakFilter(containment=threshold, jaccard=threshold)
+    overlap = Overlap(document)
+    leaking = np.array([leak.judge(overlap, "query", "", passage).leaks for passage in passages])
+    each = [Shingles(text).words for text in texts]
+    found = Collection(np.concatenate(each), np.array([len(one) for one in each])).suspects(overlap, leak)
+    assert leaking.sum() > 3 and not (leaking & ~found).any()
+    long = np.array([len(one) > 14 for one in each])
+    assert (found & ~leaking & long).sum() <= 1
+    short = Overlap("only four words here")
+    assert not Collection(np.empty(0, np.uint64), np.empty(0, int)).suspects(short, leak).size
+    assert (
+        not Collection(np.concatenate(each), np.array(list(map(len, each)))).suspects(short, leak)[long].any()
+    )

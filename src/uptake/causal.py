@@ -17,6 +17,7 @@ from uptake.lm import LM, Cache
 from uptake.moves import Moves, Opened
 from uptake.nets.fast_weights import Unembedding
 from uptake.tokens import Tokenizer
+from uptake.watched import Watched
 
 DTYPES = {
     "float32": torch.float32,
@@ -50,6 +51,10 @@ class Causal(LM):
     def fingerprint(self) -> str:  # type: ignore[override]
         return self._base or fingerprint(self.module)
 
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        return fingerprint(self.module) if self._base else self.fingerprint
+
     def start(self) -> Cache:
         from transformers import DynamicCache
 
@@ -82,6 +87,19 @@ class Causal(LM):
             )
         return found
 
+    def look(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
+        out = self._run(self._watched.module, ids, cache)
+        log_probs = torch.log_softmax(wide(out.logits), -1)
+        return log_probs, wide(self._watched.seen()), None if cache is None else out.past_key_values
+
+    def keys(self, ids: Tensor) -> Tensor:
+        self._run(self._watched.module.base_model, ids, None)  # type: ignore[arg-type]
+        return wide(self._watched.seen())
+
+    @cached_property
+    def _watched(self) -> Watched:
+        return Watched(self.module)
+
     def _run(self, module: nn.Module, ids: Tensor, cache: Cache) -> Any:
         arguments = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None}
         # On a bfloat16 base, weights that move are float32: autocast lets the two meet.
@@ -89,7 +107,7 @@ class Causal(LM):
         with torch.autocast(self.device.type, self.dtype) if mixed else contextlib.nullcontext():
             if self._given is None:
                 return module(**arguments)
-            prefix = "" if module is self.module else f"{self.module.base_model_prefix}."
+            prefix = "" if type(module) is type(self.module) else f"{self.module.base_model_prefix}."
             given = {
                 name.removeprefix(prefix): t for name, t in self._given.items() if name.startswith(prefix)
             }

@@ -107,6 +107,23 @@ class LM(ABC):
         """What makes logits of the last hidden states. Raises BadInput as `hidden` does."""
         raise BadInput(self._no_hidden())
 
+    def look(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
+        """Return what `step` does and, second, the key of each place: what enters the last feed-forward.
+
+        Keys are [batch, time, width] (Khandelwal et al. 2020: after the norm that stands before it).
+        Raises BadInput for an LM that has no one network underneath.
+        """
+        raise BadInput(f"{type(self).__name__} has no one last feed-forward: take the model underneath it")
+
+    def keys(self, ids: Tensor) -> Tensor:
+        """Return the keys alone, without the cost of log-probabilities."""
+        return self.look(ids)[1]
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """Names the weights as they are; `fingerprint` names those of the base, moved or not."""
+        return self.fingerprint
+
     def at(self, rows: Sequence[int]) -> "LM":
         """Return the LM whose rows are these rows of this one."""
         return self

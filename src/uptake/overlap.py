@@ -62,11 +62,7 @@ class Shingles:
     def grams(self, length: int) -> Hashes:
         """Return the sorted unique hashes of all runs of `length` words; none where there are fewer."""
         if length not in self._grams:
-            count = len(self.words) - length + 1
-            rolled = self.words[: max(count, 0)].copy()
-            for offset in range(1, length if count > 0 else 1):
-                rolled *= _BASE
-                rolled += self.words[offset : offset + count]
+            rolled = _rolled(self.words, length)
             # np.unique would put millions of hashes into a table first: 15 times slower than a sort.
             rolled.sort()
             first = np.ones(len(rolled), bool)
@@ -179,11 +175,87 @@ class LeakFilter:
         return Verdict(bool(reason), reason, containment)
 
 
+class Collection:
+    """The words of many passages, compared with one document at once.
+
+    `words` are those of every passage, one after another, as `Shingles.words` gives them, and
+    `lengths` says how many each has.
+    """
+
+    def __init__(self, words: Hashes, lengths: NDArray[np.integer]) -> None:
+        self._words = words
+        self._lengths = np.asarray(lengths, np.int64)
+
+    def suspects(self, document: Overlap, leak: LeakFilter) -> NDArray[np.bool_]:
+        """Return which passages `leak` might withhold for what they share with the document.
+
+        All that it would withhold are among them, and few besides: whoever needs to know judges those.
+        """
+        if not leak.enabled:
+            return np.zeros(len(self._lengths), bool)
+        # The rules for short texts and for pieces that stand in the document letter for letter are left
+        # to the judge: every passage that either could concern is a suspect.
+        found = _Counts(self._grams[GRAM], document._document.grams(GRAM), len(self._lengths))
+        missed = found.own - found.shared
+        suspects = (self._lengths < GRAM) | (missed <= 2) | (found.shared >= leak.containment * found.own)
+        if found.whole:
+            suspects |= found.shared >= leak.containment * found.whole
+        near = _Counts(self._grams[SHINGLE], document._document.grams(SHINGLE), len(self._lengths))
+        return suspects | (near.shared >= leak.jaccard * (near.own + near.whole - near.shared))
+
+    @cached_property
+    def _grams(self) -> dict[int, tuple[Hashes, NDArray[np.int64]]]:
+        """The n-grams of each length, sorted, and whose each is; none twice for one passage."""
+        owners = np.repeat(np.arange(len(self._lengths)), self._lengths)
+        ends = np.repeat(np.cumsum(self._lengths), self._lengths)
+        made = {}
+        for length in (GRAM, SHINGLE):
+            rolled = _rolled(self._words, length)
+            within = np.arange(len(rolled)) + length <= ends[: len(rolled)]
+            grams, whose = rolled[within], owners[: len(rolled)][within]
+            order = np.lexsort((whose, grams))
+            grams, whose = grams[order], whose[order]
+            first = np.ones(len(grams), bool)
+            first[1:] = (grams[1:] != grams[:-1]) | (whose[1:] != whose[:-1])
+            made[length] = (grams[first], whose[first])
+        return made
+
+
+class _Counts:
+    """How many n-grams each passage has (`own`), the document has (`whole`), and they share."""
+
+    def __init__(self, grams: tuple[Hashes, NDArray[np.int64]], document: Hashes, passages: int) -> None:
+        hashes, whose = grams
+        first, last = (np.searchsorted(hashes, document, side) for side in ("left", "right"))
+        matched = np.flatnonzero(_between(first, last, len(hashes)))
+        self.shared = np.bincount(whose[matched], minlength=passages)
+        self.own = np.bincount(whose, minlength=passages)
+        self.whole = len(document)
+
+
+def _between(first: NDArray[np.intp], last: NDArray[np.intp], count: int) -> NDArray[np.bool_]:
+    """Mark the places from each `first` up to its `last`; the stretches do not overlap."""
+    edges = np.zeros(count + 1, np.int64)
+    np.add.at(edges, first, 1)
+    np.add.at(edges, last, -1)
+    return np.cumsum(edges[:-1]) > 0
+
+
 @lru_cache(maxsize=1 << 18)
 def _word_hash(word: str) -> int:
     # Lowering word by word keeps the result free of context: "Σ" ends a word in another small letter.
     raw = word.lower().encode("utf8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+
+
+def _rolled(words: Hashes, length: int) -> Hashes:
+    """Return one hash for each run of `length` words, in order."""
+    count = len(words) - length + 1
+    rolled = words[: max(count, 0)].copy()
+    for offset in range(1, length if count > 0 else 1):
+        rolled *= _BASE
+        rolled += words[offset : offset + count]
+    return rolled
 
 
 def _slabs(text: str) -> Iterator[str]:

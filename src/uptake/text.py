@@ -108,6 +108,72 @@ class Embedder(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """A text as a language model reads it: its tokens, and for each the key of the place before it.
+
+    `starts[i]` is the character at which token i begins; `keys` is [tokens, width].
+    """
+
+    values: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    keys: NDArray[np.float16]
+
+
+class Keyer(Protocol):
+    """Turns texts into tokens with keys; `fingerprint` changes whenever either would."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    def read(self, texts: Sequence[str]) -> list[Keyed]:
+        """Return each text's tokens and their keys."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """For each of some keys, tokens that are near to it, nearest first; each field is [keys, k].
+
+    `places` are their numbers among the tokens searched, -1 where there are fewer than k; there
+    `distances`, which are squared, are infinite and `values`, the tokens themselves, 0.
+    """
+
+    places: NDArray[np.int64]
+    distances: NDArray[np.floating]
+    values: NDArray[np.int64]
+
+
+class Tokens(Protocol):
+    """Tokens that one query may read, each found by the key of the place before it."""
+
+    def search(self, keys: NDArray[np.floating], k: int) -> Near:
+        """Return for each row of `keys` its k nearest tokens."""
+        ...
+
+    def measure(self, keys: NDArray[np.floating], places: NDArray[np.int64]) -> Near:
+        """Return for each key the tokens at its row of `places`, nearest first; -1 stands for none."""
+        ...
+
+    def after(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the place that follows each in its own text, -1 where none does or it may not be read."""
+        ...
+
+    def sample(self, k: int, generator: np.random.Generator) -> "Tokens":
+        """Return k of these tokens, drawn uniformly, as all there are."""
+        ...
+
+    def without(self, passages: Sequence[int]) -> "Tokens":
+        """Return these tokens but for those of the passages with these ids."""
+        ...
+
+
 class Source(Protocol):
     """Where a query's passages come from: one view, one version, this query's leak filter."""
 
@@ -125,6 +191,17 @@ class Source(Protocol):
 
     def query_vector(self) -> NDArray[np.float32]:
         """Return the query's own vector, of the passages' encoder. Raises BadInput where there is none."""
+        ...
+
+    def again(self, text: str) -> "Source":
+        """Return the source of another text, under the same leak filter."""
+        ...
+
+    def tokens(self, fingerprint: str) -> Tokens:
+        """Return the store's tokens as the `Keyer` of this fingerprint read them.
+
+        Raises BadInput where the store holds none or not all of them, Mismatch for another keyer's.
+        """
         ...
 
 

@@ -1,5 +1,6 @@
 """A tokenizer as the rest of Uptake needs it: ids with the characters they cover, and an opening token."""
 
+import hashlib
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,11 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return str(self.inner.decode(ids, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change whenever the tokens of some text might."""
+        return hashlib.sha256(self.inner.backend_tokenizer.to_str().encode()).hexdigest()[:16]
 
     @cached_property
     def opening(self) -> int:

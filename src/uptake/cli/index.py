@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uptake.cli import inputs, options, screen
+from uptake.cli import index_tokens, inputs, options, screen
 from uptake.cli.options import examples
 from uptake.errors import BadInput, Damaged
 
@@ -201,8 +201,8 @@ def info(store: StorePath, as_json: options.AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(told, indent=1))
         return
-    counts = {name: f"{told[name]:,}" for name in ("passages", "documents", "bytes")}
-    screen.facts({**told, **counts})
+    numbers = ("passages", "documents", "tokens", "bytes")
+    screen.facts({name: f"{each:,}" if name in numbers else each for name, each in told.items()})
 
 
 @app.command()
@@ -233,6 +233,9 @@ def export(
         written = inputs.open_store(store).export(file)
     told = {"passages": written, "path": path}
     typer.echo(json.dumps(told) if as_json else f"wrote {_passages(written)} to {path}")
+
+
+app.command(epilog=index_tokens.EXAMPLES)(index_tokens.tokens)
 
 
 def _passages(count: int) -> str:

@@ -52,11 +52,8 @@ class Cache:
     """The bases of one store: CACHE/indexes/UID/v<version>-<kind>/, each a folder that never changes."""
 
     def __init__(self, uid: str, settings: dict[str, object]) -> None:
-        if not re.fullmatch(r"[0-9a-f]{32}", uid):
-            raise Damaged(f"store uid {uid!r} is not 32 hexadecimal digits; put store.json back from a copy")
-        root = os.environ.get("UPTAKE_CACHE") or Path.home() / ".cache" / "uptake"
         self._settings = settings
-        self._folder = Path(root).expanduser() / "indexes" / uid
+        self._folder = cache_folder(uid)
 
     def folders(self) -> list[Path]:
         """Return the folders that hold a base, newest version first."""
@@ -68,12 +65,12 @@ class Cache:
     def clear(self) -> None:
         """Delete everything, drafts that a crash left included."""
         for folder in self.folders():
-            _discard(folder)
+            discard(folder)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def bases(self, version: int) -> Iterator[Base]:
         """Yield the usable bases with these settings, the one nearest to `version` first."""
-        if not self._private():
+        if not private(self._folder):
             return
         for folder in sorted(self.folders(), key=lambda path: abs(_version(path) - version)):
             base = self._load(folder)
@@ -83,7 +80,7 @@ class Cache:
     def make(self, table: Table, threads: int | None) -> Base:
         """Build a base of this table and keep it; without a usable cache it lives in memory alone."""
         try:
-            if not self._private(make=True):
+            if not private(self._folder, make=True):
                 raise OSError("others may write there")
             return self._store(table, threads)
         except Damaged:
@@ -100,9 +97,7 @@ class Cache:
         return Base(table.ids, vectors, self._ivf(vectors, threads))
 
     def _store(self, table: Table, threads: int | None) -> Base:
-        for left in self._folder.glob(".draft-*"):
-            if left.stat().st_mtime < time.time() - _ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
+        clear_drafts(self._folder)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=self._folder))
         try:
             with (draft / "vectors").open("wb") as file:
@@ -116,7 +111,7 @@ class Cache:
             sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
             (draft / "sums").write_bytes(format_sums(sums))
             home = self._folder / f"v{table.version}-{self._settings['kind']}"
-            _discard(home)  # only ever damaged, or drifted under the same version
+            discard(home)  # only ever damaged, or drifted under the same version
             with contextlib.suppress(OSError):  # another process was first
                 draft.rename(home)
         except RuntimeError as error:  # FAISS tells of a full disk in its own way
@@ -124,7 +119,7 @@ class Cache:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         for old in [folder for folder in self.folders() if folder != home][1:]:
-            _discard(old)  # whoever has it mapped keeps it
+            discard(old)  # whoever has it mapped keeps it
         base = self._load(home)
         if base is None:
             raise OSError("it was damaged while it was written")
@@ -154,7 +149,7 @@ class Cache:
 
     def _load(self, folder: Path) -> Base | None:
         try:
-            problem = ", ".join(_damaged(folder))
+            problem = ", ".join(damaged(folder))
             if not problem:
                 about = read_json(folder / "about.json")
                 if any(about.get(name) != value for name, value in self._settings.items()):
@@ -174,18 +169,35 @@ class Cache:
             RuntimeWarning,
             stacklevel=5,
         )
-        _discard(folder)
+        discard(folder)
         return None
 
-    def _private(self, make: bool = False) -> bool:
-        if make:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not self._folder.is_dir():
-            return False
-        about = self._folder.stat()
-        if about.st_uid == os.geteuid() and about.st_mode & 0o077:
-            self._folder.chmod(0o700)
-        return about.st_uid == os.geteuid()
+
+def cache_folder(uid: str) -> Path:
+    """Return where whatever is derived from the store `uid` is kept. Raises Damaged for what is no uid."""
+    if not re.fullmatch(r"[0-9a-f]{32}", uid):
+        raise Damaged(f"store uid {uid!r} is not 32 hexadecimal digits; put store.json back from a copy")
+    root = os.environ.get("UPTAKE_CACHE") or Path.home() / ".cache" / "uptake"
+    return Path(root).expanduser() / "indexes" / uid
+
+
+def private(folder: Path, make: bool = False) -> bool:
+    """Return whether a cache folder is there, or can be made, and is this user's alone; see that it is."""
+    if make:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not folder.is_dir():
+        return False
+    about = folder.stat()
+    if about.st_uid == os.geteuid() and about.st_mode & 0o077:
+        folder.chmod(0o700)
+    return about.st_uid == os.geteuid()
+
+
+def clear_drafts(folder: Path) -> None:
+    """Delete what a crash left half written in a cache folder."""
+    for left in folder.glob(".draft-*"):
+        if left.stat().st_mtime < time.time() - _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def nearest(queries: Floats, vectors: Floats, count: int, metric: int) -> Ids:
@@ -224,7 +236,7 @@ def check_bases(uid: str) -> list[str]:
     return [
         f"{folder}: damaged index ({name}); delete the folder, it is made again when first needed"
         for folder in folders
-        for name in _damaged(folder, everything=True)
+        for name in damaged(folder, everything=True)
     ]
 
 
@@ -233,7 +245,7 @@ def forget_bases(uid: str) -> None:
     Cache(uid, {}).clear()
 
 
-def _damaged(folder: Path, everything: bool = False) -> list[str]:
+def damaged(folder: Path, everything: bool = False) -> list[str]:
     """Return the names of files that are not what was written, by the sums beside them."""
     try:
         sums = parse_sums((folder / "sums").read_bytes())
@@ -248,7 +260,7 @@ def _damaged(folder: Path, everything: bool = False) -> list[str]:
         return [one_line(error)]
 
 
-def _discard(folder: Path) -> None:
+def discard(folder: Path) -> None:
     """Delete a base so that nobody ever finds half of it, though it be the last thing this process does."""
     away = folder.with_name(f".draft-{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):  # another process was first, or it was never there

@@ -23,10 +23,15 @@ from uptake.store.index import Kind, Metric, open_index
 from uptake.store.layout import TABLE, WATCHED, Layout, View, require_view
 from uptake.store.source import BoundSource, QueryText, Ranked, Snapshot, bind, check_count
 from uptake.store.table import Table, storable
+from uptake.store.token_index import TokenIndex
+from uptake.store.token_reading import ReadTokens, read_tokens
+from uptake.store.token_source import TokenView
+from uptake.store.token_writing import rewrite
+from uptake.store.tokens import About, Stored
 from uptake.store.writing import Added, Writing
-from uptake.text import Chunking, Document, Embedder, Passage, stable_hash
+from uptake.text import Chunking, Document, Embedder, Keyer, Passage, stable_hash
 
-__all__ = ["Added", "Datastore"]
+__all__ = ["Added", "Datastore", "ReadTokens"]
 
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -152,6 +157,7 @@ class Datastore:
     def info(self) -> dict[str, str | int]:
         """Return what a person wants to know of the store, as plain data."""
         files = [file for file in self.path.rglob("*") if file.is_file()]
+        tokens = About.read(self.path)
         return {
             "path": str(self.path),
             "uid": self.layout.uid,
@@ -166,6 +172,7 @@ class Datastore:
             "index": self.layout.index,
             "chunk_characters": self.view.characters,
             "bytes": sum(file.stat().st_size for file in files),
+            **({} if tokens is None else {"tokens": tokens.tokens, "tokens_read_by": tokens.name}),
             "fingerprint": self.fingerprint,
             "contents": self.contents,
         }
@@ -197,6 +204,18 @@ class Datastore:
         keys = [stable_hash(storable(document)) for document in documents]
         with self._writing() as writing:
             return writing.remove(keys, passages, purge)
+
+    def read_tokens(
+        self, keyer: Keyer, *, fresh: bool = False, progress: Progress | None = None
+    ) -> ReadTokens:
+        """Give every document that has none the tokens and keys that `source.tokens` searches.
+
+        An interrupted call is finished by calling again; after `add` another call reads what is new.
+        `progress(done, all)` counts passages. Raises Busy, Mismatch where another model has read the
+        store (`fresh` begins anew), BadInput, Damaged.
+        """
+        with self._writing() as writing:
+            return read_tokens(self.path, writing.table, keyer, progress or (lambda done, every: None), fresh)
 
     def passages(self, ids: Sequence[int]) -> list[Passage]:
         """Return the passages of these ids, in their order; raises BadInput for one that is not here."""
@@ -259,7 +278,11 @@ class Datastore:
             threads=self._threads,
             base=before.base if before else None,
         )
-        return Snapshot(table, self.layout.retriever, make)
+        return Snapshot(table, self.layout.retriever, make, self._embed, self._open_tokens)
+
+    def _open_tokens(self, table: Table, fingerprint: str) -> TokenView:
+        stored = Stored.open(self.path, fingerprint)
+        return TokenView(stored, table, TokenIndex(stored, self.layout.uid, self.layout.index, self._threads))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Writing]:
@@ -278,6 +301,7 @@ class Datastore:
             finally:
                 # What was stored before an interruption is stored: go on from there.
                 if writing.purged:
+                    rewrite(self.path, writing.table)
                     forget_bases(self.layout.uid)
                 self._snapshot = self._bound(writing.table)
 

@@ -18,11 +18,7 @@ WATCHED = ("store.json", TABLE)  # whose files' checksums are kept
 RETRIEVERS = ("hybrid", "dense", "lexical")
 METRICS = ("cosine", "ip", "l2")
 INDEXES = ("auto", "flat", "ivf")
-VIEWS = (
-    "passages",
-    "chunks",
-    "tokens",
-)  # the last two have their place here and are filled by later versions
+VIEWS = ("passages", "chunks")  # the second has its place here and is filled by later versions
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ the same whatever k was asked for before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
@@ -16,8 +16,9 @@ from uptake.errors import BadInput
 from uptake.overlap import LeakFilter, Overlap, Verdict
 from uptake.store.bases import Base
 from uptake.store.index import VectorIndex
-from uptake.store.table import Ids, Table
-from uptake.text import Found, Passage
+from uptake.store.table import Ids, Table, storable
+from uptake.store.token_source import TokenView
+from uptake.text import Found, Passage, Tokens
 
 FIRST_DEPTH = 128  # candidates ranked at first; doubled whenever the leak filter leaves too few
 _FUSION = 60  # the customary constant of reciprocal rank fusion
@@ -50,10 +51,26 @@ class Ranked:
 class Snapshot:
     """One version of the store, ready to be searched: by vectors, by words, or by both."""
 
-    def __init__(self, table: Table, retriever: str, make_index: Callable[[Table], VectorIndex]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        retriever: str,
+        make_index: Callable[[Table], VectorIndex],
+        embed: Callable[[Sequence[str]], Floats | None],
+        make_tokens: Callable[[Table, str], TokenView],
+    ) -> None:
         self.table = table
         self.retriever = retriever
+        self.embed = embed
         self._make_index = make_index
+        self._make_tokens = make_tokens
+        self._tokens: dict[str, TokenView] = {}
+
+    def tokens(self, fingerprint: str) -> TokenView:
+        """Return the tokens of this version as the keyer of this fingerprint read them."""
+        if fingerprint not in self._tokens:
+            self._tokens[fingerprint] = self._make_tokens(self.table, fingerprint)
+        return self._tokens[fingerprint]
 
     @cached_property
     def index(self) -> VectorIndex:
@@ -143,6 +160,23 @@ class BoundSource:
                 "SIFT needs vectors and this store is lexical: build it with --retriever dense or hybrid"
             )
         return self._ranking.vector
+
+    def again(self, text: str) -> "BoundSource":
+        """Return the source of another text of the same evaluated document."""
+        query = replace(self._query, text=storable(text))
+        snapshot = self._ranking.snapshot
+        vectors = snapshot.embed([query.text])
+        return BoundSource(
+            _Ranking(snapshot, query.text, None if vectors is None else vectors[0]),
+            query,
+            self._overlap,
+            self._leak,
+        )
+
+    def tokens(self, fingerprint: str) -> Tokens:
+        """Return the tokens this query may read; raises BadInput, Mismatch, Damaged (see TokenView)."""
+        view = self._ranking.snapshot.tokens(fingerprint)
+        return view.bound(self._query.document_id, self._query.group, self._overlap, self._leak)
 
     def read_ahead(self, passages: dict[int, Passage]) -> None:
         """Take over passages that were read for a whole batch."""

@@ -9,6 +9,7 @@ from uptake.store.bases import check_bases
 from uptake.store.files import Checksums
 from uptake.store.layout import TABLE, WATCHED, Layout
 from uptake.store.table import Table
+from uptake.store.tokens import check_tokens
 from uptake.text import passage_id, stable_hash
 
 _CHECKED = ("id", "document", "start", "text", "document_key")
@@ -36,7 +37,7 @@ def verify_store(path: str | Path) -> list[str]:
             table.match("the words of any text", 1)
     except UptakeError as error:
         faults.append(str(error))
-    return faults + check_bases(layout.uid)
+    return faults + check_tokens(store) + check_bases(layout.uid)
 
 
 def _told(name: str, fault: str) -> str:
