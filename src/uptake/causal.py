@@ -41,6 +41,7 @@ class Causal(LM):
         self.name = name
         config: Any = module.config
         self.window = _window(config, tokenizer)
+        self.relative = _relative(config)
         first = next(module.parameters())
         self.device, self.dtype = first.device, first.dtype
         if base is None:
@@ -220,6 +221,12 @@ def _window(config: Any, tokenizer: Tokenizer) -> int:
             "the model names no longest input: set `model_max_length` in its tokenizer_config.json"
         )
     return int(told)
+
+
+def _relative(config: Any) -> bool:
+    """Return whether positions are rotations whose speed does not depend on the length of the text."""
+    told = getattr(config, "rope_parameters", None) or {}
+    return told.get("rope_type") in ("default", "linear", "llama3", "yarn")
 
 
 def _or_missing(name: str, make: Callable[[], Any]) -> Any:

@@ -81,6 +81,7 @@ class LM(ABC):
     fingerprint: str  # of the base model underneath
     device: torch.device
     rows: int | None = None
+    relative: bool = False  # True: tokens know distances alone, so positions may go beyond the window
 
     @abstractmethod
     def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
@@ -280,6 +281,7 @@ class Wrapper(LM):
         self.fingerprint = inner.fingerprint
         self.device = inner.device
         self.rows = inner.rows
+        self.relative = inner.relative
 
     @abstractmethod
     def around(self, inner: LM) -> Self:
