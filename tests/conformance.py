@@ -156,6 +156,19 @@ def law_reading_is_scoring_then_taking(method: AnyMethod, lm: LM, other: LM, fol
     assert torch.equal(logs(method, lm, states[0]), logs(method, lm, taken))
 
 
+def law_a_token_is_scored_before_it_is_read(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
+    def run(end: str) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second = "one fish, two ", f"fish, red {end}"
+        (before,), states = method.read([method.init(lm)], lm, [Segment(first)], Context())
+        (after,), _ = method.read(states, lm, [Segment(second, first)], Context())
+        return before.log_probs, after.log_probs
+
+    (first, second), (same_first, changed) = run("fish"), run("lake")
+    assert torch.equal(first, same_first)
+    assert torch.allclose(second[:10], changed[:10], atol=1e-6)
+    assert not torch.allclose(second[10:], changed[10:], atol=1e-6)
+
+
 def law_reading_in_parts_is_reading_at_once(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
     together = method.take([method.init(lm)], lm, [Evidence.of(A, B, query="so ")], Context())[0]
     if method.cumulative:

@@ -185,6 +185,7 @@ class Runner:
             training = max(0.0, seconds[0] - one.base_seconds)
             row = replace(
                 one.row(name, 0, scores),
+                failed=ledger.stopped,
                 tokens_trained=ledger.tokens_trained,
                 tokens_read=ledger.tokens_read,
                 steps=ledger.steps,

@@ -1,0 +1,190 @@
+"""Dynamic evaluation: its steps by hand, its statistics, and what it makes of a text that repeats itself."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import toys
+from uptake import api, methods
+from uptake.errors import BadInput, Mismatch
+from uptake.evaluate import evaluate
+from uptake.learned import Material
+from uptake.lm import LM, Segment
+from uptake.method import Budget, Context, Evidence
+from uptake.methods.dynamic_evaluation import DynamicEvaluation, GradientStatistics
+from uptake.methods.finetune import Moved
+from uptake.moves import LoRA, Top
+from uptake.plan import Plan
+from uptake.protocol import Running
+from uptake.rules import RMS, SGD, AdamW, Rule
+from uptake.text import Document
+from uptake.train import Training, train
+
+TEXT = "the cat sat on the mat and a dog ran over the hill to see what the cat saw there, and back."
+MATERIAL = Material((Document("a", TEXT), Document("b", TEXT[::-1])))
+
+
+def running(
+    method: DynamicEvaluation, lm: LM, text: str = TEXT, size: int = 10
+) -> tuple[torch.Tensor, Moved]:
+    state, found = method.init(lm), []
+    for start in range(0, len(text), size):
+        segment = Segment(text[start : start + size], text[max(0, start - 20) : start])
+        (scores,), (state,) = method.read([state], lm, [segment], Context())
+        found.append(scores.log_probs)
+    return torch.cat(found), state
+
+
+def gradients(module: Any, inputs: list[int], targets: list[int]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the gradients of the mean loss of the last positions, and no trace in the module."""
+    module.requires_grad_(True)
+    logits = module(torch.tensor([inputs])).logits[0, -len(targets) :]
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(targets))
+    names = dict(module.named_parameters())
+    found = torch.autograd.grad(loss, list(names.values()))
+    module.requires_grad_(False)
+    return {name: gradient.numpy().copy() for name, gradient in zip(names, found, strict=True)}
+
+
+def test_two_steps_by_hand() -> None:
+    lm = toys.lm(dtype=torch.float64)
+    method = DynamicEvaluation(rule=RMS(0.01, decay=0.4, epsilon=1e-3), own_prefix=False)
+    statistics = method.build(lm).double()
+    statistics.add([torch.rand_like(p) + 0.1 for p in lm.module.parameters()])
+    method = replace(method, trained=statistics)
+    first, second = lm.tokenizer.encode("the cat ")[0], lm.tokenizer.encode("sat on")[0]
+    state, context = method.init(lm), Context()
+    for text, before in (("the cat ", ""), ("sat on", "the cat ")):
+        _, (state,) = method.read([state], lm, [Segment(text, before)], context)
+    assert (context.ledger(0).steps, context.ledger(0).tokens_trained) == (2, 14)
+
+    start = {name: p.numpy().copy() for name, p in lm.module.named_parameters()}
+    rms = {name: statistics.rms(name).numpy() for name in start}
+    mean = sum(each.sum() for each in rms.values()) / sum(each.size for each in rms.values())
+    at, module = {name: each.copy() for name, each in start.items()}, toys.module(dtype=torch.float64)
+    for inputs, targets in (([0, *first[:-1]], first), ([0, *first, *second[:-1]], second)):
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(torch.from_numpy(at[name]))
+        found = gradients(module, inputs, targets)
+        for name in at:
+            pull = np.minimum(0.4 * rms[name] / mean, 1.0) * (start[name] - at[name])
+            at[name] = at[name] + pull - 0.01 * found[name] / (rms[name] + 1e-3)
+    for name in at:
+        assert np.allclose(state.delta.difference(name).numpy(), at[name] - start[name], atol=1e-12)
+
+
+RULES: list[Rule] = [SGD(0.0), AdamW(0.0, weight_decay=0.0), RMS(0.0, decay=0.3)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_a_rate_of_zero_is_the_static_model_bit_for_bit(rule: Rule) -> None:
+    method = DynamicEvaluation(rule=rule, weights="untrained" if isinstance(rule, RMS) else "")
+    way = replace(methods.find("dynamic-evaluation"), method=method)
+    plan = Plan({"base": methods.find("base"), "still": way}, Running(12, 30))
+    rows = evaluate(toys.lm(), plan, [Document("a", TEXT), Document("b", TEXT[7:60])]).rows
+    assert [row.bits for row in rows if row.way == "still"] == [row.bits for row in rows if row.way == "base"]
+    assert all(row.steps >= 4 for row in rows if row.way == "still")
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_scoring_and_taking_in_one_pass_is_one_after_the_other(shape: str) -> None:
+    lm, method = toys.lm(shape, window=24), DynamicEvaluation.example()
+    state = apart = method.init(lm)
+    # One piece; several pieces; a context that does not fit; the next one.
+    for text, before in (("the cat ", ""), (TEXT[8:32], "the cat "), ("on the", TEXT[:32]), ("re", "he")):
+        segment = Segment(text, before)
+        (scores,), (state,) = method.read([state], lm, [segment], Context())
+        (wanted,) = method.on([apart], lm).score([segment])
+        (apart,) = method.take([apart], lm, [Evidence.of(text, query=before)], Context())
+        assert torch.equal(scores.log_probs, wanted.log_probs) and scores.bytes == wanted.bytes
+        assert all(torch.equal(state.delta.dense[n], part) for n, part in apart.delta.dense.items())
+
+
+def test_a_motif_gets_likelier_and_the_decay_forgets() -> None:
+    lm, motif = toys.lm(), "abcabdab" * 10
+    method = DynamicEvaluation(rule=RMS(0.05, decay=0.0), weights="untrained")
+    learnt, free = running(method, lm, motif)
+    still, _ = running(replace(method, rule=RMS(0.0)), lm, motif)
+    assert learnt[-20:].mean() > still[-20:].mean() + 0.5
+    _, held = running(replace(method, rule=RMS(0.05, decay=0.5)), lm, motif)
+    name = next(iter(held.delta.names))
+    assert held.delta.difference(name).norm() < 0.8 * free.delta.difference(name).norm()
+
+
+def test_statistics_are_root_mean_squares_and_come_back_from_disk(tmp_path: Path) -> None:
+    lm = toys.lm()
+    method = DynamicEvaluation(chunk_tokens=30)
+    episodes = method.episodes(lm, MATERIAL)
+    assert sorted(len(episode.targets) for episode in episodes) == sorted([22, 23, 23, 23] * 2)
+    assert max(len(episode.inputs) for episode in episodes) == 60
+    network, points = train(method, lm, episodes, Training(save_every=3), tmp_path / "checkpoint")
+    assert isinstance(network, GradientStatistics) and points[-1].step == 8
+    found = [gradients(toys.module(), episode.inputs, episode.targets) for episode in episodes]
+    for name in network.names:
+        wanted = np.sqrt(np.mean([each[name] ** 2 for each in found], axis=0))
+        assert np.allclose(network.rms(name).numpy(), wanted, rtol=1e-3, atol=1e-7)
+    path = tmp_path / "rms.safetensors"
+    method.save(network, lm, path)
+    read = api.ways(["dynamic-evaluation"], ["rule=rms(learning_rate=1e-3)", f"weights={path}"])
+    there = read["dynamic-evaluation"].method
+    here = DynamicEvaluation(rule=RMS(1e-3), trained=network)
+    assert torch.equal(running(there, lm)[0], running(here, lm)[0])
+    assert not any("rms" in name for name in running(here, lm)[1].memory), "states do not carry them"
+    with pytest.raises(Mismatch, match="train again"):
+        there.init(toys.lm(seed=1))
+
+
+def test_counting_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    lm, method = toys.lm(), DynamicEvaluation(chunk_tokens=30)
+    episodes, settings = method.episodes(lm, MATERIAL), Training(save_every=3)
+    whole, _ = train(method, lm, episodes, settings)
+
+    def interrupt(point: Any) -> None:
+        if point.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(method, lm, episodes, settings, tmp_path / "c", interrupt)
+    again, _ = train(method, lm, episodes, settings, tmp_path / "c")
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in whole.state_dict().items())
+
+
+def test_where_the_rule_needs_a_file_it_says_so() -> None:
+    lm = toys.lm()
+    default = methods.find("dynamic-evaluation").method
+    assert running(default, lm)[1].history
+    with pytest.raises(BadInput, match="uptake train dynamic-evaluation"):
+        DynamicEvaluation(rule=RMS()).init(lm)
+    with pytest.raises(BadInput, match="add --set rule=rms"):
+        DynamicEvaluation(weights="x.safetensors").init(lm)
+    with pytest.raises(BadInput, match="moves=all or moves=top"):
+        running(DynamicEvaluation(rule=RMS(), weights="untrained", moves=LoRA(2)), lm)
+    running(DynamicEvaluation(rule=RMS(), weights="untrained", moves=Top(1)), lm)
+    with pytest.raises(BadInput, match="no validation text"):
+        train(default, lm, default.episodes(lm, MATERIAL), valid=default.episodes(lm, MATERIAL))
+    for wrong in ({"chunk_tokens": 0}, {"clip": 0.0}):
+        with pytest.raises(BadInput, match="use"):
+            DynamicEvaluation(**wrong)
+
+
+def test_a_loss_that_is_not_finite_and_a_spent_budget_end_the_learning() -> None:
+    lm, wild, context = toys.lm(), DynamicEvaluation(rule=SGD(1e38)), Context()
+    state = wild.init(lm)
+    for start in (0, 8, 16):
+        segment = Segment(TEXT[start : start + 8], TEXT[:start])
+        (scores,), (state,) = wild.read([state], lm, [segment], context)
+    assert "smaller learning rate" in context.ledger(0).stopped
+    way = replace(methods.find("dynamic-evaluation"), method=wild)
+    (row,) = evaluate(lm, Plan({"wild": way}, Running(8)), [Document("a", TEXT)]).rows
+    assert "smaller learning rate" in row.failed
+    context = Context(budget=Budget(tokens=8))
+    method = DynamicEvaluation(rule=SGD(0.1))
+    (scores,), (state,) = method.read([method.init(lm)], lm, [Segment(TEXT[:8])], context)
+    (scores,), (after,) = method.read([state], lm, [Segment(TEXT[8:16], TEXT[:8])], context)
+    assert context.ledger(0).tokens_trained == 8 and len(scores.log_probs) == 8
+    assert all(torch.equal(after.delta.dense[n], part) for n, part in state.delta.dense.items())
