@@ -27,13 +27,15 @@ from uptake.results import Header, Neighbour, Results
 from uptake.runner import neighbours
 from uptake.settings import apply, describe, find
 from uptake.store.datastore import Datastore
+from uptake.streaming.journal import StreamJournal
 from uptake.streaming.plan import StreamPlan, in_stream
-from uptake.streaming.results import StreamResults
+from uptake.streaming.results import Asked, StreamResults
 from uptake.streaming.run import run
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text import Chunking, Document, Found, stable_hash
 
+SHOWN = 12  # questions of a stream, in words
 DEFAULT_METHODS = ("base", "random", "in-context", "ttt-nn")
 
 
@@ -165,6 +167,8 @@ def stream(
     chunking: Chunking | None = None,
     seed: int = 0,
     budget: Budget | None = None,
+    journal: Path | None = None,
+    save_every: int = 100,
     notes: Sequence[str] = (),
     progress: Progress = lambda done, total, name: None,
 ) -> StreamResults:
@@ -173,8 +177,9 @@ def stream(
     `names` are names of ways, or ways by the names to show. The questions on documents taken so far
     are asked at each of `checkpoints` (numbers of documents) as well. How far a way has moved what the
     model says of texts that have nothing to do with the stream is measured on `unrelated`. Questions
-    whose document is not in the stream are left out, and the notes say so. Raises BadInput for an
-    empty stream or no question.
+    whose document is not in the stream are left out, and the notes say so. With `journal` state and
+    rows are kept every `save_every` documents, and an interrupted call with the same arguments goes on
+    from there. Raises BadInput for an empty stream or no question.
     """
     documents = list(documents)
     asked, left = in_stream(documents, list(questions))
@@ -190,11 +195,20 @@ def stream(
         chunking,
         seed,
         budget or Budget(),
+        save_every,
     )
-    outcome = run(model, plan, progress)
     header = _stream_header(model, plan, [*notes, *left])
+    texts = (part for d in (*documents, *plan.unrelated) for part in (d.id, d.group, d.text))
+    key = stable_hash(repr(plain(header)), repr(plan.questions), *texts)
+    kept = StreamJournal(journal, f"{key:016x}")
+    outcome = run(model, plan, kept, progress)
     return StreamResults(
-        header, tuple(outcome.answers), tuple(outcome.drift), tuple(outcome.costs), tuple(outcome.stopped)
+        header,
+        tuple(outcome.answers),
+        tuple(outcome.drift),
+        tuple(outcome.costs),
+        tuple(outcome.stopped),
+        tuple(Asked(question.id, question.text, question.answers) for question in plan.shown(SHOWN)),
     )
 
 
@@ -293,6 +307,7 @@ def _stream_header(model: Causal, plan: StreamPlan, notes: Sequence[str]) -> Hea
             "checkpoints": ", ".join(map(str, plan.checkpoints)),
             **asdict(plan.asking),
             "chunk_characters": plan.chunking.characters if plan.chunking else "whole documents",
+            **{f"most_{name}": most for name, most in asdict(plan.budget).items() if most is not None},
         },
         settings={name: describe(way.method) for name, way in plan.ways.items()},
         notes=tuple(notes),

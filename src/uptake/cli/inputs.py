@@ -25,7 +25,7 @@ def one_of(option: str, value: str, known: Sequence[str]) -> str:
     raise BadInput(f"{option} {value!r}: {hint}")
 
 
-def counts(text: str, option: str) -> list[int]:
+def counts(text: str, option: str, of: str = "neighbours") -> list[int]:
     """Return the whole numbers of a list such as 1,5,20."""
     try:
         numbers = [int(part) for part in text.split(",")]
@@ -33,7 +33,7 @@ def counts(text: str, option: str) -> list[int]:
         raise BadInput(f"{option} {text!r}: write whole numbers such as 20 or 1,5,20") from None
     for number in numbers:
         if not 0 <= number <= MOST:
-            raise BadInput(f"{option} {number:.6g}: use 0 to {MOST:,} neighbours")
+            raise BadInput(f"{option} {number:.6g}: use 0 to {MOST:,} {of}")
     return numbers
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from uptake.cli import adapt, compare, cost, eval, generate, index, methods, train, tune
+from uptake.cli import adapt, compare, cost, eval, generate, index, methods, stream, train, tune
 from uptake.cli.options import examples
 from uptake.cli.screen import InterruptedWork, note
 from uptake.errors import UptakeError
@@ -20,7 +20,7 @@ class Verbs(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return their names."""
-        first, last = ["index", "eval", "compare", "generate"], ["methods"]
+        first, last = ["index", "eval", "compare", "stream", "generate"], ["methods"]
         others = [name for name in super().list_commands(ctx) if name not in first + last]
         return first + others + last
 
@@ -42,6 +42,7 @@ app = typer.Typer(
 app.add_typer(index.app, name="index")
 app.command("eval", epilog=eval.EXAMPLES)(eval.eval)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=stream.EXAMPLES)(stream.stream)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=tune.EXAMPLES)(tune.tune)
 app.command(epilog=train.EXAMPLES)(train.train)
@@ -135,7 +136,7 @@ def _nobody_reads() -> NoReturn:
 
 def _print_anything() -> None:
     """Let no character that the terminal cannot show end the program."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
+    for channel in (sys.stdout, sys.stderr):
+        reconfigure = getattr(channel, "reconfigure", None)
         if reconfigure:
             reconfigure(errors="backslashreplace")

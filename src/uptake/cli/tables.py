@@ -6,6 +6,8 @@ from uptake import report
 from uptake.cli import screen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from rich.console import Console
     from rich.table import Table
 
@@ -19,15 +21,16 @@ def show(results: "Results") -> None:
     """Print a comparison on standard output."""
     console = screen.results()
     figures = report.summary(results)
-    console.print(_fitted(results, console))
+    console.print(fitted(lambda spared: report.table(results, spared), _SPARED, console))
     if any(len(method["by_k"]) > 1 for method in figures["methods"].values()):
         console.print(_by_k(figures))
     console.print(upshot(figures), soft_wrap=True, markup=False)
 
 
-def _fitted(results: "Results", console: "Console") -> "Table":
-    for spared in range(len(_SPARED) + 1):
-        table = report.table(results, leave_out=_SPARED[:spared])
+def fitted(make: "Callable[[Sequence[str]], Table]", spared: "Sequence[str]", console: "Console") -> "Table":
+    """Return the table with as few headings left out, in the order of `spared`, as the screen demands."""
+    for count in range(len(spared) + 1):
+        table = make(spared[:count])
         if table.__rich_measure__(console, console.options.update(max_width=1000)).maximum <= console.width:
             break
     return table

@@ -6,7 +6,9 @@ colour them; page.js lets a reader choose whose gains colour the text. All text 
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from uptake.plain import write_whole
 from uptake.results import Results
@@ -25,10 +27,15 @@ def write_page(results: Results, path: str | Path) -> None:
 
 def page(results: Results) -> str:
     """Return the HTML of the results; any text in them is shown, none of it is markup."""
+    from uptake.page.view import view
+
+    return render("page.html.jinja", view(results))
+
+
+def render(template: str, variables: Mapping[str, Any]) -> str:
+    """Return the HTML of a template of this folder, with the style and the script that all pages share."""
     import jinja2
     from markupsafe import Markup
-
-    from uptake.page.view import view
 
     style, script = _file("chart.css") + _file("page.css"), _file("page.js")
     environment = jinja2.Environment(
@@ -40,8 +47,8 @@ def page(results: Results) -> str:
     )
     # The browser runs this one script and no other, whatever a text might smuggle in.
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    html = environment.get_template("page.html.jinja").render(
-        view(results), style=Markup(style), script=Markup(script), allowed=allowed
+    html = environment.get_template(template).render(
+        variables, style=Markup(style), script=Markup(script), allowed=allowed
     )
     return visible(html)
 

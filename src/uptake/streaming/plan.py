@@ -6,6 +6,7 @@ from functools import cached_property
 
 from uptake.errors import BadInput
 from uptake.method import Budget, Way
+from uptake.report import many
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text import Chunking, Document
@@ -41,9 +42,10 @@ class StreamPlan:
         _once("document", [document.id for document in self.documents])
         _once("question", [question.id for question in self.questions])
         for question in self.questions:
-            for name in (question.document, question.until):
-                if name and name not in self.places:
-                    raise BadInput(f"question {question.id!r}: its document {name!r} is not in the stream")
+            if question.document and question.document not in self.places:
+                raise BadInput(
+                    f"question {question.id!r}: its document {question.document!r} is not in the stream"
+                )
         wrong = [count for count in self.checkpoints if not 1 <= count <= len(self.documents)]
         if wrong:
             raise BadInput(f"checkpoint {wrong[0]}: the stream has {len(self.documents)} documents")
@@ -73,8 +75,15 @@ class StreamPlan:
             question
             for question in self.questions
             if (0 < self.place(question) <= taken or (last and not question.document))
-            and (not question.until or self.places[question.until] > taken)
+            # What no document of this stream changes stays right.
+            and self.places.get(question.until, taken + 1) > taken
         ]
+
+    def shown(self, count: int) -> list[Question]:
+        """Return a few of the questions asked at the end, evenly spread over them."""
+        asked = self.asked(len(self.documents))
+        step = max(1, len(asked) // max(1, count))
+        return asked[::step][:count]
 
 
 def _once(what: str, names: Sequence[str]) -> None:
@@ -90,14 +99,10 @@ def in_stream(
 ) -> tuple[list[Question], list[str]]:
     """Return the questions whose documents are in the stream, and a line on those left out, if any."""
     there = {document.id for document in documents}
-    kept, left = [], []
-    for question in questions:
-        named = [name for name in (question.document, question.until) if name and name not in there]
-        if named:
-            left.append(f"{question.id} (document {named[0]})")
-        else:
-            kept.append(question)
+    kept = [question for question in questions if not question.document or question.document in there]
+    left = [question for question in questions if question.document and question.document not in there]
     if not left:
         return kept, []
-    named_first = ", ".join(left[:3])
-    return kept, [f"{len(left)} questions left out, their documents are not in the stream: {named_first}"]
+    named = ", ".join(f"{question.id} (document {question.document})" for question in left[:3])
+    count = many(len(left), "question", "questions")
+    return kept, [f"left out, their documents are not in the stream: {count}, {named}"]

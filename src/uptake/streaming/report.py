@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uptake import metrics
 from uptake.errors import BadInput, Missing
 from uptake.plain import plain, typed, write_whole
-from uptake.report import number, percent
+from uptake.report import many, number, percent
 from uptake.streaming.results import Answered, StreamResults
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _ratio(above: float, below: float) -> float | None:
 
 def write_json(results: StreamResults, path: str | Path) -> None:
     """Write summary and rows to `path`, whole or not at all. Raises BadInput where it cannot be written."""
-    rows = {name: plain(getattr(results, name)) for name in ("answers", "drift", "costs", "stopped")}
+    rows = {name: plain(getattr(results, name)) for name in ("answers", "drift", "costs", "stopped", "shown")}
     peaks = plain(results.header.peak_rss_bytes)
     whole = {**summary(results), "peak_rss_bytes": peaks, "store": {}, **rows}
     write_whole(path, json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n")
@@ -207,8 +207,9 @@ def table(results: StreamResults, leave_out: Sequence[str] = ()) -> "Table":
 
     figures = summary(results)
     caption = (
-        f"{figures['base']['questions']:,} questions after {figures['documents']:,} documents; NLL: nats a "
-        "token of the right answer [95 % interval, bootstrap by group]; KL: nats a token of unrelated text"
+        f"{many(figures['base']['questions'], 'question', 'questions')} after "
+        f"{many(figures['documents'], 'document', 'documents')}; NLL: nats a token of "
+        "the right answer [95 % interval, bootstrap by group]; KL: nats a token of unrelated text"
     )
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption=Text(caption))
     made.caption_justify = "left"

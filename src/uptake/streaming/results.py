@@ -59,6 +59,15 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A question in words, for showing what was said to it."""
+
+    question: str
+    text: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StreamResults:
     """A whole stream. The base's rows stand under its name with `taken` 0: each question once."""
 
@@ -67,3 +76,4 @@ class StreamResults:
     drift: tuple[Drifted, ...] = ()
     costs: tuple[Spent, ...] = ()
     stopped: tuple[Stopped, ...] = ()
+    shown: tuple[Asked, ...] = ()  # a few questions, evenly from the whole stream

@@ -1,0 +1,220 @@
+"""`uptake stream`: documents one after another under several methods, questions at the end."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uptake.cli import inputs, options, screen
+from uptake.errors import BadInput
+
+if TYPE_CHECKING:
+    from uptake.streaming.results import StreamResults
+
+EXAMPLES = options.examples(
+    "uptake stream -m gpt2 --documents news.jsonl --questions asked.jsonl",
+    "uptake stream -m gpt2 --questions dev-v1.1.json --methods online,in-context \\\n"
+    "      --checkpoints 100,300 --locality other.txt --html report.html",
+    "uptake stream -m gpt2 --questions dev-v1.1.json --set learning_rate=1e-5",
+)
+QUESTIONS = "What is read and asked"
+# What goes first where the screen is narrow. All of it is in the JSON report.
+_SPARED = ("passed over", "tokens trained", "CPU seconds", "F1", "vs base")
+
+Questions = Annotated[
+    str,
+    options.option(
+        QUESTIONS,
+        "FILE",
+        'Questions: lines of {"id", "question", "answers", "document"}, SQuAD or TimeQA.',
+        "--questions",
+    ),
+]
+Documents = Annotated[
+    list[str] | None,
+    options.option(
+        QUESTIONS,
+        "FILE",
+        'The stream, in order: .jsonl of {"id", "text"}. Left out: the documents in the file of questions.',
+        "--documents",
+    ),
+]
+Locality = Annotated[
+    list[str] | None,
+    options.option(
+        QUESTIONS, "FILE", "Texts that have nothing to do with the stream, to see how much else changes."
+    ),
+]
+Checkpoints = Annotated[
+    str | None,
+    options.option(QUESTIONS, "N", "Ask after so many documents too; several as in 100,300,1000."),
+]
+Template = Annotated[
+    str, options.option(QUESTIONS, "TEXT", r"What stands before an answer; \n is a new line.")
+]
+Likelihood = Annotated[
+    str, options.option(QUESTIONS, "NAME", "The answer whose likelihood counts: first, or best of them.")
+]
+AnswerTokens = Annotated[
+    int, options.option(QUESTIONS, "N", "Most tokens of what the model says.", "--answer-tokens", least=0)
+]
+Chunk = Annotated[
+    int | None,
+    options.option(QUESTIONS, "N", "Cut documents into passages of so many characters.", "--chunk", least=16),
+]
+LimitDocuments = Annotated[
+    int | None, options.option(QUESTIONS, "N", "Most documents to read.", least=1, most=1 << 40)
+]
+
+
+def stream(
+    model: options.Model,
+    questions: Questions,
+    documents: Documents = None,
+    methods: Annotated[
+        str,
+        options.option(
+            options.MAIN, "NAMES", "Ways of taking text up, with commas between.", "--methods", "--method"
+        ),
+    ] = "online",
+    settings: options.Setting = None,
+    locality: Locality = None,
+    checkpoints: Checkpoints = None,
+    limit: LimitDocuments = None,
+    template: Template = r"Question: {question}\nAnswer:",
+    likelihood: Likelihood = "first",
+    answer_tokens: AnswerTokens = 16,
+    chunk: Chunk = None,
+    max_tokens: options.MaxTokens = None,
+    max_steps: options.MaxSteps = None,
+    max_seconds: options.MaxSeconds = None,
+    json_path: options.Json = None,
+    html: options.Html = None,
+    fresh: options.Fresh = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    batch: options.Batch = 64,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+) -> None:
+    """Read documents one after another, then ask questions about them, closed book.
+
+    Each method reads the whole stream by itself; the base model is asked the same. What a document may
+    spend is bounded by --max-tokens, --max-steps and --max-seconds. With --json an interrupted run goes on.
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise BadInput(f"--methods {methods!r}: name at least one, such as online")
+    report_file = inputs.output_file("--json", json_path) if json_path != "-" else None
+    page_file = inputs.output_file("--html", html)
+    stops = inputs.counts(checkpoints, "--checkpoints", "documents") if checkpoints else []
+    with screen.status("starting"):
+        from itertools import islice
+
+        from uptake import api, causal, readers
+        from uptake.method import Budget
+        from uptake.streaming import journal as journals
+        from uptake.streaming import report
+        from uptake.tasks.asking import Asking
+        from uptake.tasks.questions import read_questions
+        from uptake.text import Chunking
+    api.ways(names, settings or ())
+    asking = Asking(
+        template.replace(r"\n", "\n"), inputs.one_of("--likelihood", likelihood, ["first", "best"]),  # type: ignore[arg-type]
+        answer_tokens, batch,
+    )  # fmt: skip
+    causal.check(device, dtype)
+    inputs.set_threads(threads)
+
+    skipped, unread = readers.Skipped(), readers.Skipped()
+    with screen.status("reading questions and documents"):
+        asked = read_questions(questions, unread)
+        if not documents and not asked.documents:
+            raise BadInput(f"{questions} brings no documents: name them with --documents")
+        read = list(islice(readers.read(documents, skipped=skipped) if documents else asked.documents, limit))
+        unrelated = list(readers.read(locality, skipped=skipped)) if locality else []
+    for left in (unread, skipped):
+        screen.tell_skipped(left)
+    with screen.status("loading the model"):
+        loaded = causal.load(model, device, dtype)
+
+    # A pipe or a device can be written to but not gone on from.
+    keeps = report_file is not None and (report_file.is_file() or not report_file.exists())
+    journal = Path(f"{report_file}.journal") if keeps else None
+    if fresh and journal:
+        journals.StreamJournal(journal).done()
+    hint = (
+        f"what was read is in {journal}: the same command goes on from there"
+        if journal
+        else "nothing is kept without --json FILE"
+    )
+    with screen.interruptible(hint), screen.progress("reading", resumes=True) as update:
+        results = api.stream(
+            loaded,
+            read,
+            asked.questions,
+            names,
+            settings=settings or (),
+            unrelated=unrelated,
+            checkpoints=stops,
+            asking=asking,
+            chunking=Chunking(chunk) if chunk else None,
+            seed=seed,
+            budget=Budget(max_tokens, max_steps, max_seconds),
+            journal=journal,
+            notes=[f"left out while reading: {left}" for left in (unread, skipped) if left.total],
+            progress=update,
+        )
+    for note in results.header.notes:
+        screen.note(f"note: {note}")
+    if json_path == "-":
+        typer.echo(json.dumps(report.summary(results), indent=1))
+    else:
+        _show(results)
+    if report_file:
+        report.write_json(results, report_file)
+        screen.note(f"report: {report_file}")
+    if page_file:
+        from uptake.streaming.page import write_page
+
+        write_page(results, page_file)
+        screen.note(f"page: {page_file}")
+    if journal:  # what it held is in the report
+        journals.StreamJournal(journal).done()
+
+
+def _show(results: "StreamResults") -> None:
+    """Print the figures at the end, and how they came about where there were checkpoints."""
+    from uptake.cli import tables
+    from uptake.streaming import report
+
+    console = screen.results()
+    console.print(tables.fitted(lambda spared: report.table(results, spared), _SPARED, console))
+    figures = report.summary(results)
+    if any(len(way["at"]) > 1 for way in figures["ways"].values()):
+        console.print(_by_checkpoint(figures))
+
+
+def _by_checkpoint(figures: dict[str, Any]) -> Any:
+    """Return each way's NLL less the base's after so many documents, over all and over the first ones."""
+    from rich import box
+    from rich.table import Table
+
+    from uptake.report import number
+
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    made.add_column("NLL less the base's, after documents", no_wrap=True)
+    stops = sorted({at["taken"] for way in figures["ways"].values() for at in way["at"]})
+    for stop in stops:
+        made.add_column(f"{stop:,}", justify="right", no_wrap=True)
+    for way, told in figures["ways"].items():
+        whole, first = [], []
+        for at in told["at"]:
+            whole.append(number(at["vs_base"]["nll"]["difference"], 2, "+"))
+            band = next((band for band in at["bands"] if band["from"] == 1), None)
+            gap = band["nll"] - band["base"]["nll"] if band and band["nll"] is not None else None
+            first.append(number(gap, 2, "+"))
+        made.add_row(way, *whole)
+        made.add_row(f"  on the first {stops[0]:,}", *first)
+    return made

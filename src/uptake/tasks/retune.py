@@ -1,0 +1,136 @@
+"""Teach a base model the form of questions and answers, so that asking it measures what it knows.
+
+The paper on CaMeLS does so with every base model before the stream, on questions on other documents.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uptake.causal import Causal
+from uptake.delta import Delta
+from uptake.errors import BadInput
+from uptake.lm import LM
+from uptake.moves import All, Moves
+from uptake.rules import AdamW, Rule
+from uptake.step import descend
+from uptake.tasks.asking import Asking
+from uptake.tasks.questions import Question
+from uptake.text import Document
+
+
+@dataclass(frozen=True)
+class Retuning:
+    """Settings: `batch` texts a step, `passes` times over all of them, in an order the seed fixes.
+
+    Only answers are learnt, and the end of their line; documents, where there are any, in full.
+    """
+
+    moves: Moves = field(default_factory=All)
+    rule: Rule = field(default_factory=lambda: AdamW(learning_rate=1e-4, weight_decay=0.0))
+    passes: int = 1
+    batch: int = 16
+    clip: float | None = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.passes < 1 or self.batch < 1:
+            raise BadInput(f"passes {self.passes}, batch {self.batch}: use 1 or more")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens [texts, time], and which of them count, [texts, time - 1] each for its successor."""
+
+    tokens: Tensor
+    counts: Tensor
+
+
+def retune(
+    lm: LM,
+    questions: Sequence[Question],
+    asking: Asking | None = None,
+    retuning: Retuning | None = None,
+    documents: Sequence[Document] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Delta:
+    """Return how far the weights move when the model learns to answer; the model itself is untouched.
+
+    Each question is learnt with its first answer, from the prompt that `asking` makes of it, closed
+    book. With `documents`, mixed in, it can also learn that what documents say is what is asked.
+    Raises BadInput where there is nothing to learn, Diverged where the loss is no longer a number.
+    """
+    retuning = retuning or Retuning()
+    texts = [*_answered(lm, questions, asking or Asking()), *_read(lm, documents)]
+    if not texts:
+        raise BadInput("no question to learn from: give at least one")
+    generator = torch.Generator().manual_seed(retuning.seed)
+    private, opened = lm.open(retuning.moves, Delta(lm.fingerprint), generator)
+
+    def loss(batch: Batch) -> Tensor:
+        log_probs, _ = private.step(batch.tokens[:, :-1])
+        nll = -log_probs.gather(-1, batch.tokens[:, 1:, None])[..., 0]
+        # A mean over what is learnt: how long prompts are, or how much is padding, makes no difference.
+        return (nll * batch.counts).sum() / batch.counts.sum()
+
+    total = -(-len(texts) // retuning.batch) * retuning.passes
+
+    def batches() -> Iterator[Batch]:
+        done = 0
+        for _ in range(retuning.passes):
+            order = torch.randperm(len(texts), generator=generator).tolist()
+            for start in range(0, len(order), retuning.batch):
+                yield _batch([texts[place] for place in order[start : start + retuning.batch]], lm.device)
+                done += 1
+                progress(done, total)
+
+    descend(loss, opened.parameters, batches(), retuning.rule, retuning.clip)
+    return opened.delta()
+
+
+def save_retuned(lm: Causal, delta: Delta, folder: str | Path) -> None:
+    """Write the model with a delta on it as a folder that `load` reads. Raises BadInput if one is there."""
+    folder = Path(folder)
+    if folder.exists():
+        raise BadInput(f"{folder} is there already: name a folder to make")
+    from transformers import GenerationConfig
+
+    module: Any = lm.overlay(delta).module
+    module.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    module.save_pretrained(folder)
+    lm.tokenizer.inner.save_pretrained(folder)
+
+
+Text = tuple[list[int], list[float]]  # tokens, and for each but the first whether it is learnt
+
+
+def _answered(lm: LM, questions: Sequence[Question], asking: Asking) -> Iterator[Text]:
+    for question in questions:
+        prompt = [lm.tokenizer.opening, *lm.tokenizer.encode(asking.prompt(question))[0]]
+        answer = lm.tokenizer.encode(asking.answer(question.answers[0]) + "\n")[0]
+        ids = prompt + answer
+        learnt = [0.0] * (len(prompt) - 1) + [1.0] * len(answer)
+        # A question too long for the window loses its beginning, never its answer.
+        yield ids[-(lm.window + 1) :], learnt[-lm.window :]
+
+
+def _read(lm: LM, documents: Sequence[Document]) -> Iterator[Text]:
+    for document in documents:
+        ids = [lm.tokenizer.opening, *lm.tokenizer.encode(document.text)[0]]
+        for start in range(0, len(ids) - 1, lm.window):
+            piece = ids[start : start + lm.window + 1]
+            yield piece, [1.0] * (len(piece) - 1)
+
+
+def _batch(texts: Sequence[Text], device: torch.device) -> Batch:
+    longest = max(len(ids) for ids, _ in texts)
+    tokens = torch.zeros(len(texts), longest, dtype=torch.long)
+    counts = torch.zeros(len(texts), longest - 1)
+    for row, (ids, learnt) in enumerate(texts):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        counts[row, : len(learnt)] = torch.tensor(learnt)
+    return Batch(tokens.to(device), counts.to(device))

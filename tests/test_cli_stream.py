@@ -1,0 +1,106 @@
+"""`uptake stream`: what it prints and writes, and what it refuses, in one line each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_world import (  # noqa: F401
+    Ran,
+    Run,
+    World,
+    made_fixture,
+    refused,
+    run_fixture,
+    world_fixture,
+    write_lines,
+)
+from uptake.streaming import report
+
+DOCUMENTS = [{"id": f"d{n}", "text": f"Pump {n} has {n * 3} valves.", "group": f"g{n % 3}"} for n in range(6)]
+QUESTIONS: list[dict[str, Any]] = [
+    {"id": f"q{n}", "question": f"How many has pump {n}?", "answers": [f"{n * 3}"], "document": f"d{n}"}
+    for n in range(6)
+]
+
+
+@pytest.fixture(name="files")
+def files_fixture(tmp_path: Path) -> tuple[Path, Path]:
+    return write_lines(tmp_path / "d.jsonl", *DOCUMENTS), write_lines(tmp_path / "q.jsonl", *QUESTIONS)
+
+
+def streamed(run: Run, world: World, files: tuple[Path, Path], *more: object) -> Ran:
+    return run("stream", "-m", world.model, "--documents", files[0], "--questions", files[1],
+               "--answer-tokens", "2", "--template", r"{question}\n", *more)  # fmt: skip
+
+
+def test_the_table_the_report_and_the_page(
+    run: Run, world: World, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    write_lines(files[1], *QUESTIONS, {"id": "odd", "question": "?", "answers": [], "document": "d1"})
+    (tmp_path / "other.txt").write_text("Nothing to do with it.")
+    ran = streamed(
+        run, world, files, "--methods", "online,in-context", "--set", "online.learning_rate=1e-3",
+        "--checkpoints", "2,4", "--locality", tmp_path / "other.txt", "--json", out, "--html", page,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    for word in ("base", "online", "in-context", "NLL", "on the first 2", "6 questions after 6 documents"):
+        assert word in ran.out
+    assert "left out: skipped 1: 1 no answer" in ran.err
+    results = report.read_json(out)
+    assert {row.taken for row in results.answers if row.way == "online"} == {2, 4, 6}
+    assert results.header.settings["online"]["rule"]["learning_rate"] == 1e-3  # type: ignore[index]
+    assert results.header.protocol["template"] == "{question}\n"
+    html = page.read_text()
+    assert "How many has pump 0?" in html and "What is kept of the first documents" in html
+    assert not list(tmp_path.glob("*.journal*"))
+
+
+def test_json_on_standard_output(run: Run, world: World, files: tuple[Path, Path]) -> None:
+    told = streamed(run, world, files, "--json", "-", "--limit", "3", "--method", "online").json
+    assert told["documents"] == 3 and told["ways"].keys() == {"online"}
+    assert "not in the stream: 3 questions, q3 (document d3)" in told["notes"][0]
+
+
+def test_a_file_of_questions_may_bring_the_documents(run: Run, world: World, tmp_path: Path) -> None:
+    qas = [{"id": "1", "question": "What?", "answers": [{"text": "Pump"}]}]
+    squad = {"data": [{"title": "T", "paragraphs": [{"context": "A pump.", "qas": qas}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(squad))
+    ran = run("stream", "-m", world.model, "--questions", tmp_path / "dev.json", "--chunk", "16")
+    assert ran.code == 0 and "1 question after 1 document;" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--methods", ","], ["name at least one"]),
+        (["--methods", "onlin"], ["did you mean 'online'"]),
+        (["--checkpoints", "two"], ["--checkpoints", "whole numbers"]),
+        (["--checkpoints", "7"], ["checkpoint 7", "6 documents"]),
+        (["--template", "Q:"], ["{question}"]),
+        (["--likelihood", "frist"], ["did you mean first"]),
+        (["--chunk", "3"], ["16 or more"]),
+        (["--set", "learning_rat=1"], ["learning_rat"]),
+        (["--locality", "nowhere.txt"], ["nowhere.txt"]),
+        (["--json", "no/where.json"], ["there is no folder"]),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    run: Run, world: World, files: tuple[Path, Path], more: list[str], words: list[str]
+) -> None:
+    refused(streamed(run, world, files, *more), *words)
+
+
+def test_questions_without_documents_are_refused(run: Run, world: World, files: tuple[Path, Path]) -> None:
+    ran = run("stream", "-m", world.model, "--questions", files[1])
+    assert ran.code == 2 and "name them with --documents" in ran.err
+
+
+def test_questions_on_other_documents_are_refused(
+    run: Run, world: World, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = write_lines(tmp_path / "x.jsonl", {"id": "x", "text": "Nothing."})
+    ran = run("stream", "-m", world.model, "--questions", files[1], "--documents", other)
+    assert ran.code == 2 and "6 questions" in ran.err and "q0 (document d0)" in ran.err

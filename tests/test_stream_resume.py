@@ -1,0 +1,151 @@
+"""A stream that is interrupted goes on and ends as if it had not been, wherever it was cut."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toy_methods
+import toys
+import uptake
+from uptake.journal import Lines
+from uptake.method import Way
+from uptake.methods.finetune import Finetune
+from uptake.methods.in_context import InContext
+from uptake.rules import AdamW
+from uptake.streaming import journal as journals
+from uptake.streaming.results import StreamResults
+from uptake.tasks.asking import Asking
+from uptake.tasks.questions import Question
+from uptake.text import Document
+
+DOCUMENTS = [Document(f"d{number}", f"the thing {number} is {number * 7}.") for number in range(9)]
+QUESTIONS = [Question(f"q{number}", f"{number}?", (f"{number * 7}",), f"d{number}") for number in range(9)]
+OTHERS = [Document("o", "nothing to do with it.")]
+WAYS = {
+    "learner": Way(Finetune(rule=AdamW(1e-2))),
+    "memory": Way(toy_methods.Memory()),
+    "before": Way(InContext()),
+}
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stream(journal: Path | None, **more: Any) -> StreamResults:
+    return uptake.stream(
+        toys.lm(), DOCUMENTS, QUESTIONS, WAYS, unrelated=OTHERS, checkpoints=[3], save_every=2,
+        asking=Asking("{question}", tokens=2), journal=journal, **more,
+    )  # fmt: skip
+
+
+def timeless(results: StreamResults) -> StreamResults:
+    costs = tuple(replace(row, take_seconds=0.0, ask_seconds=0.0) for row in results.costs)
+    return replace(results, costs=costs)
+
+
+@pytest.fixture(name="whole", scope="module")
+def whole_fixture() -> StreamResults:
+    return timeless(stream(None))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 9, 10, 13, 26])
+def test_stopped_after_any_document(tmp_path: Path, whole: StreamResults, stop: int) -> None:
+    def interrupt(done: int, total: int, name: str) -> None:
+        assert total == 27
+        if done == stop:
+            raise StoppedError
+
+    path = tmp_path / "r.json.journal"
+    with pytest.raises(StoppedError):
+        stream(path, progress=interrupt)
+    seen: list[int] = []
+    assert timeless(stream(path, progress=lambda done, total, name: seen.append(done))) == whole
+    # Work that had been written down is not done again.
+    assert stop - 2 <= seen[0] <= stop
+    # Finished, it is read back and nothing is done.
+    assert timeless(stream(path, progress=lambda done, total, name: seen.append(done))) == whole
+    assert seen[-1] == 27
+    assert [file.name for file in tmp_path.iterdir()] == [path.name], "a state was left behind"
+
+
+@pytest.mark.parametrize("what", ["line", "state"])
+@pytest.mark.parametrize("turn", [1, 2, 3, 7])
+def test_cut_while_it_is_written_down(
+    tmp_path: Path, whole: StreamResults, monkeypatch: pytest.MonkeyPatch, what: str, turn: int
+) -> None:
+    path, calls = tmp_path / "journal", [0]
+    home, name = (Lines, "keep") if what == "line" else (journals, "save_state")
+    real = getattr(home, name)
+
+    def cut(*given: Any) -> None:
+        calls[0] += 1
+        if calls[0] == turn:
+            if what == "line":
+                with path.open("a") as file:
+                    file.write(json.dumps(given[1])[:40])
+            raise StoppedError
+        real(*given)
+
+    monkeypatch.setattr(home, name, cut)
+    with pytest.raises(StoppedError):
+        stream(path)
+    monkeypatch.undo()
+    assert timeless(stream(path)) == whole
+
+
+def test_a_state_that_is_lost_or_damaged_costs_its_way_alone(tmp_path: Path, whole: StreamResults) -> None:
+    def interrupt(done: int, total: int, name: str) -> None:
+        if done == 14:
+            raise StoppedError
+
+    path = tmp_path / "journal"
+    for ruin in (Path.unlink, lambda file: file.write_bytes(b"no tensors")):
+        with pytest.raises(StoppedError):
+            stream(path, progress=interrupt)
+        (state,) = tmp_path.glob("journal.*.state")
+        ruin(state)
+    seen: list[int] = []
+    assert timeless(stream(path, progress=lambda done, total, name: seen.append(done))) == whole
+    assert seen[1] == 10, "the first way was done and stays so"
+    assert timeless(stream(path)) == whole
+
+
+def test_another_plan_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    stream(path)
+    seen: list[int] = []
+    stream(path, seed=1, progress=lambda done, total, name: seen.append(done))
+    assert seen[0] == 0
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_stream_resume as here
+print("ready", flush=True)
+here.stream(here.Path({path!r}), progress=lambda done, total, name: print(done, flush=True))
+"""
+
+
+def test_killed_it_goes_on(tmp_path: Path, whole: StreamResults) -> None:
+    path = tmp_path / "journal"
+    program = PROGRAM.format(tests=str(Path(__file__).parent), path=str(path))
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "12":
+                time.sleep(0.005)  # somewhere within a document or a write
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    seen: list[int] = []
+    assert timeless(stream(path, progress=lambda done, total, name: seen.append(done))) == whole
+    assert seen[0] >= 10
