@@ -59,8 +59,10 @@ def test_the_table_the_report_and_the_page(
 
 
 def test_json_on_standard_output(run: Run, world: World, files: tuple[Path, Path]) -> None:
-    told = streamed(run, world, files, "--json", "-", "--limit", "3", "--method", "online").json
+    told = streamed(run, world, files, "--json", "-", "--limit", "3", "--method", "online",
+                    "--rehearse", files[1]).json  # fmt: skip
     assert told["documents"] == 3 and told["ways"].keys() == {"online"}
+    assert told["protocol"]["rehearsal"] == 6
     assert "not in the stream: 3 questions, q3 (document d3)" in told["notes"][0]
 
 

@@ -20,11 +20,12 @@ from uptake.method import Budget, Context, Evidence, Method, Way
 from uptake.methods.finetune import Finetune, Moved
 from uptake.rules import AdamW
 from uptake.streaming import report
+from uptake.streaming.page import page
 from uptake.streaming.results import StreamResults
 from uptake.streaming.run import finite
 from uptake.tasks.asking import Asking, ask, divergence
 from uptake.tasks.questions import Question
-from uptake.text import Chunking, Document
+from uptake.text import Chunking, Document, Found, Passage
 
 DOCUMENTS = [
     Document("a", "the cat is red.", "first"),
@@ -74,6 +75,25 @@ def test_a_stream_is_take_for_each_document_and_then_asking() -> None:
     assert [(row.group, row.place) for row in base] == [
         ("first", 1), ("first", 2), ("last", 3), ("last", 4), ("all", 0)
     ]  # fmt: skip
+
+
+def test_a_rehearsal_is_learnt_by_a_copy_right_before_asking() -> None:
+    lm = toys.lm()
+    other = [Question("x", "bird?", ("black",)), Question("y", "bee?", ("brown",))]
+    plain, rehearsed = stream(), stream(rehearsal=other)
+    state = LEARNER.method.init(lm)
+    for document in DOCUMENTS:
+        (state,) = LEARNER.method.take([state], lm, [Evidence.of(document.text)], Context())
+    pairs = tuple(
+        Passage(n, f" {question.answers[0]}\n", prompt=question.text) for n, question in enumerate(other)
+    )
+    (ready,) = LEARNER.method.take([state], lm, [Evidence(Found(pairs, (0.0, 0.0)))], Context())
+    rows = {row.question: row.nats for row in rehearsed.answers if row.way == "learner" and row.taken == 4}
+    answers = ask(LEARNER.method.on([ready], lm), QUESTIONS[1:], ASKING)
+    assert [rows[question.id] for question in QUESTIONS[1:]] == [answer.nats for answer in answers]
+    assert [row for row in rehearsed.answers if row.way == "base"] == [
+        row for row in plain.answers if row.way == "base"
+    ]
 
 
 def test_costs_add_up_along_the_stream() -> None:
@@ -238,3 +258,18 @@ def test_the_table_tells_every_way() -> None:
     assert [line["way"] for line in told] == ["base", "learner", "memory"]
     assert told[0]["vs base"] == "" and told[1]["vs base"] != ""
     assert report.table(stream()).row_count == 2
+
+
+def test_the_page_shows_the_figures_and_no_text_is_markup() -> None:
+    hostile = "</script><script>alert(1)</script>\u202e"
+    questions = [replace(QUESTIONS[1], text=hostile), *QUESTIONS[2:]]
+    results = stream({"learner": LEARNER, "memory": Way(toy_methods.Memory())}, questions=questions)
+    html = page(results)
+    assert "<script>alert" not in html and "\u202e" not in html and "&lt;/script&gt;" in html
+    assert html.count("<svg") == 3 and "Answers against drift" in html
+    for line in report.lines(report.summary(results)):
+        assert all(cell.split(" [")[0] in html for cell in line.values())
+    # One document of one group, no checkpoint, no unrelated text: nothing to draw but the end.
+    alone = stream(documents=DOCUMENTS[1:2], questions=QUESTIONS[1:2], checkpoints=[], unrelated=[])
+    assert "of one group, so there is no interval" in page(alone)
+    assert "the base model needs" in page(replace(alone, answers=alone.answers[:1], costs=(), drift=()))

@@ -164,6 +164,7 @@ def stream(
     unrelated: Iterable[Document] = (),
     checkpoints: Sequence[int] = (),
     asking: Asking | None = None,
+    rehearsal: Iterable[Question] = (),
     chunking: Chunking | None = None,
     seed: int = 0,
     budget: Budget | None = None,
@@ -192,6 +193,7 @@ def stream(
         list(unrelated),
         tuple(checkpoints),
         asking or Asking(),
+        list(rehearsal),
         chunking,
         seed,
         budget or Budget(),
@@ -199,7 +201,7 @@ def stream(
     )
     header = _stream_header(model, plan, [*notes, *left])
     texts = (part for d in (*documents, *plan.unrelated) for part in (d.id, d.group, d.text))
-    key = stable_hash(repr(plain(header)), repr(plan.questions), *texts)
+    key = stable_hash(repr(plain(header)), repr((plan.questions, plan.rehearsal)), *texts)
     kept = StreamJournal(journal, f"{key:016x}")
     outcome = run(model, plan, kept, progress)
     return StreamResults(
@@ -304,6 +306,7 @@ def _stream_header(model: Causal, plan: StreamPlan, notes: Sequence[str]) -> Hea
             "documents": len(plan.documents),
             "questions": len(plan.questions),
             "unrelated": len(plan.unrelated),
+            "rehearsal": len(plan.rehearsal),
             "checkpoints": ", ".join(map(str, plan.checkpoints)),
             **asdict(plan.asking),
             "chunk_characters": plan.chunking.characters if plan.chunking else "whole documents",

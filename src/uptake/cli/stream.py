@@ -46,6 +46,14 @@ Locality = Annotated[
         QUESTIONS, "FILE", "Texts that have nothing to do with the stream, to see how much else changes."
     ),
 ]
+Rehearse = Annotated[
+    str | None,
+    options.option(
+        QUESTIONS,
+        "FILE",
+        "Questions on other documents, whose answers each method learns right before it is asked.",
+    ),
+]
 Checkpoints = Annotated[
     str | None,
     options.option(QUESTIONS, "N", "Ask after so many documents too; several as in 100,300,1000."),
@@ -80,6 +88,7 @@ def stream(
     ] = "online",
     settings: options.Setting = None,
     locality: Locality = None,
+    rehearse: Rehearse = None,
     checkpoints: Checkpoints = None,
     limit: LimitDocuments = None,
     template: Template = r"Question: {question}\nAnswer:",
@@ -133,6 +142,7 @@ def stream(
         if not documents and not asked.documents:
             raise BadInput(f"{questions} brings no documents: name them with --documents")
         read = list(islice(readers.read(documents, skipped=skipped) if documents else asked.documents, limit))
+        rehearsal = read_questions(rehearse, unread).questions if rehearse else ()
         unrelated = list(readers.read(locality, skipped=skipped)) if locality else []
     for left in (unread, skipped):
         screen.tell_skipped(left)
@@ -159,6 +169,7 @@ def stream(
             unrelated=unrelated,
             checkpoints=stops,
             asking=asking,
+            rehearsal=rehearsal,
             chunking=Chunking(chunk) if chunk else None,
             seed=seed,
             budget=Budget(max_tokens, max_steps, max_seconds),

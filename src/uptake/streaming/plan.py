@@ -27,6 +27,7 @@ class StreamPlan:
     unrelated: Sequence[Document] = ()
     checkpoints: tuple[int, ...] = ()
     asking: Asking = field(default_factory=Asking)
+    rehearsal: Sequence[Question] = ()
     chunking: Chunking | None = None
     seed: int = 0
     budget: Budget = field(default_factory=Budget)

@@ -68,7 +68,8 @@ def _follow(
         if failed:
             rows.stopped.append(Stopped(name, document.id, place, failed))
         if place in plan.checkpoints:
-            rows.add(_ask(lm, plan, way.method.on([state], lm), spent, plan.asked(place)))
+            ready = rehearsed(state, lm, way, plan)
+            rows.add(_ask(lm, plan, way.method.on([ready], lm), spent, plan.asked(place)))
         if place in plan.checkpoints or place % plan.save_every == 0:
             left = state if place < len(plan.documents) else None
             journal.keep(spent, rows, left, first)
@@ -107,6 +108,23 @@ def take(
         take_seconds=spent.take_seconds + seconds[0],
     )
     return after, spent, failed
+
+
+def rehearsed(state: State, lm: LM, way: Way, plan: StreamPlan) -> State:
+    """Return the state after learning the plan's rehearsal, once; the state given stays for the stream.
+
+    It is `uniform + QA-tune` of Hu et al. (2023). Where it cannot be learnt the state is as it was.
+    """
+    passages = tuple(
+        Passage(stable_hash("rehearsal", question.id), text, plan.asking.prompt(question))
+        for question in plan.rehearsal
+        for text in [plan.asking.learnt(question.answers[0])]
+    )
+    none = (0.0,) * len(passages)
+    evidence = Evidence(Found(passages, none, none))
+    context = Context(stable_hash(str(plan.seed), "rehearsal"), plan.budget)
+    (after,) = way.method.take([state], lm, [evidence], context)
+    return after if finite(after) else state
 
 
 def _whole(document: Document) -> Passage:

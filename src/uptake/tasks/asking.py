@@ -48,6 +48,10 @@ class Asking:
         """Return an answer as it stands after the prompt."""
         return f" {text}"
 
+    def learnt(self, text: str) -> str:
+        """Return an answer as it is learnt: with the end of its line, where saying it is to end."""
+        return f"{self.answer(text)}\n"
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -111,7 +111,7 @@ Text = tuple[list[int], list[float]]  # tokens, and for each but the first wheth
 def _answered(lm: LM, questions: Sequence[Question], asking: Asking) -> Iterator[Text]:
     for question in questions:
         prompt = [lm.tokenizer.opening, *lm.tokenizer.encode(asking.prompt(question))[0]]
-        answer = lm.tokenizer.encode(asking.answer(question.answers[0]) + "\n")[0]
+        answer = lm.tokenizer.encode(asking.learnt(question.answers[0]))[0]
         ids = prompt + answer
         learnt = [0.0] * (len(prompt) - 1) + [1.0] * len(answer)
         # A question too long for the window loses its beginning, never its answer.
