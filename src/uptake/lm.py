@@ -178,10 +178,7 @@ class LM(ABC):
         ]
 
     def _score_windows(self, windows: Sequence[Window]) -> Iterator[Tensor]:
-        longest = max(len(window.inputs) for window in windows)
-        ids = torch.zeros(len(windows), longest, dtype=torch.long)
-        for i, window in enumerate(windows):
-            ids[i, : len(window.inputs)] = torch.tensor(window.inputs)
+        ids = padded(windows)
         with torch.no_grad():
             log_probs, _ = self.at([window.row for window in windows]).step(ids.to(self.device))
             for i, window in enumerate(windows):
@@ -321,6 +318,15 @@ def rolling_windows(row: int, context: list[int], ids: list[int], room: int) -> 
         end = len(context) + done + count
         yield Window(row, whole[max(0, end - 1 - room) : end - 1], whole[end - count : end])
         done += count
+
+
+def padded(windows: Sequence[Window]) -> Tensor:
+    """Return the inputs of windows as [windows, longest], zeros to the right."""
+    longest = max(len(window.inputs) for window in windows)
+    ids = torch.zeros(len(windows), longest, dtype=torch.long)
+    for i, window in enumerate(windows):
+        ids[i, : len(window.inputs)] = torch.tensor(window.inputs)
+    return ids
 
 
 def _batches(windows: list[Window], batch_tokens: int) -> Iterator[list[Window]]:

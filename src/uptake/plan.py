@@ -46,7 +46,7 @@ class Plan:
 
     def asked(self, way: Way) -> tuple[int, ...]:
         """Return how many neighbours a way is asked to read: none where it finds none."""
-        return self.ks if self.protocol.retrieves and way.searches else (0,)
+        return self.ks if self.protocol.retrieves and way.searches and way.select.hands else (0,)
 
 
 def units(protocol: Protocol, documents: Iterable[Document]) -> list[list[Query]]:

@@ -21,6 +21,7 @@ class Select(ABC):
 
     searches: ClassVar[bool] = True  # False: needs no store
     ranks: ClassVar[bool] = True  # False: does not ask which passages are near
+    hands: ClassVar[bool] = True  # False: hands no passages over, only the place to look in
 
     @property
     @abstractmethod
@@ -61,6 +62,21 @@ class Random(Select):
 
     def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
         return source.sample(k, generator)
+
+
+@dataclass(frozen=True, slots=True)
+class Everywhere(Select):
+    """No passage, for the method itself searches the whole store as it goes."""
+
+    ranks: ClassVar[bool] = False
+    hands: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return "everywhere"
+
+    def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
+        return Found()
 
 
 @dataclass(frozen=True, slots=True)

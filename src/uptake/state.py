@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from uptake.errors import Mismatch
+from uptake.errors import BadInput, Mismatch
 from uptake.lm import LM
 from uptake.method import State
 from uptake.tensors import read_tensors, write_tensors
@@ -24,7 +24,7 @@ def save_state(state: State, path: Path) -> None:
     """Write a state, with all it has read, into one file."""
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "", tensors)
-    about = {"format": FORMAT, "kind": type(state).__name__, "state": json.dumps(tree)}
+    about = {"format": FORMAT, "kind": type(state).__name__, "state": json.dumps(tree, default=_no_data)}
     write_tensors(path, tensors, about)
 
 
@@ -39,6 +39,13 @@ def load_state(kind: type[StateT], path: Path, lm: LM) -> StateT:
     if state.base != lm.fingerprint:
         raise Mismatch(f"{path} was made on model {state.base}, not {lm.fingerprint}: load that model")
     return state
+
+
+def _no_data(value: object) -> object:
+    raise BadInput(
+        f"the state holds a {type(value).__name__} of a store, which is searched and not saved: take the "
+        "text up again from that store"
+    )
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,0 +1,340 @@
+"""kNN-LM against brute force in float64; RetoMaton against it; both over a store and over what was read."""
+
+import numpy as np
+import pytest
+import torch
+
+import conformance
+import toys
+from uptake import api, methods
+from uptake.errors import BadInput
+from uptake.keys import Keys
+from uptake.lm import Segment
+from uptake.method import Context, Evidence, Way
+from uptake.methods.knn_lm import KnnLm
+from uptake.methods.weights_and_tokens import WeightsAndTokens
+from uptake.neighbours import Constant, Fading, Memory, Mixing, Neighbours
+from uptake.overlap import LeakFilter
+from uptake.protocol import PerQuery
+from uptake.state import save_state
+from uptake.store import Datastore, token_index
+from uptake.text import Chunking, Document
+
+TEXTS = [f"the {a} {b} on the {c}, and the {b} was {d}. " * 2 for a, b, c, d in [
+    ("old", "cat", "mat", "red"), ("wet", "dog", "hill", "big"),
+    ("red", "fish", "sea", "old"), ("fat", "hen", "box", "wet"),
+]]  # fmt: skip
+DOCUMENTS = [Document(f"d{i}", text) for i, text in enumerate(TEXTS)]
+TARGET = Segment("the old cat on the hill was wet", "so ")
+
+
+@pytest.fixture(params=toys.SHAPES)
+def lm(request):
+    return toys.lm(request.param, dtype=torch.float64)
+
+
+def store_for(lm, path, documents=DOCUMENTS):
+    store = Datastore.create(path, retriever="lexical", chunking=Chunking(48))
+    store.add(documents)
+    store.read_tokens(Keys(lm))
+    return store
+
+
+def evidence(store, document_id="query", query="so "):
+    source = store.source(query, document_id=document_id)
+    return Evidence(source.search(0), query, source)
+
+
+def memory_of(lm, texts):
+    """Return every token's key, as a store keeps it, and the token."""
+    read = Keys(lm).read(texts)
+    return np.concatenate([r.keys for r in read]).astype(np.float64), np.concatenate([r.values for r in read])
+
+
+def naive(lm, ids, keys, values, k, temperature, share):
+    """Return kNN-LM's probabilities at every place of `ids`, one place at a time."""
+    log_probs, found, _ = lm.look(torch.tensor([ids]))
+    out = []
+    for place in range(len(ids)):
+        losses = ((keys - found[0, place].numpy()) ** 2).sum(1)
+        near = np.argsort(losses, kind="stable")[:k]
+        weights = np.exp(-(losses[near] - losses[near].min()) / temperature)
+        memory = np.zeros(log_probs.shape[-1])
+        np.add.at(memory, values[near], weights / weights.sum())
+        part = share(losses.min()) if callable(share) else share
+        out.append(part * memory + (1 - part) * log_probs[0, place].exp().numpy())
+    return np.array(out)
+
+
+@pytest.mark.parametrize("over", ["view", "passages"])
+@pytest.mark.parametrize("weight", [Constant(0.3), Fading(0.6, 50.0)])
+def test_it_is_the_formula_by_brute_force(lm, tmp_path, over, weight):
+    method = KnnLm(neighbours=12, temperature=20.0, weight=weight, over=over)
+    read = evidence(store_for(lm, tmp_path / "s")) if over == "view" else Evidence.of(*TEXTS, query="so ")
+    (state,) = method.take([method.init(lm)], lm, [read], Context())
+    model = method.on([state], lm)
+    ids = [lm.tokenizer.opening, *lm.tokenizer.encode("so " + TARGET.text)[0]]
+    share = 0.3 if isinstance(weight, Constant) else lambda d: 0.6 * np.exp(-d / 50.0)
+    with torch.no_grad():
+        want = naive(lm, ids, *memory_of(lm, TEXTS), 12, 20.0, share)
+        found = model.step(torch.tensor([ids]))[0][0].exp().numpy()
+    # A store's distances are float32, a memory's float64.
+    np.testing.assert_allclose(found, want, rtol=1e-3 if over == "view" else 1e-9, atol=1e-12)
+    assert np.allclose(found.sum(-1), 1, atol=1e-9)
+    targets = ids[4:]
+    np.testing.assert_allclose(
+        model.score([TARGET])[0].log_probs.numpy(),
+        np.log(found[np.arange(3, 3 + len(targets)), targets]),
+        rtol=1e-9,
+    )
+
+
+def test_without_a_share_a_memory_or_a_neighbour_it_is_the_base_bit_for_bit(lm, tmp_path):
+    store = store_for(lm, tmp_path / "s")
+    base = lm.score([TARGET])[0].log_probs
+    ids = torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(TARGET.text)[0]]])
+    for method, read in [
+        (KnnLm(weight=Constant(0.0)), evidence(store)),
+        (KnnLm(), Evidence.of()),
+        (KnnLm(), Evidence.of(query="so ")),
+        (KnnLm(), evidence(store_for(lm, tmp_path / "one", DOCUMENTS[:1]), document_id="d0")),
+    ]:
+        (state,) = method.take([method.init(lm)], lm, [read], Context())
+        model = method.on([state], lm)
+        assert torch.equal(model.score([TARGET])[0].log_probs, base)
+        assert torch.equal(model.step(ids)[0], lm.step(ids)[0])
+
+
+def test_it_reads_no_token_of_the_evaluated_document(lm, tmp_path):
+    store = store_for(lm, tmp_path / "s")
+    method = KnnLm(neighbours=4, temperature=5.0)
+    segment = Segment(TEXTS[1][8:], TEXTS[1][:8])
+    bound, free = (
+        method.take([method.init(lm)], lm, [evidence(store, name, segment.context)], Context())[0]
+        for name in ("d1", "elsewhere")
+    )
+    own, other = (method.on([state], lm).score([segment])[0].bits for state in (bound, free))
+    assert other < 0.8 * own, "the document itself, were it there, would be found"
+    without = store_for(lm, tmp_path / "w", [d for d in DOCUMENTS if d.id != "d1"])
+    (state,) = method.take([method.init(lm)], lm, [evidence(without)], Context())
+    assert method.on([state], lm).score([segment])[0].bits == pytest.approx(own, rel=1e-6)
+
+
+@pytest.mark.parametrize("pointers", [0, 2])
+def test_cached_steps_are_the_full_pass(lm, tmp_path, pointers):
+    store = store_for(lm, tmp_path / "s")
+    method = KnnLm(neighbours=9, temperature=20.0, pointers=pointers)
+    (state,) = method.take([method.init(lm)], lm, [evidence(store)], Context())
+    for model in (method.on([state], lm), method.around([state], lm.overlay(lm_delta(lm)), lm)):
+        ids = torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(TARGET.text)[0]]])
+        with torch.no_grad():
+            whole, _ = model.step(ids)
+            cache, parts = model.start(), []
+            for start, end in ((0, 7), (7, 8), (8, 9), (9, ids.shape[1])):
+                part, cache = model.step(ids[:, start:end], cache)
+                parts.append(part)
+        assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+    assert method.on([state], lm).generate("the old ", tokens=5, seed=1, temperature=1.0)
+
+
+def lm_delta(lm):
+    from uptake.delta import Delta
+
+    name, parameter = next((n, p) for n, p in lm.module.named_parameters() if p.ndim == 2)
+    noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype)
+    return Delta(lm.fingerprint, {name: 0.01 * noise})
+
+
+class Counting:
+    """Tokens that count how often they are searched."""
+
+    def __init__(self, inner):
+        self.inner, self.searches, self.measured = inner, 0, []
+
+    def search(self, keys, k):
+        self.searches += len(keys)
+        return self.inner.search(keys, k)
+
+    def measure(self, keys, places):
+        self.measured.append(places)
+        return self.inner.measure(keys, places)
+
+    def after(self, places):
+        return self.inner.after(places)
+
+
+def test_retomaton_follows_pointers_and_searches_where_they_run_low(lm):
+    keys, values = memory_of(lm, TEXTS)
+    ends = np.zeros(len(values), bool)
+    ends[np.cumsum([len(t) for t in TEXTS]) - 1] = True
+    memory = Memory(torch.from_numpy(keys), torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends))
+    ids = [lm.tokenizer.opening, *lm.tokenizer.encode(TEXTS[0][:40])[0]]
+    for pointers in (1, 3, 10**6):
+        counting = Counting(memory)
+        mixing = Mixing(6, 20.0, Constant(0.5), pointers)
+        with torch.no_grad():
+            found = Neighbours(lm, lm, [counting], mixing).step(torch.tensor([ids]))[0][0].exp().numpy()
+            want, searches = naive_walk(lm, ids, keys, values, ends, mixing)
+            plain = Neighbours(lm, lm, [memory], Mixing(6, 20.0, Constant(0.5)))
+            unled = plain.step(torch.tensor([ids]))[0][0].exp().numpy()
+        np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-12)
+        assert counting.searches == searches
+        if pointers == 10**6:  # never enough: nothing but kNN-LM
+            assert searches == len(ids) and not counting.measured
+            np.testing.assert_allclose(found, unled, rtol=1e-9)
+        else:
+            assert 0 < searches < len(ids)
+
+
+def naive_walk(lm, ids, keys, values, ends, mixing):
+    log_probs, found, _ = lm.look(torch.tensor([ids]))
+    out, searches, near = [], 0, []
+    for place, token in enumerate(ids):
+        losses = ((keys - found[0, place].numpy()) ** 2).sum(1)
+        live = [i + 1 for i in near if values[i] == token and not ends[i]] if place else []
+        if len(live) >= mixing.pointers:
+            near = live
+        else:
+            near, searches = list(np.argsort(losses, kind="stable")[: mixing.neighbours]), searches + 1
+        weights = np.exp(-(losses[near] - losses[near].min()) / mixing.temperature)
+        memory = np.zeros(log_probs.shape[-1])
+        np.add.at(memory, values[near], weights / weights.sum())
+        share = mixing.weight.share
+        out.append(share * memory + (1 - share) * log_probs[0, place].exp().numpy())
+    return np.array(out), searches
+
+
+def test_missing_neighbours_are_masked_at_every_place(lm):
+    from uptake.text import Near
+
+    class Holes:
+        """Some places have neighbours, some fewer, some none."""
+
+        def search(self, keys, k):
+            places = np.tile(np.arange(3), (len(keys), 1))
+            places[1, 1:], places[2] = -1, -1
+            distances = np.where(places >= 0, 10.0 + places, np.inf)
+            return Near(places, distances, np.where(places >= 0, 5 + places, 0))
+
+    ids = torch.tensor([[0, 3, 4, 5]])
+    with torch.no_grad():
+        model = Neighbours(lm, lm, [Holes()], Mixing(3, 1.0, Fading(0.5, 10.0)))
+        log_probs, base = model.step(ids)[0][0], lm.step(ids)[0][0]
+    assert torch.isfinite(log_probs).all() and torch.equal(log_probs[2], base[2])
+    share = 0.5 * np.exp(-1.0)
+    assert log_probs[1].exp()[5] == pytest.approx(share + (1 - share) * float(base[1].exp()[5]))
+    assert log_probs[1].exp()[0] == pytest.approx((1 - share) * float(base[1].exp()[0])), (
+        "not the first token"
+    )
+    assert log_probs.exp().sum(-1).allclose(torch.ones(4, dtype=torch.float64))
+
+
+def test_the_mixture_can_be_differentiated(lm):
+    opened, weights = lm.open(methods.find("ttt-nn").method.moves, lm_delta(lm) * 0.0, torch.Generator())
+    keys, values = memory_of(lm, TEXTS[:1])
+    memory = Memory(
+        torch.from_numpy(keys), torch.from_numpy(values.astype(np.int64)), torch.zeros(len(values)).bool()
+    )
+    model = Neighbours(opened, lm, [memory], Mixing(4, 10.0))
+    loss = -model.step(torch.tensor([[0, 3, 4, 5]]))[0][0, -1, 7]
+    gradients = torch.autograd.grad(loss, list(weights.parameters.values()), allow_unused=True)
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+    assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+def test_over_a_store_it_keeps_the_laws_that_need_no_disk(tmp_path):
+    lm = toys.lm()
+    store = store_for(lm, tmp_path / "s")
+    for method in (KnnLm(neighbours=8, temperature=20.0), KnnLm(neighbours=8, draw="random"),
+                   WeightsAndTokens(tokens=KnnLm(neighbours=8, temperature=20.0))):  # fmt: skip
+
+        def take(*names, method=method):
+            read = [evidence(store, name) for name in names]
+            if isinstance(method, WeightsAndTokens):
+                read = [Evidence(r.source.search(2), r.query, r.source) for r in read]
+            return method.take([method.init(lm) for _ in names], lm, read, Context(seed=1))
+
+        segments = conformance.SEGMENTS
+        first, second = take("d0", "d1")
+        together = method.on([first, second], lm).score(segments)
+        assert not torch.equal(together[0].log_probs, lm.score(segments[:1])[0].log_probs)
+        for row, name in enumerate(("d0", "d1")):
+            (alone,) = take(name)
+            assert torch.allclose(
+                method.on([alone], lm).score([segments[row]])[0].log_probs, together[row].log_probs, atol=1e-5
+            )
+        (again,) = take("d0")
+        assert torch.equal(
+            method.on([again], lm).score(segments[:1])[0].log_probs,
+            method.on([first], lm).score(segments[:1])[0].log_probs,
+        )
+        with pytest.raises(BadInput, match="searched and not saved"):
+            save_state(first, tmp_path / "state")
+        own = [p.id for p in store.passages(store._table.ids) if p.document == "d2"]
+        dropped = method.drop(first, lm, own)
+        view = dropped.view if isinstance(method, KnnLm) else dropped.memory.view
+        assert not set(own) & set(view.view.stored.records["id"][view.passages].tolist())
+
+
+def test_dropping_from_a_store_is_never_having_had_it(tmp_path):
+    lm = toys.lm()
+    method = KnnLm(neighbours=8, temperature=20.0)
+    store, less = store_for(lm, tmp_path / "s"), store_for(lm, tmp_path / "l", DOCUMENTS[:3])
+    own = [p.id for p in store.passages(store._table.ids) if p.document == "d3"]
+    (state,), (want,) = (method.take([method.init(lm)], lm, [evidence(s)], Context()) for s in (store, less))
+    assert torch.equal(*(method.on([s], lm).score([TARGET])[0].log_probs
+                         for s in (method.drop(state, lm, own), want)))  # fmt: skip
+
+
+def test_it_is_one_row_a_query_whatever_k_and_beats_its_control(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_index, "LARGE", 100)
+    lm = toys.lm(window=128)
+    store = store_for(lm, tmp_path / "s")
+    tests = [Document(f"t{i}", text[:-2] + "!") for i, text in enumerate(TEXTS)]
+    settings = [f"{name}.{each}" for name in ("knn-lm", "knn-lm-random", "retomaton", "weights-and-tokens")
+                for each in ("neighbours=8", "temperature=20")]  # fmt: skip
+    ways = ["base", "knn-lm", "knn-lm-random", "retomaton", "weights-and-tokens"]
+    results = api.compare(
+        lm, tests, ways, store=store, k=(1, 2), settings=settings, protocol=PerQuery(20, 40),
+        leak=LeakFilter.off(),
+    )  # fmt: skip
+    by = {}
+    for row in results.rows:
+        by.setdefault((row.way, row.k), []).append(row)
+        assert not row.failed
+    assert {key: len(rows) for key, rows in by.items()} == {
+        ("base", 0): 4, ("knn-lm", 0): 4, ("knn-lm-random", 0): 4, ("retomaton", 0): 4,
+        ("weights-and-tokens", 1): 4, ("weights-and-tokens", 2): 4,
+    }  # fmt: skip
+    bits = {way: sum(row.bits for row in rows) for (way, _), rows in by.items()}
+    assert bits["knn-lm"] < bits["knn-lm-random"] and bits["knn-lm"] < bits["base"]
+
+
+def test_a_store_whose_tokens_were_not_read_is_refused(tmp_path):
+    lm = toys.lm()
+    store = Datastore.create(tmp_path / "s", retriever="lexical")
+    store.add(DOCUMENTS)
+    with pytest.raises(BadInput, match="holds no tokens; read them with `uptake index tokens"):
+        KnnLm().take([KnnLm().init(lm)], lm, [evidence(store)], Context())
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (lambda: KnnLm(neighbours=0), "neighbours 0"),
+        (lambda: KnnLm(temperature=0.0), "temperature 0.0"),
+        (lambda: KnnLm(pointers=-1), "pointers -1"),
+        (lambda: KnnLm(over="nothing"), "over 'nothing'"),
+        (lambda: Constant(1.0), "share 1.0"),
+        (lambda: Fading(-0.1), "share -0.1"),
+        (lambda: Fading(0.5, 0.0), "reach 0.0"),
+    ],
+)
+def test_bad_settings_are_refused(bad, told):
+    with pytest.raises(BadInput, match=told):
+        bad()
+
+
+def test_settings_are_written_as_people_write_them():
+    (way,) = api.ways(["knn-lm"], ["weight=fading(most=0.4,reach=80)", "neighbours=64"]).values()
+    assert isinstance(way, Way) and way.method.weight == Fading(0.4, 80.0) and way.method.neighbours == 64
