@@ -17,14 +17,16 @@ from uptake.causal import Causal
 from uptake.errors import BadInput
 from uptake.evaluate import evaluate
 from uptake.journal import Journal
-from uptake.lm import Segment
-from uptake.method import Context, Evidence, Way
+from uptake.lm import Scores, Segment
+from uptake.method import Context, Evidence, State, Way
+from uptake.methods.base import Base
 from uptake.methods.finetune import Finetune
 from uptake.overlap import LeakFilter
 from uptake.plan import Plan
 from uptake.protocol import PerQuery, Running, Whole
 from uptake.results import Row
 from uptake.rules import SGD, AdamW
+from uptake.select import Nothing
 from uptake.store.datastore import Datastore
 from uptake.text import Chunking, Document, stable_hash
 
@@ -86,6 +88,26 @@ def test_per_query_windows_stand_in_the_text_and_never_overlap(
 def test_running_and_whole_score_every_character_once(text: str, size: int) -> None:
     for protocol in (Running(segment=size, context=7), Whole()):
         assert "".join(query.target for query in protocol.queries(Document("d", text))) == text
+
+
+@given(text=st.text(alphabet="ab \n", max_size=200), size=st.integers(1, 50))
+def test_an_answer_in_pieces_is_cut_before_white_space(text: str, size: int) -> None:
+    pieces: list[Segment] = []
+
+    class Seen(Base):
+        def read(self, states: Any, lm: Any, segments: Any, context: Any) -> Any:
+            pieces.extend(segments)
+            return [Scores(torch.zeros(1), ((0, 1),), 1)], states
+
+    Way(Seen(), Nothing(), segment=size).score([State(base="")], toys.lm(), [Segment(text, "c")], Context())
+    assert "".join(piece.text for piece in pieces) == text
+    for number, piece in enumerate(pieces):
+        before = "".join(earlier.text for earlier in pieces[:number])
+        assert 0 < len(piece.text) <= size and piece.context == "c" + before
+        late = text[len(before) :][1 + size // 2 : size + 1]
+        if len(before) + len(piece.text) < len(text) and set(late) & set(" \n"):
+            following = text[len(before) + len(piece.text)]
+            assert following in " \n" and len(piece.text) > size // 2
 
 
 def test_every_way_scores_the_same_bytes_against_the_same_base(store: Datastore) -> None:
@@ -297,7 +319,9 @@ def test_dynamic_evaluation_learns_the_prefix_then_each_piece_once_it_is_scored(
     assert row.k == 0 and row.bytes == 80 and row.bits < row.base_bits
     text, ids = DOCUMENTS[0].text[:160], [0, *lm.tokenizer.encode(DOCUMENTS[0].text[:160])[0]]
     module, bits = toys.module(), 0.0
-    for start, end in ((0, 40), (40, 80), (80, 110), (110, 140), (140, 160)):
+    first = text.rindex(" ", 80, 111)
+    second = text.rindex(" ", first, first + 31)
+    for start, end in ((0, 40), (40, 80), (80, first), (first, second), (second, 160)):
         # Every piece after what stands before it; two steps for a prefix longer than the window.
         if start >= 80:
             bits += Causal(module, lm.tokenizer).score([Segment(text[start:end], text[:start])])[0].bits

