@@ -1,151 +1,277 @@
 """The main job on text the shared base model never read: gain, control and cost, domain by domain.
 
-Learning rates are chosen on validation documents, for TTT-NN and for its random control apart, so
-that the control is as well tuned as what it controls. Then the test documents are scored once.
+Every long enough test document of six domains, each way of taking text up with the settings chosen
+for it on validation text (recipes/levers.sh). Rounds of documents go through all domains in turn, so
+that a run that is cut short is a smaller sample of the same thing; the same command goes on.
 
-    python bench/main_job.py --out bench/main_job.json
+    python bench/main_job.py                    # recipes/main_job.sh
 """
 
 import argparse
 import json
 import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from corpus import DOMAINS, documents, store_of
 from rich.console import Console
 from rich.table import Table
 
 import uptake
 from uptake.causal import Causal
-from uptake.metrics import gain
+from uptake.metrics import gain, gain_difference, gain_interval
+from uptake.overlap import OVERLAP_BINS, overlap_bin
+from uptake.plain import plain, write_whole
+from uptake.results import Header, Results, Row
 from uptake.store.datastore import Datastore
-from uptake.text import Document, stable_hash
+from uptake.text import Document
 
-DOMAINS = ("python_peps", "court_opinions", "pmc_ccby", "stackexchange", "dm_mathematics")
-RATES = ("1e-4", "3e-4", "1e-3")
-TOLD = ("random", "in-context", "dynamic-evaluation", "ttt-nn")
-WAYS = ("ttt-nn", "random", "dynamic-evaluation")
-
-
-def documents(folder: Path, part: str, count: int | None = None) -> list[Document]:
-    """Return the documents of one part that are long enough, in an order fixed by their names."""
-    found = [d for d in uptake.read(folder / f"{part}.jsonl.xz") if part == "train" or len(d.text) >= 1200]
-    return sorted(found, key=lambda d: stable_hash("order", d.id))[:count]
-
-
-def make_store(folder: Path, data: Path, passages: int, encoder: str | None) -> Datastore:
-    if encoder is None:
-        store = Datastore.create(folder, retriever="lexical")
-    else:
-        store = Datastore.create(folder, retriever="hybrid", encoder=encoder)
-    chosen, count = [], 0
-    for document in documents(data, "train"):
-        chosen.append(document)
-        count += len(document.text) // 1000 + 1
-        if count >= passages:
-            break
-    store.add(chosen)
-    return store
+GUARDED, OWN = "ttt-nn-guarded", "ttt-nn, own prefix"
+SHOWN, SOME = ("random", "in-context", "ttt-nn", GUARDED), (OWN, "weights-and-context")
+MOVES = "moves=top(layers=2)"
+# What validation text chose, for each way by itself.
+RATES = {
+    "random": "1e-3",
+    "ttt-nn": "1e-3",
+    "weights-and-context": "1e-3",
+}
+SEARCH = 384  # characters of the prefix's end that retrieve
+KS, LARGEST = (1, 5, 20), 50
+AT = (KS[-1],)
 
 
-def choose_rates(model: Causal, domains: dict, arguments: argparse.Namespace) -> dict[str, str]:
-    """Return each way's learning rate with the largest pooled gain on validation documents."""
-    best: dict[str, tuple[float, str]] = {}
-    for rate in RATES:
-        rows = []
-        for store, valid, _ in domains.values():
-            made = uptake.compare(
-                model,
-                valid,
-                WAYS,
-                store=store,
-                k=arguments.k,
-                settings=[f"learning_rate={rate}"],
-                showcases=0,
-            )
-            rows += made.rows
-        for way in WAYS:
-            of = [row for row in rows if row.way == way]
-            pooled = gain([row.bits for row in of], [row.base_bits for row in of])
-            print(f"  validation  {way:18} learning rate {rate}: gain {100 * pooled:.1f} %", flush=True)
-            best[way] = max(best.get(way, (float("-inf"), "")), (pooled, rate))
-    return {way: rate for way, (_, rate) in best.items()}
+@dataclass(frozen=True)
+class Call:
+    """One call of `compare`: its k for the first round of documents, and for later ones; none is no call."""
+
+    called: str
+    ways: tuple[str, ...]
+    first: tuple[int, ...]
+    later: tuple[int, ...] = ()
+    more: tuple[str, ...] = ()
+
+
+CALLS = (
+    Call("plain", ("base", "in-context"), AT, AT),
+    Call("ttt-nn", ("ttt-nn",), (*KS, LARGEST), KS),
+    Call("random", ("random",), KS, AT),
+    Call(OWN, ("ttt-nn",), KS[1:], more=("own_prefix=true",)),
+    Call("weights-and-context", ("weights-and-context",), AT),
+)
+
+
+def rows_of(
+    model: Causal,
+    store: Datastore,
+    scored: Sequence[Document],
+    calls: Sequence[tuple[Call, tuple[int, ...]]],
+    journal: Path,
+) -> tuple[Header, list[Row]]:
+    """Return every way's rows for some documents of one domain; what the journals hold is not done again."""
+    rows: list[Row] = []
+    for call, ks in calls:
+        results = uptake.compare(
+            model,
+            scored,
+            call.ways,
+            store=store,
+            k=ks,
+            settings=[
+                setting
+                for way in call.ways
+                if way in RATES
+                for setting in (f"{way}.{MOVES}", f"{way}.learning_rate={RATES[way]}", *call.more)
+            ],
+            protocol=uptake.PerQuery(search=SEARCH),
+            showcases=0,
+            journal=journal.with_name(
+                f"{journal.name}-{call.called.replace(', ', '-').replace(' ', '-')}.journal"
+            ),
+        )
+        rows += [replace(row, way=call.called) if call.more else row for row in results.rows]
+    return results.header, rows
+
+
+def guarded(rows: Iterable[Row]) -> list[Row]:
+    """Return what the mixture of base and TTT-NN scores on the same texts.
+
+    By its definition: half the probability of the text under each. It pays for the base's pass too.
+    """
+    rows = list(rows)
+    base = {row.query: row.score_seconds for row in rows if row.way == "base"}
+    return [
+        replace(
+            row,
+            way=GUARDED,
+            bits=1 - float(np.logaddexp2(-row.base_bits, -row.bits)),
+            score_seconds=row.score_seconds + base.get(row.query, 0.0),
+        )
+        for row in rows
+        if row.way == "ttt-nn"
+    ]
+
+
+def rounds(count: int, first: int, size: int) -> Iterable[slice]:
+    yield slice(0, min(first, count))
+    for start in range(first, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def against(rows: Sequence[Row], way: str, other: str, k: int) -> dict | None:
+    """Return how far one way's gain exceeds another's at the same k, over the queries both answered."""
+    mine, theirs = (
+        {row.query: row for row in rows if row.way == name and row.k in (k, 0)} for name in (way, other)
+    )
+    both = [query for query in mine if query in theirs]
+    if not both:
+        return None
+    found = gain_difference(
+        [mine[query].bits for query in both],
+        [theirs[query].bits for query in both],
+        [mine[query].base_bits for query in both],
+        [mine[query].document for query in both],
+    )
+    return {"difference": found.value, "ci": found.interval and list(found.interval), "queries": len(both)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
-    parser.add_argument("--model", help="default: the shared base model")
-    parser.add_argument("--work", type=Path, default=Path("build/main_job"))
+    parser.add_argument("--stores", type=Path, default=Path("build/stores"))
+    parser.add_argument("--work", type=Path, default=Path("build/main_job"), help="journals")
     parser.add_argument("--out", type=Path, default=Path("bench/main_job.json"))
-    parser.add_argument("--passages", type=int, default=5000, help="passages a domain, about")
-    parser.add_argument("--validation", type=int, default=3, help="validation documents a domain")
-    parser.add_argument("--test", type=int, default=10, help="test documents a domain")
-    parser.add_argument("--part", default="test", help="the documents scored in the end: test or valid")
-    parser.add_argument("--windows", type=int, default=1, help="most queries of one document")
-    parser.add_argument("--rate", help="take this learning rate for every way, and choose none")
-    parser.add_argument("--encoder", help="hybrid search with this encoder (default: lexical)")
-    parser.add_argument("-k", type=int, default=20)
     parser.add_argument("--domains", nargs="+", default=DOMAINS)
+    parser.add_argument("--first", type=int, default=8, help="documents a domain for every way and k = 50")
+    parser.add_argument("--round", type=int, default=12, help="documents of one round")
+    parser.add_argument("--limit", type=int, help="most documents a domain")
+    parser.add_argument("--only", nargs="+", help="do these calls ahead, and tell no figures")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model = uptake.load(arguments.model or str(arguments.shared / "models/base-5m"), dtype=arguments.dtype)
-    pile = arguments.shared / "data/minipile"
-    domains = {}
-    for name in arguments.domains:
-        folder = (
-            arguments.work / f"{name}-{stable_hash(name, str(arguments.passages), str(arguments.encoder)):x}"
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model = uptake.load(str(given.shared / "models/base-5m"), dtype=given.dtype)
+    test = {domain: documents(given.shared, domain, "test", given.limit) for domain in given.domains}
+    stores = {domain: store_of(given.stores, given.shared, domain, passages=None) for domain in given.domains}
+    headers: dict[str, Header] = {}
+    rows: dict[str, list[Row]] = {domain: [] for domain in given.domains}
+    for number, part in enumerate(rounds(max(map(len, test.values())), given.first, given.round)):
+        for domain in given.domains:
+            if some := test[domain][part]:
+                wanted = [call for call in CALLS if call.called in (given.only or [call.called])]
+                asked = [(call, call.later if number else call.first) for call in wanted]
+                calls = [(call, ks) for call, ks in asked if ks]
+                if not calls:
+                    continue
+                journal = given.work / f"{domain}-{number}"
+                headers[domain], made = rows_of(model, stores[domain], some, calls, journal)
+                rows[domain] += [*made, *guarded(made)]
+                print(f"  round {number}, {domain}: {len(some)} documents", flush=True)
+    if given.only:
+        return
+    told = {
+        "search": SEARCH,
+        "moves": MOVES,
+        "learning_rates": RATES,
+        "domains": {domain: figures(headers[domain], rows[domain]) for domain in given.domains},
+    }
+    firsts = {domain: {d.id for d in test[domain][: given.first]} for domain in given.domains}
+    told["first_round"] = {
+        domain: curve([row for row in rows[domain] if row.document in firsts[domain]])
+        for domain in given.domains
+    }
+    # A document's name need not be unlike those of other domains.
+    named = {
+        domain: [
+            replace(row, query=f"{domain}/{row.query}", document=f"{domain}/{row.document}")
+            for row in rows[domain]
+        ]
+        for domain in given.domains
+    }
+    prose = [row for domain in given.domains if domain != "dm_mathematics" for row in named[domain]]
+    told["pooled"] = {
+        "all": figures(headers[given.domains[0]], [row for some in named.values() for row in some]),
+        "without mathematics": figures(headers[given.domains[0]], prose),
+    }
+    told["overlap_bins"] = bins(prose)
+    show(told)
+    write_whole(given.out, json.dumps(plain(told), indent=1).encode() + b"\n")
+
+
+def figures(header: Header, rows: Sequence[Row]) -> dict:
+    """Return the report's summary, and each way against TTT-NN on the queries both answered."""
+    summary = uptake.summary(Results(header, tuple(rows)))
+    # TTT-NN's largest k was read for a few documents alone: its line is that of the k all were scored at.
+    for way, method in summary["methods"].items():
+        at = next((each for each in method["by_k"] if each["k"] == KS[-1]), method["by_k"][-1])
+        summary["methods"][way] = {
+            "k": at["k"],
+            **at,
+            "tokens_trained_per_query": method["tokens_trained_per_query"],
+            "by_k": method["by_k"],
+            "beyond_random": against(rows, way, "random", KS[-1]),
+            "beyond_ttt_nn": against(rows, way, "ttt-nn", KS[-1]),
+        }
+    return {"queries": len({row.query for row in rows}), "methods": summary["methods"]}
+
+
+def bins(rows: Sequence[Row]) -> dict:
+    """Return TTT-NN's gain, and that beyond random, by the overlap of what was read with the document."""
+    told = {}
+    for name in OVERLAP_BINS:
+        inside = {
+            row.query
+            for row in rows
+            if (row.way, row.k) == ("ttt-nn", KS[-1]) and overlap_bin(row.overlap) == name
+        }
+        some = [row for row in rows if row.query in inside]
+        if some:
+            (line,) = (each for each in curve(some)["ttt-nn"] if each["k"] == KS[-1])
+            told[name] = {
+                "queries": len(inside),
+                **line,
+                "beyond_random": against(some, "ttt-nn", "random", KS[-1]),
+            }
+    return told
+
+
+def curve(rows: Sequence[Row]) -> dict:
+    """Return each way's gain at every k on the documents that all of them scored."""
+    told: dict[str, list[dict]] = {}
+    for way, k in sorted({(row.way, row.k) for row in rows}):
+        some = [row for row in rows if (row.way, row.k) == (way, k)]
+        bits, base = [row.bits for row in some], [row.base_bits for row in some]
+        interval = gain_interval(bits, base, [row.document for row in some])
+        told.setdefault(way, []).append(
+            {"k": k, "gain": gain(bits, base), "gain_ci": interval and list(interval)}
         )
-        store = (
-            Datastore.open(folder)
-            if folder.exists()
-            else make_store(folder, pile / name, arguments.passages, arguments.encoder)
-        )
-        valid = documents(pile / name, "valid", arguments.validation)
-        domains[name] = (store, valid, documents(pile / name, arguments.part, arguments.test))
-    rates = dict.fromkeys(WAYS, arguments.rate) if arguments.rate else choose_rates(model, domains, arguments)
-    told = {"learning_rates": rates, "k": arguments.k, "domains": {}}
-    table = Table("domain", "base", *TOLD, "ttt-nn - random", "CPU s a query", box=None)
-    for name, (store, _, test) in domains.items():
-        results = uptake.compare(
-            model,
-            test,
-            ["base", *TOLD],
-            store=store,
-            k=arguments.k,
-            settings=[f"{way}.learning_rate={rate}" for way, rate in rates.items()],
-            showcases=0,
-            protocol=uptake.PerQuery(windows=arguments.windows),
-            journal=arguments.work / f"{name}.journal",
-        )
-        figures = uptake.summary(results)
-        told["domains"][name] = figures
-        methods = figures["methods"]
-        against = methods["ttt-nn"]["against_random"]
+    return told
+
+
+def show(told: dict) -> None:
+    """Print every way's gain; those of the first round alone stand against TTT-NN on its documents."""
+    table = Table("domain", "queries", "base", *SHOWN, "ttt-nn beyond random", box=None)
+    for domain, line in {**told["domains"], **told["pooled"]}.items():
+        methods = line["methods"]
+        beyond = methods["ttt-nn"]["beyond_random"]
         table.add_row(
-            name,
+            domain,
+            str(line["queries"]),
             f"{methods['base']['bits_per_byte']:.3f}",
-            *(shown(methods[way]["gain"], methods[way]["gain_ci"]) for way in TOLD),
-            shown(against["difference"], against["ci"]),
-            f"{methods['ttt-nn']['cpu_seconds_per_query']['total']:.2f}",
+            *(shown(methods[way]["gain"], methods[way]["gain_ci"]) for way in SHOWN),
+            shown(beyond["difference"], beyond["ci"]),
         )
-        print(f"  {name} done", flush=True)
-        for number in range(arguments.windows if arguments.windows > 1 else 0):
-            told_by_way = []
-            for way in TOLD:
-                rows = [row for row in results.rows if row.way == way and row.query.endswith(f"#{number}")]
-                saved = gain([row.bits for row in rows], [row.base_bits for row in rows])
-                told_by_way.append(f"{way} {100 * saved:.1f} %")
-            print(f"    window {number + 1}: {', '.join(told_by_way)}", flush=True)
-    Console(width=130).print(
-        f"gain in % of the base's bits, k = {arguments.k}, learning rates {rates}", table
-    )
-    arguments.out.write_text(json.dumps(told, indent=1))
+    firsts = Table("domain", *SOME, box=None)
+    for domain, line in {**told["domains"], **told["pooled"]}.items():
+        against = [line["methods"][way]["beyond_ttt_nn"] for way in SOME]
+        firsts.add_row(domain, *(shown(each["difference"], each["ci"]) for each in against))
+    console = Console(width=180)
+    console.print(f"gain in % of the base's bits at k = {KS[-1]}", table)
+    console.print("gain beyond ttt-nn's, on the documents of the first round", firsts)
 
 
-def shown(value: float, ends: list[float] | None) -> str:
+def shown(value: float, ends: Sequence[float] | None) -> str:
     return f"{100 * value:.1f}" + (f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else "")
 
 

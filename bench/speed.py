@@ -2,10 +2,11 @@
 
 Every way of working reads the same neighbours of the same queries, one way after another on each
 query, so that a slow minute of the machine slows all of them. Seconds are CPU seconds of training
-and scoring; finding the neighbours is the same for all and told apart. Learning rates are chosen on
-validation documents, for every way of working by itself, but where two train alike.
+and scoring; finding the neighbours is told apart. Learning rates are those that validation text chose
+for every way of working (recipes/levers.sh); with `--validation N` they are chosen here, on N queries a
+domain. The published ways search with the whole prefix; of ours, those that say so with its end.
 
-    OMP_NUM_THREADS=1 python bench/speed.py --out bench/speed.json
+    OMP_NUM_THREADS=1 python bench/speed.py --out bench/speed.json      # recipes/speed.sh
 """
 
 import argparse
@@ -15,12 +16,13 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from corpus import DOMAINS, documents, store_of
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -35,11 +37,13 @@ from uptake.protocol import PerQuery, Query
 from uptake.settings import apply
 from uptake.store.datastore import Datastore
 from uptake.store.source import QueryText
-from uptake.text import Document, Found, Passage, stable_hash
+from uptake.text import Document, Found, Passage
 
 RATES, LOWER = (1e-4, 3e-4, 1e-3, 3e-3), 3e-5
-DOMAIN = "python_peps"
+# Mathematics left out: its gain is ten times that of the others, and would be all that is seen.
+PROSE = tuple(domain for domain in DOMAINS if domain != "dm_mathematics")
 FRESH = "float32 all weights"
+SEARCH = 384  # characters of the prefix's end, where a way searches with that
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Asked:
     base_bits: dict[str, float]
     bytes: int
     retrieve_seconds: float
+    by_end: Found = field(default_factory=Found)  # its neighbours by the end of the prefix alone
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Way:
     dtype: str  # whose base model it is measured against
     run: Callable[[Asked, float], float]
     rate_of: str = ""  # the way whose learning rate it takes, where training is the same
+    rate: float = math.nan  # what validation text chose
 
 
 class PublishedLoop:
@@ -120,13 +126,14 @@ class PublishedLoop:
         return nats / math.log(2)
 
 
-def ours(lm: Causal, k: int, *settings: str) -> Callable[[Asked, float], float]:
+def ours(lm: Causal, k: int, *settings: str, by_end: bool = False) -> Callable[[Asked, float], float]:
     """Return Uptake's way of working on the first `k` neighbours, with these settings."""
     method = apply(Finetune(), *settings)
 
     def run(asked: Asked, rate: float) -> float:
         tuned = apply(method, f"learning_rate={rate}")
-        evidence = Evidence(asked.found.part(0, k), asked.query.search)
+        found = asked.by_end if by_end else asked.found
+        evidence = Evidence(found.part(0, k), asked.query.context)
         states = tuned.take([tuned.init(lm)], lm, [evidence], Context())
         (scores,) = tuned.on(states, lm).score([Segment(asked.query.target, asked.query.context)])
         return scores.bits
@@ -140,62 +147,47 @@ def ways(full: Causal, half: Causal, k: int) -> list[Way]:
     dtype = str(half.dtype).removeprefix("torch.")
     own = "own_prefix=true"
 
-    def mine(name: str, k: int, *settings: str) -> Way:
-        return Way(f"{dtype} {name}", dtype, ours(half, k, *settings))
+    def mine(name: str, rate: float, k: int, *settings: str, by_end: bool = False) -> Way:
+        return Way(f"{dtype} {name}", dtype, ours(half, k, *settings, by_end=by_end), rate=rate)
 
     return [
-        Way("published loop", "float32", PublishedLoop(full, True).run, "published loop, scored once"),
-        Way("published loop, scored once", "float32", PublishedLoop(full, False).run),
-        Way(FRESH, "float32", ours(full, k), f"{dtype} all weights"),
-        mine("all weights", k),
-        mine("top 2 layers", k, top),
-        mine("LoRA, rank 16", k, "moves=lora(rank=16)"),
-        mine(f"all weights, k = {few}", few),
-        mine(f"top 2 layers, k = {few}", few, top),
-        mine(f"all weights, own prefix, k = {few}", few, own),
-        mine(f"top 2 layers, own prefix, k = {few}", few, top, own),
-        mine(f"top 2 layers, own prefix, k = {few // 2}", few // 2, top, own),
+        Way("published loop", "float32", PublishedLoop(full, True).run, "published loop, scored once", 3e-4),
+        Way("published loop, scored once", "float32", PublishedLoop(full, False).run, rate=3e-4),
+        Way(FRESH, "float32", ours(full, k), f"{dtype} all weights", 3e-4),
+        mine("all weights", 3e-4, k),
+        mine("top 2 layers", 1e-3, k, top),
+        mine("top 2 layers, end", 1e-3, k, top, by_end=True),
+        mine("top 2 layers, end, own prefix", 1e-3, k, top, own, by_end=True),
+        mine(f"top 2 layers, end, own prefix, k = {few}", 1e-3, few, top, own, by_end=True),
+        mine(f"top 2 layers, end, own prefix, k = {few // 2}", 1e-3, few // 2, top, own, by_end=True),
+        mine(f"top 2 layers, end, own prefix, k = {2 * k}", 1e-3, 2 * k, top, own, by_end=True),
     ]
 
 
-def documents(folder: Path, part: str) -> list[Document]:
-    """Return the documents of one part, the longer ones for queries, in an order fixed by their names."""
-    found = [d for d in uptake.read(folder / f"{part}.jsonl.xz") if part == "train" or len(d.text) >= 1200]
-    return sorted(found, key=lambda d: stable_hash("order", d.id))
-
-
-def open_store(folder: Path, data: Path, passages: int) -> Datastore:
-    """Return the lexical store of about so many passages, made at the first call."""
-    if folder.exists():
-        return Datastore.open(folder)
-    chosen, count = [], 0
-    for document in documents(data, "train"):
-        if count >= passages:
-            break
-        chosen.append(document)
-        count += len(document.text) // 1000 + 1
-    store = Datastore.create(folder, retriever="lexical")
-    store.add(chosen)
-    return store
-
-
-def ask(models: Sequence[Causal], store: Datastore, part: str, count: int, k: int, data: Path) -> list[Asked]:
-    """Return the first queries of a part of the domain with their neighbours, under the leak filter."""
+def ask(
+    models: Sequence[Causal], stores: dict[str, Datastore], part: str, count: int, k: int, shared: Path
+) -> list[Asked]:
+    """Return the first queries of a part of each domain with their neighbours, under the leak filter."""
     asked = []
-    for document in documents(data, part)[:count]:
-        query = next(PerQuery().queries(document))
-        text = QueryText(query.search, document.id, document.group, document.text)
-        started = time.process_time()
-        (source,) = store.sources([text], LeakFilter())
-        found = source.search(k)
-        seconds = time.process_time() - started
-        scores = {
-            str(lm.dtype).removeprefix("torch."): lm.score([Segment(query.target, query.context)])[0]
-            for lm in models
-        }
-        base = {dtype: one.bits for dtype, one in scores.items()}
-        asked.append(Asked(query, found, base, len(query.target.encode("utf8")), seconds))
+    for domain, store in stores.items():
+        for document in documents(shared, domain, part, count):
+            query = next(PerQuery().queries(document))
+            found, seconds = _found(store, document, query.search, k)
+            by_end, _ = _found(store, document, query.search[-SEARCH:], 2 * k)
+            scores = {
+                str(lm.dtype).removeprefix("torch."): lm.score([Segment(query.target, query.context)])[0]
+                for lm in models
+            }
+            base = {dtype: one.bits for dtype, one in scores.items()}
+            asked.append(Asked(query, found, base, len(query.target.encode("utf8")), seconds, by_end))
     return asked
+
+
+def _found(store: Datastore, document: Document, search: str, k: int) -> tuple[Found, float]:
+    started = time.process_time()
+    (source,) = store.sources([QueryText(search, document.id, document.group, document.text)], LeakFilter())
+    found = source.search(k)
+    return found, time.process_time() - started
 
 
 def choose_rates(chosen: Sequence[Way], valid: Sequence[Asked]) -> dict[str, float]:
@@ -309,8 +301,9 @@ def show(told: dict) -> None:
             *shares,
         )
     Console(width=150).print(
-        f"k = {told['k']}, {told['queries']} queries of {DOMAIN}, base {told['base_bits_per_byte']:.3f} bits "
-        f"a byte; finding neighbours costs every way {told['retrieve_cpu_seconds']:.3f} s a query more",
+        f"k = {told['k']}, {told['queries']} queries of {len(told['domains'])} domains, "
+        f"base {told['base_bits_per_byte']:.3f} bits a byte; finding neighbours costs every way "
+        f"{told['retrieve_cpu_seconds']:.3f} s a query more",
         table,
     )
 
@@ -319,31 +312,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
     parser.add_argument("--model", help="default: the shared base model")
-    parser.add_argument("--work", type=Path, default=Path("build/speed"))
+    parser.add_argument("--stores", type=Path, default=Path("build/stores"))
     parser.add_argument("--out", type=Path, default=Path("bench/speed.json"))
-    parser.add_argument("--passages", type=int, default=5000, help="passages in the store, about")
-    parser.add_argument("--validation", type=int, default=10, help="validation queries")
-    parser.add_argument("--queries", type=int, default=24, help="test queries, one a document")
+    parser.add_argument("--domains", nargs="+", default=PROSE)
+    parser.add_argument(
+        "--validation", type=int, default=0, help="queries a domain that choose learning rates"
+    )
+    parser.add_argument("--queries", type=int, default=5, help="test queries a domain, one a document")
     parser.add_argument("-k", type=int, default=20)
     parser.add_argument("--dtype", default="bfloat16", help="of the base under our own ways of working")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="+", default=[""], help="beside the first four: words in the names")
+    parser.add_argument("--only", nargs="+", default=[""], help="beside the first three: words in the names")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     name = arguments.model or str(arguments.shared / "models/base-5m")
     full, half = uptake.load(name), uptake.load(name, dtype=arguments.dtype)
-    data = arguments.shared / "data/minipile" / DOMAIN
-    folder = arguments.work / f"store-{arguments.passages}"
-    store = open_store(folder, data, arguments.passages)
+    stores = {
+        domain: store_of(arguments.stores, arguments.shared, domain, passages=None)
+        for domain in arguments.domains
+    }
 
     def selected() -> list[Way]:
         every = ways(full, half, arguments.k)
-        return [w for w in every if w in every[:4] or any(word in w.name for word in arguments.only)]
+        return [w for w in every if w in every[:3] or any(word in w.name for word in arguments.only)]
 
     chosen = selected()
-    valid = ask([full, half], store, "valid", arguments.validation, arguments.k, data)
-    test = ask([full, half], store, "test", arguments.queries, arguments.k, data)
-    rates = choose_rates(chosen, valid)
+    valid = ask([full, half], stores, "valid", max(1, arguments.validation), arguments.k, arguments.shared)
+    test = ask([full, half], stores, "test", arguments.queries, arguments.k, arguments.shared)
+    rates = choose_rates(chosen, valid) if arguments.validation else {way.name: way.rate for way in chosen}
     # What optimisers remember of the validation queries stays behind; nobody pays for what is done once.
     chosen = selected()
     for way in chosen:
@@ -352,9 +348,8 @@ def main() -> None:
     told = {
         "k": arguments.k,
         "queries": len(test),
-        "validation_queries": len(valid),
-        "domain": DOMAIN,
-        "passages": store.info()["passages"],
+        "domains": list(stores),
+        "passages": {domain: store.count for domain, store in stores.items()},
         "model": full.fingerprint,
         "threads": arguments.threads,
         "processor": _processor(),

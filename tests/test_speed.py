@@ -20,9 +20,9 @@ TEXTS = ("def add(a, b):\n    return a + b\n", "for i in range(10):\n    print(i
 
 @pytest.fixture(name="speed", scope="module")
 def speed_fixture() -> Any:
-    spec = importlib.util.spec_from_file_location(
-        "speed", Path(__file__).parent.parent / "bench" / "speed.py"
-    )
+    bench = Path(__file__).parent.parent / "bench"
+    sys.path.insert(0, str(bench))  # it imports its neighbours, as a script does
+    spec = importlib.util.spec_from_file_location("speed", bench / "speed.py")
     assert spec is not None and spec.loader is not None
     module = sys.modules["speed"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
