@@ -15,6 +15,7 @@ from uptake.delta import Delta, fingerprint, skeleton, wide
 from uptake.errors import BadInput, Missing
 from uptake.lm import LM, Cache
 from uptake.moves import Moves, Opened
+from uptake.nets.context_memory import Slots
 from uptake.nets.fast_weights import Unembedding
 from uptake.tokens import Tokenizer
 from uptake.watched import Watched
@@ -101,8 +102,30 @@ class Causal(LM):
     def _watched(self) -> Watched:
         return Watched(self.module)
 
-    def _run(self, module: nn.Module, ids: Tensor, cache: Cache) -> Any:
-        arguments = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None}
+    def layers(self, ids: Tensor, cache: Cache = None) -> tuple[tuple[Tensor, ...], Cache]:
+        out = self._run(self._private, ids, cache, output_hidden_states=True, logits_to_keep=1)
+        return tuple(map(wide, out.hidden_states)), None if cache is None else out.past_key_values
+
+    @cached_property
+    def _private(self) -> nn.Module:
+        """These weights in a module that takes hooks: transformers leaves some where it tells of layers."""
+        return self.module if self._base else skeleton(self.module)
+
+    def beside(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
+        joined, known = self.start(), cache.get_seq_length()
+        for layer, (keys, values, *_) in enumerate(cache):
+            more = slots.keys[layer].to(keys.dtype), slots.values[layer].to(values.dtype)
+            joined.update(torch.cat([keys, more[0]], 2), torch.cat([values, more[1]], 2), layer)
+        before = torch.arange(known, device=self.device) < places[..., None]
+        own = torch.eye(ids.shape[1], dtype=torch.bool, device=self.device).expand(*ids.shape, -1)
+        seen = torch.cat([before, own.repeat_interleave(slots.each, -1), own], -1)
+        barred = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        barred = barred.masked_fill(~seen, torch.finfo(self.dtype).min)[:, None]
+        out = self._run(self.module, ids, joined, position_ids=places, attention_mask=barred)
+        return torch.log_softmax(wide(out.logits), -1)
+
+    def _run(self, module: nn.Module, ids: Tensor, cache: Cache, **more: Any) -> Any:
+        arguments = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None, **more}
         # On a bfloat16 base, weights that move are float32: autocast lets the two meet.
         mixed = self.dtype.itemsize < 4
         with torch.autocast(self.device.type, self.dtype) if mixed else contextlib.nullcontext():

@@ -16,6 +16,7 @@ from torch import Tensor
 from uptake.delta import Delta
 from uptake.errors import BadInput
 from uptake.moves import Moves, Opened
+from uptake.nets.context_memory import Slots
 from uptake.nets.fast_weights import Unembedding
 from uptake.tokens import Tokenizer
 
@@ -124,6 +125,23 @@ class LM(ABC):
     def weights_fingerprint(self) -> str:
         """Names the weights as they are; `fingerprint` names those of the base, moved or not."""
         return self.fingerprint
+
+    def layers(self, ids: Tensor, cache: Cache = None) -> tuple[tuple[Tensor, ...], Cache]:
+        """Return what goes into the first layer and comes out of each, [batch, time, width], and the cache.
+
+        Raises BadInput for an LM that has no one network underneath.
+        """
+        raise BadInput(f"{type(self).__name__} has no one network whose layers could be read: give its base")
+
+    def beside(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
+        """Return log-probabilities after `ids`, each of which attends to slots of its own besides the text.
+
+        `ids`, [batch, n], stand at `places` in a text that `cache`, as `layers` left it, holds in whole;
+        the token at t sees the text before t, itself and its slots, and not the others of `ids`. Slots
+        have no place in the text: rotary keys come as they are, like those of a token at place 0. The
+        cache stays as it is. Raises BadInput as `layers` does.
+        """
+        raise BadInput(f"{type(self).__name__} has no one network to put slots beside: give its base")
 
     def at(self, rows: Sequence[int]) -> "LM":
         """Return the LM whose rows are these rows of this one."""

@@ -1,0 +1,284 @@
+"""MAC: what the memory is asked, what it answers with, and that it can be taken apart again."""
+
+from dataclasses import replace
+from functools import cache
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import toys
+from uptake.causal import Causal
+from uptake.errors import BadInput
+from uptake.learned import Material
+from uptake.lm import LM, Segment
+from uptake.method import Context, Evidence
+from uptake.methods.mac import Bank, Mac
+from uptake.nets.context_memory import ContextMemory, Sizes, Slots
+from uptake.rules import AdamW
+from uptake.tasks.questions import Question
+from uptake.text import Document
+from uptake.tokens import Tokenizer
+from uptake.train import Training, train
+
+TEXTS = ("the cat sat on the mat.", "a dog ran.", "one fish, two fish, red fish.", "so be it", "no more")
+ASKED = torch.tensor([[0, *b"who sat there"], [0, *b"where it was."]])
+
+
+def network(seed: int = 0, **settings: Any) -> ContextMemory:
+    torch.manual_seed(seed)
+    made = ContextMemory(Sizes(24, ((2, 5, 3), (1, 4, 4))), width=16, slots=3, heads=2, **settings)
+    return made.double().requires_grad_(False)
+
+
+def bank(documents: int, seed: int = 1) -> Tensor:
+    return torch.randn(documents, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def double(lm: LM, **settings: Any) -> Mac:
+    """Return a method with an untrained network of float64."""
+    method = replace(Mac.example(), **settings)
+    return replace(method, trained=method.fresh(lm).double().requires_grad_(False))
+
+
+def taken(method: Mac, lm: LM, *texts: str) -> Bank:
+    return method.take([method.init(lm)], lm, [Evidence.of(*texts)], Context())[0]
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_slots_stand_beside_the_text_and_out_of_each_others_sight(shape: str) -> None:
+    lm = toys.lm(shape, dtype=torch.float64)
+    places = torch.tensor([[3, 9, 4], [0, 13, 13]])
+    wide = torch.Generator().manual_seed(0)
+    made = [torch.randn(2, 2, 3 * 2, 16, dtype=torch.float64, generator=wide) for _ in range(4)]
+    _, plain = lm.layers(ASKED, lm.start())
+    before = [tensor.clone() for layer in plain for tensor in layer[:2]]
+    found = lm.beside(ASKED.gather(1, places), places, Slots(tuple(made[:2]), tuple(made[2:]), 2), plain)
+    assert all(
+        torch.equal(*pair) for pair in zip(before, (t for layer in plain for t in layer[:2]), strict=True)
+    )
+    for row in range(2):
+        for n, place in enumerate(places[row].tolist()):
+            text = lm.start()
+            if place:
+                lm.step(ASKED[row : row + 1, :place], text)
+            for layer in range(2):
+                own = (slice(row, row + 1), slice(None), slice(2 * n, 2 * n + 2))
+                text.update(made[layer][own], made[2 + layer][own], layer)
+            out = lm.module(
+                input_ids=ASKED[row : row + 1, place : place + 1],
+                past_key_values=text,
+                position_ids=torch.tensor([[place]]),
+            )
+            expected = torch.log_softmax(out.logits[0, 0], -1)
+            assert torch.allclose(found[row, n], expected, atol=1e-12)
+
+
+def test_layers_are_those_that_the_model_tells_of() -> None:
+    lm = toys.lm("gpt2", dtype=torch.float64)
+    states, kept = lm.layers(ASKED, lm.start())
+    again = lm.module(ASKED, output_hidden_states=True)
+    assert len(states) == 3 and all(map(torch.equal, states, again.hidden_states))
+    assert kept.get_seq_length() == ASKED.shape[1] and lm.layers(ASKED)[1] is None
+
+
+def test_no_document_comes_before_another() -> None:
+    net, documents = network(), bank(7)
+    asked = torch.randn(2, 4, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    turned = documents[torch.tensor([3, 0, 6, 5, 1, 2, 4])]
+    assert torch.allclose(net.aggregate(asked, documents), net.aggregate(asked, turned), atol=1e-13)
+    lm = toys.lm(dtype=torch.float64)
+    for group in (None, 2):
+        method = double(lm, group=group)
+        forward, backward = (taken(method, lm, *texts) for texts in (TEXTS, TEXTS[::-1]))
+        logs = [method.on([state], lm).step(ASKED)[0] for state in (forward, backward)]
+        assert torch.equal(*logs) and not torch.equal(logs[0], lm.step(ASKED)[0])
+
+
+def test_groups_are_aggregated_and_then_what_they_gave() -> None:
+    net, documents = network(blocks=1), bank(5)
+    asked = torch.randn(2, 4, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(net.aggregate(asked, documents, group=5), net.aggregate(asked, documents))
+    found = net.aggregate(asked, documents, group=2)
+    assert not torch.allclose(found, net.aggregate(asked, documents), atol=1e-6)
+
+    def naive(one: Tensor, held: Tensor) -> Tensor:
+        """One place of one text, by recursion."""
+        if len(held) <= 2:
+            return net.aggregate(one[None, None], held)[0, 0]
+        return naive(one, torch.stack([naive(one, held[i : i + 2]) for i in range(0, len(held), 2)]))
+
+    for row in range(2):
+        for n in range(4):
+            assert torch.allclose(found[row, n], naive(asked[row, n], documents), atol=1e-12)
+
+
+def test_a_row_sees_the_documents_it_may_see() -> None:
+    net, documents = network(), bank(5)
+    asked = torch.randn(2, 4, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    seen = torch.tensor([[True, False, True, False, False], [False, True, True, True, True]])
+    found = net.aggregate(asked, documents, seen)
+    for row in range(2):
+        alone = net.aggregate(asked[row : row + 1], documents[seen[row]])
+        assert torch.allclose(found[row], alone[0], atol=1e-12)
+
+
+def test_a_document_is_asked_as_a_question_is_and_padding_is_not_read() -> None:
+    net, wide = network(), torch.Generator().manual_seed(4)
+    states = torch.randn(2, 6, 24, dtype=torch.float64, generator=wide)
+    asked = net.ask(states, torch.tensor([[0, 3, 5], [1, 1, 4]]))
+    assert torch.allclose(asked[0, 1], net.encode(states[:1, :4], torch.tensor([4]))[0], atol=1e-12)
+    assert torch.allclose(asked[1, 2], net.encode(states, torch.tensor([6, 5]))[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_decoding_with_a_cache_is_reading_the_whole(shape: str) -> None:
+    lm = toys.lm(shape, dtype=torch.float64)
+    method = double(lm, group=2)
+    remembering = method.on([taken(method, lm, *TEXTS)], lm)
+    whole = remembering.step(ASKED[:1])[0]
+    cache, parts = remembering.start(), []
+    for part in ASKED[:1].split([5, 1, 1, 7], 1):
+        log_probs, cache = remembering.step(part, cache)
+        parts.append(log_probs)
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-12)
+    ids = [0, *lm.tokenizer.encode("who")[0]]
+    for _ in range(6):
+        ids.append(int(remembering.step(torch.tensor([ids]))[0][0, -1].argmax()))
+    assert remembering.generate("who", 6) == lm.tokenizer.decode(ids[4:])
+
+
+def test_with_nothing_read_it_is_the_base_to_the_bit() -> None:
+    lm = toys.lm()
+    method = Mac.example()
+    full, empty = taken(method, lm, *TEXTS), method.init(lm)
+    segments = [Segment("sat there", "who "), Segment("it was.", "where ")]
+    scores = method.on([full, empty], lm).score(segments)
+    assert torch.equal(scores[1].log_probs, lm.at([1]).score(segments[1:])[0].log_probs)
+    assert not torch.allclose(scores[0].log_probs, lm.score(segments[:1])[0].log_probs, atol=1e-3)
+
+
+def test_what_is_dropped_was_never_read_and_nothing_is_read_again() -> None:
+    lm = toys.lm()
+    method = Mac.example()
+    long = "far too long for a window of 64 bytes, so that it is read in several pieces, each one by itself. "
+    state = taken(method, lm, *TEXTS[:2], long)
+    (state,) = method.take([state], lm, [Evidence.of(TEXTS[2])], Context())
+    assert state.pieces == (1, 1, 2, 1) and len(state.slots) == 5
+    gone = [Evidence.of(text).passages[0].id for text in (long, TEXTS[2])]
+    nobody: Any = None
+    dropped, never = method.drop(state, nobody, gone), taken(method, lm, *TEXTS[:2])
+    assert torch.equal(dropped.slots, never.slots)
+    assert (dropped.pieces, dropped.history) == (never.pieces, never.history)
+    assert torch.equal(method.drop(state, nobody, []).slots, state.slots)
+
+
+KEYS = [one + other for one in "bcdfghkl" for other in "aeiouyrs"]
+Random(0).shuffle(KEYS)
+
+
+def world(keys: list[str], seed: int = 0, times: int = 1) -> Material:
+    """Documents that give each key a value, and questions for it; each time the values are others."""
+    random = Random(seed)
+    told = [(f"{key}{time}", key, random.choice("1579")) for time in range(times) for key in keys]
+    documents = tuple(Document(name, f"{key} {value}") for name, key, value in told)
+    return Material(documents, tuple(Question(name, key, (value,), name) for name, key, value in told))
+
+
+TOY = Mac(width=32, slots=1, heads=2, documents=4, template="{question}")
+
+
+def test_gradients_reach_every_part_and_the_base_has_none() -> None:
+    lm = toys.lm()
+    method = replace(TOY, locality=0.5, documents=8)
+    material = replace(world(KEYS[:8]), unrelated=(Document("u", "something else"),))
+    (episode,) = method.episodes(lm, material)
+    made = method.fresh(lm)
+    loss, gradients = method.gradients(made, lm, episode)
+    for (name, _), gradient in zip(made.named_parameters(), gradients, strict=True):
+        assert gradient is not None and gradient.abs().max() > 0, name
+    assert not any(p.requires_grad or p.grad is not None for p in lm.module.parameters())
+    plain = replace(method, locality=0.0)
+    assert loss > plain.gradients(made, lm, episode)[0]
+
+
+def test_documents_left_out_of_the_backward_pass_are_constants() -> None:
+    lm = toys.lm(dtype=torch.float64)
+    (episode,) = replace(TOY, documents=8).episodes(lm, world(KEYS[:8]))
+    made = TOY.fresh(lm).double()
+    assert len(episode.kept) == 8
+    few = replace(TOY, documents=8, backward=0.25).episodes(lm, world(KEYS[:8]))[0]
+    assert len(few.kept) == 2
+
+    def run(kept: tuple[int, ...]) -> tuple[float, Tensor]:
+        loss, gradients = TOY.gradients(made, lm, replace(episode, kept=kept))
+        return loss, torch.cat([g.flatten() for g in gradients if g is not None])
+
+    (all_loss, every), (none_loss, none) = run(tuple(range(8))), run(())
+    parts = [run((place,))[1] - none for place in range(8)]
+    assert all_loss == pytest.approx(none_loss, abs=1e-12) and not torch.allclose(every, none)
+    assert torch.allclose(none + torch.stack(parts).sum(0), every, atol=1e-12)
+
+
+def test_a_question_sees_its_own_document_among_others() -> None:
+    lm = toys.lm()
+    episodes = replace(TOY, documents=16).episodes(lm, world(KEYS, times=4))
+    assert len(episodes) == 16 and all(bool(episode.seen.diagonal().all()) for episode in episodes)
+    counts = torch.cat([episode.seen.sum(1) for episode in episodes]).tolist()
+    # Evenly on a logarithmic scale: one or two as often as three to five or eleven to sixteen.
+    assert 0.15 < sum(count <= 2 for count in counts) / len(counts) < 0.45
+    assert 0.08 < sum(count >= 11 for count in counts) / len(counts) < 0.3
+    with pytest.raises(BadInput, match="names a document"):
+        TOY.episodes(lm, Material(world(KEYS).documents))
+
+
+@cache
+def trained() -> tuple[LM, Mac]:
+    module = toys.module()
+    # The toy's logits are too flat to give any token half of the probability.
+    with torch.no_grad():
+        module.get_input_embeddings().weight.mul_(10)
+    lm = Causal(module, Tokenizer(toys.tokenizer()))
+    episodes = TOY.episodes(lm, world(KEYS[:48], times=12))
+    made, _ = train(TOY, lm, episodes, Training(AdamW(3e-3, beta2=0.95, weight_decay=0.0), passes=5))
+    return lm, replace(TOY, trained=made)
+
+
+def right(way: Mac, lm: LM, read: Material, asked: Material) -> int:
+    """Return how many questions are answered by a memory of four documents, the same four of `read`."""
+    count = 0
+    for start in range(0, len(asked.questions), 4):
+        state = taken(way, lm, *(document.text for document in read.documents[start : start + 4]))
+        for question in asked.questions[start : start + 4]:
+            ids = torch.tensor([[0, *lm.tokenizer.encode(f"{question.text} ")[0]]])
+            said = int(way.on([state], lm).step(ids)[0][0, -1].argmax())
+            count += said == lm.tokenizer.encode(question.answers[0])[0][0]
+    return count
+
+
+def test_a_trained_memory_answers_on_keys_it_never_saw() -> None:
+    lm, method = trained()
+    asked, others = world(KEYS[48:], 7, times=4), world(KEYS[48:], 8, times=4)
+    untrained = replace(method, trained=method.fresh(lm))
+    assert right(method, lm, asked, asked) >= 40, "of 64, with four answers to choose from"
+    assert right(method, lm, others, asked) <= 24, "told other values for the same keys"
+    assert right(untrained, lm, asked, asked) <= 24
+
+
+@pytest.mark.parametrize(
+    "settings", [{"width": 30}, {"group": 1}, {"slots": 0}, {"backward": 2.0}, {"template": "?"}], ids=str
+)
+def test_settings_that_cannot_be_are_refused(settings: Any) -> None:
+    with pytest.raises(BadInput, match=r"use|write"):
+        Mac(**settings)
+
+
+def test_a_state_of_another_model_and_a_model_without_layers_are_refused() -> None:
+    lm, method = toys.lm(), Mac.example()
+    state = taken(method, lm, *TEXTS)
+    with pytest.raises(BadInput, match="load that model"):
+        method.on([replace(state, base="other")], lm)
+    with pytest.raises(BadInput, match="give its base"):
+        method.on([state], lm).layers(ASKED)
