@@ -138,7 +138,7 @@ def report(cells: Sequence[dict[str, float]], counts: Sequence[int]) -> None:
             told.append(f"{mean(found):.2f} [{min(found):.2f}, {max(found):.2f}]")
         table.add_row(name(count), *told, f"{mean(values(cells, count, 'cpu_seconds')):.0f}")
     Console(width=180).print(
-        f"accuracy, last {LAST} positions or first; mean [least, most] over seeds", table
+        f"accuracy, last {LAST} positions or first; mean (least to most) over seeds", table
     )
 
 
@@ -157,7 +157,7 @@ def plot(cells: Sequence[dict[str, float]], counts: Sequence[int], path: Path) -
             line("unseen last", "unseen", 3),
             line("unseen scrambled", "scrambled", 1),
         ],
-        chart.names("training tasks", [name(count) for count in counts]),
+        chart.names("training tasks", ["∞" if count == UNLIMITED else str(count) for count in counts]),
         chart.linear(f"accuracy at the last {LAST} positions", [0.0, 1.0], digits=1),
         summary="Accuracy on seen and unseen tasks against the number of training tasks.",
         reference=(1 / CLASSES, "chance"),

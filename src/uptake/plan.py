@@ -53,7 +53,7 @@ def units(protocol: Protocol, documents: Iterable[Document]) -> list[list[Query]
     """Return what is taken up in one go, in order: a query, or under `running` a whole document's."""
     per_document = [queries for document in documents if (queries := list(protocol.queries(document)))]
     if not per_document:
-        raise BadInput("no document is long enough to be scored: give texts of two characters or more")
+        raise BadInput(f"no document can be scored: give {protocol.wants}")
     if not protocol.retrieves:
         return per_document
     return [[query] for queries in per_document for query in queries]

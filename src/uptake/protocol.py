@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from uptake.errors import BadInput
-from uptake.text import Document
+from uptake.tasks.holes import Making
+from uptake.text import Document, Passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Query:
     search: str
     context: str
     target: str
+    support: tuple[Passage, ...] = ()  # what else of the document may be read, before neighbours are
 
     @property
     def own(self) -> str:
@@ -34,6 +36,7 @@ class Protocol(ABC):
 
     name: ClassVar[str]
     retrieves: ClassVar[bool] = True  # False: what is taken up is the text itself, once scored
+    wants: ClassVar[str] = "texts of two characters or more"
 
     @abstractmethod
     def queries(self, document: Document) -> Iterator[Query]:
@@ -109,3 +112,20 @@ class Running(Protocol):
             context = text[max(0, start - self.context) : start]
             target = text[start : start + self.segment]
             yield Query(f"{document.id}#{number}", document, context, context, target)
+
+
+@dataclass(frozen=True)
+class Holes(Making, Protocol):
+    """Fill a hole of a source file, having read what stands around it, before *and after*.
+
+    This is the one protocol where a token may depend on later ones: those behind the hole's line.
+    """
+
+    name: ClassVar[str] = "holes"
+    wants: ClassVar[str] = "Python files"
+
+    def queries(self, document: Document) -> Iterator[Query]:
+        for number, hole in enumerate(self.holes(document)):
+            context = hole.before[-self.prefix :]
+            query = f"{document.id}#{number}"
+            yield Query(query, document, context, context, hole.target, self.support(hole))

@@ -124,7 +124,11 @@ class Runner:
             if not method.cumulative:
                 start, states, context, train = 0, fresh, Context(self.plan.seed, self.plan.budget), []
             evidence = [
-                Evidence(some.part(start, k), one.queries[0].own, one.source)
+                Evidence(
+                    some.part(start, k).behind(one.queries[0].support if states is fresh else ()),
+                    one.queries[0].own,
+                    one.source,
+                )
                 for some, one in zip(found, asked, strict=True)
             ]
             score: list[float] = []

@@ -218,3 +218,8 @@ class Found:
         """Return the passages from place `start` up to place `stop`."""
         cut = slice(start, stop)
         return Found(self.passages[cut], self.scores[cut], self.overlaps[cut], self.withheld)
+
+    def behind(self, passages: Sequence[Passage]) -> "Found":
+        """Return the same after passages that nobody had to search for; their scores are 0."""
+        zeros = (0.0,) * len(passages)
+        return Found((*passages, *self.passages), zeros + self.scores, zeros + self.overlaps, self.withheld)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from uptake.method import Way
     from uptake.protocol import Protocol
     from uptake.store.datastore import Datastore
+    from uptake.tasks.holes import Around, Kind
 
 EXAMPLES = options.examples(
     "uptake compare -m gpt2 -s notes.store --data test.jsonl --html report.html",
@@ -38,6 +39,8 @@ def compare(
     windows: options.Windows = 1,
     search: options.Search = None,
     segment: options.SegmentSize = 512,
+    hole: options.Hole = "identifier",
+    around: options.Around = "both",
     limit: options.Limit = None,
     leak_containment: options.Containment = 0.5,
     leak_jaccard: options.Jaccard = 0.8,
@@ -70,10 +73,15 @@ def compare(
 
         from uptake import api, causal, readers, report
         from uptake.method import Budget
-        from uptake.protocol import PerQuery, Running, Whole
+        from uptake.protocol import Holes, PerQuery, Running, Whole
     rules = {
         each.name: each
-        for each in (PerQuery(prefix, suffix, windows, search), Whole(), Running(segment, prefix))
+        for each in (
+            PerQuery(prefix, suffix, windows, search),
+            Whole(),
+            Running(segment, prefix),
+            Holes(cast("Kind", hole), windows, prefix, cast("Around", around)),
+        )
     }
     rule = rules[inputs.one_of("--protocol", protocol, list(rules))]
     chosen = inputs.recipe(recipe)

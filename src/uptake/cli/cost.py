@@ -39,13 +39,14 @@ def cost(**given: Any) -> None:
         from uptake.cost import forecast
         from uptake.method import Budget
         from uptake.plan import Plan
-        from uptake.protocol import PerQuery, Running, Whole
+        from uptake.protocol import Holes, PerQuery, Running, Whole
     rules = {
         each.name: each
         for each in (
             PerQuery(given["prefix"], given["suffix"], given["windows"], given["search"]),
             Whole(),
             Running(given["segment"], given["prefix"]),
+            Holes(given["hole"], given["windows"], given["prefix"], given["around"]),
         )
     }
     rule = rules[inputs.one_of("--protocol", given["protocol"], list(rules))]

@@ -98,7 +98,8 @@ ProtocolName = Annotated[
         PROTOCOL,
         "NAME",
         "per-query: retrieve with a prefix, score what follows. whole: retrieve with what is scored, as "
-        "the paper does. running: score a segment, then read it; needs no store.",
+        "the paper does. running: score a segment, then read it; needs no store. holes: fill in holes of "
+        "Python files, after reading the rest of the file.",
         "--protocol",
     ),
 ]
@@ -112,7 +113,16 @@ Search = Annotated[
     option(PROTOCOL, "N", "Retrieve with the last N characters of the prefix (per-query), not all of it.",
            "--search", least=1),
 ]  # fmt: skip
-Windows = Annotated[int, option(PROTOCOL, "N", "Most queries made of one document (per-query).", least=1)]
+Windows = Annotated[
+    int, option(PROTOCOL, "N", "Most queries made of one document (per-query, holes).", least=1)
+]
+Hole = Annotated[str, option(PROTOCOL, "KIND", "What is blanked: identifier or line (holes).", "--hole")]
+Around = Annotated[
+    str,
+    option(
+        PROTOCOL, "SIDES", "What of the file may be read: both, before, after or none (holes).", "--around"
+    ),
+]
 SegmentSize = Annotated[
     int, option(PROTOCOL, "N", "Characters scored, then read (running).", "--segment", least=1)
 ]

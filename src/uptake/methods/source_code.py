@@ -1,0 +1,164 @@
+"""On-the-fly adaptation to a source file (Shrivastava et al. 2020): a few steps on what stands around a hole.
+
+Weights and Adam are fresh for each hole. The weights it sets out from are the base's, or trained
+beforehand so that those few steps lead far: by FOMAML or by Reptile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from uptake.delta import Delta
+from uptake.errors import BadInput
+from uptake.learned import UNTRAINED, Learned, Material
+from uptake.lm import LM, Segment, rolling_windows
+from uptake.method import Context, Evidence, Way
+from uptake.methods.finetune import Finetune, Moved
+from uptake.rules import SGD, AdamW
+from uptake.select import Nothing
+from uptake.step import token_loss
+from uptake.tasks.holes import Making
+from uptake.text import Found
+
+
+class Start(nn.Module):
+    """Where adaptation sets out: how far each weight that moves is from the base."""
+
+    def __init__(self, shapes: dict[str, torch.Size]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name.replace(".", "/"), nn.Parameter(torch.zeros(shape)))
+
+    def values(self) -> dict[str, Tensor]:
+        """Return the differences by the names of the weights."""
+        return {name.replace("/", "."): value.detach() for name, value in self.named_parameters()}
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One hole: what may be read for it, and what is to be filled in after which context."""
+
+    evidence: Evidence
+    hole: Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCode(Learned[Moved, Episode]):
+    """`inner` adapts, 16 steps a hole as published; `weights` is where it sets out from.
+
+    `outer` says how that start is trained, on holes made as `making` says. Nothing read, nothing
+    moved: a trained start counts from the first passage on.
+    """
+
+    weights: str = UNTRAINED
+    inner: Finetune = field(
+        default_factory=lambda: Finetune(rule=AdamW(5e-4, weight_decay=0.0), passes=16, max_steps=16)
+    )
+    outer: Literal["fomaml", "reptile"] = "fomaml"
+    making: Making = field(default_factory=Making)
+
+    def __post_init__(self) -> None:
+        if self.outer not in ("fomaml", "reptile"):
+            raise BadInput(f"outer {self.outer!r}: use fomaml or reptile")
+
+    @property
+    def cumulative(self) -> bool:
+        return self.inner.cumulative
+
+    @classmethod
+    def example(cls) -> Self:
+        inner = Finetune(rule=SGD(learning_rate=0.03), chunk_tokens=16, passes=2)
+        return cls(inner=inner)
+
+    def build(self, lm: LM) -> nn.Module:
+        _, opened = lm.open(self.inner.moves, Delta(lm.fingerprint), Context().generator("moves"))
+        if opened.delta().low_rank:
+            raise BadInput("source-code trains whole weights: set inner.moves to all or top")
+        return Start({name: value.shape for name, value in opened.parameters.items()})
+
+    def episodes(self, lm: LM, material: Material) -> Sequence[Episode]:
+        found = [
+            Episode(
+                Evidence(Found().behind(self.making.support(hole)), query=context),
+                Segment(hole.target, context),
+            )
+            for document in material.documents
+            for hole in self.making.holes(document)
+            for context in (hole.before[-self.making.prefix :],)
+        ]
+        if not found:
+            raise BadInput("no hole to train on: give Python files")
+        return found
+
+    def loss(self, network: nn.Module, lm: LM, episode: Episode) -> Tensor:
+        ended = self._adapted(network, lm, episode)
+        with torch.no_grad():
+            return hole_loss(lm.overlay(ended), episode.hole)
+
+    def gradients(
+        self, network: nn.Module, lm: LM, episode: Episode
+    ) -> tuple[float, Sequence[Tensor | None]]:
+        """Return the gradient where adaptation ends (FOMAML), or the way from there back (Reptile)."""
+        start = _delta(network, lm)
+        ended = self._adapted(network, lm, episode)
+        names = list(start.dense)
+        if self.outer == "reptile":
+            with torch.no_grad():
+                loss = hole_loss(lm.overlay(ended), episode.hole)
+            return loss.item(), [start.dense[name] - ended.dense[name] for name in names]
+        private, opened = lm.open(self.inner.moves, ended, Context().generator("moves"))
+        loss = hole_loss(private, episode.hole)
+        return loss.item(), torch.autograd.grad(loss, [opened.parameters[name] for name in names])
+
+    def init(self, lm: LM) -> Moved:
+        return self.inner.init(lm)
+
+    def take(
+        self,
+        states: Sequence[Moved],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
+    ) -> list[Moved]:
+        # The untrained start is the base itself, whatever moves.
+        untrained = self.trained is None and self.weights == UNTRAINED
+        start = Delta(lm.fingerprint) if untrained else _delta(self.network(lm), lm)
+        begun = [state if state.history else replace(state, delta=start) for state in states]
+        ended = self.inner.take(begun, lm, evidence, context, donate)
+        # What read nothing, or gave up, is where it was.
+        return [
+            state if after is before else after
+            for state, before, after in zip(states, begun, ended, strict=True)
+        ]
+
+    def on(self, states: Sequence[Moved], lm: LM) -> LM:
+        return self.inner.on(states, lm)
+
+    def _adapted(self, network: nn.Module, lm: LM, episode: Episode) -> Delta:
+        begun = replace(self.inner.init(lm), delta=_delta(network, lm))
+        (state,) = self.inner.take([begun], lm, [episode.evidence], Context())
+        return state.delta
+
+
+def hole_loss(lm: LM, hole: Segment) -> Tensor:
+    """Return the mean negative log-likelihood of a hole's tokens, differentiable."""
+    context = [lm.tokenizer.opening, *lm.tokenizer.encode(hole.context)[0]]
+    ids = lm.tokenizer.encode(hole.text)[0]
+    total = torch.zeros((), device=lm.device)
+    for window in rolling_windows(0, context, ids, lm.window):
+        log_probs, _ = lm.step(torch.tensor([window.inputs], device=lm.device))
+        targets = torch.tensor([window.targets], device=lm.device)
+        total = total + token_loss(log_probs[:, -len(window.targets) :], targets) * len(window.targets)
+    return total / len(ids)
+
+
+def _delta(network: nn.Module, lm: LM) -> Delta:
+    assert isinstance(network, Start)
+    return Delta(lm.fingerprint, network.values())
+
+
+way = Way(SourceCode(), Nothing())
