@@ -11,11 +11,13 @@ from uptake.errors import BadInput
 from uptake.keys import Keys
 from uptake.lm import Segment
 from uptake.method import Context, Evidence, Way
+from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
 from uptake.methods.weights_and_tokens import WeightsAndTokens
 from uptake.neighbours import Constant, Fading, Memory, Mixing, Neighbours
 from uptake.overlap import LeakFilter
 from uptake.protocol import PerQuery
+from uptake.rules import SGD
 from uptake.state import save_state
 from uptake.store import Datastore, token_index
 from uptake.text import Chunking, Document
@@ -338,3 +340,23 @@ def test_bad_settings_are_refused(bad, told):
 def test_settings_are_written_as_people_write_them():
     (way,) = api.ways(["knn-lm"], ["weight=fading(most=0.4,reach=80)", "neighbours=64"]).values()
     assert isinstance(way, Way) and way.method.weight == Fading(0.4, 80.0) and way.method.neighbours == 64
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_the_key_penalty_is_added_to_the_loss(shape):
+    """One plain step of fine-tuning is one step down cross-entropy + omega |key|^2, by hand."""
+    lm, twin = toys.lm(shape, dtype=torch.float64), toys.module(shape, dtype=torch.float64).eval()
+    omega, rate = 0.03, 0.1
+    method = Finetune(rule=SGD(rate), clip=None, key_penalty=omega)
+    (state,) = method.take([method.init(lm)], lm, [Evidence.of(TEXTS[0][:40])], Context())
+    caught = []
+    parts = {"gpt2": "transformer.h.1.mlp", "llama": "model.layers.1.mlp", "neox": "gpt_neox.layers.1.mlp"}
+    twin.get_submodule(parts[shape]).register_forward_pre_hook(lambda part, inputs: caught.append(inputs[0]))
+    ids = torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(TEXTS[0][:40])[0]]])
+    logits = twin(input_ids=ids[:, :-1]).logits[0]
+    loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:]) + omega * (caught[0][0] ** 2).sum(-1).mean()
+    loss.backward()
+    for name, parameter in twin.named_parameters():
+        assert torch.allclose(state.delta.difference(name), -rate * parameter.grad, atol=1e-10), name
+    with pytest.raises(BadInput, match="key_penalty -1"):
+        Finetune(key_penalty=-1)

@@ -44,6 +44,9 @@ class Finetune(Method[Moved]):
     optimiser's memory on from query to query, as the published TTT-NN code does: results then
     depend on the order of queries. `dropout` trains in training mode, seeded for each query. Where
     a loss is no longer finite nothing of that reading is kept, and the ledger says why it stopped.
+
+    `key_penalty` times the mean squared length of the keys (what enters the last feed-forward) is added
+    to the loss, as Ton et al. (2021, arXiv 2109.08249) train a model that kNN-LM is to search with.
     """
 
     moves: Moves = field(default_factory=All)
@@ -57,6 +60,7 @@ class Finetune(Method[Moved]):
     max_steps: int | None = None  # a query
     max_tokens: int | None = None  # a query
     dropout: bool = False
+    key_penalty: float = 0.0
     reference: bool = False
 
     def __post_init__(self) -> None:
@@ -70,6 +74,8 @@ class Finetune(Method[Moved]):
             raise BadInput(f"max_steps {self.max_steps}, max_tokens {self.max_tokens}: use 0 or more")
         if self.clip is not None and self.clip <= 0:
             raise BadInput(f"clip {self.clip}: use a positive norm, or none")
+        if not 0 <= self.key_penalty < float("inf"):
+            raise BadInput(f"key_penalty {self.key_penalty}: use 0 for none, or a small positive number")
 
     @property
     def sequential(self) -> bool:
@@ -115,8 +121,12 @@ class Finetune(Method[Moved]):
         opened.module.train(self.dropout)
 
         def loss(piece: Piece) -> Tensor:
-            log_probs, _ = private.step(piece.inputs)
-            return token_loss(log_probs, piece.targets, piece.weights)
+            if not self.key_penalty:
+                log_probs, _ = private.step(piece.inputs)
+                return token_loss(log_probs, piece.targets, piece.weights)
+            log_probs, keys, _ = private.look(piece.inputs)
+            penalty = keys.square().sum(-1).mean()
+            return token_loss(log_probs, piece.targets, piece.weights) + self.key_penalty * penalty
 
         pieces = self._affordable(self.pieces(lm, passages, state.passages), context, context.ledger(row))
         seed = int(context.generator("dropout", evidence.query).initial_seed())
