@@ -130,7 +130,7 @@ def method(rate: float, way: Way, starts: dict[str, Path]) -> SourceCode:
 def attempt(lm: Causal, hole: Hole, way: Way | None, rate: float, starts: dict, projects: Projects) -> dict:
     """Fill one hole one way: bits, bytes, whether the greedy identifier is right, CPU seconds."""
     started = time.process_time()
-    context = hole.before[-PREFIX:]
+    context = Making(prefix=PREFIX).context(hole)
     model: uptake.lm.LM = lm
     if way is not None:
         made = method(rate, way, starts)
@@ -157,12 +157,12 @@ def train_start(outer: str, lm: Causal, rate: float, arguments: argparse.Namespa
     made = replace(method(rate, Way("both"), {}), outer=outer)
     each = math.ceil(arguments.episodes / 2 / len(TRAIN))
     documents = [document for package in TRAIN for document in files(package, each)]
-    valid = [document for package in VALID for document in files(package, 40)[-2:]]
+    valid = [document for package in VALID for document in files(package, 40)[-6:]]
     network, points = train(
         made,
         lm,
         made.episodes(lm, Material(tuple(documents))),
-        Training(rule=AdamW(arguments.outer_rate, weight_decay=0.0), save_every=25),
+        Training(rule=AdamW(arguments.outer_rate, weight_decay=0.0), save_every=24),
         path.with_suffix(".checkpoint"),
         valid=made.episodes(lm, Material(tuple(valid)))[::2],
     )
@@ -182,23 +182,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("recipes/source_code.json"))
     parser.add_argument("--holes", type=int, default=24, help="test files, one hole each")
     parser.add_argument("--validation", type=int, default=6, help="validation files, one hole each")
-    parser.add_argument("--episodes", type=int, default=24, help="holes each start is trained on, about")
-    parser.add_argument("--outer-rate", type=float, default=3e-4)
+    parser.add_argument("--episodes", type=int, default=72, help="holes each start is trained on, about")
+    parser.add_argument("--outer-rate", type=float, default=5e-5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
     lm = uptake.load(str(arguments.shared / "models/base-5m"), dtype="bfloat16")
     projects = Projects(arguments.work, (*TEST, *VALID))
-    journal = Lines(
-        arguments.work / "journal",
-        f"source code {lm.fingerprint} {arguments.outer_rate:g} {arguments.episodes}",
-    )
+    journal = Lines(arguments.work / "journal", f"source code {lm.fingerprint}")
     done = {record["key"]: record for record in journal.start(dict)}
 
     def fill(hole: Hole, name: str, rate: float, starts: dict) -> dict:
-        key = f"{hole.document.id}:{hole.start} {name} {rate:g}"
+        way = WAYS.get(name)
+        start = f" {starts[way.start].stem}" if way and way.start else ""
+        key = f"{hole.document.id}:{hole.start} {name} {rate:g}{start}"
         if key not in done:
-            done[key] = {"key": key, **attempt(lm, hole, WAYS.get(name), rate, starts, projects)}
+            done[key] = {"key": key, **attempt(lm, hole, way, rate, starts, projects)}
             journal.keep(done[key])
         return done[key]
 
@@ -208,13 +207,14 @@ def main() -> None:
         tuning[name] = {rate: sum(fill(hole, name, rate, {})["bits"] for hole in valid) for rate in RATES}
         rates[name] = min(RATES, key=lambda rate: tuning[name][rate])
         print(f"  {name}: bits on validation {tuning[name]}", flush=True)
-    starts = {outer: arguments.work / f"{outer}.safetensors" for outer in ("fomaml", "reptile")}
+    tag = f"{rates[BOTH]:g}-{arguments.episodes}-{arguments.outer_rate:g}"
+    starts = {outer: arguments.work / f"{outer}-{tag}.safetensors" for outer in ("fomaml", "reptile")}
     for outer, path in starts.items():
-        key = f"start {outer} {rates[BOTH]:g}"
+        key = f"start {path.stem}"
         if key not in done:
             done[key] = {"key": key, "seconds": train_start(outer, lm, rates[BOTH], arguments, path)}
             journal.keep(done[key])
-    spent = {outer: done[f"start {outer} {rates[BOTH]:g}"]["seconds"] for outer in starts}
+    spent = {outer: done[f"start {path.stem}"]["seconds"] for outer, path in starts.items()}
     rows = {BASE: [fill(hole, BASE, 0.0, {}) for hole in test]}
     for name in WAYS:
         rows[name] = [fill(hole, name, rates.get(name, rates[BOTH]), starts) for hole in test]

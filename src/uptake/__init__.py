@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from uptake.errors import UptakeError as UptakeError
     from uptake.overlap import LeakFilter as LeakFilter
     from uptake.page import write_page as write_page
+    from uptake.protocol import Holes as Holes
     from uptake.protocol import PerQuery as PerQuery
     from uptake.protocol import Running as Running
     from uptake.protocol import Whole as Whole
@@ -39,6 +40,7 @@ _WHERE = {
     "UptakeError": "errors",
     "LeakFilter": "overlap",
     "write_page": "page",
+    "Holes": "protocol",
     "PerQuery": "protocol",
     "Running": "protocol",
     "Whole": "protocol",

@@ -126,6 +126,5 @@ class Holes(Making, Protocol):
 
     def queries(self, document: Document) -> Iterator[Query]:
         for number, hole in enumerate(self.holes(document)):
-            context = hole.before[-self.prefix :]
-            query = f"{document.id}#{number}"
+            context, query = self.context(hole), f"{document.id}#{number}"
             yield Query(query, document, context, context, hole.target, self.support(hole))

@@ -80,14 +80,14 @@ class SourceCode(Learned[Moved, Episode]):
         return Start({name: value.shape for name, value in opened.parameters.items()})
 
     def episodes(self, lm: LM, material: Material) -> Sequence[Episode]:
+        making = self.making
         found = [
             Episode(
-                Evidence(Found().behind(self.making.support(hole)), query=context),
-                Segment(hole.target, context),
+                Evidence(Found().behind(making.support(hole)), query=making.context(hole)),
+                Segment(hole.target, making.context(hole)),
             )
             for document in material.documents
-            for hole in self.making.holes(document)
-            for context in (hole.before[-self.making.prefix :],)
+            for hole in making.holes(document)
         ]
         if not found:
             raise BadInput("no hole to train on: give Python files")
@@ -111,7 +111,8 @@ class SourceCode(Learned[Moved, Episode]):
             return loss.item(), [start.dense[name] - ended.dense[name] for name in names]
         private, opened = lm.open(self.inner.moves, ended, Context().generator("moves"))
         loss = hole_loss(private, episode.hole)
-        return loss.item(), torch.autograd.grad(loss, [opened.parameters[name] for name in names])
+        ends = [opened.parameters[name] for name in names]
+        return loss.item(), torch.autograd.grad(loss, ends, allow_unused=True)
 
     def init(self, lm: LM) -> Moved:
         return self.inner.init(lm)

@@ -93,6 +93,10 @@ class Making:
         chosen = sorted(generator.choice(len(places), self.count, replace=False).tolist())
         return [places[number] for number in chosen]
 
+    def context(self, hole: Hole) -> str:
+        """Return what is shown with a hole: the characters right before it."""
+        return hole.before[-self.prefix :]
+
     def support(self, hole: Hole) -> tuple[Passage, ...]:
         """Return what may be read for a hole, nearest first."""
         return hole.support(self.around, self.size)
