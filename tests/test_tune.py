@@ -7,8 +7,9 @@ import pytest
 
 import toys
 from test_evaluate import SMALL, sentence
-from uptake import api
+from uptake import api, methods
 from uptake.errors import BadInput
+from uptake.keys import Keys
 from uptake.store.datastore import Datastore
 from uptake.text import Chunking, Document
 from uptake.tune import Recipe, Space, Trial, Tuning, tune
@@ -100,3 +101,22 @@ def test_a_real_search_gives_a_recipe_that_runs(tmp_path: Path) -> None:
     )
     bits, base = (sum(getattr(row, name) for row in again.rows) for name in ("bits", "base_bits"))
     assert (base - bits) / base == pytest.approx(recipe.chosen["gain"], rel=1e-4)
+
+
+def test_a_method_that_names_its_choices_has_those_tried(tmp_path: Path) -> None:
+    lm = toys.lm()
+    store = Datastore.create(tmp_path / "s", retriever="lexical", chunking=Chunking(characters=100))
+    store.add([Document(f"train/{i}", sentence(100 + i)) for i in range(8)])
+    store.read_tokens(Keys(lm))
+    documents = [Document(f"valid/{i}", sentence(i)) for i in range(2)]
+    recipe, search = tune(lm, documents, "knn-lm", store=store, protocol=SMALL)
+    groups = methods.find("knn-lm").method.choices
+    assert len(search.trials) == 1 + sum(map(len, groups)) and () in search.trials
+    assert recipe.method == "knn-lm" and recipe.k == 1
+    best = search.best()
+    assert recipe.settings == best.settings and best.gain == max(t.gain for t in search.frontier())
+    again = api.compare(
+        lm, documents, ["knn-lm"], store=store, k=recipe.k, settings=recipe.settings, protocol=SMALL
+    )
+    bits, base = (sum(getattr(row, name) for row in again.rows) for name in ("bits", "base_bits"))
+    assert (base - bits) / base == pytest.approx(best.gain, rel=1e-4)

@@ -129,6 +129,8 @@ class Method(ABC, Generic[StateT]):
     """A way of taking text up. Final classes are frozen dataclasses whose fields are the settings."""
 
     reads: ClassVar[bool] = True  # False: takes nothing up, whatever it is given
+    # What tune.py tries, each group from the best so far; none where a learning rate decides most.
+    choices: ClassVar[tuple[tuple[str, ...], ...]] = ()
     ongoing: ClassVar[bool] = False  # True: its LM learns each token it scores, before the next one
 
     @property

@@ -1,14 +1,15 @@
 """Choose a way's settings on validation text, under a budget of CPU seconds a query.
 
 For each choice of what moves, the learning rate climbs by factors of three while the gain does;
-then the other settings are tried one after another from the best so far. Every number of
-neighbours is measured in the same pass. Nothing here ever sees test text.
+then the other settings are tried one after another from the best so far. A method that names its own
+`choices` has those tried instead, a group after another. Every number of neighbours is measured in
+the same pass. Nothing here ever sees test text.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from uptake import api
@@ -81,6 +82,7 @@ class Space:
     climbs: int = 4
     ks: tuple[int, ...] = (1, 5, 20)
     others: tuple[str, ...] = ("order=farthest-first", "own_prefix=true", "chunk_tokens=128")
+    choices: tuple[tuple[str, ...], ...] = ()  # instead of all that, where there are any
 
 
 @dataclass
@@ -94,6 +96,13 @@ class Tuning:
 
     def run(self) -> Trial:
         """Search, and return the best trial within the budget; BadInput if none is."""
+        if self.space.choices:
+            self._try(())
+            for group in self.space.choices:
+                before = self.best().settings
+                for choice in group:
+                    self._try((*before, choice))
+            return self.best()
         for moves in self.space.moves:
             self._climb(moves)
         for other in self.space.others:
@@ -160,6 +169,8 @@ def tune(
     setting keeps to the budget.
     """
     space = space or Space()
+    if not space.choices:
+        space = replace(space, choices=api.ways([name], settings)[name].method.choices)
     validation = list(documents)
 
     def measure(changed: tuple[str, ...]) -> list[Trial]:
@@ -177,8 +188,8 @@ def tune(
             workers=workers,
         )
         trials = []
-        for k in space.ks:
-            rows = [row for row in results.rows if row.k == k]
+        for k in sorted({row.k for row in results.rows if row.way == name}):
+            rows = [row for row in results.rows if row.way == name and row.k == k]
             spent = [row.retrieve_seconds + row.train_seconds + row.score_seconds for row in rows]
             saved = gain([row.bits for row in rows], [row.base_bits for row in rows])
             # Weights that blew up are no candidate, whatever a comparison with nan would say.
@@ -201,4 +212,5 @@ def tune(
         "budget": budget,
         "seed": seed,
     }
-    return Recipe(name, best.k, (*settings, *best.settings), chosen), search
+    # A way that is handed no passages reads as many whatever k is, and with k at 0 would not look at all.
+    return Recipe(name, max(best.k, 1), (*settings, *best.settings), chosen), search

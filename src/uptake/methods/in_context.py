@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from uptake.errors import BadInput
 from uptake.lm import LM
@@ -30,6 +30,8 @@ class InContext(Method[Before]):
     searched again after every so many tokens beyond the query's, with the last `recent` characters
     of the text so far (Ram et al. 2023, arXiv 2302.00083), and what is found takes the old place.
     """
+
+    choices: ClassVar[tuple[tuple[str, ...], ...]] = (("refresh=64", "refresh=16"), ("own_share=0.5",))
 
     own_share: float = 0.75
     separator: str = "\n\n"

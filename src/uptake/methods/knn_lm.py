@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -37,6 +37,12 @@ class KnnLm(Method[Remembered]):
     passages over `passages`. No weight moves. `neighbours`, `temperature`, `weight` and `pointers`
     are as Mixing says. `draw=random` is the control: as many tokens drawn from the view at random.
     """
+
+    choices: ClassVar[tuple[tuple[str, ...], ...]] = (
+        tuple(f"temperature={each}" for each in (3, 10, 30, 100, 300)),
+        tuple(f"weight=constant(share={each})" for each in (0.02, 0.05, 0.1, 0.4)),
+        tuple(f"neighbours={each}" for each in (16, 64, 256)),
+    )
 
     neighbours: int = 1024
     temperature: float = 1.0
