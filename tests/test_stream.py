@@ -14,7 +14,7 @@ import toy_methods
 import toys
 import uptake
 from uptake.delta import fingerprint
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Missing
 from uptake.lm import LM
 from uptake.method import Budget, Context, Evidence, Method, Way
 from uptake.methods.finetune import Finetune, Moved
@@ -151,8 +151,9 @@ class Breaking(Finetune):
         after = super().take(states, lm, evidence, context, donate)
         if "dog" not in evidence[0].passages[0].text:
             return after
-        if self.how == "raise":
-            raise RuntimeError("out of numbers\nand more")
+        errors = {"raise": RuntimeError("out of numbers\nand more"), "missing": Missing("no such library")}
+        if self.how in errors:
+            raise errors[self.how]
         name, tensor = next(iter(after[0].delta.dense.items()))
         return [replace(after[0], delta=replace(after[0].delta, dense={name: tensor * float("inf")}))]
 
@@ -176,6 +177,11 @@ def test_a_document_that_cannot_be_taken_up_is_passed_over(method: Method[Any], 
         key: nats for key, nats in kept.items() if key != "dog"
     }
     assert report.summary(results)["ways"]["learner"]["stopped"][0]["document"] == "b"
+
+
+def test_what_is_wrong_for_every_document_ends_the_stream() -> None:
+    with pytest.raises(Missing, match="no such library"):
+        stream({"learner": Way(Breaking(how="missing"))})
 
 
 def test_a_diverging_loss_leaves_the_last_good_state() -> None:

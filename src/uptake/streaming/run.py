@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from uptake.errors import BadInput, Mismatch
+from uptake.errors import Diverged, UptakeError
 from uptake.lm import LM
 from uptake.method import Context, Evidence, State, Way, cpu_seconds
 from uptake.streaming.journal import Outcome, StreamJournal
@@ -95,9 +95,9 @@ def take(
             failed = context.ledger(0).stopped
             if not failed and not finite(after):
                 failed, after = "the state became infinite or no number", state
-        except (BadInput, Mismatch):
-            raise
         except Exception as error:  # whatever a network can raise is one document passed over, and named
+            if isinstance(error, UptakeError) and not isinstance(error, Diverged):
+                raise  # what is wrong with the set-up is wrong for every document
             failed, after = f"{type(error).__name__}: {error}".splitlines()[0][:300], state
     ledger = context.ledger(0)
     spent = replace(
@@ -115,6 +115,8 @@ def rehearsed(state: State, lm: LM, way: Way, plan: StreamPlan) -> State:
 
     It is `uniform + QA-tune` of Hu et al. (2023). Where it cannot be learnt the state is as it was.
     """
+    if not plan.rehearsal:
+        return state
     passages = tuple(
         Passage(stable_hash("rehearsal", question.id), text, plan.asking.prompt(question))
         for question in plan.rehearsal
@@ -122,7 +124,7 @@ def rehearsed(state: State, lm: LM, way: Way, plan: StreamPlan) -> State:
     )
     none = (0.0,) * len(passages)
     evidence = Evidence(Found(passages, none, none))
-    context = Context(stable_hash(str(plan.seed), "rehearsal"), plan.budget)
+    context = Context(stable_hash(str(plan.seed), "rehearsal"))
     (after,) = way.method.take([state], lm, [evidence], context)
     return after if finite(after) else state
 
