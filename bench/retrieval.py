@@ -1,7 +1,8 @@
-"""What finds the neighbours, and how much may leak: TTT-NN under retrievers and leak thresholds.
+"""What finds the neighbours, and how much the leak filter's threshold changes what is found.
 
-Two tables on the first test documents of each domain, settings as in main_job.py. Retrievers share
-one set of passages, about 5,000 a domain; thresholds read the stores of all training text.
+TTT-NN under several retrievers on the first test documents of each domain, settings as in
+main_job.py, over one set of passages, about 5,000 a domain. What the thresholds change is counted
+on every test document, over the stores of all training text; nothing is trained for that.
 
     python bench/retrieval.py                   # recipes/retrieval.sh
 """
@@ -26,6 +27,7 @@ from uptake.overlap import LeakFilter
 from uptake.plain import plain, write_whole
 from uptake.results import Row
 from uptake.store.datastore import Datastore
+from uptake.store.source import QueryText
 from uptake.text import Document
 
 # Name: retriever, encoder, method. The first is what the others are measured against.
@@ -38,6 +40,7 @@ KINDS = {
     "lexical and MiniLM": ("hybrid", "minilm", "ttt-nn"),
     "SIFT, lexical and MiniLM": ("hybrid", "minilm", "sift"),
 }
+USUAL = "0.5"
 LEAKS = {
     "0.1": LeakFilter(containment=0.1),
     "0.25": LeakFilter(containment=0.25),
@@ -72,6 +75,28 @@ def scored(
     return [replace(row, way=called) for row in results.rows]
 
 
+def changes(store: Datastore, texts: Sequence[Document]) -> dict:
+    """Return for each threshold how many queries find other neighbours than usual, and what is withheld."""
+    found: dict[str, list[tuple[tuple[int, ...], int]]] = {name: [] for name in LEAKS}
+    for text in texts:
+        query = next(uptake.PerQuery(search=SEARCH).queries(text))
+        ask = QueryText(query.search, text.id, text.group, text.text)
+        for name, leak in LEAKS.items():
+            near = store.sources([ask], leak)[0].search(20)
+            found[name].append((tuple(passage.id for passage in near.passages), near.withheld))
+    return {
+        name: {
+            "queries": len(lists),
+            "changed": sum(mine != usual for (mine, _), (usual, _) in zip(lists, found[USUAL], strict=True)),
+            "neighbours_changed": sum(
+                len(set(usual) - set(mine)) for (mine, _), (usual, _) in zip(lists, found[USUAL], strict=True)
+            ),
+            "withheld": sum(withheld for _, withheld in lists),
+        }
+        for name, lists in found.items()
+    }
+
+
 def line(rows: Sequence[Row], name: str, first: str) -> dict:
     some = [row for row in rows if row.way == name]
     bits, base = [row.bits for row in some], [row.base_bits for row in some]
@@ -93,17 +118,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/retrieval"), help="journals")
     parser.add_argument("--out", type=Path, default=Path("bench/retrieval.json"))
     parser.add_argument("--domains", nargs="+", default=DOMAINS)
-    parser.add_argument(
-        "--minilm", nargs="*", default=["stackexchange"], help="domains MiniLM embeds: 13 a second"
-    )
+    parser.add_argument("--minilm", nargs="*", default=[], help="domains MiniLM embeds, 13 passages a second")
     parser.add_argument("--documents", type=int, default=8)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
-    parser.add_argument("--leaks", nargs="*", default=list(LEAKS))
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS))
+    parser.add_argument("--leaks", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = uptake.load(str(given.shared / "models/base-5m"), dtype="bfloat16")
     kinds: dict[str, list[Row]] = {}
-    leaks: dict[str, list[Row]] = {}
+    leaks: dict[str, dict] = {}
     for domain in given.domains:
         texts = documents(given.shared, domain, "test", given.documents)
         for name in given.kinds:
@@ -115,19 +138,15 @@ def main() -> None:
             made = scored(model, store, texts, method, LeakFilter(), name, journal)
             kinds.setdefault(domain, []).extend(made)
             print(f"  {domain}, {name}: {100 * line(made, name, name)['gain']:.1f} %", flush=True)
-        for name in given.leaks:
-            store = store_of(given.stores, given.shared, domain, passages=None)
-            journal = given.work / f"{domain}-leak-{name}.journal"
-            made = scored(model, store, texts, "ttt-nn", LEAKS[name], name, journal)
-            leaks.setdefault(domain, []).extend(made)
-            print(
-                f"  {domain}, leak threshold {name}: {100 * line(made, name, name)['gain']:.1f} %", flush=True
-            )
+        if given.leaks:
+            every = documents(given.shared, domain, "test")
+            leaks[domain] = changes(store_of(given.stores, given.shared, domain, passages=None), every)
+            print(f"  {domain}: {leaks[domain]}", flush=True)
     told = {
         "passages": PASSAGES,
         "documents": given.documents,
-        "kinds": table("retriever", kinds, "lexical"),
-        "leaks": table("leak threshold", leaks, "0.5"),
+        "kinds": table("retriever", kinds, "lexical") if kinds else {},
+        "leaks": leaks,
     }
     write_whole(given.out, json.dumps(plain(told), indent=1).encode() + b"\n")
 
@@ -139,7 +158,12 @@ def table(title: str, rows: dict[str, list[Row]], first: str) -> dict:
         domain: {name: line(some, name, first) for name in names if any(row.way == name for row in some)}
         for domain, some in rows.items()
     }
-    pooled = [row for some in rows.values() for row in some]
+    # A document's name need not be unlike those of other domains.
+    pooled = [
+        replace(row, query=f"{domain}/{row.query}", document=f"{domain}/{row.document}")
+        for domain, some in rows.items()
+        for row in some
+    ]
     told["all"] = {name: line(pooled, name, first) for name in names}
     printed = Table(title, *told, f"beyond {first}, all", box=None)
     for name in names:

@@ -22,5 +22,5 @@ try --passages 0 --search 384 --set own_prefix=true -k 5,10 "${some[@]}"
 try --passages 0 --search 384 --set own_prefix=true --rates 2e-3 -k 5,10,20 --domains python_peps
 try --passages 0 --characters 512 -k 20,40 --domains python_peps court_opinions
 try --retriever hybrid --encoder states -k 20 --domains python_peps
-# Dynamic evaluation, and what it loses by cutting the text into pieces alone (rate 0).
+# Dynamic evaluation; at rate 0, what cutting the text into pieces costs by itself.
 try --passages 0 --search 384 --method dynamic-evaluation --rates 0,1e-4,3e-4,1e-3 -k 20 --windows 1
