@@ -360,3 +360,17 @@ def test_the_key_penalty_is_added_to_the_loss(shape):
         assert torch.allclose(state.delta.difference(name), -rate * parameter.grad, atol=1e-10), name
     with pytest.raises(BadInput, match="key_penalty -1"):
         Finetune(key_penalty=-1)
+
+
+def test_a_prompt_is_continued_with_a_stores_tokens(tmp_path):
+    lm = toys.lm()
+    store = store_for(lm, tmp_path / "s")
+    settings = ["weight=constant(share=0.9)", "temperature=5", "neighbours=4"]
+    model, neighbours = api.adapt(lm, "the old ", "knn-lm", store=store, settings=settings)
+    assert not neighbours and model.generate("the old ", tokens=8) != lm.generate("the old ", tokens=8)
+    store.add([Document("new", "a text that came later")])
+    with pytest.raises(BadInput, match="1 of its documents have no tokens yet"):
+        api.adapt(lm, "the old ", "knn-lm", store=store)
+    assert model.generate("the old ", tokens=8), "what was taken up before still answers"
+    store.read_tokens(Keys(lm), fresh=True)
+    assert model.generate("the old ", tokens=8), "from the version it was bound to"

@@ -254,10 +254,12 @@ def test_another_model_is_refused_and_may_begin_anew(tmp_path):
 @pytest.mark.parametrize("name", ["values", "passages", "words"])
 def test_damage_is_refused_told_and_mended(tmp_path, name):
     store, keyer = made(tmp_path / "s", [document("a"), document("b")])
+    held = store.source("x").tokens(keyer.fingerprint)
     (file,) = (tmp_path / "s" / "tokens").glob(f"*/{name}")
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
-    file.write_bytes(raw)
+    with file.open("r+b") as opened:
+        opened.write(raw)
     store = Datastore.open(tmp_path / "s")
     with pytest.raises(Damaged, match=f"{name}: not what was written; `uptake index tokens` reads it again"):
         store.source("x").tokens(keyer.fingerprint)
@@ -265,6 +267,7 @@ def test_damage_is_refused_told_and_mended(tmp_path, name):
     store.read_tokens(keyer)
     assert store.source("x").tokens(keyer.fingerprint).count == len(entries(store, keyer))
     assert store.verify() == []
+    assert held.search(QUERIES, 5).places.shape == (6, 5), "files that somebody has mapped are not cut"
 
 
 def test_keys_are_summed_by_verify_and_cut_ones_refused_at_once(tmp_path):

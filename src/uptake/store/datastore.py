@@ -26,7 +26,7 @@ from uptake.store.table import Table, storable
 from uptake.store.token_index import TokenIndex
 from uptake.store.token_reading import ReadTokens, read_tokens
 from uptake.store.token_source import TokenView
-from uptake.store.token_writing import rewrite
+from uptake.store.token_writing import purge as purge_tokens
 from uptake.store.tokens import About, Stored
 from uptake.store.writing import Added, Writing
 from uptake.text import Chunking, Document, Embedder, Keyer, Passage, stable_hash
@@ -301,7 +301,7 @@ class Datastore:
             finally:
                 # What was stored before an interruption is stored: go on from there.
                 if writing.purged:
-                    rewrite(self.path, writing.table)
+                    purge_tokens(self.path, writing.table)
                     forget_bases(self.layout.uid)
                 self._snapshot = self._bound(writing.table)
 

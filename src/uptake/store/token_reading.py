@@ -10,7 +10,7 @@ import numpy as np
 from uptake.errors import Mismatch
 from uptake.overlap import Shingles
 from uptake.store.table import Ids, Table
-from uptake.store.token_writing import Growing, rewrite, sound_part
+from uptake.store.token_writing import Growing, rewrite
 from uptake.store.tokens import FOLDER, RECORD, About, Stored, missing
 from uptake.text import Keyed, Keyer, Passage, stable_hash
 
@@ -49,13 +49,8 @@ def read_tokens(
             f"{store}: its tokens were read by {about.name or 'a model'} ({about.fingerprint}), not by "
             f"{keyer.name or 'this one'} ({keyer.fingerprint}); give that model, or --fresh to read them anew"
         )
-    if about is not None:
-        about = sound_part(store, about)
-        dead = ~Stored.mapped(about, store).live(table)
-        if len(dead) and dead.mean() > _DEAD:
-            about.write(store)
-            rewrite(store, table)
-            about = About.read(store)
+    rewrite(store, table, _DEAD)
+    about = About.read(store)
     growing = (
         Growing(store, about)
         if about

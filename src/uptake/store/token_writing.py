@@ -80,22 +80,21 @@ class Growing:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def rewrite(store: Path, table: Table) -> bool:
-    """Write the tokens anew without those of documents that are gone; return whether there were any.
+def rewrite(store: Path, table: Table, bear: float = 0.0) -> None:
+    """Write the tokens anew, without those of documents that are gone and what is damaged.
 
-    To be called with the store's lease. Damaged tokens are deleted: they can be read again.
+    Left alone where nothing is damaged and at most the share `bear` of the passages are gone. Files
+    are never cut in place, for somebody may have them mapped. Raises Damaged.
     """
-    try:
-        about = About.read(store)
-        if about is None:
-            return False
-        stored = Stored.open(store)
-    except (UptakeError, OSError):
-        shutil.rmtree(store / FOLDER, ignore_errors=True)
-        return True
+    about = About.read(store)
+    if about is None:
+        return
+    bad = [number for number, _ in about.faults(store)]
+    sound = About(**{**vars(about), "commits": about.commits[: min(bad)]}) if bad else about
+    stored = Stored.mapped(sound, store)
     live = stored.live(table)
-    if live.all():
-        return False
+    if not bad and (~live).sum() <= bear * len(live):
+        return
     growing = Growing.begin(store, about.name, about.fingerprint, about.dimensions)
     try:
         for records, (keys, values, words) in stored.parts(live):
@@ -103,10 +102,11 @@ def rewrite(store: Path, table: Table) -> bool:
         growing.commit()
     finally:
         growing.close()
-    return True
 
 
-def sound_part(store: Path, about: About) -> About:
-    """Return what is told of the tokens up to the first commit that is not what was written."""
-    bad = [number for number, _ in about.faults(store)]
-    return About(**{**vars(about), "commits": about.commits[: min(bad)]}) if bad else about
+def purge(store: Path, table: Table) -> None:
+    """Leave no byte of what is gone: tokens that cannot be written anew are deleted, to be read again."""
+    try:
+        rewrite(store, table)
+    except UptakeError:
+        shutil.rmtree(store / FOLDER, ignore_errors=True)
