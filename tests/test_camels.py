@@ -193,7 +193,7 @@ def test_learnt_weights_serve_other_methods_models_and_tokenizers(tmp_path: Path
     learnt = Learnt(weights=str(path))
     assert torch.equal(learnt.of(Passage(0, text), spans), network.of(text, spans))
     assert replace(METHOD, weights=str(path)).init(larger).base == larger.fingerprint
-    for way in ("finetune", "ttt_nn", "dynamic_evaluation"):
+    for way in ("finetune", "ttt_nn", "online"):
         method = __import__(f"uptake.methods.{way}", fromlist=["way"]).way.method
         assert apply(method, f"token_weights=camels(weights={path})").token_weights == learnt
     words = [(0, 3), (3, 7), (7, 11)]  # as a tokenizer of words would have it
@@ -249,8 +249,10 @@ def facts(count: int, seed: int) -> Material:
     """Documents of noise around one fact "e REL v", and a question e for each."""
     random = Random(seed)
     documents, questions = [], []
+    # No thing comes twice among the documents of one batch.
+    things = [thing for _ in range(count) for thing in random.sample(THINGS, len(THINGS))]
     for number in range(count):
-        thing, value = random.choice(THINGS), random.choice(VALUES)
+        thing, value = things[number], random.choice(VALUES)
         noise = random.choices(NOISE, k=8)
         text = " ".join([*noise[:4], thing, "REL", value, *noise[4:]])
         documents.append(Document(str(number), text))
@@ -289,12 +291,12 @@ def test_training_lowers_what_it_minimises() -> None:
 
 @pytest.mark.slow
 def test_the_answer_is_what_weighs_most_and_uniform_pays_more_for_less() -> None:
-    """At every learning rate of uniform weights, CaMeLS answers better, or drifts less, or both."""
-    lm = speaker(300)
-    method = Camels(steps=replace(STEPS, rule=SGD(3.0)), documents=6, batches=1, locality=0.1)
-    walks = method.episodes(lm, facts(6 * 200, 0))
-    network, _ = train(method, lm, walks, Training(rule=AdamW(1e-3, weight_decay=0.0), passes=2))
-    unseen = facts(6 * 20, 5)
+    """CaMeLS answers better, and drifts less, than uniform weights at whichever rate answers best."""
+    lm = speaker(150)
+    method = Camels(steps=replace(STEPS, rule=SGD(1.0)), documents=6, batches=1, locality=0.1)
+    walks = method.episodes(lm, facts(6 * 240, 0))
+    network, _ = train(method, lm, walks, Training(rule=AdamW(3e-3, weight_decay=0.0)))
+    unseen = facts(6 * 10, 5)
     largest = 0
     for document, question in zip(unseen.documents, unseen.questions, strict=True):
         weights, spans = network.weigh(document.text)  # type: ignore[operator]
@@ -309,15 +311,14 @@ def test_the_answer_is_what_weighs_most_and_uniform_pays_more_for_less() -> None
             state = steps.init(lm)
             for document in batch.documents:
                 (state,) = steps.take([state], lm, [Evidence.of(document.text)], Context())
-            adapted = steps.on([state], lm)
+            adapted = lm.overlay(state.delta)
             with torch.no_grad():
                 answered += answer_loss(adapted, batch.questions).item() / len(walks)
                 drifted += drift(lm, adapted, batch.unrelated.text).item() / len(walks)
         return answered, drifted
 
     mine = figures(method.weighed(network))
-    for rate in (0.1, 0.3, 1.0, 3.0, 10.0):
-        others = figures(replace(STEPS, rule=SGD(rate)))
-        assert mine[0] < others[0] or mine[1] < others[1], (mine, others)
-    best = min(figures(replace(STEPS, rule=SGD(rate)))[0] for rate in (0.1, 0.3, 1.0, 3.0))
-    assert mine[0] < best
+    others = [figures(replace(STEPS, rule=SGD(rate))) for rate in (0.03, 0.06, 0.1, 0.2, 0.4)]
+    print("CaMeLS", mine, "uniform", others)
+    best = min(others)
+    assert mine[0] < best[0] and mine[1] < best[1], (mine, others)

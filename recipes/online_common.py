@@ -1,0 +1,380 @@
+"""What recipes for learning online share: worlds, small models that can be asked, and runs over a stream.
+
+A stream pays only where the model can answer such questions at all. `prepare` teaches a model the
+forms of documents and questions, never a fact that is asked for later: in its second half it is
+trained through one step of plain fine-tuning on a batch of documents, all tokens alike, so that it
+takes facts up as well as uniform weights allow. That favours the baseline.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from uptake import metrics
+from uptake.api import stream
+from uptake.causal import Causal, load
+from uptake.delta import Delta
+from uptake.journal import Lines
+from uptake.learned import Material
+from uptake.method import Way
+from uptake.methods.camels import Camels
+from uptake.moves import All
+from uptake.rules import SGD
+from uptake.step import token_loss, unroll
+from uptake.streaming.report import BASE, summary
+from uptake.tasks.asking import Asking
+from uptake.tasks.questions import Question
+from uptake.tasks.retune import Retuning, retune, save_retuned
+from uptake.tasks.worlds import Split, World, make_world
+from uptake.text import Document
+from uptake.tokens import Tokenizer
+from uptake.train import Point, Training, train
+
+ASKING = Asking(tokens=6)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of two words, a token each, so that a model of a million weights can tell them apart."""
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, count: int = 128) -> "Names":
+        """Return names for a byte-level tokenizer."""
+        vocabulary = tokenizer.inner.get_vocab()
+        pieces = sorted(piece[1:] for piece in vocabulary if piece[:1] == "Ġ")
+        words = [word for word in pieces if word.isascii() and word.istitle() and len(word) > 2]
+        return cls(tuple(Random(0).sample(words, count)))
+
+    @classmethod
+    def syllables(cls, count: int = 128) -> "Names":
+        """Return names for a tokenizer of whole words."""
+        parts = ("ba", "den", "fo", "gar", "ki", "lun", "mo", "nes", "ral", "su", "ti", "vor")
+        words = [(one + two).capitalize() for one in parts for two in parts]
+        return cls(tuple(words[:count]))
+
+    def pairs(self, number: int, split: Split, seed: int) -> list[str]:
+        """Return so many different names; those of the training split never occur in another."""
+        random, n = Random(f"{split} {seed}"), len(self.words)
+        found: dict[str, None] = {}
+        while len(found) < number:
+            first, second = random.randrange(n), random.randrange(n)
+            # One pair in eight is for testing, one for validation, the others are for training.
+            if {0: "test", 1: "valid"}.get((first * 31 + second * 17) % 8, "train") == split:
+                found[f"{self.words[first]} {self.words[second]}"] = None
+        return list(found)
+
+
+def world(
+    names: Names, documents: int, distractors: int, split: Split, seed: int = 0, facts: int = 1
+) -> World:
+    """Return a made-up world whose people bear these names; nothing in it changes."""
+    made = make_world(documents, facts, distractors, updates=0.0, unrelated=10, split=split, seed=seed)
+    people = [_person(each) for each in made.questions[::facts]]
+    called = dict(zip(people, names.pairs(documents, split, seed), strict=True))
+    by_document = {question.document: _person(question) for question in made.questions}
+    return World(
+        tuple(
+            replace(each, text=each.text.replace(by_document[each.id], called[by_document[each.id]]))
+            for each in made.documents
+        ),
+        tuple(
+            replace(each, text=each.text.replace(_person(each), called[_person(each)]))
+            for each in made.questions
+        ),
+        made.unrelated,
+    )
+
+
+def _person(question: Question) -> str:
+    """Return the two capitalised words in a row that a question of a made-up world asks about."""
+    words = question.text.rstrip("?").split()
+    return next(f"{one} {two}" for one, two in pairwise(words[1:]) if one.istitle() and two.istitle())
+
+
+def toy_tokenizer(names: Names) -> Tokenizer:
+    """Return a tokenizer for which every word of the worlds is one token."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    split = pre_tokenizers.Whitespace()
+    made = [world(names, 300, 4, "train", seed) for seed in range(3)]
+    texts = [each.text for one in made for each in (*one.documents, *one.questions, *one.unrelated)]
+    values = [answer for one in made for question in one.questions for answer in question.answers]
+    texts += [*values, *names.words, ASKING.template]
+    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
+    vocabulary = {word: number for number, word in enumerate(("<end>", "<unknown>", *words))}
+    backend = Backend(models.WordLevel(vocabulary, "<unknown>"))
+    backend.pre_tokenizer = split
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>"))
+
+
+def small_model(tokenizer: Tokenizer, width: int = 96, layers: int = 3) -> LlamaForCausalLM:
+    """Return an untrained model; with 8,192 tokens it has about a million weights."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.opening,
+            eos_token_id=tokenizer.end,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a model learns to be asked: `plain` steps of both forms, then `through` steps through steps.
+
+    `people` are told of in `parts` batches, a step each, and then asked about.
+    """
+
+    plain: int = 300
+    through: int = 500
+    people: int = 16
+    parts: int = 1
+    distractors: int = 1
+    rate: float = 3e-3
+
+
+STAGES = (Preparation(),)
+
+
+def prepare(lm: Causal, names: Names, stage: Preparation, begin: float) -> tuple[Any, float]:
+    """Return the module after one stage, and the rate for one document at a time that it came to."""
+    private, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator().manual_seed(0))
+    values = dict(opened.parameters)
+    together = stage.people // stage.parts  # documents of a step
+    exponent = torch.tensor(begin * together).log().requires_grad_()
+    optimizer = torch.optim.AdamW([*values.values()], stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
+    slow = torch.optim.Adam([exponent], 3e-2)
+    total = stage.plain + stage.through
+    heard: list[tuple[float, float]] = []
+    started = time.process_time()
+    for step in range(total):
+        optimizer.param_groups[0]["lr"] = stage.rate * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / total)
+        made = world(names, stage.people, stage.distractors, "train", seed=1000 * stage.parts + step)
+        told = [
+            rows(lm, [each.text for each in made.documents[start : start + together]], [])
+            for start in range(0, stage.people, together)
+        ]
+        asked = rows(
+            lm,
+            [ASKING.prompt(question) for question in made.questions],
+            [ASKING.answer(question.answers[0]) for question in made.questions],
+        )
+        other = rows(lm, [each.text[:200] for each in made.unrelated[:2]], [])
+        telling = nll(private.given(values), told[0])
+        adapted: Mapping[str, Tensor] = values
+        if step >= stage.plain:
+            adapted, _ = unroll(
+                lambda at, batch: exponent.exp() * nll(private.given(at), batch), values, told, SGD(1.0)
+            )
+        asking = nll(private.given(adapted), asked)
+        loss = asking + 0.5 * telling + 0.1 * nll(private.given(adapted), other)
+        optimizer.zero_grad()
+        slow.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*values.values()], 1.0)
+        optimizer.step()
+        if exponent.grad is not None:
+            slow.step()
+        heard.append((telling.item(), asking.item()))
+        if (step + 1) % 50 == 0:
+            means = [sum(part) / 50 for part in zip(*heard[-50:], strict=True)]
+            print(
+                f"step {step + 1}/{total}: documents {means[0]:.3f}, answers {means[1]:.3f}, rate "
+                f"{exponent.exp().item() / together:.4f}, {time.process_time() - started:.0f} CPU s",
+                flush=True,
+            )
+    return opened.module, exponent.exp().item() / together
+
+
+def prepared(
+    lm: Causal, names: Names, stages: Sequence[Preparation], folder: Path, rate: float = 0.02
+) -> tuple[Causal, float]:
+    """Return what the stages make of a model, and its rate; each is kept in a folder once it is done."""
+    for number, stage in enumerate(stages):
+        place = folder.with_name(f"{folder.name}-{number}")
+        told = place / "rate"  # written last
+        if not told.exists():
+            module, rate = prepare(lm, names, stage, rate)
+            save(module, lm.tokenizer, place)
+            told.write_text(repr(rate))
+        lm, rate = load(str(place)), float(told.read_text())
+    return lm, rate
+
+
+def save(module: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    module.generation_config = GenerationConfig()  # an LM has put its own aside
+    module.save_pretrained(folder)
+    tokenizer.inner.save_pretrained(folder)
+
+
+def taught(
+    lm: Causal, questions: Sequence[Question], documents: Sequence[Document], retuning: Retuning, folder: Path
+) -> Causal:
+    """Return the model after it has learnt answers and documents, from its folder if it is there."""
+    if not folder.exists():
+        delta = retune(lm, questions, ASKING, retuning, documents)
+        save_retuned(lm, delta, folder)
+    return load(str(folder))
+
+
+def learn(
+    method: Camels,
+    lm: Causal,
+    material: Material,
+    valid: Material,
+    training: Training,
+    work: Path,
+) -> Camels:
+    """Return CaMeLS with weights trained beside this model, from their file where there is one."""
+    path = work / f"weights-{training.seed}.safetensors"
+    if not path.exists():
+
+        def say(point: Point) -> None:
+            told = f"meta-training {point.step}/{point.total}: {point.loss:.3f}"
+            print(f"{told}, on validation {point.valid:.3f}", flush=True)
+
+        episodes, looks = method.episodes(lm, material), method.episodes(lm, valid)
+        work.mkdir(parents=True, exist_ok=True)
+        network, _ = train(method, lm, episodes, training, work / f"training-{training.seed}", say, looks)
+        method.save(network, lm, path)
+    return replace(method, weights=str(path))
+
+
+Rows = tuple[Tensor, Tensor]  # ids [batch, time], and which of them are learnt [batch, time - 1]
+
+
+def rows(lm: Causal, texts: Sequence[str], answers: Sequence[str], most: int = 512) -> Rows:
+    """Return padded rows: each text is learnt, or, where it has an answer, that and the end alone.
+
+    `most` bounds the tokens of a text.
+    """
+    opening, made, learnt = lm.tokenizer.opening, [], []
+    for number, text in enumerate(texts):
+        ids = lm.tokenizer.encode(text)[0][:most]
+        answer = [*lm.tokenizer.encode(answers[number])[0], opening] if answers else []
+        made.append([opening, *ids, *answer])
+        learnt.append([not answers] * len(ids) + [True] * len(answer))
+    longest = max(map(len, made))
+    return (
+        torch.tensor([[*each, *[0] * (longest - len(each))] for each in made]),
+        torch.tensor([[*each, *[False] * (longest - 1 - len(each))] for each in learnt]),
+    )
+
+
+def nll(lm: Any, batch: Rows) -> Tensor:
+    ids, learnt = batch
+    log_probs, _ = lm.step(ids[:, :-1])
+    return token_loss(log_probs[learnt], ids[:, 1:][learnt])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One way at one learning rate, as a table names it; `rehearsal` is learnt before it is asked."""
+
+    way: str
+    rate: float
+    method: Any
+    rehearsal: tuple[Question, ...] = ()
+
+
+def run(
+    lm: Causal,
+    made: World,
+    subjects: Sequence[Subject],
+    journal: Lines,
+    key: str,
+    checkpoints: Sequence[int] = (),
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Run each subject over the stream once, or read what an earlier run wrote; return their figures."""
+    done = {row["key"]: row for row in journal.start(dict)}
+    out = []
+    for subject in subjects:
+        name = f"{key} {subject.way} {subject.rate:g} {seed}"
+        if name not in done:
+            started = time.process_time()
+            results = stream(
+                lm,
+                made.documents,
+                made.questions,
+                {subject.way: Way(subject.method)},
+                unrelated=made.unrelated,
+                checkpoints=checkpoints,
+                asking=ASKING,
+                rehearsal=subject.rehearsal,
+                seed=seed,
+            )
+            told = summary(results)
+            figures = told["ways"][subject.way]
+            for part in (figures, *figures["at"]):
+                part.pop("vs_base", None)
+            last = [row for row in results.answers if row.way != BASE and row.taken == len(made.documents)]
+            nats = [(row.group, row.nats, row.tokens) for row in last]
+            done[name] = {
+                "key": name,
+                "stream": key,
+                "way": subject.way,
+                "rate": subject.rate,
+                "seed": seed,
+                "base": told["base"],
+                **{field: figures.get(field) for field in ("nll", "f1", "exact", "kl", "take_seconds", "at")},
+                "cpu_seconds": time.process_time() - started,
+                "answers": nats,
+            }
+            journal.keep(done[name])
+        out.append(done[name])
+    return out
+
+
+def chosen(rows: Sequence[dict[str, Any]], most_kl: float) -> dict[str, dict[str, Any]]:
+    """Return each way's best row: most answered right among those within the KL, of equals the likeliest."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if (row["kl"] or 0.0) > most_kl or row["nll"] is None:
+            continue
+        held = best.get(row["way"])
+        if held is None or (row["exact"], -row["nll"]) > (held["exact"], -held["nll"]):
+            best[row["way"]] = row
+    return best
+
+
+def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, Sequence[float] | None]:
+    """Return how much more NLL a token one row has than another, and its 95 % interval by group."""
+    gap = [one[1] - two[1] for one, two in zip(mine["answers"], other["answers"], strict=True)]
+    tokens = [row[2] for row in mine["answers"]]
+    groups = [row[0] for row in mine["answers"]]
+    return sum(gap) / sum(tokens), metrics.ratio_interval(gap, tokens, groups)
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows, the base's own before them."""
+    table = Table("way", "rate", "exact %", "F1 %", "NLL", "KL", "CPU s", title=title)
+    before = (
+        {"way": "no update", "rate": 0.0, "kl": 0.0, "take_seconds": 0.0, **rows[0]["base"]} if rows else {}
+    )
+    for row in [before, *rows] if rows else []:
+        figures = (100 * row["exact"], 100 * row["f1"], row["nll"], row["kl"], row["take_seconds"])
+        told = ("-" if each is None else f"{each:.3f}" for each in figures)
+        table.add_row(row["way"], f"{row['rate']:.3g}", *told)
+    Console().print(table)

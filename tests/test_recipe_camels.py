@@ -1,0 +1,111 @@
+"""The recipe of CaMeLS at its smallest: it runs, goes on, and its worlds keep what they promise."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toys
+from uptake.text import Passage
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    yield importlib.import_module("camels")
+    for name in ("camels", "camels_squad", "online_common"):
+        sys.modules.pop(name, None)
+
+
+def test_names_of_one_split_never_occur_in_another_and_documents_tell_what_is_asked(recipe: Any) -> None:
+    names = recipe.Names.syllables()
+    worlds = {split: recipe.common.world(names, 60, 2, split) for split in ("train", "valid", "test")}
+    called = {split: set(names.pairs(60, split, 0)) for split in worlds}
+    assert not (called["train"] & called["test"] or called["train"] & called["valid"])
+    assert not called["valid"] & called["test"]
+    made = worlds["test"]
+    oracle = recipe.Told({question.document: question.answers for question in made.questions})
+    for document, question, name in zip(
+        made.documents, made.questions, names.pairs(60, "test", 0), strict=True
+    ):
+        assert name in document.text and name in question.text and question.document == document.id
+        spans = [(at, at + 1) for at in range(len(document.text))]
+        found = oracle.of(Passage(0, document.text, document=document.id), spans).tolist()
+        told = "".join(letter for letter, weight in zip(document.text, found, strict=True) if weight)
+        assert told == question.answers[0]
+
+
+def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -> None:
+    small = "--most-steps 1 --episodes 1 --valid 3 --test 4 --factors 1 --most-kl 100"
+    asked = [*small.split(), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out.json")]
+    recipe.main(asked)
+    rows = json.loads((tmp_path / "out.json").read_text())
+    ways = {row["way"] for row in rows}
+    assert {"uniform", "uniform + re-tune", "salient spans", "TF-IDF", "CaMeLS", "oracle"} <= ways
+    assert len(rows) == 2 * len(ways) == len({row["key"] for row in rows})
+    assert {row["stream"] for row in rows} == {"small valid 3", "small test 4"}
+    assert "test, 4 documents" in capsys.readouterr().out
+    written = (tmp_path / "work" / "rows.jsonl").read_bytes()
+    recipe.main(asked)
+    assert json.loads((tmp_path / "out.json").read_text()) == rows
+    assert (tmp_path / "work" / "rows.jsonl").read_bytes() == written, "what was done is not done again"
+
+
+def squad(articles: int) -> dict[str, Any]:
+    paragraphs = [
+        [f"In {1900 + 7 * a + p} the town of number {a} had {p} inns.", f"{p} inns"]
+        for a in range(articles)
+        for p in range(2)
+    ]
+    return {
+        "data": [
+            {
+                "title": f"town {a}",
+                "paragraphs": [
+                    {
+                        "context": context,
+                        "qas": [{"id": context, "question": "what had it?", "answers": [{"text": answer}]}],
+                    }
+                    for context, answer in paragraphs[2 * a : 2 * a + 2]
+                ],
+            }
+            for a in range(articles)
+        ]
+    }
+
+
+def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path: Path, capsys: Any) -> None:
+    lm = toys.lm(window=256)
+    recipe.common.save(lm.module, lm.tokenizer, tmp_path / "model")
+    (tmp_path / "squad.json").write_text(json.dumps(squad(18)))
+    texts = [json.dumps({"id": str(n), "text": f"the inn number {n} was full"}) for n in range(24)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts))
+    on_squad = importlib.import_module("camels_squad")
+    found = on_squad.read_questions(tmp_path / "squad.json")
+    made = on_squad.split(found, 2, 3, [])
+    parts = [
+        {document.group for document in part.documents}
+        for part in (made.teaching, made.valid, made.meta, made.test)
+    ]
+    assert [len(part) for part in parts] == [5, 1, 6, 6] and len(set().union(*parts)) == 18
+    small = "--texts 4 --width 16 --batches 1 --rates 0.001 --most-kl 100"
+    places = {
+        "model": "model",
+        "squad": "squad.json",
+        "text": "texts.jsonl",
+        "work": "work",
+        "out": "out.json",
+    }
+    asked = [part for name, place in places.items() for part in (f"--{name}", str(tmp_path / place))]
+    on_squad.main([*asked, *small.split()])
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert len(rows) == 4 * 6 and {row["stream"] for row in rows} == {
+        f"{size} {part}" for size in ("small", "large") for part in ("valid", "test")
+    }
+    assert "CaMeLS less uniform: NLL" in capsys.readouterr().out
