@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from uptake.nets.fast_weights import FastWeights, Unembedding
+from uptake.nets.fast_weights import EPSILON, FastWeights, Unembedding
 
 WIDTH, VOCABULARY, TIME = 6, 11, 9
 
@@ -18,7 +18,7 @@ def network(chunk: int = 4) -> FastWeights:
         for name, parameter in made.named_parameters():
             # Every rate another one, large enough for the step to show.
             rates = name.startswith("log_rates")
-            parameter.copy_(torch.randn_like(parameter) - (2 if rates else 0))
+            parameter.copy_(torch.randn_like(parameter) / (200 if rates else 1) - rates / 50)
     return made
 
 
@@ -38,7 +38,7 @@ def plain(parts: dict[str, Tensor], hidden: Tensor) -> Tensor:
     """The block as anybody would write it."""
     features = (hidden @ parts["first"] + parts["first_bias"]).relu() ** 2
     z = features @ parts["second"] + parts["second_bias"]
-    return hidden + functional.layer_norm(z, (WIDTH,), parts["gain"], parts["bias"])
+    return hidden + functional.layer_norm(z, (WIDTH,), parts["gain"], parts["bias"], EPSILON)
 
 
 def stepped(net: FastWeights, hidden: Tensor, labels: Tensor, out: Unembedding, sequential: bool) -> Tensor:
@@ -205,3 +205,22 @@ def test_memory_grows_as_the_text_does() -> None:
 
     # Doubling the text doubles what a gradient needs; attention over it all would make it four times.
     assert saved(512) < 2.05 * saved(256)
+
+
+def test_fitted_features_tell_states_apart_that_random_ones_confuse() -> None:
+    torch.manual_seed(3)
+    # One direction shared by all, and large; what differs is small.
+    states = torch.randn(400, 16) * torch.tensor([30.0] + [1.0] * 15) + 20
+
+    def likeness(net: FastWeights) -> Tensor:
+        features = (states @ net.first + net.first_bias).relu().square()
+        features = functional.normalize(features, dim=-1)
+        return (features @ features.T).mean()
+
+    torch.manual_seed(4)
+    net = FastWeights(16)
+    before = likeness(net)
+    net.fit(states)
+    assert likeness(net) < 0.3 < 0.5 < before
+    features = (states @ net.first + net.first_bias).relu().square()
+    assert torch.allclose(features.square().sum(-1).mean(), torch.tensor(100.0), rtol=1e-3)

@@ -33,7 +33,7 @@ def trained(lm: LM, **settings: Any) -> FWL:
     with torch.no_grad():
         for name, parameter in network.layer.named_parameters():  # type: ignore[union-attr]
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 0.5 - 4 if "rates" in name else noise / len(parameter) ** 0.5)
+            parameter.copy_(noise / 200 - 0.04 if "rates" in name else noise / len(parameter) ** 0.5)
     return replace(method, trained=network.requires_grad_(False).to(next(lm.module.parameters()).dtype))  # type: ignore[attr-defined]
 
 

@@ -123,6 +123,20 @@ def windows(lm: LM, context: list[int], ids: list[int], room: int) -> Iterator[t
         yield hidden[:, -len(window.targets) :], torch.tensor([window.targets], device=lm.device)
 
 
+@torch.no_grad()
+def sampled(lm: LM, texts: int = 32, tokens: int = 96) -> Tensor:
+    """Return hidden states [number, width] of texts that the model makes up itself."""
+    generator = torch.Generator().manual_seed(0)
+    ids, cache, found = torch.full((texts, 1), lm.tokenizer.opening, device=lm.device), lm.start(), []
+    for _ in range(min(tokens, lm.window)):
+        hidden, cache = lm.hidden(ids, cache)
+        found.append(hidden[:, -1])
+        likely = lm.unembedding.logits(hidden[:, -1]).softmax(-1)
+        ids = torch.multinomial(likely.cpu(), 1, generator=generator).to(lm.device)
+    # The opening token's state is the same in every text.
+    return torch.cat(found[1:]).float()
+
+
 @dataclass(frozen=True)
 class FWL(Learned[Learnt, Tensor]):
     """Learns every token it reads, by a trained layer on top of the model.
@@ -154,7 +168,9 @@ class FWL(Learned[Learnt, Tensor]):
         return cls(weights="untrained")
 
     def build(self, lm: LM) -> Network:
-        layer = FastWeights(lm.unembedding.weight.shape[1], self.hidden, pace=self.pace)
+        states = sampled(lm)
+        layer = FastWeights(states.shape[1], self.hidden, pace=self.pace)
+        layer.fit(states)
         return Network(layer, lm, self.moves)
 
     def episodes(self, lm: LM, material: Material) -> list[Tensor]:

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-EPSILON = 1e-5
+# Large for a norm: a layer that has hardly learnt anything says hardly anything.
+EPSILON = 1.0
 # Every learning rate begins at 0.01, as published, on the sum of the losses over this constant.
 FIRST_RATE, NORMALISER = 0.01, 10.0
+QUICK = 100.0  # how much faster than a weight the logarithm of a rate moves in training
+THRESHOLD = 1.5  # standard deviations of its input that a fresh feature waits for
 
 
 class Unembedding(NamedTuple):
@@ -66,10 +69,11 @@ class Keys(NamedTuple):
 class FastWeights(nn.Module):
     """Dense width -> hidden, ReLU squared, dense hidden -> width, layer norm; added to what comes in.
 
-    The norm's gain and bias are zero at first: untrained and with nothing read, what comes in goes out.
-    `rates` are the learnt step sizes, one a parameter, on the *sum* of the losses: with a mean, what a
-    token teaches would depend on how long the text is. `pace` times them all; 0 is the slow weights
-    alone, without a slow pass. `chunk` positions are attended to at once; it changes only the cost.
+    `second` is zero at first: untrained and with nothing read, what comes in goes out. `log_rates` are
+    the logarithms of the learnt step sizes, one a parameter, over QUICK; the steps are on the *sum* of
+    the losses: with a mean, what a token teaches would depend on how long the text is. `pace` times
+    them all; 0 is the slow weights alone, without a slow pass. `chunk` positions are attended to at
+    once; it changes only the cost.
     """
 
     def __init__(self, width: int, hidden: int | None = None, chunk: int = 64, pace: float = 1.0) -> None:
@@ -78,22 +82,38 @@ class FastWeights(nn.Module):
         self.chunk, self.pace = chunk, pace
         self.first = nn.Parameter(torch.randn(width, hidden) / width**0.5)
         self.first_bias = nn.Parameter(torch.zeros(hidden))
-        self.second = nn.Parameter(torch.randn(hidden, width) / hidden**0.5)
+        self.second = nn.Parameter(torch.zeros(hidden, width))
         self.second_bias = nn.Parameter(torch.zeros(width))
-        self.gain = nn.Parameter(torch.zeros(width))
+        self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
-        # The gradient of a matrix grows with its inputs, of which there are so many.
-        inputs = {"first": width, "second": hidden}
+        names = [name for name, _ in self.named_parameters(recurse=False)]
+        rates = {name: FIRST_RATE / NORMALISER / (width if name == "first" else 1) for name in names}
         self.log_rates = nn.ParameterDict(
-            {
-                name: torch.tensor(math.log(FIRST_RATE / NORMALISER / inputs.get(name, 1)))
-                for name, _ in self.named_parameters(recurse=False)
-            }
+            {name: torch.tensor(math.log(rate) / QUICK) for name, rate in rates.items()}
         )
+
+    @torch.no_grad()
+    def fit(self, hidden: Tensor) -> None:
+        """Make of random features such as tell hidden states like these, [number, width], apart.
+
+        Hidden states vary a thousand times more along some directions than along others; along those
+        any two are alike, and what one position learns would reach them all. Half of that is taken
+        away, and each feature answers to one in fifteen of them.
+        """
+        mean = hidden.mean(0)
+        values, vectors = torch.linalg.eigh(torch.cov(hidden.T, correction=0))
+        halfway = vectors * values.clamp(min=1e-5 * values[-1]) ** -0.25
+        first = halfway @ vectors.T @ self.first
+        z = (hidden - mean) @ first
+        z, first = z / z.std(), first / z.std()
+        # The mean square norm of the features is set to the square of the normaliser.
+        size = (z - THRESHOLD).relu().pow(4).sum(-1).mean() ** 0.25 / NORMALISER**0.5
+        self.first.copy_(first / size)
+        self.first_bias.copy_(-(mean @ first + THRESHOLD) / size)
 
     @property
     def rates(self) -> dict[str, Tensor]:
-        return {name: self.pace * log_rate.exp() for name, log_rate in self.log_rates.items()}
+        return {name: self.pace * (QUICK * log_rate).exp() for name, log_rate in self.log_rates.items()}
 
     def start(self, rows: int) -> dict[str, Tensor]:
         """Return the sums of having read nothing, [rows, ...] for each parameter."""

@@ -1,0 +1,158 @@
+"""What fast weight layers cost beside static inference and dynamic evaluation, counted and measured.
+
+Counted are the operations of all matrix products that run, on shapes alone. Measured are CPU seconds
+with random weights, in turns, as medians of ratios to the static pass next to them. A token is
+scored once by each: static is one forward pass, `fwl` what its LM does for a cached stretch of
+text, `dynamic evaluation` the forward and backward pass whose loss is also the score, and one step.
+
+    OMP_NUM_THREADS=1 python bench/fwl_cost.py
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import uptake
+from uptake.causal import DTYPES, Causal
+from uptake.methods.fwl import Adapting
+from uptake.nets.fast_weights import FastWeights, Unembedding
+
+SHAPES = {
+    "GPT-2 small": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    "1.3 B": {"n_embd": 2048, "n_layer": 24, "n_head": 16},
+}
+
+
+def network(shape: dict[str, int], tokens: int, **how: Any) -> Any:
+    return (
+        GPT2LMHeadModel(GPT2Config(**shape, n_positions=max(tokens, 1024), **how))
+        .eval()
+        .requires_grad_(False)
+    )
+
+
+def passes(lm: Causal, layer: FastWeights, ids: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Return what each way does to score these tokens."""
+    adapting = Adapting(lm, layer, [layer.start(1)])
+
+    @torch.no_grad()
+    def static() -> object:
+        return lm.step(ids)
+
+    @torch.no_grad()
+    def fwl() -> object:
+        return adapting.step(ids)
+
+    def dynamic() -> object:
+        weights = [parameter.requires_grad_() for parameter in lm.module.parameters()]
+        log_probs = lm.step(ids)[0][:, :-1]
+        loss = -log_probs.gather(-1, ids[:, 1:, None]).mean()
+        gradients = torch.autograd.grad(loss, weights)
+        with torch.no_grad():
+            torch._foreach_add_(weights, list(gradients), alpha=-1e-9)
+        lm.module.requires_grad_(False)
+        return loss
+
+    return {"static": static, "fwl": fwl, "dynamic evaluation": dynamic}
+
+
+def counted(shape: dict[str, int], tokens: int, tokenizer: Any) -> dict[str, float]:
+    """Return the operations a token of each way, and of attention itself in a static pass."""
+    found = {}
+    with FakeTensorMode():
+        lm = Causal(network(shape, tokens, attn_implementation="eager"), tokenizer, base="shape")
+        # Without numbers the usual look at a first logit cannot be taken.
+        lm.__dict__["unembedding"] = Unembedding(lm.module.get_output_embeddings().weight)
+        layer = FastWeights(shape["n_embd"])
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        for name, go in passes(lm, layer, ids).items():
+            with FlopCounterMode(display=False) as counter:
+                go()
+            found[name] = counter.get_total_flops() / tokens
+    # Products of states with states: queries with keys, and their weights with values.
+    found["attention"] = 4.0 * tokens * shape["n_embd"] * shape["n_layer"]
+    return found
+
+
+def measured(
+    shape: dict[str, int], tokens: int, dtype: str, tokenizer: Any, repeats: int, skip: set[str]
+) -> dict[str, Any]:
+    torch.manual_seed(0)
+    torch.set_default_dtype(DTYPES[dtype])
+    module = network(shape, tokens)
+    torch.set_default_dtype(torch.float32)
+    lm = Causal(module, tokenizer, base="random")
+    layer = FastWeights(shape["n_embd"])
+    ids = torch.randint(50257, (1, tokens))
+    ways = {name: go for name, go in passes(lm, layer, ids).items() if name not in skip}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, go in ways.items():
+            started = time.process_time()
+            go()
+            if repeat > 0:  # the first round warms up
+                seconds[name].append(time.process_time() - started)
+    return {
+        name: {
+            "seconds_a_token": median(own) / tokens,
+            "times_static": median(x / y for x, y in zip(own, seconds["static"], strict=True)),
+            "spread": [min(own) / median(seconds["static"]), max(own) / median(seconds["static"])],
+        }
+        for name, own in seconds.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
+    parser.add_argument("--out", type=Path, default=Path("bench/fwl_cost.json"))
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--tokens-large", type=int, default=128, help="of the 1.3 B shape")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--large", action="store_true", help="measure the 1.3 B shape too: 6 GB")
+    parser.add_argument("--only-count", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = uptake.load(str(arguments.shared / "models/base-5m")).tokenizer
+    told: dict[str, Any] = {"counted": {}, "measured": {}}
+    for name, shape in SHAPES.items():
+        found = counted(shape, 1024, tokenizer)
+        attention, static = found.pop("attention"), found["static"]
+        told["counted"][name] = {
+            way: {
+                "operations_a_token": own,
+                "times_static": own / static,
+                # A backward pass goes through attention twice.
+                "times_static_without_attention": (
+                    own - attention * (3 if way == "dynamic evaluation" else 1)
+                )
+                / (static - attention),
+            }
+            for way, own in found.items()
+        }
+        for way, own in told["counted"][name].items():
+            print(f"{name}, {way}: {own['times_static']:.3f}, {own['times_static_without_attention']:.3f}")
+    if not arguments.only_count:
+        jobs = [("GPT-2 small", arguments.tokens, dtype, set()) for dtype in ("float32", "bfloat16")]
+        if arguments.large:
+            # Gradients of 1.3 B weights do not fit beside other work here.
+            jobs.append(("1.3 B", arguments.tokens_large, "bfloat16", {"dynamic evaluation"}))
+        for name, tokens, dtype, skip in jobs:
+            found = measured(SHAPES[name], tokens, dtype, tokenizer, arguments.repeats, skip)
+            told["measured"][f"{name}, {dtype}"] = {"tokens": tokens, **found}
+            print(name, dtype, {way: round(own["times_static"], 2) for way, own in found.items()}, flush=True)
+    arguments.out.write_text(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
