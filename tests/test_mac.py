@@ -173,6 +173,9 @@ def test_what_is_dropped_was_never_read_and_nothing_is_read_again() -> None:
     assert torch.equal(dropped.slots, never.slots)
     assert (dropped.pieces, dropped.history) == (never.pieces, never.history)
     assert torch.equal(method.drop(state, nobody, []).slots, state.slots)
+    everything = [passage.id for reading in state.history for passage in reading.passages]
+    empty = method.drop(method.drop(state, nobody, everything), nobody, everything)
+    assert (empty.pieces, empty.history, len(empty.slots)) == ((), (), 0)
 
 
 KEYS = [one + other for one in "bcdfghkl" for other in "aeiouyrs"]

@@ -154,7 +154,12 @@ class Mac(Learned[Bank, Episode]):
                 history.append(replace(reading, passages=passages, scores=scores))
         rows = [stay for stay, count in zip(kept, state.pieces, strict=True) for _ in range(count)]
         pieces = tuple(itertools.compress(state.pieces, kept))
-        return replace(state, history=tuple(history), slots=state.slots[torch.tensor(rows)], pieces=pieces)
+        return replace(
+            state,
+            history=tuple(history),
+            slots=state.slots[torch.tensor(rows, dtype=torch.bool)],
+            pieces=pieces,
+        )
 
     def episodes(self, lm: LM, material: Material) -> Sequence[Episode]:
         """Return episodes of `documents` documents with all their questions, shuffled once.
@@ -189,8 +194,10 @@ class Mac(Learned[Bank, Episode]):
         prompts, answers, seen = [], [], []
         for place, document in enumerate(documents):
             for question in asked[document.id]:
-                prompts.append(self._ids(lm, asking.prompt(question)))
-                answers.append(tuple(lm.tokenizer.encode(asking.answer(question.answers[0]))[0]))
+                answer = lm.tokenizer.encode(asking.answer(question.answers[0]))[0][: lm.window // 2]
+                prompt = lm.tokenizer.encode(asking.prompt(question))[0][len(answer) - lm.window :]
+                prompts.append((lm.tokenizer.opening, *prompt))
+                answers.append(tuple(answer))
                 others = [other for other in range(count) if other != place]
                 visible = {place, *random.sample(others, round(count ** random.random()) - 1)}
                 seen.append([other in visible for other in range(count)])
