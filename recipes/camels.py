@@ -13,7 +13,6 @@ learnt beside the small model serve the larger one.
 """
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from typing import Any
 
 import online_common as common
 import torch
-from online_common import Names, Subject, World
+from online_common import Names, Preparation, Subject, World
 from torch import Tensor
 
 from uptake.causal import Causal, load
@@ -150,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=Scale.episodes)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--ways", nargs="+", help="these alone, such as uniform CaMeLS")
-    parser.add_argument("--most-steps", type=int, default=1 << 30, help="of each stage of the preparation")
+    parser.add_argument("--most-steps", type=int, default=1 << 30, help="of each half of the preparation")
     parser.add_argument("--factors", type=float, nargs="+", default=Scale.factors)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -165,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if large:
             names, lm, rate = large
             rows += experiment(lm, "large", names, camels, rate, scale, args, seed)
-    args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf8")
+    common.write(rows, args.out)
 
 
 Prepared = tuple[Names, Causal, float]
@@ -182,7 +181,7 @@ def models(args: argparse.Namespace) -> tuple[Prepared, Prepared | None]:
         tokenizer = common.toy_tokenizer(names)
         shared = Causal(common.small_model(tokenizer, 128, 4), tokenizer, "large")
     most = args.most_steps
-    told = [replace(s, plain=min(s.plain, most), through=min(s.through, most)) for s in common.STAGES]
+    told = Preparation(min(Preparation.plain, most), min(Preparation.through, most))
     small = Causal(common.small_model(tokenizer, width, layers), tokenizer, "small")
     first = (names, *common.prepared(small, names, told, args.work / "small"))
     if not args.larger:

@@ -10,7 +10,6 @@ Go on after an interruption: the same command again.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -140,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             gap, interval = common.difference(mine, row)
             print(f"CaMeLS less {row['way']}: NLL {gap:+.4f} a token, 95 % {interval}")
         rows += [*swept, *told]
-    args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf8")
+    common.write(rows, args.out)
 
 
 def _material(part: World) -> Material:

@@ -6,6 +6,7 @@ trained through one step of plain fine-tuning on a batch of documents, all token
 takes facts up as well as uniform weights allow. That favours the baseline.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -141,28 +142,20 @@ def small_model(tokenizer: Tokenizer, width: int = 96, layers: int = 3) -> Llama
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a model learns to be asked: `plain` steps of both forms, then `through` steps through steps.
-
-    `people` are told of in `parts` batches, a step each, and then asked about.
-    """
+    """How a model learns to be asked: `plain` steps of both forms, then `through` steps through a step."""
 
     plain: int = 300
     through: int = 500
-    people: int = 16
-    parts: int = 1
+    people: int = 16  # told of in one step, then asked about
     distractors: int = 1
     rate: float = 3e-3
 
 
-STAGES = (Preparation(),)
-
-
-def prepare(lm: Causal, names: Names, stage: Preparation, begin: float) -> tuple[Any, float]:
-    """Return the module after one stage, and the rate for one document at a time that it came to."""
+def prepare(lm: Causal, names: Names, stage: Preparation) -> tuple[Any, float]:
+    """Return the prepared module, and the rate for one document at a time that it came to."""
     private, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator().manual_seed(0))
     values = dict(opened.parameters)
-    together = stage.people // stage.parts  # documents of a step
-    exponent = torch.tensor(begin * together).log().requires_grad_()
+    exponent = torch.tensor(-1.0, requires_grad=True)  # of the rate
     optimizer = torch.optim.AdamW([*values.values()], stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
     slow = torch.optim.Adam([exponent], 3e-2)
     total = stage.plain + stage.through
@@ -170,25 +163,22 @@ def prepare(lm: Causal, names: Names, stage: Preparation, begin: float) -> tuple
     started = time.process_time()
     for step in range(total):
         optimizer.param_groups[0]["lr"] = stage.rate * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / total)
-        made = world(names, stage.people, stage.distractors, "train", seed=1000 * stage.parts + step)
-        told = [
-            rows(lm, [each.text for each in made.documents[start : start + together]], [])
-            for start in range(0, stage.people, together)
-        ]
+        made = world(names, stage.people, stage.distractors, "train", seed=step)
+        told = rows(lm, [each.text for each in made.documents], [])
         asked = rows(
             lm,
             [ASKING.prompt(question) for question in made.questions],
             [ASKING.answer(question.answers[0]) for question in made.questions],
         )
         other = rows(lm, [each.text[:200] for each in made.unrelated[:2]], [])
-        telling = nll(private.given(values), told[0])
+        telling = nll(private.given(values), told)
         adapted: Mapping[str, Tensor] = values
         if step >= stage.plain:
             adapted, _ = unroll(
-                lambda at, batch: exponent.exp() * nll(private.given(at), batch), values, told, SGD(1.0)
+                lambda at, batch: exponent.exp() * nll(private.given(at), batch), values, [told], SGD(1.0)
             )
         asking = nll(private.given(adapted), asked)
-        loss = asking + 0.5 * telling + 0.1 * nll(private.given(adapted), other)
+        loss = asking + 0.5 * telling + 0.1 * nll(private.given(values), other)
         optimizer.zero_grad()
         slow.zero_grad()
         loss.backward()
@@ -201,25 +191,20 @@ def prepare(lm: Causal, names: Names, stage: Preparation, begin: float) -> tuple
             means = [sum(part) / 50 for part in zip(*heard[-50:], strict=True)]
             print(
                 f"step {step + 1}/{total}: documents {means[0]:.3f}, answers {means[1]:.3f}, rate "
-                f"{exponent.exp().item() / together:.4f}, {time.process_time() - started:.0f} CPU s",
+                f"{exponent.exp().item() / stage.people:.4f}, {time.process_time() - started:.0f} CPU s",
                 flush=True,
             )
-    return opened.module, exponent.exp().item() / together
+    return opened.module, exponent.exp().item() / stage.people
 
 
-def prepared(
-    lm: Causal, names: Names, stages: Sequence[Preparation], folder: Path, rate: float = 0.02
-) -> tuple[Causal, float]:
-    """Return what the stages make of a model, and its rate; each is kept in a folder once it is done."""
-    for number, stage in enumerate(stages):
-        place = folder.with_name(f"{folder.name}-{number}")
-        told = place / "rate"  # written last
-        if not told.exists():
-            module, rate = prepare(lm, names, stage, rate)
-            save(module, lm.tokenizer, place)
-            told.write_text(repr(rate))
-        lm, rate = load(str(place)), float(told.read_text())
-    return lm, rate
+def prepared(lm: Causal, names: Names, stage: Preparation, folder: Path) -> tuple[Causal, float]:
+    """Return what `prepare` does, from its folder where an earlier run left it."""
+    told = folder / "rate"  # written last
+    if not told.exists():
+        module, rate = prepare(lm, names, stage)
+        save(module, lm.tokenizer, folder)
+        told.write_text(repr(rate))
+    return load(str(folder)), float(told.read_text())
 
 
 def save(module: Any, tokenizer: Tokenizer, folder: Path) -> None:
@@ -378,3 +363,9 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         told = ("-" if each is None else f"{each:.3f}" for each in figures)
         table.add_row(row["way"], f"{row['rate']:.3g}", *told)
     Console().print(table)
+
+
+def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the figures; what was answered to each question stays in the working folder."""
+    kept = [{name: value for name, value in row.items() if name != "answers"} for row in rows]
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")
