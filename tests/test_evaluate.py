@@ -18,7 +18,7 @@ from uptake.errors import BadInput
 from uptake.evaluate import evaluate
 from uptake.journal import Journal
 from uptake.lm import Scores, Segment
-from uptake.method import Context, Evidence, State, Way
+from uptake.method import Budget, Context, Evidence, State, Way
 from uptake.methods.base import Base
 from uptake.methods.finetune import Finetune
 from uptake.overlap import LeakFilter
@@ -391,3 +391,28 @@ def test_random_neighbours_do_not_pay_for_a_search_they_do_not_make(
         ("random", 1.0),
         ("ttt-nn", 2.0),
     }
+
+
+@pytest.mark.parametrize("name", ["ttt-nn", "dynamic-evaluation", "hidden-state-optimisation"])
+def test_no_way_learns_the_whole_document_before_it_is_scored(name: str) -> None:
+    own = [] if name != "ttt-nn" else ["own_prefix=true"]
+    chosen = {n: replace(way, segment=None) for n, way in api.ways([name], own).items()}
+    (row,) = evaluate(toys.lm(), plan(ways=chosen, protocol=Whole(), ks=(0,)), DOCUMENTS[:1]).rows
+    assert row.bits == row.base_bits and row.tokens_trained == 0
+
+
+def test_another_budget_or_network_begins_a_journal_of_its_own(store: Datastore, tmp_path: Path) -> None:
+    def run(**more: Any) -> float:
+        made = api.compare(
+            toys.lm(), DOCUMENTS[:1], ["ttt-nn"], store=store, k=2, journal=tmp_path / "j",
+            protocol=PerQuery(80, 80), leak=LeakFilter.off(), **more,
+        )  # fmt: skip
+        return made.rows[-1].tokens_trained
+
+    assert run(budget=Budget(steps=1)) < run() == run(budget=Budget(steps=9))
+    network, told = tmp_path / "network", []
+    for content in (b"one", b"other"):
+        network.write_bytes(content)
+        way = replace(methods.find("fwl"), method=replace(methods.find("fwl").method, weights=str(network)))
+        told.append(api._described(way)["networks"])
+    assert told[0].keys() == told[1].keys() == {"network"} and told[0] != told[1]

@@ -3,11 +3,13 @@
 The command line is a thin skin over this file.
 """
 
+import hashlib
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -279,14 +281,38 @@ def _header(model: Causal, plan: Plan, store: Datastore | None, notes: Sequence[
             **_told(plan.protocol),
             "k": ", ".join(map(str, plan.ks)),
             "batch": plan.batch,
+            **{f"most_{name}": most for name, most in asdict(plan.budget).items() if most is not None},
             **leak,
         },
         settings={
-            name: {**describe(way.method), "select": describe(way.select), "segment": way.segment}
+            name: {**_described(way), "select": describe(way.select), "segment": way.segment}
             for name, way in plan.ways.items()
         },
         notes=tuple(notes),
     )
+
+
+def _described(way: Way) -> dict[str, Any]:
+    """Return a method's settings, and what is in the files they name: a name stays when a file changes."""
+    settings = describe(way.method)
+    found = sorted(set(_weights(settings)))
+    return settings | (
+        {"networks": {Path(name).name: _digest(Path(name)) for name in found}} if found else {}
+    )
+
+
+def _weights(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the files that settings called `weights` name, at any depth."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _weights(value)
+        elif name == "weights" and isinstance(value, str) and Path(value).is_file():
+            yield value
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def _told(protocol: Protocol) -> dict[str, str | int | float]:
@@ -312,7 +338,7 @@ def _stream_header(model: Causal, plan: StreamPlan, notes: Sequence[str]) -> Hea
             "chunk_characters": plan.chunking.characters if plan.chunking else "whole documents",
             **{f"most_{name}": most for name, most in asdict(plan.budget).items() if most is not None},
         },
-        settings={name: describe(way.method) for name, way in plan.ways.items()},
+        settings={name: _described(way) for name, way in plan.ways.items()},
         notes=tuple(notes),
     )
 

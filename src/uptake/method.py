@@ -25,12 +25,19 @@ from uptake.text import Found, Passage, Source, stable_hash
 class Evidence:
     """What one query may take up: passages found for it, in the order to read them, and where more is.
 
-    `source` searches one view and one version of a store under this query's leak filter.
+    `source` searches one view and one version of a store under this query's leak filter. `own` is
+    what of the query's text may be learnt, where that is not `query`: what is yet to be scored is not.
     """
 
     found: Found
     query: str = ""
     source: Source | None = None
+    own: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The query's own text, as far as it may be learnt."""
+        return self.query if self.own is None else self.own
 
     @property
     def passages(self) -> tuple[Passage, ...]:
@@ -102,6 +109,11 @@ class Reading:
     scores: tuple[float, ...]
     query: str
     seed: int
+    own: str | None = None
+
+    def evidence(self, passages: tuple[Passage, ...], scores: tuple[float, ...]) -> Evidence:
+        """Return what was read, with these of its passages."""
+        return Evidence(Found(passages, scores), self.query, own=self.own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +130,8 @@ class State:
 
     def after(self, evidence: Evidence, context: Context, **changes: object) -> Self:
         """Return this state with `changes`, having read the evidence."""
-        reading = Reading(evidence.passages, evidence.found.scores, evidence.query, context.seed)
+        found = evidence.found
+        reading = Reading(found.passages, found.scores, evidence.query, context.seed, evidence.own)
         return dataclasses.replace(self, history=(*self.history, reading), **changes)  # type: ignore[arg-type]
 
 
@@ -199,7 +212,7 @@ class Method(ABC, Generic[StateT]):
             if kept or not pairs:
                 passages, scores = zip(*kept, strict=True) if kept else ((), ())
                 replay = Context(reading.seed, (context or Context()).budget)
-                (fresh,) = self.take([fresh], lm, [Evidence(Found(passages, scores), reading.query)], replay)
+                (fresh,) = self.take([fresh], lm, [reading.evidence(passages, scores)], replay)
         return fresh
 
 

@@ -128,6 +128,7 @@ class Runner:
                     some.part(start, k).behind(one.queries[0].support if states is fresh else ()),
                     one.queries[0].own,
                     one.source,
+                    one.queries[0].context,
                 )
                 for some, one in zip(found, asked, strict=True)
             ]

@@ -147,10 +147,10 @@ class DynamicEvaluation(Learned[Moved, Window]):
         return state.after(evidence, context, delta=opened.delta(), memory=kept), log_probs.detach()
 
     def _pieces(self, state: Moved, lm: LM, evidence: Evidence) -> Iterator[Window]:
-        if self.own_prefix and not state.history and evidence.query:
-            yield from _windows(lm, "", evidence.query, self.chunk_tokens, lm.window)
+        if self.own_prefix and not state.history and evidence.prefix:
+            yield from _windows(lm, "", evidence.prefix, self.chunk_tokens, lm.window)
         for passage in evidence.passages:
-            before = evidence.query + passage.prompt
+            before = evidence.prefix + passage.prompt
             yield from _windows(lm, before, passage.text, self.chunk_tokens, lm.window)
 
     def build(self, lm: LM) -> GradientStatistics:

@@ -113,8 +113,8 @@ class Finetune(Method[Moved]):
 
     def _take(self, row: int, state: Moved, lm: LM, evidence: Evidence, context: Context) -> Moved:
         passages = evidence.passages
-        if self.own_prefix and not state.history and evidence.query:
-            passages = (Passage(passage_id("", 0, evidence.query), evidence.query), *passages)
+        if self.own_prefix and not state.history and evidence.prefix:
+            passages = (Passage(passage_id("", 0, evidence.prefix), evidence.prefix), *passages)
         if not passages:
             return state
         private, opened = lm.open(self.moves, state.delta, context.generator("moves", evidence.query))

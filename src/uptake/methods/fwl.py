@@ -241,8 +241,8 @@ class FWL(Learned[Learnt, Tensor]):
         self, layer: FastWeights, row: int, state: Learnt, lm: LM, evidence: Evidence, context: Context
     ) -> Learnt:
         passages = evidence.passages
-        if self.own_prefix and not state.history and evidence.query:
-            passages = (Passage(passage_id("", 0, evidence.query), evidence.query), *passages)
+        if self.own_prefix and not state.history and evidence.prefix:
+            passages = (Passage(passage_id("", 0, evidence.prefix), evidence.prefix), *passages)
         sums = state.sums
         for passage in passages:
             if context.cancelled():

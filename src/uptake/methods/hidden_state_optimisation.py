@@ -169,8 +169,8 @@ class HiddenStateOptimisation(Method[Remembered]):
     ) -> tuple[Remembered, Tensor]:
         """Return the state after reading, and what the last piece was scored with."""
         texts = [(passage.prompt, passage.text) for passage in evidence.passages]
-        if self.own_prefix and not state.history and evidence.query:
-            texts = [("", evidence.query), *texts]
+        if self.own_prefix and not state.history and evidence.prefix:
+            texts = [("", evidence.prefix), *texts]
         after, ledger, log_probs = state, context.ledger(row), torch.zeros(0)
         try:
             for prompt, text in texts:
