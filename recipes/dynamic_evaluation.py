@@ -43,11 +43,11 @@ DE, HSO = "dynamic-evaluation", "hidden-state-optimisation"
 TRIED: dict[str, list[tuple[str, ...]]] = {
     "RMS": [
         (DE, f"rule=rms(learning_rate={rate},decay={decay})", STATISTICS)
-        for rate, decay in (("1e-5", 0.002), ("1e-4", 0.002), ("1e-4", 0.02))
+        for rate, decay in (("3e-6", 0.002), ("1e-5", 0.002), ("3e-5", 0.002), ("5e-5", 0.002))
     ],
     "Adam": [(DE, f"rule=adamw(learning_rate={rate},weight_decay=0)") for rate in ("3e-5", "1e-4", "3e-4")],
-    "SGD": [(DE, f"rule=sgd(learning_rate={rate})") for rate in ("3e-3", "1e-2")],
-    "HSO": [(HSO, f"learning_rate={rate}") for rate in ("1e-3", "3e-3", "1e-2", "3e-2")],
+    "SGD": [(DE, f"rule=sgd(learning_rate={rate})") for rate in ("3e-3", "1e-2", "3e-2")],
+    "HSO": [(HSO, f"learning_rate={rate}") for rate in ("1e-2", "3e-2", "1e-1")],
 }
 CONTROLS: dict[str, tuple[str, ...]] = {"HSO at rate 0": (HSO, "learning_rate=0")}
 STILL = (DE, "rule=rms(learning_rate=0)", STATISTICS)  # the static model, bit for bit
@@ -200,12 +200,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("recipes/dynamic_evaluation.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/images/dynamic-evaluation.svg"))
     parser.add_argument("--domains", nargs="+", default=DOMAINS)
-    parser.add_argument("--tuned-on", nargs="+", default=["python_peps"], help="domains that choose settings")
+    parser.add_argument(
+        "--tuned-on",
+        nargs="+",
+        default=["court_opinions", "pmc_ccby", "python_peps"],
+        help="domains that choose settings",
+    )
     parser.add_argument("--only", choices=("statistics", "valid", "test"), help="do one part and stop")
     parser.add_argument("--kinds", nargs="+", default=list(TRIED), help="kinds tried under --only valid")
     parser.add_argument("--pieces", type=int, default=64, help="pieces of text in the statistics")
     parser.add_argument("--validation", type=int, default=1, help="validation documents a domain")
-    parser.add_argument("--test", type=int, default=1, help="test documents a domain")
+    parser.add_argument("--test", type=int, default=3, help="test documents a domain")
     parser.add_argument("--characters", type=int, default=10_000, help="most of a document")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
