@@ -172,3 +172,8 @@ def test_the_window_is_told_by_the_model_or_its_tokenizer_and_never_guessed() ->
     names.model_max_length = int(1e30)
     with pytest.raises(BadInput, match="model_max_length"):
         Causal(module, Tokenizer(names))
+
+
+def test_more_rows_than_models_are_refused() -> None:
+    with pytest.raises(BadInput, match="give one a row"):
+        Routed([toys.lm()]).step(torch.zeros(2, 3, dtype=torch.long))

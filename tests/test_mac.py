@@ -93,7 +93,7 @@ def test_no_document_comes_before_another() -> None:
     for group in (None, 2):
         method = double(lm, group=group)
         forward, backward = (taken(method, lm, *texts) for texts in (TEXTS, TEXTS[::-1]))
-        logs = [method.on([state], lm).step(ASKED)[0] for state in (forward, backward)]
+        logs = [method.on([state] * len(ASKED), lm).step(ASKED)[0] for state in (forward, backward)]
         assert torch.equal(*logs) and not torch.equal(logs[0], lm.step(ASKED)[0])
 
 

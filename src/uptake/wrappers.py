@@ -161,6 +161,7 @@ class Routed(Wrapper):
         return [part.start() for part in self.parts]
 
     def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        self._check_rows(len(ids))
         caches = cache if cache is not None else [None] * len(self.parts)
         stepped = [
             part.step(ids[row : row + 1], kept)
