@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from uptake.nets.fast_weights import EPSILON, FastWeights, Unembedding
+from uptake.nets.fast_weights import EPSILON, FEATURES, FastWeights, Unembedding
 
 WIDTH, VOCABULARY, TIME = 6, 11, 9
 
@@ -223,4 +223,4 @@ def test_fitted_features_tell_states_apart_that_random_ones_confuse() -> None:
     net.fit(states)
     assert likeness(net) < 0.3 < 0.5 < before
     features = (states @ net.first + net.first_bias).relu().square()
-    assert torch.allclose(features.square().sum(-1).mean(), torch.tensor(100.0), rtol=1e-3)
+    assert torch.allclose(features.square().sum(-1).mean(), torch.tensor(FEATURES), rtol=1e-3)

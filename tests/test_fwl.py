@@ -148,7 +148,7 @@ def test_no_token_is_learnt_before_it_is_scored() -> None:
     letters = "abcdefghijklmnop"
     picks = torch.randint(16, (600,), generator=torch.Generator().manual_seed(0))
     text = "".join(letters[pick] for pick in picks)
-    method = replace(FWL(weights="untrained"), pace=400.0)
+    method = replace(FWL(weights="untrained"), pace=4000.0)
     (honest,), (state,) = method.read([method.init(lm)], lm, [Segment(text)], Context())
     assert -honest.log_probs[200:].mean() > torch.tensor(16.0).log() - 0.05
     # It does learn which letters there are ...
@@ -193,7 +193,7 @@ def test_training_teaches_it_to_learn(tmp_path: Path) -> None:
     method = FWL(episode_tokens=160)
     episodes = method.episodes(lm, Material(tuple(STORIES)))
     assert [len(episode) for episode in episodes] == [len(story.text) + 1 for story in STORIES]
-    network, points = train(method, lm, episodes, Training(AdamW(1e-2, weight_decay=0.0), passes=15))
+    network, points = train(method, lm, episodes, Training(AdamW(3e-3, weight_decay=0.0), passes=15))
     assert points[-1].loss == points[-1].loss
     unseen = "max met lou. lou saw max. " * 5
     bits = {
@@ -251,3 +251,20 @@ def test_bad_settings_and_material_are_refused() -> None:
         FWL().episodes(lm, Material((Document("short", "a"),)))
     with pytest.raises(BadInput, match="uptake train"):
         FWL().init(lm)
+
+
+def test_training_can_begin_from_a_trained_layer(tmp_path: Path) -> None:
+    lm = toys.lm()
+    still = FWL(episode_tokens=128, pace=0.0)
+    episodes = still.episodes(lm, Material(tuple(STORIES)))
+    network, _ = train(still, lm, episodes, Training(AdamW(1e-3, weight_decay=0.0), passes=3))
+    still.save(network, lm, tmp_path / "still")
+    begun = FWL(start=str(tmp_path / "still"))
+    fresh = begun.fresh(lm)
+    assert all(torch.equal(own, network.state_dict()[name]) for name, own in fresh.state_dict().items())
+    begun.save(fresh, lm, tmp_path / "begun")
+    (tmp_path / "still").unlink()
+    again = replace(begun, weights=str(tmp_path / "begun"))
+    assert again.network(lm).state_dict().keys() == fresh.state_dict().keys()
+    with pytest.raises(BadInput, match="no network"):
+        begun.fresh(lm)

@@ -6,7 +6,8 @@ trained for it. What was read is a sum of gradients, so order does not matter an
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +144,8 @@ class FWL(Learned[Learnt, Tensor]):
 
     `pace` times the learnt learning rates: at 0 the layer is there and does not learn, the control.
     `moves` are weights of the base to train along with the layer; `hidden` is the layer's inner width,
-    four times the model's if none. A training episode is `episode_tokens` of one document.
+    four times the model's if none. A training episode is `episode_tokens` of one document. Training
+    may begin where another ended, `start`: the slow weights take long and are cheap to train at pace 0.
     """
 
     ongoing: ClassVar[bool] = True
@@ -153,6 +155,7 @@ class FWL(Learned[Learnt, Tensor]):
     hidden: int | None = None
     moves: Moves | None = None
     episode_tokens: int = 2048
+    start: str = ""  # a network to begin training from
 
     def __post_init__(self) -> None:
         if not 0 <= self.pace < float("inf"):
@@ -168,9 +171,15 @@ class FWL(Learned[Learnt, Tensor]):
         return cls(weights="untrained")
 
     def build(self, lm: LM) -> Network:
+        if self.start:
+            return cast(Network, self.load(Path(self.start), lm))
         states = sampled(lm)
         layer = FastWeights(states.shape[1], self.hidden, pace=self.pace)
         layer.fit(states)
+        return Network(layer, lm, self.moves)
+
+    def restore(self, lm: LM, about: Mapping[str, str]) -> Network:
+        layer = FastWeights(lm.unembedding.weight.shape[1], self.hidden, pace=self.pace)
         return Network(layer, lm, self.moves)
 
     def episodes(self, lm: LM, material: Material) -> list[Tensor]:

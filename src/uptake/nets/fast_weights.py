@@ -20,8 +20,9 @@ from torch.nn import functional
 # Large for a norm: a layer that has hardly learnt anything says hardly anything.
 EPSILON = 1.0
 # Every learning rate begins at 0.01, as published, on the sum of the losses over this constant.
-FIRST_RATE, NORMALISER = 0.01, 10.0
+FIRST_RATE, NORMALISER = 0.01, 100.0
 QUICK = 100.0  # how much faster than a weight the logarithm of a rate moves in training
+FEATURES = 100.0  # mean square norm of fresh features
 THRESHOLD = 1.5  # standard deviations of its input that a fresh feature waits for
 
 
@@ -106,8 +107,7 @@ class FastWeights(nn.Module):
         first = halfway @ vectors.T @ self.first
         z = (hidden - mean) @ first
         z, first = z / z.std(), first / z.std()
-        # The mean square norm of the features is set to the square of the normaliser.
-        size = (z - THRESHOLD).relu().pow(4).sum(-1).mean() ** 0.25 / NORMALISER**0.5
+        size = ((z - THRESHOLD).relu().pow(4).sum(-1).mean() / FEATURES) ** 0.25
         self.first.copy_(first / size)
         self.first_bias.copy_(-(mean @ first + THRESHOLD) / size)
 
