@@ -1,10 +1,9 @@
 """Every verb as a person runs it: what it prints, what it writes, and that it goes on after Ctrl-C."""
 
+import ast
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -248,37 +247,39 @@ def test_a_journal_of_rubbish_is_begun_anew(run: Run, world: World, tmp_path: Pa
 
 
 def test_long_documents_cost_no_more_than_what_is_scored(run: Run, world: World, tmp_path: Path) -> None:
+    # Tokenized whole, either verb would run into the time that any test may take.
     long = tmp_path / "long.jsonl"
     with long.open("w") as file:
         file.write('{"id": "long", "text": "' + "All the pumps of the world. " * (50_000_000 // 28) + '"}\n')
-    started = time.process_time()
     asked = ("eval", "-m", world.model, "--data", long, "--method", "base", "--suffix", "80", "--json", "-")
     assert run(*asked).json["methods"]["base"]["queries"] == 1
     built = run(
         "index", "build", tmp_path / "s", long, "--retriever", "lexical", "--chunk", "1000000", "--json"
     )
     assert built.json["documents"] == 1 and built.json["passages"] >= 50
-    assert time.process_time() - started < 60
 
 
-def test_starting_is_quick_and_says_the_version() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    program = [str(Path(sys.executable).with_name("uptake"))]
-    seconds = []
-    for _ in range(4):
-        started = time.perf_counter()
-        told = subprocess.run(
-            [*program, "--help"], capture_output=True, text=True, check=True, env=environment
-        )
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.5
-    assert [
-        verb for verb in ("index", "eval", "compare", "generate", "methods") if verb not in told.stdout
-    ] == []
-    told = subprocess.run(
-        [*program, "--version"], capture_output=True, text=True, check=True, env=environment
+def test_starting_reads_nothing_heavy_and_says_the_version() -> None:
+    asked = (
+        "import sys; from uptake.cli.main import main; sys.argv = ['uptake', sys.argv[1]]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
-    assert told.stdout.startswith("uptake ")
+
+    def start(option: str) -> tuple[str, set[str]]:
+        told = subprocess.run(
+            [sys.executable, "-c", asked, option], capture_output=True, text=True, check=True
+        )
+        return told.stdout, set(ast.literal_eval(told.stderr))
+
+    told, read = start("--help")
+    verbs = ("index", "eval", "compare", "generate", "methods")
+    assert [verb for verb in verbs if verb not in told] == []
+    # Each of these takes a tenth of a second or more to import; together they are seconds.
+    assert read & {"torch", "transformers", "numpy", "pyarrow", "lance", "faiss", "peft", "jinja2"} == set()
+    assert "uptake" in read
+    assert start("--version")[0].startswith("uptake ")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

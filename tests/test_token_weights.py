@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,37 @@ def test_a_pipeline_that_is_not_there_is_told_of() -> None:
         SalientSpans("no_such_pipeline").of(Passage(0, "x"), [(0, 1)])
     with pytest.raises(BadInput, match="needs a spaCy pipeline"):
         SalientSpans(phrases=True)
+
+
+def test_salient_spans_are_what_a_pipeline_names(tmp_path: Path) -> None:
+    spacy = pytest.importorskip("spacy")
+
+    @spacy.Language.component("uptake-test-parser")
+    def parse_by_hand(doc: Any) -> Any:
+        """Every word hangs on the second: what stands before it is its subject."""
+        for token in doc:
+            token.head = doc[min(1, len(doc) - 1)]
+            token.dep_, token.pos_ = ("nsubj", "NOUN") if token.i == 0 else ("ROOT", "VERB")
+        return doc
+
+    names = spacy.blank("en")
+    names.add_pipe("entity_ruler").add_patterns([{"label": "WORK", "pattern": "grey sea"}])
+    names.to_disk(tmp_path / "names")
+    text = "whales swim in the grey sea"
+    only = SalientSpans(str(tmp_path / "names"))
+    assert kept(only, text) == ["grey", "sea"]
+    assert (
+        apply(Finetune(), f"token_weights=salientspans(pipeline={tmp_path / 'names'})").token_weights == only
+    )
+    with pytest.raises(BadInput, match="parses nothing"):
+        kept(SalientSpans(str(tmp_path / "names"), phrases=True), text)
+
+    names.add_pipe("uptake-test-parser")
+    names.to_disk(tmp_path / "phrases")
+    assert kept(SalientSpans(str(tmp_path / "phrases"), phrases=True), text) == ["whales", "grey", "sea"]
+    assert kept(SalientSpans(str(tmp_path / "phrases")), text) == ["grey", "sea"]
+    with pytest.raises(Missing, match="no spaCy pipeline"):
+        kept(SalientSpans(str(tmp_path / "none")), text)
 
 
 def test_tf_idf_keeps_the_words_that_stand_out_by_hand(tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ class SalientSpans(TokenWeights):
             yield from by_spelling(text)
             return
         read = _pipeline(self.pipeline)(text)
+        if self.phrases and not read.has_annotation("DEP"):
+            raise BadInput(
+                f"pipeline={self.pipeline} parses nothing, so it finds no phrases: "
+                "take one with a parser, or phrases=false"
+            )
         for span in (*read.ents, *(read.noun_chunks if self.phrases else ())):
             yield span.start_char, span.end_char
 
