@@ -275,6 +275,8 @@ def test_the_page_shows_the_figures_and_no_text_is_markup() -> None:
     assert html.count("<svg") == 3 and "Answers against drift" in html
     for line in report.lines(report.summary(results)):
         assert all(cell.split(" [")[0] in html for cell in line.values())
+    silent = replace(results, answers=tuple(replace(answer, said=" ") for answer in results.answers))
+    assert page(silent).count("<td><span>nothing</span></td>") == 3 * len(results.shown)
     # One document of one group, no checkpoint, no unrelated text: nothing to draw but the end.
     alone = stream(documents=DOCUMENTS[1:2], questions=QUESTIONS[1:2], checkpoints=[], unrelated=[])
     assert "of one group, so there is no interval" in page(alone)
