@@ -7,12 +7,15 @@ passages, and anything that searches or embeds meets the two protocols below.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,58 @@ class Tokens(Protocol):
         ...
 
 
+class Encodes(Protocol):
+    """Cuts texts into tokens; `fingerprint` changes whenever the tokens of some text might."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+        """Return the tokens of `text`, and for each the characters it covers."""
+        ...
+
+
+class Chunks(Protocol):
+    """Chunks of `length` tokens that one query may read, each with the chunk that continues it.
+
+    A chunk's id is derived from its document, place, text and tokenizer: it stays the same while other
+    documents come and go. Where one is not here, or may not be read, or is -1, it is masked.
+    """
+
+    @property
+    def length(self) -> int:
+        """How many tokens a chunk has; the last of a document may have fewer."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the corpus at this version, the tokenizer, the length and what finds chunks."""
+        ...
+
+    def search(self, queries: Sequence[str], k: int) -> "Tensor":
+        """Return for each query the ids of its k nearest chunks, nearest first: int64 [queries, k].
+
+        -1 stands where there are fewer.
+        """
+        ...
+
+    def sample(self, rows: int, k: int, generator: np.random.Generator) -> "Tensor":
+        """Return ids of chunks drawn uniformly, none twice in a row: int64 [rows, k], padded with -1."""
+        ...
+
+    def tokens(self, ids: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return for each id, of any shape [..], the chunk's tokens and then its continuation's.
+
+        Both int64 [.., 2 * length] and a mask, which is False beyond the end of the document and all
+        along the row of an id that is -1, unknown, or that the query may not read.
+        """
+        ...
+
+    def without(self, passages: Sequence[int]) -> "Chunks":
+        """Return these chunks but for those that hold, or lead into, text of the passages with these ids."""
+        ...
+
+
 class Source(Protocol):
     """Where a query's passages come from: one view, one version, this query's leak filter."""
 
@@ -201,6 +256,13 @@ class Source(Protocol):
         """Return the store's tokens as the `Keyer` of this fingerprint read them.
 
         Raises BadInput where the store holds none or not all of them, Mismatch for another keyer's.
+        """
+        ...
+
+    def chunks(self, fingerprint: str) -> Chunks:
+        """Return the store's chunks as the tokenizer of this fingerprint cut them.
+
+        Raises BadInput where the store holds none or not all of them, Mismatch for another tokenizer's.
         """
         ...
 

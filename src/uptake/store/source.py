@@ -18,7 +18,7 @@ from uptake.store.bases import Base
 from uptake.store.index import VectorIndex
 from uptake.store.table import Ids, Table, storable
 from uptake.store.token_source import TokenView
-from uptake.text import Found, Passage, Tokens
+from uptake.text import Chunks, Found, Passage, Tokens
 
 FIRST_DEPTH = 128  # candidates ranked at first; doubled whenever the leak filter leaves too few
 _FUSION = 60  # the customary constant of reciprocal rank fusion
@@ -177,6 +177,11 @@ class BoundSource:
         """Return the tokens this query may read; raises BadInput, Mismatch, Damaged (see TokenView)."""
         view = self._ranking.snapshot.tokens(fingerprint)
         return view.bound(self._query.document_id, self._query.group, self._overlap, self._leak)
+
+    def chunks(self, fingerprint: str) -> Chunks:
+        """Return the chunks this query may read; raises BadInput, Mismatch, Damaged."""
+        store = self._table.path.parent
+        raise BadInput(f"{store}: holds no chunks; cut them with `uptake index chunks {store} --model M`")
 
     def read_ahead(self, passages: dict[int, Passage]) -> None:
         """Take over passages that were read for a whole batch."""
