@@ -20,7 +20,8 @@ from uptake.settings import describe
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-HEAVY = {"torch", "transformers", "peft", "lance", "faiss", "pandas", "pyarrow", "sentence_transformers"}
+HEAVY = {"torch", "transformers", "peft", "lance", "faiss", "pandas", "pyarrow", "ray"}
+HEAVY |= {"sentence_transformers"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

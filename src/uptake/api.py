@@ -152,7 +152,11 @@ def compare(
     key = stable_hash(repr(plain(header)), *(text for d in documents for text in (d.id, d.group, d.text)))
     kept = Journal(journal, f"{key:016x}")
     outcome = evaluate(model, plan, documents, store, kept, progress, workers)
-    header = replace(header, peak_rss_bytes=outcome.peaks)
+    searched = [row.coverage for row in outcome.rows]
+    short = sum(each < 1 for each in searched)
+    missing = [f"shards were missing: {short} of {len(searched)} rows searched less than the whole store, "
+               f"{min(searched):.1%} of it at the least"] if short else []  # fmt: skip
+    header = replace(header, peak_rss_bytes=outcome.peaks, notes=(*header.notes, *missing))
     return Results(header, tuple(outcome.rows), tuple(outcome.showcases))
 
 

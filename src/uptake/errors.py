@@ -29,5 +29,9 @@ class Missing(UptakeError):
     """An optional dependency, a model or a file that the call needs is not there."""
 
 
+class Incomplete(UptakeError):
+    """Part of a cluster did not answer, and the caller has not said that the rest will do."""
+
+
 class Diverged(UptakeError):
     """A loss or a gradient is no longer finite: the step was not taken."""

@@ -21,6 +21,7 @@ class Row:
     neighbours: int = 0  # neighbours read
     overlap: float = 0.0  # largest 13-gram containment of a neighbour read in the whole document
     withheld: int = 0  # candidates the leak filter kept back
+    coverage: float = 1.0  # share of the store that was searched for them
     tokens_trained: int = 0
     tokens_read: int = 0  # tokens put in context
     steps: int = 0

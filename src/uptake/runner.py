@@ -150,6 +150,7 @@ class Runner:
                         neighbours=len(some.passages),
                         overlap=max(some.overlaps, default=0.0),
                         withheld=some.withheld,
+                        coverage=some.coverage,
                         tokens_trained=ledger.tokens_trained,
                         tokens_read=ledger.tokens_read,
                         steps=ledger.steps,

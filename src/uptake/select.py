@@ -6,7 +6,7 @@ no selection can let a leak through. One that weighs candidates against each oth
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -133,11 +133,11 @@ class Sift(Select):
         found = source.search(self.candidates)
         vectors = source.vectors([passage.id for passage in found.passages])
         order = sift(vectors, query, k, self.regularisation, self.alpha, self.repeats)
-        return Found(
-            tuple(found.passages[i] for i in order),
-            tuple(found.scores[i] for i in order),
-            tuple(found.overlaps[i] for i in order),
-            found.withheld,
+        return replace(
+            found,
+            passages=tuple(found.passages[i] for i in order),
+            scores=tuple(found.scores[i] for i in order),
+            overlaps=tuple(found.overlaps[i] for i in order),
         )
 
 

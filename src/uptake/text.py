@@ -6,7 +6,7 @@ passages, and anything that searches or embeds meets the two protocols below.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -275,13 +275,21 @@ class Found:
     scores: tuple[float, ...] = ()
     overlaps: tuple[float, ...] = ()
     withheld: int = 0  # how many nearer ones the leak filter kept back
+    coverage: float = 1.0  # share of the store that was searched: less where a shard of a cluster was missing
 
     def part(self, start: int, stop: int) -> "Found":
         """Return the passages from place `start` up to place `stop`."""
         cut = slice(start, stop)
-        return Found(self.passages[cut], self.scores[cut], self.overlaps[cut], self.withheld)
+        return replace(
+            self, passages=self.passages[cut], scores=self.scores[cut], overlaps=self.overlaps[cut]
+        )
 
     def behind(self, passages: Sequence[Passage]) -> "Found":
         """Return the same after passages that nobody had to search for; their scores are 0."""
         zeros = (0.0,) * len(passages)
-        return Found((*passages, *self.passages), zeros + self.scores, zeros + self.overlaps, self.withheld)
+        return replace(
+            self,
+            passages=(*passages, *self.passages),
+            scores=zeros + self.scores,
+            overlaps=zeros + self.overlaps,
+        )

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uptake.store.datastore import Added, Datastore
     from uptake.store.embed import SentenceEncoder, StatesEncoder, make_encoder
-    from uptake.store.source import BoundSource, QueryText, Ranked
+    from uptake.store.index import Ranked
+    from uptake.store.source import BoundSource, QueryText
 
 __all__ = [
     "Added",
@@ -30,7 +31,7 @@ _HOMES = {
     "make_encoder": "embed",
     "BoundSource": "source",
     "QueryText": "source",
-    "Ranked": "source",
+    "Ranked": "index",
 }
 
 

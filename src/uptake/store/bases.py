@@ -49,11 +49,20 @@ class Base:
 
 
 class Cache:
-    """The bases of one store: CACHE/indexes/UID/v<version>-<kind>/, each a folder that never changes."""
+    """The bases of one store: CACHE/indexes/UID/v<version>-<kind>/, each a folder that never changes.
 
-    def __init__(self, uid: str, settings: dict[str, object]) -> None:
+    Those of a part of its rows lie one folder deeper, which `label` names.
+    """
+
+    def __init__(self, uid: str, settings: dict[str, object], label: str = "") -> None:
         self._settings = settings
-        self._folder = cache_folder(uid)
+        self._folder = cache_folder(uid) / label
+
+    @classmethod
+    def of(cls, uid: str) -> "list[Cache]":
+        """Return the caches there are of a store: of its parts, and of the whole."""
+        labels = sorted(path.name for path in cache_folder(uid).glob("rows-*"))
+        return [cls(uid, {}, label) for label in (*labels, "")]
 
     def folders(self) -> list[Path]:
         """Return the folders that hold a base, newest version first."""
@@ -230,7 +239,7 @@ def faiss_metric(metric: object) -> int:
 def check_bases(uid: str) -> list[str]:
     """Return a line for each cached base of this store that no longer holds what was written."""
     try:
-        folders = Cache(uid, {}).folders()
+        folders = [folder for cache in Cache.of(uid) for folder in cache.folders()]
     except UptakeError as error:
         return [str(error)]
     return [
@@ -242,7 +251,8 @@ def check_bases(uid: str) -> list[str]:
 
 def forget_bases(uid: str) -> None:
     """Delete every cached base of this store, so that purged text leaves no vector behind."""
-    Cache(uid, {}).clear()
+    for cache in Cache.of(uid):
+        cache.clear()
 
 
 def damaged(folder: Path, everything: bool = False) -> list[str]:

@@ -10,6 +10,7 @@ import functools
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 from uptake.errors import BadInput, Mismatch
 from uptake.overlap import LeakFilter
 from uptake.store.bases import forget_bases
+from uptake.store.cluster import Cluster
 from uptake.store.encoding import Encoding
 from uptake.store.files import Checksums, Lease, clear_drafts, new_folder
-from uptake.store.index import Kind, Metric, open_index
+from uptake.store.index import Kind, Metric, Ranked, open_index
 from uptake.store.layout import TABLE, WATCHED, Layout, View, require_view
-from uptake.store.source import BoundSource, QueryText, Ranked, Snapshot, bind, check_count
+from uptake.store.source import BoundSource, QueryText, Snapshot, bind, check_count
 from uptake.store.table import Table, storable
 from uptake.store.token_index import TokenIndex
 from uptake.store.token_reading import ReadTokens, read_tokens
@@ -30,6 +32,9 @@ from uptake.store.token_writing import purge as purge_tokens
 from uptake.store.tokens import About, Stored
 from uptake.store.writing import Added, Writing
 from uptake.text import Chunking, Document, Embedder, Keyer, Passage, stable_hash
+
+if TYPE_CHECKING:
+    from uptake.store.cluster.index import ClusterIndex
 
 __all__ = ["Added", "Datastore", "ReadTokens"]
 
@@ -44,10 +49,18 @@ class Datastore:
     """A store opened at one version; `add` and `remove` move it to the version they make."""
 
     def __init__(
-        self, path: Path, layout: Layout, table: Table, encoding: Encoding, threads: int | None, pinned: bool
+        self,
+        path: Path,
+        layout: Layout,
+        table: Table,
+        encoding: Encoding,
+        threads: int | None,
+        pinned: bool,
+        cluster: Cluster | None = None,
     ) -> None:
         self.path = path
         self.layout = layout
+        self.cluster = cluster
         self._encoding = encoding
         self._threads = threads
         self._pinned = pinned
@@ -105,11 +118,14 @@ class Datastore:
         view: str = "passages",
         device: str = "cpu",
         threads: int | None = None,
+        cluster: Cluster | None = None,
     ) -> "Datastore":
         """Open a store at its newest version, or at an older one to read only.
 
-        Without `encoder` the one named in the store is loaded when first needed. Raises BadInput
-        where there is no store, version or such a view, Mismatch for another encoder, Damaged.
+        Without `encoder` the one named in the store is loaded when first needed. With `cluster` its
+        vectors are searched by the actors of a Ray cluster, whose machines must all see `path`.
+        Raises BadInput where there is no store, version or such a view, Mismatch for another
+        encoder, Damaged; any search on a cluster Incomplete where shards are missing.
         """
         path = Path(path).absolute()
         clear_drafts(path, _LOCK)
@@ -122,7 +138,7 @@ class Datastore:
                 f"{path}: store.json tells of {wanted.dimensions} dimensions, the table has "
                 f"{table.dimensions}; put both back from one copy"
             )
-        return cls(path, layout, table, encoding, threads, pinned=version is not None)
+        return cls(path, layout, table, encoding, threads, version is not None, cluster)
 
     @property
     def view(self) -> View:
@@ -268,6 +284,11 @@ class Datastore:
     def _table(self) -> Table:
         return self._snapshot.table
 
+    def prepare(self) -> None:
+        """Open the vector index now, or make it: without this the first search does."""
+        if self.view.dimensions:
+            self._snapshot.index.prepare()
+
     def _bound(self, table: Table) -> Snapshot:
         before: Snapshot | None = getattr(self, "_snapshot", None)
         make = functools.partial(
@@ -278,7 +299,19 @@ class Datastore:
             threads=self._threads,
             base=before.base if before else None,
         )
-        return Snapshot(table, self.layout.retriever, make, self._embed, self._open_tokens)
+        return Snapshot(
+            table,
+            self.layout.retriever,
+            self._on_cluster if self.cluster else make,
+            self._embed,
+            self._open_tokens,
+        )
+
+    def _on_cluster(self, table: Table) -> "ClusterIndex":
+        from uptake.store.cluster.index import ClusterIndex
+
+        assert self.cluster
+        return ClusterIndex(table, self.path, self.layout.uid, self.cluster)
 
     def _open_tokens(self, table: Table, fingerprint: str) -> TokenView:
         stored = Stored.open(self.path, fingerprint)
@@ -304,6 +337,8 @@ class Datastore:
                     purge_tokens(self.path, writing.table)
                     forget_bases(self.layout.uid)
                 self._snapshot = self._bound(writing.table)
+                if writing.purged and self.cluster and self.view.dimensions:
+                    self._on_cluster(writing.table).forget()
 
     def _embed(self, texts: Sequence[str]) -> Floats | None:
         return self._encoding.embed(texts) if texts and self.view.dimensions else None

@@ -9,7 +9,7 @@ on the others in its batch.
 
 import itertools
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -26,6 +26,29 @@ FOLD = 0.1  # share of rows come and gone that a base bears
 _SLACK = 16  # candidates beyond those asked for, so that rounding in FAISS cannot decide who is among them
 _RERANK = 4  # candidates a result, where they come from quantised vectors,
 _LEAST = 384  # and never fewer than these: a deeper re-rank costs less than probing more lists
+
+
+class Ranked(NamedTuple):
+    """Passage ids and scores, best first; `coverage` is the share of the store that was searched."""
+
+    ids: Ids
+    scores: Floats
+    coverage: float = 1.0
+
+
+class Index(Protocol):
+    """Whatever searches the vectors of one version: this process, or a cluster."""
+
+    def prepare(self) -> None:
+        """Make it ready: without this the first search does."""
+        ...
+
+    def search(self, queries: Floats, k: int) -> list[Ranked]:
+        """Return for each query the k nearest, best first; fewer where the store ends.
+
+        Scores are inner products, or negative squared distances under "l2".
+        """
+        ...
 
 
 class VectorIndex:
@@ -60,17 +83,18 @@ class VectorIndex:
         moved = len(self._fresh_ids) + self._gone
         return moved / max(len(self.base.ids), 1)
 
-    def search(self, queries: Floats, k: int) -> list[tuple[Ids, Floats]]:
-        """Return for each query the ids and scores of the k nearest, best first; fewer where the store ends.
+    def prepare(self) -> None:
+        """Read the rows that came after the base."""
+        _ = self._fresh
 
-        Scores are inner products, or negative squared distances under "l2".
-        """
+    def search(self, queries: Floats, k: int) -> list[Ranked]:
+        """Return for each query the k nearest, as `Index` says."""
         if self._threads:
             faiss.omp_set_num_threads(self._threads)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         k = min(k, self._count)
         if k <= 0 or not len(queries):
-            return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+            return [Ranked(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         old = self._live(queries, k)
         new = nearest(queries, self._fresh, min(k + _SLACK, len(self._fresh)), self._metric)
         return [
@@ -96,7 +120,7 @@ class VectorIndex:
             exact = exact or any((row < 0).any() for row in places) or fetch * 2 > size // 10
             fetch *= 2
 
-    def _ranked(self, query: Floats, old: Ids, new: Ids, k: int) -> tuple[Ids, Floats]:
+    def _ranked(self, query: Floats, old: Ids, new: Ids, k: int) -> Ranked:
         losses = distances(query, self.base.vectors, old, self._metric)
         if len(new):
             losses = np.concatenate([losses, distances(query, self._fresh, new, self._metric)])
@@ -113,7 +137,7 @@ class VectorIndex:
         else:
             ids = self.base.ids[old[best]]
         order = np.lexsort((ids, losses[best]))[:k]  # equal scores come in a fixed order
-        return ids[order], -losses[best[order]]
+        return Ranked(ids[order], -losses[best[order]])
 
 
 def open_index(
@@ -132,7 +156,7 @@ def open_index(
     if kind not in ("auto", "flat", "ivf"):
         raise BadInput(f"index {kind!r}: use auto, flat or ivf")
     chosen = ("ivf" if table.count >= LARGE else "flat") if kind == "auto" else kind
-    cache = Cache(uid, {"metric": metric, "kind": chosen, "dimensions": table.dimensions})
+    cache = Cache(uid, {"metric": metric, "kind": chosen, "dimensions": table.dimensions}, table.label)
     for known in itertools.chain([base] if base else [], cache.bases(table.version)):
         index = VectorIndex(table, known, metric, threads)
         if index.drift <= FOLD:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from uptake.errors import BadInput
 from uptake.overlap import LeakFilter, Overlap, Verdict
 from uptake.store.bases import Base
-from uptake.store.index import VectorIndex
+from uptake.store.index import Index, Ranked, VectorIndex
 from uptake.store.table import Ids, Table, storable
 from uptake.store.token_source import TokenView
 from uptake.text import Chunks, Found, Passage, Tokens
@@ -40,14 +40,6 @@ class QueryText:
     whole_text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """Passage ids and scores, best first."""
-
-    ids: Ids
-    scores: Floats
-
-
 class Snapshot:
     """One version of the store, ready to be searched: by vectors, by words, or by both."""
 
@@ -55,7 +47,7 @@ class Snapshot:
         self,
         table: Table,
         retriever: str,
-        make_index: Callable[[Table], VectorIndex],
+        make_index: Callable[[Table], Index],
         embed: Callable[[Sequence[str]], Floats | None],
         make_tokens: Callable[[Table, str], TokenView],
     ) -> None:
@@ -73,14 +65,15 @@ class Snapshot:
         return self._tokens[fingerprint]
 
     @cached_property
-    def index(self) -> VectorIndex:
+    def index(self) -> Index:
         """The vector index of this version, opened or made when first needed."""
         return self._make_index(self.table)
 
     @property
     def base(self) -> Base | None:
-        """What the vector index stands on, if it was needed: the next version can stand on it too."""
-        return self.index.base if "index" in vars(self) else None
+        """What an index of this process stands on, if it was needed: the next version can stand on it too."""
+        made = vars(self).get("index")
+        return made.base if isinstance(made, VectorIndex) else None
 
     @cached_property
     def sorted_ids(self) -> Ids:
@@ -91,11 +84,11 @@ class Snapshot:
         """Return for each query its `depth` best passages; `vectors` is None in a lexical store."""
         dense = self.index.search(vectors, depth) if vectors is not None else []
         if self.retriever == "dense":
-            return [Ranked(*found) for found in dense]
-        lexical = [self.table.match(text, depth) for text in texts]
+            return dense
+        lexical = [Ranked(*self.table.match(text, depth)) for text in texts]
         if self.retriever == "lexical":
-            return [Ranked(*found) for found in lexical]
-        return [_fuse([one[0], other[0]], depth) for one, other in zip(dense, lexical, strict=True)]
+            return lexical
+        return [_fuse(both, depth) for both in zip(dense, lexical, strict=True)]
 
 
 @dataclass
@@ -109,6 +102,7 @@ class _Ranking:
     scores: list[float] = field(default_factory=list)
     depth: int = 0
     exhausted: bool = False
+    coverage: float = 1.0  # the least of any search
 
     def deepen(self) -> None:
         depth = 2 * self.depth or FIRST_DEPTH
@@ -124,6 +118,7 @@ class _Ranking:
         # Words find only passages that share one with the query: a list that stayed short is at its end.
         self.exhausted = len(ranked.ids) < depth or depth >= self.snapshot.table.count
         self.depth = depth
+        self.coverage = min(self.coverage, ranked.coverage)
 
 
 class BoundSource:
@@ -141,7 +136,8 @@ class BoundSource:
     def search(self, k: int) -> Found:
         """Return the k nearest passages that do not leak, best first; fewer where the store has no more."""
         check_count(k)
-        return self._take(k, self._candidates())
+        found = self._take(k, self._candidates())
+        return replace(found, coverage=self._ranking.coverage)
 
     def sample(self, k: int, generator: np.random.Generator) -> Found:
         """Return k passages drawn evenly without replacement from all that do not leak; scores are 0."""
@@ -253,14 +249,15 @@ def bind(
     return sources
 
 
-def _fuse(lists: Sequence[Ids], depth: int) -> Ranked:
+def _fuse(lists: Sequence[Ranked], depth: int) -> Ranked:
     """Merge rankings by the sum of 1 / (60 + rank), rank counting from 1."""
     totals: dict[int, float] = {}
-    for ids in lists:
-        for rank, key in enumerate(ids.tolist(), start=1):
+    for ranked in lists:
+        for rank, key in enumerate(ranked.ids.tolist(), start=1):
             totals[key] = totals.get(key, 0.0) + 1 / (_FUSION + rank)
     order = sorted(totals, key=lambda key: (-totals[key], key))[:depth]
-    return Ranked(np.array(order, np.int64), np.array([totals[key] for key in order], np.float32))
+    scores = np.array([totals[key] for key in order], np.float32)
+    return Ranked(np.array(order, np.int64), scores, min(ranked.coverage for ranked in lists))
 
 
 def _shuffled(count: int, generator: np.random.Generator) -> Iterator[int]:

@@ -47,10 +47,16 @@ def as_ids(numbers: Sequence[int] | Ids) -> Ids:
 
 
 class Table:
-    """The passages of one version. `dimensions` is 0 where they have no vectors."""
+    """The passages of one version, or a part of them. `dimensions` is 0 where they have no vectors.
 
-    def __init__(self, dataset: Any) -> None:
+    `label` names the part: empty for the whole.
+    """
+
+    def __init__(self, dataset: Any, rows: slice | None = None, label: str = "") -> None:
         self._dataset = dataset
+        self._first = rows.start if rows else 0
+        self._rows = {"offset": rows.start, "limit": rows.stop - rows.start} if rows else {}
+        self.label = label
         field = dataset.schema.field("vector") if "vector" in dataset.schema.names else None
         self.dimensions = field.type.list_size if field is not None else 0
 
@@ -92,12 +98,39 @@ class Table:
     @property
     def count(self) -> int:
         """How many passages it holds."""
-        return int(self._dataset.count_rows())
+        return int(self._rows["limit"] if self._rows else self._dataset.count_rows())
+
+    @property
+    def slots(self) -> int:
+        """How many rows were ever written to the pieces it lies in: removing takes none away."""
+        return sum(fragment.physical_rows for fragment in self._dataset.get_fragments())
+
+    def part(self, first: int, stop: int) -> "Table":
+        """Return what is left of the rows that were written as number `first` up to `stop`, to be read.
+
+        Rows that are added or removed later move no other row into another part; joining pieces
+        that have lost many rows may.
+        """
+        return Table(self._dataset, slice(self._before(first), self._before(stop)), f"rows-{first}-{stop}")
+
+    def _before(self, slot: int) -> int:
+        """Return how many of the first `slot` rows written are still here."""
+        left = 0
+        for fragment in self._dataset.get_fragments():
+            if 0 < slot < fragment.physical_rows and fragment.num_deletions:
+                with _plain(self.path):
+                    scanner = self._dataset.scanner(columns=[], fragments=[fragment], with_row_address=True)
+                    addresses = scanner.to_table()["_rowaddr"].to_numpy()
+                left += int(((addresses & 0xFFFFFFFF) < slot).sum())
+            elif slot > 0:
+                left += min(slot, fragment.count_rows())
+            slot -= fragment.physical_rows
+        return left
 
     @cached_property
     def _keys(self) -> tuple[Ids, Ids]:
         with _plain(self.path):
-            columns = self._dataset.to_table(columns=["id", "document_key"], scan_in_order=True)
+            columns = self._scan(["id", "document_key"]).to_table()
         return columns["id"].to_numpy(), columns["document_key"].to_numpy()
 
     @property
@@ -146,18 +179,21 @@ class Table:
         # Reading in table order, each row once, is what Lance does fastest.
         unique, back = np.unique(places, return_inverse=True)
         with _plain(self.path):
-            return self._dataset.take(unique.tolist(), columns=columns).take(back)
+            return self._dataset.take((unique + self._first).tolist(), columns=columns).take(back)
+
+    def _scan(self, columns: list[str] | None, rows: int | None = None) -> Any:
+        return self._dataset.scanner(columns=columns, batch_size=rows, scan_in_order=True, **self._rows)
 
     def stream_vectors(self, rows: int = 8192) -> Iterator[NDArray[np.float32]]:
         """Yield all vectors in table order, at most about `rows` at a time."""
         with _plain(self.path):
-            for batch in self._dataset.to_batches(columns=["vector"], batch_size=rows, scan_in_order=True):
+            for batch in self._scan(["vector"], rows).to_batches():
                 yield _matrix(batch["vector"], self.dimensions)
 
     def stream(self, rows: int = 8192) -> Iterator[Any]:
         """Yield every column in table order as Arrow record batches."""
         with _plain(self.path):
-            yield from self._dataset.to_batches(batch_size=rows, scan_in_order=True)
+            yield from self._scan(None, rows).to_batches()
 
     def append(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> "Table":
         """Add passages, all or none of them; `vectors` has one row each. Raises BadInput, UptakeError."""

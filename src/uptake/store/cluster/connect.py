@@ -1,0 +1,45 @@
+"""The way to Ray: connect, and tell its errors apart."""
+
+import logging
+import os
+from typing import Any
+
+from uptake.errors import BadInput, Missing, UptakeError
+
+NAMESPACE = "uptake"  # in which our actors have their names
+
+
+def connect(address: str) -> Any:
+    """Return the module ray, connected to the cluster at `address` unless the program is already.
+
+    "local" starts one on this machine that ends with the program. Raises Missing without Ray,
+    BadInput where no cluster answers.
+    """
+    # Nothing is told to anybody, and no page is served, unless the user has said otherwise.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise Missing("a cluster needs Ray: pip install 'uptake[ray]'") from error
+    if not ray.is_initialized():
+        page = False if address == "local" else None
+        try:
+            ray.init(
+                address,
+                namespace=NAMESPACE,
+                include_dashboard=page,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            raise BadInput(
+                f"no Ray cluster at {address!r} ({reason}); start one with `ray start --head`, or give local"
+            ) from error
+    return ray
+
+
+def own_error(error: Any) -> UptakeError | None:
+    """Return the error of ours that an actor raised, if that is what Ray's error holds."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, UptakeError) else None

@@ -1,0 +1,135 @@
+"""The actor that holds one shard: a range of rows of one store, at whatever version it is asked for."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+from ray.util import metrics
+
+from uptake.errors import Mismatch
+from uptake.store.bases import Floats, forget_bases
+from uptake.store.index import VectorIndex, open_index
+from uptake.store.layout import TABLE, Layout
+from uptake.store.table import Ids, Table
+
+_KEPT = 4  # versions open at a time: readers of older ones may still be at work
+
+TELLING = "telling"  # the concurrency group in which a shard answers for itself while it searches
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rows of which store: from the `first` up to the `stop`-th written."""
+
+    store: str
+    uid: str
+    first: int
+    stop: int
+
+    @property
+    def rows(self) -> str:
+        """The range, as people read it."""
+        return f"{self.first}-{self.stop}"
+
+
+class Answer(NamedTuple):
+    """What one shard found: ids and scores are [queries, at most k]; `rows` is how many it searched."""
+
+    rows: int
+    ids: Ids
+    scores: Floats
+
+
+class Shard:
+    """Searches its rows; holds nothing that is not made again from the table."""
+
+    def __init__(self, place: Place, replica: int) -> None:
+        self._place = place
+        self._open: dict[int, tuple[VectorIndex, int]] = {}
+        self._queries = 0
+        self._seconds = 0.0
+        self._since = time.time()
+        tags = {"store": Path(place.store).name, "rows": place.rows, "replica": str(replica)}
+        self._counter = metrics.Counter(
+            "uptake_shard_queries", "Queries that a shard has answered.", tuple(tags)
+        )
+        self._histogram = metrics.Histogram(
+            "uptake_shard_search_seconds",
+            "Time a shard takes for a batch of queries.",
+            [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10],
+            tuple(tags),
+        )
+        for each in (self._counter, self._histogram):
+            each.set_default_tags(tags)
+
+    def open(self, version: int) -> int:
+        """Make a version ready to be searched; return how many of its passages lie here."""
+        return self._at(version)[1]
+
+    def search(self, version: int, queries: Floats, k: int) -> Answer:
+        """Return the k nearest of this shard to each row of `queries`, at this version."""
+        index, rows = self._at(version)
+        start = time.perf_counter()
+        # Ray hands arrays over read-only, and FAISS wants to be told that it may have them.
+        found = index.search(np.array(queries), k)
+        spent = time.perf_counter() - start
+        self._queries += len(queries)
+        self._seconds += spent
+        self._counter.inc(len(queries) or 1)
+        self._histogram.observe(spent)
+        return Answer(rows, np.stack([each.ids for each in found]), np.stack([each.scores for each in found]))
+
+    def forget(self) -> None:
+        """Let go of every version, and of what this machine has cached of the store."""
+        self._open.clear()
+        forget_bases(self._place.uid)
+
+    @ray.method(concurrency_group=TELLING)
+    def about(self) -> dict[str, Any]:
+        """Return what a person wants to know of this shard, as plain data."""
+        context = ray.get_runtime_context()
+        return {
+            "store": self._place.store,
+            "first": self._place.first,
+            "stop": self._place.stop,
+            "versions": {version: rows for version, (_, rows) in list(self._open.items())},
+            "queries": self._queries,
+            "seconds_searching": self._seconds,
+            "seconds_up": time.time() - self._since,
+            "node": context.get_node_id(),
+            "pid": os.getpid(),
+            **_memory(),
+        }
+
+    def _at(self, version: int) -> tuple[VectorIndex, int]:
+        if version in self._open:
+            # The one used last goes last: the first is the one to let go.
+            self._open[version] = self._open.pop(version)
+        else:
+            store = Path(self._place.store)
+            layout = Layout.read(store)
+            if layout.uid != self._place.uid:
+                raise Mismatch(f"{store}: another store has taken its place; open it again")
+            table = Table.open(store / TABLE, version).part(self._place.first, self._place.stop)
+            metric = layout.views["passages"].metric
+            last = next(reversed(self._open.values()), None)
+            base = last[0].base if last else None
+            index = open_index(table, layout.uid, metric=metric, kind=layout.index, threads=1, base=base)
+            self._open[version] = index, table.count
+            for old in list(self._open)[:-_KEPT]:
+                del self._open[old]
+        return self._open[version]
+
+
+def _memory() -> dict[str, int]:
+    """Return the bytes that are this process's own, and those of mapped files, which can be let go."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # no Linux
+        return {}
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Rss")}
+    return {"bytes_own": 1024 * kib["RssAnon"], "bytes_mapped": 1024 * kib["RssFile"]}

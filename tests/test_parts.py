@@ -1,0 +1,90 @@
+"""Parts of a table, each with an index of its own: together they find what one index finds."""
+
+import hypothesis.strategies as some
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from test_index import DIMENSIONS, QUERIES, UID, exact, grow, vectors_of
+from uptake.store.bases import Cache, check_bases, forget_bases
+from uptake.store.cluster.index import merge
+from uptake.store.index import open_index
+from uptake.store.table import Table
+
+
+def parts(table, rows):
+    return [table.part(first, first + rows) for first in range(0, table.slots, rows)]
+
+
+def searched(table, rows, queries, k, **how):
+    found = [open_index(part, UID, **how).search(queries, k) for part in parts(table, rows)]
+    stacked = [[np.stack([getattr(each, of) for each in one]) for one in found] for of in ("ids", "scores")]
+    return merge(*stacked, k, 1.0)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=some.lists(some.integers(1, 20), min_size=1, max_size=5),
+    gone=some.sets(some.integers(0, 60)),
+    rows=some.integers(1, 30),
+)
+def test_every_row_lies_in_one_part_and_removing_moves_none(tmp_path_factory, pieces, gone, rows):
+    table = Table.create(tmp_path_factory.mktemp("t") / "t", DIMENSIONS)
+    for count in pieces:
+        table = grow(table, range(table.slots, table.slots + count))
+    total = table.slots
+    later = grow(table.delete(gone), range(total, total + 5))
+    for number, part in enumerate(parts(later, rows)):
+        own = range(number * rows, min((number + 1) * rows, total + 5))
+        left = [key for key in own if key >= total or key not in gone]
+        assert part.ids.tolist() == left and part.count == len(left)
+        assert [passage.id for passage in part.rows(left[::-1])] == left[::-1]
+        np.testing.assert_array_equal(part.vectors(left), vectors_of(left))
+        streamed = np.concatenate([np.empty((0, DIMENSIONS), np.float32), *part.stream_vectors(3)])
+        np.testing.assert_array_equal(streamed, vectors_of(left))
+    assert sum(part.count for part in parts(later, rows)) == later.count
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_merged_they_find_what_one_finds_bit_for_bit(tmp_path, metric):
+    table = grow(Table.create(tmp_path / "t", DIMENSIONS), range(300))
+    changed = grow(table.delete(range(5, 12)), range(300, 320))
+    for version in (table, changed):  # the second stands on the first one's bases
+        whole = open_index(version, UID, metric=metric).search(QUERIES, 12)
+        together = searched(version, 128, QUERIES, 12, metric=metric)
+        for one, other in zip(whole, together, strict=True):
+            np.testing.assert_array_equal(one.ids, other.ids)
+            np.testing.assert_array_equal(one.scores, other.scores)
+    # 320 rows make three shards: the two full ones keep their bases, the third has grown by too much.
+    assert [len(cache.folders()) for cache in Cache.of(UID)] == [1, 1, 2, 1]
+
+
+def test_equal_scores_come_in_the_order_of_their_ids():
+    ids, scores = np.array([[7, 3]]), np.array([[1.0, 0.5]], np.float32)
+    (found,) = merge([ids, ids - 1], [scores, scores], 3, 0.5)
+    assert found.ids.tolist() == [6, 7, 2] and found.coverage == 0.5
+
+
+def test_inverted_files_of_parts_recall_as_much(tmp_path):
+    table = grow(Table.create(tmp_path / "large", DIMENSIONS), range(12_000))
+    best, _ = exact(range(12_000), QUERIES, 10)
+
+    def recall(found):
+        return np.mean(
+            [len(set(a) & set(b.ids.tolist())) / 10 for a, b in zip(best.tolist(), found, strict=True)]
+        )
+
+    whole = recall(open_index(table, UID, metric="cosine", kind="ivf", threads=1).search(QUERIES, 10))
+    together = recall(searched(table, 5000, QUERIES, 10, metric="cosine", kind="ivf", threads=1))
+    assert together >= whole >= 0.95
+
+
+def test_the_bases_of_parts_are_looked_after(tmp_path):
+    table = grow(Table.create(tmp_path / "t", DIMENSIONS), range(50))
+    searched(table, 20, QUERIES, 3, metric="cosine")
+    (home,) = Cache(UID, {}, "rows-20-40").folders()
+    assert check_bases(UID) == []
+    (home / "ids").write_bytes(b"other")
+    assert any(str(home) in line for line in check_bases(UID))
+    forget_bases(UID)
+    assert not home.parent.parent.exists()
