@@ -98,10 +98,10 @@ def main() -> None:
         exact = None
         if ivf is not None:
             bare = lambda q=queries: ivf.search(q, arguments.k, params=faiss.SearchParametersIVF(nprobe=32))  # noqa: E731
-            stored = store.source("x").tokens(keys.fingerprint).view.stored.keys
+            stored = store.source("x").tokens(keys.fingerprint).view.stored.vectors
             _, exact = faiss.knn(queries[:32], np.asarray(stored, np.float32), arguments.k)
         else:
-            wide = np.asarray(tokens.view.stored.keys, np.float32)
+            wide = np.asarray(tokens.view.stored.vectors, np.float32)
             bare = lambda q=queries, w=wide: faiss.knn(q, w, arguments.k)  # noqa: E731
         ways = [("pass", lambda s=segment: model.score([s])), ("bare search", bare),
                 ("knn-lm", lambda s=segment, m=mixed: m.score([s]))]  # fmt: skip

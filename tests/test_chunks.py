@@ -85,7 +85,7 @@ def test_a_chunk_is_read_with_what_continues_it_in_its_own_document(texts, lengt
 
 def test_pieces_with_white_space_left_out_between_them_keep_their_places():
     whole = "ab cd" + " " * 7 + "efgh ij"
-    columns = cut(tokenizer(), "d", "", [(0, whole[:5]), (12, whole[12:])], 4)
+    columns, _ = cut(tokenizer(), "d", "", [(0, whole[:5]), (12, whole[12:])], 4)
     assert columns.values.tolist() == tokenizer().encode("ab cdefgh ij")[0]
     assert [columns.text(each) for each in range(3)] == ["ab c", "defg", "h ij"]
     assert columns.records["start"].tolist() == [0, 4, 15]

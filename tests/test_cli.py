@@ -340,3 +340,18 @@ def test_a_model_reads_a_store_token_by_token(run: Run, world: World) -> None:
     refused(run("index", "tokens", world.lexical, "-m", world.other), "were read by", "--fresh")
     fresh = run("index", "tokens", world.lexical, "-m", world.other, "--fresh", "--json")
     assert json.loads(fresh.out)["tokens_read"] == read["tokens"]
+
+
+def test_chunks_are_cut_once_and_another_length_is_refused(run: Run, world: World) -> None:
+    asked = ("index", "chunks", world.lexical, "-m", world.model)
+    cut = run(*asked, "--json").json
+    assert cut["tokens_read"] == cut["tokens"] > 1000 and cut["documents_read"] > 1
+    assert run(*asked).out == f"read 0 tokens of 0 documents; lexical.store holds {cut['tokens']:,}\n"
+    refused(run(*asked, "--length", "32"), "of 64 tokens", "--fresh")
+    refused(run(*asked, "--length", "1"), "chunk length 1")
+    refused(run("index", "chunks", world.lexical, "-m", "./nowhere"), "is no folder")
+    fresh = run(*asked, "--length", "32", "--fresh", "--json").json
+    info = run("index", "info", world.lexical, "--json").json
+    assert fresh["tokens_read"] == cut["tokens"] and info["chunk_tokens"] == 32
+    assert info["chunks"] > info["documents"]
+    assert run("index", "chunks", world.dense, "-m", world.model, "--json").json["tokens"] > 1000

@@ -19,7 +19,7 @@ from uptake.overlap import LeakFilter
 from uptake.protocol import PerQuery
 from uptake.rules import SGD
 from uptake.state import save_state
-from uptake.store import Datastore, token_index
+from uptake.store import Datastore, key_index
 from uptake.text import Chunking, Document
 
 TEXTS = [f"the {a} {b} on the {c}, and the {b} was {d}. " * 2 for a, b, c, d in [
@@ -275,7 +275,7 @@ def test_over_a_store_it_keeps_the_laws_that_need_no_disk(tmp_path):
         own = [p.id for p in store.passages(store._table.ids) if p.document == "d2"]
         dropped = method.drop(first, lm, own)
         view = dropped.view if isinstance(method, KnnLm) else dropped.memory.view
-        assert not set(own) & set(view.view.stored.records["id"][view.passages].tolist())
+        assert not set(own) & set(view.view.stored.passages["id"][view.passages].tolist())
 
 
 def test_dropping_from_a_store_is_never_having_had_it(tmp_path):
@@ -289,7 +289,7 @@ def test_dropping_from_a_store_is_never_having_had_it(tmp_path):
 
 
 def test_it_is_one_row_a_query_whatever_k_and_beats_its_control(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_index, "LARGE", 100)
+    monkeypatch.setattr(key_index, "LARGE", 100)
     lm = toys.lm(window=128)
     store = store_for(lm, tmp_path / "s")
     tests = [Document(f"t{i}", text[:-2] + "!") for i, text in enumerate(TEXTS)]

@@ -285,8 +285,6 @@ def test_bad_requests_are_refused_in_one_line(tmp_path):
         (BadInput, lambda: make(tmp_path / "x", retriever="lexical")),
         (BadInput, lambda: Datastore.open(tmp_path / "folder")),
         (BadInput, lambda: Datastore.open(tmp_path / "nowhere")),
-        (BadInput, lambda: Datastore.open(tmp_path / "s", view="chunks")),
-        (BadInput, lambda: Datastore.open(tmp_path / "s", view="nonsense")),
         (BadInput, lambda: Datastore.open(tmp_path / "s").search(["x"], 1)),  # its encoder was an object
         (BadInput, lambda: Datastore.open(tmp_path / "l", encoder=StubEncoder())),
         (Mismatch, lambda: Datastore.open(tmp_path / "s", encoder=StubEncoder(salt="other"))),

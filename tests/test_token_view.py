@@ -10,7 +10,7 @@ import toys
 from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.keys import Keys
 from uptake.overlap import LeakFilter, Overlap
-from uptake.store import Datastore, token_index, token_reading
+from uptake.store import Datastore, growing, key_index, token_reading
 from uptake.store.bases import cache_folder
 from uptake.text import Chunking, Document, Keyed, stable_hash
 
@@ -84,7 +84,7 @@ QUERIES = np.random.default_rng(1).standard_normal((6, WIDTH)).astype(np.float32
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_search_is_brute_force_over_what_may_be_read(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(token_index, "LARGE", 100)
+    monkeypatch.setattr(key_index, "LARGE", 100)
     documents = [document(str(i), group=f"g{i % 3}") for i in range(12)]
     store, keyer = made(tmp_path / "s", documents, index=kind)
     source = store.source("amber", document_id="3", group="g1", whole_text=documents[3].text)
@@ -101,7 +101,7 @@ def test_search_is_brute_force_over_what_may_be_read(tmp_path, monkeypatch, kind
             assert np.isclose(near.distances[row][:, None], want, rtol=1e-5).any(1).mean() > 0.8
         assert (np.diff(near.distances[row]) >= 0).all()
     stored = tokens.view.stored
-    exact = ((np.float32(stored.keys)[near.places] - QUERIES[:, None]) ** 2).sum(-1)
+    exact = ((np.float32(stored.vectors)[near.places] - QUERIES[:, None]) ** 2).sum(-1)
     np.testing.assert_allclose(near.distances, exact, rtol=1e-5)
     assert (near.values == stored.values[near.places]).all() and tokens.allowed[near.places].all()
 
@@ -130,7 +130,7 @@ def test_nothing_retrieves_itself(tmp_path):
     assert (free.distances[:, 0] == 0).all(), "without the filter each key finds itself"
     bound = store.source(documents[0].text, document_id="0").tokens(keyer.fingerprint)
     near = bound.search(keys, 5)
-    assert (bound.view.stored.records["document"][bound.passages] != stable_hash("0")).all()
+    assert (bound.view.stored.passages["document"][bound.passages] != stable_hash("0")).all()
     assert bound.allowed[near.places].all() and bound.count < len(bound.allowed)
 
 
@@ -167,8 +167,8 @@ def test_a_sample_and_what_was_dropped_are_all_there_is(tmp_path):
     near = few.search(QUERIES, 50)
     assert near.places.shape == (6, 7) and len(np.unique(near.places)) == 7
     assert set(near.places[0]) <= set(np.flatnonzero(tokens.allowed))
-    gone = int(tokens.view.stored.records["id"][0])
-    assert tokens.count - tokens.without([gone]).count == tokens.view.stored.records["tokens"][0]
+    gone = int(tokens.view.stored.passages["id"][0])
+    assert tokens.count - tokens.without([gone]).count == tokens.view.stored.passages["tokens"][0]
 
 
 def test_removed_documents_are_gone_and_new_ones_wanted(tmp_path):
@@ -212,8 +212,9 @@ def test_a_changed_document_has_its_new_tokens_and_an_older_version_is_refused(t
 
 
 def test_a_crash_loses_only_what_was_not_committed(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_reading, "COMMIT", 200)
-    monkeypatch.setattr(token_reading, "_CHARACTERS", 100)
+    monkeypatch.setattr(growing, "COMMIT", 200)
+    monkeypatch.setattr(growing, "CHARACTERS", 100)
+    monkeypatch.setattr(token_reading, "CHARACTERS", 100)
     documents = [document(str(i)) for i in range(8)]
     store, reader = make(tmp_path / "s", documents), StubKeyer()
     reader.fails_after = 1200
@@ -300,7 +301,7 @@ def test_purging_leaves_no_token_of_what_was_removed(tmp_path):
 
 
 def test_lists_are_kept_checked_and_grown(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_index, "LARGE", 100)
+    monkeypatch.setattr(key_index, "LARGE", 100)
     store, keyer = made(tmp_path / "s", [document(str(i)) for i in range(8)], index="ivf")
 
     def search():

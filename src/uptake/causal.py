@@ -170,19 +170,13 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
     Weights are read from safetensors only and no code of the repository is run. Raises BadInput
     or Missing, in one line, where there is no usable model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    from transformers import AutoModelForCausalLM
 
     check(device, dtype)
     folder = Path(name)
     if folder.is_dir():
         _check_folder(folder)
-    elif folder.exists() or name.startswith((".", "/", "~")):
-        raise BadInput(
-            f"model {name!r} is no folder: give a folder with config.json and *.safetensors, or a hub name"
-        )
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    tokenizer = _or_missing(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+    tokenizer = load_tokenizer(name)
     module, told = _or_missing(
         name,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -203,7 +197,20 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
         module = module.to(device)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise BadInput(f"device {device!r} cannot hold {name!r} in {dtype}: {_first_line(error)}") from error
-    return Causal(module, Tokenizer(tokenizer), name)
+    return Causal(module, tokenizer, name)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load a model's tokenizer by hub name or folder. Raises BadInput or Missing, in one line."""
+    from transformers import AutoTokenizer, logging
+
+    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/", "~"))):
+        raise BadInput(
+            f"model {name!r} is no folder: give a folder with config.json and *.safetensors, or a hub name"
+        )
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return Tokenizer(_or_missing(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False)))
 
 
 def check(device: str, dtype: str) -> None:

@@ -14,7 +14,10 @@ _QUERY_WORDS = 32  # the rarest words of a query decide; each more costs as much
 
 
 class Bm25:
-    """Texts given by their words, one text's after another's; `lengths` says how many each has."""
+    """Texts given by their words, one text's after another's; `lengths` says how many each has.
+
+    One without words is no text.
+    """
 
     def __init__(self, words: Hashes, lengths: NDArray[np.integer]) -> None:
         self.count = len(lengths)
@@ -33,9 +36,10 @@ class Bm25:
         self._starts = np.append(starts, len(at))
         self._owners = owners[at]
         spread = np.diff(self._starts)  # in how many texts each word stands
-        rarity = np.log1p((self.count - spread + 0.5) / (spread + 0.5))
-        length = np.asarray(lengths, np.float64) / max(float(np.mean(lengths)) if self.count else 1.0, 1e-9)
-        room = _SATURATION * (1 - _LENGTH + _LENGTH * length[self._owners])
+        texts = np.count_nonzero(lengths)
+        rarity = np.log1p((texts - spread + 0.5) / (spread + 0.5))
+        relative = np.asarray(lengths, np.float64) * (texts / max(len(words), 1))
+        room = _SATURATION * (1 - _LENGTH + _LENGTH * relative[self._owners])
         weights = np.repeat(rarity, spread) * often * (_SATURATION + 1) / (often + room)
         self._weights = weights.astype(np.float32)
 

@@ -59,8 +59,10 @@ class Columns:
 
 def cut(
     encode: Encodes, document: str, group: str, pieces: Sequence[tuple[int, str]], length: int
-) -> Columns:
+) -> tuple[Columns, Ids]:
     """Cut one document, whose `pieces` are (its character, text) in order, into chunks.
+
+    Return them, and for each token the character of the joined pieces that it begins in.
 
     Every token is in one chunk, and all chunks but the last are full. A chunk's text begins with the
     character that its first token begins in and ends where the next one's begins.
@@ -73,7 +75,8 @@ def cut(
         values += ids
         at += [base + start for start, _ in spans]
     begins = np.arange(0, len(values), length)
-    edges = np.append(np.maximum.accumulate(np.array(at, np.int64))[begins], bases[-1])
+    starts = np.maximum.accumulate(np.array(at, np.int64))
+    edges = np.append(starts[begins], bases[-1])
     edges[: len(begins[:1])] = 0
     whole = "".join(text for _, text in pieces)
     texts = [whole[start:end] for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
@@ -92,12 +95,13 @@ def cut(
     records["words"] = [len(each) for each in words]
     records["bytes"] = [len(each) for each in raw]
     records["first"][:1] = 1
-    return Columns(
+    columns = Columns(
         records,
         np.array(values, np.int32),
         np.frombuffer(b"".join(raw), np.uint8),
         np.concatenate([np.empty(0, np.uint64), *words]),
     )
+    return columns, starts
 
 
 def joined(parts: Sequence[Columns]) -> Columns:

@@ -24,11 +24,15 @@ class Finder(Protocol):
 
 
 class ByWords:
-    """Chunks by the words they share with the query (BM25); equally good ones come in the order of ids."""
+    """Chunks by the words they share with the query (BM25); equally good ones come in the order of ids.
 
-    def __init__(self, columns: Columns) -> None:
-        self._ids = columns.records["id"]
-        self._bm25 = Bm25(columns.words, columns.records["words"])
+    Only the `live` ones count, so that what is gone leaves no trace in anybody's score.
+    """
+
+    def __init__(self, columns: Columns, live: Mask) -> None:
+        self._ids, sizes = columns.records["id"], columns.records["words"]
+        words = columns.words if live.all() else columns.words[np.repeat(live, sizes)]
+        self._bm25 = Bm25(words, np.where(live, sizes, 0))
 
     def near(self, queries: Sequence[str], k: int, allowed: Mask) -> Ids:
         return stacked([self._near(query, k, allowed) for query in queries], k)

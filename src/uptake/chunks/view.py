@@ -175,14 +175,15 @@ def listed(
     Each document is one passage, of id `passage_id(document.id, 0, document.text)`.
     """
     check_length(length)
-    each = [cut(encode, d.id, d.group, [(0, d.text)], length) for d in documents]
+    each = [cut(encode, d.id, d.group, [(0, d.text)], length)[0] for d in documents]
     columns = joined(each)
     ids = np.array([passage_id(d.id, 0, d.text) for d in documents], np.int64)
     sizes = np.array([len(part.values) for part in each], np.int64)
-    finder = ByVectors(columns, embedder) if embedder else ByWords(columns)
+    live = np.ones(len(columns.records), bool)
+    finder = ByVectors(columns, embedder) if embedder else ByWords(columns, live)
     told = [encode.fingerprint, length, embedder.fingerprint if embedder else "words", ids.tolist()]
     fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-    return Chunked(columns, np.ones(len(columns.records), bool), finder, (ids, sizes), length, fingerprint)
+    return Chunked(columns, live, finder, (ids, sizes), length, fingerprint)
 
 
 def _check(k: int) -> None:

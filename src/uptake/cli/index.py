@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uptake.cli import index_tokens, inputs, options, screen
+from uptake.cli import index_views, inputs, options, screen
 from uptake.cli.options import examples
 from uptake.errors import BadInput, Damaged
 
@@ -201,7 +201,7 @@ def info(store: StorePath, as_json: options.AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(told, indent=1))
         return
-    numbers = ("passages", "documents", "tokens", "bytes")
+    numbers = ("passages", "documents", "tokens", "chunks", "bytes")
     screen.facts({name: f"{each:,}" if name in numbers else each for name, each in told.items()})
 
 
@@ -235,7 +235,8 @@ def export(
     typer.echo(json.dumps(told) if as_json else f"wrote {_passages(written)} to {path}")
 
 
-app.command(epilog=index_tokens.EXAMPLES)(index_tokens.tokens)
+app.command(epilog=index_views.TOKENS)(index_views.tokens)
+app.command(epilog=index_views.CHUNKS)(index_views.chunks)
 
 
 def _passages(count: int) -> str:

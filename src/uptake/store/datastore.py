@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.chunks.cutting import LENGTH
 from uptake.errors import BadInput, Mismatch
 from uptake.overlap import LeakFilter
 from uptake.store.bases import forget_bases
+from uptake.store.chunk_reading import read_chunks
 from uptake.store.cluster import Cluster
 from uptake.store.encoding import Encoding
 from uptake.store.files import Checksums, Lease, clear_drafts, new_folder
+from uptake.store.growing import ReadTokens
 from uptake.store.index import Kind, Metric, Ranked, open_index
-from uptake.store.layout import TABLE, WATCHED, Layout, View, require_view
+from uptake.store.layout import TABLE, WATCHED, Layout, View
 from uptake.store.source import BoundSource, QueryText, Snapshot, bind, check_count
 from uptake.store.table import Table, storable
-from uptake.store.token_index import TokenIndex
-from uptake.store.token_reading import ReadTokens, read_tokens
-from uptake.store.token_source import TokenView
-from uptake.store.token_writing import purge as purge_tokens
-from uptake.store.tokens import About, Stored
+from uptake.store.token_reading import read_tokens
+from uptake.store.views import Views
 from uptake.store.writing import Added, Writing
-from uptake.text import Chunking, Document, Embedder, Keyer, Passage, stable_hash
+from uptake.text import Chunking, Document, Embedder, Encodes, Keyer, Passage, stable_hash
 
 if TYPE_CHECKING:
     from uptake.store.cluster.index import ClusterIndex
@@ -64,6 +64,7 @@ class Datastore:
         self._encoding = encoding
         self._threads = threads
         self._pinned = pinned
+        self._views = Views(path, layout, self._embed, threads)
         self._snapshot = self._bound(table)
 
     @classmethod
@@ -115,7 +116,6 @@ class Datastore:
         *,
         encoder: Embedder | str | None = None,
         version: int | None = None,
-        view: str = "passages",
         device: str = "cpu",
         threads: int | None = None,
         cluster: Cluster | None = None,
@@ -124,13 +124,13 @@ class Datastore:
 
         Without `encoder` the one named in the store is loaded when first needed. With `cluster` its
         vectors are searched by the actors of a Ray cluster, whose machines must all see `path`.
-        Raises BadInput where there is no store, version or such a view, Mismatch for another
-        encoder, Damaged; any search on a cluster Incomplete where shards are missing.
+        Raises BadInput where there is no store or version, Mismatch for another encoder, Damaged; any
+        search on a cluster Incomplete where shards are missing.
         """
         path = Path(path).absolute()
         clear_drafts(path, _LOCK)
         layout = Layout.read(path)
-        wanted = require_view(layout, path, view)
+        wanted = layout.views["passages"]
         encoding = Encoding(path, wanted, encoder, device)
         table = Table.open(path / TABLE, version)
         if table.dimensions != wanted.dimensions:
@@ -173,7 +173,6 @@ class Datastore:
     def info(self) -> dict[str, str | int]:
         """Return what a person wants to know of the store, as plain data."""
         files = [file for file in self.path.rglob("*") if file.is_file()]
-        tokens = About.read(self.path)
         return {
             "path": str(self.path),
             "uid": self.layout.uid,
@@ -188,7 +187,7 @@ class Datastore:
             "index": self.layout.index,
             "chunk_characters": self.view.characters,
             "bytes": sum(file.stat().st_size for file in files),
-            **({} if tokens is None else {"tokens": tokens.tokens, "tokens_read_by": tokens.name}),
+            **self._views.info(),
             "fingerprint": self.fingerprint,
             "contents": self.contents,
         }
@@ -232,6 +231,28 @@ class Datastore:
         """
         with self._writing() as writing:
             return read_tokens(self.path, writing.table, keyer, progress or (lambda done, every: None), fresh)
+
+    def read_chunks(
+        self,
+        encode: Encodes,
+        *,
+        length: int = LENGTH,
+        name: str = "",
+        fresh: bool = False,
+        progress: Progress | None = None,
+    ) -> ReadTokens:
+        """Give every document that has none the chunks of `length` tokens that `source.chunks` finds.
+
+        `encode` cuts text into tokens and is the tokenizer of the model `name`. Otherwise as
+        `read_tokens`; raises Mismatch also for another length than that of the chunks there are.
+        """
+        if self.view.dimensions:
+            _ = self._encoding.encoder  # loaded, or found missing, before the lease is taken
+        with self._writing() as writing:
+            every = progress or (lambda done, every: None)
+            return read_chunks(
+                self.path, writing.table, self.layout, self._embed, encode, name, every, length, fresh
+            )
 
     def passages(self, ids: Sequence[int]) -> list[Passage]:
         """Return the passages of these ids, in their order; raises BadInput for one that is not here."""
@@ -299,23 +320,14 @@ class Datastore:
             threads=self._threads,
             base=before.base if before else None,
         )
-        return Snapshot(
-            table,
-            self.layout.retriever,
-            self._on_cluster if self.cluster else make,
-            self._embed,
-            self._open_tokens,
-        )
+        make_index = self._on_cluster if self.cluster else make
+        return Snapshot(table, self.layout.retriever, make_index, self._embed, self._views)
 
     def _on_cluster(self, table: Table) -> "ClusterIndex":
         from uptake.store.cluster.index import ClusterIndex
 
         assert self.cluster
         return ClusterIndex(table, self.path, self.layout.uid, self.cluster)
-
-    def _open_tokens(self, table: Table, fingerprint: str) -> TokenView:
-        stored = Stored.open(self.path, fingerprint)
-        return TokenView(stored, table, TokenIndex(stored, self.layout.uid, self.layout.index, self._threads))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Writing]:
@@ -334,7 +346,7 @@ class Datastore:
             finally:
                 # What was stored before an interruption is stored: go on from there.
                 if writing.purged:
-                    purge_tokens(self.path, writing.table)
+                    self._views.purge(writing.table)
                     forget_bases(self.layout.uid)
                 self._snapshot = self._bound(writing.table)
                 if writing.purged and self.cluster and self.view.dimensions:

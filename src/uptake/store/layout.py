@@ -18,7 +18,6 @@ WATCHED = ("store.json", TABLE)  # whose files' checksums are kept
 RETRIEVERS = ("hybrid", "dense", "lexical")
 METRICS = ("cosine", "ip", "l2")
 INDEXES = ("auto", "flat", "ivf")
-VIEWS = ("passages", "chunks")  # the second has its place here and is filled by later versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +100,6 @@ class Layout:
         except (KeyError, TypeError, AttributeError, ValueError, BadInput) as error:
             raise Damaged(f"{path}: not what was written ({error}); put it back from a copy") from error
         return layout
-
-
-def require_view(layout: Layout, store: Path, name: str) -> View:
-    """Return the view, or raise BadInput naming those that can be opened."""
-    if name not in VIEWS:
-        raise BadInput(f"view {name!r}: use {', '.join(VIEWS)}")
-    if name not in layout.views:
-        raise BadInput(f"{store}: the view {name!r} is not filled; open {', '.join(layout.views)}")
-    return layout.views[name]
 
 
 def _view(about: Mapping[str, Any]) -> View:

@@ -12,12 +12,14 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.chunks.view import Chunked
 from uptake.errors import BadInput
 from uptake.overlap import LeakFilter, Overlap, Verdict
 from uptake.store.bases import Base
 from uptake.store.index import Index, Ranked, VectorIndex
 from uptake.store.table import Ids, Table, storable
 from uptake.store.token_source import TokenView
+from uptake.store.views import Views
 from uptake.text import Chunks, Found, Passage, Tokens
 
 FIRST_DEPTH = 128  # candidates ranked at first; doubled whenever the leak filter leaves too few
@@ -49,20 +51,27 @@ class Snapshot:
         retriever: str,
         make_index: Callable[[Table], Index],
         embed: Callable[[Sequence[str]], Floats | None],
-        make_tokens: Callable[[Table, str], TokenView],
+        views: Views,
     ) -> None:
         self.table = table
         self.retriever = retriever
         self.embed = embed
         self._make_index = make_index
-        self._make_tokens = make_tokens
+        self._views = views
         self._tokens: dict[str, TokenView] = {}
+        self._chunks: dict[str, Chunked] = {}
 
     def tokens(self, fingerprint: str) -> TokenView:
         """Return the tokens of this version as the keyer of this fingerprint read them."""
         if fingerprint not in self._tokens:
-            self._tokens[fingerprint] = self._make_tokens(self.table, fingerprint)
+            self._tokens[fingerprint] = self._views.tokens(self.table, fingerprint)
         return self._tokens[fingerprint]
+
+    def chunks(self, fingerprint: str) -> Chunked:
+        """Return the chunks of this version as the tokenizer of this fingerprint cut them."""
+        if fingerprint not in self._chunks:
+            self._chunks[fingerprint] = self._views.chunks(self.table, fingerprint)
+        return self._chunks[fingerprint]
 
     @cached_property
     def index(self) -> Index:
@@ -175,9 +184,9 @@ class BoundSource:
         return view.bound(self._query.document_id, self._query.group, self._overlap, self._leak)
 
     def chunks(self, fingerprint: str) -> Chunks:
-        """Return the chunks this query may read; raises BadInput, Mismatch, Damaged."""
-        store = self._table.path.parent
-        raise BadInput(f"{store}: holds no chunks; cut them with `uptake index chunks {store} --model M`")
+        """Return the chunks this query may read; raises BadInput, Mismatch, Damaged (see open_chunks)."""
+        view = self._ranking.snapshot.chunks(fingerprint)
+        return view.bound(self._query.document_id, self._query.group, self._overlap, self._leak)
 
     def read_ahead(self, passages: dict[int, Passage]) -> None:
         """Take over passages that were read for a whole batch."""

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput
 from uptake.overlap import LeakFilter, Overlap
+from uptake.store.key_index import KeyIndex
 from uptake.store.table import Ids, Table
-from uptake.store.token_index import TokenIndex
-from uptake.store.tokens import Stored, missing
+from uptake.store.tokens import Stored
 from uptake.text import Near, Tokens, stable_hash
 
 Mask = NDArray[np.bool_]
@@ -20,10 +20,10 @@ Mask = NDArray[np.bool_]
 class TokenView:
     """The tokens of one version of a store. Raises BadInput where documents of it are not read yet."""
 
-    def __init__(self, stored: Stored, table: Table, index: TokenIndex) -> None:
+    def __init__(self, stored: Stored, table: Table, index: KeyIndex) -> None:
         self.stored, self.table, self.index = stored, table, index
         self.live = stored.live(table)
-        if left := len(missing(stored, self.live, table)):
+        if left := len(stored.missing(self.live, table)):
             store = table.path.parent
             raise BadInput(
                 f"{store}: {left} of its documents have no tokens yet; read them with "
@@ -33,8 +33,8 @@ class TokenView:
     @cached_property
     def ends(self) -> Mask:
         """Which tokens are the last of their run of text: no pointer leads beyond them."""
-        tokens = self.stored.records["tokens"]
-        starts = (np.cumsum(tokens) - tokens)[self.stored.records["run"] == 1]
+        tokens = self.stored.passages["tokens"]
+        starts = (np.cumsum(tokens) - tokens)[self.stored.passages["run"] == 1]
         ends = np.zeros(len(self.stored.values), bool)
         ends[starts[starts > 0] - 1] = True
         ends[-1:] = True
@@ -46,7 +46,7 @@ class TokenView:
 
     def _allowed(self, document_id: str, group: str, overlap: Overlap, leak: LeakFilter) -> Mask:
         """Return which passages may be read: live ones that the filter, asked for each, lets through."""
-        records, allowed = self.stored.records, self.live.copy()
+        records, allowed = self.stored.passages, self.live.copy()
         if not leak.enabled:
             return allowed
         if leak.same_document:
@@ -71,7 +71,7 @@ class BoundTokens:
     @cached_property
     def allowed(self) -> Mask:
         """Which tokens may be read."""
-        allowed = np.repeat(self.passages, self.view.stored.records["tokens"])
+        allowed = np.repeat(self.passages, self.view.stored.passages["tokens"])
         if self.places is None:
             return allowed
         chosen = np.zeros_like(allowed)
@@ -110,7 +110,7 @@ class BoundTokens:
         return BoundTokens(self.view, self.passages, np.sort(chosen))
 
     def without(self, passages: Sequence[int]) -> Tokens:
-        kept = self.passages & ~np.isin(self.view.stored.records["id"], np.asarray(passages, np.int64))
+        kept = self.passages & ~np.isin(self.view.stored.passages["id"], np.asarray(passages, np.int64))
         return BoundTokens(self.view, kept, self.places)
 
     def _readable(self, places: Ids) -> Ids:

@@ -7,9 +7,10 @@ import numpy as np
 from uptake.errors import UptakeError
 from uptake.store.bases import check_bases
 from uptake.store.files import Checksums
+from uptake.store.kept import check
 from uptake.store.layout import TABLE, WATCHED, Layout
 from uptake.store.table import Table
-from uptake.store.tokens import check_tokens
+from uptake.store.views import KINDS
 from uptake.text import passage_id, stable_hash
 
 _CHECKED = ("id", "document", "start", "text", "document_key")
@@ -37,7 +38,8 @@ def verify_store(path: str | Path) -> list[str]:
             table.match("the words of any text", 1)
     except UptakeError as error:
         faults.append(str(error))
-    return faults + check_tokens(store) + check_bases(layout.uid)
+    views = [line for kind in KINDS for line in check(kind, store)]
+    return faults + views + check_bases(layout.uid)
 
 
 def _told(name: str, fault: str) -> str:

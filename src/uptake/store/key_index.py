@@ -1,8 +1,8 @@
 """Near keys fast: exact search of a few, quantised inverted lists with an exact re-rank of many.
 
-The inverted lists (Khandelwal et al. 2020 search theirs in the same way) cover the keys of a store's
-tokens from the first on, live or not. They lie in the private cache beside their SHA-256, as a
-store's other indexes do, grow with the tokens, and are made again where missing or damaged.
+The inverted lists (Khandelwal et al. 2020 search theirs in the same way) cover the vectors of a store's
+tokens, or of its chunks, from the first on, live or not. They lie in the private cache beside their
+SHA-256, as a store's other indexes do, grow with the view, and are made again where missing or damaged.
 """
 
 import re
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from uptake.errors import UptakeError
 from uptake.store.bases import Floats, cache_folder, clear_drafts, damaged, discard, private
 from uptake.store.files import format_sums, one_line, read_json, sha256, write_json
+from uptake.store.kept import Kept
 from uptake.store.table import Ids
-from uptake.store.tokens import Stored
 
 LARGE = 65_536  # keys from which "auto" takes inverted lists: below, an exact search is as fast
 _BLOCK = 65_536  # keys made float32 at a time
@@ -33,13 +33,13 @@ _GROWN = 4  # lists trained on so many times fewer keys are trained anew
 _SAMPLE = 64  # keys a list is trained on
 
 
-class TokenIndex:
-    """The keys of a store's tokens. `kind` is flat, ivf or auto; `threads` is how many FAISS may use."""
+class KeyIndex:
+    """The vectors of a view. `kind` is flat, ivf or auto; `threads` is how many FAISS may use."""
 
-    def __init__(self, stored: Stored, uid: str, kind: str, threads: int | None) -> None:
-        self.keys = stored.keys
+    def __init__(self, kept: Kept, uid: str, kind: str, threads: int | None) -> None:
+        self.keys = kept.vectors
         self._threads = threads
-        self._uid, self._id = uid, stored.about.id
+        self._uid, self._family, self._id = uid, kept.about.kind.name, kept.about.id
         self.lists = kind == "ivf" or (kind == "auto" and len(self.keys) >= LARGE)
         self._ivf: Any = None
         self._wide: Floats | None = None
@@ -122,8 +122,8 @@ class TokenIndex:
         folder = cache_folder(self._uid)
         if not private(folder):
             return None
-        for path in sorted(folder.glob(f"tokens-{self._id}-*"), key=_covered, reverse=True):
-            if not re.fullmatch(r"tokens-\w+-\d+", path.name) or _covered(path) > len(self.keys):
+        for path in sorted(folder.glob(f"{self._family}-{self._id}-*"), key=_covered, reverse=True):
+            if not re.fullmatch(r"\w+-\w+-\d+", path.name) or _covered(path) > len(self.keys):
                 continue
             try:
                 problem = ", ".join(damaged(path))
@@ -151,7 +151,8 @@ class TokenIndex:
             self._keep(ivf, trained)
         except (OSError, UptakeError, RuntimeError) as error:
             warnings.warn(
-                f"token index not kept ({one_line(error)}); set UPTAKE_CACHE to a private folder with room",
+                f"index of {self._family} not kept ({one_line(error)}); set UPTAKE_CACHE to a private "
+                "folder with room",
                 RuntimeWarning,
                 stacklevel=5,
             )
@@ -181,13 +182,15 @@ class TokenIndex:
             write_json(draft / "about.json", {"trained": trained})
             sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
             (draft / "sums").write_bytes(format_sums(sums))
-            home = folder / f"tokens-{self._id}-{ivf.ntotal}"
+            home = folder / f"{self._family}-{self._id}-{ivf.ntotal}"
             discard(home)
             draft.rename(home)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        for old in folder.glob("tokens-*"):
-            if old != home and (not old.name.startswith(f"tokens-{self._id}-") or _covered(old) < ivf.ntotal):
+        for old in folder.glob(f"{self._family}-*"):
+            if old != home and (
+                not old.name.startswith(f"{self._family}-{self._id}-") or _covered(old) < ivf.ntotal
+            ):
                 discard(old)
 
 

@@ -1,0 +1,99 @@
+"""`uptake index tokens` and `uptake index chunks`: other views of a datastore, which a model reads."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uptake.cli import inputs, options, screen
+
+if TYPE_CHECKING:
+    from uptake.store.datastore import Datastore
+    from uptake.store.growing import ReadTokens
+
+TOKENS = options.examples(
+    "uptake index tokens notes.store -m gpt2",
+    "uptake index tokens notes.store -m ./my-model --fresh",
+)
+CHUNKS = options.examples(
+    "uptake index chunks notes.store -m gpt2",
+    "uptake index chunks notes.store -m ./my-model --length 32 --fresh",
+)
+
+_StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The datastore's folder.")]
+
+
+def tokens(
+    store: _StorePath,
+    model: options.Model,
+    fresh: Annotated[
+        bool, options.option(options.MAIN, "", "Delete the tokens there are and begin anew.", "--fresh")
+    ] = False,
+    as_json: options.AsJson = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    threads: options.Threads = None,
+) -> None:
+    """Let a model read every document: its tokens are kept, each with the state it was predicted from.
+
+    Only what has no tokens yet is read: after `uptake index add` the same command reads what is new,
+    and an interrupted one goes on where it stopped. Takes two bytes a token for each of the model's
+    dimensions.
+    """
+    with screen.status("starting"):
+        from uptake import causal
+        from uptake.keys import Keys
+    causal.check(device, dtype)
+    inputs.set_threads(threads)
+    opened = inputs.open_store(store, None, "cpu", threads)
+    with screen.status("loading the model"):
+        keys = Keys(causal.load(model, device, dtype))
+    _read(opened, lambda update: opened.read_tokens(keys, fresh=fresh, progress=update), as_json)
+
+
+def chunks(
+    store: _StorePath,
+    model: options.Model,
+    length: Annotated[int, options.option(options.MAIN, "N", "Tokens of a chunk.")] = 64,
+    encoder: Annotated[
+        str | None,
+        options.option(
+            options.MAIN, "DIR|lm:MODEL", "The store's encoder, where it is not found by its own name."
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, options.option(options.MAIN, "", "Delete the chunks there are and begin anew.", "--fresh")
+    ] = False,
+    as_json: options.AsJson = False,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+) -> None:
+    """Cut every document into chunks of a model's tokens, for RETRO to find and read with what follows.
+
+    A chunk is embedded by the store's own encoder, and found by its words where there is none. Of the
+    model only the tokenizer is loaded. Only what has no chunks yet is cut: after `uptake index add` the
+    same command cuts what is new, and an interrupted one goes on where it stopped.
+    """
+    with screen.status("starting"):
+        from uptake import causal
+    inputs.set_threads(threads)
+    opened = inputs.open_store(store, encoder, device, threads)
+    tokenizer = causal.load_tokenizer(model)
+    _read(
+        opened,
+        lambda update: opened.read_chunks(tokenizer, length=length, name=model, fresh=fresh, progress=update),
+        as_json,
+    )
+
+
+def _read(opened: "Datastore", read: "Callable[[Any], ReadTokens]", as_json: bool) -> None:
+    hint = "what was read so far stays: the same command goes on from there"
+    with screen.interruptible(hint), screen.progress("passages", resumes=True) as update:
+        done = read(update)
+    if as_json:
+        told = {"documents_read": done.documents, "tokens_read": done.tokens, "tokens": done.total}
+        typer.echo(json.dumps(told, indent=1))
+        return
+    documents = f"{done.documents:,} {'document' if done.documents == 1 else 'documents'}"
+    typer.echo(f"read {done.tokens:,} tokens of {documents}; {opened.path.name} holds {done.total:,}")

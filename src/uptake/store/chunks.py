@@ -1,0 +1,51 @@
+"""The chunks of a store's documents on disk, as one tokenizer cut them and the store's encoder embedded them.
+
+Of their files (see kept.py), `chunks` says what each is, `texts` holds their text, `words` its words
+for a search by words and `vectors` one vector each for a search by vectors.
+"""
+
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from uptake.chunks.cutting import RECORD, Columns, edges_of
+from uptake.store.kept import PASSAGE, Arrays, Kept, Kind
+from uptake.store.table import Ids
+
+
+def _edges(arrays: Arrays, documents: Ids) -> dict[str, Ids]:
+    records = arrays["chunks"]
+    tokens = edges_of(arrays["passages"]["tokens"])[documents]
+    chunks = np.searchsorted(edges_of(records["tokens"]), tokens)
+    return {
+        "values": tokens,
+        "passages": documents,
+        "chunks": chunks,
+        "texts": edges_of(records["bytes"])[chunks],
+        "words": edges_of(records["words"])[chunks],
+        "vectors": chunks if arrays["vectors"].ndim == 2 else np.zeros_like(chunks),
+    }
+
+
+_FILES: dict[str, np.dtype[Any]] = {
+    "values": np.dtype("<i4"),
+    "passages": PASSAGE,
+    "chunks": RECORD,
+    "texts": np.dtype("u1"),
+    "words": np.dtype("<u8"),
+    "vectors": np.dtype("<f2"),
+}
+CHUNKS = Kind(
+    "chunks",
+    MappingProxyType(_FILES),
+    "vectors",
+    "uptake index chunks {store} --model M",
+    _edges,
+    settings=("length", "encoder"),
+)
+
+
+def columns_of(kept: Kept) -> Columns:
+    """Return the chunks as they lie on the disk."""
+    return Columns(*(kept.arrays[name] for name in ("chunks", "values", "texts", "words")))
