@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli_world import Run, World, made_fixture, run_fixture, world_fixture, write_lines
+from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixture, write_lines
 from test_train import LearnedMemory
 from uptake import methods
 from uptake.method import Way
@@ -75,3 +75,24 @@ def test_bad_input_is_one_line(run: Run, world: World, lines: Path, tmp_path: Pa
     }.items():
         ran = run(*wrong)
         assert ran.code == 2 and said in ran.err and len(ran.err.strip().splitlines()) == 1, (wrong, ran.err)
+
+
+def test_retro_is_trained_beside_a_store_and_read_with_it(run: Run, world: World, tmp_path: Path) -> None:
+    out = tmp_path / "retro.safetensors"
+    store, model = ("-s", world.dense), ("-m", world.model)
+    command = ["train", "retro", *model, *store, "--documents", world.corpus, "--out", out]
+    small = ("--set", "chunk=16", "--set", "episode_tokens=64")
+    refused(run(*command, *small), "uptake index chunks")
+    assert run("index", "chunks", world.dense, *model, "--length", 16).code == 0
+    refused(run(*command[:4], *command[6:], *small), "name one with --store")
+    ran = run(*command, *small, "--limit", 4, "--valid-documents", world.data, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["best"]["valid"] < ran.json["course"][0]["valid"]
+    ways = {"retro": "weights", "retro-random": "weights", "weights-and-chunks": "chunks.weights"}
+    given = [word for way, name in ways.items() for word in ("--set", f"{way}.{name}={out}")]
+    compared = run("compare", *model, *store, "--data", world.data, "--methods", ",".join(ways), "-k", 2,
+                   *given, "--limit", 2, "--no-leak-filter", "--json", "-")  # fmt: skip
+    assert compared.code == 0, compared.err
+    assert (
+        run("generate", *model, *store, "--method", "retro", "--set", f"weights={out}", "the pump").code == 0
+    )

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -23,7 +23,7 @@ from uptake.plain import plain
 from uptake.settings import describe
 from uptake.tasks.questions import Question
 from uptake.tensors import fill, read_tensors, write_tensors
-from uptake.text import Document
+from uptake.text import Document, Source
 
 StateT = TypeVar("StateT", bound=State)
 EpisodeT = TypeVar("EpisodeT")
@@ -35,11 +35,15 @@ _KEPT = 4  # networks kept loaded
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to make episodes of: documents, questions about them, and unrelated text."""
+    """What there is to make episodes of: documents, questions about them, unrelated text.
+
+    `sources` gives for a document where its neighbours are, under the filter that holds itself back.
+    """
 
     documents: tuple[Document, ...]
     questions: tuple[Question, ...] = ()
     unrelated: tuple[Document, ...] = ()
+    sources: Callable[[Document], Source] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

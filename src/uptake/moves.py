@@ -114,6 +114,17 @@ class LoRA(Moves):
         return Opened(private, parameters, delta)
 
 
+@dataclass(frozen=True)
+class _Still(Moves):
+    """No weight at all."""
+
+    def open(self, module: nn.Module, start: Delta, generator: torch.Generator) -> Opened:
+        return _open_dense(module, [], start)
+
+
+STILL: Moves = _Still()  # for whoever wants a private copy to put something into
+
+
 def blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the name and the list of the transformer's blocks: the longest module list there is."""
     lists = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]

@@ -73,7 +73,7 @@ def _values(hint: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, arguments))
     plain: dict[Any, str] = {bool: "true | false", int: "whole number", float: "number", str: "text"}
-    return plain[hint] if hint in plain else " | ".join(map(_call, hint.__subclasses__())) or "as below"
+    return plain[hint] if hint in plain else " | ".join(map(_call, _choices(hint).values())) or "as below"
 
 
 def _call(choice: Any) -> str:
@@ -126,7 +126,7 @@ def parse(hint: Any, text: str, name: str) -> Any:
 
 def _choice(kind: type[Any], text: str, name: str) -> Any:
     """Return an instance of a subclass of `kind`, written as its class name and perhaps its settings."""
-    choices = {choice.__name__.lower(): choice for choice in kind.__subclasses__()}
+    choices = _choices(kind)
     match = re.fullmatch(r"([\w-]+)(?:\((.*)\))?", text)
     if not match or match[1].lower() not in choices:
         raise BadInput(
@@ -134,3 +134,10 @@ def _choice(kind: type[Any], text: str, name: str) -> Any:
         )
     inner = [part for part in (match[2] or "").split(",") if part.strip()]
     return apply(choices[match[1].lower()](), *inner)
+
+
+def _choices(kind: type[Any]) -> dict[str, type[Any]]:
+    """Return the subclasses that may be asked for by name: an underscore keeps one to ourselves."""
+    return {
+        each.__name__.lower(): each for each in kind.__subclasses__() if not each.__name__.startswith("_")
+    }

@@ -1,6 +1,7 @@
 """`uptake train`: the network of a learned method, trained on documents and questions."""
 
 import json
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,14 @@ from uptake.errors import BadInput
 
 if TYPE_CHECKING:
     from uptake.learned import Material
+    from uptake.text import Document, Source
     from uptake.train import Point
+
+    Sources = Callable[[Document], Source]
 
 EXAMPLES = options.examples(
     "uptake train dynamic-evaluation -m gpt2 --documents train.jsonl --out statistics.safetensors",
+    "uptake train retro -m gpt2 --documents train.jsonl --store train.store --out retro.safetensors",
     "uptake train camels -m gpt2 --documents news.jsonl --questions asked.jsonl --out camels.safetensors",
 )
 TRAINING = "Training"
@@ -33,6 +38,16 @@ def train(
     ] = None,
     unrelated: Annotated[
         Files, options.option(options.MAIN, "FILE", "Unrelated text, on which nothing is to change.")
+    ] = None,
+    store: Annotated[
+        str | None,
+        options.option(
+            options.MAIN,
+            "DIR",
+            "Datastore in which documents find neighbours, never themselves.",
+            "--store",
+            "-s",
+        ),
     ] = None,
     valid_documents: Annotated[
         Files, options.option(TRAINING, "FILE", "Documents that say which network is the best.")
@@ -77,8 +92,9 @@ def train(
     learner: Learned[Any, Any] = apply(found, *(settings or ()))
     causal.check(device, dtype)
     inputs.set_threads(threads)
-    material = _material(documents, questions, unrelated, limit)
-    shown = _material(valid_documents, valid_questions, unrelated, limit)
+    sources = None if store is None else _sources(store, threads)
+    material = _material(documents, questions, unrelated, limit, sources)
+    shown = _material(valid_documents, valid_questions, unrelated, limit, sources)
     with screen.status("loading the model"):
         loaded = causal.load(model, device, dtype)
     with screen.status("making episodes"):
@@ -111,7 +127,19 @@ def train(
     _show(points, file, as_json)
 
 
-def _material(documents: Files, questions: Files, unrelated: Files, limit: int | None) -> "Material":
+def _sources(store: str, threads: int | None) -> "Sources":
+    opened = inputs.open_store(store, threads=threads)
+
+    def source(document: "Document") -> "Source":
+        # Nothing is searched for yet: whoever trains asks with parts of the document.
+        return opened.source("", document_id=document.id, group=document.group, whole_text=document.text)
+
+    return source
+
+
+def _material(
+    documents: Files, questions: Files, unrelated: Files, limit: int | None, sources: "Sources | None"
+) -> "Material":
     from uptake import readers
     from uptake.learned import Material
     from uptake.tasks.questions import read_questions
@@ -122,7 +150,9 @@ def _material(documents: Files, questions: Files, unrelated: Files, limit: int |
         brought = [document for one in found for document in one.documents]
         read = islice(readers.read(documents, skipped=skipped), limit) if documents else ()
         other = tuple(islice(readers.read(unrelated, skipped=skipped), limit)) if unrelated else ()
-        material = Material((*read, *brought), tuple(q for one in found for q in one.questions), other)
+        material = Material(
+            (*read, *brought), tuple(q for one in found for q in one.questions), other, sources
+        )
     screen.tell_skipped(skipped)
     return material
 
