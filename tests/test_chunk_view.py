@@ -189,7 +189,7 @@ def test_another_tokenizer_length_or_encoder_is_refused(tmp_path):
     with pytest.raises(Mismatch, match="were embedded by stranger, the store has stub"):
         chunks_of(Datastore.open(tmp_path / "s", encoder=StubEncoder()))
     about.write_text(about.read_text().replace('"length"', '"width"'))
-    with pytest.raises(Damaged, match=r"a setting that cannot be.*--fresh` reads them anew"):
+    with pytest.raises(Damaged, match=r"a setting that cannot be.*--fresh` cuts them anew"):
         chunks_of(store)
     store.read_chunks(encode, length=9, fresh=True)
     assert chunks_of(store).length == 9 and store.info()["chunk_tokens"] == 9
@@ -219,7 +219,7 @@ def test_damage_is_refused_told_and_mended(tmp_path, name):
     with file.open("r+b") as opened:
         opened.write(raw)
     store = Datastore.open(tmp_path / "s", encoder=StubEncoder())
-    with pytest.raises(Damaged, match=f"{name}: not what was written; `uptake index chunks` reads it again"):
+    with pytest.raises(Damaged, match=f"{name}: not what was written; `uptake index chunks` cuts it again"):
         chunks_of(store)
     assert any(f"chunks/{name}: not what was written" in line for line in store.verify())
     store.read_chunks(encode, length=LENGTH)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from uptake.chunks.cutting import RECORD, Columns, edges_of
-from uptake.store.kept import PASSAGE, Arrays, Kept, Kind
+from uptake.store.kept import PASSAGE, Arrays, Kept, Kind, documents_of
 from uptake.store.table import Ids
 
 
-def _edges(arrays: Arrays, documents: Ids) -> dict[str, Ids]:
-    records = arrays["chunks"]
+def _edges(arrays: Arrays) -> dict[str, Ids]:
+    documents, records = documents_of(arrays["passages"]), arrays["chunks"]
     tokens = edges_of(arrays["passages"]["tokens"])[documents]
     chunks = np.searchsorted(edges_of(records["tokens"]), tokens)
     return {
@@ -40,7 +40,8 @@ CHUNKS = Kind(
     "chunks",
     MappingProxyType(_FILES),
     "vectors",
-    "uptake index chunks {store} --model M",
+    "`uptake index chunks {store} --model M --fresh` cuts them anew",
+    "`uptake index chunks` cuts it again",
     _edges,
     settings=("length", "encoder"),
 )

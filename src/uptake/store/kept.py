@@ -35,19 +35,19 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of view. Of its files `values`, its tokens, and `passages`, of PASSAGE, are always there."""
+    """One kind of view, or of what else grows so. A view has the files `values`, its tokens, and `passages`."""
 
     name: str  # of its folder, and what people call what it holds
     files: Mapping[str, np.dtype[Any]]
-    wide: str  # the file of float16 vectors: the largest, and plain numbers, so `verify` alone sums it
-    command: str  # what makes it
-    # From the files, and where each document's passages begin, to where its rows of each file do.
-    edges: Callable[[Arrays, Ids], dict[str, Ids]]
+    wide: str  # the file of vectors: the largest, and plain numbers, so `verify` alone sums it
+    fresh: str  # what makes it anew, and what mends it
+    mend: str
+    edges: Callable[[Arrays], dict[str, Ids]]  # where each document's rows of each file begin
     settings: tuple[str, ...] = ()  # what decides how it is made, besides what reads the text
 
     def anew(self, store: Path) -> str:
         """Say how a view that is damaged is mended."""
-        return f"`{self.command.format(store=store)} --fresh` reads them anew"
+        return self.fresh.format(store=store)
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,7 @@ class Kept:
             return None
         with plain_errors(store / kind.name):
             if faults := about.faults(store):
-                raise Damaged(
-                    f"{about.folder(store) / faults[0][1]}: not what was written; "
-                    f"`{kind.command.split(' {')[0]}` reads it again"
-                )
+                raise Damaged(f"{about.folder(store) / faults[0][1]}: not what was written; {kind.mend}")
             return cls.mapped(about, store)
 
     @property
@@ -184,14 +181,9 @@ class Kept:
         return self.arrays[self.about.kind.wide]
 
     @cached_property
-    def documents(self) -> Ids:
-        """Where each document's passages begin, and where the last's end: [documents + 1]."""
-        return np.append(np.flatnonzero(self.passages["first"]), len(self.passages))
-
-    @cached_property
     def edges(self) -> dict[str, Ids]:
         """Where each document's rows of each file begin, and where the last's end: [documents + 1]."""
-        return self.about.kind.edges(self.arrays, self.documents)
+        return self.about.kind.edges(self.arrays)
 
     def live(self, table: Table) -> NDArray[np.bool_]:
         """Return which passages count: those of documents that are in the table just as they were read."""
@@ -216,11 +208,16 @@ class Kept:
 
     def parts(self, kept: NDArray[np.bool_]) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield the rows of each document that is kept; `kept` says so of every passage."""
-        for number in np.flatnonzero(kept[self.documents[:-1]]).tolist():
+        for number in np.flatnonzero(kept[self.edges["passages"][:-1]]).tolist():
             yield {
                 name: array[self.edges[name][number] : self.edges[name][number + 1]]
                 for name, array in self.arrays.items()
             }
+
+
+def documents_of(passages: Records) -> Ids:
+    """Return where each document's passages begin, and where the last's end: [documents + 1]."""
+    return np.append(np.flatnonzero(passages["first"]), len(passages))
 
 
 def check(kind: Kind, store: Path) -> list[str]:

@@ -26,7 +26,7 @@ from uptake.store.table import Ids
 LARGE = 65_536  # keys from which "auto" takes inverted lists: below, an exact search is as fast
 _BLOCK = 65_536  # keys made float32 at a time
 _SLACK = 16  # candidates beyond those asked for, so that rounding in FAISS cannot decide who is among them
-_RERANK = 2  # candidates a result, where they come from quantised keys
+_RERANK = 1.5  # candidates a result, where they come from quantised keys
 _LISTS, _PROBED = 4096, 32  # the most inverted lists, and how many are looked into: the paper's
 _PARTS = 128  # the most parts a key is quantised in, four bits each: 64 bytes, as in the paper
 _GROWN = 4  # lists trained on so many times fewer keys are trained anew
@@ -59,30 +59,33 @@ class KeyIndex:
         bits = np.packbits(allowed, bitorder="little")  # the selector keeps no copy
         chosen = library.IDSelectorBitmap(bits) if count < len(allowed) else None
         how = library.SearchParametersIVF(sel=chosen, nprobe=min(_PROBED, ivf.nlist))
-        _, places = ivf.search(keys, min(k * _RERANK + _SLACK, count), params=how)
+        _, places = ivf.search(keys, min(int(k * _RERANK) + _SLACK, count), params=how)
         return np.asarray(places)
 
     def distances(self, keys: Floats, places: Ids) -> Floats:
         """Return each key's squared distance to the stored ones at its row of `places`; infinity for -1."""
         import torch
 
-        stored = torch.from_numpy(self.keys)
+        stored, rows = torch.from_numpy(self.keys), torch.from_numpy(places)
         wide = torch.from_numpy(np.ascontiguousarray(keys, np.float32))
         told = torch.full(places.shape, torch.inf)
-        there = torch.from_numpy(places >= 0)
-        rows = torch.from_numpy(places)
+        there = rows >= 0
         full = bool(there.all())
+        # One query at a time, into the same memory: what is worked on stays in the processor's cache.
+        narrow = torch.empty(places.shape[1], stored.shape[1], dtype=stored.dtype)
+        off = torch.empty(narrow.shape)
         for row in range(len(wide)):
             found = rows[row] if full else rows[row][there[row]]
-            off = stored.index_select(0, found).float() - wide[row]
-            losses = off.mul_(off).sum(-1)
-            # A key that is no number, in a damaged file, is near to nothing.
-            losses = torch.nan_to_num(losses, nan=torch.inf)
+            count = len(found)
+            torch.index_select(stored, 0, found, out=narrow[:count])
+            some = off[:count].copy_(narrow[:count]).sub_(wide[row])
+            losses = some.mul_(some).sum(-1)
             if full:
                 told[row] = losses
             else:
                 told[row][there[row]] = losses
-        return np.asarray(told.numpy())
+        # A key that is no number, in a damaged file, is near to nothing.
+        return np.asarray(told.nan_to_num_(nan=torch.inf, posinf=torch.inf).numpy())
 
     def _exact(self, keys: Floats, k: int, allowed: NDArray[np.bool_], count: int) -> Ids:
         best = np.full((len(keys), 0), -1, np.int64)

@@ -14,6 +14,7 @@ from uptake.store.table import Ids, Table
 from uptake.store.tokens import Stored
 from uptake.text import Near, Tokens, stable_hash
 
+Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
@@ -85,18 +86,11 @@ class BoundTokens:
     def search(self, keys: NDArray[np.floating], k: int) -> Near:
         self._check(keys)
         wide = np.ascontiguousarray(keys, np.float32)
-        found = self.measure(wide, self.view.index.candidates(wide, k, self.allowed, self.count))
-        return Near(found.places[:, :k], found.distances[:, :k], found.values[:, :k])
+        return self._ranked(wide, self.view.index.candidates(wide, k, self.allowed, self.count), k)
 
     def measure(self, keys: NDArray[np.floating], places: Ids) -> Near:
         self._check(keys)
-        places = self._readable(places)
-        distances = self.view.index.distances(np.asarray(keys, np.float32), places)
-        order = np.argsort(distances, axis=1, kind="stable")
-        places, distances = np.take_along_axis(places, order, 1), np.take_along_axis(distances, order, 1)
-        places = np.where(np.isfinite(distances), places, -1)
-        values = np.where(places >= 0, self._values(places), 0)
-        return Near(places, distances, values.astype(np.int64))
+        return self._ranked(np.asarray(keys, np.float32), self._readable(places), places.shape[1])
 
     def after(self, places: Ids) -> Ids:
         known = (places >= 0) & (places < len(self.allowed))
@@ -112,6 +106,18 @@ class BoundTokens:
     def without(self, passages: Sequence[int]) -> Tokens:
         kept = self.passages & ~np.isin(self.view.stored.passages["id"], np.asarray(passages, np.int64))
         return BoundTokens(self.view, kept, self.places)
+
+    def _ranked(self, keys: Floats, places: Ids, k: int) -> Near:
+        """Return the k nearest of each key's row of `places`, none of which leaks."""
+        import torch
+
+        every = torch.from_numpy(self.view.index.distances(keys, places))
+        losses, order = every.topk(min(k, places.shape[1]), largest=False)
+        distances = losses.numpy()
+        places = np.take_along_axis(places, order.numpy(), 1)
+        places = np.where(np.isfinite(distances), places, -1)
+        values = np.where(places >= 0, self._values(places), 0)
+        return Near(places, distances, values.astype(np.int64))
 
     def _readable(self, places: Ids) -> Ids:
         """Return the places with -1 for those that are none or may not be read."""

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from uptake.chunks.cutting import edges_of
 from uptake.errors import BadInput, Mismatch
 from uptake.overlap import Collection
-from uptake.store.kept import PASSAGE, Arrays, Kept, Kind
+from uptake.store.kept import PASSAGE, Arrays, Kept, Kind, documents_of
 from uptake.store.table import Ids
 
 
-def _edges(arrays: Arrays, documents: Ids) -> dict[str, Ids]:
+def _edges(arrays: Arrays) -> dict[str, Ids]:
+    documents = documents_of(arrays["passages"])
     tokens, words = (edges_of(arrays["passages"][name])[documents] for name in ("tokens", "words"))
     return {"keys": tokens, "values": tokens, "passages": documents, "words": words}
 
@@ -30,7 +31,14 @@ _FILES: dict[str, np.dtype[Any]] = {
     "passages": PASSAGE,
     "words": np.dtype("<u8"),
 }
-TOKENS = Kind("tokens", MappingProxyType(_FILES), "keys", "uptake index tokens {store} --model M", _edges)
+TOKENS = Kind(
+    "tokens",
+    MappingProxyType(_FILES),
+    "keys",
+    "`uptake index tokens {store} --model M --fresh` reads them anew",
+    "`uptake index tokens` reads it again",
+    _edges,
+)
 
 
 class Stored(Kept):
