@@ -35,7 +35,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of view, or of what else grows so. A view has the files `values`, its tokens, and `passages`."""
+    """One kind of view, or of what else grows so. A view has `values`, its tokens, and `passages`."""
 
     name: str  # of its folder, and what people call what it holds
     files: Mapping[str, np.dtype[Any]]
