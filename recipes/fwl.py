@@ -1,25 +1,27 @@
 """Fast weight layers against dynamic evaluation, on long documents, under *running*.
 
-A layer is trained on training documents of two domains, first as a layer that does not learn as it
-reads (pace 0: the control), then, on some of them, as one that does. Step sizes of every way are
-chosen on validation documents; then test documents are scored, segment by segment, each learnt once
-it is scored. All ways score the same bytes.
+One layer is trained on training documents of two domains, and the same layer once more as one that
+does not learn as it reads (pace 0): the control, with the same schooling. Step sizes of every way are
+chosen on validation documents, for each domain; then test documents are scored, segment by segment,
+each learnt once it is scored. All ways score the same bytes.
 
     python recipes/fwl.py            # go on after an interruption: the same command again
 """
 
 import argparse
+import hashlib
 import json
 import lzma
 import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from dynamic_evaluation import count_statistics
 from rich.console import Console
 from rich.table import Table
 
@@ -29,62 +31,79 @@ from uptake.learned import Material
 from uptake.lm import LM, Segment
 from uptake.method import Context
 from uptake.methods.base import way as base
-from uptake.methods.finetune import Finetune
+from uptake.methods.dynamic_evaluation import DynamicEvaluation
 from uptake.methods.fwl import FWL
 from uptake.metrics import gain, gain_difference, gain_interval
 from uptake.page import chart, write_chart
 from uptake.protocol import Running
-from uptake.rules import SGD, AdamW
+from uptake.rules import RMS, SGD, AdamW
 from uptake.text import Document, stable_hash
 from uptake.train import Training, train
 
-DOMAINS = ("court_opinions", "books")
-PACES = (0.5, 1.0, 2.0)
+
+@dataclass(frozen=True)
+class Domain:
+    """How much of a domain is read: documents of each part, and the first characters of each."""
+
+    characters: int
+    train: int
+    validation: int
+    test: int
+
+
+# Hardly a book is in one piece of more than 12,000 characters.
+DOMAINS = {"court_opinions": Domain(20_000, 40, 2, 6), "books": Domain(12_000, 20, 2, 4)}
+PACES = (0.25, 0.5, 1.0, 2.0)
+ADAM = {rate: AdamW(learning_rate=rate, weight_decay=0.0) for rate in (3e-5, 1e-4, 3e-4, 1e-3)}
 RULES = (
-    *(SGD(learning_rate=rate) for rate in (1e-2, 3e-2)),
-    *(AdamW(learning_rate=rate, weight_decay=0.0) for rate in (3e-5, 1e-4, 3e-4)),
+    *(ADAM[rate] for rate in (3e-5, 1e-4, 3e-4)),
+    *(SGD(learning_rate=rate) for rate in (3e-3, 1e-2, 3e-2)),
+    *(RMS(learning_rate=rate) for rate in (3e-6, 1e-5, 3e-5)),
 )
-LEARNT = FWL(episode_tokens=3072)
+# The best of each rule on the bare base, as recipes/dynamic_evaluation.py found, and rates around the best.
+BARE = (ADAM[1e-4], ADAM[3e-4], ADAM[1e-3], SGD(learning_rate=3e-2), RMS(learning_rate=1e-5))
+PROTOCOL = Running()  # segments of 512 characters after at most 1,024
+LEARNT = FWL(episode_tokens=6144)  # a document each
+RIVAL, SCHOOLED = "dynamic evaluation", "static layer, dynamic evaluation"
 THIRDS = 3  # of a document, for the figure by position
 
 
-def documents(folder: Path, part: str, count: int, characters: int) -> list[Document]:
-    """Return the first `characters` of some documents that have as many, in an order fixed by their names."""
-    with lzma.open(folder / f"{part}.jsonl.xz", "rt", encoding="utf8") as lines:
+def documents(folder: Path, part: str, domain: str, count: int) -> list[Document]:
+    """Return the beginnings of some documents that are long enough, in an order fixed by their names."""
+    length = DOMAINS[domain].characters
+    with lzma.open(folder / domain / f"{part}.jsonl.xz", "rt", encoding="utf8") as lines:
         found = [Document(each["id"], each["text"]) for each in map(json.loads, lines)]
-    long = sorted((d for d in found if len(d.text) >= characters), key=lambda d: stable_hash("order", d.id))
-    return [replace(document, text=document.text[:characters]) for document in long[:count]]
+    long = sorted((d for d in found if len(d.text) >= length), key=lambda d: stable_hash("order", d.id))
+    return [replace(document, text=document.text[:length]) for document in long[:count]]
 
 
-def trained(lm: LM, method: FWL, name: str, train_documents: int, arguments: argparse.Namespace) -> FWL:
+def trained(lm: LM, method: FWL, name: str, arguments: argparse.Namespace) -> FWL:
     """Return the method with its network, trained or read from an earlier call."""
     file = arguments.work / f"{name}.safetensors"
     if not file.exists():
-        pile = arguments.shared / "data/minipile"
-        texts, held_out = (
-            tuple(
-                d for domain in DOMAINS for d in documents(pile / domain, part, count, arguments.characters)
-            )
-            for part, count in (("train", train_documents), ("valid", arguments.validation))
-        )
+        texts = [
+            document
+            for domain, sizes in DOMAINS.items()
+            for document in documents(arguments.pile, "train", domain, sizes.train)
+        ]
+        started = time.process_time()
         network, _ = train(
             method,
             lm,
-            method.episodes(lm, Material(texts)),
-            Training(AdamW(learning_rate=arguments.rate, weight_decay=0.0), save_every=10),
+            method.episodes(lm, Material(tuple(texts))),
+            Training(AdamW(learning_rate=arguments.rate, weight_decay=0.0), save_every=10, fade=True),
             file.with_suffix(".training"),
-            lambda point: print(f"  training {name}: {point}", flush=True),
-            method.episodes(lm, Material(held_out)),
+            lambda point: print(f"  {name}, {time.process_time() - started:.0f} s: {point}", flush=True),
         )
         method.save(network, lm, file)
-    return replace(method, weights=str(file), start="")
+    return replace(method, weights=str(file))
 
 
-def score(method: Any, lm: LM, document: Document, protocol: Running) -> dict[str, Any]:
+def score(method: Any, lm: LM, document: Document) -> dict[str, Any]:
     """Return the bits of every segment and the CPU seconds that scoring and learning took."""
     states, bits, sizes, tokens = [method.init(lm)], [], [], 0
     started = time.process_time()
-    for query in protocol.queries(document):
+    for query in PROTOCOL.queries(document):
         segment = Segment(query.target, query.context)
         (scores,), states = method.read(states, lm, [segment], Context())
         bits.append(scores.bits)
@@ -100,12 +119,10 @@ class Scored:
         self.lines = Lines(path, key)
         self.done = {(row["way"], row["document"]): row for row in self.lines.start(dict)}
 
-    def of(
-        self, name: str, method: Any, lm: LM, texts: Sequence[Document], protocol: Running
-    ) -> list[dict[str, Any]]:
+    def of(self, name: str, method: Any, lm: LM, texts: Sequence[Document]) -> list[dict[str, Any]]:
         for document in texts:
             if (name, document.id) not in self.done:
-                row = {"way": name, "document": document.id, **score(method, lm, document, protocol)}
+                row = {"way": name, "document": document.id, **score(method, lm, document)}
                 self.lines.keep(row)
                 self.done[name, document.id] = row
         return [self.done[name, document.id] for document in texts]
@@ -116,18 +133,18 @@ def bits(rows: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def choose(
-    scored: Scored, name: str, candidates: dict[str, Any], lm: LM, texts: list[Document], protocol: Running
+    scored: Scored, name: str, candidates: dict[str, Any], lm: LM, texts: list[Document], plain: list[float]
 ) -> str:
-    """Return which candidate takes the fewest bits on validation documents."""
-    found = {
-        label: sum(bits(scored.of(f"{name} {label}", method, lm, texts, protocol)))
-        for label, method in candidates.items()
-    }
-    found = {label: total for label, total in found.items() if math.isfinite(total)}
-    plain = sum(bits(scored.of("base", base.method, lm, texts, protocol)))
-    for label, total in found.items():
-        print(f"  validation  {name:28} {label:40} gain over {'base':5}: {100 * (1 - total / plain):.2f} %")
-    return min(found, key=lambda label: found[label])
+    """Return which takes the fewest bits on validation text: the better half reads one more document."""
+    left, found = list(candidates), dict.fromkeys(candidates, 0.0)
+    for place, document in enumerate(texts, 1):
+        for label in left:
+            own = bits(scored.of(f"{name} {label}", candidates[label], lm, [document]))[0]
+            found[label] += own if math.isfinite(own) else math.inf
+            value = 100 * gain([found[label]], [sum(plain[:place])])
+            print(f"  {place} for validation: {name} {label}: {value:.2f} %", flush=True)
+        left = sorted(left, key=lambda label: found[label])[: max(1, len(left) // 2)]
+    return left[0]
 
 
 def main() -> None:
@@ -136,57 +153,64 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/fwl"))
     parser.add_argument("--out", type=Path, default=Path("recipes/fwl.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/images/fwl.svg"))
-    parser.add_argument("--train", type=int, default=40, help="training documents a domain")
-    parser.add_argument("--train-fast", type=int, default=20, help="of these, to train learning on")
-    parser.add_argument("--validation", type=int, default=3, help="validation documents a domain")
-    parser.add_argument("--test", type=int, default=10, help="test documents a domain")
-    parser.add_argument("--characters", type=int, default=10_000, help="of each document")
-    parser.add_argument("--segment", type=int, default=512, help="characters learnt at once by fine-tuning")
-    parser.add_argument("--rate", type=float, default=1.5e-4, help="AdamW's, in training the layer")
+    parser.add_argument("--rate", type=float, default=2e-3, help="AdamW's, in training the layer")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    arguments.pile = arguments.shared / "data/minipile"
     torch.set_num_threads(1)
-    lm = uptake.load(str(arguments.shared / "models/base-5m"), dtype="bfloat16")
-    protocol = Running(segment=arguments.segment)
-    static = trained(lm, replace(LEARNT, pace=0.0), "static", arguments.train, arguments)
-    second = replace(LEARNT, start=static.weights)
-    learnt = trained(lm, second, "fwl", arguments.train_fast, arguments)
+    lm = uptake.load(str(arguments.shared / "models/base-5m"))
+    learnt = trained(lm, LEARNT, "fwl", arguments)
+    static = trained(lm, replace(LEARNT, pace=0.0), "static", arguments)
+    statistics = arguments.work / "statistics.safetensors"
+    if not statistics.exists():
+        count_statistics(lm, arguments.pile, statistics, 64)
     # Dynamic evaluation may stand on the static layer too: then both have been to the same school.
     under = static.on([static.init(lm)], lm)
-    scored = Scored(arguments.work / "scores.journal", f"{arguments.segment} {arguments.characters}")
-    pile = arguments.shared / "data/minipile"
-    parts = {
-        part: {domain: documents(pile / domain, part, count, arguments.characters) for domain in DOMAINS}
-        for part, count in (("valid", arguments.validation), ("test", arguments.test))
-    }
-    valid = [document for some in parts["valid"].values() for document in some]
-    tuned = {repr(rule): Finetune(rule=rule, clip=None) for rule in RULES}
-    untrained = replace(LEARNT, weights="untrained")
     sets: dict[str, tuple[dict[str, Any], LM]] = {
-        "dynamic evaluation": (tuned, lm),
         "fwl": ({f"pace={pace}": replace(learnt, pace=pace) for pace in PACES}, lm),
-        "fwl, untrained": ({f"pace={pace}": replace(untrained, pace=pace) for pace in PACES}, lm),
+        SCHOOLED: (dynamic(RULES, statistics), under),
+        RIVAL: (dynamic(BARE, statistics), lm),
     }
-    chosen = {}
-    for name, (candidates, on) in sets.items():
-        label = choose(scored, name, candidates, on, valid, protocol)
-        chosen[name] = (label, candidates[label], on)
-    # By the rule that is best without the layer.
-    rule, method, _ = chosen["dynamic evaluation"]
-    chosen["static layer, dynamic evaluation"] = (rule, method, under)
-    ways = {"base": ("", base.method, lm), "static layer": ("", static, lm), **chosen}
-    ways["fwl at pace 0"] = ("", replace(learnt, pace=0.0), lm)
+    networks = b"".join(Path(method.weights).read_bytes() for method in (learnt, static))
+    lengths = [sizes.characters for sizes in DOMAINS.values()]
+    scored = Scored(arguments.work / "scores.journal", f"{hashlib.sha256(networks).hexdigest()} {lengths}")
     told: dict[str, Any] = {
-        "settings": {**vars(arguments), "shared": "", "work": "", "out": "", "plot": ""},
-        "chosen": {name: label for name, (label, _, _) in chosen.items()},
+        "settings": {"rate": arguments.rate, "segment": PROTOCOL.segment, "episode": LEARNT.episode_tokens},
         "domains": {},
     }
-    for domain, texts in parts["test"].items():
-        rows = {name: scored.of(name, how, on, texts, protocol) for name, (_, how, on) in ways.items()}
-        told["domains"][domain] = figures(rows)
+    for domain, sizes in DOMAINS.items():
+        valid, test = (
+            documents(arguments.pile, part, domain, count)
+            for part, count in (("valid", sizes.validation), ("test", sizes.test))
+        )
+        plain = bits(scored.of("base", base.method, lm, valid))
+        chosen = {name: choose(scored, name, of, on, valid, plain) for name, (of, on) in sets.items()}
+        ways = {
+            "base": (base.method, lm),
+            "static layer": (static, lm),
+            **{name: (of[chosen[name]], on) for name, (of, on) in sets.items()},
+            "fwl at pace 0": (replace(learnt, pace=0.0), lm),
+            "fwl, untrained": (replace(LEARNT, weights="untrained"), lm),
+        }
+        # A way is another one for every setting.
+        rows = {
+            name: scored.of(f"{name} {chosen.get(name, '')}".strip(), how, on, test)
+            for name, (how, on) in ways.items()
+        }
+        told["domains"][domain] = {"read": vars(sizes), "chosen": chosen, **figures(rows)}
         show(domain, told["domains"][domain])
-    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
-    plot(told["domains"], arguments.plot)
+        arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+        plot(told["domains"], arguments.plot)
+
+
+def dynamic(rules: Sequence[RMS | SGD | AdamW], statistics: Path) -> dict[str, DynamicEvaluation]:
+    """Return dynamic evaluation by each rule."""
+    return {
+        f"{type(rule).__name__} {rule.learning_rate:g}": DynamicEvaluation(
+            rule=rule, weights=str(statistics) if isinstance(rule, RMS) else ""
+        )
+        for rule in rules
+    }
 
 
 def figures(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -201,36 +225,41 @@ def figures(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "bits_per_byte": sum(found) / sizes,
             "gain": gain(found, plain),
             "gain_interval": gain_interval(found, plain, names),
-            "over_static_layer": gain_difference(found, still, plain, names),
-            "over_dynamic_evaluation": gain_difference(found, bits(rows["dynamic evaluation"]), plain, names),
+            "over_static_layer": gain(found, still),
+            "over_static_layer_interval": gain_interval(found, still, names),
+            "over_dynamic_evaluation": gain_difference(found, bits(rows[RIVAL]), plain, names),
+            "over_schooled_dynamic_evaluation": gain_difference(found, bits(rows[SCHOOLED]), still, names),
             "seconds_a_token": sum(row["seconds"] for row in own) / sum(row["tokens"] for row in own),
-            "gain_by_third": [
-                gain([sum(part) for part in some], [sum(part) for part in of])
-                for some, of in zip(thirds(own), thirds(rows["base"]), strict=True)
-            ],
+            "gain_by_third": by_third(own, rows["base"]),
+            "over_static_layer_by_third": by_third(own, rows["static layer"]),
         }
     return {"documents": len(names), "bytes": sizes, "ways": out}
 
 
-def thirds(rows: Sequence[dict[str, Any]]) -> list[list[list[float]]]:
-    """Return each document's bits in its first, second and last third."""
-    return [
-        [row["bits"][len(row["bits"]) * at // THIRDS : len(row["bits"]) * (at + 1) // THIRDS] for row in rows]
-        for at in range(THIRDS)
-    ]
+def by_third(own: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the gain over another way in the first, second and last third of each document."""
+
+    def part(row: dict[str, Any], at: int) -> float:
+        return float(
+            sum(row["bits"][len(row["bits"]) * at // THIRDS : len(row["bits"]) * (at + 1) // THIRDS])
+        )
+
+    return [gain([part(row, at) for row in own], [part(row, at) for row in other]) for at in range(THIRDS)]
 
 
 def show(domain: str, found: dict[str, Any]) -> None:
-    table = Table(domain, "bits a byte", "gain", "over static layer", "ms a token", "by third", box=None)
+    table = Table(
+        domain, "chosen", "bits a byte", "gain", "over static layer", "ms a token", "by third", box=None
+    )
     for name, own in found["ways"].items():
-        value, interval = own["over_static_layer"]
         table.add_row(
             name,
+            found["chosen"].get(name, ""),
             f"{own['bits_per_byte']:.4f}",
             shown(own["gain"], own["gain_interval"]),
-            shown(value, interval),
+            shown(own["over_static_layer"], own["over_static_layer_interval"]),
             f"{1000 * own['seconds_a_token']:.2f}",
-            " ".join(f"{100 * part:.1f}" for part in own["gain_by_third"]),
+            " ".join(f"{100 * part:.1f}" for part in own["over_static_layer_by_third"]),
         )
     Console(width=150).print(table)
 
@@ -240,22 +269,20 @@ def shown(value: float, ends: Sequence[float] | None) -> str:
 
 
 def plot(domains: dict[str, Any], path: Path) -> None:
-    told = ("dynamic evaluation", "static layer", "fwl")
     lines = []
-    for at, name in enumerate(told):
-        marks = []
-        for third in range(THIRDS):
-            values = [found["ways"][name]["gain_by_third"][third] for found in domains.values()]
-            marks.append(chart.Mark(third, 100 * sum(values) / len(values)))
-        lines.append(chart.Series(name, at + 1, tuple(marks)))
+    for domain, found in domains.items():
+        for name, label in ((SCHOOLED, "dynamic evaluation"), ("fwl", "fwl")):
+            thirds = enumerate(found["ways"][name]["over_static_layer_by_third"])
+            marks = tuple(chart.Mark(third, 100 * own) for third, own in thirds)
+            lines.append(chart.Series(f"{label}, {domain}", len(lines) + 1, marks))
     values = [mark.y for line in lines for mark in line.marks]
     svg = chart.draw(
         "lines",
         lines,
         chart.names("third of the document", [str(third + 1) for third in range(THIRDS)]),
-        chart.linear("gain over the base, %", [min(0.0, *values), *values], digits=1),
-        summary="Gain over the base in each third of a document, by way.",
-        reference=(0.0, "base"),
+        chart.linear("gain over the static layer, %", [min(0.0, *values), *values], digits=1),
+        summary="Gain over the static layer in each third of a document, by way and domain.",
+        reference=(0.0, "static layer"),
     )
     write_chart(svg, path)
 

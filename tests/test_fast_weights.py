@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from uptake.nets.fast_weights import EPSILON, FEATURES, FastWeights, Unembedding
+from uptake.nets.fast_weights import EPSILON, FEATURES, QUICK, FastWeights, Unembedding
 
 WIDTH, VOCABULARY, TIME = 6, 11, 9
 
@@ -18,7 +18,9 @@ def network(chunk: int = 4) -> FastWeights:
         for name, parameter in made.named_parameters():
             # Every rate another one, large enough for the step to show.
             rates = name.startswith("log_rates")
-            parameter.copy_(torch.randn_like(parameter) / (200 if rates else 1) - rates / 50)
+            parameter.copy_(
+                (torch.randn_like(parameter) / 2 - 1) / QUICK if rates else torch.randn_like(parameter)
+            )
     return made
 
 
@@ -139,7 +141,15 @@ def test_labels_not_yet_known_are_not_needed() -> None:
 
 def test_the_loss_of_the_fast_answers_is_differentiable_in_weights_and_rates() -> None:
     net, (hidden, labels, out) = network(), world()
-    names = ("first", "second", "second_bias", "gain", "log_rates.first", "log_rates.bias")
+    names = (
+        "first",
+        "second",
+        "second_bias",
+        "gain",
+        "log_rates.first_in",
+        "log_rates.second_out",
+        "log_rates.bias",
+    )
     own = dict(net.named_parameters())
 
     class Loss(torch.nn.Module):

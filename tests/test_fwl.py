@@ -18,6 +18,7 @@ from uptake.methods.finetune import Finetune
 from uptake.methods.fwl import FWL
 from uptake.methods.in_context import InContext
 from uptake.moves import LoRA, Top
+from uptake.nets.fast_weights import QUICK
 from uptake.rules import AdamW
 from uptake.text import Document
 from uptake.train import Training, train
@@ -33,7 +34,7 @@ def trained(lm: LM, **settings: Any) -> FWL:
     with torch.no_grad():
         for name, parameter in network.layer.named_parameters():  # type: ignore[union-attr]
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / 200 - 0.04 if "rates" in name else noise / len(parameter) ** 0.5)
+            parameter.copy_((noise / 2 - 2) / QUICK if "rates" in name else noise / len(parameter) ** 0.5)
     return replace(method, trained=network.requires_grad_(False).to(next(lm.module.parameters()).dtype))  # type: ignore[attr-defined]
 
 
@@ -180,6 +181,18 @@ def test_on_top_of_an_adapted_model() -> None:
     still = method.on([method.init(lm)], lm)
     (tuned,) = tune.take([tune.init(still)], still, [Evidence.of(TEXT)], Context())
     assert tune.on([tuned], still).score(segments[:1])[0].bits < still.score(segments[:1])[0].bits
+
+
+def test_on_a_half_precision_base_sums_are_kept_whole() -> None:
+    lm, exact = toys.lm(dtype=torch.bfloat16), toys.lm()
+    method = FWL(weights="untrained", pace=100.0)
+    segment = Segment(TEXT * 3, "so ")
+    (half,), (state,) = method.read([method.init(lm)], lm, [segment], Context())
+    (whole,), _ = method.read([method.init(exact)], exact, [segment], Context())
+    assert abs(half.bits / whole.bits - 1) < 0.01
+    assert all(total.dtype == torch.float32 for total in state.sums.values())
+    (taken,) = method.take([method.init(lm)], lm, [method.once_scored(segment)], Context())
+    assert all(torch.equal(taken.sums[name], total) for name, total in state.sums.items())
 
 
 STORIES = [

@@ -15,6 +15,7 @@ from uptake.errors import BadInput, Damaged, Diverged, Mismatch
 from uptake.learned import Learned, Material
 from uptake.lm import LM
 from uptake.method import Context, Evidence
+from uptake.rules import SGD
 from uptake.settings import describe
 from uptake.step import token_loss
 from uptake.tensors import read_tensors
@@ -124,6 +125,22 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
         train(method, lm, EPISODES, settings, path)
     with pytest.raises(BadInput, match="no episodes"):
         train(method, lm, [])
+
+
+def test_a_rate_that_fades_begins_low_and_falls_after_every_stretch() -> None:
+    lm, method = toys.lm(), LearnedMemory()
+    rule = SGD(learning_rate=0.5)
+    faded, _ = train(method, lm, EPISODES, Training(rule, clip=None, save_every=2, fade=True))
+    by_hand = method.fresh(lm)
+    order = torch.randperm(len(EPISODES), generator=torch.Generator().manual_seed(0)).tolist()
+    for rate, place in zip((0.05, 0.05, 1 / 3, 1 / 3, 1 / 6, 1 / 6), order, strict=True):
+        (gradient,) = method.gradients(by_hand, lm, EPISODES[place])[1]
+        assert gradient is not None
+        with torch.no_grad():
+            by_hand.logit -= rate * gradient  # type: ignore[operator]
+    assert torch.allclose(faded.logit, by_hand.logit, atol=1e-6)  # type: ignore[arg-type]
+    whole, _ = train(method, lm, EPISODES, Training(rule, clip=None, save_every=2))
+    assert not torch.allclose(faded.logit, whole.logit, atol=1e-4)  # type: ignore[arg-type]
 
 
 def test_validation_keeps_the_best_network_and_the_untrained_one_counts() -> None:

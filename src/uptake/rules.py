@@ -6,8 +6,8 @@ can be differentiated; tests hold the two together.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,12 @@ Values = Mapping[str, Tensor]
 
 class Rule(ABC):
     """How a gradient becomes a step."""
+
+    learning_rate: float
+
+    def times(self, share: float) -> Self:
+        """Return the same rule at this share of its learning rate."""
+        return cast(Self, replace(cast(Any, self), learning_rate=share * self.learning_rate))
 
     @abstractmethod
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

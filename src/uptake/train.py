@@ -25,6 +25,7 @@ from uptake.tensors import fill, read_tensors, write_tensors
 from uptake.text import stable_hash
 
 FORMAT = "uptake-training-1"
+FIRST_SHARE = 0.1  # of a rate that fades: the first steps of Adam know no gradient but their own
 Tensors = dict[str, Tensor]
 
 
@@ -36,6 +37,7 @@ class Training:
     passes: int = 1
     clip: float | None = 1.0
     save_every: int = 100  # steps between checkpoints, and between looks at the validation episodes
+    fade: bool = False  # a tenth of the rate for the first `save_every` steps, then ever less of it
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,7 +121,11 @@ def _stretch(
 ) -> None:
     """Go on from `state`, one step a place."""
     network = state.network.train()
-    descent = Descent(dict(network.named_parameters()), training.rule, training.clip, state.memory)
+    total = training.passes * len(episodes)
+    share = (1 - state.done / total if state.done else FIRST_SHARE) if training.fade else 1.0
+    descent = Descent(
+        dict(network.named_parameters()), training.rule.times(share), training.clip, state.memory
+    )
     losses = []
     for place in places:
         loss, gradients = method.gradients(network, lm, episodes[place])
@@ -128,7 +134,6 @@ def _stretch(
         descent.apply(gradients)
         losses.append(loss)
     state.memory = descent.memory
-    total = training.passes * len(episodes)
     state.points.append(Point(state.done + len(places), total, sum(losses) / len(losses)))
 
 

@@ -63,6 +63,9 @@ def train(
     save_every: Annotated[
         int, options.option(TRAINING, "N", "Steps from one checkpoint to the next.", least=1)
     ] = 100,
+    fade: Annotated[
+        bool, options.option(TRAINING, "", "Begin slowly, then let the learning rate fall to nothing.")
+    ] = False,
     limit: Annotated[
         int | None, options.option(TRAINING, "N", "Most documents to read.", least=1, most=1 << 40)
     ] = None,
@@ -109,6 +112,7 @@ def train(
         rule=AdamW(learning_rate=learning_rate, weight_decay=0.0),
         passes=passes,
         save_every=save_every,
+        fade=fade,
         seed=seed,
     )
     hint = f"{checkpoint} keeps what was done; give the same command to go on"

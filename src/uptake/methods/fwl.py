@@ -5,6 +5,7 @@ trained for it. What was read is a sum of gradients, so order does not matter an
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
@@ -18,7 +19,7 @@ from uptake.learned import Learned, Material
 from uptake.lm import LM, Cache, Scores, Segment, Wrapper, rolling_windows
 from uptake.method import Context, Evidence, State, Way, same_length
 from uptake.moves import Moves
-from uptake.nets.fast_weights import FastWeights
+from uptake.nets.fast_weights import FastWeights, Unembedding
 from uptake.select import Nothing
 from uptake.step import token_loss
 from uptake.text import Found, Passage, passage_id, stable_hash
@@ -87,9 +88,10 @@ class Adapting(Wrapper):
         kept, sums, last = cache or Memory(None, self._together(), None)
         hidden, kept = self.inner.hidden(ids, kept)
         out = self.inner.unembedding
-        if last is not None:
-            sums = self.layer.learn(last, ids[:, :1], out, sums)
-        answers, sums = self.layer(hidden, ids[:, 1:], out, sums)
+        with in_precision_of(out):
+            if last is not None:
+                sums = self.layer.learn(last, ids[:, :1], out, sums)
+            answers, sums = self.layer(hidden, ids[:, 1:], out, sums)
         log_probs = torch.log_softmax(out.logits(answers), -1)
         return log_probs, None if cache is None else Memory(kept, sums, hidden[:, -1:])
 
@@ -108,7 +110,8 @@ class Adapting(Wrapper):
         parts, sums = [torch.zeros(0, dtype=torch.float64)], self.sums[row]
         out = self.inner.unembedding
         for hidden, labels in windows(self.inner, self._opening(segment.context), ids, self.room(row)):
-            answers, sums = self.layer(hidden, labels, out, sums)
+            with in_precision_of(out):
+                answers, sums = self.layer(hidden, labels, out, sums)
             log_probs = torch.log_softmax(out.logits(answers), -1)
             parts.append(log_probs.gather(-1, labels[..., None])[0, :, 0].double().cpu())
         return Scores(torch.cat(parts), spans, len(segment.text.encode("utf8"))), sums
@@ -122,6 +125,12 @@ def windows(lm: LM, context: list[int], ids: list[int], room: int) -> Iterator[t
     for window in rolling_windows(0, context, ids, room):
         hidden, _ = lm.hidden(torch.tensor([window.inputs], device=lm.device))
         yield hidden[:, -len(window.targets) :], torch.tensor([window.targets], device=lm.device)
+
+
+def in_precision_of(out: Unembedding) -> AbstractContextManager[object]:
+    """Multiply matrices in the base's precision, where that is half; sums stay as exact as they are."""
+    kind = out.weight.dtype
+    return torch.autocast(out.weight.device.type, kind) if kind.itemsize < 4 else nullcontext()
 
 
 @torch.no_grad()
@@ -259,7 +268,8 @@ class FWL(Learned[Learnt, Tensor]):
             before = [lm.tokenizer.opening, *lm.tokenizer.encode(passage.prompt)[0]]
             ids = lm.tokenizer.encode(passage.text)[0]
             for hidden, labels in windows(lm, before, ids, lm.room(row)):
-                sums = layer.learn(hidden, labels, lm.unembedding, sums)
+                with in_precision_of(lm.unembedding):
+                    sums = layer.learn(hidden, labels, lm.unembedding, sums)
             context.ledger(row).tokens_read += len(ids)
         return state.after(evidence, context, sums=sums) if passages else state
 

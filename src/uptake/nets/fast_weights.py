@@ -11,6 +11,7 @@ It knows nothing of tokens or texts: hidden states, labels and an unembedding co
 
 import math
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional
 EPSILON = 1.0
 # Every learning rate begins at 0.01, as published, on the sum of the losses over this constant.
 FIRST_RATE, NORMALISER = 0.01, 100.0
-QUICK = 100.0  # how much faster than a weight the logarithm of a rate moves in training
+QUICK = 20.0  # how much faster than a weight the logarithm of a rate moves in training
 FEATURES = 100.0  # mean square norm of fresh features
 THRESHOLD = 1.5  # standard deviations of its input that a fresh feature waits for
 
@@ -52,8 +53,10 @@ class Keys(NamedTuple):
     at_gain: Tensor
     at_bias: Tensor
 
-    def part(self, start: int, end: int) -> "Keys":
-        return Keys(*(tensor[:, start:end] for tensor in self))
+    def split(self, size: int) -> list["Keys"]:
+        # Slices one by one would each cost a gradient of the whole length.
+        parts = [torch.split(tensor, size, 1) for tensor in self]
+        return [Keys(*part) for part in zip(*parts, strict=True)]
 
     def sums(self) -> dict[str, Tensor]:
         """Return the gradient of these positions' summed loss, by parameter, [batch, ...]."""
@@ -71,13 +74,14 @@ class FastWeights(nn.Module):
     """Dense width -> hidden, ReLU squared, dense hidden -> width, layer norm; added to what comes in.
 
     `second` is zero at first: untrained and with nothing read, what comes in goes out. `log_rates` are
-    the logarithms of the learnt step sizes, one a parameter, over QUICK; the steps are on the *sum* of
-    the losses: with a mean, what a token teaches would depend on how long the text is. `pace` times
-    them all; 0 is the slow weights alone, without a slow pass. `chunk` positions are attended to at
-    once; it changes only the cost.
+    the logarithms of the learnt step sizes over QUICK: of a matrix, one an input (the last is the
+    bias's, a weight whose input is always one) and one an output, whose product it is; of gain and
+    bias one a dimension. The steps are on the *sum* of the losses: with a mean, what a token teaches
+    would depend on how long the text is. `pace` times them all; 0 is the slow weights alone, without a
+    slow pass. `chunk` positions are attended to at once; it changes only the cost.
     """
 
-    def __init__(self, width: int, hidden: int | None = None, chunk: int = 64, pace: float = 1.0) -> None:
+    def __init__(self, width: int, hidden: int | None = None, chunk: int = 128, pace: float = 1.0) -> None:
         super().__init__()
         hidden = hidden or 4 * width
         self.chunk, self.pace = chunk, pace
@@ -87,11 +91,13 @@ class FastWeights(nn.Module):
         self.second_bias = nn.Parameter(torch.zeros(width))
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
-        names = [name for name, _ in self.named_parameters(recurse=False)]
-        rates = {name: FIRST_RATE / NORMALISER / (width if name == "first" else 1) for name in names}
-        self.log_rates = nn.ParameterDict(
-            {name: torch.tensor(math.log(rate) / QUICK) for name, rate in rates.items()}
-        )
+        sizes = {"gain": width, "bias": width}
+        for name, inputs, outputs in (("first", width, hidden), ("second", hidden, width)):
+            sizes |= {f"{name}_in": inputs + 1, f"{name}_out": outputs}
+        every = math.log(FIRST_RATE / NORMALISER)
+        begin = {name: torch.full((size,), every / (2 if "_" in name else 1)) for name, size in sizes.items()}
+        begin["first_in"][:-1] -= math.log(width)
+        self.log_rates = nn.ParameterDict({name: nn.Parameter(own / QUICK) for name, own in begin.items()})
 
     @torch.no_grad()
     def fit(self, hidden: Tensor) -> None:
@@ -113,7 +119,17 @@ class FastWeights(nn.Module):
 
     @property
     def rates(self) -> dict[str, Tensor]:
-        return {name: self.pace * (QUICK * log_rate).exp() for name, log_rate in self.log_rates.items()}
+        """Return the step size of every weight, by parameter, in a shape that fits the parameter's."""
+        factor = self._factors()
+        rates = {name: factor[name] for name in ("gain", "bias")}
+        for name in ("first", "second"):
+            inputs, outputs = factor[f"{name}_in"], factor[f"{name}_out"]
+            rates |= {name: inputs[:-1, None] * outputs, f"{name}_bias": inputs[-1] * outputs}
+        return rates
+
+    def _factors(self) -> dict[str, Tensor]:
+        factors = {name: (QUICK * log_rate).exp() for name, log_rate in self.log_rates.items()}
+        return {n: own if n.endswith("_in") else self.pace * own for n, own in factors.items()}
 
     def start(self, rows: int) -> dict[str, Tensor]:
         """Return the sums of having read nothing, [rows, ...] for each parameter."""
@@ -138,9 +154,8 @@ class FastWeights(nn.Module):
         """Return the sums after these positions, to the bit those that `forward` returns."""
         if self.pace == 0:
             return dict(sums)
-        keys = self.slow(hidden, labels, unembedding)
-        for start in range(0, hidden.shape[1], self.chunk):
-            sums = add(sums, keys.part(start, start + self.chunk))
+        for keys in self.slow(hidden, labels, unembedding).split(self.chunk):
+            sums = add(sums, keys)
         return dict(sums)
 
     def slow(self, hidden: Tensor, labels: Tensor, unembedding: Unembedding) -> Keys:
@@ -162,11 +177,14 @@ class FastWeights(nn.Module):
         self, hidden: Tensor, keys: Keys, sums: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Answer position t with the weights one step along `sums` and the keys before t."""
-        known, parts = keys.inputs.shape[1], []
-        for start in range(0, hidden.shape[1], self.chunk):
-            end = start + self.chunk
-            parts.append(self._chunk(hidden[:, start:end], keys.part(start, min(end, known)), sums))
-            sums = add(sums, keys.part(start, end))
+        rates, factors, parts = self.rates, self._factors(), []
+        known = keys.split(self.chunk)
+        none = Keys(*(tensor[:, :0] for tensor in keys))
+        for here, these in zip_longest(torch.split(hidden, self.chunk, 1), known, fillvalue=none):
+            assert isinstance(here, Tensor) and isinstance(these, Keys)
+            now = {n: torch.addcmul(getattr(self, n), sums[n], rates[n], value=-1) for n in rates}
+            parts.append(_chunk(here, these, now, factors))
+            sums = add(sums, these)
         return torch.cat(parts, 1), dict(sums)
 
     def still(self, hidden: Tensor) -> Tensor:
@@ -176,21 +194,22 @@ class FastWeights(nn.Module):
         out: Tensor = hidden + self.gain * normal + self.bias
         return out
 
-    def _chunk(self, hidden: Tensor, keys: Keys, sums: Mapping[str, Tensor]) -> Tensor:
-        rate, known = self.rates, keys.inputs.shape[1]
-        now = {name: getattr(self, name) - rate[name] * total for name, total in sums.items()}
-        before = torch.ones(hidden.shape[1], known, dtype=hidden.dtype, device=hidden.device).tril(-1)
-        # A bias is a weight whose input is always one: its rate joins the products of inputs.
-        reach = (rate["first"] * (hidden @ keys.inputs.mT) + rate["first_bias"]) * before
-        z = hidden @ now["first"] + now["first_bias"][:, None] - reach @ keys.at_first
-        features = z.relu().square()
-        reach = (rate["second"] * (features @ keys.features.mT) + rate["second_bias"]) * before
-        z = features @ now["second"] + now["second_bias"][:, None] - reach @ keys.at_second
-        normal, _ = _normalised(z)
-        gain = now["gain"][:, None] - rate["gain"] * (before @ keys.at_gain)
-        bias = now["bias"][:, None] - rate["bias"] * (before @ keys.at_bias)
-        out: Tensor = hidden + gain * normal + bias
-        return out
+
+def _chunk(hidden: Tensor, keys: Keys, now: Mapping[str, Tensor], factor: Mapping[str, Tensor]) -> Tensor:
+    """Answer with the weights `now`, [batch, ...], and a step along the keys before each position."""
+    shape = hidden.shape[1], keys.inputs.shape[1]
+    before = torch.ones(shape, dtype=hidden.dtype, device=hidden.device).tril(-1)
+
+    def layer(name: str, inputs: Tensor, known: Tensor, at: Tensor) -> Tensor:
+        each, outputs = factor[f"{name}_in"], factor[f"{name}_out"]
+        reach = ((inputs * each[:-1]) @ known.mT + each[-1]) * before
+        return inputs @ now[name] + now[f"{name}_bias"][:, None] - (reach @ at) * outputs
+
+    features = layer("first", hidden, keys.inputs, keys.at_first).relu().square()
+    normal, _ = _normalised(layer("second", features, keys.features, keys.at_second))
+    gain = now["gain"][:, None] - factor["gain"] * (before @ keys.at_gain)
+    bias = now["bias"][:, None] - factor["bias"] * (before @ keys.at_bias)
+    return hidden + gain * normal + bias
 
 
 def add(sums: Mapping[str, Tensor], keys: Keys) -> dict[str, Tensor]:
