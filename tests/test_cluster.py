@@ -1,13 +1,30 @@
 """One store on a real Ray cluster of several nodes: what one machine finds, and nothing lost in silence."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 
+import toys
+import uptake
+from cli_world import refused, run_fixture  # noqa: F401
 from stubs import StubEncoder
+from test_evaluate import DOCUMENTS, sentence
+from test_parallel import PLAN
 from test_store import document, make
-from uptake.errors import Incomplete
+from uptake import readers
+from uptake.causal import Causal
+from uptake.errors import BadInput, Incomplete
+from uptake.evaluate import evaluate
+from uptake.readers import Skipped
 from uptake.store import Datastore, QueryText
 from uptake.store.cluster import Cluster
+from uptake.store.cluster import build as build_module
+from uptake.store.cluster import index as index_module
+from uptake.store.cluster.status import status
+from uptake.store.datastore import Added
+from uptake.text import Document
 
 ray = pytest.importorskip("ray", reason="a cluster needs uptake[ray]")
 
@@ -20,8 +37,8 @@ QUERIES = ["amber birch north", "knoll larch", "oasis oasis delta", "fjord"]
 @pytest.fixture(scope="module")
 def nodes():
     with pytest.MonkeyPatch.context() as environment:
-        for name in ("RAY_TMPDIR", "OMP_NUM_THREADS"):
-            environment.setenv(name, "")  # put back as they were at the end
+        for name in ("RAY_TMPDIR", "OMP_NUM_THREADS", "PYTHONPATH"):
+            environment.setenv(name, os.environ.get(name, ""))  # put back as they were at the end
         made = clusters.Nodes()
         yield made
         made.end()
@@ -42,9 +59,122 @@ def same(one, other):
         assert mine.coverage == its.coverage == 1.0
 
 
-def test_search(nodes, tmp_path):
+def corpus(folder):
+    """Write documents into several files; return them. One id comes twice, and one line is broken."""
+    folder.mkdir()
+    for number in range(12):
+        made = document(f"text {number}", words=90)
+        (folder / f"{number:02d}.txt").write_text(made.text)
+    lines = [json.dumps({"id": f"line {n % 39}", "text": document(str(n), words=90).text}) for n in range(40)]
+    (folder / "lines.jsonl").write_text("\n".join([*lines, "{broken"]))
+    return folder
+
+
+def table_of(store):
+    ids = store._table.ids
+    return [passage.id for passage in store.passages(ids)], store.vectors(ids)
+
+
+def test_build(nodes, tmp_path, monkeypatch):
+    """What one process stores; a worker, the driver and a node are lost on the way."""
+    monkeypatch.setattr(build_module, "_BLOCK", 40)
+    nodes.have(2)
+    texts = corpus(tmp_path / "corpus")
+    alone, left_out = make(tmp_path / "alone"), Skipped()
+    expected = alone.add(readers.read(texts, skipped=left_out))
+    (tmp_path / "seen").mkdir()
+    witness = clusters.Witness(tmp_path / "seen")
+    store = make(tmp_path / "s", encoder=witness)
+    store.add([Document("line 3", "an older text of the third line")])
+
+    class Driver(Exception):
+        """The driver's death."""
+
+    def dies(done, known):
+        if done > 80:
+            raise Driver
+
+    skipped = Skipped()
+    pieces = readers.pieces(texts, skipped=skipped)
+    (tmp_path / "seen" / "deadly").touch()  # for a worker
+    with pytest.raises(Driver):
+        store.build(pieces, nodes.address, 2, progress=dies)
+    assert (tmp_path / "seen" / "died").exists() and store.count == 1
+    progress, before, largest = [], len(witness.seen()), 40 + 9  # a block ends with its last document
+
+    def loses_a_node(done, known):
+        progress.append((done, known))
+        if len(progress) == 2:
+            nodes.lose_one_with("Builder")
+
+    added = store.build(pieces, nodes.address, 2, progress=loses_a_node, left_out=skipped.add)
+    assert progress[0][0] > 0 and progress[-1] == (expected.passages,) * 2
+    assert (added, skipped.counts) == (expected, left_out.counts) and skipped.total == 2
+    assert store.verify() == [] and not (store.path / "building").exists()
+    mine, own = table_of(alone), table_of(store)
+    assert mine[0] == own[0]
+    np.testing.assert_array_equal(mine[1], own[1])
+    # What was finished before the driver died is not embedded again; nor the rest, but for what was in hand.
+    again = witness.seen()
+    assert len(again) - before <= expected.passages - progress[0][0] + largest
+    assert {clusters.hash_of(passage.text) for passage in alone.passages(mine[0])} <= set(again)
+    assert store.build(pieces, nodes.address, 1) == Added(expected.documents, 0, expected.passages)
+    same(store.search(QUERIES, 5), alone.search(QUERIES, 5))
+
+
+@pytest.fixture
+def model(tmp_path):
+    toys.module().save_pretrained(tmp_path / "model")
+    toys.tokenizer().save_pretrained(tmp_path / "model")
+    return uptake.load(str(tmp_path / "model"))
+
+
+def test_evaluate(nodes, model, tmp_path):
+    """Bit for bit what one process gives, though its neighbours come from a shard and a node is lost."""
+    nodes.have(3)  # for a shard and two workers
+    path = tmp_path / "s"
+    store = Datastore.create(path, retriever="dense", encoder=f"lm:{model.name}", dtype="float32")
+    store.add([Document(f"train/{number}", sentence(100 + number)) for number in range(12)])
+    alone = evaluate(model, PLAN, DOCUMENTS, store)
+    seen = []
+
+    def loses_a_node(done, total, name):
+        seen.append((done, total))
+        if done == 1:
+            nodes.lose_one_with("Scorer")
+
+    far = Datastore.open(path, cluster=on(nodes, rows=1000), version=store.version)
+    shared = evaluate(model, PLAN, DOCUMENTS, far, workers=2, ray=nodes.address, progress=loses_a_node)
+    told = [[(r.way, r.k, r.query, r.bits, r.coverage) for r in each.rows] for each in (shared, alone)]
+    assert told[0] == told[1] and shared.showcases == alone.showcases
+    total = len({row.query for row in alone.rows})
+    assert seen == [(done, total) for done in range(total + 1)]
+    nameless = Causal(toys.module(), model.tokenizer)
+    with pytest.raises(BadInput, match=r"uptake\.load"):
+        evaluate(nameless, PLAN, DOCUMENTS, store, ray=nodes.address)
+
+
+def test_the_command_line(nodes, run, tmp_path):
+    nodes.have(1)
+    texts = corpus(tmp_path / "corpus")
+    told = run(
+        "index", "build", tmp_path / "s", texts, "--retriever", "lexical", "--ray", nodes.address, "--json"
+    )
+    alone = run("index", "build", tmp_path / "alone", texts, "--retriever", "lexical", "--json")
+    assert told.code == alone.code == 0 and told.json == alone.json
+    assert run("cluster", "status", "--ray", nodes.address, "--json").json == []
+    (tmp_path / "nothing").mkdir()
+    refused(
+        run("index", "build", tmp_path / "t", tmp_path / "nothing", "--ray", nodes.address), "nothing to read"
+    )
+    asked = ("eval", "-m", "model", "-s", tmp_path / "s", "--data", texts)
+    refused(run(*asked, "--shard-rows", "100"), "--shard-rows 100", "--ray")
+    refused(run(*asked, "--missing", "wiat"), "did you mean wait")
+
+
+def test_search(nodes, tmp_path, monkeypatch):
     """What one machine finds, at every version; then a node is lost, and another comes."""
-    _, second = nodes.add(), nodes.add()
+    _, second = nodes.have(2)
     store = make(tmp_path / "s", retriever="dense")
     store.add([document(str(number)) for number in range(26)])
     assert ROWS < store.count <= 2 * ROWS  # two shards
@@ -53,8 +183,8 @@ def test_search(nodes, tmp_path):
     reader = Datastore.open(path, encoder=encoder, cluster=on(nodes))
     for k in (1, 20, 1000):
         same(reader.search(QUERIES, k), alone.search(QUERIES, k))
-    many = [document(str(number), 9).text for number in range(2000)]  # beyond what goes with the call
-    same(reader.search(many, 3), alone.search(many, 3))
+    monkeypatch.setattr(index_module, "_INLINE", 0)  # as for large batches, which do not go with the call
+    same(reader.search(QUERIES, 3), alone.search(QUERIES, 3))
     queries = [QueryText(document(str(i), 9).text, str(i)) for i in range(3)]
     assert [s.search(30) for s in reader.sources(queries)] == [s.search(30) for s in alone.sources(queries)]
 
@@ -85,11 +215,13 @@ def test_search(nodes, tmp_path):
     for each, everything in zip(found, alone.search(QUERIES, 1000), strict=True):
         expected = [key for key in everything.ids.tolist() if key in set(alone._table.ids[here].tolist())]
         assert each.ids.tolist() == expected[:5] and each.coverage == here.mean()
+    told = {each["first"]: each["state"] for each in status(nodes.address)}
+    assert told == {first: "silent" if first == lost["first"] else "ready" for first in (0, ROWS)}
     assert part.source(QUERIES[0]).search(3).coverage == here.mean()
     with pytest.raises(Incomplete):  # nobody comes in time
         brief = on(nodes, "wait", patience=0.5)
         Datastore.open(path, encoder=encoder, cluster=brief, version=reader.version).search(QUERIES, 5)
-    nodes.add()
+    nodes.have(2)
     same(waiting.search(QUERIES, 5), alone.search(QUERIES, 5))
 
     # What is purged leaves no vector on any machine.

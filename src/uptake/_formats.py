@@ -22,8 +22,8 @@ _ROWS = 64  # parquet rows decoded at a time
 class Limits:
     """The most bytes a document may have as UTF-8, and a file once unpacked."""
 
-    document: int
-    decompressed: int
+    document: int = 64 << 20
+    decompressed: int = 16 << 30
 
 
 # A document, or the reason why there is none; and where it stood.

@@ -130,10 +130,12 @@ def compare(
     notes: Sequence[str] = (),
     progress: Progress = lambda done, total, name: None,
     workers: int = 1,
+    ray: str | None = None,
 ) -> Results:
     """Score documents under several ways of taking text up, side by side on the same bytes.
 
-    Several `workers` share the queries, a process and a thread each, with the same results.
+    Several `workers` share the queries, a process and a thread each, with the same results; on the
+    Ray cluster at the address `ray`, if one is given.
     With `journal` an interrupted call with the same arguments goes on where it stopped. Raises
     BadInput for what cannot be run; a query that fails is listed in the results.
     """
@@ -151,7 +153,7 @@ def compare(
     header = _header(model, plan, store, notes)
     key = stable_hash(repr(plain(header)), *(text for d in documents for text in (d.id, d.group, d.text)))
     kept = Journal(journal, f"{key:016x}")
-    outcome = evaluate(model, plan, documents, store, kept, progress, workers)
+    outcome = evaluate(model, plan, documents, store, kept, progress, workers, ray)
     searched = [row.coverage for row in outcome.rows]
     short = sum(each < 1 for each in searched)
     missing = [f"shards were missing: {short} of {len(searched)} rows searched less than the whole store, "

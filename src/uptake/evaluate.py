@@ -1,4 +1,4 @@
-"""Run an evaluation: what is left to do, by this process or by several, and what came of it.
+"""Run an evaluation: what is left to do, by one process, by several, by a cluster, and what came of it.
 
 What is done is kept in a journal as it is done, so an interrupted run goes on. Results depend on
 the plan alone, not on how many processes share the work.
@@ -13,6 +13,7 @@ from uptake.parallel import Batch, Workers
 from uptake.plan import Plan, units
 from uptake.protocol import Query
 from uptake.runner import Runner
+from uptake.spread import Spread
 from uptake.store.datastore import Datastore
 from uptake.text import Document
 
@@ -27,15 +28,17 @@ def evaluate(
     journal: Journal | None = None,
     progress: Progress = lambda done, total, name: None,
     workers: int = 1,
+    ray: str | None = None,
 ) -> Outcome:
     """Score every document under every way of the plan.
 
-    With several `workers` as many processes share the queries, one thread each. Raises BadInput
-    where nothing can be scored, or where neighbours are wanted and there is no store.
+    With several `workers` as many processes share the queries, one thread each: on this machine, or
+    on the Ray cluster at the address `ray`. Raises BadInput where nothing can be scored, or where
+    neighbours are wanted and there is no store; Incomplete where a cluster is.
     """
     if workers < 1:
         raise BadInput(f"workers {workers}: use 1 or more")
-    if plan.sequential and workers > 1:
+    if plan.sequential and (workers > 1 or ray is not None):
         raise BadInput("reference=true hands on from query to query: use one worker")
     # What one query hands to the next is in no journal: such a run begins again.
     journal = journal or Journal()
@@ -46,7 +49,7 @@ def evaluate(
     left = [(place, unit) for place, unit in enumerate(everything) if unit[0].id not in done]
     finished = len(everything) - len(left)
     progress(finished, len(everything), "")
-    for batch, made in _made(runner, plan, _batches(left, plan), min(workers, len(left))):
+    for batch, made in _made(runner, plan, _batches(left, plan), min(workers, len(left)), ray):
         outcome.rows += made.rows
         outcome.showcases += made.showcases
         for name, peak in made.peaks.items():
@@ -67,13 +70,16 @@ def _batches(left: Sequence[tuple[int, list[Query]]], plan: Plan) -> list[Batch]
     ]
 
 
-def _made(runner: Runner, plan: Plan, batches: list[Batch], workers: int) -> Iterator[tuple[Batch, Outcome]]:
-    if workers <= 1:
+def _made(
+    runner: Runner, plan: Plan, batches: list[Batch], workers: int, ray: str | None
+) -> Iterator[tuple[Batch, Outcome]]:
+    if not batches or (workers <= 1 and ray is None):
         for batch in batches:
             yield batch, runner.batch(batch.units, batch.shown)
-    else:
-        with Workers(runner.lm, plan, runner.store, workers) as hands:
-            yield from hands.share(batches)
+        return
+    shared = (runner.lm, plan, runner.store, workers)
+    with Workers(*shared) if ray is None else Spread(*shared, ray) as hands:
+        yield from hands.share(batches)
 
 
 def _sort(outcome: Outcome, plan: Plan, everything: Sequence[Sequence[Query]]) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from uptake.lm import LM
 from uptake.plan import Plan
 from uptake.protocol import Query
 from uptake.runner import Runner
+from uptake.store.cluster import Cluster
 from uptake.store.datastore import Datastore
 
 
@@ -45,6 +46,40 @@ class Job:
     store: Path | None
     version: int | None
     encoder: str | None
+    cluster: Cluster | None
+
+    @classmethod
+    def of(cls, lm: LM, plan: Plan, store: Datastore | None) -> "Job":
+        """Describe it; raises BadInput for a model that another process could not load."""
+        if not isinstance(lm, Causal) or not lm.name:
+            raise BadInput(
+                "several workers each load the model: give one that `uptake.load` loaded, or one worker"
+            )
+        dtype = str(lm.dtype).removeprefix("torch.")
+        place = (
+            (None, None, None, None)
+            if store is None
+            else (store.path, store.version, store.encoder_spec or None, store.cluster)
+        )
+        return cls(lm.name, lm.fingerprint, str(lm.device), dtype, plan, *place)
+
+    def runner(self) -> Runner:
+        """Load the model and open the store, in the process that is to do the work: one thread for all."""
+        os.environ["OMP_NUM_THREADS"] = "1"
+        import torch
+
+        torch.set_num_threads(1)
+        lm = load(self.model, self.device, self.dtype)
+        if lm.fingerprint != self.fingerprint:
+            raise BadInput(f"model {self.model} changed while it was being read: begin again")
+        store = (
+            None
+            if self.store is None
+            else Datastore.open(
+                self.store, encoder=self.encoder, version=self.version, threads=1, cluster=self.cluster
+            )
+        )
+        return Runner(lm, self.plan, store)
 
 
 @dataclass
@@ -58,14 +93,11 @@ class Workers:
     _alive: dict[Connection, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
-        if not isinstance(self.lm, Causal) or not self.lm.name:
-            raise BadInput(
-                "several workers each load the model: give one that `uptake.load` loaded, or one worker"
-            )
+        job = Job.of(self.lm, self.plan, self.store)
         spawn = multiprocessing.get_context("spawn")
         for number in range(self.count):
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_work, args=(self._job(self.lm, number), theirs), daemon=True)
+            process = spawn.Process(target=_work, args=(_on(job, number), theirs), daemon=True)
             with _deaf_to_interrupts():
                 process.start()
             theirs.close()
@@ -119,19 +151,6 @@ class Workers:
             return None
         return answer
 
-    def _job(self, lm: Causal, number: int) -> Job:
-        device = str(lm.device)
-        if lm.device.type == "cuda":
-            import torch
-
-            device = f"cuda:{number % torch.cuda.device_count()}"
-        dtype = str(lm.dtype).removeprefix("torch.")
-        store = self.store
-        place = (
-            (None, None, None) if store is None else (store.path, store.version, store.encoder_spec or None)
-        )
-        return Job(lm.name, lm.fingerprint, device, dtype, self.plan, *place)
-
 
 @contextlib.contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
@@ -146,21 +165,18 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _work(job: Job, connection: Connection) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _on(job: Job, number: int) -> Job:
+    """Return the job for the worker of this number: on one machine they share its GPUs in turn."""
+    if not job.device.startswith("cuda"):
+        return job
     import torch
 
-    torch.set_num_threads(1)
+    return replace(job, device=f"cuda:{number % torch.cuda.device_count()}")
+
+
+def _work(job: Job, connection: Connection) -> None:
     try:
-        lm = load(job.model, job.device, job.dtype)
-        if lm.fingerprint != job.fingerprint:
-            raise BadInput(f"model {job.model} changed while it was being read: begin again")
-        store = (
-            None
-            if job.store is None
-            else Datastore.open(job.store, encoder=job.encoder, version=job.version, threads=1)
-        )
-        runner = Runner(lm, job.plan, store)
+        runner = job.runner()
         while True:
             batch: Batch = connection.recv()
             connection.send(runner.batch(batch.units, batch.shown))

@@ -4,9 +4,11 @@ What cannot be used is left out, counted by reason and named, and costs nothing 
 corpus that is not there at all, or that holds nothing, is an error.
 """
 
+import itertools
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,12 @@ from uptake._formats import Item, Limits, document, json_lines, parquet, text_fi
 from uptake.errors import BadInput, Missing
 from uptake.text import Document, stable_hash
 
-__all__ = ["Skipped", "read"]
+__all__ = ["Piece", "Skipped", "pieces", "read"]
 
+# What reads one file, or one data set: it can be sent to another process.
+Piece = Callable[[], Iterator[Item]]
+
+_USUAL = Limits()
 _DATA_SET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", re.ASCII)
 
 
@@ -25,8 +31,8 @@ def read(
     sources: str | Path | Iterable[str | Path],
     *,
     skipped: Skipped | None = None,
-    max_document_bytes: int = 64 << 20,
-    max_decompressed_bytes: int = 16 << 30,
+    max_document_bytes: int = _USUAL.document,
+    max_decompressed_bytes: int = _USUAL.decompressed,
 ) -> Iterator[Document]:
     """Return a lazy iterator over the documents of all sources, in order.
 
@@ -52,17 +58,36 @@ def read(
     Raises BadInput at once for a source that is not there or cannot be opened, and at the end if
     there was no document at all; Missing for a data set that cannot be loaded.
     """
-    if max_document_bytes < 1 or max_decompressed_bytes < 1:
+    skipped = Skipped() if skipped is None else skipped
+    opened, names = _opened(sources, Limits(max_document_bytes, max_decompressed_bytes), skipped)
+    return _sift((item for piece in opened for item in piece()), skipped, names)
+
+
+def pieces(sources: str | Path | Iterable[str | Path], *, skipped: Skipped) -> list[Piece]:
+    """Return what reads each file of the sources, in order, wherever it is called: others may share them.
+
+    A piece gives documents, or the reasons why there are none, each with its place; whoever calls
+    them keeps the first document of each id. Raises as `read` does.
+    """
+    opened, names = _opened(sources, _USUAL, skipped)
+    found = list(opened)
+    if not found:
+        raise BadInput(f"nothing to read in {names}: it holds no text")
+    return found
+
+
+def _opened(
+    sources: str | Path | Iterable[str | Path], limits: Limits, skipped: Skipped
+) -> tuple[Iterator[Piece], str]:
+    """Look at every source; return their pieces, none of which has been read yet, and their names."""
+    if limits.document < 1 or limits.decompressed < 1:
         raise BadInput("size limits must be at least 1 byte")
     named = [sources] if isinstance(sources, str | Path) else list(sources)
     if not named:
         raise BadInput("no corpus named: give a file, a folder or a data set")
-    skipped = Skipped() if skipped is None else skipped
-    limits = Limits(max_document_bytes, max_decompressed_bytes)
     # Every name is looked at before the first document, so a typing error shows before hours of work.
     opened = [_open(source, limits, skipped) for source in named]
-    names = ", ".join(shown(source) for source in named)
-    return _sift((item for items in opened for item in items), skipped, names)
+    return itertools.chain.from_iterable(opened), ", ".join(shown(source) for source in named)
 
 
 def _sift(items: Iterator[Item], skipped: Skipped, names: str) -> Iterator[Document]:
@@ -82,8 +107,8 @@ def _sift(items: Iterator[Item], skipped: Skipped, names: str) -> Iterator[Docum
         raise BadInput(f"nothing to read in {names}: {first}")
 
 
-def _open(source: str | Path, limits: Limits, skipped: Skipped) -> Iterator[Item]:
-    """Look at a source and return its items, none of which has been read yet."""
+def _open(source: str | Path, limits: Limits, skipped: Skipped) -> Iterator[Piece]:
+    """Look at a source and return its pieces."""
     path, name = Path(source), shown(source)
     try:
         if not str(source):  # Path("") would be the current folder
@@ -97,16 +122,17 @@ def _open(source: str | Path, limits: Limits, skipped: Skipped) -> Iterator[Item
         path.open("rb").close()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         if isinstance(source, str) and _names_data_set(source):
-            return _data_set(source, limits)
+            _data_set(source, limits)  # what cannot be loaded is told of now
+            return iter([partial(_data_set, source, limits)])
         raise BadInput(f"no such file or folder: '{name}' (a data set is named org/name)") from error
     except OSError as error:
         raise BadInput(f"cannot read {name}: {error.strerror}; check its permissions") from error
-    return _file(path, f"{_folder_name(path.parent)}/{path.name}", limits, named=True)
+    return iter([partial(_file, path, f"{_folder_name(path.parent)}/{path.name}", limits, named=True)])
 
 
-def _folder(root: Path, limits: Limits, skipped: Skipped) -> Iterator[Item]:
+def _folder(root: Path, limits: Limits, skipped: Skipped) -> Iterator[Piece]:
     for path in walk(root, skipped):
-        yield from _file(path, f"{_folder_name(root)}/{path.relative_to(root).as_posix()}", limits)
+        yield partial(_file, path, f"{_folder_name(root)}/{path.relative_to(root).as_posix()}", limits)
 
 
 def _folder_name(folder: Path) -> str:

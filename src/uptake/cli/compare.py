@@ -55,6 +55,9 @@ def compare(
     dtype: options.Dtype = "float32",
     batch: options.Batch = 8,
     workers: options.Workers = 1,
+    ray: options.Ray = None,
+    shard_rows: options.ShardRows = None,
+    missing: options.Missing = "fail",
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
@@ -94,6 +97,7 @@ def compare(
     leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
     causal.check(device, dtype)
     wanted = _wanted_store(store, ways, rule, ks)
+    cluster = inputs.shards(ray, shard_rows, missing)
     inputs.set_threads(threads)
 
     skipped = readers.Skipped()
@@ -103,7 +107,7 @@ def compare(
     opened: Datastore | None = None
     if wanted:
         with screen.status("opening the store"):
-            opened = inputs.open_store(wanted, encoder, device, threads)
+            opened = inputs.open_store(wanted, encoder, device, threads, cluster)
     with screen.status("loading the model"):
         loaded = causal.load(model, device, dtype)
 
@@ -134,6 +138,7 @@ def compare(
             notes=[f"left out while reading: {skipped}"] if skipped.total else [],
             progress=update,
             workers=workers,
+            ray=ray,
         )
     if json_path == "-":
         typer.echo(json.dumps(report.summary(results), indent=1))

@@ -13,7 +13,8 @@ from uptake.cli.options import examples
 from uptake.errors import BadInput, Damaged
 
 if TYPE_CHECKING:
-    from uptake.store.datastore import Datastore
+    from uptake.readers import Skipped
+    from uptake.store.datastore import Added, Datastore
 
 app = typer.Typer(help="Build a datastore of passages and look after it.", no_args_is_help=True)
 
@@ -71,6 +72,18 @@ def build(
     device: options.Device = "cpu",
     dtype: options.EncoderDtype = "bfloat16",
     threads: options.Threads = None,
+    ray: options.Ray = None,
+    workers: options.Workers = 1,
+    shard_rows: Annotated[
+        int | None,
+        options.option(
+            options.MACHINE,
+            "N",
+            "With --ray: make the indexes of shards of N rows each, side by side, on the cluster.",
+            least=1,
+            most=1 << 40,
+        ),
+    ] = None,
 ) -> None:
     """Make a datastore from text. Interrupted, the same command goes on where it stopped."""
     from uptake.store.datastore import Datastore
@@ -108,7 +121,11 @@ def build(
                 )
         return opened
 
-    _add(made, corpus, as_json, threads)
+    cluster = inputs.shards(ray, shard_rows, "wait")
+    _add(made, corpus, as_json, threads, ray, workers)
+    if cluster:
+        with screen.status("making the shards' indexes"):
+            inputs.open_store(store, encoder, device, threads, cluster).prepare()
 
 
 @app.command(epilog=examples("uptake index add notes.store new-notes/"))
@@ -244,12 +261,33 @@ def _passages(count: int) -> str:
 
 
 def _add(
-    open_store: "Callable[[], Datastore]", corpus: list[str], as_json: bool, threads: int | None
+    open_store: "Callable[[], Datastore]",
+    corpus: list[str],
+    as_json: bool,
+    threads: int | None,
+    ray: str | None = None,
+    workers: int = 1,
 ) -> None:
     from uptake import readers
 
     inputs.set_threads(threads)
     skipped = readers.Skipped()
+    if ray is None:
+        store, added = _by_this_process(open_store, corpus, skipped)
+    else:
+        pieces = readers.pieces(corpus, skipped=skipped)
+        with screen.status("opening the store"):
+            store = open_store()
+        with screen.interruptible(_GOES_ON), screen.progress("passages", skipped) as update:
+            added = store.build(pieces, ray, workers, progress=update, left_out=skipped.add)
+    _tell(added, store, skipped, as_json)
+
+
+def _by_this_process(
+    open_store: "Callable[[], Datastore]", corpus: list[str], skipped: "Skipped"
+) -> "tuple[Datastore, Added]":
+    from uptake import readers
+
     documents = readers.read(corpus, skipped=skipped)
     # A corpus that is not there or holds nothing ends here, before it leaves an empty store behind.
     with screen.status("reading"):
@@ -262,7 +300,10 @@ def _add(
         def progress(done: int, waiting: int) -> None:
             update(done, max(known, done) if known else 0)
 
-        added = store.add(chain([first], documents), progress=progress)
+        return store, store.add(chain([first], documents), progress=progress)
+
+
+def _tell(added: "Added", store: "Datastore", skipped: "Skipped", as_json: bool) -> None:
     screen.tell_skipped(skipped)
     told = {
         "documents": added.documents,

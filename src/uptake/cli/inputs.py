@@ -12,6 +12,7 @@ from uptake.errors import BadInput
 
 if TYPE_CHECKING:
     from uptake.overlap import LeakFilter
+    from uptake.store.cluster import Cluster
     from uptake.store.datastore import Datastore
     from uptake.tune import Recipe
 
@@ -88,13 +89,29 @@ def leak_filter(containment: float, jaccard: float, off: bool) -> "LeakFilter":
 
 
 def open_store(
-    path: str, encoder: str | None = None, device: str = "cpu", threads: int | None = None
+    path: str,
+    encoder: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    cluster: "Cluster | None" = None,
 ) -> "Datastore":
     """Open a store at its newest version."""
     from uptake.store.datastore import Datastore
 
     check_device(device)
-    return Datastore.open(path, encoder=encoder, device=device, threads=threads)
+    return Datastore.open(path, encoder=encoder, device=device, threads=threads, cluster=cluster)
+
+
+def shards(ray: str | None, rows: int | None, missing: str) -> "Cluster | None":
+    """Return where a store is to be searched: nowhere else unless a cluster and its shards are named."""
+    from uptake.store.cluster import POLICIES, Cluster
+
+    one_of("--missing", missing, POLICIES)
+    if rows is None:
+        return None
+    if ray is None:
+        raise BadInput(f"--shard-rows {rows}: shards lie on a cluster, name one with --ray")
+    return Cluster(ray, rows, missing=missing)  # type: ignore[arg-type]
 
 
 def recipe(path: str | None) -> "Recipe | None":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from uptake.cli import adapt, compare, cost, eval, generate, index, methods, stream, train, tune
+from uptake.cli import adapt, cluster, compare, cost, eval, generate, index, methods, stream, train, tune
 from uptake.cli.options import examples
 from uptake.cli.screen import InterruptedWork, note
 from uptake.errors import UptakeError
@@ -40,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(index.app, name="index")
+app.add_typer(cluster.app, name="cluster")
 app.command("eval", epilog=eval.EXAMPLES)(eval.eval)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=stream.EXAMPLES)(stream.stream)

@@ -178,6 +178,35 @@ Workers = Annotated[
         most=1024,
     ),
 ]
+Ray = Annotated[
+    str | None,
+    option(
+        MACHINE,
+        "ADDRESS|local",
+        "Let workers of a Ray cluster do it, as many as --workers says: host:port, auto, or local for this "
+        "machine alone. All must see the same files.",
+        "--ray",
+    ),
+]
+ShardRows = Annotated[
+    int | None,
+    option(
+        MACHINE,
+        "N",
+        "With --ray: search by actors that hold N rows of the store each; else each worker opens all of it.",
+        least=1,
+        most=1 << 40,
+    ),
+]
+Missing = Annotated[
+    str,
+    option(
+        MACHINE,
+        "POLICY",
+        "What to do while a shard is missing: fail, wait for it, or partial, which the report then tells.",
+        "--missing",
+    ),
+]
 
 
 def examples(*lines: str) -> str:

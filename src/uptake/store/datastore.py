@@ -34,6 +34,7 @@ from uptake.store.writing import Added, Writing
 from uptake.text import Chunking, Document, Embedder, Encodes, Keyer, Passage, stable_hash
 
 if TYPE_CHECKING:
+    from uptake.store.cluster.build import Piece
     from uptake.store.cluster.index import ClusterIndex
 
 __all__ = ["Added", "Datastore", "ReadTokens"]
@@ -206,6 +207,32 @@ class Datastore:
             _ = self._encoding.encoder  # loaded, or found missing, before the lease is taken
         with self._writing() as writing:
             return writing.add(documents, self._embed, self.view.chunking, progress)
+
+    def build(
+        self,
+        pieces: "Sequence[Piece]",
+        address: str,
+        workers: int,
+        *,
+        progress: Progress = lambda done, known: None,
+        left_out: Callable[[str, str], object] = lambda reason, where: None,
+    ) -> Added:
+        """Do as `add` does, by so many workers of the Ray cluster at `address`, who read the `pieces`.
+
+        Pieces are as `readers.pieces` makes them, and every machine must see their files and the
+        store. Nothing is stored before all is done, in one commit; an interrupted call is finished by
+        calling again, which embeds nothing twice. `left_out(reason, where)` is told what was no
+        document. Raises as `add` does, and Incomplete where workers keep dying or there is no room.
+        """
+        from uptake.store.cluster.build import Builder, add
+        from uptake.store.cluster.pool import Pool
+
+        if self.view.dimensions:
+            _ = self._encoding.encoder
+        worker = (str(self.path), self.view, *self._encoding.elsewhere)
+        gpu = self._encoding.device.startswith("cuda")
+        with self._writing() as writing, Pool(address, Builder, worker, workers, gpu) as pool:
+            return add(writing, self.path, pieces, pool, progress, left_out)
 
     def remove(
         self, documents: Sequence[str] = (), passages: Sequence[int] = (), *, purge: bool = False

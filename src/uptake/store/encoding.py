@@ -22,7 +22,7 @@ class Encoding:
             raise BadInput(f"{store}: a lexical store takes no encoder; leave it out")
         self._store = store
         self._view = view
-        self._device = device
+        self.device = device
         self._encoder = None if encoder is None else self._checked(encoder)
 
     @property
@@ -33,6 +33,11 @@ class Encoding:
                 raise BadInput(f"{self._store}: made with an encoder of your own; open it with encoder=...")
             self._encoder = self._checked(self._view.encoder)
         return self._encoder
+
+    @property
+    def elsewhere(self) -> tuple[Embedder | str | None, str]:
+        """What another process embeds with in the same way: the encoder's name, or itself; and the device."""
+        return self.spec or self._encoder, self.device
 
     @property
     def spec(self) -> str:
@@ -59,7 +64,7 @@ class Encoding:
         if isinstance(encoder, str):
             from uptake.store.embed import make_encoder
 
-            encoder = make_encoder(encoder, self._device, self._view.dtype)
+            encoder = make_encoder(encoder, self.device, self._view.dtype)
         if encoder.fingerprint != self._view.encoder_fingerprint:
             made = _told(self._view.encoder, self._view.encoder_fingerprint)
             given = _told(getattr(encoder, "spec", ""), encoder.fingerprint)

@@ -18,6 +18,7 @@ from typing import Any
 import lance
 import numpy as np
 import pyarrow as pa
+from lance.fragment import FragmentMetadata, write_fragments
 from lance.query import MatchQuery
 from numpy.typing import NDArray
 
@@ -197,6 +198,31 @@ class Table:
 
     def append(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> "Table":
         """Add passages, all or none of them; `vectors` has one row each. Raises BadInput, UptakeError."""
+        rows = self._filled(passages, vectors)
+        with _plain(self.path):
+            return Table(lance.write_dataset(rows, str(self.path), mode="append"))
+
+    def draft(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> list[str]:
+        """Write passages down beside the table; what is returned makes them part of it, by `commit`."""
+        rows = self._filled(passages, vectors)
+        with _plain(self.path):
+            written = write_fragments(rows, str(self.path), schema=rows.schema, mode="append")
+        return [json.dumps(fragment.to_json()) for fragment in written]
+
+    def commit(self, drafts: Sequence[str]) -> "Table":
+        """Add what `draft` wrote, on whatever machine, all or none of it, in this order."""
+        with _plain(self.path):
+            fragments = [FragmentMetadata.from_json(draft) for draft in drafts]
+            change = lance.LanceOperation.Append(fragments)
+            newest = self._latest().version
+            return Table(lance.LanceDataset.commit(str(self.path), change, read_version=newest))
+
+    @property
+    def data_files(self) -> set[str]:
+        """The names of the files that its rows lie in."""
+        return {file.path for piece in self._dataset.get_fragments() for file in piece.data_files()}
+
+    def _filled(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> Any:
         columns: list[Any] = [
             pa.array([p.id for p in passages], pa.int64()),
             *(pa.array([getattr(p, name) for p in passages], pa.string()) for name in _FIELDS[1:5]),
@@ -209,9 +235,7 @@ class Table:
                 raise BadInput(f"{self.path.parent}: passages need vectors of {self.dimensions} dimensions")
             flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
             columns.append(pa.FixedSizeListArray.from_arrays(flat, self.dimensions))
-        batch = pa.Table.from_arrays(columns, schema=_schema(self.dimensions))
-        with _plain(self.path):
-            return Table(lance.write_dataset(batch, str(self.path), mode="append"))
+        return pa.Table.from_arrays(columns, schema=_schema(self.dimensions))
 
     def delete(self, ids: Sequence[int] | Ids) -> "Table":
         """Remove passages by their ids; those not here are ignored. All go at once, up to 100,000."""

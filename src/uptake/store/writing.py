@@ -49,7 +49,7 @@ class Writing:
         if progress and isinstance(documents, Sequence):
             adding.known = sum(1 for document in documents for _ in chunking.split(document.text))
         for document in documents:
-            adding.put(_storable(document), chunking)
+            adding.put(storable_document(document), chunking)
         adding.flush()
         return Added(adding.documents, adding.stored, adding.already)
 
@@ -92,7 +92,7 @@ class _Adding:
         self._waiting: dict[int, Passage] = {}
         self._characters = 0
         self._stale: set[int] = set()
-        self._here = _Here(writing.table)
+        self._here = Here(writing.table)
 
     def put(self, document: Document, chunking: Chunking) -> None:
         """Make the store hold exactly this document's passages, after the next flush at the latest."""
@@ -121,7 +121,7 @@ class _Adding:
         """Store what waits, then drop what it replaces."""
         if self._waiting:
             waiting = list(self._waiting.values())
-            vectors = self._vectors([passage.text for passage in waiting])
+            vectors = embedded([passage.text for passage in waiting], self._embed, self._report)
             self._writing.commit(self._writing.table.append(waiting, vectors))
             self.stored += len(waiting)
         if self._stale:
@@ -129,25 +129,29 @@ class _Adding:
         self._waiting, self._stale, self._characters = {}, set(), 0
         self._report(0)
 
-    def _vectors(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
-        # Texts of like length side by side: little is wasted on padding.
-        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-        parts = []
-        for start in range(0, len(order), _MINI_BATCH):
-            some = order[start : start + _MINI_BATCH]
-            vectors = self._embed([texts[place] for place in some])
-            if vectors is None:
-                return None
-            parts.append(vectors)
-            self._report(start + len(some))
-        return np.concatenate(parts)[np.argsort(order)]
-
     def _report(self, embedded: int) -> None:
         done = self.stored + self.already + embedded
         self._progress(done, max(self.known, done, self.stored + self.already + len(self._waiting)))
 
 
-class _Here:
+def embedded(
+    texts: Sequence[str], embed: Embed, report: Callable[[int], None] = lambda done: None
+) -> NDArray[np.float32] | None:
+    """Return one row a text, or None where passages get no vectors; `report` is told how many are done."""
+    # Texts of like length side by side: little is wasted on padding.
+    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+    parts = []
+    for start in range(0, len(order), _MINI_BATCH):
+        some = order[start : start + _MINI_BATCH]
+        vectors = embed([texts[place] for place in some])
+        if vectors is None:
+            return None
+        parts.append(vectors)
+        report(start + len(some))
+    return np.concatenate(parts)[np.argsort(order)]
+
+
+class Here:
     """Which passages each document has: in the table when the work began, or since."""
 
     def __init__(self, table: Table) -> None:
@@ -156,13 +160,15 @@ class _Here:
         self.changed: dict[int, set[int]] = {}
 
     def passages(self, document_key: int) -> set[int]:
+        """Return the ids of a document's passages; the document is given by the stable hash of its id."""
         if document_key in self.changed:
             return self.changed[document_key]
         first, last = (np.searchsorted(self._keys, document_key, side) for side in ("left", "right"))
         return set(self._ids[first:last].tolist())
 
 
-def _storable(document: Document) -> Document:
+def storable_document(document: Document) -> Document:
+    """Return a document whose every string can be stored."""
     meta = {storable(name): storable(value) for name, value in document.meta.items()}
     return replace(
         document,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from typing import Any
 
 from uptake.errors import BadInput, Missing, UptakeError
@@ -24,13 +25,16 @@ def connect(address: str) -> Any:
     if not ray.is_initialized():
         page = False if address == "local" else None
         try:
-            ray.init(
-                address,
-                namespace=NAMESPACE,
-                include_dashboard=page,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            with warnings.catch_warnings():
+                # Ray starts its processes in a way that Lance warns of; nothing of Lance is used in them.
+                warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
+                ray.init(
+                    address,
+                    namespace=NAMESPACE,
+                    include_dashboard=page,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise BadInput(

@@ -1,0 +1,74 @@
+"""What a cluster holds: every shard that runs, what it has done, and which are missing."""
+
+from pathlib import Path
+from typing import Any
+
+from uptake.errors import UptakeError
+from uptake.store.cluster.connect import NAMESPACE, connect
+from uptake.store.files import one_line
+from uptake.store.layout import TABLE
+from uptake.store.table import Table
+
+_PATIENCE = 10.0  # seconds that a shard may take to tell of itself; searching does not keep it from that
+
+
+def status(address: str) -> list[dict[str, Any]]:
+    """Return one record a shard's actor, in the order of stores and rows, and one a shard without any.
+
+    `state` is "ready", "silent" (Ray may be starting it again) or "missing"; a shard that is not
+    ready has `reason` in the place of figures.
+    """
+    ray = connect(address)
+    names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if _ours(each)]
+    asked = {}
+    told = []
+    for name in sorted(names):
+        try:
+            asked[name] = ray.get_actor(name, NAMESPACE).about.remote()
+        except ValueError:  # it has ended in the meantime
+            continue
+    for name, request in asked.items():
+        uid, rows, replica = name.split("/")
+        first, _, stop = rows.partition("-")
+        record: dict[str, Any] = {"uid": uid, "first": int(first), "stop": int(stop), "replica": int(replica)}
+        try:
+            about = ray.get(request, timeout=_PATIENCE)
+            told.append(record | about | {"state": "ready"})
+        except ray.exceptions.RayError as error:
+            told.append(record | {"state": "silent", "reason": one_line(error)})
+    told += _missing(told)
+    return sorted(told, key=lambda each: (each["uid"], each["first"], each["replica"]))
+
+
+def _ours(actor: dict[str, Any]) -> bool:
+    return bool(actor["namespace"] == NAMESPACE and actor["name"].count("/") == 2)
+
+
+def _missing(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a record for each range of a store that has rows and no actor, as wide as its others are."""
+    found = []
+    for uid in dict.fromkeys(each["uid"] for each in told):
+        mine = [each for each in told if each["uid"] == uid]
+        stores = [each["store"] for each in mine if "store" in each]
+        if not stores:
+            continue
+        try:
+            slots = Table.open(Path(stores[0]) / TABLE).slots
+        except UptakeError:  # it is gone, or this machine does not see it
+            continue
+        for wide in {each["stop"] - each["first"] for each in mine}:
+            there = {each["first"] for each in mine if each["stop"] - each["first"] == wide}
+            found += [
+                {
+                    "uid": uid,
+                    "first": first,
+                    "stop": first + wide,
+                    "replica": 0,
+                    "store": stores[0],
+                    "state": "missing",
+                    "reason": "no actor holds these rows; the next search starts one",
+                }
+                for first in range(0, slots, wide)
+                if first not in there
+            ]
+    return found
