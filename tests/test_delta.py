@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import toys
 from uptake.delta import Delta, LowRank, fingerprint, skeleton
 from uptake.errors import BadInput, Damaged, Mismatch
-from uptake.moves import All, LoRA, Moves, Top, block_matrices
+from uptake.moves import All, LoRA, Moves, Named, Top, block_matrices
 from uptake.rules import SGD, AdamW, Rule
 from uptake.step import descend, token_loss
 
@@ -66,7 +66,7 @@ def test_a_skeleton_shares_all_that_did_not_move_and_keeps_ties(shape: str) -> N
     assert fingerprint(copy) != fingerprint(module) == fingerprint(toys.module(shape))
 
 
-@pytest.mark.parametrize("moves", [All(), Top(1), LoRA(rank=3)], ids=str)
+@pytest.mark.parametrize("moves", [All(), Top(1), Named(".1.mlp."), LoRA(rank=3)], ids=str)
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_what_was_trained_is_what_the_delta_puts_back(shape: str, moves: Moves) -> None:
     lm = toys.lm(shape, dtype=torch.float64)
@@ -88,6 +88,8 @@ def test_what_was_trained_is_what_the_delta_puts_back(shape: str, moves: Moves) 
     assert fingerprint(lm.module) == base
     if isinstance(moves, Top):
         assert all(".1." in name for name in opened.delta().names)
+    if isinstance(moves, Named):
+        assert opened.delta().names == {name for name, _ in lm.module.named_parameters() if ".1.mlp." in name}
     if isinstance(moves, LoRA):
         assert opened.delta().names == block_matrices(lm.module).keys()
 
@@ -148,7 +150,12 @@ def test_disk_round_trip_and_what_is_refused(tmp_path: Path) -> None:
 def test_moves_that_do_not_fit_say_so() -> None:
     lm = toys.lm()
     start = Delta(lm.fingerprint)
-    for moves, words in ((Top(0), "use 1 to 2"), (Top(3), "the model has 2"), (LoRA(0), "1 or more")):
+    for moves, words in (
+        (Top(0), "use 1 to 2"),
+        (Top(3), "the model has 2"),
+        (LoRA(0), "1 or more"),
+        (Named("no.such"), "no weight is called so"),
+    ):
         with pytest.raises(BadInput, match=words):
             lm.open(moves, start, torch.Generator())
     with pytest.raises(BadInput, match="finite"):

@@ -59,6 +59,21 @@ class Top(Moves):
 
 
 @dataclass(frozen=True)
+class Named(Moves):
+    """Every weight whose name holds `part`, as `layers.1.mlp.down_proj` does for one matrix."""
+
+    part: str = "mlp"
+
+    def open(self, module: nn.Module, start: Delta, generator: torch.Generator) -> Opened:
+        names = [name for name, _ in module.named_parameters()]
+        if not (some := [name for name in names if self.part in name]):
+            raise BadInput(
+                f"part {self.part!r}: no weight is called so, use a part of {', '.join(names[:3])}"
+            )
+        return _open_dense(module, some, start)
+
+
+@dataclass(frozen=True)
 class LoRA(Moves):
     """A low-rank product beside every weight matrix of the blocks (Hu et al. 2021), by peft."""
 
