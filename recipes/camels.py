@@ -1,71 +1,58 @@
-"""CaMeLS against uniform weights, salient spans and TF-IDF, on streams of made-up worlds.
+"""CaMeLS against uniform weights, salient spans and TF-IDF, on long streams of made-up worlds.
 
-A model of about a million weights is taught to be asked (online_common.prepare), CaMeLS's weights
-are meta-trained beside it, and every way then takes up streams of unseen worlds: several learning
-rates on a validation world, the best of them on the test world. The rate that is chosen answers
-most among those whose KL on unrelated text is at most `--most-kl`; what is judged is the whole pair.
+A small model is taught to be asked (online_common.prepare), CaMeLS's weights are meta-trained beside
+it, and every way then takes up streams of unseen worlds. All rates of all ways run over a validation
+world; the rate at which each answers most within a KL of `--most-kl` on unrelated text runs over the
+test worlds, one a seed. What is judged is the pair of answers and KL: uniform weights and CaMeLS run
+over the test worlds at every rate, and are compared where their KL is the same. A longer stream tells
+what is kept, and `--larger` whether weights learnt beside the small model serve a larger one.
 
-    python recipes/camels.py                    # go on after an interruption: the same command again
-    python recipes/camels.py --model MODEL      # MODEL's tokenizer; with --larger MODEL is adapted too
+    python recipes/camels.py --seeds 3 --larger     # go on after an interruption: the same command again
+    python recipes/camels.py --model MODEL          # MODEL's tokenizer, and MODEL is the larger one
 
-Without MODEL every word of the worlds is a token, which makes small models go a long way. The weights
-learnt beside the small model serve the larger one.
+Without MODEL every word of the worlds is a token, which makes small models go a long way.
 """
 
 import argparse
-import re
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import camels_figures as figures
 import online_common as common
 import torch
-from online_common import Names, Preparation, Subject, World
-from torch import Tensor
+from online_common import Names, Subject, World
+from preparation import Course, Crowd, Preparation, prepared
 
 from uptake.causal import Causal, load
 from uptake.journal import Lines
 from uptake.learned import Material
 from uptake.methods.camels import Camels
 from uptake.methods.finetune import Finetune
+from uptake.moves import Moves, Named
 from uptake.rules import SGD, AdamW, Rule
-from uptake.text import Passage
-from uptake.token_weights import SalientSpans, Spans, TfIdf, TokenWeights
-from uptake.token_weights.base import covering
+from uptake.token_weights import SalientSpans, TfIdf, TokenWeights
 from uptake.train import Training
 
 DISTRACTORS = 4  # sentences beside the one that states a fact
+LEVELS = (0.05, 0.1, 0.2, 0.5)  # of KL, at which ways are compared
+CURVES = (figures.UNIFORM, figures.CAMELS)  # ways that run over the test worlds at every rate
+LARGER = (*CURVES, "CaMeLS, untrained")  # ways that the larger model is adapted by
 
 
 @dataclass(frozen=True)
 class Scale:
     """How much is run."""
 
-    episodes: int = 40  # steps of the meta-training
-    batches: int = 2  # of six documents, in an episode
-    valid: int = 200  # documents
+    episodes: int = 60  # steps of the meta-training
+    batches: int = 8  # of six documents, in an episode
+    locality: float = 1.0
+    valid: int = 500  # documents
     test: int = 1000
-    checkpoints: tuple[int, ...] = (100, 300)
-    factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # of the rate that the preparation came to
-
-
-@dataclass(frozen=True)
-class Told(TokenWeights):
-    """The oracle: the answers' tokens, where the text states them, and no other."""
-
-    answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def of(self, passage: Passage, spans: Spans, before: Sequence[Passage] = ()) -> Tensor:
-        marked = []
-        for sentence in re.finditer(r"[^.]+", passage.text):
-            # A name is two words with a capital in a row; distractors mention values, but no name.
-            named = any(one.istitle() and two.istitle() for one, two in pairwise(sentence[0].split()))
-            for answer in self.answers[passage.document] if named else ():
-                if (at := passage.text.find(answer, *sentence.span())) >= 0:
-                    marked.append((at, at + len(answer)))
-        return covering(spans, marked)
+    long: int = 3000
+    factors: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)  # of the rate that the preparation came to
 
 
 def material(names: Names, documents: int, seed: int) -> Material:
@@ -73,68 +60,106 @@ def material(names: Names, documents: int, seed: int) -> Material:
     return Material(made.documents, made.questions, made.unrelated)
 
 
-def weights(lm: Causal, names: Names, rate: float, scale: Scale, work: Path, seed: int) -> Camels:
+Prepared = tuple[Names, Causal, float]
+
+
+def written(lm: Causal) -> Moves:
+    """Return what the stream is written to: the last feed-forward's second matrix, keys in and values out."""
+    return Named(f"layers.{lm.module.config.num_hidden_layers - 1}.mlp.down_proj")
+
+
+def weights(small: Prepared, scale: Scale, work: Path, seed: int) -> Camels:
     """Return CaMeLS with weights learnt on training worlds."""
-    method = Camels(steps=Finetune(rule=SGD(rate), clip=None), batches=scale.batches)
+    names, lm, rate = small
+    steps = Finetune(moves=written(lm), rule=SGD(2 * rate), clip=None)
+    method = Camels(steps=steps, batches=scale.batches, locality=scale.locality)
     walk = method.documents * method.batches
-    training = Training(AdamW(1e-3, weight_decay=0.0), save_every=max(1, scale.episodes // 6), seed=seed)
+    training = Training(AdamW(5e-4, weight_decay=0.0), save_every=max(1, scale.episodes // 6), seed=seed)
     shown = material(names, walk * scale.episodes, 20_000 + seed)
     return common.learn(method, lm, shown, material(names, walk * 2, 30_000), training, work)
 
 
-def subjects(
-    names: Names, made: World, camels: Camels, rate: float, factors: Sequence[float]
-) -> list[Subject]:
+def subjects(model: Prepared, made: World, camels: Camels, factors: Sequence[float]) -> list[Subject]:
     """Return every way at every rate. Weights below one want larger steps: each has its own range."""
+    names, lm, rate = model
     answers = {question.document: question.answers for question in made.questions}
     other = common.world(names, 64, 0, "train", seed=10_000).questions
+    moves = written(lm)
 
     def steps(rule: Rule, weights: TokenWeights | None = None) -> Finetune:
-        found = Finetune(rule=rule, clip=None)
+        found = Finetune(moves=moves, rule=rule, clip=None)
         return replace(found, token_weights=weights) if weights else found
 
     out = []
     for factor in factors:
-        plain, most = rate * factor, 8 * rate * factor
+        plain = rate * factor
         uniform = steps(SGD(plain))
         mine = replace(camels, steps=steps(SGD(4 * plain)))
         out += [
-            Subject("uniform", plain, uniform),
+            Subject(figures.UNIFORM, plain, uniform),
             Subject("uniform, Adam", 1e-3 * factor, steps(AdamW(1e-3 * factor, weight_decay=0.0))),
             Subject("uniform + re-tune", plain, uniform, other),
-            Subject("salient spans", plain * 4, steps(SGD(plain * 4), SalientSpans())),
-            Subject("TF-IDF", plain * 4, steps(SGD(plain * 4), TfIdf(0.25))),
+            Subject("salient spans", plain * 2, steps(SGD(plain * 2), SalientSpans())),
+            Subject("TF-IDF", plain * 2, steps(SGD(plain * 2), TfIdf(0.25))),
             Subject("CaMeLS, untrained", plain * 4, replace(mine, weights="untrained")),
-            Subject("CaMeLS", plain * 4, mine),
-            Subject("oracle", most, steps(SGD(most), Told(answers))),
+            Subject(figures.CAMELS, plain * 4, mine),
+            Subject("oracle", plain * 2, steps(SGD(plain * 2), common.Told(answers))),
         ]
     return out
 
 
-def experiment(
-    lm: Causal, key: str, names: Names, camels: Camels, rate: float, scale: Scale, args: Any, seed: int
+def swept(
+    model: Prepared, key: str, camels: Camels, scale: Scale, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Return every way at every rate on the validation world, and the rate of each that is best there."""
+    names, lm, _ = model
+    valid = common.world(names, scale.valid, DISTRACTORS, "valid")
+    every = subjects(model, valid, camels, scale.factors)
+    every = [each for each in every if key == "small" or each.way in LARGER]
+    rows = common.run(lm, valid, every, journal(args), f"{key} valid {scale.valid}")
+    common.show(f"{key}: validation, {scale.valid} documents", rows)
+    return rows, {way: row["rate"] for way, row in common.chosen(rows, args.most_kl).items()}
+
+
+def tested(
+    model: Prepared,
+    key: str,
+    camels: Camels,
+    best: Mapping[str, float],
+    scale: Scale,
+    args: argparse.Namespace,
+    seed: int,
 ) -> list[dict[str, Any]]:
-    """Sweep on the validation world, then run each way's best rate over the test world."""
-    journal = Lines(args.work / "rows.jsonl", "camels recipe 1")
-    valid = common.world(names, scale.valid, DISTRACTORS, "valid", seed)
-    every = [
-        each
-        for each in subjects(names, valid, camels, rate, scale.factors)
-        if each.way in (args.ways or [each.way])
-    ]
-    swept = common.run(lm, valid, every, journal, f"{key} valid {scale.valid}", seed=seed)
-    common.show(f"{key}: validation, {scale.valid} documents, seed {seed}", swept)
-    best = common.chosen(swept, args.most_kl)
-    common.show(f"{key}: chosen within KL {args.most_kl}", list(best.values()))
+    """Return the rows of a test world: each way at its best rate, and some at all rates."""
+    names, lm, _ = model
     test = common.world(names, scale.test, DISTRACTORS, "test", seed)
-    final = [
+    some = [
         each
-        for each in subjects(names, test, camels, rate, scale.factors)
-        if each.way in best and each.rate == best[each.way]["rate"]
+        for each in subjects(model, test, camels, scale.factors)
+        if each.way in CURVES or best.get(each.way) == each.rate
     ]
-    told = common.run(lm, test, final, journal, f"{key} test {scale.test}", scale.checkpoints, seed)
-    common.show(f"{key}: test, {scale.test} documents, seed {seed}", told)
-    return [*swept, *told]
+    rows = common.run(lm, test, some, journal(args), f"{key} test {scale.test}", seed=seed)
+    common.show(f"{key}: test, {scale.test} documents, seed {seed}", rows)
+    return rows
+
+
+def followed(
+    model: Prepared, camels: Camels, best: Mapping[str, float], scale: Scale, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return the rows of a long stream, asked along the way: each way at its rate and at half of it."""
+    names, lm, _ = model
+    made = common.world(names, scale.long, DISTRACTORS, "test", seed=100)
+    some = [
+        each
+        for each in subjects(model, made, camels, scale.factors)
+        if each.way in CURVES and best.get(each.way) in (each.rate, 2 * each.rate)
+    ]
+    stops = [at for at in (100, 300, 1000) if at < scale.long]
+    return common.run(lm, made, some, journal(args), f"small long {scale.long}", stops)
+
+
+def journal(args: argparse.Namespace) -> Lines:
+    return Lines(args.work / "rows.jsonl", "camels recipe 2")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,51 +167,60 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="a folder or a hub name")
     parser.add_argument("--work", type=Path, default=Path("build/camels"))
     parser.add_argument("--out", type=Path, default=Path("recipes/camels.json"))
+    parser.add_argument("--plots", type=Path, default=Path("docs/images"))
     parser.add_argument("--larger", action="store_true", help="adapt a larger model too")
     parser.add_argument("--most-kl", type=float, default=0.5, help="nats a token of unrelated text")
     parser.add_argument("--valid", type=int, default=Scale.valid, help="documents")
     parser.add_argument("--test", type=int, default=Scale.test, help="documents")
+    parser.add_argument("--long", type=int, default=Scale.long, help="documents")
     parser.add_argument("--episodes", type=int, default=Scale.episodes)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--ways", nargs="+", help="these alone, such as uniform CaMeLS")
-    parser.add_argument("--most-steps", type=int, default=1 << 30, help="of each half of the preparation")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="a preparation of two steps, for tests")
     parser.add_argument("--factors", type=float, nargs="+", default=Scale.factors)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    checkpoints = tuple(at for at in (100, 300, 1000) if at < args.test)
-    scale = Scale(args.episodes, Scale.batches, args.valid, args.test, checkpoints, tuple(args.factors))
-    small, large = models(args)
-    rows = []
-    for seed in range(args.seeds):
-        names, lm, rate = small
-        camels = weights(lm, names, 4 * rate, scale, args.work, seed)
-        rows += experiment(lm, "small", names, camels, rate, scale, args, seed)
-        if large:
-            names, lm, rate = large
-            rows += experiment(lm, "large", names, camels, rate, scale, args, seed)
-    common.write(rows, args.out)
+    scale = Scale(
+        args.episodes, valid=args.valid, test=args.test, long=args.long, factors=tuple(args.factors)
+    )
+    small = ready("small", args)
+    learnt = [weights(small, scale, args.work, seed) for seed in range(args.seeds)]
+    told: dict[str, Any] = {"at equal KL": {}, "rows": []}
+    for key in ("small", *(["large"] if args.larger or args.model else [])):
+        model = small if key == "small" else ready(key, args)
+        valid, best = swept(model, key, learnt[0], scale, args)
+        test = [
+            row
+            for seed, camels in enumerate(learnt)
+            for row in tested(model, key, camels, best, scale, args, seed)
+        ]
+        for part, rows in (("valid", valid), ("test", test)):
+            found = figures.equal_kl(rows, LEVELS)
+            told["at equal KL"][f"{key} {part}"] = found
+            figures.show(f"{key} {part}: answered at equal KL", found)
+            figures.plot_curves(rows, args.plots / f"camels-{key}-{part}.svg")
+            told["rows"] += map(figures.light, rows)
+        if key == "small":
+            told["kept"] = figures.kept(followed(model, learnt[0], best, scale, args))
+            figures.show_kept(told["kept"])
+            figures.plot_kept([row for row in told["kept"] if row["rate"] == best[row["way"]]], args.plots)
+        args.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf8")
 
 
-Prepared = tuple[Names, Causal, float]
-
-
-def models(args: argparse.Namespace) -> tuple[Prepared, Prepared | None]:
-    """Return the small model, and the larger one if it is asked for, with the rates they came to."""
+def ready(key: str, args: argparse.Namespace) -> Prepared:
+    """Return the small model or the larger one, prepared, and the rate that it came to."""
     if args.model:
         shared = load(args.model)
-        names, width, layers = Names.of(shared.tokenizer), 96, 3
-        tokenizer = shared.tokenizer
+        names, tokenizer = Names.of(shared.tokenizer), shared.tokenizer
+        lm = shared if key == "large" else Causal(common.small_model(tokenizer), tokenizer, key)
     else:
-        names, width, layers = Names.syllables(), 64, 2
+        names = Names.syllables()
         tokenizer = common.toy_tokenizer(names)
-        shared = Causal(common.small_model(tokenizer, 128, 4), tokenizer, "large")
-    most = args.most_steps
-    told = Preparation(min(Preparation.plain, most), min(Preparation.through, most))
-    small = Causal(common.small_model(tokenizer, width, layers), tokenizer, "small")
-    first = (names, *common.prepared(small, names, told, args.work / "small"))
-    if not args.larger:
-        return first, None
-    return first, (names, *common.prepared(shared, names, told, args.work / "large"))
+        width, layers = (64, 2) if key == "small" else (96, 2)
+        lm = Causal(common.small_model(tokenizer, width, layers), tokenizer, key)
+    stage = Preparation(moves=written(lm))
+    if args.tiny:
+        stage = replace(stage, courses=(Course((Crowd(1, 4, known=8), Crowd(1, 4, 1)), 1e-3, 1.0),))
+    return (names, *prepared(lm, names, stage, args.work / key))
 
 
 if __name__ == "__main__":

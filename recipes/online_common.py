@@ -1,15 +1,10 @@
-"""What recipes for learning online share: worlds, small models that can be asked, and runs over a stream.
-
-A stream pays only where the model can answer such questions at all. `prepare` teaches a model the
-forms of documents and questions, never a fact that is asked for later: in its second half it is
-trained through one step of plain fine-tuning on a batch of documents, all tokens alike, so that it
-takes facts up as well as uniform weights allow. That favours the baseline.
-"""
+"""What recipes for learning online share: worlds, small models that can be asked, and runs over a stream."""
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -24,20 +19,19 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from uptake import metrics
 from uptake.api import stream
 from uptake.causal import Causal, load
-from uptake.delta import Delta
 from uptake.journal import Lines
 from uptake.learned import Material
 from uptake.method import Way
 from uptake.methods.camels import Camels
-from uptake.moves import All
-from uptake.rules import SGD
-from uptake.step import token_loss, unroll
+from uptake.step import token_loss
 from uptake.streaming.report import BASE, summary
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.tasks.retune import Retuning, retune, save_retuned
 from uptake.tasks.worlds import Split, World, make_world
-from uptake.text import Document
+from uptake.text import Document, Passage
+from uptake.token_weights import Spans, TokenWeights
+from uptake.token_weights.base import covering
 from uptake.tokens import Tokenizer
 from uptake.train import Point, Training, train
 
@@ -71,8 +65,8 @@ class Names:
         found: dict[str, None] = {}
         while len(found) < number:
             first, second = random.randrange(n), random.randrange(n)
-            # One pair in eight is for testing, one for validation, the others are for training.
-            if {0: "test", 1: "valid"}.get((first * 31 + second * 17) % 8, "train") == split:
+            # Two pairs in eight are for testing, one is for validation, the others are for training.
+            if {0: "test", 1: "valid", 2: "test"}.get((first * 31 + second * 17) % 8, "train") == split:
                 found[f"{self.words[first]} {self.words[second]}"] = None
         return list(found)
 
@@ -102,6 +96,23 @@ def _person(question: Question) -> str:
     """Return the two capitalised words in a row that a question of a made-up world asks about."""
     words = question.text.rstrip("?").split()
     return next(f"{one} {two}" for one, two in pairwise(words[1:]) if one.istitle() and two.istitle())
+
+
+@dataclass(frozen=True)
+class Told(TokenWeights):
+    """The oracle: the answers' tokens, where the text states them, and no other."""
+
+    answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def of(self, passage: Passage, spans: Spans, before: Sequence[Passage] = ()) -> Tensor:
+        marked = []
+        for sentence in re.finditer(r"[^.]+", passage.text):
+            # A name is two words with a capital in a row; distractors mention values, but no name.
+            named = any(one.istitle() and two.istitle() for one, two in pairwise(sentence[0].split()))
+            for answer in self.answers[passage.document] if named else ():
+                if (at := passage.text.find(answer, *sentence.span())) >= 0:
+                    marked.append((at, at + len(answer)))
+        return covering(spans, marked)
 
 
 def toy_tokenizer(names: Names) -> Tokenizer:
@@ -138,73 +149,6 @@ def small_model(tokenizer: Tokenizer, width: int = 96, layers: int = 3) -> Llama
             eos_token_id=tokenizer.end,
         )
     )
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How a model learns to be asked: `plain` steps of both forms, then `through` steps through a step."""
-
-    plain: int = 300
-    through: int = 500
-    people: int = 16  # told of in one step, then asked about
-    distractors: int = 1
-    rate: float = 3e-3
-
-
-def prepare(lm: Causal, names: Names, stage: Preparation) -> tuple[Any, float]:
-    """Return the prepared module, and the rate for one document at a time that it came to."""
-    private, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator().manual_seed(0))
-    values = dict(opened.parameters)
-    exponent = torch.tensor(-1.0, requires_grad=True)  # of the rate
-    optimizer = torch.optim.AdamW([*values.values()], stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
-    slow = torch.optim.Adam([exponent], 3e-2)
-    total = stage.plain + stage.through
-    heard: list[tuple[float, float]] = []
-    started = time.process_time()
-    for step in range(total):
-        optimizer.param_groups[0]["lr"] = stage.rate * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / total)
-        made = world(names, stage.people, stage.distractors, "train", seed=step)
-        told = rows(lm, [each.text for each in made.documents], [])
-        asked = rows(
-            lm,
-            [ASKING.prompt(question) for question in made.questions],
-            [ASKING.answer(question.answers[0]) for question in made.questions],
-        )
-        other = rows(lm, [each.text[:200] for each in made.unrelated[:2]], [])
-        telling = nll(private.given(values), told)
-        adapted: Mapping[str, Tensor] = values
-        if step >= stage.plain:
-            adapted, _ = unroll(
-                lambda at, batch: exponent.exp() * nll(private.given(at), batch), values, [told], SGD(1.0)
-            )
-        asking = nll(private.given(adapted), asked)
-        loss = asking + 0.5 * telling + 0.1 * nll(private.given(values), other)
-        optimizer.zero_grad()
-        slow.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([*values.values()], 1.0)
-        optimizer.step()
-        if exponent.grad is not None:
-            slow.step()
-        heard.append((telling.item(), asking.item()))
-        if (step + 1) % 50 == 0:
-            means = [sum(part) / 50 for part in zip(*heard[-50:], strict=True)]
-            print(
-                f"step {step + 1}/{total}: documents {means[0]:.3f}, answers {means[1]:.3f}, rate "
-                f"{exponent.exp().item() / stage.people:.4f}, {time.process_time() - started:.0f} CPU s",
-                flush=True,
-            )
-    return opened.module, exponent.exp().item() / stage.people
-
-
-def prepared(lm: Causal, names: Names, stage: Preparation, folder: Path) -> tuple[Causal, float]:
-    """Return what `prepare` does, from its folder where an earlier run left it."""
-    told = folder / "rate"  # written last
-    if not told.exists():
-        module, rate = prepare(lm, names, stage)
-        save(module, lm.tokenizer, folder)
-        told.write_text(repr(rate))
-    return load(str(folder)), float(told.read_text())
 
 
 def save(module: Any, tokenizer: Tokenizer, folder: Path) -> None:
@@ -316,6 +260,7 @@ def run(
                 part.pop("vs_base", None)
             last = [row for row in results.answers if row.way != BASE and row.taken == len(made.documents)]
             nats = [(row.group, row.nats, row.tokens) for row in last]
+            before = {row.question: row.exact for row in results.answers if row.way == BASE}
             done[name] = {
                 "key": name,
                 "stream": key,
@@ -326,6 +271,8 @@ def run(
                 **{field: figures.get(field) for field in ("nll", "f1", "exact", "kl", "take_seconds", "at")},
                 "cpu_seconds": time.process_time() - started,
                 "answers": nats,
+                # Of each question, before and after, whether it is answered right.
+                "right": [(before[row.question], row.exact) for row in last],
             }
             journal.keep(done[name])
         out.append(done[name])
@@ -367,5 +314,5 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the figures; what was answered to each question stays in the working folder."""
-    kept = [{name: value for name, value in row.items() if name != "answers"} for row in rows]
+    kept = [{name: value for name, value in row.items() if name not in ("answers", "right")} for row in rows]
     path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")

@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(RECIPES))
     yield importlib.import_module("camels")
-    for name in ("camels", "camels_squad", "online_common"):
+    for name in ("camels", "camels_figures", "camels_squad", "online_common", "preparation"):
         sys.modules.pop(name, None)
 
 
@@ -30,7 +30,7 @@ def test_names_of_one_split_never_occur_in_another_and_documents_tell_what_is_as
     assert not (called["train"] & called["test"] or called["train"] & called["valid"])
     assert not called["valid"] & called["test"]
     made = worlds["test"]
-    oracle = recipe.Told({question.document: question.answers for question in made.questions})
+    oracle = recipe.common.Told({question.document: question.answers for question in made.questions})
     for document, question, name in zip(
         made.documents, made.questions, names.pairs(60, "test", 0), strict=True
     ):
@@ -42,19 +42,47 @@ def test_names_of_one_split_never_occur_in_another_and_documents_tell_what_is_as
 
 
 def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -> None:
-    small = "--most-steps 1 --episodes 1 --valid 3 --test 4 --factors 1 --most-kl 100"
-    asked = [*small.split(), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out.json")]
+    small = "--tiny --larger --episodes 1 --valid 3 --test 4 --long 5 --seeds 2 --factors 0.5 1 --most-kl 100"
+    places = {"work": tmp_path / "work", "out": tmp_path / "out.json", "plots": tmp_path}
+    asked = [*small.split(), *(f"--{name}={path}" for name, path in places.items())]
     recipe.main(asked)
-    rows = json.loads((tmp_path / "out.json").read_text())
-    ways = {row["way"] for row in rows}
+    told = json.loads((tmp_path / "out.json").read_text())
+    ways = {row["way"] for row in told["rows"]}
     assert {"uniform", "uniform + re-tune", "salient spans", "TF-IDF", "CaMeLS", "oracle"} <= ways
-    assert len(rows) == 2 * len(ways) == len({row["key"] for row in rows})
-    assert {row["stream"] for row in rows} == {"small valid 3", "small test 4"}
+    streams = {"small valid 3", "small test 4", "large valid 3", "large test 4"}
+    assert {row["stream"] for row in told["rows"]} == streams
+    runs = [(row["stream"], row["way"], row["rate"], row["seed"]) for row in told["rows"]]
+    assert len(set(runs)) == len(runs)
+    # Every way at both rates on validation; on each of two test worlds one rate of most, both of two ways.
+    assert len(runs) == sum(2 * count + 2 * (count + 2) for count in (len(ways), len(recipe.LARGER)))
+    assert {(row["way"], row["taken"]) for row in told["kept"]} == {("uniform", 5), ("CaMeLS", 5)}
+    assert len({(row["way"], row["rate"]) for row in told["kept"]}) == len(told["kept"])
     assert "test, 4 documents" in capsys.readouterr().out
+    assert (tmp_path / "camels-kept.svg").exists() and (tmp_path / "camels-small-test.svg").exists()
     written = (tmp_path / "work" / "rows.jsonl").read_bytes()
     recipe.main(asked)
-    assert json.loads((tmp_path / "out.json").read_text()) == rows
+    assert json.loads((tmp_path / "out.json").read_text()) == told
     assert (tmp_path / "work" / "rows.jsonl").read_bytes() == written, "what was done is not done again"
+
+
+def test_answers_at_equal_kl_lie_between_two_rates(recipe: Any) -> None:
+    def row(way: str, rate: float, kl: float, right: list[int]) -> dict[str, Any]:
+        shares = {"exact": sum(right) / 4, "base": {"exact": 0.0}}
+        pairs = [(0.0, float(each)) for each in right]
+        return {"way": way, "rate": rate, "kl": kl, "seed": 0, "right": pairs, **shares}
+
+    rows = [
+        row("uniform", 2.0, 0.4, [1, 1, 0, 0]),
+        row("uniform", 1.0, 0.2, [1, 0, 0, 0]),
+        row("CaMeLS", 1.0, 0.3, [1, 1, 1, 1]),
+    ]
+    found = recipe.figures.equal_kl(rows, [0.1, 0.3])
+    told = {(each["kl"], each["way"]): each for each in found}
+    assert told[0.1, "uniform"]["exact"] == 0.125 and told[0.3, "uniform"]["exact"] == 0.375
+    assert told[0.1, "CaMeLS"]["exact"] == pytest.approx(1 / 3, abs=1e-4)
+    assert told[0.3, "CaMeLS"]["times uniform"] == pytest.approx(1 / 0.375, abs=1e-3)
+    assert told[0.3, "uniform"]["times uniform"] == 1.0
+    assert (0.4, "uniform") in told and (0.4, "CaMeLS") not in told, "nobody is compared where it never was"
 
 
 def squad(articles: int) -> dict[str, Any]:
