@@ -8,6 +8,7 @@ of the next chunk, so no place ever sees what was found with text beyond it.
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
@@ -113,16 +114,22 @@ class Consulting(Wrapper):
         super().__init__(inner)
         self.network, self.places, self.neighbours = network, places, list(neighbours)
         self.rows = len(self.neighbours)
-        self._fitted = Retrofitted(inner, network, places)
         self._k = max((one.k for one in self.neighbours if one), default=0)
         self._r = max((one.length for one in self.neighbours if one), default=0)
+
+    @cached_property
+    def _fitted(self) -> Retrofitted:
+        return Retrofitted(self.inner, self.network, self.places)
 
     def around(self, inner: LM) -> Self:
         return type(self)(inner, self.network, self.places, self.neighbours)
 
     def at(self, rows: Sequence[int]) -> "Consulting":
-        chosen = [self.neighbours[row] for row in rows]
-        return Consulting(self.inner.at(rows), self.network, self.places, chosen)
+        chosen, inner = [self.neighbours[row] for row in rows], self.inner.at(rows)
+        some = Consulting(inner, self.network, self.places, chosen)
+        if inner is self.inner:
+            some._fitted = self._fitted
+        return some
 
     def given(self, parameters: Mapping[str, Tensor]) -> LM:
         raise BadInput("a model that consults neighbours cannot be given tensors: give them to its base")
