@@ -85,7 +85,7 @@ def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def wait_until(true, seconds=60):
+def wait_until(true, seconds=300):
     """Return once `true()` is."""
     end = time.monotonic() + seconds
     while not true():

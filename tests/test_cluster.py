@@ -45,7 +45,7 @@ def nodes():
 
 
 def on(nodes, missing="fail", **settings):
-    return Cluster(nodes.address, **{"rows": ROWS, "missing": missing, "patience": 60} | settings)
+    return Cluster(nodes.address, **{"rows": ROWS, "missing": missing, "patience": 300} | settings)
 
 
 def actors(store):
@@ -157,6 +157,7 @@ def test_evaluate(nodes, model, tmp_path):
 def test_the_command_line(nodes, run, tmp_path):
     nodes.have(1)
     texts = corpus(tmp_path / "corpus")
+    ray.shutdown()  # the program connects by itself, and what Ray prints must not be in its results
     told = run(
         "index", "build", tmp_path / "s", texts, "--retriever", "lexical", "--ray", nodes.address, "--json"
     )

@@ -29,7 +29,7 @@ def status(address: Address = "auto", as_json: options.AsJson = False) -> None:
     """Show every shard: rows, versions, memory, queries, and which do not answer."""
     from uptake.store.cluster.status import status
 
-    with screen.status("asking the cluster"):
+    with screen.on_cluster(address), screen.status("asking the cluster"):
         shards = status(address)
     if as_json:
         typer.echo(json.dumps(shards, indent=1))

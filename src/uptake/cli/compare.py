@@ -121,7 +121,11 @@ def compare(
         if journal
         else "nothing is kept without --json FILE"
     )
-    with screen.interruptible(hint), screen.progress("scoring", resumes=True) as update:
+    with (
+        screen.on_cluster(ray),
+        screen.interruptible(hint),
+        screen.progress("scoring", resumes=True) as update,
+    ):
         results = api.compare(
             loaded,
             documents,

@@ -14,6 +14,7 @@ from uptake.errors import BadInput, Damaged
 
 if TYPE_CHECKING:
     from uptake.readers import Skipped
+    from uptake.store.cluster import Cluster
     from uptake.store.datastore import Added, Datastore
 
 app = typer.Typer(help="Build a datastore of passages and look after it.", no_args_is_help=True)
@@ -122,10 +123,7 @@ def build(
         return opened
 
     cluster = inputs.shards(ray, shard_rows, "wait")
-    _add(made, corpus, as_json, threads, ray, workers)
-    if cluster:
-        with screen.status("making the shards' indexes"):
-            inputs.open_store(store, encoder, device, threads, cluster).prepare()
+    _add(made, corpus, as_json, threads, ray, workers, cluster)
 
 
 @app.command(epilog=examples("uptake index add notes.store new-notes/"))
@@ -267,6 +265,7 @@ def _add(
     threads: int | None,
     ray: str | None = None,
     workers: int = 1,
+    cluster: "Cluster | None" = None,
 ) -> None:
     from uptake import readers
 
@@ -278,8 +277,12 @@ def _add(
         pieces = readers.pieces(corpus, skipped=skipped)
         with screen.status("opening the store"):
             store = open_store()
-        with screen.interruptible(_GOES_ON), screen.progress("passages", skipped) as update:
-            added = store.build(pieces, ray, workers, progress=update, left_out=skipped.add)
+        with screen.on_cluster(ray):
+            with screen.interruptible(_GOES_ON), screen.progress("passages", skipped) as update:
+                added = store.build(pieces, ray, workers, progress=update, left_out=skipped.add)
+            if cluster:
+                with screen.status("making the shards' indexes"):
+                    type(store).open(store.path, cluster=cluster).prepare()
     _tell(added, store, skipped, as_json)
 
 

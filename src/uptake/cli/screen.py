@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,6 +33,24 @@ def interruptible(hint: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise InterruptedWork(f"interrupted; {hint}") from None
+
+
+@contextmanager
+def on_cluster(address: str | None) -> Iterator[None]:
+    """Around work on the Ray cluster at `address`, if it is one, which is left at the end.
+
+    Ray prints to standard output what befalls its machines; within the block that goes beside it.
+    """
+    if address is None:
+        yield
+        return
+    from uptake.store.cluster.connect import disconnect
+
+    with redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            disconnect()
 
 
 def messages() -> "Console":

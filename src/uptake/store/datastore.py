@@ -364,9 +364,8 @@ class Datastore:
             )
         with Lease(self.path / _LOCK):
             sums = Checksums(self.path, WATCHED)
-            writing = Writing(
-                Table.open(self.path / TABLE), sums, text_index=self.layout.retriever != "dense"
-            )
+            before = Table.open(self.path / TABLE)
+            writing = Writing(before, sums, text_index=self.layout.retriever != "dense")
             try:
                 yield writing
                 writing.tidy(_FRAGMENTS)
@@ -377,7 +376,7 @@ class Datastore:
                     forget_bases(self.layout.uid)
                 self._snapshot = self._bound(writing.table)
                 if writing.purged and self.cluster and self.view.dimensions:
-                    self._on_cluster(writing.table).forget()
+                    self._on_cluster(before).forget()
 
     def _embed(self, texts: Sequence[str]) -> Floats | None:
         return self._encoding.embed(texts) if texts and self.view.dimensions else None

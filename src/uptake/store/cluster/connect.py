@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -41,6 +42,12 @@ def connect(address: str) -> Any:
                 f"no Ray cluster at {address!r} ({reason}); start one with `ray start --head`, or give local"
             ) from error
     return ray
+
+
+def disconnect() -> None:
+    """Leave the cluster, if there is one; what this program has started there ends."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def own_error(error: Any) -> UptakeError | None:

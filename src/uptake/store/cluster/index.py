@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,16 @@ class ClusterIndex:
 
         self._cluster = cluster
         self._store = store
+        self._table = table
         self._version = table.version
-        self._count = table.count
         self._ready = False
         starts = range(0, table.slots, cluster.rows)
         places = [Place(str(store), uid, first, first + cluster.rows) for first in starts]
         self._shards = [Replicas(place, cluster) for place in places]
+
+    @cached_property
+    def _count(self) -> int:
+        return self._table.count
 
     def prepare(self) -> None:
         """Let every shard start and open this version."""

@@ -37,11 +37,15 @@ class Place:
 
 
 class Answer(NamedTuple):
-    """What one shard found: ids and scores are [queries, at most k]; `rows` is how many it searched."""
+    """What one shard found: ids and scores are [queries, at most k]; `rows` is how many it searched.
+
+    `seconds` is how long it was at it.
+    """
 
     rows: int
     ids: Ids
     scores: Floats
+    seconds: float
 
 
 class Shard:
@@ -81,7 +85,8 @@ class Shard:
         self._seconds += spent
         self._counter.inc(len(queries) or 1)
         self._histogram.observe(spent)
-        return Answer(rows, np.stack([each.ids for each in found]), np.stack([each.scores for each in found]))
+        ids, scores = (np.stack([getattr(each, of) for each in found]) for of in ("ids", "scores"))
+        return Answer(rows, ids, scores, spent)
 
     def forget(self) -> None:
         """Let go of every version, and of what this machine has cached of the store."""
