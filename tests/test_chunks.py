@@ -153,6 +153,15 @@ def test_search_is_brute_force_over_what_may_be_read(embedder):
     assert not torch.equal(free.search(queries, k), found), "there was something to withhold"
 
 
+def test_a_query_is_embedded_once_however_much_is_withheld():
+    documents = [document(str(number)) for number in range(6)]
+    embedder = StubEncoder()
+    chunks = bound(documents, text=documents[5].text, embedder=embedder)
+    before = embedder.embedded
+    found = chunks.search([documents[5].text[:30]], 4)
+    assert embedder.embedded == before + 1 and len(chunks._leaks) > 4 and (found >= 0).all()
+
+
 def test_minus_one_and_strangers_are_masked_wherever_they_come_from():
     documents = [document("a"), document("b")]
     chunks = bound(documents, "a", text=documents[0].text)

@@ -60,15 +60,14 @@ class Columns:
 def cut(
     encode: Encodes, document: str, group: str, pieces: Sequence[tuple[int, str]], length: int
 ) -> tuple[Columns, Ids]:
-    """Cut one document, whose `pieces` are (its character, text) in order, into chunks.
+    """Cut one document into chunks; also return the character of the whole that each token begins in.
 
-    Return them, and for each token the character of the joined pieces that it begins in.
-
-    Every token is in one chunk, and all chunks but the last are full. A chunk's text begins with the
+    `pieces` are (character of the document, text), in order; the whole is their texts, joined. Every
+    token is in one chunk, and all chunks but the last are full. A chunk's text begins with the
     character that its first token begins in and ends where the next one's begins.
     """
     values: list[int] = []
-    at: list[int] = []  # the character of the joined text that each token begins in
+    at: list[int] = []
     bases = edges_of(np.array([len(text) for _, text in pieces], np.int64))
     for base, (_, text) in zip(bases.tolist(), pieces, strict=False):
         ids, spans = encode.encode(text)

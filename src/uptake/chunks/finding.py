@@ -1,14 +1,14 @@
 """Who ranks the chunks of one corpus: by words, by vectors, or by both. What is masked is never ranked."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uptake.chunks.bm25 import Bm25
 from uptake.chunks.cutting import Columns, Ids, Mask
-from uptake.overlap import Shingles
+from uptake.overlap import Hashes, Shingles
 from uptake.text import Embedder
 
 _FUSION = 60  # the customary constant of reciprocal rank fusion
@@ -18,7 +18,11 @@ _FUSED = 128  # how far down either list is looked, at the least
 class Finder(Protocol):
     """Who ranks the chunks of one corpus."""
 
-    def near(self, queries: Sequence[str], k: int, allowed: Mask) -> Ids:
+    def read(self, queries: Sequence[str]) -> Sequence[Any]:
+        """Return of each query what `near` needs to know."""
+        ...
+
+    def near(self, queries: Sequence[Any], k: int, allowed: Mask) -> Ids:
         """Return for each query its k nearest places of those `allowed`, nearest first, padded with -1."""
         ...
 
@@ -34,11 +38,14 @@ class ByWords:
         words = columns.words if live.all() else columns.words[np.repeat(live, sizes)]
         self._bm25 = Bm25(words, np.where(live, sizes, 0))
 
-    def near(self, queries: Sequence[str], k: int, allowed: Mask) -> Ids:
+    def read(self, queries: Sequence[str]) -> Sequence[Hashes]:
+        return [Shingles(query).words for query in queries]
+
+    def near(self, queries: Sequence[Hashes], k: int, allowed: Mask) -> Ids:
         return stacked([self._near(query, k, allowed) for query in queries], k)
 
-    def _near(self, query: str, k: int, allowed: Mask) -> Ids:
-        scores = np.where(allowed, self._bm25.scores(Shingles(query).words), 0.0)
+    def _near(self, query: Hashes, k: int, allowed: Mask) -> Ids:
+        scores = np.where(allowed, self._bm25.scores(query), 0.0)
         return best(scores, self._ids, np.flatnonzero(scores), k)
 
 
@@ -48,17 +55,23 @@ class ByVectors:
     def __init__(self, columns: Columns, embedder: Embedder) -> None:
         self._ids = columns.records["id"]
         self._embedder = embedder
-        self._vectors = embedder.embed([columns.text(place) for place in range(len(self._ids))])
+        self._vectors = self._embed([columns.text(place) for place in range(len(self._ids))])
 
-    def near(self, queries: Sequence[str], k: int, allowed: Mask) -> Ids:
+    def read(self, queries: Sequence[str]) -> Sequence[NDArray[np.float32]]:
+        return list(self._embed(queries))
+
+    def near(self, queries: Sequence[NDArray[np.float32]], k: int, allowed: Mask) -> Ids:
         free = np.flatnonzero(allowed)
         found = []
-        for vector in self._embedder.embed(queries):
+        for vector in queries:
             off = self._vectors[free] - vector
             scores = np.full(len(allowed), -np.inf)
             scores[free] = -(off * off).sum(-1)
             found.append(best(scores, self._ids, free, k))
         return stacked(found, k)
+
+    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._embedder.embed(texts) if texts else np.empty((0, self._embedder.dimensions), np.float32)
 
 
 class ByBoth:
@@ -68,9 +81,13 @@ class ByBoth:
         self._finders = (one, other)
         self._ids = columns.records["id"]
 
-    def near(self, queries: Sequence[str], k: int, allowed: Mask) -> Ids:
+    def read(self, queries: Sequence[str]) -> Sequence[tuple[Any, ...]]:
+        return list(zip(*(finder.read(queries) for finder in self._finders), strict=True))
+
+    def near(self, queries: Sequence[tuple[Any, ...]], k: int, allowed: Mask) -> Ids:
         depth = max(k, _FUSED)
-        lists = [finder.near(queries, depth, allowed) for finder in self._finders]
+        asked = zip(self._finders, zip(*queries, strict=True), strict=True) if queries else ()
+        lists = [finder.near(own, depth, allowed) for finder, own in asked]
         return stacked([self._fused(rows, k, len(allowed)) for rows in zip(*lists, strict=True)], k)
 
     def _fused(self, rows: Sequence[Ids], k: int, count: int) -> Ids:

@@ -91,8 +91,9 @@ class BoundChunks:
         _check(k)
         found = np.full((len(queries), k), -1, np.int64)
         rows = np.arange(len(queries))
+        asked = self._view.finder.read(queries)
         while k and len(rows):
-            found[rows] = self._view.finder.near([queries[row] for row in rows.tolist()], k, self._allowed)
+            found[rows] = self._view.finder.near([asked[row] for row in rows.tolist()], k, self._allowed)
             # What leaks is masked and its queries are asked anew, until nothing that was found leaks.
             self._judge(found[rows])
             rows = rows[(~self._readable(found[rows])).any(1)]

@@ -18,7 +18,8 @@ from uptake.store.key_index import KeyIndex
 from uptake.store.layout import Layout
 from uptake.store.table import Table
 
-Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
+Floats = NDArray[np.float32]
+Embed = Callable[[Sequence[str]], Floats | None]
 
 
 class ByIndex:
@@ -27,10 +28,14 @@ class ByIndex:
     def __init__(self, index: KeyIndex, ids: Ids, embed: Embed) -> None:
         self._index, self._ids, self._embed = index, ids, embed
 
-    def near(self, queries: Sequence[str], k: int, allowed: Mask) -> Ids:
-        vectors = self._embed(queries) if queries else None
-        if vectors is None:
+    def read(self, queries: Sequence[str]) -> Sequence[Floats]:
+        vectors = self._embed(queries)
+        return () if vectors is None else list(vectors)
+
+    def near(self, queries: Sequence[Floats], k: int, allowed: Mask) -> Ids:
+        if not queries:
             return stacked([], k)
+        vectors = np.stack(queries)
         places = self._index.candidates(vectors, k, allowed, int(allowed.sum()))
         losses = self._index.distances(vectors, places)
         found = []
