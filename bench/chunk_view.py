@@ -11,7 +11,6 @@ is scored. CPU seconds of one thread.
 import argparse
 import json
 import os
-import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,6 @@ def told(folder: Path, shared: Path, tokens: int, retriever: str, queries: int) 
         "read_seconds_a_query": float(np.median(reading)),
         "share_without_a_neighbour": float(np.mean(withheld)),
         "documents_searched_for": len(bind),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
@@ -89,9 +87,9 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
     parser.add_argument("--work", type=Path, default=Path("build/chunk_view"))
     parser.add_argument("--out", type=Path, default=Path("bench/chunk_view.json"))
-    parser.add_argument("--tokens", type=int, default=10_000_000, help="of the lexical store, about")
-    parser.add_argument("--dense", type=int, default=200_000, help="of the dense store, about")
-    parser.add_argument("--queries", type=int, default=24, help="documents that look for neighbours")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="of the lexical store, about")
+    parser.add_argument("--dense", type=int, default=50_000, help="of the dense store, about")
+    parser.add_argument("--queries", type=int, default=12, help="documents that look for neighbours")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [
