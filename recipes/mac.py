@@ -1,11 +1,12 @@
-"""MAC's rows: does a trained memory answer questions on documents, and from the right ones?
+"""MAC's rows beside CaMeLS's: does a trained memory answer questions on documents, and from the right ones?
 
-A network is trained on made-up worlds, or on two thirds of SQuAD's articles. Then its memory takes up a
-stream of documents it never met and is asked, closed book. The controls: the untrained network, and the
-trained one that read other documents in the place of these. The base is asked beside them.
+A network is trained on made-up worlds beside a model that camels.py prepared, or on the SQuAD articles
+that camels_squad.py learns from. Then its memory takes up those recipes' test streams, which it never
+met, and is asked, closed book. The controls: the untrained network, and the trained one that read other
+documents in the place of these.
 
-    python recipes/mac.py --model MODEL --work FOLDER                          # made-up worlds
-    python recipes/mac.py --model MODEL --work FOLDER --squad dev-v1.1.json.xz --out recipes/mac-squad.json
+    python recipes/mac.py --model build/camels/small
+    python recipes/mac.py --model MODEL --squad dev-v1.1.json.xz --text train.jsonl.xz --work build/mac_squad
 
 The same command again goes on after an interruption.
 """
@@ -13,144 +14,206 @@ The same command again goes on after an interruption.
 import argparse
 import json
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import camels
+import camels_squad
+import online_common as common
 import torch
+from online_common import Names, Subject, World
 
 import uptake
 from uptake.causal import Causal
+from uptake.journal import Lines
 from uptake.learned import UNTRAINED, Material
-from uptake.method import Way
-from uptake.methods.mac import Mac
+from uptake.methods.mac import Episode, Mac
+from uptake.readers import read
 from uptake.rules import AdamW
-from uptake.select import Nothing
 from uptake.settings import apply
-from uptake.streaming.report import summary
-from uptake.tasks.worlds import Split
-from uptake.text import stable_hash
+from uptake.tasks.retune import Retuning
 from uptake.train import Point, Training, train
 
-FIGURES = ("questions", "nll", "f1", "exact", "kl", "take_seconds", "ask_seconds", "tokens_read", "vs_base")
-# Articles, in twelfths.
-SHARES: dict[Split, range] = {"train": range(8), "valid": range(8, 9), "test": range(9, 12)}
+VALID = 200  # documents of the world that a training on made-up worlds is watched on
 
 
-def made_up(split: Split, documents: int, distractors: int) -> Material:
-    world = uptake.make_world(documents, 1, distractors, updates=0.0, unrelated=20, split=split)
-    return Material(world.documents, world.questions, world.unrelated)
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, each from where the one before it stopped."""
+
+    learnt: Sequence[Episode]
+    valid: Sequence[Episode]
+    rate: float
+    method: Mac
 
 
-def squad(path: str, split: Split, most: int) -> Material:
-    found = uptake.read_questions(path)
-    documents = [each for each in found.documents if stable_hash(each.group) % 12 in SHARES[split]][:most]
-    there = {each.id for each in documents}
-    questions = [each for each in found.questions if each.document in there]
-    return Material(tuple(documents), tuple(questions), made_up(split, 1, 0).unrelated)
+@dataclass(frozen=True)
+class Job:
+    """What is learnt from and what is asked; `others` is the test world with other texts in its documents."""
+
+    lm: Causal
+    stages: Sequence[Stage]
+    test: World
+    others: World
 
 
-def trained(
-    method: Mac, model: Causal, texts: dict[Split, Material], given: argparse.Namespace
-) -> tuple[Mac, dict[str, Any]]:
+def made_up(method: Mac, args: argparse.Namespace) -> Job:
+    """Begin with documents of one sentence: reading is learnt there, and keeps in longer ones."""
+    lm = uptake.load(args.model)
+    names = Names.fitting(lm.tokenizer)
+
+    def episode(documents: int, distractors: int, split: Any, seed: int) -> Episode:
+        made = common.world(names, documents, distractors, split, seed)
+        shown = Material(made.documents, made.questions, tuple(map(beginning, made.unrelated)))
+        return replace(method, documents=documents).episodes(lm, shown)[0]
+
+    # What each part of the training learns from: numbers of distractors, by turns; its share of the rate;
+    # the weight of the divergence; whether every question sees every document.
+    long = camels.DISTRACTORS
+    parts = (
+        ((0,), 1.0, 0.0, False),
+        ((0, long), 1.0, 0.0, False),
+        ((0, long), 1.0, 0.0, True),
+        ((long,), 0.2, method.locality, True),
+    )
+    stages = []
+    for number, (count, (lengths, factor, locality, whole)) in enumerate(
+        zip(args.worlds, parts, strict=True)
+    ):
+        first = 10_000 + 1_000_000 * number + 100_000 * args.seed
+        learnt = [
+            episode(method.documents, lengths[step % len(lengths)], "train", first + step)
+            for step in range(count)
+        ]
+        valid = [episode(VALID, lengths[-1], "valid", args.seed)]
+        if whole:
+            learnt, valid = (
+                [replace(each, seen=torch.ones_like(each.seen)) for each in some] for some in (learnt, valid)
+            )
+        stages.append(Stage(learnt, valid, args.rate * factor, replace(method, locality=locality)))
+    test = common.world(names, args.test, camels.DISTRACTORS, "test", args.seed)
+    elsewhere = common.world(names, args.test, camels.DISTRACTORS, "valid", args.seed)
+    return Job(lm, stages, test, told_otherwise(test, elsewhere))
+
+
+def squad(method: Mac, args: argparse.Namespace) -> Job:
+    texts = islice(read(args.text), 20)
+    other = [replace(text, text=text.text[:1000]) for text in texts]
+    found = uptake.read_questions(args.squad)
+    made = camels_squad.split(found, args.paragraphs, args.questions, other)
+    form = Retuning(rule=AdamW(3e-4, weight_decay=0.0))
+    lm = common.taught(uptake.load(args.model), made.teaching.questions, (), form, args.work / "large")
+    both = Material(
+        (*made.teaching.documents, *made.meta.documents),
+        (*made.teaching.questions, *made.meta.questions),
+        tuple(map(beginning, made.meta.unrelated)),
+    )
+    valid = Material(made.valid.documents, made.valid.questions, made.valid.unrelated[:1])
+    looks = replace(method, documents=len(valid.documents)).episodes(lm, valid)
+    stages = [Stage(method.episodes(lm, both), looks, args.rate, method)]
+    return Job(lm, stages, made.test, told_otherwise(made.test, made.meta))
+
+
+def beginning(text: uptake.Document) -> uptake.Document:
+    """Return what of an unrelated text the divergence is measured on in training: every place costs."""
+    return replace(text, text=text.text[:150])
+
+
+def told_otherwise(world: World, elsewhere: World) -> World:
+    """Return the same questions, on documents that cannot answer them."""
+    texts = [document.text for document in elsewhere.documents]
+    documents = [replace(each, text=texts[place % len(texts)]) for place, each in enumerate(world.documents)]
+    return replace(world, documents=tuple(documents))
+
+
+def trained(method: Mac, job: Job, args: argparse.Namespace) -> tuple[Mac, dict[str, Any]]:
     """Return the method with its network, and what the training was; goes on where an earlier one stopped."""
-    given.work.mkdir(parents=True, exist_ok=True)
-    clock = given.work / "seconds"
+    args.work.mkdir(parents=True, exist_ok=True)
+    clock = args.work / "seconds"
     spent = float(clock.read_text()) if clock.exists() else 0.0
     since = time.process_time()
 
     def told(point: Point) -> None:
         seconds = spent + time.process_time() - since
         clock.write_text(repr(seconds))
-        print(
-            f"step {point.step} of {point.total}: loss {point.loss:.3f}, validation {point.valid}, "
-            f"{seconds:.0f} CPU s",
-            flush=True,
-        )
+        valid = f"validation {point.valid:.3f}"
+        print(f"step {point.step}/{point.total}: {point.loss:.3f}, {valid}, {seconds:.0f} CPU s", flush=True)
 
-    network, points = train(
-        method,
-        model,
-        method.episodes(model, texts["train"]),
-        Training(
-            AdamW(given.rate, beta2=0.95, weight_decay=0.0), given.passes, save_every=50, seed=given.seed
-        ),
-        given.work / "mac.training",
-        told,
-        method.episodes(model, texts["valid"]),
-    )
-    method.save(network, model, given.work / "mac.safetensors")
-    course = [[point.step, point.loss, point.valid] for point in points]
+    network, course = None, []
+    for number, stage in enumerate(job.stages):
+        rule = AdamW(stage.rate, beta2=0.95, weight_decay=0.0)
+        training = Training(rule, args.passes, save_every=args.save_every, seed=args.seed)
+        path = args.work / f"{number}.training"
+        network, points = train(
+            stage.method, job.lm, stage.learnt, training, path, told, stage.valid, network
+        )
+        course.append([[point.step, point.loss, point.valid] for point in points])
+    assert network is not None
+    method.save(network, job.lm, args.work / "mac.safetensors")
     return replace(method, trained=network), {"cpu_seconds": float(clock.read_text()), "course": course}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--work", required=True, type=Path, help="folder for the network and its checkpoint")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--squad", help="SQuAD's dev file, in place of made-up worlds")
-    parser.add_argument("--documents", type=int, default=16384, help="made-up documents to train on")
-    parser.add_argument("--stream", type=int, default=1000, help="most documents of the test stream")
+    parser.add_argument("--model", required=True, help="camels.py's WORK/small, or with --squad any model")
+    parser.add_argument("--work", type=Path, default=Path("build/mac"))
+    parser.add_argument("--out", type=Path, help="recipes/mac.json, or mac-squad.json")
+    parser.add_argument("--squad", help="dev-v1.1.json, packed or not, in place of made-up worlds")
+    parser.add_argument("--text", help="with --squad, unrelated text")
+    parser.add_argument("--paragraphs", type=int, default=8, help="most of an article")
+    parser.add_argument("--questions", type=int, default=3, help="most of a paragraph")
+    parser.add_argument("--passes", type=int, default=10, help="over what is learnt from")
     parser.add_argument(
-        "--distractors", type=int, default=1, help="sentences of a document that tell nothing"
+        "--worlds",
+        type=int,
+        nargs=4,
+        default=(40, 80, 100, 30),
+        help="of each part of training, a step each",
     )
-    parser.add_argument("--passes", type=int, default=1)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--test", type=int, default=camels.Scale.test, help="documents of the made-up test")
+    parser.add_argument("--rate", type=float, default=5e-3)
+    parser.add_argument("--save-every", type=int, default=100, help="steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings", nargs="*", default=[], help="of the method, name=value")
-    given = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    model = uptake.load(given.model)
-    method = apply(Mac(), *given.settings)
-    most: dict[Split, int] = {"train": given.documents, "valid": 64, "test": given.stream}
-    texts = {
-        split: squad(given.squad, split, count) if given.squad else made_up(split, count, given.distractors)
-        for split, count in most.items()
-    }
-    ready, training = trained(method, model, texts, given)
-    test = texts["test"]
-    # The same questions, and a memory of documents that cannot answer them.
-    elsewhere = (
-        squad(given.squad, "train", given.stream)
-        if given.squad
-        else made_up("valid", given.stream, given.distractors)
-    )
-    others = [
-        replace(each, text=other.text)
-        for each, other in zip(test.documents, elsewhere.documents, strict=False)
-    ]
-    ways = {"mac": ready, "mac, untrained": replace(method, weights=UNTRAINED)}
-    asking = uptake.Asking(tokens=8, template=method.template)
-    rows: dict[str, Any] = {}
-    for documents, told in ((test.documents, ways), (others, {"mac, other documents": ready})):
-        found = summary(
-            uptake.stream(
-                model,
-                documents,
-                test.questions,
-                {name: Way(way, Nothing()) for name, way in told.items()},
-                unrelated=test.unrelated,
-                asking=asking,
-                seed=given.seed,
-            )
+    method = apply(Mac(width=64, blocks=1, documents=128, locality=0.1), *args.settings)
+    job = squad(method, args) if args.squad else made_up(method, args)
+    ready, training = trained(method, job, args)
+    journal = Lines(args.work / "rows.jsonl", "mac recipe 1")
+    checkpoints = [at for at in (100, 300, 1000) if at < len(job.test.documents)]
+    untrained = replace(method, weights=UNTRAINED)
+    rows = []
+    for world, way, each in (
+        (job.test, "MAC", ready),
+        (job.test, "MAC, untrained", untrained),
+        (job.others, "MAC, other documents", ready),
+    ):
+        rows += common.run(
+            job.lm, world, [Subject(way, args.rate, each)], journal, "test", checkpoints, args.seed
         )
-        rows["base"] = {name: found["base"].get(name) for name in FIGURES}
-        rows |= {way: {name: figures.get(name) for name in FIGURES} for way, figures in found["ways"].items()}
+    common.show(f"test, {len(job.test.documents)} documents, seed {args.seed}", rows)
+    differences = {}
+    for row in rows[1:]:
+        gap, interval = differences[row["way"]] = common.difference(rows[0], row)
+        print(f"MAC less {row['way']}: NLL {gap:+.4f} a token, 95 % {interval}")
+    kept = [{name: value for name, value in row.items() if name != "answers"} for row in rows]
     settings = {
-        name: value for name, value in vars(given).items() if name not in ("model", "work", "out", "squad")
+        name: str(value) for name, value in vars(args).items() if name in ("rate", "seed", "settings")
     }
     whole = {
-        "task": "SQuAD" if given.squad else "made-up worlds",
-        "documents": len(test.documents),
+        "task": "SQuAD" if args.squad else "made-up worlds",
+        "settings": {**settings, "steps": [args.passes * len(stage.learnt) for stage in job.stages]},
         "bytes_a_document": 4 * method.slots * method.width,
-        "settings": settings,
         "training": training,
-        "rows": rows,
+        "rows": kept,
+        "nll_less": differences,
     }
-    given.out.write_text(json.dumps(whole, indent=1) + "\n")
-    for name, row in rows.items():
-        print(name, {key: row[key] for key in ("nll", "f1", "exact", "kl", "take_seconds", "ask_seconds")})
+    out = args.out or Path(f"recipes/mac{'-squad' if args.squad else ''}.json")
+    out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf8")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,14 @@ class Names:
     words: tuple[str, ...]
 
     @classmethod
+    def fitting(cls, tokenizer: Tokenizer) -> "Names":
+        """Return those of a tokenizer of whole words where it is one, else those of a byte-level one."""
+        words = cls.syllables()
+        return (
+            words if all(len(tokenizer.encode(word)[0]) == 1 for word in words.words) else cls.of(tokenizer)
+        )
+
+    @classmethod
     def of(cls, tokenizer: Tokenizer, count: int = 128) -> "Names":
         """Return names for a byte-level tokenizer."""
         vocabulary = tokenizer.inner.get_vocab()

@@ -199,6 +199,11 @@ def test_gradients_reach_every_part_and_the_base_has_none() -> None:
     material = replace(world(KEYS[:8]), unrelated=(Document("u", "something else"),))
     (episode,) = method.episodes(lm, material)
     made = method.fresh(lm)
+    # What begins at zero lets no gradient through to what stands before it.
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) / 100)
     loss, gradients = method.gradients(made, lm, episode)
     for (name, _), gradient in zip(made.named_parameters(), gradients, strict=True):
         assert gradient is not None and gradient.abs().max() > 0, name
@@ -235,6 +240,12 @@ def test_a_question_sees_its_own_document_among_others() -> None:
     assert 0.08 < sum(count >= 11 for count in counts) / len(counts) < 0.3
     with pytest.raises(BadInput, match="names a document"):
         TOY.episodes(lm, Material(world(KEYS).documents))
+
+
+def test_an_answer_is_learnt_with_its_end() -> None:
+    lm = toys.lm()
+    (episode,) = replace(TOY, documents=8).episodes(lm, world(KEYS[:8]))
+    assert all(lm.tokenizer.decode(list(answer)).endswith("\n") for answer in episode.answers)
 
 
 @cache

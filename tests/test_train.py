@@ -143,6 +143,16 @@ def test_a_rate_that_fades_begins_low_and_falls_after_every_stretch() -> None:
     assert not torch.allclose(faded.logit, whole.logit, atol=1e-4)  # type: ignore[arg-type]
 
 
+def test_a_training_goes_on_from_another_ones_network() -> None:
+    lm, method = toys.lm(), LearnedMemory()
+    first, _ = train(method, lm, EPISODES)
+    training = Training(SGD(learning_rate=0.5), clip=None)
+    second, _ = train(method, lm, EPISODES[:1], training, start=first)
+    (gradient,) = method.gradients(first.requires_grad_(), lm, EPISODES[0])[1]
+    assert gradient is not None and gradient.abs() > 0
+    assert torch.allclose(second.logit, first.logit - 0.5 * gradient, atol=1e-6)  # type: ignore[arg-type, operator]
+
+
 def test_validation_keeps_the_best_network_and_the_untrained_one_counts() -> None:
     lm, method = toys.lm(), LearnedMemory()
     # Told to trust the memory in training, and shown text of another kind in validation.

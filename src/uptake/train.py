@@ -77,10 +77,12 @@ def train(
     checkpoint: Path | None = None,
     progress: Callable[[Point], None] = lambda point: None,
     valid: Sequence[Any] = (),
+    start: nn.Module | None = None,
 ) -> tuple[nn.Module, list[Point]]:
     """Return the method's network, trained on the episodes in an order that the seed fixes, and its course.
 
-    With `valid` episodes it is the network at its best on them, the untrained one included. With
+    It begins where `start`, a network of an earlier training, stands: easy episodes first, then hard
+    ones. With `valid` episodes it is the network at its best on them, the first one included. With
     `checkpoint` an earlier call that was interrupted is gone on with. Raises Mismatch where that file
     belongs to another training, BadInput where there is no episode, Diverged where a loss is not
     finite: the checkpoint then holds the last good state.
@@ -90,6 +92,8 @@ def train(
         raise BadInput("no episodes to train on: give at least one")
     key = f"{stable_hash(repr((plain(describe(method)), plain(training), len(episodes), len(valid)))):016x}"
     state = _Progress(method.fresh(lm, training.seed), {}, [], {})
+    if start is not None:
+        state.network.load_state_dict(start.state_dict())
     if checkpoint is not None and checkpoint.exists():
         _load(checkpoint, state, lm, key)
     total = training.passes * len(episodes)

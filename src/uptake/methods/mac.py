@@ -194,7 +194,7 @@ class Mac(Learned[Bank, Episode]):
         prompts, answers, seen = [], [], []
         for place, document in enumerate(documents):
             for question in asked[document.id]:
-                answer = lm.tokenizer.encode(asking.answer(question.answers[0]))[0][: lm.window // 2]
+                answer = self._answer(lm, asking, question.answers[0])[: lm.window // 2]
                 prompt = lm.tokenizer.encode(asking.prompt(question))[0][len(answer) - lm.window :]
                 prompts.append((lm.tokenizer.opening, *prompt))
                 answers.append(tuple(answer))
@@ -204,6 +204,11 @@ class Mac(Learned[Bank, Episode]):
         kept = random.sample(range(count), round(self.backward * count))
         texts = tuple(self._ids(lm, document.text) for document in documents)
         return Episode(texts, tuple(prompts), tuple(answers), torch.tensor(seen), tuple(kept), unrelated)
+
+    def _answer(self, lm: LM, asking: Asking, text: str) -> list[int]:
+        """Return the tokens of an answer and of its end: of the line, or, where none is told, of the text."""
+        ids, line = (lm.tokenizer.encode(each)[0] for each in (asking.answer(text), asking.learnt(text)))
+        return line if len(line) > len(ids) or lm.tokenizer.end is None else [*ids, lm.tokenizer.end]
 
     def _ids(self, lm: LM, text: str) -> tuple[int, ...]:
         return (lm.tokenizer.opening, *lm.tokenizer.encode(text)[0][: lm.window - 1])

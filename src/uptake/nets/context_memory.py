@@ -71,6 +71,12 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.forwards = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
+    def begin_as_copy(self) -> None:
+        """Let what is read come through as it is, until training says otherwise."""
+        self.attention.out.weight.data.copy_(self.attention.values.weight.data.T)
+        for parameter in self.forwards[2].parameters():
+            nn.init.zeros_(parameter)
+
     def forward(self, asking: Tensor, asked: Tensor, seen: Tensor | None = None) -> Tensor:
         asking = asking + self.attention(self.asking(asking), self.asked(asked), seen)
         return asking + self.forwards(self.between(asking))  # type: ignore[no-any-return]
@@ -92,6 +98,8 @@ class ContextMemory(nn.Module):
         # Small, so that what a text becomes is the text.
         self.latents = nn.Parameter(torch.randn(slots, width) / 50)
         self.readers = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        for block in self.readers:
+            block.begin_as_copy()
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, sum(heads * (key + value) for heads, key, value in sizes.layers))
@@ -129,12 +137,15 @@ class ContextMemory(nn.Module):
             # From here on every place has a bank of its own.
             bank = torch.stack(found, 2).flatten(0, 1)
             asked = asked.reshape(-1, 1, *shape[2:])
-        mask = None if seen is None else seen.repeat_interleave(self.slots, 1)[:, None, None]
+        mask = None
+        if seen is not None:
+            mask = seen.repeat_interleave(self.slots, 1).repeat_interleave(shape[1] * shape[2], 0)
         return self._attend(asked, bank, mask).reshape(shape)
 
     def _attend(self, asked: Tensor, bank: Tensor, mask: Tensor | None = None) -> Tensor:
-        found = asked.flatten(1, 2)
-        every = bank.flatten(1, 2).expand(len(found), -1, -1)
+        # A bank that all share stands there once, and all that is asked is one row of it.
+        found = asked.reshape(len(bank), -1, asked.shape[-1])
+        every = bank.flatten(1, 2)
         for block in self.blocks:
             found = block(found, every, mask)
         return found.reshape(asked.shape)
