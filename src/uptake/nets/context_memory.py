@@ -97,9 +97,10 @@ class ContextMemory(nn.Module):
         self.enter = nn.Linear(sizes.states, width)
         # Small, so that what a text becomes is the text.
         self.latents = nn.Parameter(torch.randn(slots, width) / 50)
-        self.readers = nn.ModuleList(Block(width, heads) for _ in range(blocks))
-        for block in self.readers:
+        readers = [Block(width, heads) for _ in range(blocks)]
+        for block in readers:
             block.begin_as_copy()
+        self.readers = nn.ModuleList(readers)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, sum(heads * (key + value) for heads, key, value in sizes.layers))
