@@ -1,15 +1,27 @@
-"""Parts of a table, each with an index of its own: together they find what one index finds."""
+"""Parts of a table, each with an index of its own, together find what one index finds; and what is told
+where some are missing. All without Ray: test_cluster.py has the real one."""
+
+import sys
 
 import hypothesis.strategies as some
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+import toys
+from stubs import StubEncoder
+from test_evaluate import DOCUMENTS, SMALL, sentence
 from test_index import DIMENSIONS, QUERIES, UID, exact, grow, vectors_of
+from test_store import make
+from uptake import api
+from uptake.errors import BadInput, Missing
+from uptake.store import Datastore
 from uptake.store.bases import Cache, check_bases, forget_bases
+from uptake.store.cluster import Cluster
 from uptake.store.cluster.index import merge
-from uptake.store.index import open_index
+from uptake.store.index import VectorIndex, open_index
 from uptake.store.table import Table
+from uptake.text import Document
 
 
 def parts(table, rows):
@@ -88,3 +100,33 @@ def test_the_bases_of_parts_are_looked_after(tmp_path):
     assert any(str(home) in line for line in check_bases(UID))
     forget_bases(UID)
     assert not home.parent.parent.exists()
+
+
+@pytest.mark.parametrize("retriever", ["dense", "hybrid"])
+def test_a_report_says_what_share_was_searched(tmp_path, monkeypatch, retriever):
+    store = make(tmp_path / "s", retriever=retriever)
+    store.add([Document(f"train/{number}", sentence(100 + number)) for number in range(12)])
+    whole = VectorIndex.search
+    monkeypatch.setattr(
+        VectorIndex, "search", lambda *asked: [found._replace(coverage=0.5) for found in whole(*asked)]
+    )
+    assert [found.coverage for found in store.search(["one", "two"], 3)] == [0.5, 0.5]
+    found = store.source("one").search(5)
+    assert found.coverage == found.part(0, 2).coverage == found.behind(found.passages).coverage == 0.5
+    results = api.compare(toys.lm(), DOCUMENTS, ["random", "in-context"], store=store, k=2, protocol=SMALL)
+    assert {row.way: row.coverage for row in results.rows} == {"random": 1.0, "in-context": 0.5}
+    assert any(
+        "4 of 8 rows searched less than the whole store, 50.0%" in note for note in results.header.notes
+    )
+
+
+def test_what_a_cluster_is_not_is_told(tmp_path, monkeypatch):
+    for wrong in ({"rows": 0}, {"replicas": 0}, {"missing": "ignore"}, {"patience": 0}, {"cpus": -1}):
+        with pytest.raises(BadInput, match=next(iter(wrong))):
+            Cluster(**wrong)
+    store = make(tmp_path / "s")
+    store.add([Document("a", "some text")])
+    far = Datastore.open(tmp_path / "s", encoder=StubEncoder(), cluster=Cluster())
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    with pytest.raises(Missing, match=r"uptake\[ray\]"):
+        far.search(["some"], 1)

@@ -1,0 +1,115 @@
+"""What 210 M documents (TTT-NN's index) and 2 T tokens (RETRO's) would need, from figures measured here.
+
+Reads bench/index.json (one million vectors of 384 dimensions in one process) and bench/cluster.json
+(shards on Ray); what neither measures is an assumption, named below and told on the page. Writes the
+tables of docs/scale.md between its marks.
+
+    python bench/scale.py
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "scale.md"
+MARKS = "<!-- made by bench/scale.py: begin -->", "<!-- end -->"
+
+# Assumptions; prices are round figures of rented machines and nobody's offer.
+SHARD = 5_000_000  # rows
+MACHINE_BYTES, MACHINE_CORES = 512e9, 64
+DOLLARS_AN_HOUR = 4.0  # of such a machine
+DOLLARS_A_TERABYTE_MONTH = 80.0  # of disk
+GPU_EMBEDDINGS_A_SECOND, DOLLARS_A_GPU_HOUR = 2000.0, 2.5  # a RoBERTa-sized encoder, not measured
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Corpus:
+    name: str
+    rows: float
+    dimensions: int
+    text: float  # bytes of text a row
+
+
+CORPORA = (
+    Corpus("TTT-NN: 210 M documents", 210e6, 1024, 4000),
+    Corpus("RETRO: 2 T tokens in chunks of 64", 2e12 / 64, 1024, 64 * 4.2),
+)
+
+
+def needs(corpus: Corpus, one: dict[str, Any]) -> dict[str, str]:
+    """Return what a corpus needs, as people read it."""
+    million = one["vectors"] / 1e6
+    wide = corpus.dimensions / one["dimensions"]
+    vectors = 4.0 * corpus.dimensions * corpus.rows
+    codes = (one["searching"]["index"]["code_bytes"] * wide + 16) * corpus.rows  # and two ids
+    shards = int(np.ceil(corpus.rows / SHARD))
+    every = vectors + codes
+    disk = every + vectors + corpus.text * corpus.rows
+    # An inverted file of this size looks into one list in 32, so a query costs in proportion to its rows.
+    shard_ms = one["searching"]["uptake"]["cpu_ms"] * wide * SHARD / 1e6 / million
+    storing = sum(one["building"][part]["cpu_seconds"] for part in ("storing", "indexing")) / one["vectors"]
+    core_hours = storing * wide * corpus.rows / 3600
+    gpu_hours = corpus.rows / GPU_EMBEDDINGS_A_SECOND / 3600
+    within = np.ceil(every / MACHINE_BYTES)
+    return {
+        "vectors": size(vectors),
+        "codes and ids": size(codes),
+        "text": size(corpus.text * corpus.rows),
+        "shards": f"{shards:,}",
+        "machines, all vectors in memory": f"{within:,.0f}",
+        "machines, codes in memory and vectors on disk": f"{np.ceil(codes / (0.8 * MACHINE_BYTES)):,.0f}",
+        "CPU time of a query, one shard": f"{shard_ms:.0f} ms",
+        "CPU time of a query, all shards": f"{shard_ms * shards / 1e3:,.1f} s",
+        "queries a second of those machines": f"{within * MACHINE_CORES * 1e3 / shard_ms / shards:,.0f}",
+        "storing and indexing": f"{core_hours:,.0f} core hours",
+        "embedding": f"{gpu_hours:,.0f} GPU hours (assumed rate)",
+        "building": f"${core_hours / MACHINE_CORES * DOLLARS_AN_HOUR + gpu_hours * DOLLARS_A_GPU_HOUR:,.0f}",
+        "a month, all in memory": f"${within * DOLLARS_AN_HOUR * 730:,.0f}",
+        "a month of disk": f"${disk / 1e12 * DOLLARS_A_TERABYTE_MONTH:,.0f}",
+    }
+
+
+def size(count: float) -> str:
+    """Return bytes as people read them."""
+    return f"{count / 1e12:,.1f} TB" if count >= 1e12 else f"{count / 1e9:,.0f} GB"
+
+
+def tails(shard_ms: NDArray[np.float64], shards: int, hedged: bool) -> list[float]:
+    """Return the p50, p95 and p99 of a fan-out's slowest shard, in medians of one shard.
+
+    Hedged: a shard that has not answered by its p95 is asked again, of a replica.
+    """
+    random = np.random.default_rng(0)
+    first = random.choice(shard_ms, (DRAWS, shards))
+    if hedged:
+        limit = np.percentile(shard_ms, 95)
+        first = np.minimum(first, limit + random.choice(shard_ms, (DRAWS, shards)))
+    return [float(value) for value in np.percentile(first.max(axis=1), (50, 95, 99)) / np.median(shard_ms)]
+
+
+def page() -> str:
+    one = json.loads((HERE / "index.json").read_text())
+    cluster = json.loads((HERE / "cluster.json").read_text())
+    found = {corpus.name: needs(corpus, one) for corpus in CORPORA}
+    lines = ["| | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    for what in next(iter(found.values())):
+        lines.append(f"| {what} | " + " | ".join(each[what] for each in found.values()) + " |")
+    lines += ["", "| shards | replicas | p50 | p95 | p99 |", "|---|---|---|---|---|"]
+    shard_ms = np.array(cluster["4 shards"]["shard_ms"]["1"])
+    for shards in (1, 8, 42, 200, 6250):
+        for hedged in (False, True):
+            told = " | ".join(f"{value:.1f}" for value in tails(shard_ms, shards, hedged))
+            lines.append(f"| {shards:,} | {'hedged' if hedged else 'none'} | {told} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    before, _, rest = PAGE.read_text(encoding="utf8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    PAGE.write_text(f"{before}{MARKS[0]}\n\n{page()}\n\n{MARKS[1]}{after}", encoding="utf8")
