@@ -243,6 +243,7 @@ def run(
     key: str,
     checkpoints: Sequence[int] = (),
     seed: int = 0,
+    asking: Asking = ASKING,
 ) -> list[dict[str, Any]]:
     """Run each subject over the stream once, or read what an earlier run wrote; return their figures."""
     done = {row["key"]: row for row in journal.start(dict)}
@@ -258,7 +259,7 @@ def run(
                 {subject.way: Way(subject.method)},
                 unrelated=made.unrelated,
                 checkpoints=checkpoints,
-                asking=ASKING,
+                asking=asking,
                 rehearsal=subject.rehearsal,
                 seed=seed,
             )

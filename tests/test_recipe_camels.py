@@ -116,13 +116,20 @@ def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path
     (tmp_path / "texts.jsonl").write_text("\n".join(texts))
     on_squad = importlib.import_module("camels_squad")
     found = on_squad.read_questions(tmp_path / "squad.json")
-    made = on_squad.split(found, 2, 3, [])
-    parts = [
-        {document.group for document in part.documents}
-        for part in (made.teaching, made.valid, made.meta, made.test)
-    ]
-    assert [len(part) for part in parts] == [5, 1, 6, 6] and len(set().union(*parts)) == 18
-    small = "--texts 4 --width 16 --batches 1 --rates 0.001 --most-kl 100"
+    titles = on_squad.Split.of(found)
+    parts = (titles.teaching, titles.valid, titles.meta, titles.test)
+    assert [len(part) for part in parts] == [3, 3, 6, 6] and len(set().union(*parts)) == 18
+    made, other = (on_squad.part(found, titles.test, (), 6, 1, seed) for seed in (0, 1))
+    orders = [[document.id for document in each.documents] for each in (made, other)]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+    assert {document.group for document in made.documents} == set(titles.test)
+    oracle, first = on_squad.Told.by(made), made.documents[0]
+    spans = [(at, at + 1) for at in range(len(first.text))]
+    told = oracle.of(Passage(0, first.text, document=first.id), spans).tolist()
+    assert "".join(letter for letter, weight in zip(first.text, told, strict=True) if weight) in (
+        made.questions[0].answers
+    )
+    small = "--texts 4 --width 16 --batches 1 --passes 1 --rates 0.001 --documents 6 --seeds 2"
     places = {
         "model": "model",
         "squad": "squad.json",
@@ -133,7 +140,10 @@ def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path
     asked = [part for name, place in places.items() for part in (f"--{name}", str(tmp_path / place))]
     on_squad.main([*asked, *small.split()])
     rows = json.loads((tmp_path / "out.json").read_text())
-    assert len(rows) == 4 * 6 and {row["stream"] for row in rows} == {
-        f"{size} {part}" for size in ("small", "large") for part in ("valid", "test")
+    assert len(rows) == 3 * 8, "each way on the validation stream, and on the test stream in two orders"
+    assert {(row["stream"], row["seed"]) for row in rows} == {
+        ("large valid", 0),
+        ("large test", 0),
+        ("large test", 1),
     }
-    assert "CaMeLS less uniform: NLL" in capsys.readouterr().out
+    assert "CaMeLS less uniform (rate 0.001, KL" in capsys.readouterr().out
