@@ -12,9 +12,10 @@ Go on after an interruption: the same command again.
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -41,6 +42,22 @@ from uptake.train import Training
 
 UNSAID = Asking(tokens=0)  # rates are chosen by how likely the answers are: nothing need be said
 UNRELATED = 12  # texts, half of them for training
+# Learning rates of each way: weights below one want larger steps, few tokens smaller ones.
+SWEEP: Mapping[str, tuple[float, ...]] = {
+    "uniform": (0.06, 0.2, 0.6),
+    "uniform, Adam": (3e-5, 1e-4, 3e-4, 1e-3),
+    "uniform + re-tune": (0.06, 0.2, 0.6),
+    "salient spans": (0.018, 0.06, 0.18),
+    "TF-IDF": (0.018, 0.06, 0.18),
+    "CaMeLS, untrained": (0.24, 0.8),
+    "CaMeLS": (0.24, 0.4, 0.8),
+    "CaMeLS, Adam": (1e-4, 3e-4, 1e-3),
+    "oracle": (0.018, 0.06, 0.18, 0.54),
+}
+CURVES = ("uniform", "uniform, Adam")  # whose every rate is told of on the test stream
+
+Row = dict[str, Any]
+Choice = tuple[str, float]  # a way and its rate
 
 
 @dataclass(frozen=True)
@@ -104,27 +121,22 @@ def part(
     return World(tuple(taken), tuple(asked), tuple(other))
 
 
-def subjects(camels: Camels, made: World, rates: Sequence[float], rehearsal: World) -> list[Subject]:
-    """Return every way at every rate; weights below one want larger steps, few tokens smaller ones."""
-    out = []
-    for rate in rates:
+def subjects(camels: Camels, made: World, rehearsal: World, most: int) -> list[Subject]:
+    """Return every way at each of its rates, of each at `most` so many."""
 
-        def steps(rule: Rule, weights: TokenWeights | None = None) -> Finetune:
-            return Finetune(rule=rule, clip=None, token_weights=weights or Uniform())
+    def method(way: str, rate: float) -> Finetune | Camels:
+        rule: Rule = AdamW(rate, weight_decay=0.0) if way.endswith("Adam") else SGD(rate)
+        if way.startswith("CaMeLS"):
+            weights = "untrained" if way.endswith("untrained") else camels.weights
+            return replace(camels, weights=weights, steps=Finetune(rule=rule, clip=None))
+        token_weights = {"salient spans": SalientSpans(), "TF-IDF": TfIdf(0.25), "oracle": Told.by(made)}
+        return Finetune(rule=rule, clip=None, token_weights=token_weights.get(way, Uniform()))
 
-        mine = replace(camels, steps=steps(SGD(4 * rate)))
-        adam, few = 5e-4 * rate, 0.3 * rate
-        out += [
-            Subject("uniform", rate, steps(SGD(rate))),
-            Subject("uniform, Adam", adam, steps(AdamW(adam, weight_decay=0.0))),
-            Subject("uniform + re-tune", rate, steps(SGD(rate)), rehearsal.questions[:64]),
-            Subject("salient spans", few, steps(SGD(few), SalientSpans())),
-            Subject("TF-IDF", few, steps(SGD(few), TfIdf(0.25))),
-            Subject("CaMeLS, untrained", 4 * rate, replace(mine, weights="untrained")),
-            Subject("CaMeLS", 4 * rate, mine),
-            Subject("oracle", few, steps(SGD(few), Told.by(made))),
-        ]
-    return out
+    return [
+        Subject(way, rate, method(way, rate), rehearsal.questions[:64] if "re-tune" in way else ())
+        for way, rates in SWEEP.items()
+        for rate in rates[:most]
+    ]
 
 
 def small(shared: Causal, width: int, texts: Sequence[Document], teaching: World, work: Path) -> Causal:
@@ -162,9 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=96, help="of the small model")
     parser.add_argument("--batches", type=int, default=2, help="of six documents, in an episode")
     parser.add_argument("--passes", type=int, default=1, help="over the meta-training paragraphs")
-    parser.add_argument("--rate", type=float, default=0.4, help="of the steps meta-training goes through")
-    parser.add_argument("--rates", type=float, nargs="+", default=(0.06, 0.2, 0.6))
-    parser.add_argument("--most-kl", type=float, default=0.3, help="nats a token of unrelated text")
+    parser.add_argument("--rate", type=float, default=0.8, help="of the steps meta-training goes through")
+    parser.add_argument("--most-rates", type=int, default=9, help="of each way")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", help="these alone, such as uniform CaMeLS")
     parser.add_argument("--adapt", nargs="+", choices=("small", "large"), default=("large",))
@@ -192,33 +203,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     journal = Lines(args.work / "rows.jsonl", "camels squad recipe 2")
 
-    def run(name: str, which: str, chosen: Any, seed: int) -> list[dict[str, Any]]:
+    def run(name: str, which: str, asking: Asking, seed: int, rates: set[Choice] | None) -> list[Row]:
         made = part(found, getattr(titles, which), unseen, args.documents, args.questions, seed)
         some = [
             each
-            for each in subjects(every[seed], made, args.rates, teaching)
-            if each.way in (args.ways or [each.way])
-            and (each.way, each.rate) in (chosen or [(each.way, each.rate)])
+            for each in subjects(every[seed], made, teaching, args.most_rates)
+            if each.way in (args.ways or [each.way]) and (rates is None or (each.way, each.rate) in rates)
         ]
-        asking = common.ASKING if chosen else UNSAID
         rows = common.run(lms[name], made, some, journal, f"{name} {which}", seed=seed, asking=asking)
         common.show(f"{name}: {which}, seed {seed}", rows)
         return rows
 
-    rows = []
+    rows: list[Row] = []
+    gaps: list[Row] = []
     for name in args.adapt:
-        swept = run(name, "valid", None, 0)
+        swept = run(name, "valid", UNSAID, 0, None)
         rows += swept
         if args.until == "valid":
             continue
-        limits = {"best": float("inf"), f"best within KL {args.most_kl}": args.most_kl}
-        best = {limit: common.chosen(swept, most) for limit, most in limits.items()}
-        taken = {(way, row["rate"]) for of in best.values() for way, row in of.items()}
-        told = [run(name, "test", taken, seed) for seed in range(args.seeds)]
-        rows += [row for some in told for row in some]
-        for limit, of in best.items():
-            compare(f"{name}, {limit}", {way: _pooled(told, way, row["rate"]) for way, row in of.items()})
-    common.write(rows, args.out)
+        best = {way: row["rate"] for way, row in common.chosen(swept, float("inf")).items()}
+        told = [run(name, "test", common.ASKING, seed, {*best.items()}) for seed in range(args.seeds)]
+        of = {way: pooled(told, way, rate) for way, rate in best.items()}
+        gaps += compare(f"{name}: each way at its best rate", of)
+        # The rest of the curve, of rates that helped at all, to compare at one KL.
+        helped = [row for row in swept if row["way"] in CURVES and (row["nll"] or 1e9) < row["base"]["nll"]]
+        whole = {(row["way"], row["rate"]) for row in helped}
+        curves = [run(name, "test", common.ASKING, seed, whole) for seed in range(args.seeds)]
+        if "CaMeLS" in of:
+            same = {way: at_kl(curves, way, of["CaMeLS"]["kl"]) for way in CURVES}
+            of = {"CaMeLS": of["CaMeLS"]} | {way: row for way, row in same.items() if row}
+            gaps += compare(f"{name}: at the KL of CaMeLS at its best rate", of)
+        rows += {row["key"]: row for some in (*told, *curves) for row in some}.values()
+    kept = [
+        {key: value for key, value in row.items() if key not in ("answers", "right", "at")} for row in rows
+    ]
+    args.out.write_text(json.dumps({"rows": kept, "differences": gaps}, indent=1) + "\n", encoding="utf8")
 
 
 def trained(args: argparse.Namespace, lm: Causal, meta: World, valid: World, seed: int) -> Camels:
@@ -230,21 +249,42 @@ def trained(args: argparse.Namespace, lm: Causal, meta: World, valid: World, see
     return common.learn(method, lm, *materials, training, args.work)
 
 
-def _pooled(told: Sequence[Sequence[dict[str, Any]]], way: str, rate: float) -> dict[str, Any]:
+def pooled(told: Sequence[Sequence[Row]], way: str, rate: float) -> Row:
     """Return the answers of all seeds, as of one row."""
     rows = [row for some in told for row in some if (row["way"], row["rate"]) == (way, rate)]
     kl = sum(row["kl"] for row in rows) / len(rows)
     return {"kl": kl, "rate": rate, "answers": [answer for row in rows for answer in row["answers"]]}
 
 
-def compare(title: str, of: Mapping[str, dict[str, Any]]) -> None:
-    """Print how much less likely each way's answers are than those of CaMeLS."""
+def at_kl(curves: Sequence[Sequence[Row]], way: str, kl: float) -> Row | None:
+    """Return a way's answers between the two rates on both sides of a KL, straight lines between them.
+
+    None where it has no rate on one of the sides.
+    """
+    rates = {row["rate"] for row in curves[0] if row["way"] == way}
+    curve = sorted((pooled(curves, way, rate) for rate in rates), key=lambda row: row["kl"])
+    for low, high in pairwise(curve):
+        if low["kl"] <= kl <= high["kl"]:
+            share = (kl - low["kl"]) / (high["kl"] - low["kl"])
+            both = zip(low["answers"], high["answers"], strict=True)
+            answers = [(one[0], (1 - share) * one[1] + share * two[1], one[2]) for one, two in both]
+            return {"kl": kl, "rate": (1 - share) * low["rate"] + share * high["rate"], "answers": answers}
+    return None
+
+
+def compare(title: str, of: Mapping[str, Row]) -> list[Row]:
+    """Print and return how much more NLL a token CaMeLS has than each other way, with its interval."""
     print(f"\n{title}")
-    mine = of.get("CaMeLS")
-    for way, row in of.items() if mine else ():
-        gap, interval = common.difference(mine, row)
-        told = f"[{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else "-"
+    out = []
+    for way, row in of.items() if "CaMeLS" in of else ():
+        if way == "CaMeLS":
+            continue
+        gap, interval = common.difference(of["CaMeLS"], row)
+        told = "[{:+.4f}, {:+.4f}]".format(*interval) if interval else ""
         print(f"CaMeLS less {way} (rate {row['rate']:g}, KL {row['kl']:.3f}): NLL {gap:+.4f} {told} a token")
+        figures = {"rate": row["rate"], "kl": row["kl"], "nll": gap, "ci": interval and [*interval]}
+        out.append({"compared": title, "less": way, **figures})
+    return out
 
 
 if __name__ == "__main__":

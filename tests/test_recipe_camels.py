@@ -129,7 +129,7 @@ def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path
     assert "".join(letter for letter, weight in zip(first.text, told, strict=True) if weight) in (
         made.questions[0].answers
     )
-    small = "--texts 4 --width 16 --batches 1 --passes 1 --rates 0.001 --documents 6 --seeds 2"
+    small = "--texts 4 --width 16 --batches 1 --passes 1 --most-rates 1 --documents 6 --seeds 2"
     places = {
         "model": "model",
         "squad": "squad.json",
@@ -139,11 +139,25 @@ def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path
     }
     asked = [part for name, place in places.items() for part in (f"--{name}", str(tmp_path / place))]
     on_squad.main([*asked, *small.split()])
-    rows = json.loads((tmp_path / "out.json").read_text())
-    assert len(rows) == 3 * 8, "each way on the validation stream, and on the test stream in two orders"
+    told = json.loads((tmp_path / "out.json").read_text())
+    rows = told["rows"]
+    assert len(rows) == 3 * 9, "each way on the validation stream, and on the test stream in two orders"
     assert {(row["stream"], row["seed"]) for row in rows} == {
         ("large valid", 0),
         ("large test", 0),
         ("large test", 1),
     }
-    assert "CaMeLS less uniform (rate 0.001, KL" in capsys.readouterr().out
+    assert "CaMeLS less uniform (rate 0.06, KL" in capsys.readouterr().out
+    assert {gap["less"] for gap in told["differences"]} == {row["way"] for row in rows} - {"CaMeLS"}
+
+
+def test_answers_at_one_kl_lie_between_those_of_the_rates_beside_it(recipe: Any) -> None:
+    on_squad = importlib.import_module("camels_squad")
+    curve = [
+        {"way": "uniform", "rate": rate, "kl": kl, "answers": [["a", nats, 2]]}
+        for rate, kl, nats in ((0.2, 0.8, 6.0), (0.1, 0.4, 10.0))
+    ]
+    found = on_squad.at_kl([curve], "uniform", 0.5)
+    assert found["kl"] == 0.5 and found["rate"] == pytest.approx(0.125)
+    assert [(group, round(nats, 9), tokens) for group, nats, tokens in found["answers"]] == [("a", 9.0, 2)]
+    assert on_squad.at_kl([curve], "uniform", 0.9) is None and on_squad.at_kl([curve], "TF-IDF", 0.5) is None
