@@ -219,22 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in args.adapt:
         swept = run(name, "valid", UNSAID, 0, None)
         rows += swept
+        best = {way: row["rate"] for way, row in common.chosen(swept, float("inf")).items()}
+        gaps += compared(f"{name} valid", [swept], best)
         if args.until == "valid":
             continue
-        best = {way: row["rate"] for way, row in common.chosen(swept, float("inf")).items()}
-        told = [run(name, "test", common.ASKING, seed, {*best.items()}) for seed in range(args.seeds)]
-        # The rest of the curve, of rates that helped at all, to compare at one KL.
-        helped = [row for row in swept if row["way"] in CURVES and (row["nll"] or 1e9) < row["base"]["nll"]]
-        whole = {(row["way"], row["rate"]) for row in helped}
-        curves = [run(name, "test", common.ASKING, seed, whole) for seed in range(args.seeds)]
-        of = {way: pooled(told, way, rate) for way, rate in best.items()}
-        for mine in ("CaMeLS", "CaMeLS, Adam"):
-            if mine in of:
-                gaps += compare(f"{name}: each way at its best rate", mine, of)
-                same = {way: at_kl(curves, way, of[mine]["kl"]) for way in CURVES}
-                there = {way: row for way, row in same.items() if row}
-                gaps += compare(f"{name}: at the KL of {mine}", mine, {mine: of[mine], **there})
-        rows += {row["key"]: row for some in (*told, *curves) for row in some}.values()
+        curve = {(row["way"], row["rate"]) for row in swept if row["way"] in CURVES and helped(row)}
+        told = [run(name, "test", common.ASKING, seed, {*best.items(), *curve}) for seed in range(args.seeds)]
+        gaps += compared(f"{name} test", told, best)
+        rows += [row for some in told for row in some]
     kept = [
         {key: value for key, value in row.items() if key not in ("answers", "right", "at")} for row in rows
     ]
@@ -260,9 +252,9 @@ def pooled(told: Sequence[Sequence[Row]], way: str, rate: float) -> Row:
 def at_kl(curves: Sequence[Sequence[Row]], way: str, kl: float) -> Row | None:
     """Return a way's answers between the two rates on both sides of a KL, straight lines between them.
 
-    None where it has no rate on one of the sides.
+    None where it has no rate, known for every seed, on one of the sides.
     """
-    rates = {row["rate"] for row in curves[0] if row["way"] == way}
+    rates = set.intersection(*({row["rate"] for row in some if row["way"] == way} for some in curves))
     curve = sorted((pooled(curves, way, rate) for rate in rates), key=lambda row: row["kl"])
     for low, high in pairwise(curve):
         if low["kl"] <= kl <= high["kl"]:
@@ -271,6 +263,25 @@ def at_kl(curves: Sequence[Sequence[Row]], way: str, kl: float) -> Row | None:
             answers = [(one[0], (1 - share) * one[1] + share * two[1], one[2]) for one, two in both]
             return {"kl": kl, "rate": (1 - share) * low["rate"] + share * high["rate"], "answers": answers}
     return None
+
+
+def helped(row: Row) -> bool:
+    """Whether the answers are likelier than without an update."""
+    return row["nll"] is not None and bool(row["nll"] < row["base"]["nll"])
+
+
+def compared(title: str, told: Sequence[Sequence[Row]], best: Mapping[str, float]) -> list[Row]:
+    """Return how CaMeLS compares with each way at its best rate, and at the KL that CaMeLS has at its own."""
+    of = {way: pooled(told, way, rate) for way, rate in best.items()}
+    useful = [[row for row in some if helped(row)] for some in told]
+    out = []
+    for mine in ("CaMeLS", "CaMeLS, Adam"):
+        if mine in of:
+            out += compare(f"{title}: each way at its best rate", mine, of)
+            same = {way: at_kl(useful, way, of[mine]["kl"]) for way in best if way != mine}
+            there = {way: row for way, row in same.items() if row}
+            out += compare(f"{title}: at the KL of {mine}", mine, {mine: of[mine], **there})
+    return out
 
 
 def compare(title: str, mine: str, of: Mapping[str, Row]) -> list[Row]:
