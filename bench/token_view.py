@@ -120,6 +120,7 @@ def main() -> None:
         m / (p + b) for p, b, m in zip(*(spent[n] for n in ("pass", "bare search", "knn-lm")), strict=True)
     ]
     told["ratio"], told["recall"] = float(np.median(ratios)), float(np.mean(recalls)) if recalls else None
+    told["ratio_quartiles"] = np.quantile(ratios, [0.25, 0.75]).tolist()
     told["filter_seconds_a_query"] = float(np.median(bind))
     told["extrapolated_to_10M_tokens"] = {
         "gigabytes_on_disk": told["bytes_per_token_on_disk"] * 1e7 / 1e9,
