@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
     parser.add_argument("--out", type=Path, default=Path("bench/fwl_cost.json"))
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--tokens-large", type=int, default=128, help="of the 1.3 B shape")
+    parser.add_argument("--tokens-large", type=int, default=256, help="of the 1.3 B shape")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--measure",

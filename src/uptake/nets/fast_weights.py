@@ -81,10 +81,13 @@ class FastWeights(nn.Module):
     slow pass. `chunk` positions are attended to at once; it changes only the cost.
     """
 
-    def __init__(self, width: int, hidden: int | None = None, chunk: int = 128, pace: float = 1.0) -> None:
+    def __init__(
+        self, width: int, hidden: int | None = None, chunk: int | None = None, pace: float = 1.0
+    ) -> None:
         super().__init__()
         hidden = hidden or 4 * width
-        self.chunk, self.pace = chunk, pace
+        # A chunk costs the layer's size once, and each position in it as much as the chunk is long.
+        self.chunk, self.pace = chunk or max(128, width // 4), pace
         self.first = nn.Parameter(torch.randn(width, hidden) / width**0.5)
         self.first_bias = nn.Parameter(torch.zeros(hidden))
         self.second = nn.Parameter(torch.zeros(hidden, width))
