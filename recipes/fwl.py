@@ -276,10 +276,10 @@ def shown(value: float, ends: Sequence[float] | None) -> str:
 def plot(domains: dict[str, Any], path: Path) -> None:
     lines = []
     for domain, found in domains.items():
-        for name, label in ((SCHOOLED, "dynamic evaluation"), ("fwl", "fwl")):
+        for name, label in ((SCHOOLED, "DE"), ("fwl", "fwl")):
             thirds = enumerate(found["ways"][name]["over_static_layer_by_third"])
             marks = tuple(chart.Mark(third, 100 * own) for third, own in thirds)
-            lines.append(chart.Series(f"{label}, {domain}", len(lines) + 1, marks))
+            lines.append(chart.Series(f"{label}, {domain.split('_')[0]}", len(lines) + 1, marks))
     values = [mark.y for line in lines for mark in line.marks]
     svg = chart.draw(
         "lines",
