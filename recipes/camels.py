@@ -207,7 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures.plot_kept(kept, args.plots)
     if args.larger or args.model:
         parts["large test"] = carried(ready("large", args), learnt[0], scale, args)
-    equal = {name: figures.equal_kl(rows, LEVELS) for name, rows in parts.items()}
+    # A way that ran at one rate has no curve to read off.
+    curves = {**parts, "small test": [row for row in test if row["way"] in CURVES]}
+    equal = {name: figures.equal_kl(rows, LEVELS) for name, rows in curves.items()}
     for name, rows in parts.items():
         figures.show(f"{name}: answered at equal KL", equal[name])
         figures.plot_curves(rows, args.plots / f"camels-{name.replace(' ', '-')}.svg")
