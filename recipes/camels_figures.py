@@ -138,7 +138,8 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
                     chart.Mark(kl, exact, title=f"{way}, rate {rate:.3g}: {exact:.1f} % at {kl:.2f}")
                 )
         if marks:
-            lines.append(chart.Series(way, colour + 1, tuple(marks)))
+            # The frame leaves room for short names.
+            lines.append(chart.Series(way.removeprefix("CaMeLS, "), colour + 1, tuple(marks)))
     marks = [mark for line in lines for mark in line.marks]
     before = 100 * fmean(row["base"]["exact"] for row in rows)
     svg = chart.draw(
