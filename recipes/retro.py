@@ -2,9 +2,9 @@
 
 RETROfit is trained on text of the kinds the model was trained on, beside a store of that text in which no
 document finds itself; then it reads stores of kinds that neither has ever seen. Beside it stand the
-model alone, the same network with random neighbours and with none, TTT-NN, both together, and kNN-LM.
+model alone, the same network with random neighbours, TTT-NN, both together, and kNN-LM.
 From scratch, a small network is trained twice in the same steps, with neighbours and without. What is
-there already is not done again: the same command goes on, and `--tokens` may grow with a new --work.
+there already is not done again: the same command goes on. Other kinds or sizes want another --work.
 
     python recipes/retro.py --out recipes/retro.json
 """
@@ -34,17 +34,17 @@ from uptake.tensors import read_tensors, write_tensors
 from uptake.text import Document
 from uptake.train import Training, train
 
-# Shares of the training text, all of it of kinds that the shared model was trained on.
-GENERAL = {"news_reuters21578": 0.4, "wikipedia": 0.2, "textbook_us_history": 0.2, "books": 0.2}
+# Kinds of text that the shared model was trained on.
+GENERAL = ("news_reuters21578", "wikipedia", "textbook_us_history", "books")
 CHARACTERS = 3.5  # a token, about
 KNN = ("neighbours=256", "temperature=10", "weight=constant(share=0.4)")  # of reading_from_neighbours.py
 
 
-def some(pile: Path, part: str, tokens: float) -> list[Document]:
-    """Return whole documents of every general domain, so many tokens together, about."""
+def some(pile: Path, kinds: Sequence[str], part: str, tokens: float) -> list[Document]:
+    """Return whole documents of these kinds, as much of each, so many tokens together, about."""
     chosen = []
-    for name, share in GENERAL.items():
-        left = share * tokens * CHARACTERS
+    for name in kinds:
+        left = tokens * CHARACTERS / len(kinds)
         for document in documents(pile / name, part):
             if left <= 0:
                 break
@@ -90,7 +90,8 @@ def trained(
         with torch.autocast("cpu", torch.bfloat16, enabled=arguments.half, cache_enabled=False):
             network, points = train(
                 method, model, made,
-                Training(AdamW(learning_rate=arguments.rate, weight_decay=0.0), save_every=100), checkpoint,
+                Training(AdamW(learning_rate=arguments.rate, weight_decay=0.0), save_every=50,
+                         fade=arguments.fade), checkpoint,
                 lambda point: print(f"  {name}: {point}", flush=True), valid,
             )  # fmt: skip
         method.save(network, model, file)
@@ -146,15 +147,15 @@ def retrofit(model: Causal, stores: dict, texts: dict, general: tuple, arguments
     method, told["training"] = trained("retrofit", method, model, made, valid, arguments)
     parts = [f"weights={method.weights}"]
     rate = [f"learning_rate={arguments.weights_rate}"]
+    # Without neighbours it is the model itself, bit for bit (tests/test_retro_method.py): "against" is that.
     ways = {
         "retro": ("retro", parts), "retro-random": ("retro-random", parts),
-        "retro, none": ("retro", [*parts, "neighbours=0"]),
         "knn-lm": ("knn-lm", KNN), "ttt-nn": ("ttt-nn", rate),
         "ttt-nn and retro": ("weights-and-chunks", [*rate, f"chunks.{parts[0]}"]),
     }  # fmt: skip
     for name, (way, settings) in ways.items():
         for domain, store in stores.items():
-            if name == "knn-lm" and domain not in arguments.domains:
+            if not texts[domain] or (domain not in arguments.domains and "retro" not in way):
                 continue
             key = f"retrofit-{domain}-{name.replace(' ', '-')}"
             rows = measured(arguments, key, model, store, texts[domain], way, settings, arguments.k)
@@ -215,7 +216,7 @@ def report(arguments: Any, domains: dict, domain: str, name: str) -> None:
 
 
 def shown(title: str, domains: dict) -> None:
-    names = list(next(iter(domains.values())))
+    names = list(next(iter(domains.values()), ()))
     table = Table("domain", "bits per byte", *names, title=title, box=None)
     for domain, ways in domains.items():
         cells = [
@@ -231,18 +232,20 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
     parser.add_argument("--work", type=Path, default=Path("build/retro"))
     parser.add_argument("--out", type=Path, default=Path("build/retro.json"))
+    parser.add_argument("--kinds", nargs="+", default=GENERAL, help="domains to train on")
     parser.add_argument("--tokens", type=float, default=1.2e6, help="tokens of training text, about")
     parser.add_argument("--scratch", type=float, default=0.3, help="share of them from scratch")
     parser.add_argument("--chunk", type=int, default=32, help="tokens of a chunk, of text and store")
     parser.add_argument("--windows", type=int, default=1, help="windows of 512 tokens a step")
     parser.add_argument("--neighbours", type=int, default=1, help="a chunk has in training")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the new parts")
+    parser.add_argument("--fade", action="store_true", help="begin slowly, and let the rate fall")
     parser.add_argument("--half", action=argparse.BooleanOptionalAction, default=True, help="bfloat16")
     parser.add_argument("--passages", type=int, default=1000, help="passages of a new domain's store, about")
     parser.add_argument("--test", type=int, default=10, help="test documents a domain")
     parser.add_argument("--weights-rate", default="1e-3", help="TTT-NN's learning rate")
     parser.add_argument("-k", type=int, default=20, help="passages TTT-NN trains on")
-    parser.add_argument("--domains", nargs="+", default=("python_peps", "pmc_ccby"))
+    parser.add_argument("--domains", nargs="*", default=("python_peps", "pmc_ccby"))
     parser.add_argument("--now", action="store_true", help="measure with what an interrupted training left")
     parser.add_argument("--only", choices=("retrofit", "scratch"))
     arguments = parser.parse_args()
@@ -250,10 +253,14 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     model = uptake.load(str(arguments.shared / "models/base-5m"))
     pile = arguments.shared / "data/minipile"
-    text = some(pile, "train", arguments.tokens)
+    text = some(pile, arguments.kinds, "train", arguments.tokens)
     stores = {"seen kinds": store_of(arguments.work / "general.store", text)}
     tests = {
-        "seen kinds": [d for name in GENERAL for d in documents(pile / name, "test", arguments.test // 4)]
+        "seen kinds": [
+            d
+            for name in arguments.kinds
+            for d in documents(pile / name, "test", arguments.test // len(arguments.kinds))
+        ]
     }
     for name in arguments.domains:
         folder = arguments.work / f"{name}-{arguments.passages}"
@@ -263,7 +270,7 @@ def main() -> None:
         store.read_chunks(model.tokenizer, length=arguments.chunk, name="base-5m")
     stores = {name: Datastore.open(store.path) for name, store in stores.items()}
     method = Retro(chunk=arguments.chunk, windows=arguments.windows, neighbours=arguments.neighbours)
-    kept = some(pile, "valid", 6_000)
+    kept = some(pile, arguments.kinds, "valid", 6_000)
     general = tuple(
         episodes(arguments.work / f"{part}.safetensors", method, model, texts, stores["seen kinds"])
         for part, texts in (("train", text), ("valid", kept))
@@ -272,14 +279,15 @@ def main() -> None:
     general = general[0], general[1][:: max(1, len(general[1]) // 8)]
     print(f"  {len(general[0])} steps, {len(general[1])} to validate with", flush=True)
     arguments.told = told = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    told["settings"] = {
+    settings = {
         name: str(value) for name, value in vars(arguments).items()
-        if name not in ("told", "shared", "work", "out", "only", "now")
+        if name not in ("told", "shared", "work", "out", "only", "now", "kinds")
     }  # fmt: skip
     for name, part in (("retrofit", retrofit), ("scratch", from_scratch)):
         if arguments.only in (None, name):
-            part(model, stores, tests, general, arguments, told.setdefault(name, {}))
-            shown(f"{name}: gain in %", told[name]["domains"])
+            own = told.setdefault(f"{name}, {' and '.join(arguments.kinds)}", {"settings": settings})
+            part(model, stores, tests, general, arguments, own)
+            shown(f"{name}: gain in %", own.get("domains", {}))
     arguments.out.write_text(json.dumps(told, indent=1))
 
 
