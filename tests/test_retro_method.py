@@ -225,6 +225,19 @@ def test_neighbours_may_be_missing_anywhere() -> None:
     assert torch.allclose(one, found, atol=1e-10), "what is missing counts for nothing"
 
 
+def test_an_episode_without_any_neighbour_moves_nothing_beside_a_frozen_base() -> None:
+    lm = toys.lm()
+    method = Retro(chunk=4, episode_tokens=20)
+    source: Any = Source([Document("none", "zebra")], chunk=4)
+    material = Material((Document("x", TEXT),), sources=lambda document: source)
+    network, points = train(method, lm, method.episodes(lm, material), Training(AdamW(1e-2), save_every=1))
+    assert all(
+        torch.equal(own, start)
+        for own, start in zip(network.parameters(), method.fresh(lm).parameters(), strict=True)
+    )
+    assert points[-1].loss == pytest.approx(-lm.score([Segment(TEXT)])[0].log_probs.mean().item(), abs=0.3)
+
+
 def test_random_neighbours_depend_on_seed_and_text_alone() -> None:
     lm = toys.lm(dtype=torch.float64)
     method = untrained(lm, draw="random")

@@ -158,6 +158,16 @@ class Retro(Learned[Consults, Episode]):
         nll = -log_probs.gather(-1, ids[:, 1:, None])[..., 0]
         return nll[torch.arange(nll.shape[1], device=lm.device) < lengths[:, None] - 1].mean()
 
+    def gradients(
+        self, network: nn.Module, lm: LM, episode: Episode
+    ) -> tuple[float, Sequence[Tensor | None]]:
+        assert isinstance(network, Network)
+        if network.kind == "frozen" and not (episode.tokens >= 0).any():
+            # Nothing was found for any chunk: no weight that may move has a part in the loss.
+            with torch.no_grad():
+                return self.loss(network, lm, episode).item(), [None for _ in network.parameters()]
+        return super().gradients(network, lm, episode)
+
     def init(self, lm: LM) -> Consults:
         return Consults(base=lm.fingerprint)
 
