@@ -39,7 +39,7 @@ def test_values_of_every_kind() -> None:
         ("passes=1.5", "use a whole number"),
         ("dropout=1", "use true or false"),
         ("order=random", "nearest-first"),
-        ("moves=everything", "use one of all, top, lora"),
+        ("moves=everything", "use one of all, top, named, lora"),
         ("moves=lora(size=3)", "no setting 'size'"),
         ("moves=lora(rank=3", "use one of"),
         ("learning_rat=1", "did you mean 'learning_rate'"),

@@ -103,14 +103,14 @@ class Table:
 
     @property
     def slots(self) -> int:
-        """How many rows were ever written to the pieces it lies in: removing takes none away."""
+        """How many rows were ever written to the pieces it lies in; removing takes away whole pieces alone."""
         return sum(fragment.physical_rows for fragment in self._dataset.get_fragments())
 
     def part(self, first: int, stop: int) -> "Table":
         """Return what is left of the rows that were written as number `first` up to `stop`, to be read.
 
-        Rows that are added or removed later move no other row into another part; joining pieces
-        that have lost many rows may.
+        Rows that are added or removed later move no other row into another part, save where a whole
+        piece goes or pieces that have lost many rows are joined.
         """
         return Table(self._dataset, slice(self._before(first), self._before(stop)), f"rows-{first}-{stop}")
 
