@@ -34,7 +34,6 @@ from uptake.methods.mac import Episode, Mac
 from uptake.readers import read
 from uptake.rules import AdamW
 from uptake.settings import apply
-from uptake.tasks.retune import Retuning
 from uptake.train import Point, Training, train
 
 VALID = 200  # documents of the world that a training on made-up worlds is watched on
@@ -100,21 +99,26 @@ def made_up(method: Mac, args: argparse.Namespace) -> Job:
 
 
 def squad(method: Mac, args: argparse.Namespace) -> Job:
-    texts = islice(read(args.text), 20)
+    texts = islice(read(args.text), camels_squad.UNRELATED)
     other = [replace(text, text=text.text[:1000]) for text in texts]
+    other, unseen = other[: len(other) // 2], other[len(other) // 2 :]
     found = uptake.read_questions(args.squad)
-    made = camels_squad.split(found, args.paragraphs, args.questions, other)
-    form = Retuning(rule=AdamW(3e-4, weight_decay=0.0))
-    lm = common.taught(uptake.load(args.model), made.teaching.questions, (), form, args.work / "large")
+    titles = camels_squad.Split.of(found)
+    part = camels_squad.part
+    teaching, meta = part(found, titles.teaching, other), part(found, titles.meta, other)
+    watched = part(found, titles.valid, unseen, 48)
+    test = part(found, titles.test, unseen, args.documents, args.questions, args.seed)
+    shared = uptake.load(args.model)
+    lm = common.taught(shared, teaching.questions, (), camels_squad.FORM, args.work / "large")
     both = Material(
-        (*made.teaching.documents, *made.meta.documents),
-        (*made.teaching.questions, *made.meta.questions),
-        tuple(map(beginning, made.meta.unrelated)),
+        (*teaching.documents, *meta.documents),
+        (*teaching.questions, *meta.questions),
+        tuple(map(beginning, other)),
     )
-    valid = Material(made.valid.documents, made.valid.questions, made.valid.unrelated[:1])
+    valid = Material(watched.documents, watched.questions, watched.unrelated[:1])
     looks = replace(method, documents=len(valid.documents)).episodes(lm, valid)
     stages = [Stage(method.episodes(lm, both), looks, args.rate, method)]
-    return Job(lm, stages, made.test, told_otherwise(made.test, made.meta))
+    return Job(lm, stages, test, told_otherwise(test, meta))
 
 
 def beginning(text: uptake.Document) -> uptake.Document:
@@ -163,19 +167,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="recipes/mac.json, or mac-squad.json")
     parser.add_argument("--squad", help="dev-v1.1.json, packed or not, in place of made-up worlds")
     parser.add_argument("--text", help="with --squad, unrelated text")
-    parser.add_argument("--paragraphs", type=int, default=8, help="most of an article")
-    parser.add_argument("--questions", type=int, default=3, help="most of a paragraph")
-    parser.add_argument("--passes", type=int, default=10, help="over what is learnt from")
+    parser.add_argument("--documents", type=int, default=64, help="of the test stream from SQuAD")
+    parser.add_argument("--questions", type=int, default=5, help="most of a paragraph")
+    parser.add_argument("--passes", type=int, default=2, help="over what is learnt from")
     parser.add_argument(
         "--worlds",
         type=int,
         nargs=4,
-        default=(40, 80, 100, 30),
+        default=(150, 250, 50, 50),
         help="of each part of training, a step each",
     )
     parser.add_argument("--test", type=int, default=camels.Scale.test, help="documents of the made-up test")
     parser.add_argument("--rate", type=float, default=5e-3)
-    parser.add_argument("--save-every", type=int, default=100, help="steps")
+    parser.add_argument("--save-every", type=int, default=50, help="steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings", nargs="*", default=[], help="of the method, name=value")
     args = parser.parse_args(arguments)
