@@ -103,7 +103,7 @@ class Table:
 
     @property
     def slots(self) -> int:
-        """How many rows were ever written to the pieces it lies in; removing takes away whole pieces alone."""
+        """How many rows were written to the pieces it lies in; removing takes away whole pieces alone."""
         return sum(fragment.physical_rows for fragment in self._dataset.get_fragments())
 
     def part(self, first: int, stop: int) -> "Table":

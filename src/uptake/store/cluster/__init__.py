@@ -2,7 +2,8 @@
 
 A shard is a fixed number of rows of the table, counted as they were written: shard i holds rows
 i * rows up to (i + 1) * rows. Growth makes new shards at the end, removal shrinks some, and no row
-ever moves, so a shard's FAISS base stays good until its own rows have changed by a tenth.
+moves (save where a whole written piece goes), so a shard's FAISS base stays good until its own rows have
+changed by a tenth.
 
 - shard.py: an actor. It answers for one range at any version, with the `VectorIndex` that one
   machine uses: base, newer rows searched exactly, removed rows passed over. It keeps no state that
