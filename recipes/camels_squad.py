@@ -53,6 +53,8 @@ SWEEP: Mapping[str, tuple[float, ...]] = {
     "CaMeLS": (0.24, 0.4, 0.8),
     "CaMeLS, Adam": (1e-4, 3e-4, 1e-3, 3e-3),
     "oracle": (0.018, 0.06, 0.18),
+    "TF-IDF, Adam": (3e-4, 1e-3, 3e-3),
+    "oracle, Adam": (3e-4, 1e-3, 3e-3),
 }
 CURVES = ("uniform", "uniform, Adam")  # whose every rate is told of on the test stream
 
@@ -130,7 +132,9 @@ def subjects(camels: Camels, made: World, rehearsal: World, most: int) -> list[S
             weights = "untrained" if way.endswith("untrained") else camels.weights
             return replace(camels, weights=weights, steps=Finetune(rule=rule, clip=None))
         token_weights = {"salient spans": SalientSpans(), "TF-IDF": TfIdf(0.25), "oracle": Told.by(made)}
-        return Finetune(rule=rule, clip=None, token_weights=token_weights.get(way, Uniform()))
+        return Finetune(
+            rule=rule, clip=None, token_weights=token_weights.get(way.removesuffix(", Adam"), Uniform())
+        )
 
     return [
         Subject(way, rate, method(way, rate), rehearsal.questions[:64] if "re-tune" in way else ())
@@ -175,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=2, help="of six documents, in an episode")
     parser.add_argument("--passes", type=int, default=1, help="over the meta-training paragraphs")
     parser.add_argument("--rate", type=float, default=0.8, help="of the steps meta-training goes through")
+    parser.add_argument("--adam", type=float, help="meta-train through Adam at this rate instead")
+    parser.add_argument("--outer", type=float, default=2e-4, help="learning rate of the meta-training")
     parser.add_argument("--most-rates", type=int, default=9, help="of each way")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", help="these alone, such as uniform CaMeLS")
@@ -235,8 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def trained(args: argparse.Namespace, lm: Causal, meta: World, valid: World, seed: int) -> Camels:
     """Return CaMeLS with weights meta-trained beside the model."""
-    method = Camels(steps=Finetune(rule=SGD(args.rate), clip=None), batches=args.batches)
-    rule = AdamW(2e-4, weight_decay=0.0)
+    inner = AdamW(args.adam, weight_decay=0.0) if args.adam else SGD(args.rate)
+    method = Camels(steps=Finetune(rule=inner, clip=None), batches=args.batches)
+    rule = AdamW(args.outer, weight_decay=0.0)
     training = Training(rule, passes=args.passes, save_every=16, seed=seed)
     materials = [Material(each.documents, each.questions, each.unrelated) for each in (meta, valid)]
     return common.learn(method, lm, *materials, training, args.work)
