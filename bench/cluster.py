@@ -5,7 +5,7 @@ only looks them up. Every side answers the same queries in turns of the same run
 cluster of one shard and of four on this machine. The fan-out's own cost is a search's time less the
 slowest shard's; it is held against a call of the same actors that does nothing.
 
-    OMP_NUM_THREADS=1 python bench/cluster.py --rows 40000 --index flat --out bench/cluster.json
+    OMP_NUM_THREADS=1 python bench/cluster.py --out bench/cluster.json
 """
 
 import argparse
