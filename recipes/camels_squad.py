@@ -233,10 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         told = [run(name, "test", common.ASKING, seed, {*best.items(), *curve}) for seed in range(args.seeds)]
         gaps += compared(f"{name} test", told, best)
         rows += [row for some in told for row in some]
-    kept = [
-        {key: value for key, value in row.items() if key not in ("answers", "right", "at")} for row in rows
-    ]
-    args.out.write_text(json.dumps({"rows": kept, "differences": gaps}, indent=1) + "\n", encoding="utf8")
+    args.out.write_text(
+        json.dumps({"rows": common.kept(rows, "at"), "differences": gaps}, indent=1) + "\n", encoding="utf8"
+    )
 
 
 def trained(args: argparse.Namespace, lm: Causal, meta: World, valid: World, seed: int) -> Camels:

@@ -204,7 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows[1:]:
         gap, interval = differences[row["way"]] = common.difference(rows[0], row)
         print(f"MAC less {row['way']}: NLL {gap:+.4f} a token, 95 % {interval}")
-    kept = [{name: value for name, value in row.items() if name != "answers"} for row in rows]
     settings = {
         name: str(value) for name, value in vars(args).items() if name in ("rate", "seed", "settings")
     }
@@ -213,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "settings": {**settings, "steps": [args.passes * len(stage.learnt) for stage in job.stages]},
         "bytes_a_document": 4 * method.slots * method.width,
         "training": training,
-        "rows": kept,
+        "rows": common.kept(rows),
         "nll_less": differences,
     }
     out = args.out or Path(f"recipes/mac{'-squad' if args.squad else ''}.json")

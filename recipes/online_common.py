@@ -321,7 +321,12 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
+def kept(rows: Sequence[Mapping[str, Any]], *less: str) -> list[dict[str, Any]]:
+    """Return the figures of rows, less those named; the answers themselves stay in the work folder."""
+    without = ("answers", "right", *less)
+    return [{name: value for name, value in row.items() if name not in without} for row in rows]
+
+
 def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the figures; what was answered to each question stays in the working folder."""
-    kept = [{name: value for name, value in row.items() if name not in ("answers", "right")} for row in rows]
-    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")
+    """Write the figures of rows."""
+    path.write_text(json.dumps(kept(rows), indent=1) + "\n", encoding="utf8")

@@ -276,8 +276,7 @@ def test_a_trained_memory_answers_on_keys_it_never_saw() -> None:
     lm, method = trained()
     asked, others = world(KEYS[48:], 7, times=4), world(KEYS[48:], 8, times=4)
     untrained = replace(method, trained=method.fresh(lm))
-    # Another machine's rounding trains another network: between 37 and 57 were right here.
-    assert right(method, lm, asked, asked) >= 32, "of 64, with four answers to choose from"
+    assert right(method, lm, asked, asked) >= 40, "of 64, with four answers to choose from"
     assert right(method, lm, others, asked) <= 24, "told other values for the same keys"
     assert right(untrained, lm, asked, asked) <= 24
 
