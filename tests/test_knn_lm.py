@@ -274,7 +274,7 @@ def test_over_a_store_it_keeps_the_laws_that_need_no_disk(tmp_path):
             save_state(first, tmp_path / "state")
         own = [p.id for p in store.passages(store._table.ids) if p.document == "d2"]
         dropped = method.drop(first, lm, own)
-        view = dropped.view if isinstance(method, KnnLm) else dropped.memory.view
+        view = dropped.view if isinstance(method, KnnLm) else dropped.beside.view
         assert not set(own) & set(view.view.stored.passages["id"][view.passages].tolist())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import toys
 from uptake.causal import Causal
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Mismatch
 from uptake.learned import Material
 from uptake.lm import LM, Segment
 from uptake.method import Context, Evidence
@@ -292,7 +292,7 @@ def test_settings_that_cannot_be_are_refused(settings: Any) -> None:
 def test_a_state_of_another_model_and_a_model_without_layers_are_refused() -> None:
     lm, method = toys.lm(), Mac.example()
     state = taken(method, lm, *TEXTS)
-    with pytest.raises(BadInput, match="load that model"):
+    with pytest.raises(Mismatch, match="load that model"):
         method.on([replace(state, base="other")], lm)
     with pytest.raises(BadInput, match="give its base"):
         method.on([state], lm).layers(ASKED)

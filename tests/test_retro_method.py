@@ -371,7 +371,7 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
     with pytest.raises(BadInput, match="uptake train"):
         Retro().on([Retro().init(lm)], lm)
     (state,) = (Retro.example().init(lm),)
-    with pytest.raises(BadInput, match="load that model"):
+    with pytest.raises(Mismatch, match="load that model"):
         Retro.example().on([state], toys.lm(seed=2))
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Mismatch
 from uptake.lm import LM, Scores, Segment
 from uptake.select import Nearest, Select
 from uptake.text import Found, Passage, Source, stable_hash
@@ -276,6 +276,15 @@ def cpu_seconds(into: list[float]) -> Iterator[None]:
         yield
     finally:
         into.append(time.process_time() - started)
+
+
+def same_base(states: Sequence[State], lm: LM) -> None:
+    """Raise Mismatch unless every state was made for this model."""
+    for state in states:
+        if state.base != lm.fingerprint:
+            raise Mismatch(
+                f"the state was made for model {state.base}, not {lm.fingerprint}: load that model"
+            )
 
 
 def same_length(states: Sequence[State], evidence: Sequence[Evidence]) -> None:

@@ -66,10 +66,8 @@ def compare(
     Every method scores the same bytes. With --json an interrupted run goes on when it is started again.
     """
     # What can be seen to be wrong is said before a file is read or a model loaded.
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if not names:
-        raise BadInput(f"--methods {methods!r}: name at least one, such as ttt-nn")
-    report_file = inputs.output_file("--json", json_path) if json_path != "-" else None
+    names = inputs.methods(methods, "ttt-nn")
+    report_file = inputs.report_file(json_path)
     page_file = inputs.output_file("--html", html)
     with screen.status("starting"):
         from itertools import islice

@@ -29,9 +29,7 @@ def cost(**given: Any) -> None:
 
     The options are those of `uptake compare`. Seconds and memory are this machine's, as busy as it is now.
     """
-    names = [name.strip() for name in given["methods"].split(",") if name.strip()]
-    if not names:
-        raise BadInput(f"--methods {given['methods']!r}: name at least one, such as ttt-nn")
+    names = inputs.methods(given["methods"], "ttt-nn")
     with screen.status("starting"):
         from itertools import islice
 

@@ -38,6 +38,19 @@ def counts(text: str, option: str, of: str = "neighbours") -> list[int]:
     return numbers
 
 
+def methods(text: str, such_as: str) -> list[str]:
+    """Return the names in a list of methods."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise BadInput(f"--methods {text!r}: name at least one, such as {such_as}")
+    return names
+
+
+def report_file(name: str | None) -> Path | None:
+    """Return where --json writes the report to; None for nowhere, or for standard output, "-"."""
+    return None if name == "-" else output_file("--json", name)
+
+
 def output_file(option: str, name: str | None) -> Path | None:
     """Return where to write a file, before hours of work go into what it is to hold; None for none."""
     if name is None:

@@ -112,10 +112,8 @@ def stream(
     Each method reads the whole stream by itself; the base model is asked the same. What a document may
     spend is bounded by --max-tokens, --max-steps and --max-seconds. With --json an interrupted run goes on.
     """
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if not names:
-        raise BadInput(f"--methods {methods!r}: name at least one, such as online")
-    report_file = inputs.output_file("--json", json_path) if json_path != "-" else None
+    names = inputs.methods(methods, "online")
+    report_file = inputs.report_file(json_path)
     page_file = inputs.output_file("--html", html)
     stops = inputs.counts(checkpoints, "--checkpoints", "documents") if checkpoints else []
     with screen.status("starting"):

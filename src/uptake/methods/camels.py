@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.causal import load
+from uptake.composed import Around
 from uptake.delta import Delta
 from uptake.errors import BadInput
 from uptake.learned import Learned, Material
@@ -44,7 +45,7 @@ Episode = tuple[Batch, ...]  # one walk from the base: each batch goes on where 
 
 
 @dataclass(frozen=True)
-class Camels(Learned[Moved, Episode]):
+class Camels(Learned[Moved, Episode], Around[Moved]):
     """Fine-tuning under learnt token weights; the steps it was trained with are the steps it takes.
 
     Training differentiates through the steps on `documents` documents at a time, and begins again
@@ -70,12 +71,8 @@ class Camels(Learned[Moved, Episode]):
             raise BadInput(f"token_weights={self.steps.token_weights}: camels learns its own, leave it out")
 
     @property
-    def sequential(self) -> bool:
-        return self.steps.sequential
-
-    @property
-    def cumulative(self) -> bool:
-        return self.steps.cumulative
+    def within(self) -> Finetune:
+        return self.steps
 
     @classmethod
     def example(cls) -> Self:
@@ -94,12 +91,6 @@ class Camels(Learned[Moved, Episode]):
         donate: bool = False,
     ) -> list[Moved]:
         return self.weighed(self.network(lm)).take(states, lm, evidence, context, donate)
-
-    def on(self, states: Sequence[Moved], lm: LM) -> LM:
-        return self.steps.on(states, lm)
-
-    def follow(self, state: Moved, lm: LM) -> Moved:
-        return self.steps.follow(state, lm)
 
     def weighed(self, network: nn.Module) -> Finetune:
         """Return the fine-tuning whose token weights are the network's."""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from uptake.delta import wide
-from uptake.errors import BadInput, Diverged, Mismatch
+from uptake.errors import BadInput, Diverged
 from uptake.lm import LM, Cache, Scores, Segment, Wrapper
-from uptake.method import Context, Evidence, Method, State, Way, same_length
+from uptake.method import Context, Evidence, Method, State, Way, same_base, same_length
 from uptake.rules import AdamW
 from uptake.select import Nothing
 
@@ -136,11 +136,7 @@ class HiddenStateOptimisation(Method[Remembered]):
         return [self._take(row, state, lm, found, context)[0] for row, (state, found) in rows]
 
     def on(self, states: Sequence[Remembered], lm: LM) -> LM:
-        for state in states:
-            if state.base != lm.fingerprint:
-                raise Mismatch(
-                    f"the state was made for model {state.base}, not {lm.fingerprint}: load that model"
-                )
+        same_base(states, lm)
         return Continued(lm, states)
 
     def read(

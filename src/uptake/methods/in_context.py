@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from uptake.composed import Beside
 from uptake.errors import BadInput
 from uptake.lm import LM
-from uptake.method import Context, Evidence, Method, State, Way, same_length
+from uptake.method import Context, Evidence, State, Way, same_base, same_length
 from uptake.refreshed import Fresh, Refreshed
 from uptake.text import Passage, Source
 from uptake.wrappers import Prefixed
@@ -22,7 +23,7 @@ class Before(State):
 
 
 @dataclass(frozen=True)
-class InContext(Method[Before]):
+class InContext(Beside[Before]):
     """Puts passages before the text, the nearest one next to it, the farthest dropped first.
 
     Room is left for the query's own text and as much again, but at most `own_share` of the window;
@@ -80,12 +81,8 @@ class InContext(Method[Before]):
             )
         return after
 
-    def on(self, states: Sequence[Before], lm: LM) -> LM:
-        for state in states:
-            if state.base != lm.fingerprint:
-                raise BadInput(
-                    f"the state was made for model {state.base}, not {lm.fingerprint}: load that model"
-                )
+    def around(self, states: Sequence[Before], lm: LM, base: LM) -> LM:
+        same_base(states, base)
         if self.refresh is None or all(state.source is None for state in states):
             return Prefixed(lm, [state.tokens for state in states])
         return Refreshed(lm, [self._fresh(state, lm) for state in states], self.refresh)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uptake.composed import Beside
 from uptake.errors import BadInput
 from uptake.keys import Keys
 from uptake.lm import LM
-from uptake.method import Context, Evidence, Method, State, Way, same_length
+from uptake.method import Context, Evidence, State, Way, same_base, same_length
 from uptake.neighbours import Constant, Memory, Mixing, Neighbours, Searched, Weight
 from uptake.select import Everywhere
 from uptake.text import Tokens, stable_hash
@@ -29,7 +30,7 @@ class Remembered(State):
 
 
 @dataclass(frozen=True)
-class KnnLm(Method[Remembered]):
+class KnnLm(Beside[Remembered]):
     """Looks for each place among the tokens of the whole store, or of the passages it is given.
 
     Over the `view` it needs a store whose tokens this model has read (`uptake index tokens`); text
@@ -76,16 +77,9 @@ class KnnLm(Method[Remembered]):
         rows = enumerate(zip(states, evidence, strict=True))
         return [self._take(row, state, keys, read, context) for row, (state, read) in rows]
 
-    def on(self, states: Sequence[Remembered], lm: LM) -> LM:
-        return self.around(states, lm, lm)
-
     def around(self, states: Sequence[Remembered], lm: LM, base: LM) -> LM:
         """Return `lm` with these memories, which `base` has read: it may be `lm` before it was adapted."""
-        for state in states:
-            if state.base != base.fingerprint:
-                raise BadInput(
-                    f"the state was made for model {state.base}, not {base.fingerprint}: load that model"
-                )
+        same_base(states, base)
         return Neighbours(lm, base, [_memory(state) for state in states], self._mixing)
 
     def drop(

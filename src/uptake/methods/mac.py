@@ -18,7 +18,7 @@ from torch.nn import functional
 from uptake.errors import BadInput
 from uptake.learned import UNTRAINED, Learned, Material
 from uptake.lm import LM, Cache, Wrapper
-from uptake.method import Context, Evidence, State, Way, same_length
+from uptake.method import Context, Evidence, State, Way, same_base, same_length
 from uptake.nets.context_memory import ContextMemory, Sizes
 from uptake.select import Nothing
 from uptake.tasks.asking import Asking
@@ -129,11 +129,7 @@ class Mac(Learned[Bank, Episode]):
         return state.after(evidence, context, slots=torch.cat(made), pieces=tuple(pieces))
 
     def on(self, states: Sequence[Bank], lm: LM) -> LM:
-        for state in states:
-            if state.base != lm.fingerprint:
-                raise BadInput(
-                    f"the state was made for model {state.base}, not {lm.fingerprint}: load that model"
-                )
+        same_base(states, lm)
         network = self.network(lm)
         return Routed(
             [

@@ -15,12 +15,13 @@ from typing import ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from uptake.composed import Beside
 from uptake.consulted import Consultable, Consulting, Neighbours, held
 from uptake.delta import wide
 from uptake.errors import BadInput
 from uptake.learned import UNTRAINED, Learned, Material
 from uptake.lm import LM
-from uptake.method import Context, Evidence, State, Way, same_length
+from uptake.method import Context, Evidence, State, Way, same_base, same_length
 from uptake.moves import blocks
 from uptake.nets.retro import Retro as Parts
 from uptake.nets.retro import Sizes
@@ -49,7 +50,7 @@ class Episode(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Retro(Learned[Consults, Episode]):
+class Retro(Learned[Consults, Episode], Beside[Consults]):
     """Reads `neighbours` chunks of a store, or of the passages it is given, for every chunk of the text.
 
     With 0 neighbours it is the model without retrieval; `draw=random` reads chunks drawn at random, the
@@ -192,20 +193,13 @@ class Retro(Learned[Consults, Episode]):
             after.append(state)
         return after
 
-    def on(self, states: Sequence[Consults], lm: LM) -> LM:
-        return self.around(states, self.under(lm), lm)
-
     def under(self, lm: LM) -> LM:
         """Return the LM that the new parts stand in: `lm`, with the base as it was trained along."""
         return self._network(lm).under(lm)
 
     def around(self, states: Sequence[Consults], lm: LM, base: LM) -> LM:
         """Return `lm`, `under(base)` or what became of it, with the new parts in it that consult."""
-        for state in states:
-            if state.base != base.fingerprint:
-                raise BadInput(
-                    f"the state was made for model {state.base}, not {base.fingerprint}: load that model"
-                )
+        same_base(states, base)
         network = self._network(base)
         consulted = [self._consulted(state, base, network) for state in states]
         if lm.rows is None and all(consulted):

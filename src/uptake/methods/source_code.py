@@ -11,6 +11,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from uptake.composed import Around
 from uptake.delta import Delta
 from uptake.errors import BadInput
 from uptake.learned import UNTRAINED, Learned, Material
@@ -46,7 +47,7 @@ class Episode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceCode(Learned[Moved, Episode]):
+class SourceCode(Learned[Moved, Episode], Around[Moved]):
     """`inner` adapts, 16 steps a hole as published; `weights` is where it sets out from.
 
     `outer` says how that start is trained, on holes made as `making` says. Nothing read, nothing
@@ -65,8 +66,8 @@ class SourceCode(Learned[Moved, Episode]):
             raise BadInput(f"outer {self.outer!r}: use fomaml or reptile")
 
     @property
-    def cumulative(self) -> bool:
-        return self.inner.cumulative
+    def within(self) -> Finetune:
+        return self.inner
 
     @classmethod
     def example(cls) -> Self:
@@ -114,9 +115,6 @@ class SourceCode(Learned[Moved, Episode]):
         ends = [opened.parameters[name] for name in names]
         return loss.item(), torch.autograd.grad(loss, ends, allow_unused=True)
 
-    def init(self, lm: LM) -> Moved:
-        return self.inner.init(lm)
-
     def take(
         self,
         states: Sequence[Moved],
@@ -135,9 +133,6 @@ class SourceCode(Learned[Moved, Episode]):
             state if after is before else after
             for state, before, after in zip(states, begun, ended, strict=True)
         ]
-
-    def on(self, states: Sequence[Moved], lm: LM) -> LM:
-        return self.inner.on(states, lm)
 
     def _adapted(self, network: nn.Module, lm: LM, episode: Episode) -> Delta:
         begun = replace(self.inner.init(lm), delta=_delta(network, lm))

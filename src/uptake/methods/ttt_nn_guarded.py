@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from uptake.composed import Around
 from uptake.errors import BadInput
 from uptake.lm import LM
-from uptake.method import Context, Evidence, Method, Way
+from uptake.method import Way
 from uptake.methods.finetune import Finetune, Moved
 from uptake.wrappers import Bayes
 
 
 @dataclass(frozen=True)
-class Guarded(Method[Moved]):
+class Guarded(Around[Moved]):
     """The base and the adapted model as one mixture, whose weights follow the tokens scored.
 
     With prior p on the adapted model a text costs at most log2(1 / (1 - p)) bits more than under
@@ -27,35 +28,15 @@ class Guarded(Method[Moved]):
             raise BadInput(f"prior {self.prior}: use a probability between 0 and 1")
 
     @property
-    def sequential(self) -> bool:
-        return self.inner.sequential
-
-    @property
-    def cumulative(self) -> bool:
-        return self.inner.cumulative
+    def within(self) -> Finetune:
+        return self.inner
 
     @classmethod
     def example(cls) -> Self:
         return cls(Finetune.example())
 
-    def init(self, lm: LM) -> Moved:
-        return self.inner.init(lm)
-
-    def take(
-        self,
-        states: Sequence[Moved],
-        lm: LM,
-        evidence: Sequence[Evidence],
-        context: Context,
-        donate: bool = False,
-    ) -> list[Moved]:
-        return self.inner.take(states, lm, evidence, context, donate)
-
     def on(self, states: Sequence[Moved], lm: LM) -> LM:
         return Bayes(lm, self.inner.on(states, lm), self.prior)
-
-    def follow(self, state: Moved, lm: LM) -> Moved:
-        return self.inner.follow(state, lm)
 
 
 way = Way(Guarded())
