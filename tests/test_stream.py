@@ -255,7 +255,7 @@ def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
     assert back == replace(results, header=back.header)
     assert report.summary(back) == report.summary(results)
     (tmp_path / "r.json").write_text("{}")
-    with pytest.raises(BadInput, match="no report of a stream"):
+    with pytest.raises(BadInput, match="not a report of a stream"):
         report.read_json(tmp_path / "r.json")
 
 

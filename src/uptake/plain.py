@@ -5,6 +5,7 @@ JSON has no infinity, so such a float becomes the text that `float` reads back.
 
 import dataclasses
 import functools
+import json
 import math
 import numbers
 import os
@@ -14,7 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Missing
+
+ReportT = typing.TypeVar("ReportT")
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -56,6 +59,22 @@ def plain(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return str(value)
+
+
+def read_report(kind: type[ReportT], path: str | Path, form: str, what: str) -> ReportT:
+    """Return the report in a file, whose fields lie beside those of its header, as `kind`.
+
+    `form` is the format it names, `what` how people call it. Raises Missing and BadInput.
+    """
+    try:
+        data = json.loads(Path(path).read_bytes())
+        if not isinstance(data, dict) or data.get("format") != form:
+            raise ValueError(f'it has no "format": "{form}"')
+        return typing.cast(ReportT, typed(kind, {**data, "header": data}, "report"))
+    except OSError as error:
+        raise Missing(f"cannot read {path}: {error.strerror}; give a file that --json wrote") from None
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise BadInput(f"{path} is not {what}: {error}; give a file that --json wrote") from None
 
 
 def typed(kind: Any, value: Any, place: str) -> Any:

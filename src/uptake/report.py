@@ -6,7 +6,6 @@ The summary is the one place where rows become figures; the file, the table and 
 import dataclasses
 import json
 import math
-import typing
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,9 +13,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from uptake import metrics
-from uptake.errors import BadInput, Missing
 from uptake.overlap import overlap_bin
-from uptake.plain import plain, typed, write_whole
+from uptake.plain import plain, read_report, write_whole
 from uptake.results import Results, Row
 
 if TYPE_CHECKING:
@@ -158,15 +156,7 @@ def read_json(path: str | Path) -> Results:
 
     Settings come back as plain data: lists as tuples, objects as their text.
     """
-    try:
-        data = json.loads(Path(path).read_bytes())
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f'it has no "format": "{FORMAT}"')
-        return typing.cast(Results, typed(Results, {**data, "header": data}, "report"))
-    except OSError as error:
-        raise Missing(f"cannot read {path}: {error.strerror}; give a file that --json wrote") from None
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise BadInput(f"{path} is not an Uptake report: {error}; give a file that --json wrote") from None
+    return read_report(Results, path, FORMAT, "an Uptake report")
 
 
 # What the table and the page both say, in words.

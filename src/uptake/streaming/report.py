@@ -8,11 +8,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from uptake import metrics
-from uptake.errors import BadInput, Missing
-from uptake.plain import plain, typed, write_whole
+from uptake.plain import plain, read_report, write_whole
 from uptake.report import many, number, percent
 from uptake.streaming.results import Answered, StreamResults
 
@@ -161,15 +160,7 @@ def write_json(results: StreamResults, path: str | Path) -> None:
 
 def read_json(path: str | Path) -> StreamResults:
     """Return the results that `write_json` wrote to `path`, exactly. Raises Missing and BadInput."""
-    try:
-        data = json.loads(Path(path).read_bytes())
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f'it has no "format": "{FORMAT}"')
-        return cast(StreamResults, typed(StreamResults, {**data, "header": data}, "report"))
-    except OSError as error:
-        raise Missing(f"cannot read {path}: {error.strerror}; give a file that --json wrote") from None
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise BadInput(f"{path} is no report of a stream: {error}; give a file that --json wrote") from None
+    return read_report(StreamResults, path, FORMAT, "a report of a stream")
 
 
 def lines(figures: dict[str, Any]) -> list[dict[str, str]]:
