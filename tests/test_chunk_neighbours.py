@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from test_chunk_view import LENGTH, Counting, document, made
 from uptake.chunks.cutting import cut
+from uptake.chunks.view import BoundChunks
 from uptake.errors import BadInput, Busy, Damaged, Mismatch
 from uptake.store import Datastore, chunk_neighbours
-from uptake.store.chunk_neighbours import Neighbours, find_neighbours, queries_of
+from uptake.store.chunk_neighbours import Neighbours, Remembered, find_neighbours, queries_of
 from uptake.store.files import Lease
 from uptake.text import stable_hash
 
@@ -117,3 +119,55 @@ def test_a_corpus_of_nothing_long_enough_has_no_neighbours(store, tmp_path):
     find_neighbours(tmp_path / "n", corpus([short]), chunks_for(store), 2)
     kept = Neighbours.read(tmp_path / "n", chunks_for(store)(short).fingerprint)
     assert kept.of("short", []).shape == (0, 2)
+
+
+def test_a_search_is_made_once_and_never_again_by_whoever_asks(store, tmp_path, monkeypatch):
+    fingerprint = Counting().fingerprint
+    searched = []
+    search = BoundChunks.search
+
+    def listening(self, queries, k):
+        searched.append(list(queries))
+        return search(self, queries, k)
+
+    monkeypatch.setattr(BoundChunks, "search", listening)
+    source = store.source("x", document_id="0")
+
+    def ask(name, kept, queries, k=2):
+        return (
+            source.remembering(lambda chunks: kept.chunks(name, chunks))
+            .chunks(fingerprint)
+            .search(queries, k)
+        )
+
+    (_, one), (_, two) = corpus()[:2]
+    with Remembered(tmp_path / "n") as kept:
+        first = ask("d", kept, one)
+        assert ask("d", kept, one).tolist() == first.tolist() and searched == [one]
+        with pytest.raises(Busy), Remembered(tmp_path / "n"):
+            pass
+        there = source.remembering(lambda chunks: kept.chunks("d", chunks)).chunks(fingerprint)
+        bare = source.chunks(fingerprint)
+        assert (there.length, there.fingerprint) == (bare.length, bare.fingerprint)
+        assert all(map(torch.equal, there.tokens(first), bare.tokens(first)))
+        seeds = (np.random.default_rng(0) for _ in range(2))
+        assert torch.equal(there.sample(3, 2, next(seeds)), bare.sample(3, 2, next(seeds)))
+        assert there.without([]).search(one, 2).tolist() == first.tolist()
+    searched.clear()
+    with pytest.raises(KeyboardInterrupt), Remembered(tmp_path / "n") as kept:
+        assert ask("d", kept, one).tolist() == first.tolist() and not searched
+        ask("e", kept, one)
+        ask("d", kept, two)
+        assert searched == [one, two], "another document, other queries"
+        raise KeyboardInterrupt
+    searched.clear()
+    with Remembered(tmp_path / "n") as kept:
+        ask("d", kept, one)
+        ask("e", kept, one)
+        assert searched == [one], "what was not yet written down is looked for again"
+        with pytest.raises(Mismatch, match="holds 2 neighbours each, not 3"):
+            ask("d", kept, one, 3)
+    Datastore.open(store.path).remove(["5"])
+    source = Datastore.open(store.path).source("x")
+    with Remembered(tmp_path / "n") as kept, pytest.raises(Mismatch, match="the store has changed"):
+        ask("d", kept, one)

@@ -8,7 +8,9 @@ import torch
 from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixture, write_lines
 from test_train import LearnedMemory
 from uptake import methods
+from uptake.chunks.view import BoundChunks
 from uptake.method import Way
+from uptake.methods.retro import Retro
 from uptake.tensors import read_tensors
 
 __all__ = ["made_fixture", "run_fixture", "world_fixture"]
@@ -96,3 +98,73 @@ def test_retro_is_trained_beside_a_store_and_read_with_it(run: Run, world: World
     assert (
         run("generate", *model, *store, "--method", "retro", "--set", f"weights={out}", "the pump").code == 0
     )
+
+
+def test_retro_finds_neighbours_once_however_often_it_is_interrupted(
+    run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ("-m", world.model)
+    assert run("index", "chunks", world.dense, *model, "--length", 16).code == 0
+    command = ["train", "retro", *model, "-s", world.dense, "--documents", world.corpus, "--limit", 4,
+               "--set", "chunk=16", "--set", "episode_tokens=64", "--save-every", 2]  # fmt: skip
+    whole, halted = tmp_path / "whole", tmp_path / "halted"
+    assert run(*command, "--out", whole).code == 0
+    assert not list(tmp_path.glob("whole.*"))
+    searches, steps, search, gradients = [], [], BoundChunks.search, Retro.gradients
+
+    def searching(self: BoundChunks, *arguments: object) -> object:
+        searches.append(1)
+        return search(self, *arguments)  # type: ignore[arg-type]
+
+    def stop(self: Retro, *arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return gradients(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BoundChunks, "search", searching)
+    monkeypatch.setattr(Retro, "gradients", stop)
+    assert run(*command, "--out", halted).code == 130 and searches
+    searches.clear()
+    assert run(*command, "--out", halted).code == 0 and not searches
+    one, other = (read_tensors(path, "network")[1] for path in (whole, halted))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not list(tmp_path.glob("halted.*"))
+    # Begun anew it looks again.
+    steps.clear()
+    assert run(*command, "--out", halted).code == 130
+    steps.extend([1] * 9)
+    searches.clear()
+    assert run(*command, "--out", halted, "--fresh").code == 0 and searches
+
+
+def test_retro_goes_on_from_a_network_to_answer_questions(run: Run, world: World, tmp_path: Path) -> None:
+    model, first, second = ("-m", world.model), tmp_path / "first", tmp_path / "second"
+    assert run("index", "chunks", world.dense, *model, "--length", 16).code == 0
+    shape = ("-s", world.dense, "--set", "chunk=16", "--set", "episode_tokens=100", "--save-every", 1)
+    ran = run("train", "retro", *model, *shape, "--documents", world.corpus, "--limit", 2, "--out", first)
+    assert ran.code == 0, ran.err
+    asked = write_lines(
+        tmp_path / "q.jsonl",
+        *(
+            {"question": f"What is {topic} number 1?", "answers": ["a part"], "document": "d"}
+            for topic in "ab"
+        ),
+    )
+    command = ("train", "retro", *model, "--questions", asked, "--out", second, "--json")
+    started = run(*command, *shape, "--start", first, "--valid-questions", asked)
+    assert started.code == 0, started.err
+    fresh = run(*command, *shape, "--valid-questions", asked)
+    assert started.json["course"][0]["valid"] != fresh.json["course"][0]["valid"], "one began elsewhere"
+    for wrong, said in (
+        ((*shape, "--set", "heads=1", "--start", first), "another shape"),
+        ((*shape, "--start", tmp_path / "none"), "none"),
+        ((*shape[2:],), "name one with --store"),
+    ):
+        refused(run(*command, *wrong), said)
+    stream = write_lines(tmp_path / "d.jsonl", {"id": "d", "text": "The pump number 1 is a part."})
+    answered = run("stream", *model, "--documents", stream, "--questions", asked, "--method", "retro",
+                   "--set", f"weights={second}", "--align", 16, "--json", "-")  # fmt: skip
+    assert answered.code == 0, answered.err
+    assert answered.json["protocol"]["align"] == 16
+    refused(run("stream", *model, "--documents", stream, "--questions", asked, "--align", 0), "--align")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uptake.delta import fingerprint
 from uptake.errors import BadInput, Diverged, Mismatch
 from uptake.learned import Learned
 from uptake.lm import LM
@@ -84,16 +85,18 @@ def train(
     It begins where `start`, a network of an earlier training, stands: easy episodes first, then hard
     ones. With `valid` episodes it is the network at its best on them, the first one included. With
     `checkpoint` an earlier call that was interrupted is gone on with. Raises Mismatch where that file
-    belongs to another training, BadInput where there is no episode, Diverged where a loss is not
-    finite: the checkpoint then holds the last good state.
+    belongs to another training, BadInput where there is no episode or `start` has another shape, Diverged
+    where a loss is not finite: the checkpoint then holds the last good state.
     """
     training = training or Training()
     if not episodes:
         raise BadInput("no episodes to train on: give at least one")
-    key = f"{stable_hash(repr((plain(describe(method)), plain(training), len(episodes), len(valid)))):016x}"
+    told = [plain(describe(method)), plain(training), len(episodes), len(valid)]
     state = _Progress(method.fresh(lm, training.seed), {}, [], {})
     if start is not None:
-        state.network.load_state_dict(start.state_dict())
+        _begin(state.network, start)
+        told.append(fingerprint(start))
+    key = f"{stable_hash(repr(tuple(told))):016x}"
     if checkpoint is not None and checkpoint.exists():
         _load(checkpoint, state, lm, key)
     total = training.passes * len(episodes)
@@ -113,6 +116,15 @@ def train(
     if state.best:
         state.network.load_state_dict(state.best)
     return state.network.requires_grad_(False).eval(), state.points
+
+
+def _begin(network: nn.Module, start: nn.Module) -> None:
+    try:
+        network.load_state_dict(start.state_dict())
+    except RuntimeError as error:
+        raise BadInput(
+            "the network to start from has another shape: give the settings it was trained with"
+        ) from error
 
 
 def _stretch(

@@ -67,6 +67,12 @@ Likelihood = Annotated[
 AnswerTokens = Annotated[
     int, options.option(QUESTIONS, "N", "Most tokens of what the model says.", "--answer-tokens", least=0)
 ]
+Align = Annotated[
+    int,
+    options.option(
+        QUESTIONS, "N", "Let every question end where a chunk of N tokens ends; RETRO's chunk.", least=1
+    ),
+]
 Chunk = Annotated[
     int | None,
     options.option(QUESTIONS, "N", "Cut documents into passages of so many characters.", "--chunk", least=16),
@@ -94,6 +100,7 @@ def stream(
     template: Template = r"Question: {question}\nAnswer:",
     likelihood: Likelihood = "first",
     answer_tokens: AnswerTokens = 16,
+    align: Align = 1,
     chunk: Chunk = None,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
@@ -129,7 +136,7 @@ def stream(
     api.ways(names, settings or ())
     asking = Asking(
         template.replace(r"\n", "\n"), inputs.one_of("--likelihood", likelihood, ["first", "best"]),  # type: ignore[arg-type]
-        answer_tokens, batch,
+        answer_tokens, batch, align,
     )  # fmt: skip
     causal.check(device, dtype)
     inputs.set_threads(threads)

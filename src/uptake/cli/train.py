@@ -1,6 +1,8 @@
 """`uptake train`: the network of a learned method, trained on documents and questions."""
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -10,9 +12,12 @@ import typer
 
 from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
+from uptake.text import stable_hash
 
 if TYPE_CHECKING:
     from uptake.learned import Material
+    from uptake.store.chunk_neighbours import Remembered
+    from uptake.store.datastore import Datastore
     from uptake.text import Document, Source
     from uptake.train import Point
 
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = options.examples(
     "uptake train dynamic-evaluation -m gpt2 --documents train.jsonl --out statistics.safetensors",
     "uptake train retro -m gpt2 --documents train.jsonl --store train.store --out retro.safetensors",
+    "uptake train retro -m gpt2 --questions asked.jsonl --store facts.store --out answers.safetensors",
     "uptake train camels -m gpt2 --documents news.jsonl --questions asked.jsonl --out camels.safetensors",
 )
 TRAINING = "Training"
@@ -44,10 +50,14 @@ def train(
         options.option(
             options.MAIN,
             "DIR",
-            "Datastore in which documents find neighbours, never themselves.",
+            "Datastore in which documents find neighbours, never themselves, and questions their answers.",
             "--store",
             "-s",
         ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        options.option(TRAINING, "FILE", "Network to begin from, trained with the same settings.", "--start"),
     ] = None,
     valid_documents: Annotated[
         Files, options.option(TRAINING, "FILE", "Documents that say which network is the best.")
@@ -78,8 +88,8 @@ def train(
 ) -> None:
     """Train a method's network beside a base model, and keep it where it does best on validation text.
 
-    An interrupted training goes on from OUT.training when the same command is given again. Use the
-    network with --set weights=FILE.
+    An interrupted training goes on from OUT.training, with the neighbours kept in OUT.neighbours, when the
+    same command is given again. Use the network with --set weights=FILE.
     """
     file = inputs.output_file("--out", out)
     with screen.status("starting"):
@@ -88,6 +98,7 @@ def train(
         from uptake.learned import Learned
         from uptake.rules import AdamW
         from uptake.settings import apply
+        from uptake.store.chunk_neighbours import Remembered
     found = methods.find(method).method
     if not isinstance(found, Learned):
         learned = [name for name in methods.names() if isinstance(methods.find(name).method, Learned)]
@@ -95,19 +106,24 @@ def train(
     learner: Learned[Any, Any] = apply(found, *(settings or ()))
     causal.check(device, dtype)
     inputs.set_threads(threads)
-    sources = None if store is None else _sources(store, threads)
-    material = _material(documents, questions, unrelated, limit, sources)
-    shown = _material(valid_documents, valid_questions, unrelated, limit, sources)
-    with screen.status("loading the model"):
-        loaded = causal.load(model, device, dtype)
-    with screen.status("making episodes"):
-        episodes = learner.episodes(loaded, material)
-        valid = learner.episodes(loaded, shown) if shown.documents or shown.questions else ()
     if file is None:
         raise BadInput("--out: name a file for the network")
-    checkpoint = file.with_name(file.name + ".training")
+    checkpoint, neighbours = (file.with_name(file.name + end) for end in (".training", ".neighbours"))
     if fresh:
-        checkpoint.unlink(missing_ok=True)
+        _forget(checkpoint, neighbours)
+    with contextlib.ExitStack() as closing:
+        sources = None
+        if store is not None:
+            opened = inputs.open_store(store, threads=threads)
+            sources = _sources(opened, closing.enter_context(Remembered(neighbours)))
+        material = _material(documents, questions, unrelated, limit, sources)
+        shown = _material(valid_documents, valid_questions, unrelated, limit, sources)
+        with screen.status("loading the model"):
+            loaded = causal.load(model, device, dtype)
+            begun = None if start is None else learner.load(Path(start), loaded)
+        with screen.status("making episodes"):
+            episodes = learner.episodes(loaded, material)
+            valid = learner.episodes(loaded, shown) if shown.documents or shown.questions else ()
     training = outer.Training(
         rule=AdamW(learning_rate=learning_rate, weight_decay=0.0),
         passes=passes,
@@ -125,20 +141,27 @@ def train(
             checkpoint,
             lambda point: update(point.step, point.total, _words(point)),
             valid,
+            begun,
         )
     learner.save(network, loaded, file)
-    checkpoint.unlink(missing_ok=True)
+    _forget(checkpoint, neighbours)
     _show(points, file, as_json)
 
 
-def _sources(store: str, threads: int | None) -> "Sources":
-    opened = inputs.open_store(store, threads=threads)
-
+def _sources(store: "Datastore", kept: "Remembered") -> "Sources":
     def source(document: "Document") -> "Source":
         # Nothing is searched for yet: whoever trains asks with parts of the document.
-        return opened.source("", document_id=document.id, group=document.group, whole_text=document.text)
+        found = store.source("", document_id=document.id, group=document.group, whole_text=document.text)
+        # The same text of the same name: what it may read, and so what it finds, is the same.
+        name = f"{document.id} {stable_hash(document.group, document.text)}"
+        return found.remembering(lambda chunks: kept.chunks(name, chunks))
 
     return source
+
+
+def _forget(checkpoint: Path, neighbours: Path) -> None:
+    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(neighbours, ignore_errors=True)
 
 
 def _material(

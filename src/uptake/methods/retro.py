@@ -8,7 +8,7 @@ weights stay as they are; from scratch, everything is trained together.
 import dataclasses
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Self
 
@@ -27,7 +27,8 @@ from uptake.nets.retro import Retro as Parts
 from uptake.nets.retro import Sizes
 from uptake.retrofitted import Network, module_of
 from uptake.select import Everywhere
-from uptake.text import Chunks
+from uptake.tasks.asking import Asking
+from uptake.text import Chunks, Document
 from uptake.wrappers import Routed
 
 
@@ -49,8 +50,18 @@ class Episode(NamedTuple):
     tokens: Tensor
 
 
+class Answering(NamedTuple):
+    """Questions with their answers, and how many tokens of each come before its answer, [batch]."""
+
+    windows: Episode
+    asked: Tensor
+
+
+Found = tuple[list[int], Tensor, int]  # tokens, their neighbours, and how many are not learnt
+
+
 @dataclass(frozen=True)
-class Retro(Learned[Consults, Episode], Beside[Consults]):
+class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
     """Reads `neighbours` chunks of a store, or of the passages it is given, for every chunk of the text.
 
     With 0 neighbours it is the model without retrieval; `draw=random` reads chunks drawn at random, the
@@ -59,7 +70,8 @@ class Retro(Learned[Consults, Episode], Beside[Consults]):
     from the middle on, every quarter of the depth, if none), and what becomes of the `base`: frozen
     (RETROfit), trained along, or made anew and trained (RETRO from scratch). An episode is `windows`
     windows of `episode_tokens`; `spread` is the size of the new parts' outputs before training, where 0
-    leaves the model as it is.
+    leaves the model as it is. Given questions it learns their answers alone, each beside what is found
+    with its question, which ends where a chunk ends (section 4.3; ask so too, `Asking.align`).
     """
 
     choices: ClassVar[tuple[tuple[str, ...], ...]] = (("neighbours=1", "neighbours=4", "neighbours=10"),)
@@ -117,32 +129,52 @@ class Retro(Learned[Consults, Episode], Beside[Consults]):
         model, embedding, layers, *rest = json.loads(about["sizes"])
         return self._made(lm, Sizes(model, embedding, tuple(layers), *rest), about["base"])
 
-    def episodes(self, lm: LM, material: Material) -> list[Episode]:
+    def episodes(self, lm: LM, material: Material) -> list[Episode | Answering]:
         """Return episodes of windows of like length, each with its neighbours found.
 
-        Raises BadInput without a store to find them in, unless there are to be 0.
+        Where there are questions, of them alone. Raises BadInput without a store to find neighbours in,
+        unless there are to be 0.
         """
         if self.neighbours and material.sources is None:
             raise BadInput("RETRO is trained with neighbours and there is no store: name one with --store")
         if not self.neighbours and self.base == "frozen":
             raise BadInput("neighbours 0 beside a frozen base leaves nothing to train: set base=trained")
-        found: list[tuple[list[int], Tensor]] = []
+        found = list((self._asked if material.questions else self._read)(lm, material))
+        if not found:
+            raise BadInput(f"no document of more than {self.chunk} tokens: give longer ones to train on")
+        random.Random(0).shuffle(found)
+        found.sort(key=lambda each: len(each[0]))
+        parts = [found[at : at + self.windows] for at in range(0, len(found), self.windows)]
+        return [_answering(part) if material.questions else _episode(part) for part in parts]
+
+    def _read(self, lm: LM, material: Material) -> Iterator[Found]:
+        """Yield the windows of the documents."""
         step = min(self.episode_tokens, lm.window)
         for document in material.documents:
             ids = [lm.tokenizer.opening, *lm.tokenizer.encode(document.text)[0]]
             # One token of overlap: each is predicted once. Less than a chunk has no neighbours.
             pieces = [ids[at : at + step + 1] for at in range(0, len(ids) - 1, step)]
             pieces = [piece for piece in pieces if len(piece) > self.chunk]
-            if pieces:
-                source = material.sources(document) if material.sources else None
-                chunks = source.chunks(lm.tokenizer.fingerprint) if source and self.neighbours else None
-                neighbours = self._searched(lm, chunks, 0)
-                found += [(piece, self._found(piece, neighbours)) for piece in pieces]
-        if not found:
-            raise BadInput(f"no document of more than {self.chunk} tokens: give longer ones to train on")
-        random.Random(0).shuffle(found)
-        found.sort(key=lambda pair: len(pair[0]))
-        return [_episode(found[at : at + self.windows]) for at in range(0, len(found), self.windows)]
+            neighbours = self._neighbours(lm, material, document) if pieces else None
+            yield from ((piece, self._found(piece, neighbours), 1) for piece in pieces)
+
+    def _asked(self, lm: LM, material: Material) -> Iterator[Found]:
+        """Yield the questions, each with its first answer; what is found may be the text that answers it."""
+        asking, most = Asking(align=self.chunk), min(self.episode_tokens, lm.window) + 1
+        for question in material.questions:
+            prompt = [lm.tokenizer.opening, *lm.tokenizer.encode(asking.placed(question, lm.tokenizer))[0]]
+            answer = lm.tokenizer.encode(asking.learnt(question.answers[0]))[0]
+            # A question that is too long loses its first chunks.
+            over = -(-max(0, len(prompt) + len(answer) - most) // self.chunk)
+            prompt = prompt[min(over, len(prompt) // self.chunk - 1) * self.chunk :]
+            piece = [*prompt, *answer][:most]
+            neighbours = self._neighbours(lm, material, Document("", question.text))
+            yield piece, self._found(piece, neighbours), len(prompt)
+
+    def _neighbours(self, lm: LM, material: Material, document: Document) -> Neighbours | None:
+        if material.sources is None or not self.neighbours:
+            return None
+        return self._searched(lm, material.sources(document).chunks(lm.tokenizer.fingerprint), 0)
 
     def _found(self, piece: Sequence[int], neighbours: Neighbours | None) -> Tensor:
         """Return the tokens of the neighbours of every chunk that some place attends to, -1 for none."""
@@ -152,18 +184,21 @@ class Retro(Learned[Consults, Episode], Beside[Consults]):
         tokens, seen = neighbours.of([piece[at * self.chunk :][: self.chunk] for at in range(count)])
         return tokens.masked_fill(~seen, -1).int()
 
-    def loss(self, network: nn.Module, lm: LM, episode: Episode) -> Tensor:
+    def loss(self, network: nn.Module, lm: LM, episode: Episode | Answering) -> Tensor:
         assert isinstance(network, Network)
-        ids, lengths, tokens = (each.to(lm.device) for each in episode)
+        windows, asked = _parts(episode)
+        ids, lengths, tokens = (each.to(lm.device) for each in windows)
         log_probs, _ = network.fitted.step(ids[:, :-1], tokens.clamp(min=0).long(), tokens >= 0)
         nll = -log_probs.gather(-1, ids[:, 1:, None])[..., 0]
-        return nll[torch.arange(nll.shape[1], device=lm.device) < lengths[:, None] - 1].mean()
+        places = torch.arange(nll.shape[1], device=lm.device)
+        learnt = (places >= asked.to(lm.device)[:, None] - 1) & (places < lengths[:, None] - 1)
+        return nll[learnt].mean()
 
     def gradients(
-        self, network: nn.Module, lm: LM, episode: Episode
+        self, network: nn.Module, lm: LM, episode: Episode | Answering
     ) -> tuple[float, Sequence[Tensor | None]]:
         assert isinstance(network, Network)
-        if network.kind == "frozen" and not (episode.tokens >= 0).any():
+        if network.kind == "frozen" and not (_parts(episode)[0].tokens >= 0).any():
             # Nothing was found for any chunk: no weight that may move has a part in the loss.
             with torch.no_grad():
                 return self.loss(network, lm, episode).item(), [None for _ in network.parameters()]
@@ -244,12 +279,23 @@ class Retro(Learned[Consults, Episode], Beside[Consults]):
         return tuple(sorted({int(part) for part in parts}))
 
 
-def _episode(windows: Sequence[tuple[list[int], Tensor]]) -> Episode:
-    lengths = torch.tensor([len(ids) for ids, _ in windows])
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, _ in windows], batch_first=True)
+def _episode(windows: Sequence[Found]) -> Episode:
+    lengths = torch.tensor([len(ids) for ids, *_ in windows])
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, *_ in windows], batch_first=True)
     # A shorter window has neighbours for its own chunks alone; the places of others read nothing.
-    tokens = nn.utils.rnn.pad_sequence([each for _, each in windows], batch_first=True, padding_value=-1)
-    return Episode(ids, lengths, tokens)
+    found = [tokens for _, tokens, _ in windows]
+    return Episode(ids, lengths, nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1))
+
+
+def _answering(windows: Sequence[Found]) -> Answering:
+    return Answering(_episode(windows), torch.tensor([asked for *_, asked in windows]))
+
+
+def _parts(episode: Episode | Answering) -> Answering:
+    """Return an episode as one of questions; of a text nothing but the first token is asked."""
+    if isinstance(episode, Answering):
+        return episode
+    return Answering(episode, torch.ones_like(episode.lengths))
 
 
 way = Way(Retro(), Everywhere())

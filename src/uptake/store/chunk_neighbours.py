@@ -1,14 +1,16 @@
-"""Neighbours of a training corpus's chunks, found once ahead, kept on disk and mapped.
+"""Neighbours of a training corpus's chunks, found once, kept on disk and mapped.
 
 FOLDER/neighbours/ holds a row of chunk ids for each query of each document, in commits that survive a
 crash, and names the chunks they are of: those of a store that has changed since are refused.
+They are found ahead (`find_neighbours`), or when whoever reads chunks first asks (`Remembered`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,9 @@ from uptake.store.growing import Growing, begin
 from uptake.store.kept import About, Arrays, Kept, Kind
 from uptake.store.table import Ids
 from uptake.text import Chunks, Document, Encodes, stable_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _COMMIT = 4096  # queries: an interruption loses at most the search for so many, or for one document
 _DOCUMENT = np.dtype([("key", "<i8"), ("queries", "<i8")])
@@ -51,15 +56,17 @@ class Neighbours(Kept):
 
     def of(self, document: str, queries: Sequence[str]) -> NDArray[np.int64]:
         """Return the ids found for a document's queries, [queries, k]; BadInput where nobody looked."""
-        place = self._places.get(_key(document, queries))
-        if place is None:
+        found = self.rows.get(_key(document, queries))
+        if found is None:
             raise BadInput(f"document {document!r}: nobody looked for its neighbours; look for them first")
-        edges = self.edges["ids"]
-        return np.asarray(self.arrays["ids"][edges[place] : edges[place + 1]])
+        return found
 
     @cached_property
-    def _places(self) -> dict[int, int]:
-        return {key: place for place, key in enumerate(self.arrays["documents"]["key"].tolist())}
+    def rows(self) -> dict[int, Ids]:
+        """What was found, [queries, k] each, by document and queries."""
+        edges, ids = self.edges["ids"], np.asarray(self.arrays["ids"])
+        keys = self.arrays["documents"]["key"].tolist()
+        return {key: ids[edges[place] : edges[place + 1]] for place, key in enumerate(keys)}
 
 
 def find_neighbours(
@@ -78,34 +85,96 @@ def find_neighbours(
     """
     if k < 1:
         raise BadInput(f"k = {k}: look for 1 or more neighbours")
-    with plain_errors(folder):
-        (folder / NEIGHBOURS.name).mkdir(parents=True, exist_ok=True)
-    with Lease(folder / "writer.lock"):
-        kept = Neighbours.open(NEIGHBOURS, folder)
-        known = set() if kept is None else set(kept.arrays["documents"]["key"].tolist())
-        growing = None if kept is None else Growing(folder, kept.about)
-        waiting = 0
+    with Remembered(folder) as kept:
+        for done, (document, queries) in enumerate(corpus, start=1):
+            kept.chunks(document.id, chunks_for(document)).search(queries, k)
+            if progress:
+                progress(done)
+
+
+class Remembered:
+    """Searches of chunks that are made once: what was found lies in a folder. Use it as a context.
+
+    Raises Busy where another process looks, Damaged; searching raises Mismatch where the chunks, or how
+    many are asked for, are not those of the rows that are there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lease = Lease(folder / "writer.lock")
+        self._growing: Growing | None = None
+        self._known: dict[int, Ids] = {}
+        self._waiting = 0
+
+    def __enter__(self) -> Self:
+        with plain_errors(self._folder):
+            (self._folder / NEIGHBOURS.name).mkdir(parents=True, exist_ok=True)
+        self._lease.__enter__()
         try:
-            for done, (document, queries) in enumerate(corpus, start=1):
-                chunks = chunks_for(document)
-                if growing is None:
-                    growing = Growing(folder, begin(About(NEIGHBOURS, "", "", chunks.fingerprint, k)))
-                _check_same(folder, growing.about, chunks.fingerprint, k)
-                if (key := _key(document.id, queries)) not in known:
-                    known.add(key)
-                    waiting += len(queries)
-                    row = np.array([(key, len(queries))], _DOCUMENT)
-                    growing.put({"ids": chunks.search(queries, k).numpy(), "documents": row})
-                if waiting >= _COMMIT:
-                    growing.commit()
-                    waiting = 0
-                if progress:
-                    progress(done)
-            if growing is not None:
-                growing.commit()
+            kept = Neighbours.open(NEIGHBOURS, self._folder)
+            if kept is not None:
+                self._known, self._growing = kept.rows, Growing(self._folder, kept.about)
+        except BaseException:
+            self._lease.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        try:
+            if self._growing is not None:
+                if kind is None:
+                    self._growing.commit()
+                self._growing.close()
         finally:
-            if growing is not None:
-                growing.close()
+            self._lease.__exit__(None, None, None)
+
+    def chunks(self, document: str, chunks: Chunks) -> Chunks:
+        """Return these chunks, which `document` may read, with a search that remembers."""
+        return _Remembering(chunks, lambda queries, k: self._found(document, chunks, queries, k))
+
+    def _found(self, document: str, chunks: Chunks, queries: Sequence[str], k: int) -> Ids:
+        if self._growing is None:
+            about = About(NEIGHBOURS, "", "", chunks.fingerprint, k)
+            self._growing = Growing(self._folder, begin(about))
+        _check_same(self._folder, self._growing.about, chunks.fingerprint, k)
+        if (key := _key(document, queries)) not in self._known:
+            self._known[key] = found = np.asarray(chunks.search(queries, k).numpy())
+            self._growing.put({"ids": found, "documents": np.array([(key, len(queries))], _DOCUMENT)})
+            self._waiting += len(queries)
+            if self._waiting >= _COMMIT:
+                self._growing.commit()
+                self._waiting = 0
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class _Remembering:
+    """Chunks, but for how they are searched."""
+
+    inner: Chunks
+    found: Callable[[Sequence[str], int], Ids]
+
+    @property
+    def length(self) -> int:
+        return self.inner.length
+
+    @property
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint
+
+    def search(self, queries: Sequence[str], k: int) -> "Tensor":
+        import torch
+
+        return torch.from_numpy(np.array(self.found(queries, k)))
+
+    def sample(self, rows: int, k: int, generator: np.random.Generator) -> "Tensor":
+        return self.inner.sample(rows, k, generator)
+
+    def tokens(self, ids: "Tensor") -> "tuple[Tensor, Tensor]":
+        return self.inner.tokens(ids)
+
+    def without(self, passages: Sequence[int]) -> Chunks:
+        return self.inner.without(passages)
 
 
 def queries_of(document: Document, encode: Encodes, length: int) -> list[str]:

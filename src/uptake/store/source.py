@@ -4,6 +4,7 @@ A ranking is deepened in fixed steps and only ever grows at its end, so the firs
 the same whatever k was asked for before.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -141,6 +142,13 @@ class BoundSource:
         self._table = ranking.snapshot.table
         self._passages: dict[int, Passage] = {}
         self._judged: dict[int, Verdict] = {}
+        self._remember: Callable[[Chunks], Chunks] = lambda chunks: chunks
+
+    def remembering(self, remember: Callable[[Chunks], Chunks]) -> "BoundSource":
+        """Return this source with chunks that `remember` makes of its own: what was found is kept there."""
+        other = copy.copy(self)
+        other._remember = remember
+        return other
 
     def search(self, k: int) -> Found:
         """Return the k nearest passages that do not leak, best first; fewer where the store has no more."""
@@ -186,7 +194,8 @@ class BoundSource:
     def chunks(self, fingerprint: str) -> Chunks:
         """Return the chunks this query may read; raises BadInput, Mismatch, Damaged (see open_chunks)."""
         view = self._ranking.snapshot.chunks(fingerprint)
-        return view.bound(self._query.document_id, self._query.group, self._overlap, self._leak)
+        query = self._query
+        return self._remember(view.bound(query.document_id, query.group, self._overlap, self._leak))
 
     def read_ahead(self, passages: dict[int, Passage]) -> None:
         """Take over passages that were read for a whole batch."""

@@ -15,6 +15,7 @@ from uptake.errors import BadInput
 from uptake.lm import LM, Segment, rolling_windows
 from uptake.tasks import answers
 from uptake.tasks.questions import Question
+from uptake.tokens import Tokenizer
 
 SLOT = "{question}"
 
@@ -25,24 +26,37 @@ class Asking:
 
     The likelihood is that of the `first` answer, or of the `best`, the likeliest of all. What is said
     is greedy, at most `tokens` tokens, up to the end of the line; `batch` questions are put side by side.
+    With `align` opening tokens stand before a question, so many that it ends where a chunk of `align` tokens
+    ends: RETRO finds by whole chunks, and answers from what it found with the last (Borgeaud et al. 2021,
+    section 4.3, pad on the left to the same end).
     """
 
     template: str = "Question: {question}\nAnswer:"
     likelihood: Literal["first", "best"] = "first"
     tokens: int = 16
     batch: int = 64
+    align: int = 1
 
     def __post_init__(self) -> None:
         if SLOT not in self.template:
             raise BadInput(f"template {self.template!r}: write {SLOT} where the question goes")
         if self.likelihood not in ("first", "best"):
             raise BadInput(f"likelihood {self.likelihood!r}: use first or best")
-        if self.tokens < 0 or self.batch < 1:
-            raise BadInput(f"tokens {self.tokens}, batch {self.batch}: use 0 or more, and 1 or more")
+        if self.tokens < 0 or self.batch < 1 or self.align < 1:
+            raise BadInput(
+                f"tokens {self.tokens}, batch {self.batch}, align {self.align}: use 0 or more, and 1 or more"
+            )
 
     def prompt(self, question: Question) -> str:
         """Return what the model reads."""
         return self.template.replace(SLOT, question.text)
+
+    def placed(self, question: Question, tokenizer: Tokenizer) -> str:
+        """Return what the model reads, behind the opening tokens that `align` asks for."""
+        prompt = self.prompt(question)
+        # One more stands before every text.
+        count = -(1 + len(tokenizer.encode(prompt)[0])) % self.align
+        return tokenizer.decode([tokenizer.opening] * count) + prompt
 
     def answer(self, text: str) -> str:
         """Return an answer as it stands after the prompt."""
@@ -68,7 +82,8 @@ def ask(lm: LM, questions: Sequence[Question], asking: Asking | None = None) -> 
     """Return the answer to each question; `lm` is one model, of one row or of none."""
     asking = asking or Asking()
     likely = _likelihoods(lm, questions, asking)
-    spoken = generate(lm, [asking.prompt(question) for question in questions], asking.tokens, asking.batch)
+    prompts = [asking.placed(question, lm.tokenizer) for question in questions]
+    spoken = generate(lm, prompts, asking.tokens, asking.batch)
     return [
         Answer(nats, tokens, said, answers.f1(said, question.answers), answers.exact(said, question.answers))
         for question, (nats, tokens), said in zip(questions, likely, spoken, strict=True)
@@ -80,7 +95,7 @@ def _likelihoods(lm: LM, questions: Sequence[Question], asking: Asking) -> list[
     segments, owners = [], []
     for place, question in enumerate(questions):
         for answer in question.answers if asking.likelihood == "best" else question.answers[:1]:
-            segments.append(Segment(asking.answer(answer), asking.prompt(question)))
+            segments.append(Segment(asking.answer(answer), asking.placed(question, lm.tokenizer)))
             owners.append(place)
     found: list[tuple[float, int]] = [(float("inf"), 0)] * len(questions)
     for place, scores in zip(owners, _spread(lm, len(segments)).score(segments), strict=True):
