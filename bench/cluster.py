@@ -1,11 +1,17 @@
-"""Searching by shards on Ray beside one process: latency, what the fan-out costs, bytes moved, memory.
+"""Searching by shards on Ray beside one process and bare FAISS: latency, fan-out, bytes, memory.
 
 The vectors are made up (clusters in 48 of 384 dimensions) and kept in a real Datastore whose encoder
-only looks them up. Every side answers the same queries in turns of the same run: one process, and a
-cluster of one shard and of four on this machine. The fan-out's own cost is a search's time less the
-slowest shard's; it is held against a call of the same actors that does nothing.
+only looks them up. For each number of shards one process, bare FAISS and a cluster on this machine
+answer the same queries in turns. The fan-out's own cost is a search's time less the slowest shard's;
+it is held against a call of the same actors that does nothing, and against one that does nothing but
+carry the same bytes there and back. Bytes are those of the machine's loopback interface while queries
+are asked, less what passes there meanwhile without; run it where nobody else uses that interface:
 
-    OMP_NUM_THREADS=1 python bench/cluster.py --out bench/cluster.json
+    export OMP_NUM_THREADS=1 RAY_worker_niceness=0
+    unshare -n sh -c 'ip link set lo up; python bench/cluster.py --out bench/cluster.json'
+
+With --store the store is kept. Each number of shards is written when it is measured, and left out
+where OUT has it.
 """
 
 import argparse
@@ -17,20 +23,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
-from uptake.store.cluster import Cluster
+from uptake.store import index as index_module
+from uptake.store.bases import nearest
+from uptake.store.cluster import Cluster, replicas
 from uptake.store.cluster.connect import connect
 from uptake.store.cluster.index import ClusterIndex
+from uptake.store.cluster.shard import Shard
+from uptake.store.cluster.wire import from_bytes
 from uptake.store.datastore import Datastore
-from uptake.store.index import Kind
+from uptake.store.index import Kind, VectorIndex
 from uptake.text import Document
 
 Floats = NDArray[np.float32]
 
 DIMENSIONS, K = 384, 20
-BATCHES = {1: 200, 32: 40, 256: 12}  # queries side by side: calls
+BATCHES = {1: 200, 32: 40, 256: 16}  # queries side by side: calls
 TURN = 4  # calls of one side before the next has its turn
 TEXT = 1024  # bytes of a passage, as long as they are by default
 
@@ -45,6 +57,13 @@ class LookUp:
 
     def embed(self, texts: Sequence[str]) -> Floats:
         return np.asarray(self._rows[[int(text.partition(" ")[0]) for text in texts]])
+
+
+class Measured(Shard):
+    """A shard that also takes calls in which it does nothing."""
+
+    def carry(self, answer: int, *sent: bytes) -> bytes:
+        return bytes(answer)
 
 
 def vectors(count: int, seed: int) -> Floats:
@@ -66,36 +85,52 @@ class Side:
 
     def turn(self, batch: int, queries: Floats) -> None:
         for first in range(0, TURN * batch, batch):
-            start = time.perf_counter()
-            self.call(queries[first : first + batch])
-            self.told[batch].append(1e3 * (time.perf_counter() - start))
+            self.told[batch].append(timed(self.call, queries[first : first + batch])[0])
 
 
 class OnShards(Side):
-    """A cluster's: also what an empty call takes, and what the fan-out does."""
+    """A cluster's: also what the fan-out takes, an empty call, and one that carries the same bytes."""
 
     def __init__(self, store: Datastore) -> None:
         super().__init__(self._search)
         store.prepare()
         assert isinstance(store._snapshot.index, ClusterIndex)
         self.index = store._snapshot.index
-        self.shards = len(self.index._shards)
-        self._slowest = 0.0
+        self.actors = [shard._actors[0] for shard in self.index._shards]
         self.own: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.each: dict[int, list[float]] = {batch: [] for batch in BATCHES}
-        self.empty: list[float] = []
+        self.empty: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+        self.carrying: dict[int, list[float]] = {batch: [] for batch in BATCHES}
 
     def turn(self, batch: int, queries: Floats) -> None:
         for first in range(0, TURN * batch, batch):
-            start = time.perf_counter()
-            self.index._answers("open", self.index._version)
-            self.empty.append(1e3 * (time.perf_counter() - start))
-            start = time.perf_counter()
-            seconds = self.call(queries[first : first + batch])
-            spent = time.perf_counter() - start
-            self.told[batch].append(1e3 * spent)
-            self.own[batch].append(1e3 * (spent - max(seconds)))
+            asked = queries[first : first + batch]
+            self.empty[batch].append(timed(self._carry, 0)[0])
+            back = self._back(batch)
+            self.carrying[batch].append(timed(self._carry, back, *self.index._sent(asked))[0])
+            spent, seconds = timed(self.call, asked)
+            self.told[batch].append(spent)
+            self.own[batch].append(spent - 1e3 * max(seconds))
             self.each[batch] += [1e3 * one for one in seconds]
+
+    def bytes_a_query(self, batch: int, queries: Floats, calls: int = 40) -> float:
+        """Return what passes over the loopback interface for a query; what passes anyway is taken off."""
+        start, before = time.perf_counter(), loopback()
+        time.sleep(2)
+        idle = (loopback() - before) / (time.perf_counter() - start)
+        start, before = time.perf_counter(), loopback()
+        for _ in range(calls):
+            self.index.search(queries[:batch], K)
+        return (loopback() - before - idle * (time.perf_counter() - start)) / calls / batch
+
+    def counted_bytes_a_query(self, batch: int) -> float:
+        return len(self.actors) * (4 * DIMENSIONS + self._back(batch) / batch)
+
+    def _back(self, batch: int) -> int:
+        return 32 + 12 * K * batch
+
+    def _carry(self, answer: int, *sent: Any) -> None:
+        ray.get([actor.carry.remote(answer, *sent) for actor in self.actors])
 
     def _search(self, queries: Floats) -> list[float]:
         seconds: list[float] = []
@@ -103,7 +138,7 @@ class OnShards(Side):
 
         def heard(*arguments: Any, **how: Any) -> list[Any]:
             found = answers(*arguments, **how)
-            seconds.extend(answer.seconds for answer in found)
+            seconds.extend(from_bytes(answer).seconds for answer in found)
             return found
 
         self.index._answers = heard  # type: ignore[method-assign]
@@ -114,41 +149,69 @@ class OnShards(Side):
         return seconds
 
 
+def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Return the milliseconds of a call, and its result."""
+    start = time.perf_counter()
+    result = call(*arguments)
+    return 1e3 * (time.perf_counter() - start), result
+
+
+def loopback() -> int:
+    """Return how many bytes have passed over the machine's loopback interface."""
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    return int(next(line for line in lines if line.strip().startswith("lo:")).split(":")[1].split()[0])
+
+
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95, 99)}
 
 
-def run(count: int, kind: Kind, folder: Path) -> dict[str, Any]:
-    rows, queries = vectors(count, 2), vectors(TURN * max(BATCHES), 3)
-    encoder = LookUp(rows)
+def stored(path: Path, count: int, kind: Kind) -> tuple[Datastore, dict[str, Any]]:
+    """Return the store, made where it is not there, and what making it took."""
+    if path.exists():
+        return Datastore.open(path, encoder=LookUp(np.empty((0, DIMENSIONS), np.float32)), threads=1), {}
     start = time.process_time()
-    store = Datastore.create(folder / "store", encoder=encoder, retriever="dense", index=kind, threads=1)
+    encoder = LookUp(vectors(count, 2))
+    store = Datastore.create(path, encoder=encoder, retriever="dense", index=kind, threads=1)
     store.add(Document(f"row {row}", f"{row} text") for row in range(count))
-    told: dict[str, Any] = {
-        "rows": count,
-        "index": kind,
-        "dimensions": DIMENSIONS,
-        "k": K,
-        "load": os.getloadavg()[0],
+    return store, {"storing_cpu_seconds": time.process_time() - start}
+
+
+def faiss_alone(index: VectorIndex) -> Callable[[Floats], Any]:
+    """Return a search by FAISS and nothing else, in the same lists and re-ranking as many."""
+    flat = faiss.IndexFlatIP(DIMENSIONS)
+    flat.add(np.ascontiguousarray(index.base.vectors))
+    if index.base.ivf is None:
+        return lambda queries: flat.search(queries, K)[1]
+    refined: Any = faiss.IndexRefine(index.base.ivf, flat)
+    library: Any = faiss
+    depth = library.IndexRefineSearchParameters(k_factor=index_module._LEAST / K)
+    return lambda queries: refined.search(queries, K, params=depth)[1]
+
+
+def measured(
+    store: Datastore, alone: VectorIndex, bare: Callable[[Floats], Any], shards: int
+) -> dict[str, Any]:
+    """Ask one process, bare FAISS and so many shards the same queries in turns."""
+    queries = vectors(TURN * max(BATCHES), 3)
+    cluster = Cluster("local", rows=-(-store.count // shards), cpus=0)
+    told: dict[str, Any] = {"load": os.getloadavg()[0]}
+    start = time.perf_counter()
+    far = OnShards(Datastore.open(store.path, encoder=store._encoding.encoder, cluster=cluster))
+    told["starting_seconds"] = time.perf_counter() - start
+    one = Side(lambda asked: alone.search(asked, K))
+    sides = {"one process": one, "bare FAISS": Side(bare), f"{shards} shards": far}
+    few = queries[:50]
+    exact = alone.base.ids[nearest(few, alone.base.vectors, K, faiss.METRIC_INNER_PRODUCT)]
+    ids = {
+        "one process": [each.ids for each in alone.search(few, K)],
+        "bare FAISS": list(alone.base.ids[bare(few)]),
+        f"{shards} shards": [each.ids for each in far.index.search(few, K)],
     }
-    told["storing_cpu_seconds"] = time.process_time() - start
-    start = time.process_time()
-    store.prepare()
-    told["indexing_cpu_seconds"] = time.process_time() - start
-    ray = connect("local")
-    sides: dict[str, Side] = {"one process": Side(lambda asked: store._snapshot.index.search(asked, K))}
-    for shards in (1, 4):
-        cluster = Cluster("local", rows=-(-count // shards), cpus=0)
-        start = time.perf_counter()
-        sides[f"{shards} shards"] = OnShards(Datastore.open(store.path, encoder=encoder, cluster=cluster))
-        told[f"starting_{shards}_shards_seconds"] = time.perf_counter() - start
-    exact = np.argsort(-queries[:50] @ rows.T, axis=1)[:, :K]
-    places = {int(key): row for row, key in enumerate(store._table.ids)}
-    for name, side in sides.items():
-        index = side.index if isinstance(side, OnShards) else store._snapshot.index
-        found = [[places[key] for key in one.ids.tolist()] for one in index.search(queries[:50], K)]
-        shares = [len(set(a) & set(b)) / K for a, b in zip(found, exact.tolist(), strict=True)]
-        told.setdefault("recall", {})[name] = float(np.mean(shares))
+    told["recall"] = {
+        name: float(np.mean([np.isin(mine, best).mean() for mine, best in zip(each, exact, strict=True)]))
+        for name, each in ids.items()
+    }
     for batch, calls in BATCHES.items():
         for _ in range(calls // TURN):
             for side in sides.values():
@@ -157,46 +220,72 @@ def run(count: int, kind: Kind, folder: Path) -> dict[str, Any]:
         name: {str(batch): quantiles(values) for batch, values in side.told.items()}
         for name, side in sides.items()
     }
-    for name, side in sides.items():
-        if isinstance(side, OnShards):
-            empty = quantiles(side.empty)
-            abouts = ray.get([shard._actors[0].about.remote() for shard in side.index._shards])
-            told[name] = {
-                "empty_call_ms": empty,
-                "fan_out_ms": {str(batch): quantiles(values) for batch, values in side.own.items()},
-                "fan_out_to_empty": {
-                    str(batch): float(np.median(values)) / empty["p50"] for batch, values in side.own.items()
-                },
-                "bytes_a_query": side.shards * (4 * DIMENSIONS + 12 * K) + K * TEXT,
-                "bytes_a_query_with_texts_from_every_shard": side.shards * (4 * DIMENSIONS + K * TEXT),
-                "mib_own_a_shard": max(about["bytes_own"] for about in abouts) / 2**20,
-                "mib_mapped_a_shard": max(about["bytes_mapped"] for about in abouts) / 2**20,
-                "shard_ms": {str(batch): values for batch, values in side.each.items()},
-            }
+    for name, by_batch in (("fan_out", far.own), ("empty_call", far.empty), ("carrying_call", far.carrying)):
+        told[f"{name}_ms"] = {str(batch): quantiles(values) for batch, values in by_batch.items()}
+    for name, by_batch in (("empty", far.empty), ("carrying", far.carrying)):
+        told[f"fan_out_to_{name}"] = {
+            str(batch): float(np.median(far.own[batch]) / np.median(by_batch[batch])) for batch in BATCHES
+        }
+    told["bytes_a_query"] = {str(batch): far.bytes_a_query(batch, queries) for batch in BATCHES}
+    told["counted_bytes_a_query"] = {str(batch): far.counted_bytes_a_query(batch) for batch in BATCHES}
+    told["counted_bytes_with_texts_from_every_shard"] = shards * (4 * DIMENSIONS + K * TEXT)
+    abouts = ray.get([actor.about.remote() for actor in far.actors])
+    for what in ("own", "mapped"):
+        told[f"mib_{what}_a_shard"] = [round(about[f"bytes_{what}"] / 2**20, 1) for about in abouts]
+    told["shard_ms"] = {str(batch): [round(one, 4) for one in values] for batch, values in far.each.items()}
     told["load_at_the_end"] = os.getloadavg()[0]
     return told
 
 
-def show(told: dict[str, Any]) -> None:
-    print(f"{'side':12} {'batch':>5} {'p50':>8} {'p95':>8} {'p99':>8}  fan-out / empty call")
+def show(shards: str, told: dict[str, Any]) -> None:
+    print(f"{'side':12} {'batch':>5} {'p50':>8} {'p95':>8} {'p99':>8}")
     for name, by_batch in told["latency_ms"].items():
         for batch, found in by_batch.items():
-            ratio = told.get(name, {}).get("fan_out_to_empty", {}).get(batch)
-            figures = " ".join(f"{found[f'p{q}']:8.2f}" for q in (50, 95, 99))
-            print(f"{name:12} {batch:>5} {figures}  {'' if ratio is None else f'{ratio:.2f}'}")
-    print(json.dumps({name: told[name] for name in ("recall", "load", "load_at_the_end")}))
+            print(f"{name:12} {batch:>5} " + " ".join(f"{found[f'p{q}']:8.2f}" for q in (50, 95, 99)))
+    for batch in map(str, BATCHES):
+        print(
+            f"{shards} shards, batch {batch}: fan-out {told['fan_out_ms'][batch]['p50']:.2f} ms, "
+            f"{told['fan_out_to_empty'][batch]:.2f} times an empty call, "
+            f"{told['fan_out_to_carrying'][batch]:.2f} times one with the same bytes; "
+            f"{told['bytes_a_query'][batch]:,.0f} bytes a query, "
+            f"{told['counted_bytes_a_query'][batch]:,.0f} counted"
+        )
+    shown = ("recall", "mib_own_a_shard", "mib_mapped_a_shard", "load", "load_at_the_end")
+    print(json.dumps({name: told[name] for name in shown}), flush=True)
+
+
+def run(arguments: argparse.Namespace, folder: Path) -> None:
+    os.environ["UPTAKE_CACHE"] = str(folder / "cache")
+    told = {"rows": arguments.rows, "index": arguments.index, "dimensions": DIMENSIONS, "k": K, "shards": {}}
+    if arguments.out and arguments.out.exists():
+        told = json.loads(arguments.out.read_text())
+    store, making = stored(folder / "store", arguments.rows, arguments.index)
+    start = time.process_time()
+    store.prepare()
+    alone = store._snapshot.index
+    assert isinstance(alone, VectorIndex)
+    if making:
+        told |= making | {"indexing_cpu_seconds": time.process_time() - start}
+    connect("local")
+    setattr(replicas, "Shard", Measured)  # noqa: B010
+    bare = faiss_alone(alone)
+    for shards in map(str, arguments.shards):
+        if shards not in told["shards"]:
+            told["shards"][shards] = measured(store, alone, bare, int(shards))
+            show(shards, told["shards"][shards])
+            if arguments.out:
+                arguments.out.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--index", choices=("flat", "ivf"), default="ivf")
-    parser.add_argument("--work", type=Path, default=None, help="where to put the store; a temporary folder")
+    parser.add_argument("--shards", type=int, nargs="*", default=[1, 4, 8])
+    parser.add_argument(
+        "--store", type=Path, help="a folder that keeps the store and its indexes; else a temporary one"
+    )
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.work) as made:
-        os.environ["UPTAKE_CACHE"] = f"{made}/cache"
-        figures = run(arguments.rows, arguments.index, Path(made))
-    show(figures)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        run(given, given.store or Path(made))

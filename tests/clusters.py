@@ -12,6 +12,17 @@ from stubs import StubEncoder
 from uptake.text import stable_hash
 
 
+@pytest.fixture(scope="module", name="nodes")
+def nodes_fixture():
+    """A cluster of a module's own."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("RAY_TMPDIR", "OMP_NUM_THREADS", "PYTHONPATH"):
+            environment.setenv(name, os.environ.get(name, ""))  # put back as they were at the end
+        made = Nodes()
+        yield made
+        made.end()
+
+
 class Nodes:
     """A head without processors, and nodes of one each, so that what one of them held fits on no other."""
 
@@ -31,6 +42,7 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False}
+        head["_system_config"] = {"metrics_report_interval_ms": 500}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = self._cluster.address
         self.cache = self._folder / "cache"
@@ -86,12 +98,12 @@ def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def wait_until(true, seconds=300):
+def wait_until(true, seconds=300, pause=0.02):
     """Return once `true()` is."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never became so"
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 class Witness(StubEncoder):

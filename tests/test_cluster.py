@@ -1,7 +1,6 @@
 """One store on a real Ray cluster of several nodes: what one machine finds, and nothing lost in silence."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -29,19 +28,10 @@ from uptake.text import Document
 ray = pytest.importorskip("ray", reason="a cluster needs uptake[ray]")
 
 import clusters  # noqa: E402
+from clusters import nodes_fixture  # noqa: E402, F401
 
 ROWS = 100  # of a shard
 QUERIES = ["amber birch north", "knoll larch", "oasis oasis delta", "fjord"]
-
-
-@pytest.fixture(scope="module")
-def nodes():
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("RAY_TMPDIR", "OMP_NUM_THREADS", "PYTHONPATH"):
-            environment.setenv(name, os.environ.get(name, ""))  # put back as they were at the end
-        made = clusters.Nodes()
-        yield made
-        made.end()
 
 
 def on(nodes, missing="fail", **settings):

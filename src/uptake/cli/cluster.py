@@ -76,6 +76,6 @@ def _show(shards: list[dict[str, Any]]) -> None:
             f"{shard.get('bytes_own', 0) / 1e6:,.0f}",
             f"{shard.get('bytes_mapped', 0) / 1e6:,.0f}",
             f"{shard['queries']:,}",
-            f"{shard['queries'] / max(shard['seconds_up'], 1e-9):.1f}",
+            f"{shard['queries_a_second']:.1f}",
         )
     screen.results().print(table)

@@ -12,6 +12,7 @@ changed by a tenth.
   are merged; every request names the caller's version, so a reader sees one version, whole. Texts
   are read once, by the caller, after the merge. Scores are exact and do not depend on the rows
   beside them: merged ids are those of one machine.
+- hedging.py: asking a second replica where the first is late. wire.py: what is sent, as bytes.
 - pool.py: any work that comes in pieces, shared between actors; a lost actor's piece is done again.
 - build.py: a store made by such a pool: workers write fragments, the driver commits once.
 
@@ -41,6 +42,7 @@ class Cluster:
     address: str = "local"
     rows: int = 1_000_000  # of the table, a shard
     replicas: int = 1  # actors that hold the same shard and take turns
+    hedge: float | None = None  # share of recent answers, such as 0.95; what takes longer is asked of another
     missing: Policy = "fail"
     patience: float = 600.0  # seconds a shard may take to start, to come back, or to answer
     cpus: float = 1.0  # that an actor asks of Ray; it searches with one thread
@@ -48,6 +50,11 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.rows < 1 or self.replicas < 1:
             raise BadInput(f"rows {self.rows}, replicas {self.replicas}: use 1 or more of each")
+        if self.hedge is not None and not (0 < self.hedge < 1 and self.replicas > 1):
+            raise BadInput(
+                f"hedge {self.hedge}, replicas {self.replicas}: a second replica is asked, so use 2 or "
+                "more, and a share between 0 and 1"
+            )
         if self.missing not in POLICIES:
             raise BadInput(f"missing {self.missing!r}: use {', '.join(POLICIES)}")
         if not self.patience > 0 or self.cpus < 0:

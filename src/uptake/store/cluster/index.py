@@ -1,10 +1,11 @@
 """Searching a store whose shards are actors: ask all, merge, and say what share has answered."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,10 +13,16 @@ from uptake.errors import Incomplete
 from uptake.store.bases import Floats
 from uptake.store.cluster import Cluster
 from uptake.store.cluster.connect import connect
+from uptake.store.cluster.wire import from_bytes, to_pieces
 from uptake.store.index import Ranked
 from uptake.store.table import Ids, Table
 
-_INLINE = 100_000  # bytes of queries that Ray sends with each call; more are put down once for all
+if TYPE_CHECKING:
+    from uptake.store.cluster.replicas import Asked
+
+# Bytes of queries, counted once a shard, that go along with the calls. More are put down once, and
+# fetched by each machine once: slower by some milliseconds, and not sent again for every shard.
+_INLINE = 8_000_000
 
 
 class ClusterIndex:
@@ -27,9 +34,11 @@ class ClusterIndex:
 
     def __init__(self, table: Table, store: Path, uid: str, cluster: Cluster) -> None:
         self._ray = connect(cluster.address)
+        from uptake.store.cluster.hedging import Hedging
         from uptake.store.cluster.replicas import Replicas
         from uptake.store.cluster.shard import Place
 
+        self.hedging = None if cluster.hedge is None else Hedging(cluster.hedge)
         self._cluster = cluster
         self._store = store
         self._table = table
@@ -37,16 +46,17 @@ class ClusterIndex:
         self._ready = False
         starts = range(0, table.slots, cluster.rows)
         places = [Place(str(store), uid, first, first + cluster.rows) for first in starts]
-        self._shards = [Replicas(place, cluster) for place in places]
+        self._shards = [Replicas(place, self._version, cluster) for place in places]
 
     @cached_property
     def _count(self) -> int:
         return self._table.count
 
     def prepare(self) -> None:
-        """Let every shard start and open this version."""
-        self._answers("about")  # that it runs at all: what follows may take as long as making an index
-        self._answers("open", self._version, patient=False)
+        """Let every shard start and open this version: all its replicas, of which one is waited for."""
+        # That it runs at all comes first: what follows may take as long as making an index.
+        self._answers([shard.ask_all("about", ()) for shard in self._shards], "about")
+        self._answers([shard.open_all() for shard in self._shards], "open", (self._version,), patient=False)
         self._ready = True
 
     def search(self, queries: Floats, k: int) -> list[Ranked]:
@@ -57,21 +67,39 @@ class ClusterIndex:
             return [Ranked(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         if not self._ready:
             self.prepare()
-        sent = self._ray.put(queries) if queries.nbytes > _INLINE else queries
-        answers = self._answers("search", self._version, sent, k)
+        arguments = (self._version, k, *self._sent(queries))
+        asked = [[shard.ask("search", arguments)] for shard in self._shards]
+        if self.hedging:
+            self.hedging.hedge(self._shards, asked, "search", arguments, (len(queries).bit_length(), k))
+        answers = [from_bytes(answer) for answer in self._answers(asked, "search", arguments)]
         coverage = sum(answer.rows for answer in answers) / self._count
         return merge([answer.ids for answer in answers], [answer.scores for answer in answers], k, coverage)
 
     def forget(self) -> None:
         """Let every shard delete what it has cached of the store, so that purged text leaves no vector."""
-        self._answers("forget", patient=False)
+        for each in zip(*[shard.ask_all("forget", ()) for shard in self._shards], strict=True):
+            self._answers([[one] for one in each], "forget", patient=False)
 
-    def _answers(self, method: str, *arguments: Any, patient: bool = True) -> list[Any]:
-        """Return the shards' answers in order, without those that are missing where the policy bears that."""
+    def _sent(self, queries: Floats) -> list[Any]:
+        """Return the queries as arguments of a call."""
+        if queries.nbytes * len(self._shards) > _INLINE:
+            return [self._ray.put(queries.tobytes())]
+        return to_pieces(queries)
+
+    def _answers(
+        self, asked: "list[list[Asked]]", method: str, arguments: tuple[Any, ...] = (), patient: bool = True
+    ) -> list[Any]:
+        """Return the shards' answers in order, without those that are missing where the policy bears that.
+
+        `asked` are the requests under way, of which one a shard is answered at least.
+        """
         from uptake.store.cluster.replicas import SILENT
 
-        end = time.monotonic() + self._cluster.patience if patient else None
-        asked = [shard.ask(method, arguments) for shard in self._shards]
+        seconds = self._cluster.patience if patient else None
+        end = None if seconds is None else time.monotonic() + seconds
+        if all(len(each) == 1 for each in asked):  # and no error: the usual case, in one go
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                return list(self._ray.get([one.request for (one,) in asked], timeout=seconds))
         answers = [
             shard.answer(each, method, arguments, end)
             for shard, each in zip(self._shards, asked, strict=True)
@@ -91,6 +119,10 @@ def merge(ids: Sequence[Ids], scores: Sequence[Floats], k: int, coverage: float)
     Equal scores come in the order of their ids, as on one machine.
     """
     every, all_scores = np.concatenate(ids, axis=1), np.concatenate(scores, axis=1)
-    order = np.lexsort((every, -all_scores), axis=1)[:, :k]
+    order = np.argsort(-all_scores, axis=1, kind="stable")  # several times as fast as by two keys
+    sorted_scores = np.take_along_axis(all_scores, order[:, : k + 1], axis=1)
+    equal = (sorted_scores[:, 1:] == sorted_scores[:, :-1]).any(axis=1)
+    order[equal] = np.lexsort((every[equal], -all_scores[equal]), axis=1)
+    order = order[:, :k]
     best = np.take_along_axis(every, order, axis=1), np.take_along_axis(all_scores, order, axis=1)
     return [Ranked(*pair, coverage) for pair in zip(*best, strict=True)]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import exceptions
@@ -14,43 +14,101 @@ from uptake.store.cluster.shard import TELLING, Place, Shard
 SILENT = object()  # stands for no answer: what a shard answers may be None
 
 
-class Replicas:
-    """One shard's actors."""
+class Asked(NamedTuple):
+    """A request under way, and which of a shard's actors has it."""
 
-    def __init__(self, place: Place, cluster: Cluster) -> None:
+    replica: int
+    request: Any
+
+
+class Replicas:
+    """One shard's actors, for one version of the table."""
+
+    def __init__(self, place: Place, version: int, cluster: Cluster) -> None:
         self.rows = place.rows
         self._place = place
+        self._version = version
         self._cluster = cluster
         self._actors = [self._started(replica) for replica in range(cluster.replicas)]
+        self._opening: dict[int, Any] = {}  # what others are asked in the place of, if there are others
         self._turn = 0
 
-    def ask(self, method: str, arguments: Sequence[Any], wait: bool = False) -> Any:
+    def ask(self, method: str, arguments: Sequence[Any], wait: bool = False) -> Asked:
         """Send the next actor a request; with `wait` that outlives the actor: it is done when it is back."""
-        self._turn = (self._turn + 1) % len(self._actors)
-        call = getattr(self._actors[self._turn], method)
-        return (call.options(max_task_retries=-1) if wait else call).remote(*arguments)
+        return self._ask(self._next(), method, arguments, wait)
 
-    def answer(self, asked: Any, method: str, arguments: Sequence[Any], end: float | None) -> Any:
-        """Return what comes of a request, sent to others too if need be; SILENT where nothing has by `end`.
+    def ask_another(self, asked: Asked, method: str, arguments: Sequence[Any]) -> list[Asked]:
+        """Send another actor the same request; none where no other has the version open."""
+        count = len(self._actors)
+        others = [(asked.replica + step) % count for step in range(1, count)]
+        ready = [replica for replica in others if replica not in self._opening]
+        return [self._ask(replica, method, arguments) for replica in ready[:1]]
 
-        Raises what the shard itself raised.
+    def ask_all(self, method: str, arguments: Sequence[Any]) -> list[Asked]:
+        """Send every actor a request."""
+        return [self._ask(replica, method, arguments) for replica in range(len(self._actors))]
+
+    def open_all(self) -> list[Asked]:
+        """Let every actor open the version; until it has, another is asked if there is one."""
+        asked = self.ask_all("open", (self._version,))
+        self._opening = dict(asked)
+        return asked
+
+    def answer(self, asked: Sequence[Asked], method: str, arguments: Sequence[Any], end: float | None) -> Any:
+        """Return the first answer to any of these requests, or to others sent in the place of failed ones.
+
+        SILENT where nothing has come by `end`. Raises what the shard itself raised.
         """
         waits = self._cluster.missing == "wait"
+        under_way = {each.request: each.replica for each in asked}
         # Every actor once. Who waits asks two more times: for one that is being restarted, and for
         # one that Ray gives up, which is made anew.
-        for left in reversed(range(len(self._actors) + 2 * waits)):
+        left = len(self._actors) - len(asked) + 2 * waits
+        while under_way:
+            seconds = None if end is None else max(0.0, end - time.monotonic())
+            done, _ = ray.wait(list(under_way), timeout=seconds)
+            if not done:
+                break
+            replica = under_way.pop(done[0])
             try:
-                return ray.get(asked, timeout=None if end is None else max(0.0, end - time.monotonic()))
+                return ray.get(done[0])
             except exceptions.RayTaskError as error:
                 raise own_error(error) or error from None
-            except exceptions.GetTimeoutError:
-                break
             except exceptions.RayError as error:
-                if isinstance(error, exceptions.ActorDiedError):
-                    self._actors[self._turn] = self._started(self._turn)
-                if left:
-                    asked = self.ask(method, arguments, wait=waits and left <= 2)
+                self._lost(replica, error)
+                if left > 0 and not under_way:
+                    left -= 1
+                    again = self.ask(method, arguments, wait=waits and left < 2)
+                    under_way[again.request] = again.replica
         return SILENT
+
+    def _ask(self, replica: int, method: str, arguments: Sequence[Any], wait: bool = False) -> Asked:
+        call = getattr(self._actors[replica], method)
+        return Asked(replica, (call.options(max_task_retries=-1) if wait else call).remote(*arguments))
+
+    def _next(self) -> int:
+        """Return whose turn it is, of those that have the version open if there is one."""
+        for replica, request in list(self._opening.items()):
+            if ray.wait([request], timeout=0)[0]:
+                del self._opening[replica]
+                try:
+                    ray.get(request)
+                except exceptions.RayTaskError:
+                    pass  # it says so again to whoever asks it
+                except exceptions.RayError as error:
+                    self._lost(replica, error)
+        for _ in self._actors:
+            self._turn = (self._turn + 1) % len(self._actors)
+            if self._turn not in self._opening:
+                break
+        return self._turn
+
+    def _lost(self, replica: int, error: Exception) -> None:
+        """Take an actor out of the turns until Ray has started it again, or we have where Ray does not."""
+        if isinstance(error, exceptions.ActorDiedError):
+            self._actors[replica] = self._started(replica)
+        if len(self._actors) > 1:
+            self._opening[replica] = self._ask(replica, "open", (self._version,), wait=True).request
 
     def _started(self, replica: int) -> Any:
         """Return the actor of this name, which another program may have started."""

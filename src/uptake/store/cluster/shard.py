@@ -2,21 +2,24 @@
 
 import os
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
 from ray.util import metrics
 
 from uptake.errors import Mismatch
-from uptake.store.bases import Floats, forget_bases
+from uptake.store.bases import forget_bases
+from uptake.store.cluster.wire import Answer, from_pieces, to_bytes
 from uptake.store.index import VectorIndex, open_index
 from uptake.store.layout import TABLE, Layout
-from uptake.store.table import Ids, Table
+from uptake.store.table import Table
 
 _KEPT = 4  # versions open at a time: readers of older ones may still be at work
+_MINUTE = 60.0  # seconds over which queries a second are told
 
 TELLING = "telling"  # the concurrency group in which a shard answers for itself while it searches
 
@@ -36,18 +39,6 @@ class Place:
         return f"{self.first}-{self.stop}"
 
 
-class Answer(NamedTuple):
-    """What one shard found: ids and scores are [queries, at most k]; `rows` is how many it searched.
-
-    `seconds` is how long it was at it.
-    """
-
-    rows: int
-    ids: Ids
-    scores: Floats
-    seconds: float
-
-
 class Shard:
     """Searches its rows; holds nothing that is not made again from the table."""
 
@@ -55,6 +46,7 @@ class Shard:
         self._place = place
         self._open: dict[int, tuple[VectorIndex, int]] = {}
         self._queries = 0
+        self._recent = deque[tuple[float, int]]()  # when, and how many
         self._seconds = 0.0
         self._since = time.time()
         tags = {"store": Path(place.store).name, "rows": place.rows, "replica": str(replica)}
@@ -74,19 +66,23 @@ class Shard:
         """Make a version ready to be searched; return how many of its passages lie here."""
         return self._at(version)[1]
 
-    def search(self, version: int, queries: Floats, k: int) -> Answer:
-        """Return the k nearest of this shard to each row of `queries`, at this version."""
+    def search(self, version: int, k: int, *queries: bytes) -> bytes:
+        """Return the k nearest of this shard to each query, at this version; see wire.py for the bytes."""
         index, rows = self._at(version)
+        asked = from_pieces(queries, index.base.vectors.shape[1])
         start = time.perf_counter()
-        # Ray hands arrays over read-only, and FAISS wants to be told that it may have them.
-        found = index.search(np.array(queries), k)
+        found = index.search(asked, k)
         spent = time.perf_counter() - start
-        self._queries += len(queries)
+        self._queries += len(asked)
+        now = time.time()
+        self._recent.append((now, len(asked)))
+        while self._recent[0][0] < now - _MINUTE:
+            self._recent.popleft()
         self._seconds += spent
-        self._counter.inc(len(queries) or 1)
+        self._counter.inc(len(asked))
         self._histogram.observe(spent)
         ids, scores = (np.stack([getattr(each, of) for each in found]) for of in ("ids", "scores"))
-        return Answer(rows, ids, scores, spent)
+        return to_bytes(Answer(rows, ids, scores, spent))
 
     def forget(self) -> None:
         """Let go of every version, and of what this machine has cached of the store."""
@@ -96,15 +92,17 @@ class Shard:
     @ray.method(concurrency_group=TELLING)
     def about(self) -> dict[str, Any]:
         """Return what a person wants to know of this shard, as plain data."""
-        context = ray.get_runtime_context()
+        context, now = ray.get_runtime_context(), time.time()
+        lately = sum(count for when, count in list(self._recent) if when >= now - _MINUTE)
         return {
             "store": self._place.store,
             "first": self._place.first,
             "stop": self._place.stop,
             "versions": {version: rows for version, (_, rows) in list(self._open.items())},
             "queries": self._queries,
+            "queries_a_second": lately / min(_MINUTE, max(now - self._since, 1e-9)),
             "seconds_searching": self._seconds,
-            "seconds_up": time.time() - self._since,
+            "seconds_up": now - self._since,
             "node": context.get_node_id(),
             "pid": os.getpid(),
             **_memory(),

@@ -16,7 +16,7 @@ def status(address: str) -> list[dict[str, Any]]:
     """Return one record a shard's actor, in the order of stores and rows, and one a shard without any.
 
     `state` is "ready", "silent" (Ray may be starting it again) or "missing"; a shard that is not
-    ready has `reason` in the place of figures.
+    ready has `reason` in the place of figures. `queries_a_second` are those of the last minute.
     """
     ray = connect(address)
     names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if _ours(each)]
