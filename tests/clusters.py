@@ -1,7 +1,9 @@
 """A Ray cluster of several nodes within one machine, small and silent, and ways to take parts of it away."""
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stubs import StubEncoder
+from uptake.store.cluster import build
 from uptake.text import stable_hash
 
 
@@ -47,12 +50,14 @@ class Nodes:
         self.address = self._cluster.address
         self.cache = self._folder / "cache"
         self._nodes = []
+        self._started = 0
 
     def have(self, count):
-        """Start nodes until there are so many; return them. Their processes have a cache of their own."""
+        """Start nodes until there are so many; return them. Each has a cache of its own below `cache`."""
         while len(self._nodes) < count:
             with pytest.MonkeyPatch.context() as environment:
-                environment.setenv("UPTAKE_CACHE", str(self.cache))
+                environment.setenv("UPTAKE_CACHE", str(self.cache / f"{self._started}"))
+                self._started += 1
                 self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=80_000_000))
         return list(self._nodes)
 
@@ -64,10 +69,35 @@ class Nodes:
 
     def lose_one_with(self, kind):
         """Kill a node on which an actor of this class runs."""
-        raylets = {node.all_processes["raylet"][0].process.pid: node for node in self._nodes}
-        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        pid = next(pid for pid in pids if title(pid).startswith(f"ray::{kind}") and parent(pid) in raylets)
+        raylets = self._raylets()
+        pid = next(self._pids_of(kind))
         self.lose(raylets[parent(pid)], [pid])
+
+    def kill_one_with_open(self, kind, part):
+        """Kill an actor of this class while it has a file open whose path has `part` in it; return when."""
+        killed = []
+
+        def caught():
+            for pid in self._pids_of(kind):
+                if any(part in path for path in open_files(pid)):
+                    os.kill(pid, signal.SIGSTOP)
+                    if any(part in path for path in open_files(pid)):  # still
+                        killed.append(time.time())
+                    os.kill(pid, signal.SIGKILL if killed else signal.SIGCONT)
+                if killed:
+                    return True
+            return False
+
+        wait_until(caught, pause=0.0005)
+        return killed[0]
+
+    def _raylets(self):
+        return {node.all_processes["raylet"][0].process.pid: node for node in self._nodes}
+
+    def _pids_of(self, kind):
+        raylets = self._raylets()
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        return (pid for pid in pids if title(pid).startswith(f"ray::{kind}") and parent(pid) in raylets)
 
     def end(self):
         import ray
@@ -98,6 +128,16 @@ def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def open_files(pid):
+    """Return the paths of the files that a process has open; none where it is gone."""
+    found = []
+    with contextlib.suppress(OSError):
+        for handle in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it has been closed meanwhile
+                found.append(str(handle.readlink()))
+    return found
+
+
 def wait_until(true, seconds=300, pause=0.02):
     """Return once `true()` is."""
     end = time.monotonic() + seconds
@@ -109,21 +149,34 @@ def wait_until(true, seconds=300, pause=0.02):
 class Witness(StubEncoder):
     """An encoder that writes down what each process embeds, and dies once where it is told to.
 
-    The process that takes away FOLDER/deadly dies with what it has in hand.
+    The process that takes away FOLDER/deadly, where the word in it says "embedding" or "noting" (when
+    its fragment is written), is killed then; FOLDER/died says at what time.
     """
 
-    def __init__(self, folder):
-        super().__init__()
+    def __init__(self, folder, dimensions=16):
+        super().__init__(dimensions)
         self.folder = folder
 
     def embed(self, texts):
-        if (self.folder / "deadly").exists():
-            (self.folder / "deadly").rename(self.folder / "died")
-            os._exit(1)
+        self._meet_death()
         vectors = super().embed(texts)
         with (self.folder / f"{os.getpid()}").open("a") as file:
             file.writelines(f"{hash_of(text)}\n" for text in texts)
         return vectors
+
+    def _meet_death(self):
+        try:
+            (self.folder / "deadly").rename(self.folder / f"deadly-{os.getpid()}")
+        except FileNotFoundError:
+            return
+        if (self.folder / f"deadly-{os.getpid()}").read_text() == "noting":
+            build.write_json = lambda path, data: self._die()
+        else:
+            self._die()
+
+    def _die(self):
+        (self.folder / "died").write_text(str(time.time()))
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def seen(self):
         """Return what every text that a worker embedded hashes to, each as often as it was."""
