@@ -160,7 +160,7 @@ def actor_indexing(world: World) -> None:
 def full_cache(world: World) -> None:
     store = add(store_at(world.place()), world.corpus)
     with contextlib.ExitStack() as disks:
-        for cache in world.nodes.cache.iterdir():
+        for cache in world.nodes.caches.values():
             disks.enter_context(small_disk(cache, 64))
         found, seconds = timed(lambda: world.opened(store.path).search(QUERIES, K))
         world.tell("index", "no room for the shards' indexes", "they are held in memory, with a warning",

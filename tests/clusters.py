@@ -48,22 +48,26 @@ class Nodes:
         head["_system_config"] = {"metrics_report_interval_ms": 500}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = self._cluster.address
-        self.cache = self._folder / "cache"
+        self.caches = {}  # node id -> where its processes keep what they derive
         self._nodes = []
         self._started = 0
 
     def have(self, count):
-        """Start nodes until there are so many; return them. Each has a cache of its own below `cache`."""
+        """Start nodes until there are so many; return them. Each has a cache of its own."""
         while len(self._nodes) < count:
             with pytest.MonkeyPatch.context() as environment:
-                environment.setenv("UPTAKE_CACHE", str(self.cache / f"{self._started}"))
                 self._started += 1
-                self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=80_000_000))
+                cache = self._folder / "cache" / f"{self._started}"
+                environment.setenv("UPTAKE_CACHE", str(cache))
+                node = self._cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+                self._nodes.append(node)
+                self.caches[node.node_id] = cache
         return list(self._nodes)
 
     def lose(self, node, pids):
         """Kill a node; return when the processes `pids` on it are gone too."""
         self._nodes.remove(node)
+        del self.caches[node.node_id]
         self._cluster.remove_node(node, allow_graceful=False)
         wait_until(lambda: not any(alive(pid) for pid in pids))
 

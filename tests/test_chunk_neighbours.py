@@ -10,7 +10,7 @@ from uptake.chunks.view import BoundChunks
 from uptake.errors import BadInput, Busy, Damaged, Mismatch
 from uptake.store import Datastore, chunk_neighbours
 from uptake.store.chunk_neighbours import Neighbours, Remembered, find_neighbours, queries_of
-from uptake.store.files import Lease
+from uptake.store.lease import FileLease
 from uptake.text import stable_hash
 
 DOCUMENTS = [document(str(number)) for number in range(6)]
@@ -95,7 +95,7 @@ def test_another_store_another_k_damage_and_a_second_writer_are_refused(store, t
         find_neighbours(tmp_path / "n", corpus(), chunks_for(store), 0)
     with pytest.raises(BadInput, match="holds no neighbours"):
         Neighbours.read(tmp_path / "nothing", fingerprint)
-    with Lease(tmp_path / "n" / "writer.lock"), pytest.raises(Busy):
+    with FileLease(tmp_path / "n" / "writer.lock"), pytest.raises(Busy):
         find_neighbours(tmp_path / "n", corpus(), chunks_for(store), 2)
     Datastore.open(store.path).remove(["5"])
     changed = Datastore.open(store.path)

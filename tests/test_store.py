@@ -15,7 +15,7 @@ from uptake.errors import BadInput, Busy, Damaged, Mismatch, UptakeError
 from uptake.overlap import LeakFilter, Overlap
 from uptake.store import Datastore, QueryText
 from uptake.store import table as table_module
-from uptake.store.files import Lease
+from uptake.store.lease import FileLease
 from uptake.text import Chunking, Document
 
 WORDS = "amber birch cedar delta ember fjord grove heath islet jetty knoll larch marsh north oasis".split()  # noqa: SIM905
@@ -300,8 +300,8 @@ def test_bad_requests_are_refused_in_one_line(tmp_path):
 def test_a_second_writer_is_refused_by_name(tmp_path):
     store = make(tmp_path / "s")
     code = (
-        "import sys; from pathlib import Path; from uptake.store.files import Lease\n"
-        "with Lease(Path(sys.argv[1])): print('held', flush=True); input()"
+        "import sys; from pathlib import Path; from uptake.store.lease import FileLease\n"
+        "with FileLease(Path(sys.argv[1])): print('held', flush=True); input()"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "s" / "writer.lock")]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -311,7 +311,7 @@ def test_a_second_writer_is_refused_by_name(tmp_path):
                 attempt()
         other.communicate("\n")
     assert store.add([document("a")]).passages > 0
-    with Lease(tmp_path / "s" / "writer.lock"), pytest.raises(Busy):
+    with FileLease(tmp_path / "s" / "writer.lock"), pytest.raises(Busy):
         store.add([])
 
 

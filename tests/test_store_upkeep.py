@@ -14,7 +14,8 @@ from uptake.store import Datastore
 from uptake.store import bases as bases_module
 from uptake.store import writing as writing_module
 from uptake.store.bases import Cache
-from uptake.store.files import Lease
+from uptake.store.layout import TABLE
+from uptake.store.lease import FileLease
 
 
 def make(path):
@@ -28,7 +29,7 @@ def test_a_draft_goes_once_nobody_holds_it(tmp_path):
     for folder in (left, held, young, stranger):
         folder.mkdir()
     (left / "writer.lock").write_text("process 1 on nowhere\n")
-    with Lease(held / "writer.lock"):
+    with FileLease(held / "writer.lock"):
         store = make(tmp_path / "s")
         assert {path.name for path in tmp_path.iterdir()} == {"s", held.name, young.name, stranger.name}
     long_ago = time.time() - 2 * 86_400
@@ -92,3 +93,16 @@ def test_a_store_inside_a_file_is_refused_in_one_line(tmp_path):
     for inside in ("s", "a/b/s"):
         with pytest.raises(BadInput, match=r"notes.jsonl is a file, nothing can lie in it; give another"):
             make(tmp_path / "notes.jsonl" / inside)
+
+
+def test_what_a_dead_writer_left_half_written_is_not_summed_and_is_purged(tmp_path):
+    """Lance writes into files of a name that begins with a dot, then renames them."""
+    store = make(tmp_path / "s")
+    store.add([killing.document(1, 0)])
+    torn = tmp_path / "s" / TABLE / "data" / ".tmpAbCdEf"
+    torn.write_bytes(b"half of a text")
+    store.add([killing.document(2, 0)])
+    torn.write_bytes(b"half of a text, and more of it")  # its writer lives after all
+    assert store.verify() == []
+    store.remove(purge=True)
+    assert not torn.exists() and store.verify() == []

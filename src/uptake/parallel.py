@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Self
 
 from uptake.causal import Causal, load
@@ -24,6 +23,7 @@ from uptake.protocol import Query
 from uptake.runner import Runner
 from uptake.store.cluster import Cluster
 from uptake.store.datastore import Datastore
+from uptake.store.objects import Location
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Job:
     device: str
     dtype: str
     plan: Plan
-    store: Path | None
+    store: Location | None
     version: int | None
     encoder: str | None
     cluster: Cluster | None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Build a datastore of passages and look after it.", no_args_is_help=True)
 
-StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The datastore's folder.")]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The datastore's folder, or its URI.")]
 Corpus = Annotated[
     list[str],
     typer.Argument(
@@ -89,6 +89,7 @@ def build(
     """Make a datastore from text. Interrupted, the same command goes on where it stopped."""
     from uptake.store.datastore import Datastore
     from uptake.store.layout import INDEXES, METRICS, RETRIEVERS
+    from uptake.store.objects import locate
     from uptake.text import Chunking
 
     inputs.one_of("--retriever", retriever, RETRIEVERS)
@@ -97,7 +98,7 @@ def build(
     chunking = Chunking(chunk)
 
     def made() -> "Datastore":
-        if not (Path(store) / "store.json").is_file():
+        if not (locate(store) / "store.json").is_file():
             if retriever != "lexical":
                 inputs.check_device(device)
             return Datastore.create(

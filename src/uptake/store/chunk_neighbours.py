@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from uptake.chunks.cutting import cut, edges_of
 from uptake.errors import BadInput, Mismatch
-from uptake.store.files import Lease, plain_errors
+from uptake.store.files import plain_errors
 from uptake.store.growing import Growing, begin
 from uptake.store.kept import About, Arrays, Kept, Kind
+from uptake.store.lease import FileLease
 from uptake.store.table import Ids
 from uptake.text import Chunks, Document, Encodes, stable_hash
 
@@ -101,7 +102,7 @@ class Remembered:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lease = Lease(folder / "writer.lock")
+        self._lease = FileLease(folder / "writer.lock")
         self._growing: Growing | None = None
         self._known: dict[int, Ids] = {}
         self._waiting = 0

@@ -1,6 +1,6 @@
 """A datastore: passages on disk that can be added, removed and found by vectors, by words or by both.
 
-On disk: STORE/store.json says what the store is, STORE/passages.lance holds the passages,
+In a folder, or below a URI: STORE/store.json says what the store is, STORE/passages.lance holds the passages,
 STORE/checksums.sha256 their files' sums, STORE/writer.lock the writer's name. One process writes
 at a time; any number read, each bound to the version that was newest when it opened the store.
 """
@@ -8,7 +8,7 @@ at a time; any number read, each bound to the version that was newest when it op
 import contextlib
 import functools
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +21,14 @@ from uptake.overlap import LeakFilter
 from uptake.store.bases import forget_bases
 from uptake.store.chunk_reading import read_chunks
 from uptake.store.cluster import Cluster
+from uptake.store.drafts import check_free, clear_drafts, new_store
 from uptake.store.encoding import Encoding
-from uptake.store.files import Checksums, Lease, clear_drafts, new_folder
+from uptake.store.files import Checksums, sizes
 from uptake.store.growing import ReadTokens
 from uptake.store.index import Kind, Metric, Ranked, open_index
 from uptake.store.layout import TABLE, WATCHED, Layout, View
+from uptake.store.lease import lease
+from uptake.store.objects import Location, locate
 from uptake.store.source import BoundSource, QueryText, Snapshot, bind, check_count
 from uptake.store.table import Table, storable
 from uptake.store.token_reading import read_tokens
@@ -51,7 +54,7 @@ class Datastore:
 
     def __init__(
         self,
-        path: Path,
+        path: Location,
         layout: Layout,
         table: Table,
         encoding: Encoding,
@@ -71,7 +74,7 @@ class Datastore:
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: str | Location,
         *,
         retriever: str = "hybrid",
         encoder: Embedder | str | None = None,
@@ -81,17 +84,17 @@ class Datastore:
         device: str = "cpu",
         dtype: str = "bfloat16",
         threads: int | None = None,
+        storage_options: Mapping[str, str] | None = None,
     ) -> "Datastore":
         """Make an empty store at `path`, which must not exist or be an empty folder.
 
-        `encoder` is an Embedder, or what `make_encoder` takes; MiniLM where none is given. Raises
-        BadInput, Missing where the encoder cannot be loaded.
+        `path` may be a URI in object storage such as s3://bucket/notes.store; `storage_options` are
+        then what `lance` takes, in place of the environment's. `encoder` is an Embedder, or what
+        `make_encoder` takes; MiniLM where none is given. Raises BadInput, Missing where the encoder
+        cannot be loaded.
         """
-        path = Path(path).absolute()
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise BadInput(
-                f"{path}: already there; give a new folder, or add to the store with `uptake index add`"
-            )
+        path = locate(path, storage_options)
+        check_free(path, _LOCK)
         if retriever == "lexical":
             if encoder is not None:
                 raise BadInput("a lexical store takes no encoder; leave it out or choose --retriever hybrid")
@@ -101,7 +104,7 @@ class Datastore:
             encoder = make_encoder(encoder or DEFAULT_ENCODER, device, dtype)
         view = View.of(encoder, chunking or Chunking(), metric)
         layout = Layout(secrets.token_hex(16), retriever, index, {"passages": view})
-        with new_folder(path, _LOCK) as draft:
+        with new_store(path, _LOCK) as draft:
             table = Table.create(draft / TABLE, view.dimensions)
             if retriever != "dense":
                 table.index_text()
@@ -113,22 +116,24 @@ class Datastore:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | Location,
         *,
         encoder: Embedder | str | None = None,
         version: int | None = None,
         device: str = "cpu",
         threads: int | None = None,
         cluster: Cluster | None = None,
+        storage_options: Mapping[str, str] | None = None,
     ) -> "Datastore":
         """Open a store at its newest version, or at an older one to read only.
 
-        Without `encoder` the one named in the store is loaded when first needed. With `cluster` its
-        vectors are searched by the actors of a Ray cluster, whose machines must all see `path`.
-        Raises BadInput where there is no store or version, Mismatch for another encoder, Damaged; any
-        search on a cluster Incomplete where shards are missing.
+        `path` and `storage_options` are as for `create`. Without `encoder` the one named in the
+        store is loaded when first needed. With `cluster` its vectors are searched by the actors of a
+        Ray cluster, whose machines must all see `path`. Raises BadInput where there is no store or
+        version, Mismatch for another encoder, Damaged; any search on a cluster Incomplete where shards
+        are missing.
         """
-        path = Path(path).absolute()
+        path = locate(path, storage_options)
         clear_drafts(path, _LOCK)
         layout = Layout.read(path)
         wanted = layout.views["passages"]
@@ -173,7 +178,6 @@ class Datastore:
 
     def info(self) -> dict[str, str | int]:
         """Return what a person wants to know of the store, as plain data."""
-        files = [file for file in self.path.rglob("*") if file.is_file()]
         return {
             "path": str(self.path),
             "uid": self.layout.uid,
@@ -187,7 +191,7 @@ class Datastore:
             "metric": self.view.metric,
             "index": self.layout.index,
             "chunk_characters": self.view.characters,
-            "bytes": sum(file.stat().st_size for file in files),
+            "bytes": sum(size for _, size in sizes(self.path)),
             **self._views.info(),
             "fingerprint": self.fingerprint,
             "contents": self.contents,
@@ -229,7 +233,7 @@ class Datastore:
 
         if self.view.dimensions:
             _ = self._encoding.encoder
-        worker = (str(self.path), self.view, *self._encoding.elsewhere)
+        worker = (self.path, self.view, *self._encoding.elsewhere)
         gpu = self._encoding.device.startswith("cuda")
         with self._writing() as writing, Pool(address, Builder, worker, workers, gpu) as pool:
             return add(writing, self.path, pieces, pool, progress, left_out)
@@ -257,7 +261,9 @@ class Datastore:
         store (`fresh` begins anew), BadInput, Damaged.
         """
         with self._writing() as writing:
-            return read_tokens(self.path, writing.table, keyer, progress or (lambda done, every: None), fresh)
+            return read_tokens(
+                self._views.store, writing.table, keyer, progress or (lambda done, every: None), fresh
+            )
 
     def read_chunks(
         self,
@@ -278,7 +284,7 @@ class Datastore:
         with self._writing() as writing:
             every = progress or (lambda done, every: None)
             return read_chunks(
-                self.path, writing.table, self.layout, self._embed, encode, name, every, length, fresh
+                self._views.store, writing.table, self.layout, self._embed, encode, name, every, length, fresh
             )
 
     def passages(self, ids: Sequence[int]) -> list[Passage]:
@@ -362,10 +368,10 @@ class Datastore:
             raise BadInput(
                 f"{self.path}: opened at version {self.version} to read; open it without a version"
             )
-        with Lease(self.path / _LOCK):
+        with lease(self.path / _LOCK) as held:
             sums = Checksums(self.path, WATCHED)
             before = Table.open(self.path / TABLE)
-            writing = Writing(before, sums, text_index=self.layout.retriever != "dense")
+            writing = Writing(before, sums, held.check, text_index=self.layout.retriever != "dense")
             try:
                 yield writing
                 writing.tidy(_FRAGMENTS)

@@ -1,13 +1,13 @@
 """A store's own way of embedding: the encoder it was made with, checked, and its vectors made fit."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput, Mismatch
 from uptake.store.layout import View
+from uptake.store.objects import Location
 from uptake.text import Embedder
 
 
@@ -17,7 +17,7 @@ class Encoding:
     Raises Mismatch, naming both, for an encoder other than the one the store was made with.
     """
 
-    def __init__(self, store: Path, view: View, encoder: Embedder | str | None, device: str) -> None:
+    def __init__(self, store: Location, view: View, encoder: Embedder | str | None, device: str) -> None:
         if encoder is not None and not view.dimensions:
             raise BadInput(f"{store}: a lexical store takes no encoder; leave it out")
         self._store = store

@@ -5,11 +5,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from uptake.errors import BadInput, Damaged
 from uptake.store.files import plain_errors, read_json, write_json
+from uptake.store.objects import Location
 from uptake.text import Chunking, Embedder
 
 FORMAT = 1
@@ -68,21 +68,21 @@ class Layout:
             if value not in known:
                 raise BadInput(f"{name} {value!r}: use {', '.join(known)}")
 
-    def write(self, store: Path) -> None:
+    def write(self, store: Location) -> None:
         """Write store.json, whole or not at all."""
         views = {name: asdict(view) for name, view in self.views.items()}
         rest = {"uid": self.uid, "retriever": self.retriever, "index": self.index}
         write_json(store / "store.json", {"format": FORMAT, **rest, "views": views})
 
     @classmethod
-    def read(cls, store: Path) -> "Layout":
+    def read(cls, store: Location) -> "Layout":
         """Read store.json; raises BadInput where there is none or a newer one, Damaged."""
         path = store / "store.json"
-        if not path.is_file():
-            if (store / TABLE).is_dir():
-                raise Damaged(f"{path}: missing; put it back from a copy or build the store again")
-            raise BadInput(f"{store}: not a datastore; make one with `uptake index build {store} CORPUS`")
         with plain_errors(path):
+            if not path.is_file():
+                if (store / TABLE).is_dir():
+                    raise Damaged(f"{path}: missing; put it back from a copy or build the store again")
+                raise BadInput(f"{store}: not a datastore; make one with `uptake index build {store} CORPUS`")
             data = read_json(path)
         if isinstance(data.get("format"), int) and data["format"] > FORMAT:
             raise BadInput(

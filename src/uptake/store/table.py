@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import lance
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput, Damaged, UptakeError
 from uptake.store.files import one_line, plain_errors
+from uptake.store.objects import Location, ObjectPath
 from uptake.text import Passage, stable_hash
 
 Ids = NDArray[np.int64]
@@ -50,11 +50,12 @@ def as_ids(numbers: Sequence[int] | Ids) -> Ids:
 class Table:
     """The passages of one version, or a part of them. `dimensions` is 0 where they have no vectors.
 
-    `label` names the part: empty for the whole.
+    `path` is where the table lies; `label` names the part, empty for the whole.
     """
 
-    def __init__(self, dataset: Any, rows: slice | None = None, label: str = "") -> None:
+    def __init__(self, dataset: Any, path: Location, rows: slice | None = None, label: str = "") -> None:
         self._dataset = dataset
+        self.path = path
         self._first = rows.start if rows else 0
         self._rows = {"offset": rows.start, "limit": rows.stop - rows.start} if rows else {}
         self.label = label
@@ -62,29 +63,27 @@ class Table:
         self.dimensions = field.type.list_size if field is not None else 0
 
     @classmethod
-    def create(cls, path: Path, dimensions: int) -> "Table":
+    def create(cls, path: Location, dimensions: int) -> "Table":
         """Make an empty table for vectors of `dimensions` float32, or for none where it is 0."""
         with _plain(path):
-            return cls(lance.write_dataset(_schema(dimensions).empty_table(), str(path), mode="create"))
+            empty = _schema(dimensions).empty_table()
+            return cls(
+                lance.write_dataset(empty, str(path), mode="create", storage_options=_options(path)), path
+            )
 
     @classmethod
-    def open(cls, path: Path, version: int | None = None) -> "Table":
+    def open(cls, path: Location, version: int | None = None) -> "Table":
         """Open the newest version or the one named; raises BadInput where that one is gone, Damaged."""
-        if not path.is_dir():
-            raise Damaged(f"{path}: missing; put it back from a copy or build the store again")
         with _plain(path):
-            newest = lance.dataset(str(path))
+            if not path.is_dir():
+                raise Damaged(f"{path}: missing; put it back from a copy or build the store again")
+            newest = lance.dataset(str(path), storage_options=_options(path))
             if version is None or version == newest.version:
-                return cls(newest)
+                return cls(newest, path)
             kept = {entry["version"] for entry in newest.versions()}
             if version not in kept:
                 raise BadInput(f"{path}: version {version} is not kept; {min(kept)} to {max(kept)} may be")
-            return cls(lance.dataset(str(path), version=version))
-
-    @property
-    def path(self) -> Path:
-        """Where the table lies."""
-        return Path(self._dataset.uri)
+            return cls(lance.dataset(str(path), version, storage_options=_options(path)), path)
 
     @property
     def version(self) -> int:
@@ -112,7 +111,8 @@ class Table:
         Rows that are added or removed later move no other row into another part, save where a whole
         piece goes or pieces that have lost many rows are joined.
         """
-        return Table(self._dataset, slice(self._before(first), self._before(stop)), f"rows-{first}-{stop}")
+        rows = slice(self._before(first), self._before(stop))
+        return Table(self._dataset, self.path, rows, f"rows-{first}-{stop}")
 
     def _before(self, slot: int) -> int:
         """Return how many of the first `slot` rows written are still here."""
@@ -200,13 +200,18 @@ class Table:
         """Add passages, all or none of them; `vectors` has one row each. Raises BadInput, UptakeError."""
         rows = self._filled(passages, vectors)
         with _plain(self.path):
-            return Table(lance.write_dataset(rows, str(self.path), mode="append"))
+            options = _options(self.path)
+            made = lance.write_dataset(rows, str(self.path), mode="append", storage_options=options)
+            return Table(made, self.path)
 
     def draft(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> list[str]:
         """Write passages down beside the table; what is returned makes them part of it, by `commit`."""
         rows = self._filled(passages, vectors)
         with _plain(self.path):
-            written = write_fragments(rows, str(self.path), schema=rows.schema, mode="append")
+            options = _options(self.path)
+            written = write_fragments(
+                rows, str(self.path), rows.schema, mode="append", storage_options=options
+            )
         return [json.dumps(fragment.to_json()) for fragment in written]
 
     def commit(self, drafts: Sequence[str]) -> "Table":
@@ -215,7 +220,11 @@ class Table:
             fragments = [FragmentMetadata.from_json(draft) for draft in drafts]
             change = lance.LanceOperation.Append(fragments)
             newest = self._latest().version
-            return Table(lance.LanceDataset.commit(str(self.path), change, read_version=newest))
+            options = _options(self.path)
+            made = lance.LanceDataset.commit(
+                str(self.path), change, read_version=newest, storage_options=options
+            )
+            return Table(made, self.path)
 
     @property
     def data_files(self) -> set[str]:
@@ -245,7 +254,7 @@ class Table:
             for first in range(0, len(numbers), _IDS_A_PREDICATE):
                 some = ",".join(map(str, numbers[first : first + _IDS_A_PREDICATE]))
                 dataset.delete(f"id IN ({some})")
-        return Table(dataset)
+        return Table(dataset, self.path)
 
     def index_text(self) -> "Table":
         """Bring the full-text index up to date, making it if there is none."""
@@ -255,7 +264,7 @@ class Table:
                 dataset.create_scalar_index("text", "INVERTED", with_position=False)
             elif dataset.stats.index_stats("text_idx")["num_unindexed_rows"]:
                 dataset.optimize.optimize_indices()
-        return Table(dataset)
+        return Table(dataset, self.path)
 
     def match(self, query: str, k: int) -> tuple[Ids, NDArray[np.float32]]:
         """Return ids and BM25 scores of the at most k passages that share words with `query`, best first.
@@ -282,7 +291,7 @@ class Table:
         dataset = self._latest()
         with _plain(self.path):
             dataset.optimize.compact_files()
-        return Table(dataset)
+        return Table(dataset, self.path)
 
     def purge(self, text_index: bool) -> "Table":
         """Rewrite what is left and drop all older versions, so that removed text is gone from the disk.
@@ -295,7 +304,7 @@ class Table:
             if text_index:
                 dataset.create_scalar_index("text", "INVERTED", with_position=False, replace=True)
             dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
-        return Table(dataset)
+        return Table(dataset, self.path)
 
     def outlived(self, kept: timedelta) -> list[int]:
         """Return the versions whose place another took longer ago than `kept`."""
@@ -316,7 +325,7 @@ class Table:
 
     def _latest(self) -> Any:
         with _plain(self.path):
-            return lance.dataset(str(self.path))
+            return lance.dataset(str(self.path), storage_options=_options(self.path))
 
 
 def _schema(dimensions: int) -> Any:
@@ -338,8 +347,12 @@ def _matrix(column: Any, dimensions: int) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
 
 
+def _options(path: Location) -> dict[str, str] | None:
+    return dict(path.options) if isinstance(path, ObjectPath) else None
+
+
 @contextlib.contextmanager
-def _plain(path: Path) -> Iterator[None]:
+def _plain(path: Location) -> Iterator[None]:
     """Turn whatever Lance and Arrow raise into one line."""
     try:
         with plain_errors(path):
@@ -350,6 +363,8 @@ def _plain(path: Path) -> Iterator[None]:
         # A panic inside Rust arrives as a BaseException of its own; others of those are not ours.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if isinstance(path, ObjectPath) and "LanceError(IO)" in str(error):  # no answer, or a refusal
+            raise UptakeError(f"{path}: {one_line(error)}") from error
         raise Damaged(
             f"{path}: cannot be read ({one_line(error)}); `uptake index verify` says more"
         ) from error

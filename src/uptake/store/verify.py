@@ -9,6 +9,7 @@ from uptake.store.bases import check_bases
 from uptake.store.files import Checksums
 from uptake.store.kept import check
 from uptake.store.layout import TABLE, WATCHED, Layout
+from uptake.store.objects import Location, locate
 from uptake.store.table import Table
 from uptake.store.views import KINDS
 from uptake.text import passage_id, stable_hash
@@ -17,13 +18,13 @@ _CHECKED = ("id", "document", "start", "text", "document_key")
 _SHOWN = 5  # examples of one kind of fault
 
 
-def verify_store(path: str | Path) -> list[str]:
+def verify_store(path: str | Location) -> list[str]:
     """Return one line for each fault of the store at `path`; none where all is well.
 
     Reads everything once: files against their sums, rows against their own ids, vectors, and the
     cached index. Raises BadInput where there is no store at all.
     """
-    store = Path(path).absolute()
+    store = locate(path)
     faults = [_told(name, fault) for name, fault in Checksums(store, WATCHED).faults().items()]
     try:
         layout = Layout.read(store)
@@ -38,7 +39,7 @@ def verify_store(path: str | Path) -> list[str]:
             table.match("the words of any text", 1)
     except UptakeError as error:
         faults.append(str(error))
-    views = [line for kind in KINDS for line in check(kind, store)]
+    views = [line for kind in KINDS for line in check(kind, store)] if isinstance(store, Path) else []
     return faults + views + check_bases(layout.uid)
 
 

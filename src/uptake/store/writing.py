@@ -29,10 +29,14 @@ class Added:
 
 
 class Writing:
-    """One writer's work on the newest version. `table` is what has been committed so far."""
+    """One writer's work on the newest version. `table` is what has been committed so far.
 
-    def __init__(self, table: Table, sums: Checksums, *, text_index: bool) -> None:
+    `check` raises Busy where the lease was lost: it is called before each change.
+    """
+
+    def __init__(self, table: Table, sums: Checksums, check: Callable[[], None], *, text_index: bool) -> None:
         self.table = table
+        self.check = check
         self.purged = False
         self._sums = sums
         self._text_index = text_index
@@ -57,6 +61,7 @@ class Writing:
         """See Datastore.remove; documents are given by the stable hash of their ids."""
         before = self.table
         gone = np.isin(before.document_keys, as_ids(document_keys)) | np.isin(before.ids, as_ids(passages))
+        self.check()
         if gone.any():
             self.commit(before.delete(before.ids[gone]))
         if purge:
@@ -67,6 +72,7 @@ class Writing:
 
     def tidy(self, fragments: int) -> None:
         """Bring the text index up to date, join small pieces of the table, drop what is long outlived."""
+        self.check()
         if self.table.fragments > fragments:
             self.commit(self.table.compact())
         if self._text_index:
@@ -122,9 +128,11 @@ class _Adding:
         if self._waiting:
             waiting = list(self._waiting.values())
             vectors = embedded([passage.text for passage in waiting], self._embed, self._report)
+            self._writing.check()
             self._writing.commit(self._writing.table.append(waiting, vectors))
             self.stored += len(waiting)
         if self._stale:
+            self._writing.check()
             self._writing.commit(self._writing.table.delete(sorted(self._stale)))
         self._waiting, self._stale, self._characters = {}, set(), 0
         self._report(0)

@@ -12,7 +12,6 @@ Nothing of it can be seen by readers before the one commit.
 import hashlib
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ import numpy as np
 from uptake.errors import BadInput, Damaged
 from uptake.store.cluster.pool import Pool
 from uptake.store.encoding import Encoding
-from uptake.store.files import plain_errors, read_json, write_json
+from uptake.store.files import delete_below, plain_errors, read_json, write_json
 from uptake.store.layout import TABLE, View
+from uptake.store.objects import Location
 from uptake.store.table import Ids, Table
 from uptake.store.writing import Added, Here, Writing, embedded, storable_document
 from uptake.text import Document, Embedder, Passage, stable_hash
@@ -80,8 +80,8 @@ class Block:
 class Builder:
     """A worker: reads groups and embeds blocks."""
 
-    def __init__(self, store: str, view: View, encoder: Embedder | str | None, device: str) -> None:
-        self._store = Path(store)
+    def __init__(self, store: Location, view: View, encoder: Embedder | str | None, device: str) -> None:
+        self._store = store
         self._view = view
         self._encoder = encoder
         self._device = device
@@ -145,7 +145,7 @@ class Builder:
 
 def add(
     writing: Writing,
-    store: Path,
+    store: Location,
     pieces: Sequence[Piece],
     pool: Pool,
     progress: Callable[[int, int], None],
@@ -160,8 +160,10 @@ def add(
     blocks = [block for group in groups for block in plan.blocks(group, reads.pop(group.number))]
     if not plan.documents:
         raise BadInput(f"{store}: the corpus holds no text that can be read; nothing was stored")
-    with plain_errors(store):
-        (store / BUILDING).mkdir(exist_ok=True)
+    building = store / BUILDING
+    if isinstance(building, Path):
+        with plain_errors(store):
+            building.mkdir(exist_ok=True)
     used = writing.table.data_files
     left = [block for block in blocks if _noted(store, block, used) is None]
     known = plan.already + sum(len(block.ids) for block in blocks)
@@ -172,12 +174,13 @@ def add(
         progress(done, known)
     drafts = [_noted(store, block, used) for block in blocks]
     if None in drafts:
-        raise Damaged(f"{store / BUILDING}: what was written is not there; give the same command again")
+        raise Damaged(f"{building}: what was written is not there; give the same command again")
+    writing.check()
     if drafts:
         writing.commit(writing.table.commit([text for texts in drafts for text in texts or ()]))
     if plan.stale:
         writing.commit(writing.table.delete(sorted(plan.stale)))
-    shutil.rmtree(store / BUILDING, ignore_errors=True)
+    delete_below(building)
     return Added(plan.documents, known - plan.already, plan.already)
 
 
@@ -215,7 +218,7 @@ class _Plan:
             yield Block(group, first, len(read.keys), np.array(wanted, np.int64))
 
 
-def _noted(store: Path, block: Block, used: set[str]) -> list[str] | None:
+def _noted(store: Location, block: Block, used: set[str]) -> list[str] | None:
     """Return a block's fragments if its note is there and so are they, in no table yet; else None."""
     try:
         fragments = [str(text) for text in read_json(store / BUILDING / block.note)["fragments"]]

@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from uptake.store.cluster import Cluster
 from uptake.store.cluster.connect import connect
 from uptake.store.cluster.wire import from_bytes, to_pieces
 from uptake.store.index import Ranked
+from uptake.store.objects import Location
 from uptake.store.table import Ids, Table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ClusterIndex:
     asks them raises Incomplete where one does not answer and the cluster's policy does not bear it.
     """
 
-    def __init__(self, table: Table, store: Path, uid: str, cluster: Cluster) -> None:
+    def __init__(self, table: Table, store: Location, uid: str, cluster: Cluster) -> None:
         self._ray = connect(cluster.address)
         from uptake.store.cluster.hedging import Hedging
         from uptake.store.cluster.replicas import Replicas
@@ -45,7 +45,7 @@ class ClusterIndex:
         self._version = table.version
         self._ready = False
         starts = range(0, table.slots, cluster.rows)
-        places = [Place(str(store), uid, first, first + cluster.rows) for first in starts]
+        places = [Place(store, uid, first, first + cluster.rows) for first in starts]
         self._shards = [Replicas(place, self._version, cluster) for place in places]
 
     @cached_property

@@ -16,6 +16,7 @@ from uptake.store.bases import forget_bases
 from uptake.store.cluster.wire import Answer, from_pieces, to_bytes
 from uptake.store.index import VectorIndex, open_index
 from uptake.store.layout import TABLE, Layout
+from uptake.store.objects import Location
 from uptake.store.table import Table
 
 _KEPT = 4  # versions open at a time: readers of older ones may still be at work
@@ -28,7 +29,7 @@ TELLING = "telling"  # the concurrency group in which a shard answers for itself
 class Place:
     """Which rows of which store: from the `first` up to the `stop`-th written."""
 
-    store: str
+    store: Location
     uid: str
     first: int
     stop: int
@@ -49,7 +50,7 @@ class Shard:
         self._recent = deque[tuple[float, int]]()  # when, and how many
         self._seconds = 0.0
         self._since = time.time()
-        tags = {"store": Path(place.store).name, "rows": place.rows, "replica": str(replica)}
+        tags = {"store": place.store.name, "rows": place.rows, "replica": str(replica)}
         self._counter = metrics.Counter(
             "uptake_shard_queries", "Queries that a shard has answered.", tuple(tags)
         )
@@ -95,7 +96,7 @@ class Shard:
         context, now = ray.get_runtime_context(), time.time()
         lately = sum(count for when, count in list(self._recent) if when >= now - _MINUTE)
         return {
-            "store": self._place.store,
+            "store": str(self._place.store),
             "first": self._place.first,
             "stop": self._place.stop,
             "versions": {version: rows for version, (_, rows) in list(self._open.items())},
@@ -113,7 +114,7 @@ class Shard:
             # The one used last goes last: the first is the one to let go.
             self._open[version] = self._open.pop(version)
         else:
-            store = Path(self._place.store)
+            store = self._place.store
             layout = Layout.read(store)
             if layout.uid != self._place.uid:
                 raise Mismatch(f"{store}: another store has taken its place; open it again")

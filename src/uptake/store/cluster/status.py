@@ -1,12 +1,12 @@
 """What a cluster holds: every shard that runs, what it has done, and which are missing."""
 
-from pathlib import Path
 from typing import Any
 
 from uptake.errors import UptakeError
 from uptake.store.cluster.connect import NAMESPACE, connect
 from uptake.store.files import one_line
 from uptake.store.layout import TABLE
+from uptake.store.objects import locate
 from uptake.store.table import Table
 
 _PATIENCE = 10.0  # seconds that a shard may take to tell of itself; searching does not keep it from that
@@ -53,7 +53,7 @@ def _missing(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not stores:
             continue
         try:
-            slots = Table.open(Path(stores[0]) / TABLE).slots
+            slots = Table.open(locate(stores[0]) / TABLE).slots
         except UptakeError:  # it is gone, or this machine does not see it
             continue
         for wide in {each["stop"] - each["first"] for each in mine}:
