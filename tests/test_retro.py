@@ -186,7 +186,7 @@ def naive(part: CrossAttention, hidden: Tensor, states: Tensor, seen: Tensor, he
             parts.append(
                 sum(share * attention.values(one)[cut] for share, one in zip(shares, read, strict=True))
             )
-        out[place] = attention.out(torch.cat(parts))  # type: ignore[arg-type]
+        out[place] = PACE * part.gate * attention.out(torch.cat(parts))  # type: ignore[arg-type]
     return out
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def evidence(corpus: list[Document], query: str = "so ") -> Evidence:
 
 def untrained(lm: LM, **settings: Any) -> Retro:
     """The parts before training, of an output that is not zero; in float64 where the base is."""
-    method = Retro(**{"chunk": 4, "spread": 1.0, **settings})
+    method = Retro(**{"chunk": 4, "spread": 4.0, **settings})
     return replace(method, trained=method.fresh(lm).requires_grad_(False).eval())
 
 
@@ -73,6 +74,54 @@ TEXT = "the dog and the cat sat on the hill and one fish sat too"
 
 def ids_of(lm: LM, *texts: str) -> Tensor:
     return torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(text)[0]] for text in texts])
+
+
+def test_what_is_planted_is_a_stretch_of_what_comes_next_and_nothing_else() -> None:
+    texts, others = documents(6, "t"), documents(6, "o", seed=1)
+    lm, kept = toys.lm(), 0
+    bare = Retro(chunk=12, episode_tokens=60, windows=3, draw="random")
+    material = Material(tuple(texts), sources=lambda document: Source(others))  # type: ignore[arg-type, return-value]
+    for plain, planted in zip(
+        bare.episodes(lm, material), replace(bare, planted=1.0).episodes(lm, material), strict=True
+    ):
+        assert torch.equal(plain.ids, planted.ids)
+        assert torch.equal(plain.tokens < 0, planted.tokens < 0)
+        for window, chunk, neighbour in np.ndindex(*plain.tokens.shape[:3]):
+            before, after = (each.tokens[window, chunk, neighbour] for each in (plain, planted))
+            length = int(plain.lengths[window])
+            coming = plain.ids[window, (chunk + 1) * 12 : min((chunk + 2) * 12, length)].tolist()
+            other = torch.nonzero(before != after)[:, 0].tolist()
+            if len(coming) < 4 or (before < 0).all():
+                assert not other
+                continue
+            first, last = other[0], other[-1] + 1
+            stretch = after[first:last].tolist()
+            kept += len(stretch) >= 3  # its ends may be what stood there before
+            assert any(coming[at : at + len(stretch)] == stretch for at in range(len(coming)))
+    assert kept > 20
+    assert all(
+        torch.equal(one.tokens, other.tokens)
+        for one, other in zip(bare.episodes(lm, material), bare.episodes(lm, material), strict=True)
+    )
+
+
+def test_a_fresh_network_finds_words_in_hidden_states_that_a_few_dimensions_fill() -> None:
+    lm = toys.lm("llama")
+    with torch.no_grad():
+        lm.module.model.embed_tokens.weight[:, :2] += 0.5  # type: ignore[union-attr, operator, index]
+    method = Retro(chunk=12, episode_tokens=60, windows=8, draw="random")
+    material = Material(tuple(documents(16, "t")), sources=lambda d: Source(documents(16, "o", seed=1)))  # type: ignore[arg-type, return-value]
+    network = method.fresh(lm)
+
+    def loss(planted: float, opened: float) -> float:
+        for cross in network.parts.cross.values():  # type: ignore[union-attr, operator]
+            torch.nn.init.constant_(cross.gate, opened)
+        with torch.no_grad():
+            made = replace(method, planted=planted).episodes(lm, material)
+            return sum(method.loss(network, lm, episode).item() for episode in made) / len(made)
+
+    assert loss(1.0, 0.0) == pytest.approx(loss(0.0, 0.0))
+    assert loss(1.0, 0.1) < loss(0.0, 0.1) - 0.06
 
 
 def test_it_learns_to_copy_from_the_right_neighbours_and_from_no_others() -> None:

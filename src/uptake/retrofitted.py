@@ -1,16 +1,20 @@
 """A language model with RETRO's new parts in its blocks, given the neighbours that it is to read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from uptake.delta import Delta
+from uptake.delta import Delta, wide
 from uptake.lm import LM, Cache
 from uptake.moves import STILL, All
-from uptake.nets.retro import Retro
+from uptake.nets.retro import Attention, Retro, even
 from uptake.placed import Placed, find
+
+_ROWS, _PLACES, _TIMES = 24, 512, 2  # of the text from which hidden states are known
+_RIDGE = 1e-2  # of the least squares
+_SHARP = 4.0  # so much surer is a match than its dot product, for a state holds more than can be guessed
 
 
 class Past(NamedTuple):
@@ -29,11 +33,41 @@ class Retrofitted:
         self.lm, opened = lm.open(STILL, Delta(lm.fingerprint), torch.Generator())
         self.network, self._placed = network, Placed(opened.module, places)
         self._embed: Any = opened.module.get_input_embeddings()  # type: ignore[operator]
+        self._unembed: Any = opened.module.get_output_embeddings()  # type: ignore[operator]
 
     @property
     def embedding(self) -> Tensor:
         """The model's token embeddings, [vocabulary, width]."""
         return self._embed.weight  # type: ignore[no-any-return]
+
+    @property
+    def directions(self) -> Tensor:
+        """Where a hidden state goes to make a token likelier, of size 1 a dimension: [vocabulary, model]."""
+        matrix: Tensor = wide(self._unembed.weight.detach())
+        apart = matrix - matrix.mean(0)
+        return apart / apart.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+
+    def likely(self, rows: int, places: int) -> Tensor:
+        """Return tokens, [rows, places], that the model holds for likely, each after the one before it.
+
+        All places are drawn at once, and anew after those drawn before; nearly text after a few times.
+        """
+        return torch.stack([self._likely(places) for _ in range(rows)])
+
+    def _likely(self, places: int) -> Tensor:
+        ids = torch.randint(len(self.embedding), (places,)).to(self.embedding.device)
+        with torch.no_grad():
+            for _ in range(_TIMES):
+                log_probs, _ = self.lm.step(ids[None])
+                below = log_probs[0, :-1].exp().cumsum(-1)
+                drawn = below[:, -1:] * torch.rand(places - 1, 1).to(below)
+                ids = torch.cat([ids[:1], torch.searchsorted(below, drawn)[:, 0]])
+        return ids.clamp(max=len(self.embedding) - 1)
+
+    def visit(self, ids: Tensor, see: Callable[[int, Tensor], None]) -> None:
+        """Read ids without neighbours, and show the hidden states of every place that the network has."""
+        with self._placed.adding(see):
+            self.lm.step(ids)
 
     def step(self, ids: Tensor, tokens: Tensor, seen: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
         """Return log-probabilities as LM.step does, and the cache.
@@ -106,6 +140,60 @@ class Network(nn.Module):
     def under(self, lm: LM) -> LM:
         """Return the LM that the new parts stand in: this one, with the base as it was trained along."""
         return lm if self._opened is None else lm.overlay(self._opened.delta())
+
+
+def acquaint(network: Network) -> None:
+    """Let the new parts begin as what finds the words read last in a neighbour and reads off the next one.
+
+    Trained models put most of a hidden state's size into a few dimensions that hardly tell tokens apart;
+    beside those, like does not find like, and steps as small as training's never get there. So the norms
+    are set to make each dimension vary alike; what asks begins as the best linear guess of the state that
+    a neighbour of the same words has there; and what is found begins as the best linear guess, in the
+    hidden states' size, of where the token after it lies. All by least squares, over text such as the
+    model takes for likely. Ours, not the paper's.
+    """
+    parts, fitted = network.parts, network.fitted
+    table, found = fitted.embedding.detach(), dict[int, Tensor]()
+    parts.to(table.device)
+    m = parts.sizes.chunk
+    with torch.no_grad():
+        even(parts.enter[0], table.to(parts.dtype))  # type: ignore[arg-type]
+        ids = fitted.likely(_ROWS, min(_PLACES, fitted.lm.window))
+        fitted.visit(ids, lambda layer, hidden: found.update({layer: hidden.to(parts.dtype).flatten(0, 1)}))
+        count = ids.numel() // (2 * m) * (2 * m)
+        read, first = ids.flatten()[:count], found[parts.sizes.layers[0]][:count]
+        tokens = parts.enter(table[read].to(parts.dtype))
+        for layer in parts.encoder:
+            own = _guess(layer.chunk_norm, first, tokens)  # type: ignore[arg-type]
+            layer.to_chunk.keys.weight.copy_(layer.to_chunk.queries.weight @ own)  # type: ignore[union-attr, operator]
+        # Each stretch as the neighbour of a chunk that has nothing to do with it.
+        chunks = first.reshape(1, -1, 2 * m, first.shape[-1])[:, :, :m].roll(1, 1)
+        neighbours = read.reshape(1, -1, 1, 2 * m)
+        seen = torch.ones_like(neighbours, dtype=torch.bool)
+        states = parts.encode(table[neighbours].to(parts.dtype), seen, chunks).flatten(0, -2)
+        inner = torch.arange(count, device=read.device) % (2 * m) < 2 * m - 1
+        coming = fitted.directions[read.roll(-1)[inner]]
+        for name, cross in parts.cross.items():
+            hidden, normed = found[int(name)][:count], cross.states_norm(states)  # type: ignore[operator]
+            own = _SHARP * _guess(cross.norm, hidden, normed)  # type: ignore[arg-type]
+            attention: Attention = cross.attention  # type: ignore[assignment]
+            attention.queries.weight.copy_(attention.keys.weight @ own)
+            values = attention.values(normed[inner])
+            attention.out.weight.copy_(hidden.pow(2).mean().sqrt() * _map(values, coming.to(values)))
+
+
+def _guess(norm: nn.LayerNorm, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Set the norm for these hidden states, [n, model], and return the map from it to tokens, [n, width]."""
+    even(norm, hidden)
+    return _map(norm(hidden), tokens)
+
+
+def _map(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Return the linear map, [outputs, inputs], from [n, inputs] to [n, outputs], by least squares."""
+    given, wanted = inputs.cpu().double(), outputs.cpu().double()
+    squares = given.T @ given + _RIDGE * len(given) * torch.eye(given.shape[1], dtype=given.dtype)
+    found: Tensor = torch.linalg.solve(squares, given.T @ wanted)
+    return found.T.to(outputs)
 
 
 def module_of(lm: LM) -> Any:

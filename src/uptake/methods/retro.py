@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from uptake.method import Context, Evidence, State, Way, same_base, same_length
 from uptake.moves import blocks
 from uptake.nets.retro import Retro as Parts
 from uptake.nets.retro import Sizes
-from uptake.retrofitted import Network, module_of
+from uptake.retrofitted import Network, acquaint, module_of
 from uptake.select import Everywhere
 from uptake.tasks.asking import Asking
 from uptake.text import Chunks, Document
@@ -66,12 +67,14 @@ class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
 
     With 0 neighbours it is the model without retrieval; `draw=random` reads chunks drawn at random, the
     control. The others are of training and are then kept with the network: `chunk` tokens, `width` and
-    `heads` of the new parts (the model's own if none), which `layers` have cross-attention (1,2,...;
-    from the middle on, every quarter of the depth, if none), and what becomes of the `base`: frozen
-    (RETROfit), trained along, or made anew and trained (RETRO from scratch). An episode is `windows`
-    windows of `episode_tokens`; `spread` is the size of the new parts' outputs before training, where 0
-    leaves the model as it is. Given questions it learns their answers alone, each beside what is found
-    with its question, which ends where a chunk ends (section 4.3; ask so too, `Asking.align`).
+    `heads` of the new parts (the model's own if none), `encoder` layers that read a neighbour, which
+    `layers` have cross-attention (1,2,...; from the middle on, every quarter of the depth, if none), and
+    what becomes of the `base`: frozen (RETROfit), trained along, or made anew and trained (RETRO from
+    scratch). An episode is `windows` windows of `episode_tokens`; `planted` is the share of a text's
+    neighbours into which `plant` puts something to copy; `spread` is the size of the new parts' outputs
+    before training, where 0 leaves the model as it is. Given questions it learns their answers alone, each
+    beside what is found with its question, which ends where a chunk ends (section 4.3; ask so too,
+    `Asking.align`).
     """
 
     choices: ClassVar[tuple[tuple[str, ...], ...]] = (("neighbours=1", "neighbours=4", "neighbours=10"),)
@@ -81,10 +84,12 @@ class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
     chunk: int = 64
     width: int | None = None
     heads: int | None = None
+    encoder: int = 2
     layers: str = ""
     base: Literal["frozen", "trained", "fresh"] = "frozen"
     episode_tokens: int = 512
     windows: int = 4
+    planted: float = 0.0
     spread: float = 0.0
 
     def __post_init__(self) -> None:
@@ -97,6 +102,8 @@ class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
             raise BadInput(
                 f"draw {self.draw!r}, base {self.base!r}: use nearest or random, and frozen, trained or fresh"
             )
+        if self.encoder < 1 or not 0 <= self.planted <= 1:
+            raise BadInput(f"encoder {self.encoder}, planted {self.planted}: use 1 or more, and 0 to 1")
         if not 0 <= self.spread < float("inf"):
             raise BadInput(f"spread {self.spread}: use 0, or a finite number")
         _ = self._layers
@@ -114,8 +121,11 @@ class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
             raise BadInput(f"width {width}, heads {heads}: use a width that the heads divide")
         every = tuple(range(max(1, depth // 2), depth + 1, max(1, depth // 4)))
         layers = tuple(layer - 1 for layer in self._layers or every)
-        sizes = Sizes(config.hidden_size, embedding, layers, width, heads, self.chunk)
-        return self._made(lm, sizes, self.base)
+        sizes = Sizes(config.hidden_size, embedding, layers, width, heads, self.chunk, self.encoder)
+        network = self._made(lm, sizes, self.base)
+        if self.base != "fresh":
+            acquaint(network)
+        return network
 
     def _made(self, lm: LM, sizes: Sizes, base: str) -> Network:
         dtype = wide(next(module_of(lm).parameters())).dtype
@@ -145,7 +155,10 @@ class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
         random.Random(0).shuffle(found)
         found.sort(key=lambda each: len(each[0]))
         parts = [found[at : at + self.windows] for at in range(0, len(found), self.windows)]
-        return [_answering(part) if material.questions else _episode(part) for part in parts]
+        if material.questions:
+            return [_answering(part) for part in parts]
+        generator = np.random.default_rng(0)
+        return [plant(_episode(part), self.chunk, self.planted, generator) for part in parts]
 
     def _read(self, lm: LM, material: Material) -> Iterator[Found]:
         """Yield the windows of the documents."""
@@ -296,6 +309,31 @@ def _parts(episode: Episode | Answering) -> Answering:
     if isinstance(episode, Answering):
         return episode
     return Answering(episode, torch.ones_like(episode.lengths))
+
+
+def plant(episode: Episode, chunk: int, share: float, generator: np.random.Generator) -> Episode:
+    """Return the episode with a stretch of what comes next put into this share of the neighbours.
+
+    A stretch is at least 4 tokens (fewer where a chunk has fewer) of the chunk that is to be predicted
+    beside the neighbour, and takes the place of as many of its tokens, anywhere in it: what is to be
+    learnt from it is to find the words read last and copy what came after them. Ordinary text
+    has few such places, and a network that cannot copy yet learns little from them. This is ours, not
+    the paper's.
+    """
+    tokens, least = episode.tokens.clone(), min(4, chunk)
+    for window, chunk_at, neighbour in np.argwhere(generator.random(tokens.shape[:3]) < share).tolist():
+        own = tokens[window, chunk_at, neighbour]
+        length = int(episode.lengths[window])
+        coming = episode.ids[window, (chunk_at + 1) * chunk : min((chunk_at + 2) * chunk, length)]
+        room = min(len(coming), int((own >= 0).sum()))
+        if room < least:
+            continue
+        size = int(generator.integers(least, room, endpoint=True))
+        start = int(generator.integers(len(coming) - size, endpoint=True))
+        places = torch.nonzero(own >= 0)[:, 0]
+        at = int(generator.integers(len(places) - size, endpoint=True))
+        own[places[at : at + size]] = coming[start : start + size].to(own.dtype)
+    return episode._replace(tokens=tokens)
 
 
 way = Way(Retro(), Everywhere())

@@ -50,10 +50,11 @@ class Attention(nn.Module):
             self.keys.weight.data.copy_(self.queries.weight.data)
 
     def near(self) -> None:
-        """Begin with heads that look one place on, one back, two on, two back, and so forth."""
+        """Begin with heads that look one place on, the last of several one back, whatever stands there."""
+        nn.init.zeros_(self.keys.weight)  # or like would attend to like, which nowhere is more than itself
         distances = torch.arange(-self.reach, self.reach + 1)
         for head in range(self.heads):
-            sought = (1 + head // 2) * (-1 if head % 2 == 0 else 1)
+            sought = 1 if head and head == self.heads - 1 else -1
             self.bias.data[head] = -2.0 * (distances - sought).abs().clamp(max=8) / PACE
 
     def forward(self, asking: Tensor, asked: Tensor, distance: Tensor, seen: Tensor | None = None) -> Tensor:
@@ -105,7 +106,7 @@ class CrossAttention(nn.Module):
         self.chunk = sizes.chunk
         self.norm, self.states_norm = nn.LayerNorm(sizes.model), nn.LayerNorm(sizes.width)
         self.attention = Attention(sizes.model, sizes.width, sizes.width, sizes.heads, 2 * sizes.chunk)
-        self.attention.out.weight.data.mul_(spread)
+        self.gate = nn.Parameter(torch.full((sizes.model,), spread / PACE))
 
     def forward(self, hidden: Tensor, states: Tensor, seen: Tensor, lead: int) -> Tensor:
         """Return what to add to hidden [batch, time, model].
@@ -129,7 +130,7 @@ class CrossAttention(nn.Module):
         # A chunk's last token is the first place that attends to its neighbours.
         asked = torch.arange(read.shape[1], device=hidden.device) % r
         found = self.attention(rows, read, m - 1 + places[:, None] - asked, masks)
-        found = torch.where(masks.any(-1)[:, None, None], found, 0.0)
+        found = torch.where(masks.any(-1)[:, None, None], PACE * self.gate * found, 0.0)
         return found.reshape(batch, -1, hidden.shape[-1])[:, before_pad : before_pad + time]
 
 
@@ -167,3 +168,12 @@ class Retro(nn.Module):
     def attend(self, layer: int, hidden: Tensor, states: Tensor, seen: Tensor, lead: int) -> Tensor:
         """Return what to add to a block's hidden states; see CrossAttention."""
         return self.cross[str(layer)](hidden, states, seen, lead)  # type: ignore[no-any-return]
+
+
+def even(norm: nn.LayerNorm, inputs: Tensor) -> None:
+    """Set a norm so that over these inputs, [n, width], each dimension has mean 0 and variance 1."""
+    with torch.no_grad():
+        bare = functional.layer_norm(inputs, inputs.shape[-1:], eps=norm.eps)
+        spread = bare.std(0).clamp(min=1e-3)
+        norm.weight.copy_(1 / spread)
+        norm.bias.copy_(-bare.mean(0) / spread)
