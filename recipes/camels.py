@@ -39,8 +39,8 @@ from uptake.train import Training
 DISTRACTORS = 4  # sentences beside the one that states a fact
 LEVELS = (0.1, 0.2, 0.35, 0.5)  # of KL, at which ways are compared
 CURVES = (figures.UNIFORM, figures.CAMELS)  # ways that run over the test worlds at several rates
-LARGER = (*CURVES, "CaMeLS, untrained")  # ways that the larger model is adapted by
-OTHERS = ("uniform, Adam", "uniform + re-tune", "salient spans", "TF-IDF", "oracle")
+LARGER = (*CURVES, "TF-IDF", "CaMeLS, untrained")  # ways that the larger model is adapted by
+OTHERS = ("uniform, Adam", "uniform + re-tune", "salient spans", "oracle")
 WAYS = (*LARGER, *OTHERS)
 
 
@@ -113,18 +113,25 @@ def subjects(model: Prepared, made: World, camels: Camels, factors: Sequence[flo
 
 
 def swept(
-    model: Prepared, camels: Camels, scale: Scale, args: argparse.Namespace
+    size: str, model: Prepared, camels: Camels, scale: Scale, args: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Return every way at every rate on the validation world, and the rate of each that is best there."""
     names, lm, _ = model
     valid = common.world(names, scale.valid, DISTRACTORS, "valid")
-    every = [each for each in subjects(model, valid, camels, scale.factors) if each.way in args.ways]
-    rows = common.run(lm, valid, every, journal(args), f"small valid {scale.valid}")
-    common.show(f"validation, {scale.valid} documents", rows)
+    ways = adapting(size, args)
+    every = [each for each in subjects(model, valid, camels, scale.factors) if each.way in ways]
+    rows = common.run(lm, valid, every, journal(args), f"{size} valid {scale.valid}")
+    common.show(f"{size} model: validation, {scale.valid} documents", rows)
     return rows, {way: row["rate"] for way, row in common.chosen(rows, args.most_kl).items()}
 
 
+def adapting(size: str, args: argparse.Namespace) -> set[str]:
+    """Return the ways that the model of this size is adapted by."""
+    return set(args.ways) & set(LARGER if size == "large" else WAYS)
+
+
 def tested(
+    size: str,
     model: Prepared,
     camels: Camels,
     best: Mapping[str, float],
@@ -138,20 +145,10 @@ def tested(
     some = []
     for each in subjects(model, test, camels, scale.factors):
         near = (0.25, 0.5, 1.0, 2.0) if each.way in CURVES else (1.0,)
-        if each.way in args.ways and each.rate in [best[each.way] * times for times in near]:
+        if each.way in adapting(size, args) and each.rate in [best[each.way] * times for times in near]:
             some.append(each)
-    rows = common.run(lm, test, some, journal(args), f"small test {scale.test}", seed=seed)
-    common.show(f"test, {scale.test} documents, seed {seed}", rows)
-    return rows
-
-
-def carried(model: Prepared, camels: Camels, scale: Scale, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the rows of a test world for the larger model, every rate: weights come from the small one."""
-    names, lm, _ = model
-    test = common.world(names, scale.test, DISTRACTORS, "test")
-    some = [each for each in subjects(model, test, camels, scale.factors) if each.way in LARGER]
-    rows = common.run(lm, test, some, journal(args), f"large test {scale.test}")
-    common.show(f"larger model: test, {scale.test} documents", rows)
+    rows = common.run(lm, test, some, journal(args), f"{size} test {scale.test}", seed=seed)
+    common.show(f"{size} model: test, {scale.test} documents, seed {seed}", rows)
     return rows
 
 
@@ -197,24 +194,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     small = ready("small", args)
     learnt = [weights(small, scale, args.work, seed) for seed in range(args.seeds)]
-    valid, best = swept(small, learnt[0], scale, args)
-    test = [
-        row for seed, camels in enumerate(learnt) for row in tested(small, camels, best, scale, args, seed)
-    ]
-    parts = {"small valid": valid, "small test": test}
-    kept = figures.kept(followed(small, learnt[0], best, scale, args))
+    parts: dict[str, list[dict[str, Any]]] = {}
+    rates: dict[str, dict[str, float]] = {}
+    for size in ("small", "large") if args.larger or args.model else ("small",):
+        model = small if size == "small" else ready("large", args)
+        parts[f"{size} valid"], best = swept(size, model, learnt[0], scale, args)
+        rates[size] = best
+        parts[f"{size} test"] = [
+            row
+            for seed, camels in enumerate(learnt)
+            for row in tested(size, model, camels, best, scale, args, seed)
+        ]
+    kept = figures.kept(followed(small, learnt[0], rates["small"], scale, args))
     figures.show_kept(kept)
     figures.plot_kept(kept, args.plots)
-    if args.larger or args.model:
-        parts["large test"] = carried(ready("large", args), learnt[0], scale, args)
-    # A way that ran at one rate has no curve to read off.
-    curves = {**parts, "small test": [row for row in test if row["way"] in CURVES]}
+    # A way that ran at one rate on the test worlds has no curve to read off.
+    curves = {
+        name: [row for row in rows if row["way"] in CURVES or name.endswith("valid")]
+        for name, rows in parts.items()
+    }
     equal = {name: figures.equal_kl(rows, LEVELS) for name, rows in curves.items()}
     for name, rows in parts.items():
         figures.show(f"{name}: answered at equal KL", equal[name])
         figures.plot_curves(rows, args.plots / f"camels-{name.replace(' ', '-')}.svg")
     told = {
-        "rates": best,
+        "rates": rates,
         "at equal KL": equal,
         "kept": kept,
         "rows": [figures.light(row) for rows in parts.values() for row in rows],

@@ -3,7 +3,9 @@
 A network is trained on made-up worlds beside a model that camels.py prepared, or on the SQuAD articles
 that camels_squad.py learns from. Then its memory takes up those recipes' test streams, which it never
 met, and is asked, closed book. The controls: the untrained network, and the trained one that read other
-documents in the place of these.
+documents in the place of these. Each seed has a training and a test stream of its own. Before that, on
+documents to validate on, a question is asked with its own document alone in the memory and among more:
+a network that cannot read fails at one, a network that cannot find fails at many.
 
     python recipes/mac.py --model build/camels/small
     python recipes/mac.py --model MODEL --squad dev-v1.1.json.xz --text train.jsonl.xz --work build/mac_squad
@@ -36,7 +38,9 @@ from uptake.rules import AdamW
 from uptake.settings import apply
 from uptake.train import Point, Training, train
 
+WAYS = ("MAC", "MAC, untrained", "MAC, other documents")
 VALID = 200  # documents of the world that a training on made-up worlds is watched on
+SIZES = (1, 4, 16, 64, VALID)  # of the memory that a question is asked with before the test
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,10 @@ class Job:
     stages: Sequence[Stage]
     test: World
     others: World
+    seed: int
 
 
-def made_up(method: Mac, args: argparse.Namespace) -> Job:
+def made_up(method: Mac, args: argparse.Namespace, seed: int) -> Job:
     """Begin with documents of one sentence: reading is learnt there, and keeps in longer ones."""
     lm = uptake.load(args.model)
     names = Names.fitting(lm.tokenizer)
@@ -75,30 +80,29 @@ def made_up(method: Mac, args: argparse.Namespace) -> Job:
     parts = (
         ((0,), 1.0, 0.0, False),
         ((0, long), 1.0, 0.0, False),
-        ((0, long), 1.0, 0.0, True),
         ((long,), 0.2, method.locality, True),
     )
     stages = []
     for number, (count, (lengths, factor, locality, whole)) in enumerate(
         zip(args.worlds, parts, strict=True)
     ):
-        first = 10_000 + 1_000_000 * number + 100_000 * args.seed
+        first = 10_000 + 1_000_000 * number + 100_000 * seed
         learnt = [
             episode(method.documents, lengths[step % len(lengths)], "train", first + step)
             for step in range(count)
         ]
-        valid = [episode(VALID, lengths[-1], "valid", args.seed)]
+        valid = [episode(VALID, lengths[-1], "valid", seed)]
         if whole:
             learnt, valid = (
                 [replace(each, seen=torch.ones_like(each.seen)) for each in some] for some in (learnt, valid)
             )
         stages.append(Stage(learnt, valid, args.rate * factor, replace(method, locality=locality)))
-    test = common.world(names, args.test, camels.DISTRACTORS, "test", args.seed)
-    elsewhere = common.world(names, args.test, camels.DISTRACTORS, "valid", args.seed)
-    return Job(lm, stages, test, told_otherwise(test, elsewhere))
+    test = common.world(names, args.test, camels.DISTRACTORS, "test", seed)
+    elsewhere = common.world(names, args.test, camels.DISTRACTORS, "valid", seed)
+    return Job(lm, stages, test, told_otherwise(test, elsewhere), seed)
 
 
-def squad(method: Mac, args: argparse.Namespace) -> Job:
+def squad(method: Mac, args: argparse.Namespace, seed: int) -> Job:
     texts = islice(read(args.text), camels_squad.UNRELATED)
     other = [replace(text, text=text.text[:1000]) for text in texts]
     other, unseen = other[: len(other) // 2], other[len(other) // 2 :]
@@ -107,7 +111,7 @@ def squad(method: Mac, args: argparse.Namespace) -> Job:
     part = camels_squad.part
     teaching, meta = part(found, titles.teaching, other), part(found, titles.meta, other)
     watched = part(found, titles.valid, unseen, 48)
-    test = part(found, titles.test, unseen, args.documents, args.questions, args.seed)
+    test = part(found, titles.test, unseen, args.documents, args.questions, seed)
     shared = uptake.load(args.model)
     lm = common.taught(shared, teaching.questions, (), camels_squad.FORM, args.work / "large")
     both = Material(
@@ -118,7 +122,7 @@ def squad(method: Mac, args: argparse.Namespace) -> Job:
     valid = Material(watched.documents, watched.questions, watched.unrelated[:1])
     looks = replace(method, documents=len(valid.documents)).episodes(lm, valid)
     stages = [Stage(method.episodes(lm, both), looks, args.rate, method)]
-    return Job(lm, stages, test, told_otherwise(test, meta))
+    return Job(lm, stages, test, told_otherwise(test, meta), seed)
 
 
 def beginning(text: uptake.Document) -> uptake.Document:
@@ -135,8 +139,9 @@ def told_otherwise(world: World, elsewhere: World) -> World:
 
 def trained(method: Mac, job: Job, args: argparse.Namespace) -> tuple[Mac, dict[str, Any]]:
     """Return the method with its network, and what the training was; goes on where an earlier one stopped."""
-    args.work.mkdir(parents=True, exist_ok=True)
-    clock = args.work / "seconds"
+    work = args.work / str(job.seed)
+    work.mkdir(parents=True, exist_ok=True)
+    clock = work / "seconds"
     spent = float(clock.read_text()) if clock.exists() else 0.0
     since = time.process_time()
 
@@ -149,15 +154,71 @@ def trained(method: Mac, job: Job, args: argparse.Namespace) -> tuple[Mac, dict[
     network, course = None, []
     for number, stage in enumerate(job.stages):
         rule = AdamW(stage.rate, beta2=0.95, weight_decay=0.0)
-        training = Training(rule, args.passes, save_every=args.save_every, seed=args.seed)
-        path = args.work / f"{number}.training"
+        training = Training(rule, args.passes, save_every=args.save_every, seed=job.seed)
+        path = work / f"{number}.training"
         network, points = train(
             stage.method, job.lm, stage.learnt, training, path, told, stage.valid, network
         )
         course.append([[point.step, point.loss, point.valid] for point in points])
     assert network is not None
-    method.save(network, job.lm, args.work / "mac.safetensors")
-    return replace(method, trained=network), {"cpu_seconds": float(clock.read_text()), "course": course}
+    method.save(network, job.lm, work / "mac.safetensors")
+    told_of = {
+        "cpu_seconds": float(clock.read_text()),
+        "course": course,
+        "sizes": sizes(method, network, job),
+    }
+    return replace(method, trained=network), told_of
+
+
+def sizes(method: Mac, network: Any, job: Job) -> list[dict[str, float]]:
+    """Return how likely answers on validation documents are, by how many documents the memory holds.
+
+    The question's own is always there. `nll` is of an answer's tokens, its end included; `finding` that
+    of attending to the right document among all.
+    """
+    episode = job.stages[-1].valid[0]
+    count = len(episode.documents)
+    order = torch.rand(len(episode.own), count, generator=torch.Generator().manual_seed(0))
+    order[torch.arange(len(order)), torch.tensor(episode.own)] = -1.0
+    rank = order.argsort(1).argsort(1)
+
+    def loss(matching: float, size: int) -> float:
+        with torch.no_grad():
+            part = replace(method, matching=matching, locality=0.0)
+            return part.loss(network, job.lm, replace(episode, seen=rank < size)).item()
+
+    found = [(min(size, count), loss(0.0, size)) for size in SIZES]
+    finding = loss(1.0, count) - loss(0.0, count)
+    for size, nll in found:
+        print(f"{size} documents in the memory: NLL {nll:.3f}, finding {finding:.3f}", flush=True)
+    return [{"documents": size, "nll": nll, "finding": finding} for size, nll in found]
+
+
+def asked(
+    job: Job, method: Mac, ready: Mac, args: argparse.Namespace, journal: Lines
+) -> list[dict[str, Any]]:
+    """Return the rows of a test stream: the trained network's, the untrained one's, those on other texts."""
+    checkpoints = [at for at in (100, 300, 1000) if at < len(job.test.documents)]
+    every = (job.test, ready), (job.test, replace(method, weights=UNTRAINED)), (job.others, ready)
+    return [
+        row
+        for way, (world, each) in zip(WAYS, every, strict=True)
+        for row in common.run(
+            job.lm, world, [Subject(way, args.rate, each)], journal, "test", checkpoints, job.seed
+        )
+    ]
+
+
+def pooled(rows: Sequence[dict[str, Any]], way: str, apart: bool) -> dict[str, Any]:
+    """Return the answers of all seeds, as of one row; kept apart, a group of one seed is none of another."""
+    return {
+        "answers": [
+            (f"{row['seed']} {group}" if apart else group, nats, tokens)
+            for row in rows
+            if row["way"] == way
+            for group, nats, tokens in row["answers"]
+        ]
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -173,45 +234,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--worlds",
         type=int,
-        nargs=4,
-        default=(150, 250, 50, 50),
+        nargs=3,
+        default=(100, 50, 50),
         help="of each part of training, a step each",
     )
     parser.add_argument("--test", type=int, default=camels.Scale.test, help="documents of the made-up test")
     parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--save-every", type=int, default=50, help="steps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="a training and a test stream each")
     parser.add_argument("--settings", nargs="*", default=[], help="of the method, name=value")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     method = apply(Mac(width=64, blocks=1, documents=128, locality=0.1), *args.settings)
-    job = squad(method, args) if args.squad else made_up(method, args)
-    ready, training = trained(method, job, args)
-    journal = Lines(args.work / "rows.jsonl", "mac recipe 1")
-    checkpoints = [at for at in (100, 300, 1000) if at < len(job.test.documents)]
-    untrained = replace(method, weights=UNTRAINED)
-    rows = []
-    for world, way, each in (
-        (job.test, "MAC", ready),
-        (job.test, "MAC, untrained", untrained),
-        (job.others, "MAC, other documents", ready),
-    ):
-        rows += common.run(
-            job.lm, world, [Subject(way, args.rate, each)], journal, "test", checkpoints, args.seed
-        )
-    common.show(f"test, {len(job.test.documents)} documents, seed {args.seed}", rows)
+    journal = Lines(args.work / "rows.jsonl", "mac recipe 2")
+    rows, trainings, steps = [], [], []
+    for seed in range(args.seeds):
+        job = (squad if args.squad else made_up)(method, args, seed)
+        steps = [args.passes * len(stage.learnt) for stage in job.stages]
+        ready, training = trained(method, job, args)
+        trainings.append(training)
+        some = asked(job, method, ready, args, journal)
+        common.show(f"test, {len(job.test.documents)} documents, seed {seed}", some)
+        rows += some
     differences = {}
-    for row in rows[1:]:
-        gap, interval = differences[row["way"]] = common.difference(rows[0], row)
-        print(f"MAC less {row['way']}: NLL {gap:+.4f} a token, 95 % {interval}")
+    for way in WAYS[1:]:
+        # Seeds share the articles of SQuAD, and no made-up document.
+        mine, other = (pooled(rows, each, apart=not args.squad) for each in (WAYS[0], way))
+        gap, interval = differences[way] = common.difference(mine, other)
+        print(f"{WAYS[0]} less {way}: NLL {gap:+.4f} a token, 95 % {interval}")
     settings = {
-        name: str(value) for name, value in vars(args).items() if name in ("rate", "seed", "settings")
+        name: str(value) for name, value in vars(args).items() if name in ("rate", "seeds", "settings")
     }
     whole = {
         "task": "SQuAD" if args.squad else "made-up worlds",
-        "settings": {**settings, "steps": [args.passes * len(stage.learnt) for stage in job.stages]},
+        "settings": {**settings, "steps": steps},
         "bytes_a_document": 4 * method.slots * method.width,
-        "training": training,
+        "trainings": trainings,
         "rows": common.kept(rows),
         "nll_less": differences,
     }

@@ -1,7 +1,6 @@
 """MAC: what the memory is asked, what it answers with, and that it can be taken apart again."""
 
 from dataclasses import replace
-from functools import cache
 from random import Random
 from typing import Any
 
@@ -212,6 +211,36 @@ def test_gradients_reach_every_part_and_the_base_has_none() -> None:
     assert loss > plain.gradients(made, lm, episode)[0]
 
 
+def test_finding_is_the_cross_entropy_of_the_right_document_among_all() -> None:
+    lm = toys.lm(dtype=torch.float64)
+    method = replace(TOY, slots=2, documents=5, matching=0.0)
+    (episode,) = method.episodes(lm, world(KEYS[:5]))
+    net: Any = method.fresh(lm).double().requires_grad_(False).eval()
+    with torch.no_grad():
+        net.selection.keys.weight.add_(torch.randn(32, 32, dtype=torch.float64) / 10)
+
+    def slots(text: tuple[int, ...], made: Tensor) -> Tensor:
+        """What a text becomes, in the direction that is compared."""
+        states, _ = lm.layers(torch.tensor([text]))
+        features = torch.cat([torch.nn.functional.layer_norm(s, s.shape[-1:]) for s in states], -1)
+        read = net.encode(features, torch.tensor([len(text)]))[0]
+        normed = (read - read.mean(-1, keepdim=True)) / (
+            read.var(-1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
+        whole = (normed @ made.T).flatten()
+        return whole / whole.norm()
+
+    documents = [slots(text, net.selection.keys.weight) for text in episode.documents]
+    surprise = []
+    for prompt, answer, own in zip(episode.prompts, episode.answers, episode.own, strict=True):
+        for end in range(len(answer)):
+            asked = slots((*prompt, *answer[:end]), net.selection.queries.weight)
+            scores = torch.stack([10 * asked @ document for document in documents])
+            surprise.append(scores.logsumexp(0) - scores[own])
+    expected = method.loss(net, lm, episode) + 3 * torch.stack(surprise).mean()
+    assert torch.allclose(replace(method, matching=3.0).loss(net, lm, episode), expected, atol=1e-6)
+
+
 def test_documents_left_out_of_the_backward_pass_are_constants() -> None:
     lm = toys.lm(dtype=torch.float64)
     (episode,) = replace(TOY, documents=8).episodes(lm, world(KEYS[:8]))
@@ -248,15 +277,15 @@ def test_an_answer_is_learnt_with_its_end() -> None:
     assert all(lm.tokenizer.decode(list(answer)).endswith("\n") for answer in episode.answers)
 
 
-@cache
-def trained() -> tuple[LM, Mac]:
+def trained(seed: int) -> tuple[LM, Mac]:
     module = toys.module()
     # The toy's logits are too flat to give any token half of the probability.
     with torch.no_grad():
         module.get_input_embeddings().weight.mul_(10)
     lm = Causal(module, Tokenizer(toys.tokenizer()))
     episodes = TOY.episodes(lm, world(KEYS[:48], times=12))
-    made, _ = train(TOY, lm, episodes, Training(AdamW(3e-3, beta2=0.95, weight_decay=0.0), passes=5))
+    rule = AdamW(3e-3, beta2=0.95, weight_decay=0.0)
+    made, _ = train(TOY, lm, episodes, Training(rule, passes=5, seed=seed))
     return lm, replace(TOY, trained=made)
 
 
@@ -272,11 +301,12 @@ def right(way: Mac, lm: LM, read: Material, asked: Material) -> int:
     return count
 
 
-def test_a_trained_memory_answers_on_keys_it_never_saw() -> None:
-    lm, method = trained()
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_trained_memory_answers_on_keys_it_never_saw(seed: int) -> None:
+    lm, method = trained(seed)
     asked, others = world(KEYS[48:], 7, times=4), world(KEYS[48:], 8, times=4)
     untrained = replace(method, trained=method.fresh(lm))
-    assert right(method, lm, asked, asked) >= 40, "of 64, with four answers to choose from"
+    assert right(method, lm, asked, asked) >= 48, "of 64, with four answers to choose from"
     assert right(method, lm, others, asked) <= 24, "told other values for the same keys"
     assert right(untrained, lm, asked, asked) <= 24
 

@@ -49,11 +49,13 @@ def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -
     told = json.loads((tmp_path / "out.json").read_text())
     ways = {row["way"] for row in told["rows"]}
     assert {"uniform", "uniform + re-tune", "salient spans", "TF-IDF", "CaMeLS", "oracle"} <= ways
-    assert {row["stream"] for row in told["rows"]} == {"small valid 3", "small test 4", "large test 4"}
+    assert {row["stream"] for row in told["rows"]} == {
+        f"{size} {part}" for size in ("small", "large") for part in ("valid 3", "test 4")
+    }
     runs = [(row["stream"], row["way"], row["rate"], row["seed"]) for row in told["rows"]]
     assert len(set(runs)) == len(runs)
     # Every way at both rates on validation; on each of two test worlds one rate of most, both of two ways.
-    assert len(runs) == 2 * len(ways) + 2 * (len(ways) + 2) + 2 * len(recipe.LARGER)
+    assert len(runs) == sum(2 * len(some) + 2 * (len(some) + 2) for some in (ways, recipe.LARGER))
     assert {(row["way"], row["taken"]) for row in told["kept"]} == {("uniform", 5), ("CaMeLS", 5)}
     assert "test, 4 documents" in capsys.readouterr().out
     assert (tmp_path / "camels-kept.svg").exists() and (tmp_path / "camels-small-test.svg").exists()

@@ -24,13 +24,17 @@ def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -
     common = recipe.common
     tokenizer = common.toy_tokenizer(recipe.Names.syllables())
     common.save(common.small_model(tokenizer, 16, 2), tokenizer, tmp_path / "model")
-    small = "--worlds 1 2 1 1 --passes 1 --test 6 --settings width=16 slots=1 documents=4"
+    small = "--worlds 1 2 1 --passes 1 --test 6 --seeds 2 --settings width=16 slots=1 documents=4"
     places = {"model": tmp_path / "model", "work": tmp_path / "work", "out": tmp_path / "out.json"}
     asked = [*small.split(), *(f"--{name}={path}" for name, path in places.items())]
     recipe.main(asked)
     told = json.loads((tmp_path / "out.json").read_text())
-    assert [row["way"] for row in told["rows"]] == ["MAC", "MAC, untrained", "MAC, other documents"]
-    assert told["settings"]["steps"] == [1, 2, 1, 1] and len(told["training"]["course"]) == 4
+    assert [row["way"] for row in told["rows"]] == 2 * list(recipe.WAYS)
+    assert [row["seed"] for row in told["rows"]] == [0, 0, 0, 1, 1, 1]
+    assert told["settings"]["steps"] == [1, 2, 1] and len(told["trainings"]) == 2
+    for training in told["trainings"]:
+        assert len(training["course"]) == 3
+        assert [row["documents"] for row in training["sizes"]] == list(recipe.SIZES)
     assert "test, 6 documents" in capsys.readouterr().out
     recipe.main(asked)
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == told["rows"]

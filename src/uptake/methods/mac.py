@@ -39,12 +39,14 @@ class Bank(State):
 class Episode:
     """Documents, and questions each of which may see some of them: token ids throughout.
 
-    `seen` is [questions, documents], `kept` the documents that gradients go back to.
+    `own` is the document each question is on, `seen` is [questions, documents], `kept` the documents
+    that gradients go back to.
     """
 
     documents: tuple[tuple[int, ...], ...]
     prompts: tuple[tuple[int, ...], ...]
     answers: tuple[tuple[int, ...], ...]
+    own: tuple[int, ...]
     seen: Tensor
     kept: tuple[int, ...]
     unrelated: tuple[int, ...] = ()
@@ -56,8 +58,8 @@ class Mac(Learned[Bank, Episode]):
 
     `width`, `slots`, `heads` and `blocks` are the network's; with `group` no more documents than that
     are attended to at once. The others are of training: the documents of an episode, the share of
-    them that gradients go back to, the weight of the divergence on unrelated text, and how a question
-    is put.
+    them that gradients go back to, the weights of finding the right document among all of them and of
+    the divergence on unrelated text, and how a question is put.
     """
 
     width: int = 256
@@ -67,6 +69,7 @@ class Mac(Learned[Bank, Episode]):
     group: int | None = None
     documents: int = 16
     backward: float = 1.0
+    matching: float = 1.0
     locality: float = 0.0
     template: str = Asking.template
 
@@ -78,8 +81,11 @@ class Mac(Learned[Bank, Episode]):
             )
         if self.group is not None and self.group < 2:
             raise BadInput(f"group {self.group}: use 2 documents or more, or none")
-        if not 0 <= self.backward <= 1 or self.locality < 0:
-            raise BadInput(f"backward {self.backward}, locality {self.locality}: use 0 to 1, and 0 or more")
+        if not 0 <= self.backward <= 1 or min(self.matching, self.locality) < 0:
+            raise BadInput(
+                f"backward {self.backward}, matching {self.matching}, locality {self.locality}: "
+                "use 0 to 1, and twice 0 or more"
+            )
         Asking(self.template)
 
     @classmethod
@@ -187,19 +193,22 @@ class Mac(Learned[Bank, Episode]):
         unrelated: tuple[int, ...],
     ) -> Episode:
         count, asking = len(documents), Asking(self.template)
-        prompts, answers, seen = [], [], []
+        prompts, answers, own, seen = [], [], [], []
         for place, document in enumerate(documents):
             for question in asked[document.id]:
                 answer = self._answer(lm, asking, question.answers[0])[: lm.window // 2]
                 prompt = lm.tokenizer.encode(asking.prompt(question))[0][len(answer) - lm.window :]
                 prompts.append((lm.tokenizer.opening, *prompt))
                 answers.append(tuple(answer))
+                own.append(place)
                 others = [other for other in range(count) if other != place]
                 visible = {place, *random.sample(others, round(count ** random.random()) - 1)}
                 seen.append([other in visible for other in range(count)])
         kept = random.sample(range(count), round(self.backward * count))
         texts = tuple(self._ids(lm, document.text) for document in documents)
-        return Episode(texts, tuple(prompts), tuple(answers), torch.tensor(seen), tuple(kept), unrelated)
+        return Episode(
+            texts, tuple(prompts), tuple(answers), tuple(own), torch.tensor(seen), tuple(kept), unrelated
+        )
 
     def _answer(self, lm: LM, asking: Asking, text: str) -> list[int]:
         """Return the tokens of an answer and of its end: of the line, or, where none is told, of the text."""
@@ -210,7 +219,12 @@ class Mac(Learned[Bank, Episode]):
         return (lm.tokenizer.opening, *lm.tokenizer.encode(text)[0][: lm.window - 1])
 
     def loss(self, network: nn.Module, lm: LM, episode: Episode) -> Tensor:
-        """Return the mean negative log-likelihood of the answers' tokens, and the divergence if it counts."""
+        """Return the mean negative log-likelihood of the answers' tokens, and what else counts.
+
+        That is, by `matching`, how unlikely each of these tokens is to attend to its own document among
+        all of the episode's: what is asked for is soon learnt, and without this hardly ever whose it is.
+        By `locality`, it is the divergence on unrelated text.
+        """
         bank = _bank(network, lm, episode, network.training)
         texts = [
             (*prompt, *answer[:-1]) for prompt, answer in zip(episode.prompts, episode.answers, strict=True)
@@ -222,14 +236,20 @@ class Mac(Learned[Bank, Episode]):
         steps = torch.arange(longest, device=lm.device)
         places = starts[:, None] + torch.minimum(steps, counts[:, None] - 1)
         targets = _padded(episode.answers, lm)[0]
-        log_probs = _recalled(network, lm, _padded(texts, lm)[0], places, bank, episode.seen.to(lm.device))
-        nll = -log_probs.gather(-1, targets[..., None])[..., 0]
-        loss = nll[steps < counts[:, None]].mean()
+        log_probs, asked = _recalled(
+            network, lm, _padded(texts, lm)[0], places, bank, episode.seen.to(lm.device)
+        )
+        counted = steps < counts[:, None]
+        loss = -log_probs.gather(-1, targets[..., None])[..., 0][counted].mean()
+        if self.matching:
+            found = network.scores(asked, bank).log_softmax(-1)  # type: ignore[operator]
+            own = torch.tensor(episode.own, device=lm.device)[:, None].expand_as(counted)
+            loss = loss - self.matching * found.gather(-1, own[..., None])[..., 0][counted].mean()
         if self.locality and episode.unrelated:
             ids = torch.tensor([episode.unrelated], device=lm.device)
             with torch.no_grad():
                 before = lm.step(ids)[0]
-            after = _recalled(network, lm, ids, torch.arange(ids.shape[1], device=lm.device)[None], bank)
+            after, _ = _recalled(network, lm, ids, torch.arange(ids.shape[1], device=lm.device)[None], bank)
             loss = loss + self.locality * (before.exp() * (before - after)).sum(-1).mean()
         return loss
 
@@ -257,26 +277,22 @@ class Remembering(Wrapper):
         whole = features if before is None else torch.cat([before, features], 1)
         places = torch.arange(whole.shape[1] - ids.shape[1], whole.shape[1], device=ids.device)
         places = places.expand(len(ids), -1)
-        slots = _found(self.network, whole, places, self.bank, None, self.group)
+        network: Any = self.network
+        asked = network.ask(whole.to(self.bank.dtype), places)
+        slots = network.prefix(network.aggregate(asked, self.bank, None, self.group))
         log_probs = self.inner.beside(ids, places, slots, plain)
         return log_probs, None if cache is None else (plain, whole)
 
 
-def _found(
-    network: Any, features: Tensor, places: Tensor, bank: Tensor, seen: Tensor | None, group: int | None
-) -> Any:
-    asked = network.ask(features.to(bank.dtype), places)
-    return network.prefix(network.aggregate(asked, bank, seen, group))
-
-
 def _recalled(
-    network: nn.Module, lm: LM, ids: Tensor, places: Tensor, bank: Tensor, seen: Tensor | None = None
-) -> Tensor:
-    """Return log-probabilities at some places of texts, with gradients to the network alone."""
+    network: Any, lm: LM, ids: Tensor, places: Tensor, bank: Tensor, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities at some places of texts, and what asked; gradients go to the network alone."""
     with torch.no_grad():
         states, plain = lm.layers(ids, lm.start())
-    slots = _found(network, _features(states), places, bank, seen, None)
-    return lm.beside(ids.gather(1, places), places, slots, plain)
+    asked = network.ask(_features(states).to(bank.dtype), places)
+    slots = network.prefix(network.aggregate(asked, bank, seen))
+    return lm.beside(ids.gather(1, places), places, slots, plain), asked
 
 
 def _features(states: Sequence[Tensor]) -> Tensor:

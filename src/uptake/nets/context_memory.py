@@ -1,9 +1,9 @@
 """Amortised context memory (Tack et al. 2024): documents as a few vectors each, all asked at once.
 
 `encode` turns what a language model made of a document into slots, `ask` does the same for the
-beginnings of a text, `aggregate` lets each beginning attend to the slots of all documents, in no
-order, and `prefix` turns what came of it into keys and values for the language model's own
-attention. It knows nothing of tokens, texts or models.
+beginnings of a text, `aggregate` lets each beginning attend to all documents, in no order, and
+`prefix` turns what it found into keys and values for the language model's own attention. It knows
+nothing of tokens, texts or models.
 """
 
 from typing import NamedTuple
@@ -45,8 +45,7 @@ class Attention(nn.Module):
         )
         for made in (self.queries, self.values, self.out):
             nn.init.orthogonal_(made.weight)
-        # Keys begin as queries do: like attends to like from the first step on, which is how a
-        # question finds the document that shares its words.
+        # Keys begin as queries do: like attends to like from the first step on.
         self.keys.weight.data.copy_(self.queries.weight.data)
 
     def forward(self, asking: Tensor, asked: Tensor, seen: Tensor | None = None) -> Tensor:
@@ -82,11 +81,46 @@ class Block(nn.Module):
         return asking + self.forwards(self.between(asking))  # type: ignore[no-any-return]
 
 
+class Selection(nn.Module):
+    """Attention from texts to documents as wholes, each given as slots; what it finds is their slots.
+
+    A slot of the text is compared with the same slot of a document, all of them decide together,
+    and no slot is mixed with another: what was read of one document comes through as it is.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.queries, self.keys = (nn.Linear(width, width, bias=False) for _ in range(2))
+        nn.init.orthogonal_(self.queries.weight)
+        # A text is near the document that shares its words from the first step on.
+        self.keys.weight.data.copy_(self.queries.weight.data)
+        self.sharpness = nn.Parameter(torch.tensor(10.0).log())
+
+    def scores(self, asking: Tensor, asked: Tensor) -> Tensor:
+        """Return the cosines times the sharpness, [batch, n, documents].
+
+        `asking` is [batch, n, slots, width]; `asked`, [batch, n, documents, slots, width], may be 1 in
+        its first two.
+        """
+        q, k = self._direction(asking, self.queries), self._direction(asked, self.keys)
+        return self.sharpness.exp() * torch.einsum("bnw,bndw->bnd", q, k)
+
+    def _direction(self, slots: Tensor, made: nn.Linear) -> Tensor:
+        return functional.normalize(made(functional.layer_norm(slots, slots.shape[-1:])).flatten(-2), dim=-1)
+
+    def forward(self, asking: Tensor, asked: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Return [batch, n, slots, width]; `seen`, [batch, documents], is true for those a row may see."""
+        scores = self.scores(asking, asked)
+        if seen is not None:
+            scores = scores.masked_fill(~seen[:, None], float("-inf"))
+        return torch.einsum("bnd,bndsw->bnsw", scores.softmax(-1), asked)
+
+
 class ContextMemory(nn.Module):
     """The amortisation, input and aggregation networks; documents and questions share the first two.
 
     `width` is that of a slot, `slots` how many a document becomes, `blocks` how many cross-attention
-    blocks read a text, and how many aggregate.
+    blocks read a text.
     """
 
     def __init__(
@@ -101,7 +135,7 @@ class ContextMemory(nn.Module):
         for block in readers:
             block.begin_as_copy()
         self.readers = nn.ModuleList(readers)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        self.selection = Selection(width)
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, sum(heads * (key + value) for heads, key, value in sizes.layers))
 
@@ -132,24 +166,15 @@ class ContextMemory(nn.Module):
         are attended to at once; what each group gave is a document of the next round, until one
         group is left (the paper's hierarchical modulation aggregation).
         """
-        shape, bank = asked.shape, bank[None]
-        while group is not None and bank.shape[1] > group:
-            found = [self._attend(asked, part) for part in torch.split(bank, group, 1)]
+        every = bank[None, None]
+        while group is not None and every.shape[2] > group:
             # From here on every place has a bank of its own.
-            bank = torch.stack(found, 2).flatten(0, 1)
-            asked = asked.reshape(-1, 1, *shape[2:])
-        mask = None
-        if seen is not None:
-            mask = seen.repeat_interleave(self.slots, 1).repeat_interleave(shape[1] * shape[2], 0)
-        return self._attend(asked, bank, mask).reshape(shape)
+            every = torch.stack([self.selection(asked, part) for part in torch.split(every, group, 2)], 2)
+        return self.selection(asked, every, seen)  # type: ignore[no-any-return]
 
-    def _attend(self, asked: Tensor, bank: Tensor, mask: Tensor | None = None) -> Tensor:
-        # A bank that all share stands there once, and all that is asked is one row of it.
-        found = asked.reshape(len(bank), -1, asked.shape[-1])
-        every = bank.flatten(1, 2)
-        for block in self.blocks:
-            found = block(found, every, mask)
-        return found.reshape(asked.shape)
+    def scores(self, asked: Tensor, bank: Tensor) -> Tensor:
+        """Return how near each of `asked` is to each document, [batch, n, documents], before a softmax."""
+        return self.selection.scores(asked, bank[None, None])
 
     def prefix(self, found: Tensor) -> Slots:
         """Return keys and values for every layer of the language model, from what `aggregate` gave."""
