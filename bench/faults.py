@@ -177,11 +177,11 @@ def in_flight(world: World, missing: str, replicas: int, name: str) -> None:
     ray = connect(world.nodes.address)
     pids = [about["pid"] for about in ray.get([actor.about.remote() for actor in first._actors])]
 
-    def deadly(self: Replicas, replica: int, method: str, *more: Any) -> Any:
+    def deadly(self: Replicas, replica: int, method: str, *more: Any, **how: Any) -> Any:
         if self is not first or method != "search" or since:
-            return ask(self, replica, method, *more)
+            return ask(self, replica, method, *more, **how)
         os.kill(pids[replica], signal.SIGSTOP)
-        asked = ask(self, replica, method, *more)
+        asked = ask(self, replica, method, *more, **how)
         since.append(time.time())
         os.kill(pids[replica], signal.SIGKILL)
         return asked
@@ -318,33 +318,45 @@ FAULTS: list[Callable[[World], None]] = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of faults, from 0")
+    parser.add_argument(
+        "--only", type=int, nargs="*", help="numbers of faults, from 0: the others' rows stay"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    rows: dict[int, list[dict[str, Any]]] = {}
+    if arguments.out and arguments.out.exists():
+        rows = {int(n): each for n, each in json.loads(arguments.out.read_text())["faults"].items()}
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
+        about = {"passages": world.alone.count, "dimensions": DIMENSIONS}
         try:
             for number in range(len(FAULTS)) if arguments.only is None else arguments.only:
                 world.nodes.have(2)
+                world.told.clear()
                 FAULTS[number](world)
+                rows[number] = [asdict(told) | {"load": os.getloadavg()[0]} for told in world.told]
+                if arguments.out:
+                    text = json.dumps({**about, "faults": dict(sorted(rows.items()))}, indent=1)
+                    arguments.out.write_text(text + "\n")
         finally:
             world.nodes.end()
-        about = {
-            "passages": world.alone.count,
-            "block": BLOCK,
-            "dimensions": DIMENSIONS,
-            "rows": fault_world.ROWS,
-        }
-    shown = Shown(
-        "work", "fault", "what happens", "lost", "embedded again", "recovery, s", "undisturbed, s", box=None
+    columns = (
+        "work",
+        "fault",
+        "what happens",
+        "lost",
+        "embedded again",
+        "recovery, s",
+        "undisturbed, s",
+        "load",
     )
-    for told in map(asdict, world.told):
-        cells = ["" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in told.values()]
-        shown.add_row(*cells)
+    shown = Shown(*columns, box=None)
+    for _, told in sorted(rows.items()):
+        for row in told:
+            shown.add_row(
+                *("" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values())
+            )
     Console(width=180).print(shown)
-    if arguments.out:
-        told = {**about, "load": os.getloadavg()[0], "faults": [asdict(each) for each in world.told]}
-        arguments.out.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes within one machine, small and silent, and ways to take parts of it away."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stubs import StubEncoder
+from uptake.store import table
 from uptake.store.cluster import build
 from uptake.text import stable_hash
 
@@ -154,7 +156,8 @@ class Witness(StubEncoder):
     """An encoder that writes down what each process embeds, and dies once where it is told to.
 
     The process that takes away FOLDER/deadly, where the word in it says "embedding" or "noting" (when
-    its fragment is written), is killed then; FOLDER/died says at what time.
+    its fragment is written), is killed then; FOLDER/died says at what time. With the word "full" it
+    finds the disk full when it writes.
     """
 
     def __init__(self, folder, dimensions=16):
@@ -173,8 +176,11 @@ class Witness(StubEncoder):
             (self.folder / "deadly").rename(self.folder / f"deadly-{os.getpid()}")
         except FileNotFoundError:
             return
-        if (self.folder / f"deadly-{os.getpid()}").read_text() == "noting":
+        word = (self.folder / f"deadly-{os.getpid()}").read_text()
+        if word == "noting":
             build.write_json = lambda path, data: self._die()
+        elif word == "full":
+            table.write_fragments = _no_room
         else:
             self._die()
 
@@ -186,6 +192,10 @@ class Witness(StubEncoder):
         """Return what every text that a worker embedded hashes to, each as often as it was."""
         files = [f for f in self.folder.iterdir() if f.name.isdigit() and f.name != str(os.getpid())]
         return [line for file in files for line in file.read_text().splitlines()]
+
+
+def _no_room(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def hash_of(text):

@@ -14,7 +14,7 @@ from test_parallel import PLAN
 from test_store import document, make
 from uptake import readers
 from uptake.causal import Causal
-from uptake.errors import BadInput, Incomplete
+from uptake.errors import BadInput, Incomplete, UptakeError
 from uptake.evaluate import evaluate
 from uptake.readers import Skipped
 from uptake.store import Datastore, QueryText
@@ -111,7 +111,13 @@ def test_build(nodes, tmp_path, monkeypatch):
     again = witness.seen()
     assert len(again) - before <= expected.passages - progress[0][0] + 2 * largest
     assert {clusters.hash_of(passage.text) for passage in alone.passages(mine[0])} <= set(again)
-    assert store.build(pieces, nodes.address, 1) == Added(expected.documents, 0, expected.passages)
+    gone = store.remove(["corpus/03.txt"])
+    (tmp_path / "seen" / "deadly").write_text("full")
+    with pytest.raises(UptakeError, match="the disk is full; free some space and repeat"):
+        store.build(pieces, nodes.address, 1)
+    there = expected.passages - gone
+    assert store.count == there and store.verify() == []
+    assert store.build(pieces, nodes.address, 1) == Added(expected.documents, gone, there)
     same(store.search(QUERIES, 5), alone.search(QUERIES, 5))
 
 
