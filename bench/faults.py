@@ -25,8 +25,6 @@ from typing import Any
 import fault_world
 import numpy as np
 from fault_world import BLOCK, DIMENSIONS, QUERIES, K, World, add, seen, small_disk, store_at, timed
-from rich.console import Console
-from rich.table import Table as Shown
 
 import toys
 import uptake
@@ -340,23 +338,12 @@ def main() -> None:
                     arguments.out.write_text(text + "\n")
         finally:
             world.nodes.end()
-    columns = (
-        "work",
-        "fault",
-        "what happens",
-        "lost",
-        "embedded again",
-        "recovery, s",
-        "undisturbed, s",
-        "load",
-    )
-    shown = Shown(*columns, box=None)
-    for _, told in sorted(rows.items()):
-        for row in told:
-            shown.add_row(
-                *("" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values())
-            )
-    Console(width=180).print(shown)
+    for row in (row for _, told in sorted(rows.items()) for row in told):
+        seconds = ["" if row[name] is None else f"{row[name]:.2g}" for name in ("seconds", "undisturbed")]
+        again = "" if row["again"] is None else str(row["again"])
+        print(
+            "|", " | ".join([row["work"], row["fault"], row["happened"], row["lost"], again, *seconds]), "|"
+        )
 
 
 if __name__ == "__main__":

@@ -89,15 +89,17 @@ class ObjectLease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        with self._writing, contextlib.suppress(OSError):
-            self._tag = self._path.write_if(b"", self._tag)
+        with self._writing:
+            self._over.set()
+            with contextlib.suppress(OSError):
+                self._tag = self._path.write_if(b"", self._tag)
 
     def check(self) -> None:
         """Say that this holder lives; raises Busy where another has taken the lease, UptakeError."""
         with plain_errors(self._path):
             try:
-                self._write()
+                with self._writing:
+                    self._write()
             except ChangedError:
                 raise _busy(self._path, self._holder()[0]) from None
 
@@ -127,24 +129,26 @@ class ObjectLease:
         return "\n".join(data.decode("utf8", "replace").splitlines()[:2]), tag
 
     def _write(self) -> None:
-        with self._writing:
-            beat = f"{self._name}\n{secrets.token_hex(8)}\n"
-            try:
-                self._tag = self._path.write_if(beat.encode(), self._tag)
-            except ChangedError:
-                holder, tag = self._holder()
-                if holder != self._name:
-                    raise
-                self._tag = tag  # it was written, and only the answer was lost
+        beat = f"{self._name}\n{secrets.token_hex(8)}\n"
+        try:
+            self._tag = self._path.write_if(beat.encode(), self._tag)
+        except ChangedError:
+            holder, tag = self._holder()
+            if holder != self._name:
+                raise
+            self._tag = tag  # it was written, and only the answer was lost
 
     def _renew(self) -> None:
         while not self._over.wait(_RENEWED):
-            try:
-                self._write()
-            except ChangedError:
-                return  # `check` will tell
-            except OSError:
-                continue  # no answer now; there may be one in time
+            with self._writing:
+                if self._over.is_set():  # it was given back this moment
+                    return
+                try:
+                    self._write()
+                except ChangedError:
+                    return  # `check` will tell
+                except OSError:
+                    continue  # no answer now; there may be one in time
 
 
 def _myself() -> str:
