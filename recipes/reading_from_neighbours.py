@@ -1,56 +1,54 @@
-"""Reading from neighbours: kNN-LM, RetoMaton and context found anew, each beside its control.
+"""Reading from neighbours: kNN-LM, RetoMaton, context, TTT-NN, two at once, each beside its control.
 
-A small model on domains it never read. Everything a way leaves open is chosen on validation documents,
-for each way by itself, its control included; then the test documents are scored once. kNN-LM's settings
-are chosen from one search a validation document: its neighbours are kept, and every share and
-temperature is tried on them.
+A small model on domains it never read. What a way leaves open is chosen on validation documents,
+for each way and domain by itself, controls included (reading_settings.py); then test documents are
+scored once, a round of one document a domain after another, so that a run that is cut short is a smaller
+sample of the same thing. The same command goes on where it stopped.
 
-    python recipes/reading_from_neighbours.py --out recipes/reading_from_neighbours.json
+    OMP_NUM_THREADS=1 python recipes/reading_from_neighbours.py
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from reading_settings import COMBINED, Asked, Subject, choose
 from rich.console import Console
 from rich.table import Table
 
 import uptake
 from uptake.causal import Causal
+from uptake.journal import Lines
 from uptake.keys import Keys
-from uptake.lm import rolling_windows
-from uptake.method import Context, Evidence
-from uptake.methods.knn_lm import KnnLm
-from uptake.metrics import gain, gain_interval
-from uptake.protocol import PerQuery, Query
+from uptake.metrics import gain, gain_difference, gain_interval
+from uptake.overlap import OVERLAP_BINS, OVERLAP_EDGES, overlap_bin
+from uptake.protocol import PerQuery
 from uptake.store.datastore import Datastore
 from uptake.text import Document, stable_hash
 
-DOMAINS = ("python_peps", "pmc_ccby", "stackexchange")
-NEIGHBOURS = (16, 64, 256)
-TEMPERATURES = (3.0, 10.0, 30.0, 100.0)
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
-REACHES = (30.0, 100.0, 300.0)
-REFRESHES = (32, 64)
-POINTERS = (4, 16)
+DOMAINS = ("python_peps", "pmc_ccby", "court_opinions", "stackexchange", "dm_mathematics")
+SHORTEST = 1200  # characters of a document that is scored, as in bench/main_job.py
 
 
-def documents(folder: Path, part: str, count: int | None = None) -> list[Document]:
+def documents(folder: Path, part: str, count: int | None = None, shortest: int = 2048) -> list[Document]:
     """Return the documents of one part that are long enough, in an order fixed by their names."""
-    found = [d for d in uptake.read(folder / f"{part}.jsonl.xz") if part == "train" or len(d.text) >= 2048]
+    found = [
+        d for d in uptake.read(folder / f"{part}.jsonl.xz") if part == "train" or len(d.text) >= shortest
+    ]
     return sorted(found, key=lambda d: stable_hash("order", d.id))[:count]
 
 
 def opened(folder: Path, data: Path, passages: int, model: Causal) -> tuple[Datastore, dict[str, float]]:
     """Return the store of one domain, its tokens read, and what reading took."""
     if not (folder / "store.json").is_file():
-        store = Datastore.create(folder, retriever="lexical")
+        Datastore.create(folder, retriever="lexical")
+    store = Datastore.open(folder)
+    if store.count < passages:
         chosen, count = [], 0
         for document in documents(data, "train"):
             chosen.append(document)
@@ -58,91 +56,112 @@ def opened(folder: Path, data: Path, passages: int, model: Causal) -> tuple[Data
             if count >= passages:
                 break
         store.add(chosen)
-    store = Datastore.open(folder)
     started = time.process_time()
     read = store.read_tokens(Keys(model))
-    about = {"tokens": read.total, "passages": store.count}
+    about: dict[str, float] = {"tokens": read.total, "passages": store.count}
+    for name in ("tokens", "passages.lance"):
+        files = [file for file in (folder / name).rglob("*") if file.is_file()]
+        about[f"bytes_per_token_of_{name.removesuffix('.lance')}"] = sum(
+            file.stat().st_size for file in files
+        ) / max(read.total, 1)
     if read.tokens:
         about["read_tokens_per_second"] = read.tokens / (time.process_time() - started)
     return store, about
 
 
-class Observed:
-    """Every scored token of some queries: its own log-probability, its neighbours, which were right."""
-
-    def __init__(self, model: Causal, store: Datastore, queries: Sequence[Query], draw: str) -> None:
-        method = KnnLm(neighbours=max(NEIGHBOURS), draw=draw)  # type: ignore[arg-type]
-        parts: list[tuple[np.ndarray, ...]] = []
-        for query in queries:
-            source = store.source(
-                query.search,
-                document_id=query.document.id,
-                group=query.document.group,
-                whole_text=query.document.text,
-            )
-            evidence = Evidence(source.search(0), query.own, source)
-            (state,) = method.take([method.init(model)], model, [evidence], Context())
-            context = [model.tokenizer.opening, *model.tokenizer.encode(query.context)[0]]
-            for window in rolling_windows(0, context, model.tokenizer.encode(query.target)[0], model.window):
-                with torch.no_grad():
-                    log_probs, keys, _ = model.look(torch.tensor([window.inputs]))
-                scored = slice(len(window.inputs) - len(window.targets), len(window.inputs))
-                targets = torch.tensor(window.targets)[:, None]
-                near = state.view.search(keys[0, scored].numpy(), method.neighbours)  # type: ignore[union-attr]
-                own = log_probs[0, scored].gather(-1, targets)[:, 0].double().numpy()
-                parts.append((own, near.distances.astype(np.float64), near.values == targets.numpy()))
-        self.own, self.losses, self.right = (np.concatenate(each) for each in zip(*parts, strict=True))
-
-    def gain(self, neighbours: int, temperature: float, share: float, reach: float | None) -> float:
-        losses, right = self.losses[:, :neighbours], self.right[:, :neighbours]
-        weights = np.exp(-(losses - losses[:, :1]) / temperature)
-        mass = (weights * right).sum(1) / weights.sum(1)
-        shares = share if reach is None else share * np.exp(-losses[:, 0] / reach)
-        mixed = np.log(shares * mass + (1 - shares) * np.exp(self.own))
-        return float(1 - mixed.sum() / self.own.sum())
+def measured(one: Asked, subjects: Sequence[Subject], journal: Lines, done: dict[str, Any]) -> dict[str, Any]:
+    """Return the bits and CPU seconds of one query under every subject, the base among them."""
+    ways = {}
+    for subject in (None, *subjects):
+        key = f"{one.query.id} {one.key(subject)}"
+        if key not in done:
+            scores, seconds = one.scored(subject) if subject else one.base
+            done[key] = [scores.bits, seconds, scores.bytes, len(scores.log_probs)]
+            journal.keep({"key": key, "figures": done[key]})
+        ways[subject.name if subject else "base"] = done[key]
+    *_, size, tokens = ways["base"]
+    overlap = max(one.found["nearest"].overlaps, default=0.0)
+    one.forget()
+    document = one.query.document.id
+    return {"document": document, "bytes": size, "tokens": tokens, "overlap": overlap, "ways": ways}
 
 
-def choose(model: Causal, domains: dict, draw: str, fading: bool) -> tuple[list[str], float]:
-    """Return the settings with the largest pooled gain on validation documents, and that gain."""
-    seen = [
-        Observed(model, store, [q for d in valid for q in PerQuery().queries(d)], draw)
-        for store, valid, _ in domains.values()
-    ]
-    best = (float("-inf"), 0, 0.0, 0.0, None)
-    for each in product(NEIGHBOURS, TEMPERATURES, SHARES, REACHES if fading else (None,)):
-        total = float(np.mean([one.gain(*each) for one in seen]))
-        best = max(best, (total, *each), key=lambda found: found[0])
-    gained, neighbours, temperature, share, reach = best
-    weight = f"constant(share={share})" if reach is None else f"fading(most={share},reach={reach})"
-    return [f"neighbours={neighbours}", f"temperature={temperature}", f"weight={weight}"], gained
+def figures(rows: Sequence[Mapping[str, Any]], subjects: Sequence[Subject], best: str) -> dict[str, Any]:
+    """Return every way's gain over the base and over its controls, and the best combination's over all."""
+
+    def bits(name: str) -> list[float]:
+        return [row["ways"][name][0] for row in rows]
+
+    def beyond(one: str, other: str) -> list[Any]:
+        told = gain_difference(bits(one), bits(other), base, names)
+        return [told.value, told.interval]
+
+    names, base = [row["document"] for row in rows], bits("base")
+    told: dict[str, Any] = {
+        "queries": len(rows),
+        "base_bits_per_byte": sum(base) / sum(row["bytes"] for row in rows),
+        "ways": {
+            one.name: {
+                "gain": gain(bits(one.name), base),
+                "interval": gain_interval(bits(one.name), base, names),
+                "beyond_controls": {other: beyond(one.name, other) for other in one.controls},
+            }
+            for one in subjects
+        },
+        f"{best}, beyond": {
+            one.name: beyond(best, one.name) for one in subjects if one.controls and one.name not in COMBINED
+        },
+    }
+    tokens = sum(row["tokens"] for row in rows)
+    for name in ("base", *(one.name for one in subjects)):
+        spent = sum(row["ways"][name][1] for row in rows) / tokens
+        (told["ways"][name] if name != "base" else told)["cpu_seconds_per_token"] = spent
+    return told
 
 
-def measured(
-    model: Causal, store: Datastore, part: Sequence[Document], way: str, settings: Sequence[str], k: int
-) -> list[dict]:
-    """Return one row a query of one way, from its own comparison."""
-    rows = uptake.compare(model, part, [way], store=store, k=k, settings=list(settings), showcases=0).rows
-    if failed := [row.failed for row in rows if row.failed]:
-        raise SystemExit(f"{way}: {failed[0]}")
-    return [
-        {"document": r.document, "bytes": r.bytes, "bits": r.bits, "base_bits": r.base_bits,
-         "seconds": r.retrieve_seconds + r.train_seconds + r.score_seconds} for r in rows
-    ]  # fmt: skip
-
-
-def best_of(
-    model: Causal, domains: dict, way: str, choices: Sequence[Sequence[str]], k: int
-) -> tuple[list[str], float]:
-    found = []
-    for settings in choices:
-        rows = [
-            row
-            for store, valid, _ in domains.values()
-            for row in measured(model, store, valid, way, settings, k)
+def write(
+    path: Path,
+    told: dict[str, Any],
+    rows: Mapping[str, Sequence[Any]],
+    subjects: Sequence[Subject],
+    best: str,
+) -> None:
+    """Write figures of each domain, of all, of all but mathematics, by overlap, and the leakage curve."""
+    every = [row for some in rows.values() for row in some]
+    groups = {**rows, "all": every}
+    if len(rows) > 1 and "dm_mathematics" in rows:
+        groups["without mathematics"] = [
+            r for name, some in rows.items() if name != "dm_mathematics" for r in some
         ]
-        found.append((gain([r["bits"] for r in rows], [r["base_bits"] for r in rows]), list(settings)))
-    gained, settings = max(found, key=lambda each: each[0])
-    return settings, gained
+    rest = groups.get("without mathematics", every)
+    told["domains"] = {name: figures(some, subjects, best) for name, some in groups.items() if some}
+    bins = {label: [r for r in rest if overlap_bin(r["overlap"]) == label] for label in OVERLAP_BINS}
+    told["by overlap"] = {name: figures(some, subjects, best) for name, some in bins.items() if some}
+    upto = {str(edge): [r for r in rest if r["overlap"] <= edge] for edge in (0.0, *OVERLAP_EDGES[1:], 1.0)}
+    told["overlap at most"] = {name: figures(some, subjects, best) for name, some in upto.items() if some}
+    told["columns"] = "; ".join(["document", "bytes", "tokens", "overlap", *every[0]["ways"]])
+    told["rows"] = {name: [_row(r) for r in some] for name, some in rows.items()}
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    """Return what one query came to, in bits a way, on one line."""
+    bits = (f"{bits:.2f}" for bits, *_ in row["ways"].values())
+    return "; ".join([row["document"], f"{row['bytes']}; {row['tokens']}; {row['overlap']:.4f}", *bits])
+
+
+def show(told: dict[str, Any], subjects: Sequence[Subject]) -> None:
+    table = Table("way", *told["domains"], title="gain in % of the base's bits", box=None)
+
+    def cell(value: float, ends: Sequence[float] | None) -> str:
+        return f"{100 * value:.1f}" + (f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else "")
+
+    for one in subjects:
+        found = [domain["ways"][one.name] for domain in told["domains"].values()]
+        table.add_row(one.name, *(cell(each["gain"], each["interval"]) for each in found))
+        for other in one.controls:
+            table.add_row(f"  beyond {other}", *(cell(*each["beyond_controls"][other]) for each in found))
+    Console(width=190).print(table)
 
 
 def main() -> None:
@@ -150,67 +169,67 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
     parser.add_argument("--model", help="default: the shared base model")
     parser.add_argument("--work", type=Path, default=Path("build/neighbours"))
-    parser.add_argument("--out", type=Path, default=Path("build/neighbours.json"))
-    parser.add_argument("--passages", type=int, default=2000, help="passages a domain, about")
-    parser.add_argument("--validation", type=int, default=6, help="validation documents a domain")
-    parser.add_argument("--test", type=int, default=20, help="test documents a domain")
-    parser.add_argument("--weights", help="also TTT-NN, alone and under kNN-LM, at this learning rate")
-    parser.add_argument("-k", type=int, default=5, help="passages in context")
+    parser.add_argument("--out", type=Path, default=Path("recipes/reading_from_neighbours.json"))
+    parser.add_argument("--passages", type=int, default=1000, help="passages a domain, about")
+    parser.add_argument("--validation", type=int, default=4, help="validation documents a domain")
+    parser.add_argument("--test", type=int, default=15, help="test documents a domain")
+    parser.add_argument("-k", type=int, default=10, help="passages to train on, or to put in context")
     parser.add_argument("--domains", nargs="+", default=DOMAINS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = uptake.load(arguments.model or str(arguments.shared / "models/base-5m"))
-    pile = arguments.shared / "data/minipile"
-    told: dict = {"stores": {}, "chosen": {}, "domains": {}}
-    domains = {}
+    pile, told = arguments.shared / "data/minipile", dict[str, Any]()
+    settings = {name: vars(arguments)[name] for name in ("passages", "validation", "test", "k")}
+    told["settings"], told["stores"] = settings, {}
+    stores, asked = {}, {}
+    noted = arguments.work / "stores.json"
+    known = json.loads(noted.read_text()) if noted.is_file() else {}
+    arguments.work.mkdir(parents=True, exist_ok=True)
     for name in arguments.domains:
-        store, about = opened(
-            arguments.work / f"{name}-{arguments.passages}", pile / name, arguments.passages, model
-        )
-        told["stores"][name] = about
-        valid = documents(pile / name, "valid", arguments.validation)
-        domains[name] = (store, valid, documents(pile / name, "test", arguments.test))
-        print(f"  {name}: {about}", flush=True)
-    plain, faded = (choose(model, domains, "nearest", fading) for fading in (False, True))
+        folder = arguments.work / f"{name}-{arguments.passages}"
+        stores[name], about = opened(folder, pile / name, arguments.passages, model)
+        told["stores"][name] = known[name] = known.get(name, {}) | about
+        noted.write_text(json.dumps(known))
+        print(f"  {name}: {known[name]}", flush=True)
+        for part in ("valid", "test"):
+            count = settings["validation" if part == "valid" else "test"]
+            asked[name, part] = [
+                Asked(model, stores[name], query, arguments.k)
+                for document in documents(pile / name, part, count, SHORTEST)
+                for query in PerQuery(search=384).queries(document)
+            ]
+    # More test documents, or domains, go on from what there is.
+    sizes = json.dumps([arguments.passages, arguments.validation])
+    key = f"{stable_hash(model.fingerprint, sizes):016x}"
     chosen = {
-        "in-context": ("in-context", [], 0.0),
-        "in-context, refreshed": ("in-context", *best_of(
-            model, domains, "in-context", [[f"refresh={each}"] for each in REFRESHES], arguments.k)),
-        "knn-lm": ("knn-lm", *plain),
-        "knn-lm, fading": ("knn-lm", *faded),
-        "retomaton": ("retomaton", *best_of(model, domains, "retomaton",
-            [[*plain[0], f"pointers={each}"] for each in POINTERS], arguments.k)),
-        "knn-lm-random": ("knn-lm-random", *choose(model, domains, "random", False)),
-    }  # fmt: skip
-    if arguments.weights:
-        rate = f"learning_rate={arguments.weights}"
-        chosen["ttt-nn"] = ("ttt-nn", [rate], 0.0)
-        chosen["ttt-nn and knn-lm"] = ("weights-and-tokens", [rate, *plain[0]], 0.0)
-    told["chosen"] = {name: {"settings": s, "validation_gain": g} for name, (_, s, g) in chosen.items()}
-    for name, about in told["chosen"].items():
-        print(
-            f"  validation  {name:22} {' '.join(about['settings'])}: {100 * about['validation_gain']:.2f} %",
-            flush=True,
-        )
-    table = Table("domain", "base", *chosen, box=None)
-    for domain, (store, _, test) in domains.items():
-        cells, told["domains"][domain] = [], {}
-        for name, (way, settings, _) in chosen.items():
-            rows = measured(model, store, test, way, settings, 20 if "ttt" in name else arguments.k)
-            bits, base = ([row[key] for row in rows] for key in ("bits", "base_bits"))
-            ends = gain_interval(bits, base, [row["document"] for row in rows])
-            cells.append(f"{100 * gain(bits, base):.1f} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]")
-            told["domains"][domain][name] = {
-                "base_bits_per_byte": sum(base) / sum(row["bytes"] for row in rows), "gain": gain(bits, base),
-                "gain_ci": list(ends), "cpu_seconds_per_query": float(np.mean([r["seconds"] for r in rows])),
-                "rows": rows,
-            }  # fmt: skip
-            print(f"  {domain}: {name} {cells[-1]}", flush=True)
-            arguments.out.write_text(json.dumps(told, indent=1))
-        table.add_row(
-            domain, f"{next(iter(told['domains'][domain].values()))['base_bits_per_byte']:.3f}", *cells
-        )
-    Console(width=150).print("gain in % of the base's bits", table)
+        name: choose(asked[name, "valid"], Lines(arguments.work / f"validation-{name}.journal", key))
+        for name in arguments.domains
+    }
+    subjects = chosen[arguments.domains[0]]
+    told["chosen"] = {
+        name: {one.name: [one.told, one.gained] for one in found} for name, found in chosen.items()
+    }
+    gained = {one: sum(each[one][1] for each in told["chosen"].values()) for one in COMBINED}
+    best = told["best combination"] = max(gained, key=lambda one: gained[one])
+    for subject in subjects:
+        print(f"  {subject.name}")
+        for name, found in told["chosen"].items():
+            print(f"    {name}: {found[subject.name][0]} {100 * found[subject.name][1]:.2f} %", flush=True)
+    print(f"  best combination on validation text: {best}", flush=True)
+    journals = {name: Lines(arguments.work / f"test-{name}.journal", key) for name in arguments.domains}
+    done = {row["key"]: row["figures"] for journal in journals.values() for row in journal.start(dict)}
+    rows: dict[str, list[Any]] = {name: [] for name in arguments.domains}
+    for number in range(arguments.test):
+        for name in arguments.domains:
+            for one in asked[name, "test"][number : number + 1]:
+                row = measured(one, chosen[name], journals[name], done)
+                rows[name].append(row)
+                print(f"  {number} {name}: " + ", ".join(
+                    f"{way} {1 - bits / row['ways']['base'][0]:.3f}"
+                    for way, (bits, *_) in row["ways"].items()), flush=True)  # fmt: skip
+        if number % 5 == 4 or number == arguments.test - 1:
+            write(arguments.out, told, rows, subjects, best)
+    show(told, subjects)
 
 
 if __name__ == "__main__":
