@@ -4,8 +4,9 @@ The vectors are made up (clusters in 48 of 384 dimensions) and kept in a real Da
 only looks them up. For each number of shards one process, bare FAISS and a cluster on this machine
 answer the same queries in turns. The fan-out's own cost is a search's time less the slowest shard's;
 it is held against a call of the same actors that does nothing, and against one that does nothing but
-carry the same bytes there and back. Bytes are those of the machine's loopback interface while queries
-are asked, less what passes there meanwhile without; run it where nobody else uses that interface:
+carry the same bytes there and back, along with the call or, to compare, through Ray's object store.
+Bytes are those of the machine's loopback interface while queries are asked, less what passes there
+meanwhile without; run it where nobody else uses that interface:
 
     export OMP_NUM_THREADS=1 RAY_worker_niceness=0
     unshare -n sh -c 'ip link set lo up; python bench/cluster.py --out bench/cluster.json'
@@ -34,7 +35,7 @@ from uptake.store.cluster import Cluster, replicas
 from uptake.store.cluster.connect import connect
 from uptake.store.cluster.index import ClusterIndex
 from uptake.store.cluster.shard import Shard
-from uptake.store.cluster.wire import from_bytes
+from uptake.store.cluster.wire import from_bytes, to_pieces
 from uptake.store.datastore import Datastore
 from uptake.store.index import Kind, VectorIndex
 from uptake.text import Document
@@ -97,21 +98,32 @@ class OnShards(Side):
         assert isinstance(store._snapshot.index, ClusterIndex)
         self.index = store._snapshot.index
         self.actors = [shard._actors[0] for shard in self.index._shards]
+        self._turns = 0
         self.own: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.each: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.empty: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.carrying: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+        self.by_store: dict[int, list[float]] = {batch: [] for batch in BATCHES}
 
     def turn(self, batch: int, queries: Floats) -> None:
+        back = self._back(batch)
         for first in range(0, TURN * batch, batch):
             asked = queries[first : first + batch]
-            self.empty[batch].append(timed(self._carry, 0)[0])
-            back = self._back(batch)
-            self.carrying[batch].append(timed(self._carry, back, *self.index._sent(asked))[0])
-            spent, seconds = timed(self.call, asked)
-            self.told[batch].append(spent)
-            self.own[batch].append(spent - 1e3 * max(seconds))
-            self.each[batch] += [1e3 * one for one in seconds]
+            calls = [
+                lambda: self.empty[batch].append(timed(self._carry, 0)[0]),
+                lambda: self.carrying[batch].append(timed(self._carry, back, *to_pieces(asked))[0]),  # noqa: B023
+                lambda: self.by_store[batch].append(timed(self._carry_by_store, back, asked)[0]),  # noqa: B023
+                lambda: self._timed_search(batch, asked),  # noqa: B023
+            ]
+            self._turns += 1
+            for place in range(4):  # none of them always comes first, when caches are cold
+                calls[(place + self._turns) % 4]()
+
+    def _timed_search(self, batch: int, asked: Floats) -> None:
+        spent, seconds = timed(self.call, asked)
+        self.told[batch].append(spent)
+        self.own[batch].append(spent - 1e3 * max(seconds))
+        self.each[batch] += [1e3 * one for one in seconds]
 
     def bytes_a_query(self, batch: int, queries: Floats, calls: int = 40) -> float:
         """Return what passes over the loopback interface for a query; what passes anyway is taken off."""
@@ -131,6 +143,9 @@ class OnShards(Side):
 
     def _carry(self, answer: int, *sent: Any) -> None:
         ray.get([actor.carry.remote(answer, *sent) for actor in self.actors])
+
+    def _carry_by_store(self, answer: int, queries: Floats) -> None:
+        self._carry(answer, ray.put(queries.tobytes()))
 
     def _search(self, queries: Floats) -> list[float]:
         seconds: list[float] = []
@@ -179,14 +194,14 @@ def stored(path: Path, count: int, kind: Kind) -> tuple[Datastore, dict[str, Any
 
 def faiss_alone(index: VectorIndex) -> Callable[[Floats], Any]:
     """Return a search by FAISS and nothing else, in the same lists and re-ranking as many."""
+    if index.base.ivf is None:  # an IndexFlatIP takes up to twice as long
+        return lambda queries: nearest(queries, index.base.vectors, K, faiss.METRIC_INNER_PRODUCT)
     flat = faiss.IndexFlatIP(DIMENSIONS)
     flat.add(np.ascontiguousarray(index.base.vectors))
-    if index.base.ivf is None:
-        return lambda queries: flat.search(queries, K)[1]
-    refined: Any = faiss.IndexRefine(index.base.ivf, flat)
     library: Any = faiss
-    depth = library.IndexRefineSearchParameters(k_factor=index_module._LEAST / K)
-    return lambda queries: refined.search(queries, K, params=depth)[1]
+    refined, depth = library.IndexRefine(index.base.ivf, flat), index_module._LEAST
+    wide = library.IndexRefineSearchParameters(k_factor=depth / K)
+    return lambda queries: refined.search(queries, K, params=wide)[1]
 
 
 def measured(
@@ -220,7 +235,8 @@ def measured(
         name: {str(batch): quantiles(values) for batch, values in side.told.items()}
         for name, side in sides.items()
     }
-    for name, by_batch in (("fan_out", far.own), ("empty_call", far.empty), ("carrying_call", far.carrying)):
+    kinds = {"fan_out": far.own, "empty_call": far.empty, "carrying_call": far.carrying}
+    for name, by_batch in (kinds | {"carrying_call_through_the_object_store": far.by_store}).items():
         told[f"{name}_ms"] = {str(batch): quantiles(values) for batch, values in by_batch.items()}
     for name, by_batch in (("empty", far.empty), ("carrying", far.carrying)):
         told[f"fan_out_to_{name}"] = {

@@ -1,8 +1,8 @@
 """What 210 M documents (TTT-NN's index) and 2 T tokens (RETRO's) would need, from figures measured here.
 
-Reads bench/index.json (one million vectors of 384 dimensions in one process) and bench/cluster.json
-(shards on Ray); what neither measures is an assumption, named below and told on the page. Writes the
-tables of docs/scale.md between its marks.
+Reads bench/index.json (one million vectors of 384 dimensions in one process), bench/cluster_million.json
+(as many in shards on Ray) and bench/hedging.json; what none of them measures is an assumption, named
+below and told on the page. Writes the tables of docs/scale.md between its marks.
 
     python bench/scale.py
 """
@@ -42,7 +42,7 @@ CORPORA = (
 )
 
 
-def needs(corpus: Corpus, one: dict[str, Any]) -> dict[str, str]:
+def needs(corpus: Corpus, one: dict[str, Any], cluster: dict[str, Any]) -> dict[str, str]:
     """Return what a corpus needs, as people read it."""
     million = one["vectors"] / 1e6
     wide = corpus.dimensions / one["dimensions"]
@@ -57,6 +57,15 @@ def needs(corpus: Corpus, one: dict[str, Any]) -> dict[str, str]:
     core_hours = storing * wide * corpus.rows / 3600
     gpu_hours = corpus.rows / GPU_EMBEDDINGS_A_SECOND / 3600
     within = np.ceil(every / MACHINE_BYTES)
+    few, many = (cluster["shards"][count] for count in ("1", "8"))
+    moved = many["bytes_a_query"]["32"] / 8 + 4 * (corpus.dimensions - one["dimensions"])
+    texts = 4 * corpus.dimensions + 20 * corpus.text
+    asking = {
+        batch: (many["carrying_call_ms"][batch]["p50"] - few["carrying_call_ms"][batch]["p50"])
+        / 7
+        / int(batch)
+        for batch in ("1", "256")
+    }
     return {
         "vectors": size(vectors),
         "codes and ids": size(codes),
@@ -66,6 +75,10 @@ def needs(corpus: Corpus, one: dict[str, Any]) -> dict[str, str]:
         "machines, codes in memory and vectors on disk": f"{np.ceil(codes / (0.8 * MACHINE_BYTES)):,.0f}",
         "CPU time of a query, one shard": f"{shard_ms:.0f} ms",
         "CPU time of a query, all shards": f"{shard_ms * shards / 1e3:,.1f} s",
+        "the caller's own time of a query, asked alone": f"{asking['1'] * shards:,.0f} ms",
+        "the caller's own time of a query, 256 at once": f"{asking['256'] * shards:,.1f} ms",
+        "moved for a query": size(moved * shards),
+        "moved, were texts sent by every shard": size(texts * shards),
         "queries a second of those machines": f"{within * MACHINE_CORES * 1e3 / shard_ms / shards:,.0f}",
         "storing and indexing": f"{core_hours:,.0f} core hours",
         "embedding": f"{gpu_hours:,.0f} GPU hours (assumed rate)",
@@ -77,7 +90,10 @@ def needs(corpus: Corpus, one: dict[str, Any]) -> dict[str, str]:
 
 def size(count: float) -> str:
     """Return bytes as people read them."""
-    return f"{count / 1e12:,.1f} TB" if count >= 1e12 else f"{count / 1e9:,.0f} GB"
+    for unit, name, digits in ((1e12, "TB", 1), (1e9, "GB", 0), (1e6, "MB", 1)):
+        if count >= unit:
+            return f"{count / unit:,.{digits}f} {name}"
+    return f"{count / 1e3:,.0f} KB"
 
 
 def tails(shard_ms: NDArray[np.float64], shards: int, hedged: bool) -> list[float]:
@@ -95,17 +111,28 @@ def tails(shard_ms: NDArray[np.float64], shards: int, hedged: bool) -> list[floa
 
 def page() -> str:
     one = json.loads((HERE / "index.json").read_text())
-    cluster = json.loads((HERE / "cluster.json").read_text())
-    found = {corpus.name: needs(corpus, one) for corpus in CORPORA}
+    cluster = json.loads((HERE / "cluster_million.json").read_text())
+    found = {corpus.name: needs(corpus, one, cluster) for corpus in CORPORA}
     lines = ["| | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
     for what in next(iter(found.values())):
         lines.append(f"| {what} | " + " | ".join(each[what] for each in found.values()) + " |")
     lines += ["", "| shards | replicas | p50 | p95 | p99 |", "|---|---|---|---|---|"]
-    shard_ms = np.array(cluster["4 shards"]["shard_ms"]["1"])
+    shard_ms = np.array(cluster["shards"]["1"]["shard_ms"]["1"])
     for shards in (1, 8, 42, 200, 6250):
         for hedged in (False, True):
             told = " | ".join(f"{value:.1f}" for value in tails(shard_ms, shards, hedged))
             lines.append(f"| {shards:,} | {'hedged' if hedged else 'none'} | {told} |")
+    lines += [
+        "",
+        "| measured, milliseconds | hedging | p50 | p95 | p99 | asked again |",
+        "|---|---|---|---|---|---|",
+    ]
+    hedging = json.loads((HERE / "hedging.json").read_text())
+    for world in ("undisturbed", "hanging"):
+        for side in ("alone", "hedged"):
+            told = " | ".join(f"{hedging[world][side][q]:.1f}" for q in ("p50", "p95", "p99"))
+            again = f"{100 * hedging[world]['asked_again']:.1f} %" if side == "hedged" else ""
+            lines.append(f"| {world} | {'0.95' if side == 'hedged' else 'none'} | {told} | {again} |")
     return "\n".join(lines)
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from uptake.store.cluster.replicas import Asked
 
 # Bytes of queries, counted once a shard, that go along with the calls. More are put down once, and
-# fetched by each machine once: slower by some milliseconds, and not sent again for every shard.
-_INLINE = 8_000_000
+# fetched by each machine once: from about here on that is quicker (bench/cluster.py measures both).
+_INLINE = 1_500_000
 
 
 class ClusterIndex:

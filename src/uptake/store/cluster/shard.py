@@ -82,7 +82,8 @@ class Shard:
         self._seconds += spent
         self._counter.inc(len(asked))
         self._histogram.observe(spent)
-        ids, scores = (np.stack([getattr(each, of) for each in found]) for of in ("ids", "scores"))
+        ids = np.concatenate([each.ids for each in found]).reshape(len(found), -1)
+        scores = np.concatenate([each.scores for each in found]).reshape(ids.shape)
         return to_bytes(Answer(rows, ids, scores, spent))
 
     def forget(self) -> None:
