@@ -183,7 +183,7 @@ class Checksums:
     def _raw(self) -> bytes:
         try:
             return self._path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return b""
 
     def _names(self) -> Iterator[str]:
