@@ -12,7 +12,6 @@ import typer
 
 from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
-from uptake.text import stable_hash
 
 if TYPE_CHECKING:
     from uptake.learned import Material
@@ -149,6 +148,8 @@ def train(
 
 
 def _sources(store: "Datastore", kept: "Remembered") -> "Sources":
+    from uptake.text import stable_hash
+
     def source(document: "Document") -> "Source":
         # Nothing is searched for yet: whoever trains asks with parts of the document.
         found = store.source("", document_id=document.id, group=document.group, whole_text=document.text)
