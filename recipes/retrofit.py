@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from retrofit_figures import CONTROLS, WAYS, figures, leakage, show, stretch
 
 import uptake
 from uptake.causal import Causal
@@ -32,7 +31,7 @@ from uptake.lm import Segment
 from uptake.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Episode, Retro, plant
-from uptake.metrics import gain, gain_difference, gain_interval
+from uptake.metrics import gain
 from uptake.moves import Top
 from uptake.overlap import LeakFilter
 from uptake.protocol import PerQuery, Query
@@ -47,15 +46,8 @@ DOMAINS = ("python_peps", "pmc_ccby", "court_opinions", "stackexchange", "dm_mat
 SHORTEST = 1200  # characters of a document that is scored, as in bench/main_job.py
 CHARACTERS = 3.5  # a token, about
 RATE = 1e-3  # of TTT-NN: bench/main_job.py's, chosen on validation text
-NEIGHBOURS = (2, 8)
+NEIGHBOURS = (2, 8, 16)
 OPEN = (1.0, 0.7, 0.4)  # of the gates, as training left them
-ALPHAS = (0.125, 0.25, 0.5, 1.0)
-CONTROLS = {
-    "retro": "retro, random chunks",
-    "ttt-nn": "ttt-nn, random passages",
-    "ttt-nn and retro": "ttt-nn and retro, both random",
-}
-WAYS = (*CONTROLS, *CONTROLS.values())
 
 
 def documents(folder: Path, part: str, count: int | None = None, shortest: int = 0) -> list[Document]:
@@ -261,73 +253,6 @@ def _chunks(one: Asked, neighbours: Any, found: Mapping[str, Any], m: int) -> li
     return told
 
 
-def stretch(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the length of the longest run of tokens that stands in both."""
-    best, before = 0, [0] * (len(other) + 1)
-    for token in one:
-        now = [0] + [before[j] + 1 if token == each else 0 for j, each in enumerate(other)]
-        best, before = max(best, *now), now
-    return best
-
-
-def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the gain of each way over the base and over its control, with intervals by document."""
-    names = [each["document"] for each in rows]
-    bits = {way: [each["bits"][way] for each in rows] for way in ("base", *WAYS)}
-    tokens, size = sum(each["tokens"] for each in rows), sum(each["bytes"] for each in rows)
-    told: dict[str, Any] = {
-        "queries": len(rows), "base_bits_per_byte": sum(bits["base"]) / size,
-        "base_seconds_per_token": sum(each["seconds"]["base"] for each in rows) / tokens,
-    }  # fmt: skip
-
-    def beyond(way: str, other: str) -> list[Any]:
-        found = gain_difference(bits[way], bits[other], bits["base"], names)
-        return [found.value, list(found.interval or ())]
-
-    for way in WAYS:
-        told[way] = {
-            "gain": gain(bits[way], bits["base"]),
-            "interval": list(gain_interval(bits[way], bits["base"], names) or ()),
-            "seconds_per_token": sum(each["seconds"][way] for each in rows) / tokens,
-        }
-        if way in CONTROLS:
-            told[way]["beyond control"] = beyond(way, CONTROLS[way])
-    for other in ("retro", "ttt-nn"):
-        told["ttt-nn and retro"][f"beyond {other}"] = beyond("ttt-nn and retro", other)
-    return told
-
-
-def leakage(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return bits per byte of chunks by the longest stretch they share with what they were read beside."""
-    chunks = [[each["document"], *chunk] for each in rows for chunk in each["chunks"]]
-
-    def told(some: Sequence[Any]) -> dict[str, Any]:
-        names, _, sizes, base, retro = zip(*some, strict=True)
-        return {
-            "chunks": len(some), "base": sum(base) / sum(sizes), "retro": sum(retro) / sum(sizes),
-            "gain": gain(retro, base), "interval": list(gain_interval(retro, base, names) or ()),
-        }  # fmt: skip
-
-    bins = list(zip((0.0, *ALPHAS), ALPHAS, strict=False))
-    parts = {f"({a}, {b}]": [c for c in chunks if a < c[1] <= b] for a, b in bins}
-    parts |= {"0": [c for c in chunks if c[1] == 0]}
-    upto = {f"at most {alpha}": [c for c in chunks if c[1] <= alpha] for alpha in ALPHAS}
-    return {name: told(some) for name, some in (parts | upto).items() if len(some) > 1}
-
-
-def show(told: Mapping[str, Any]) -> None:
-    table = Table("domain", "bits per byte", *WAYS, title="gain in % of the base's bits", box=None)
-    for name, found in told["domains"].items():
-        cells = (
-            f"{100 * found[way]['gain']:.2f} [{', '.join(f'{100 * e:.2f}' for e in found[way]['interval'])}]"
-            for way in WAYS
-        )
-        table.add_row(name, f"{found['base_bits_per_byte']:.3f}", *cells)
-    Console(width=220).print(table)
-    for name, found in told["leakage"].items():
-        print(f"  stretch {name}: {found}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
@@ -414,7 +339,7 @@ def measure(
                 r for n, some in rows.items() if n != "dm_mathematics" for r in some
             ]
         told["domains"] = {n: figures(some) for n, some in groups.items() if some}
-        told["leakage"] = leakage(every)
+        told["leakage"] = leakage(groups.get("without mathematics", every))
         told["rows"] = {
             n: [
                 [r["document"], r["bytes"], r["tokens"], *(round(r["bits"][w], 2) for w in ("base", *WAYS))]

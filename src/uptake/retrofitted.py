@@ -158,7 +158,8 @@ def acquaint(network: Network) -> None:
     m = parts.sizes.chunk
     with torch.no_grad():
         even(parts.enter[0], table.to(parts.dtype))  # type: ignore[arg-type]
-        ids = fitted.likely(_ROWS, min(_PLACES, fitted.lm.window))
+        places = min(_PLACES, fitted.lm.window)
+        ids = fitted.likely(max(_ROWS, -(-8 * m // places)), places)
         fitted.visit(ids, lambda layer, hidden: found.update({layer: hidden.to(parts.dtype).flatten(0, 1)}))
         count = ids.numel() // (2 * m) * (2 * m)
         read, first = ids.flatten()[:count], found[parts.sizes.layers[0]][:count]
