@@ -1,6 +1,7 @@
 """Dynamic evaluation: its steps by hand, its statistics, and what it makes of a text that repeats itself."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from uptake.moves import LoRA, Top
 from uptake.plan import Plan
 from uptake.protocol import Running
 from uptake.rules import RMS, SGD, AdamW, Rule
-from uptake.text import Document
+from uptake.text import Document, Found, Passage
+from uptake.token_weights import Spans, TokenWeights
 from uptake.train import Training, train
 
 TEXT = "the cat sat on the mat and a dog ran over the hill to see what the cat saw there, and back."
@@ -76,6 +78,44 @@ def test_two_steps_by_hand() -> None:
             at[name] = at[name] + pull - 0.01 * found[name] / (rms[name] + 1e-3)
     for name in at:
         assert np.allclose(state.delta.difference(name).numpy(), at[name] - start[name], atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Vowels(TokenWeights):
+    """Vowels count three times, spaces not at all."""
+
+    def of(self, passage: Passage, spans: Spans, before: Sequence[Passage] = ()) -> torch.Tensor:
+        letters = [passage.text[start:end] for start, end in spans]
+        return torch.tensor([0.0 if letter == " " else 1.0 + 2.0 * (letter in "aeiou") for letter in letters])
+
+
+def test_token_weights_say_what_is_learnt_and_not_what_is_scored() -> None:
+    lm = toys.lm(dtype=torch.float64)
+    plain = DynamicEvaluation(rule=SGD(0.1), own_prefix=False, chunk_tokens=8)
+    method = replace(plain, token_weights=Vowels())
+    (scores,), (state,) = method.read([method.init(lm)], lm, [Segment("the cat", "a ")], Context())
+    assert torch.equal(scores.log_probs, lm.score([Segment("the cat", "a ")])[0].log_probs)
+
+    before, ids = (lm.tokenizer.encode(text)[0] for text in ("a ", "the cat"))
+    module = toys.module(dtype=torch.float64)
+    logits = module(torch.tensor([[0, *before, *ids[:-1]]])).logits[0, -len(ids) :]
+    nll = torch.nn.functional.cross_entropy(logits, torch.tensor(ids), reduction="none")
+    (nll * torch.tensor([1.0, 1, 3, 0, 1, 3, 1])).mean().backward()
+    for name, parameter in module.named_parameters():
+        assert torch.allclose(state.delta.difference(name), -0.1 * parameter.grad, atol=1e-12)  # type: ignore[operator]
+
+    # A piece without any weight is no step.
+    context = Context()
+    method.take([method.init(lm)], lm, [Evidence.of("the cat " + " " * 8 + "on a mat")], context)
+    assert (context.ledger(0).steps, context.ledger(0).tokens_trained) == (2, 16)
+    # The weights of a second piece are those of its own tokens.
+    passages = Passage(1, "the cat "), Passage(2, "on a mat", prompt="the cat ")
+    parts = Evidence(Found(passages, (0.0, 0.0)))
+    (whole,), (apart,) = (
+        method.take([method.init(lm)], lm, [found], Context())
+        for found in (Evidence.of("the cat on a mat"), parts)
+    )
+    assert all(torch.equal(moved, apart.delta.dense[name]) for name, moved in whole.delta.dense.items())
 
 
 RULES: list[Rule] = [SGD(0.0), AdamW(0.0, weight_decay=0.0), RMS(0.0, decay=0.3)]

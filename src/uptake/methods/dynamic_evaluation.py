@@ -23,6 +23,8 @@ from uptake.moves import All, Moves
 from uptake.rules import RMS, AdamW, Rule
 from uptake.select import Nothing
 from uptake.step import Descent
+from uptake.text import Passage, passage_id
+from uptake.token_weights import TokenWeights, Uniform
 from uptake.wrappers import Routed
 
 
@@ -49,6 +51,14 @@ class GradientStatistics(nn.Module):
         return (squares / count).sqrt() if count > 0 else torch.ones_like(squares)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What one step learns: a window, and how much each of its targets counts, [targets]."""
+
+    window: Window
+    weights: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class DynamicEvaluation(Learned[Moved, Window]):
     """One step a piece of at most `chunk_tokens`, on the loss that it was scored with.
@@ -56,14 +66,16 @@ class DynamicEvaluation(Learned[Moved, Window]):
     What is read is learnt as what follows the query, the text so far. The network is no network but
     the statistics of training gradients, of which `rule=rms` alone makes use; `weights=untrained`
     takes every weight's gradients for equally large, which leaves plain descent with an even decay.
-    A step from a loss that is not finite is not taken: nothing of that reading is kept, and the
-    ledger says why.
+    `token_weights` say how much each token counts in what is learnt, not in what is scored; where none
+    counts there is no step. A step from a loss that is not finite is not taken: nothing of that reading
+    is kept, and the ledger says why.
     """
 
     moves: Moves = field(default_factory=All)
     rule: Rule = field(default_factory=lambda: AdamW(learning_rate=1e-4, weight_decay=0.0))
     clip: float | None = None
     chunk_tokens: int = 256
+    token_weights: TokenWeights = field(default_factory=Uniform)
     own_prefix: bool = True  # learn the query's own text first
 
     def __post_init__(self) -> None:
@@ -115,14 +127,15 @@ class DynamicEvaluation(Learned[Moved, Window]):
         ids, spans = lm.tokenizer.encode(segment.text)
         before = [lm.tokenizer.opening, *lm.tokenizer.encode(segment.context)[0]]
         pieces = [*self._pieces(state, lm, evidence)]
-        if len(pieces) != 1 or pieces != [*rolling_windows(0, before, ids, lm.window)]:
+        windows = [piece.window for piece in pieces]
+        if len(pieces) != 1 or windows != [*rolling_windows(0, before, ids, lm.window)]:
             (scores,), (state,) = super().read([state], lm, [segment], context.of(row))
             return scores, state
         state, log_probs = self._learn(row, state, lm, pieces, evidence, context)
         return Scores(log_probs.double().cpu(), spans, len(segment.text.encode("utf8"))), state
 
     def _learn(
-        self, row: int, state: Moved, lm: LM, pieces: Sequence[Window], evidence: Evidence, context: Context
+        self, row: int, state: Moved, lm: LM, pieces: Sequence[Piece], evidence: Evidence, context: Context
     ) -> tuple[Moved, Tensor]:
         """Return the state after a step on each piece, and what the last of them was scored with."""
         private, opened = lm.open(self.moves, state.delta, context.generator("moves", evidence.query))
@@ -131,12 +144,14 @@ class DynamicEvaluation(Learned[Moved, Window]):
         ledger = context.ledger(row)
         log_probs = torch.zeros(0)
         for piece in pieces:
-            log_probs = _log_probs(private, piece)
-            count = len(piece.targets)
+            log_probs = _log_probs(private, piece.window)
+            if not piece.weights.any():
+                continue
+            count = len(piece.weights)
             if context.cancelled() or not ledger.allows(context.budget, count):
                 break
             try:
-                descent.step(-log_probs.mean())
+                descent.step(-(log_probs * piece.weights).mean())
             except Diverged as error:
                 ledger.stopped = str(error)
                 return state, log_probs.detach()
@@ -146,12 +161,22 @@ class DynamicEvaluation(Learned[Moved, Window]):
         kept = {name: value for name, value in descent.memory.items() if not name.endswith("|rms")}
         return state.after(evidence, context, delta=opened.delta(), memory=kept), log_probs.detach()
 
-    def _pieces(self, state: Moved, lm: LM, evidence: Evidence) -> Iterator[Window]:
+    def _pieces(self, state: Moved, lm: LM, evidence: Evidence) -> Iterator[Piece]:
+        read = [*state.passages]
         if self.own_prefix and not state.history and evidence.prefix:
-            yield from _windows(lm, "", evidence.prefix, self.chunk_tokens, lm.window)
+            prefix = Passage(passage_id("", 0, evidence.prefix), evidence.prefix)
+            yield from self._weighed(lm, "", prefix, read)
         for passage in evidence.passages:
-            before = evidence.prefix + passage.prompt
-            yield from _windows(lm, before, passage.text, self.chunk_tokens, lm.window)
+            yield from self._weighed(lm, evidence.prefix + passage.prompt, passage, read)
+            read.append(passage)
+
+    def _weighed(self, lm: LM, before: str, passage: Passage, read: Sequence[Passage]) -> Iterator[Piece]:
+        """Yield the pieces of a passage that stands after the text `before` and comes after what was read."""
+        weights = self.token_weights.of(passage, lm.tokenizer.encode(passage.text)[1], read).to(lm.device)
+        done = 0
+        for window in _windows(lm, before, passage.text, self.chunk_tokens, lm.window):
+            yield Piece(window, weights[done : done + len(window.targets)])
+            done += len(window.targets)
 
     def build(self, lm: LM) -> GradientStatistics:
         return GradientStatistics(_opened(lm)[1])
