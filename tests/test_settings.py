@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from uptake.errors import BadInput
 from uptake.methods.finetune import Finetune
+from uptake.methods.hidden_state_optimisation import HiddenStateOptimisation
 from uptake.moves import LoRA, Top
 from uptake.rules import SGD, AdamW
 from uptake.settings import apply, describe
@@ -52,6 +53,13 @@ def test_values_of_every_kind() -> None:
 def test_mistakes_are_named_with_the_cure(text: str, words: str) -> None:
     with pytest.raises(BadInput, match=words.replace("(", r"\(")):
         apply(Finetune(), text)
+
+
+def test_a_field_of_one_class_takes_its_settings_and_names_it() -> None:
+    method = HiddenStateOptimisation()
+    assert apply(method, "rule=adamw(learning_rate=0.5)").rule == AdamW(0.5)
+    with pytest.raises(BadInput, match="use one of adamw, with settings"):
+        apply(method, "rule=sgd")
 
 
 @given(st.text(max_size=40))

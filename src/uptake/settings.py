@@ -126,7 +126,8 @@ def parse(hint: Any, text: str, name: str) -> Any:
 
 def _choice(kind: type[Any], text: str, name: str) -> Any:
     """Return an instance of a subclass of `kind`, written as its class name and perhaps its settings."""
-    choices = _choices(kind)
+    # A field of one final class has no choice but its settings.
+    choices = _choices(kind) or {kind.__name__.lower(): kind}
     match = re.fullmatch(r"([\w-]+)(?:\((.*)\))?", text)
     if not match or match[1].lower() not in choices:
         raise BadInput(
