@@ -19,6 +19,7 @@ from uptake.errors import BadInput, Mismatch
 from uptake.learned import Material
 from uptake.lm import LM
 from uptake.method import Context, Evidence
+from uptake.methods import find
 from uptake.methods.camels import Batch, Camels, answer_loss, drift
 from uptake.methods.finetune import Finetune
 from uptake.moves import All
@@ -193,9 +194,17 @@ def test_learnt_weights_serve_other_methods_models_and_tokenizers(tmp_path: Path
     learnt = Learnt(weights=str(path))
     assert torch.equal(learnt.of(Passage(0, text), spans), network.of(text, spans))
     assert replace(METHOD, weights=str(path)).init(larger).base == larger.fingerprint
-    for way in ("finetune", "ttt_nn", "online"):
-        method = __import__(f"uptake.methods.{way}", fromlist=["way"]).way.method
-        assert apply(method, f"token_weights=camels(weights={path})").token_weights == learnt
+    for way in ("finetune", "ttt-nn", "online", "dynamic-evaluation"):
+        plain = find(way).method
+        method = apply(plain, f"token_weights=camels(weights={path})")
+        assert method.token_weights == learnt
+        at_hand = replace(plain, token_weights=Learnt(network=network))
+        states = [
+            each.take([each.init(larger)], larger, [Evidence.of(text)], Context())[0]
+            for each in (method, at_hand, plain)
+        ]
+        moved = [state.delta.dense["model.norm.weight"] for state in states]
+        assert torch.equal(moved[0], moved[1]) and not torch.allclose(moved[0], moved[2], rtol=1e-2)
     words = [(0, 3), (3, 7), (7, 11)]  # as a tokenizer of words would have it
     by_words = learnt.of(Passage(0, "the cat sat"), words)
     own = network.weigh("the cat sat")[0]
@@ -219,8 +228,13 @@ def test_material_that_lacks_something_is_refused() -> None:
     lm = toys.lm()
     with pytest.raises(BadInput, match="without unrelated text"):
         METHOD.episodes(lm, Material((DOCUMENT,), ASKED))
-    with pytest.raises(BadInput, match="names a document"):
-        METHOD.episodes(lm, Material((DOCUMENT,), (replace(ASKED[0], document="x"),), (OTHER,)))
+    for material, words in (
+        (Material((DOCUMENT,), (replace(ASKED[0], document="x"),), (OTHER,)), "the first names 'x'"),
+        (Material((DOCUMENT,), (), (OTHER,)), "with --questions"),
+        (Material((), ASKED, (OTHER,)), "with --documents"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            METHOD.episodes(lm, material)
     with pytest.raises(BadInput, match="learns its own"):
         Camels(steps=replace(STEPS, token_weights=Learnt("x")))
     with pytest.raises(BadInput, match="use 1 or more"):

@@ -35,11 +35,12 @@ def test_it_trains_and_says_how_it_went(run: Run, world: World, lines: Path, tmp
     out = tmp_path / "n.safetensors"
     command = ["train", "memory", "-m", world.model, "--documents", lines, "--out", out, "--save-every", 4]
     ran = run(*command, "--valid-documents", lines, "--passes", 2, "--json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0 and "going on" not in ran.err, ran.err
     assert [point["step"] for point in ran.json["course"]] == [0, 4, 8, 12, 16]
     assert ran.json["best"]["valid"] == min(point["valid"] for point in ran.json["course"])
     assert out.is_file() and not out.with_name(out.name + ".training").exists()
     table = run(*command, "--limit", 3)
+    assert "going on" not in table.err, "nothing was there to go on from"
     assert table.code == 0 and "> " in table.out and str(out) in table.err
 
 
@@ -60,10 +61,24 @@ def test_an_interrupted_training_goes_on(
     monkeypatch.setattr(LearnedMemory, "gradients", stop)
     ran = run(*command, "--out", halted)
     assert ran.code == 130 and "same command" in ran.err and not halted.exists()
+    lines.write_text(lines.read_text().replace("word3", "other"))
+    refused(run(*command, "--out", halted), "other settings or episodes", "--fresh")
+    lines.write_text(lines.read_text().replace("other", "word3"))
     ran = run(*command, "--out", halted)
     assert ran.code == 0 and "4 of 8 are done" in ran.err
     one, other = (read_tensors(path, "network") for path in (whole, halted))
     assert one[0] == other[0] and torch.equal(one[1]["logit"], other[1]["logit"])
+
+
+def test_a_training_interrupted_before_its_first_checkpoint_says_so(
+    run: Run, world: World, lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LearnedMemory, "gradients", stop)
+    ran = run("train", "memory", "-m", world.model, "--documents", lines, "--out", tmp_path / "n")
+    assert ran.code == 130 and "nothing is kept before the first 100 steps" in ran.err
 
 
 def test_bad_input_is_one_line(run: Run, world: World, lines: Path, tmp_path: Path) -> None:
@@ -74,6 +89,7 @@ def test_bad_input_is_one_line(run: Run, world: World, lines: Path, tmp_path: Pa
         (*command, "--set", "scal=1"): "did you mean 'scale'",
         (*command, "--documents", tmp_path / "none.jsonl"): "none.jsonl",
         (*command[:4], "--out", tmp_path / "n"): "no episodes",
+        ("train", "camels", *command[2:], "--valid-documents", lines): "no questions to learn from",
     }.items():
         ran = run(*wrong)
         assert ran.code == 2 and said in ran.err and len(ran.err.strip().splitlines()) == 1, (wrong, ran.err)

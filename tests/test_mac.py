@@ -1,6 +1,7 @@
 """MAC: what the memory is asked, what it answers with, and that it can be taken apart again."""
 
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -267,7 +268,7 @@ def test_a_question_sees_its_own_document_among_others() -> None:
     # Evenly on a logarithmic scale: one or two as often as three to five or eleven to sixteen.
     assert 0.15 < sum(count <= 2 for count in counts) / len(counts) < 0.45
     assert 0.08 < sum(count >= 11 for count in counts) / len(counts) < 0.3
-    with pytest.raises(BadInput, match="names a document"):
+    with pytest.raises(BadInput, match="no questions to learn from"):
         TOY.episodes(lm, Material(world(KEYS).documents))
 
 
@@ -317,6 +318,17 @@ def test_a_trained_memory_answers_on_keys_it_never_saw(seed: int) -> None:
 def test_settings_that_cannot_be_are_refused(settings: Any) -> None:
     with pytest.raises(BadInput, match=r"use|write"):
         Mac(**settings)
+
+
+def test_a_network_of_other_settings_is_refused_with_those(tmp_path: Path) -> None:
+    lm, path, method = toys.lm(), tmp_path / "mac.safetensors", Mac.example()
+    method.save(method.fresh(lm), lm, path)
+    with pytest.raises(Mismatch, match=r"trained with width=32, slots=2, heads=2, blocks=1: give the same"):
+        Mac(weights=str(path)).init(lm)
+    with pytest.raises(Mismatch, match=r"trained with slots=2: give"):
+        replace(method, weights=str(path), slots=3).init(lm)
+    with pytest.raises(Mismatch, match=r"trained with slots=2, group=none: give"):
+        replace(method, weights=str(path), slots=3, group=4).init(lm)
 
 
 def test_a_state_of_another_model_and_a_model_without_layers_are_refused() -> None:

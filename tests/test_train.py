@@ -109,10 +109,19 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         train(method, lm, EPISODES, settings, path, interrupt, EPISODES[:1])
     steps: list[int] = []
+    each: list[tuple[int, int]] = []
     resumed, again = train(
-        method, lm, EPISODES, settings, path, lambda point: steps.append(point.step), EPISODES[:1]
+        method,
+        lm,
+        EPISODES,
+        settings,
+        path,
+        lambda point: steps.append(point.step),
+        EPISODES[:1],
+        stepped=lambda done, total: each.append((done, total)),
     )
     assert steps == [10, 15, 20, 24]
+    assert each == [(done, 24) for done in range(10, 25)]
     assert torch.equal(whole.logit, resumed.logit)  # type: ignore[arg-type]
     assert [repr(point) for point in points] == [repr(point) for point in again]
     assert not torch.equal(whole.logit, train(method, lm, EPISODES, Training(seed=1))[0].logit)  # type: ignore[arg-type]
@@ -120,6 +129,8 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
         train(method, toys.lm(seed=3), EPISODES, settings, path)
     with pytest.raises(Mismatch, match="begin a new file"):
         train(method, lm, EPISODES[:-1], settings, path)
+    with pytest.raises(Mismatch, match="other settings or episodes"):
+        train(method, lm, EPISODES, settings, path, made_of="other text")
     path.write_bytes(b"no checkpoint")
     with pytest.raises(Damaged, match="make it anew"):
         train(method, lm, EPISODES, settings, path)

@@ -8,10 +8,10 @@ import dataclasses
 import json
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,23 @@ class Material:
     questions: tuple[Question, ...] = ()
     unrelated: tuple[Document, ...] = ()
     sources: Callable[[Document], Source] | None = None
+
+    def asked(self) -> dict[str, list[Question]]:
+        """Return the questions by the id of their document; BadInput where none is on a document here."""
+        if not self.questions:
+            raise BadInput("no questions to learn from: give some on the documents, with --questions")
+        if not self.documents:
+            raise BadInput("no documents to learn from: give those the questions are on, with --documents")
+        asked: dict[str, list[Question]] = {}
+        for question in self.questions:
+            asked.setdefault(question.document, []).append(question)
+        if not any(document.id in asked for document in self.documents):
+            raise BadInput(
+                "no question is on a document that is there: the first names "
+                f"{self.questions[0].document!r}, the first document is {self.documents[0].id!r}; "
+                "give each question the id of its `document`"
+            )
+        return asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +163,26 @@ class Learned(Method[StateT], Generic[StateT, EpisodeT]):
             )
         with torch.random.fork_rng():
             network = self.restore(lm, json.loads(about["about"]))
-        fill(network, tensors, path)
+        try:
+            fill(network, tensors, path)
+        except Mismatch:
+            others = ", ".join(_others(json.loads(about["settings"]), plain(describe(self))))
+            if not others:
+                raise
+            raise Mismatch(f"{path} was trained with {others}: give the same settings, with --set") from None
         return network.to(lm.device)
+
+
+def _others(theirs: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the settings, as `describe` gives them, that are not mine; what files are named says nothing."""
+    for name, value in theirs.items():
+        own = mine.get(name)
+        if isinstance(value, Mapping) and isinstance(own, Mapping) and value["kind"] == own["kind"]:
+            yield from _others(value, own, f"{prefix}{name}.")
+        elif value != own and name not in ("kind", "weights", "start"):
+            written = value["kind"] if isinstance(value, Mapping) else value
+            plainly = isinstance(value, str | int | float) and not isinstance(value, bool)
+            yield f"{prefix}{name}={written if plainly else str(written).lower()}"
 
 
 def _stamp(path: Path) -> tuple[object, ...]:

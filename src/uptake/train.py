@@ -79,14 +79,18 @@ def train(
     progress: Callable[[Point], None] = lambda point: None,
     valid: Sequence[Any] = (),
     start: nn.Module | None = None,
+    stepped: Callable[[int, int], None] = lambda done, total: None,
+    made_of: str = "",
 ) -> tuple[nn.Module, list[Point]]:
     """Return the method's network, trained on the episodes in an order that the seed fixes, and its course.
 
     It begins where `start`, a network of an earlier training, stands: easy episodes first, then hard
     ones. With `valid` episodes it is the network at its best on them, the first one included. With
-    `checkpoint` an earlier call that was interrupted is gone on with. Raises Mismatch where that file
-    belongs to another training, BadInput where there is no episode or `start` has another shape, Diverged
-    where a loss is not finite: the checkpoint then holds the last good state.
+    `checkpoint` an earlier call that was interrupted is gone on with; `made_of` names the text that the
+    episodes were made of, so that no other text's is. `progress` is told of every checkpoint, `stepped`
+    of every step: how many are done, at first those of earlier calls, and how many there are. Raises
+    Mismatch where that file belongs to another training, BadInput where there is no episode or `start`
+    has another shape, Diverged where a loss is not finite: the checkpoint then holds the last good state.
     """
     training = training or Training()
     if not episodes:
@@ -96,18 +100,22 @@ def train(
     if start is not None:
         _begin(state.network, start)
         told.append(fingerprint(start))
+    if made_of:
+        told.append(made_of)
     key = f"{stable_hash(repr(tuple(told))):016x}"
     if checkpoint is not None and checkpoint.exists():
         _load(checkpoint, state, lm, key)
     total = training.passes * len(episodes)
     order = _order(len(episodes), training)
+    stepped(state.done, total)
     if not state.points and valid:
         state.points.append(Point(0, total, float("nan"), _mean_loss(method, state.network, lm, valid)))
         state.best = _copy(state.network)
     if state.points:
         progress(state.points[-1])
     while state.done < total:
-        _stretch(method, lm, episodes, order[state.done : state.done + training.save_every], state, training)
+        places = order[state.done : state.done + training.save_every]
+        _stretch(method, lm, episodes, places, state, training, stepped)
         if valid:
             _look(method, lm, valid, state)
         if checkpoint is not None:
@@ -134,6 +142,7 @@ def _stretch(
     places: Sequence[int],
     state: _Progress,
     training: Training,
+    stepped: Callable[[int, int], None],
 ) -> None:
     """Go on from `state`, one step a place."""
     network = state.network.train()
@@ -149,6 +158,7 @@ def _stretch(
             raise Diverged(f"the loss of episode {place} is {loss}: train with a smaller learning rate")
         descent.apply(gradients)
         losses.append(loss)
+        stepped(state.done + len(losses), total)
     state.memory = descent.memory
     state.points.append(Point(state.done + len(places), total, sum(losses) / len(losses)))
 
@@ -189,7 +199,8 @@ def _load(path: Path, state: _Progress, lm: LM, key: str) -> None:
         raise Mismatch(f"{path} was trained on model {about['base']}, not {lm.fingerprint}: load that model")
     if about["key"] != key:
         raise Mismatch(
-            f"{path} is of a training with other settings or episodes: give those, or begin a new file"
+            f"{path} is of a training with other settings or episodes: give those, or begin a new file "
+            "(--fresh)"
         )
     parts: dict[str, Tensors] = {"network": {}, "memory": {}, "best": {}}
     for full_name, tensor in tensors.items():

@@ -27,12 +27,12 @@ class InterruptedWork(Exception):
 
 
 @contextmanager
-def interruptible(hint: str) -> Iterator[None]:
-    """Let Ctrl-C in the block end the program with this hint."""
+def interruptible(hint: str | Callable[[], str]) -> Iterator[None]:
+    """Let Ctrl-C in the block end the program with this hint, or what it returns by then."""
     try:
         yield
     except KeyboardInterrupt:
-        raise InterruptedWork(f"interrupted; {hint}") from None
+        raise InterruptedWork(f"interrupted; {hint if isinstance(hint, str) else hint()}") from None
 
 
 @contextmanager

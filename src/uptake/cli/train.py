@@ -122,7 +122,10 @@ def train(
             begun = None if start is None else learner.load(Path(start), loaded)
         with screen.status("making episodes"):
             episodes = learner.episodes(loaded, material)
-            valid = learner.episodes(loaded, shown) if shown.documents or shown.questions else ()
+            try:
+                valid = learner.episodes(loaded, shown) if shown.documents or shown.questions else ()
+            except BadInput as error:
+                raise BadInput(f"for validation: {error}") from None
     training = outer.Training(
         rule=AdamW(learning_rate=learning_rate, weight_decay=0.0),
         passes=passes,
@@ -130,17 +133,27 @@ def train(
         fade=fade,
         seed=seed,
     )
-    hint = f"{checkpoint} keeps what was done; give the same command to go on"
-    with screen.interruptible(hint), screen.progress("training", resumes=True) as update:
+    words = ""
+
+    def at(point: "Point") -> None:
+        nonlocal words
+        words = _words(point)
+
+    with (
+        screen.interruptible(lambda: _hint(checkpoint, save_every)),
+        screen.progress("training", resumes=True) as update,
+    ):
         network, points = outer.train(
             learner,
             loaded,
             episodes,
             training,
             checkpoint,
-            lambda point: update(point.step, point.total, _words(point)),
+            at,
             valid,
             begun,
+            lambda done, total: update(done, total, words),
+            _digest(material, shown),
         )
     learner.save(network, loaded, file)
     _forget(checkpoint, neighbours)
@@ -158,6 +171,21 @@ def _sources(store: "Datastore", kept: "Remembered") -> "Sources":
         return found.remembering(lambda chunks: kept.chunks(name, chunks))
 
     return source
+
+
+def _hint(checkpoint: Path, save_every: int) -> str:
+    if not checkpoint.exists():
+        return f"nothing is kept before the first {save_every:,} steps; --save-every N keeps more often"
+    return f"{checkpoint} keeps what was done; give the same command to go on"
+
+
+def _digest(*materials: "Material") -> str:
+    """Return a name of all that is read: a checkpoint of other text is of another training."""
+    from uptake.text import stable_hash
+
+    read = (part for m in materials for d in (*m.documents, *m.unrelated) for part in (d.id, d.group, d.text))
+    asked = [(m.questions, len(m.documents)) for m in materials]
+    return f"{stable_hash(repr(asked), *read):016x}"
 
 
 def _forget(checkpoint: Path, neighbours: Path) -> None:

@@ -121,14 +121,12 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
         unless there is no other. Raises BadInput where no question is on a document, or unrelated
         text is lacking.
         """
-        if self.locality and not material.unrelated:
-            raise BadInput(f"locality {self.locality} without unrelated text: give some, or locality=0")
-        asked: dict[str, list[Question]] = {}
-        for question in material.questions:
-            asked.setdefault(question.document, []).append(question)
+        asked = material.asked()
         documents = [document for document in material.documents if document.id in asked]
-        if not documents:
-            raise BadInput("no question names a document that is there: give each question its `document`")
+        if self.locality and not material.unrelated:
+            raise BadInput(
+                f"locality {self.locality} without unrelated text: give some, with --unrelated, or locality=0"
+            )
         other = material.unrelated or (Document("", ""),)
         size = self.documents
         batches = [

@@ -170,12 +170,8 @@ class Mac(Learned[Bank, Episode]):
         numbers as often as large: few teach to read a document, many to find it.
         """
         random = Random(0)
-        asked: dict[str, list[Question]] = {}
-        for question in material.questions:
-            asked.setdefault(question.document, []).append(question)
+        asked = material.asked()
         documents = [document for document in material.documents if document.id in asked]
-        if not documents:
-            raise BadInput("no question names a document of the material: give questions with `document`")
         random.shuffle(documents)
         groups = [documents[i : i + self.documents] for i in range(0, len(documents), self.documents)]
         unrelated = [self._ids(lm, document.text) for document in material.unrelated]
