@@ -1,11 +1,14 @@
 """Made-up worlds: what they promise about facts, names, changes and seeds."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from uptake.errors import BadInput
+from uptake.readers import read
 from uptake.tasks._words import ATTRIBUTES, SYLLABLES, WORDS
+from uptake.tasks.questions import read_questions
 from uptake.tasks.worlds import NAMES, SPLITS, make_world, name
 
 WORLD = make_world(documents=400, facts=2, updates=0.2, seed=3)
@@ -72,3 +75,14 @@ def test_values_are_told_apart_and_take_the_article_a() -> None:
 def test_worlds_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(BadInput, match="use"):
         make_world(**wrong)
+
+
+def test_a_world_comes_back_from_its_files(tmp_path: Path) -> None:
+    world = make_world(documents=60, updates=0.3, seed=2)
+    assert any(question.until for question in world.questions)
+    world.write(tmp_path / "new" / "world")
+    for file, documents in (("documents", world.documents), ("unrelated", world.unrelated)):
+        assert tuple(read(tmp_path / "new" / "world" / f"{file}.jsonl")) == documents
+    assert read_questions(tmp_path / "new" / "world" / "questions.jsonl").questions == world.questions
+    with pytest.raises(BadInput, match="name another folder"):
+        world.write(tmp_path / "new" / "world" / "questions.jsonl")

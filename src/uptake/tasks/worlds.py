@@ -4,12 +4,15 @@ Nothing in them is true, so no model can have known it before. Names of one spli
 another; words and the forms of sentences are the same everywhere, and there to be learnt.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Literal
 
 from uptake.errors import BadInput
+from uptake.plain import write_whole
 from uptake.tasks._words import ATTRIBUTES, DISTRACTORS, OTHERS, SYLLABLES, WORDS, Attribute
 from uptake.tasks.questions import Question
 from uptake.text import Document
@@ -25,6 +28,31 @@ class World:
     documents: tuple[Document, ...]
     questions: tuple[Question, ...]
     unrelated: tuple[Document, ...]
+
+    def write(self, folder: str | Path) -> None:
+        """Write documents.jsonl, questions.jsonl and unrelated.jsonl, which `uptake stream` and `train` read.
+
+        The folder is made where it is not there. Raises BadInput where it cannot be written to.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"cannot make {folder}: {error.strerror}; name another folder") from None
+        for name, texts in (("documents", self.documents), ("unrelated", self.unrelated)):
+            _write_lines(folder / f"{name}.jsonl", [{"id": text.id, "text": text.text} for text in texts])
+        asked = [
+            {
+                **question.meta,
+                "id": question.id,
+                "question": question.text,
+                "answers": question.answers,
+                "document": question.document,
+                "until": question.until,
+            }
+            for question in self.questions
+        ]
+        _write_lines(folder / "questions.jsonl", asked)
 
 
 def make_world(
@@ -80,6 +108,10 @@ def make_world(
         Document(f"{split}-{seed}/unrelated/{number:03d}", text) for number, text in enumerate(texts)
     )
     return World(tuple(made), tuple(_question(random, fact) for fact in told), other)
+
+
+def _write_lines(path: Path, records: Sequence[Mapping[str, object]]) -> None:
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 @dataclass(eq=False)
