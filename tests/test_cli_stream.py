@@ -16,6 +16,7 @@ from cli_world import (  # noqa: F401
     world_fixture,
     write_lines,
 )
+from uptake.methods.finetune import Finetune
 from uptake.streaming import report
 
 DOCUMENTS = [{"id": f"d{n}", "text": f"Pump {n} has {n * 3} valves.", "group": f"g{n % 3}"} for n in range(6)]
@@ -48,7 +49,7 @@ def test_the_table_the_report_and_the_page(
     assert ran.code == 0, ran.err
     for word in ("base", "online", "in-context", "NLL", "on the first 2", "6 questions after 6 documents"):
         assert word in ran.out
-    assert "left out: skipped 1: 1 no answer" in ran.err
+    assert ran.err.count("left out while reading: skipped 1: 1 no answer") == 1
     results = report.read_json(out)
     assert {row.taken for row in results.answers if row.way == "online"} == {2, 4, 6}
     assert results.header.settings["online"]["rule"]["learning_rate"] == 1e-3  # type: ignore[index]
@@ -105,4 +106,33 @@ def test_questions_on_other_documents_are_refused(
 ) -> None:
     other = write_lines(tmp_path / "x.jsonl", {"id": "x", "text": "Nothing."})
     ran = run("stream", "-m", world.model, "--questions", files[1], "--documents", other)
-    assert ran.code == 2 and "6 questions" in ran.err and "q0 (document d0)" in ran.err
+    refused(ran, "6 questions", "q0 (document d0)", "with --documents")
+
+
+def test_documents_passed_over_are_named_with_their_reason(
+    run: Run, world: World, files: tuple[Path, Path]
+) -> None:
+    ran = streamed(run, world, files, "--set", "rule=sgd", "--set", "rule.learning_rate=1e30")
+    assert ran.code == 0 and "note: online passed over" in ran.err, ran.err
+    assert "documents, first d" in ran.err and "learning rate" in ran.err
+    assert "KL" not in ran.out, "no unrelated text was given"
+
+
+def test_an_interrupted_stream_goes_on_from_what_was_kept(
+    run: Run, world: World, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.json"
+    more = ("--json", out, "--save-every", "2")
+    take, taken = Finetune.take, []
+
+    def stop(self: Finetune, *given: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return take(self, *given)
+
+    monkeypatch.setattr(Finetune, "take", stop)
+    ran = streamed(run, world, files, *more)
+    assert ran.code == 130 and "every 2 documents" in ran.err and not out.exists()
+    ran = streamed(run, world, files, *more)
+    assert ran.code == 0 and "2 of 6 are done" in ran.err and len(taken) == 4 + 4, ran.err

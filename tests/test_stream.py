@@ -107,6 +107,18 @@ def test_costs_add_up_along_the_stream() -> None:
     assert 0 < first.take_seconds < last.take_seconds
 
 
+def test_progress_says_when_questions_are_asked() -> None:
+    told: list[tuple[int, int, str]] = []
+    stream(progress=lambda *heard: told.append(heard))
+    assert told == [
+        (0, 4, ""), (0, 4, "base asking 5 questions"),
+        (1, 4, f"learner {DOCUMENTS[0].id}"),
+        (1, 4, "learner asking 2 questions"), (2, 4, f"learner {DOCUMENTS[1].id}"),
+        (3, 4, f"learner {DOCUMENTS[2].id}"),
+        (3, 4, "learner asking 4 questions"), (4, 4, f"learner {DOCUMENTS[3].id}"),
+    ]  # fmt: skip
+
+
 def test_the_budget_is_each_documents() -> None:
     results = stream(budget=Budget(steps=1))
     assert results.costs[-1].steps == 4

@@ -193,7 +193,7 @@ def stream(
     documents = list(documents)
     asked, left = in_stream(documents, list(questions))
     if not asked and left:
-        raise BadInput(left[0])
+        raise BadInput(f"no question to ask; {left[0]}: give those documents, with --documents")
     plan = StreamPlan(
         names if isinstance(names, Mapping) else ways(names, settings),
         documents,

@@ -77,6 +77,9 @@ Chunk = Annotated[
     int | None,
     options.option(QUESTIONS, "N", "Cut documents into passages of so many characters.", "--chunk", least=16),
 ]
+SaveEvery = Annotated[
+    int, options.option(options.OUTPUT, "N", "Documents from one keeping of the run to the next.", least=1)
+]
 LimitDocuments = Annotated[
     int | None, options.option(QUESTIONS, "N", "Most documents to read.", least=1, most=1 << 40)
 ]
@@ -107,6 +110,7 @@ def stream(
     max_seconds: options.MaxSeconds = None,
     json_path: options.Json = None,
     html: options.Html = None,
+    save_every: SaveEvery = 100,
     fresh: options.Fresh = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
@@ -149,8 +153,9 @@ def stream(
         read = list(islice(readers.read(documents, skipped=skipped) if documents else asked.documents, limit))
         rehearsal = read_questions(rehearse, unread).questions if rehearse else ()
         unrelated = list(readers.read(locality, skipped=skipped)) if locality else []
-    for left in (unread, skipped):
-        screen.tell_skipped(left)
+    left_out = [f"left out while reading: {left}" for left in (unread, skipped) if left.total]
+    for line in left_out:
+        screen.note(f"note: {line}")
     with screen.status("loading the model"):
         loaded = causal.load(model, device, dtype)
 
@@ -160,7 +165,8 @@ def stream(
     if fresh and journal:
         journals.StreamJournal(journal).done()
     hint = (
-        f"what was read is in {journal}: the same command goes on from there"
+        f"{journal} keeps what was read, every {save_every:,} documents (--save-every) and at checkpoints: "
+        "the same command goes on from there"
         if journal
         else "nothing is kept without --json FILE"
     )
@@ -179,11 +185,15 @@ def stream(
             seed=seed,
             budget=Budget(max_tokens, max_steps, max_seconds),
             journal=journal,
-            notes=[f"left out while reading: {left}" for left in (unread, skipped) if left.total],
+            save_every=save_every,
+            notes=left_out,
             progress=update,
         )
     for note in results.header.notes:
-        screen.note(f"note: {note}")
+        if note not in left_out:  # that was told before anything was read
+            screen.note(f"note: {note}")
+    for line in report.passed_over(results):
+        screen.note(f"note: {line}")
     if json_path == "-":
         typer.echo(json.dumps(report.summary(results), indent=1))
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uptake import metrics
 from uptake.plain import plain, read_report, write_whole
 from uptake.report import many, number, percent
-from uptake.streaming.results import Answered, StreamResults
+from uptake.streaming.results import Answered, Stopped, StreamResults
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -190,6 +190,18 @@ def _line(way: str, found: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def passed_over(results: StreamResults) -> list[str]:
+    """Return a line for each way that passed documents over: how many, and the first with its reason."""
+    ways: dict[str, list[Stopped]] = {}
+    for row in results.stopped:
+        ways.setdefault(row.way, []).append(row)
+    return [
+        f"{way} passed over {many(len(rows), 'document', 'documents')}, "
+        f"first {rows[0].document}: {rows[0].reason}"
+        for way, rows in ways.items()
+    ]
+
+
 def table(results: StreamResults, leave_out: Sequence[str] = ()) -> "Table":
     """Return the figures at the end as a rich table that fits 100 columns; `leave_out` names headings."""
     from rich import box
@@ -197,14 +209,16 @@ def table(results: StreamResults, leave_out: Sequence[str] = ()) -> "Table":
     from rich.text import Text
 
     figures = summary(results)
+    told = lines(figures)
     caption = (
         f"{many(figures['base']['questions'], 'question', 'questions')} after "
         f"{many(figures['documents'], 'document', 'documents')}; NLL: nats a token of "
-        "the right answer [95 % interval, bootstrap by group]; KL: nats a token of unrelated text"
+        "the right answer [95 % interval, bootstrap by group]"
+        + ("; KL: nats a token of unrelated text" if "KL" in told[0] else "")
     )
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption=Text(caption))
     made.caption_justify = "left"
-    for whole in lines(figures):
+    for whole in told:
         line = {heading: text for heading, text in whole.items() if heading not in leave_out}
         if not made.columns:
             made.add_column("way", min_width=10, vertical="bottom", no_wrap=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from uptake.errors import Diverged, UptakeError
 from uptake.lm import LM
 from uptake.method import Context, Evidence, State, Way, cpu_seconds
+from uptake.report import many
 from uptake.streaming.journal import Outcome, StreamJournal
 from uptake.streaming.plan import StreamPlan
 from uptake.streaming.results import Answered, Drifted, Spent, Stopped
@@ -46,20 +47,24 @@ def run(
     if BASE not in journal.spent:
         ever = {question.id for taken in plan.checkpoints for question in plan.asked(taken)}
         asked = [question for question in plan.questions if question.id in ever]
+        progress(0, total, f"{BASE} {_asking(asked)}")
         rows = _ask(lm, plan, lm, Spent(BASE, 0), asked)
         journal.keep(Spent(BASE, 0), rows, None, first=True)
         outcome.add(rows)
     for number, (name, way) in enumerate(reading.items()):
         if (spent := journal.spent.get(name)) is None or spent.taken < count:
-            for taken, document in _follow(outcome, lm, plan, journal, name, way):
-                progress(number * count + taken, total, f"{name} {document.id}")
+            for done, what in _follow(outcome, lm, plan, journal, name, way):
+                progress(number * count + done, total, f"{name} {what}")
     return outcome
 
 
 def _follow(
     outcome: Outcome, lm: LM, plan: StreamPlan, journal: StreamJournal, name: str, way: Way
-) -> Iterator[tuple[int, Document]]:
-    """Let one way take up the documents that are left, yielding each once it is done."""
+) -> Iterator[tuple[int, str]]:
+    """Let one way take up the documents that are left; yield how many are done, and what was or is next.
+
+    That is a document once it is done, and the asking, which may take longer than many, before it begins.
+    """
     state, spent = journal.resume(name, way.method.init(lm), lm, outcome)
     first, rows = spent.taken == 0, Outcome()
     for place in range(spent.taken + 1, len(plan.documents) + 1):
@@ -68,14 +73,16 @@ def _follow(
         if failed:
             rows.stopped.append(Stopped(name, document.id, place, failed))
         if place in plan.checkpoints:
+            asked = plan.asked(place)
+            yield place - 1, _asking(asked)
             ready = rehearsed(state, lm, way, plan)
-            rows.add(_ask(lm, plan, way.method.on([ready], lm), spent, plan.asked(place)))
+            rows.add(_ask(lm, plan, way.method.on([ready], lm), spent, asked))
         if place in plan.checkpoints or place % plan.save_every == 0:
             left = state if place < len(plan.documents) else None
             journal.keep(spent, rows, left, first)
             outcome.add(rows)
             first, rows = False, Outcome()
-        yield place, document
+        yield place, document.id
 
 
 def take(
@@ -146,6 +153,10 @@ def finite(state: Any) -> bool:
     if isinstance(state, Mapping):
         return all(map(finite, state.values()))
     return all(map(finite, state)) if isinstance(state, tuple | list) else True
+
+
+def _asking(questions: Sequence[Question]) -> str:
+    return f"asking {many(len(questions), 'question', 'questions')}"
 
 
 def _ask(lm: LM, plan: StreamPlan, adapted: LM, spent: Spent, questions: Sequence[Question]) -> Outcome:
