@@ -153,6 +153,7 @@ def test_generate_says_when_nothing_was_found(run: Run, world: World) -> None:
 def test_methods(run: Run) -> None:
     assert {"base", "random", "in-context", "ttt-nn"} <= run("methods", "--json").json.keys()
     assert "ttt-nn" in run("methods").out
+    assert "making.kind" in run("methods", "source-code").out
     shown = run("methods", "ttt-nn").out
     assert "rule.learning_rate" in shown and "lora(rank=16, alpha=32)" in shown
     assert "nearest-first | farthest-first" in shown

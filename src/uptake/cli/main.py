@@ -24,6 +24,13 @@ class Verbs(TyperGroup):
         others = [name for name in super().list_commands(ctx) if name not in first + last]
         return first + others + last
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a verb whose help flows: shown as written it would break where the docstring does."""
+        command = super().get_command(ctx, cmd_name)
+        if command and command.help:
+            command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
+        return command
+
 
 app = typer.Typer(
     name="uptake",

@@ -1,5 +1,7 @@
 """`uptake methods`: the ways of taking text up there are, and their settings."""
 
+import dataclasses
+import functools
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,12 +47,16 @@ def methods(
     else:
         typer.echo(f"{found.summary(name)}\n")
         way = found.find(name)
-        written = values(way.method) | values(way.select, "select.")
+        owners = {"": way.method} | ({"select.": way.select} if way.searches else {})
         for heading in ("setting", "default", "values"):
             table.add_column(heading, no_wrap=heading == "setting")
-        rows = [row for row in _flat(told[name]["settings"]) if row[0] in written]
-        for path, value in rows:
-            table.add_row(path, value, written[path])
+        rows = [
+            (prefix + path, _default(owner, path), written)
+            for prefix, owner in owners.items()
+            for path, written in values(owner).items()
+        ]
+        for row in rows:
+            table.add_row(*row)
         hint = "It has no settings."
         if rows:
             first = rows[0][0]
@@ -68,16 +74,9 @@ def _settings(way: "Way") -> dict[str, Any]:
     return describe(way.method) | ({"select": describe(way.select)} if way.searches else {})
 
 
-def _flat(settings: object, prefix: str = "") -> list[tuple[str, str]]:
-    if not isinstance(settings, dict):
-        return []
-    rows = []
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            rows.append((prefix + key, str(value["kind"]).lower()))
-            rows += _flat(value, f"{prefix}{key}.")
-        elif key != "kind":
-            rows.append(
-                (prefix + key, str(value).lower() if value is None or isinstance(value, bool) else str(value))
-            )
-    return rows
+def _default(settings: object, path: str) -> str:
+    """Return what a setting is if nobody sets it: a choice by its name, without its own settings."""
+    value: Any = functools.reduce(getattr, path.split("."), settings)
+    if dataclasses.is_dataclass(value):
+        return type(value).__name__.lower()
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -26,7 +26,8 @@ EXAMPLES = options.examples(
     "uptake train dynamic-evaluation -m gpt2 --documents train.jsonl --out statistics.safetensors",
     "uptake train retro -m gpt2 --documents train.jsonl --store train.store --out retro.safetensors",
     "uptake train retro -m gpt2 --questions asked.jsonl --store facts.store --out answers.safetensors",
-    "uptake train camels -m gpt2 --documents news.jsonl --questions asked.jsonl --out camels.safetensors",
+    "uptake train camels -m gpt2 --documents news.jsonl --questions asked.jsonl \\\n"
+    "      --unrelated other.txt --out camels.safetensors",
 )
 TRAINING = "Training"
 Files = list[str] | None
