@@ -59,6 +59,11 @@ def test_the_table_the_report_and_the_page(
     assert not list(tmp_path.glob("*.journal*"))
 
 
+def test_help_flows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "What a document may spend is bounded" in run("stream", "--help").out
+
+
 def test_json_on_standard_output(run: Run, world: World, files: tuple[Path, Path]) -> None:
     told = streamed(run, world, files, "--json", "-", "--limit", "3", "--method", "online",
                     "--rehearse", files[1]).json  # fmt: skip

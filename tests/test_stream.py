@@ -203,6 +203,19 @@ def test_a_diverging_loss_leaves_the_last_good_state() -> None:
     assert all(math.isfinite(row.nats) for row in results.drift)
 
 
+@pytest.mark.parametrize("how", ["raise", "infinite"])
+def test_a_rehearsal_that_cannot_be_learnt_is_named_and_changes_nothing(how: str) -> None:
+    breaking = {"learner": Way(Breaking(how=how))}
+    documents = [DOCUMENTS[0], *DOCUMENTS[2:]]  # without the one it breaks on
+    given: dict[str, Any] = {"documents": documents, "checkpoints": []}
+    asked = [question for question in QUESTIONS if question.document != "b"]
+    broken = stream(breaking, questions=asked, rehearsal=[Question("x", "who?", ("dog",))], **given)
+    plain = stream(breaking, questions=asked, **given)
+    assert [row.nats for row in broken.answers] == [row.nats for row in plain.answers]
+    assert [(row.document, row.place) for row in broken.stopped] == [("the rehearsal", len(documents))]
+    assert not plain.stopped
+
+
 def test_finite_looks_into_every_corner() -> None:
     good = {"a": (torch.ones(2), [torch.tensor(3)]), "b": "text"}
     assert finite(good) and not finite({**good, "c": [torch.tensor([1.0, float("nan")])]})

@@ -45,6 +45,12 @@ class Passage:
     start: int = 0
     meta: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def whole(cls, document: Document) -> "Passage":
+        """Return a document as one passage."""
+        key = passage_id(document.id, 0, document.text)
+        return cls(key, document.text, "", document.id, document.group, 0, document.meta)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunking:

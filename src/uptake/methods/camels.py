@@ -27,7 +27,7 @@ from uptake.select import Nothing
 from uptake.step import token_loss, unroll
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
-from uptake.text import Document, Passage, passage_id
+from uptake.text import Document, Passage
 from uptake.token_weights import Camels as Learnt
 from uptake.token_weights import Uniform
 
@@ -169,7 +169,7 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
             return token_loss(log_probs, piece.targets, piece.weights)
 
         for batch in episode:
-            passages = [_passage(document) for document in batch.documents]
+            passages = [Passage.whole(document) for document in batch.documents]
             values, memory = unroll(
                 loss_of,
                 values,
@@ -219,11 +219,6 @@ def drift(lm: LM, adapted: LM, text: str) -> Tensor:
         before, _ = lm.step(ids)
     after, _ = adapted.step(ids)
     return (before.exp() * (before - after)).sum(-1).mean()
-
-
-def _passage(document: Document) -> Passage:
-    key = passage_id(document.id, 0, document.text)
-    return Passage(key, document.text, "", document.id, document.group, 0, document.meta)
 
 
 way = Way(Camels(), Nothing())

@@ -49,7 +49,8 @@ class StreamPlan:
                 )
         wrong = [count for count in self.checkpoints if not 1 <= count <= len(self.documents)]
         if wrong:
-            raise BadInput(f"checkpoint {wrong[0]}: the stream has {len(self.documents)} documents")
+            count = len(self.documents)
+            raise BadInput(f"checkpoint {wrong[0]}: the stream has {count} documents, use 1 to {count}")
         if self.save_every < 1:
             raise BadInput(f"save every {self.save_every} documents: use 1 or more")
         stops = tuple(sorted({*self.checkpoints, len(self.documents)}))

@@ -50,7 +50,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """A document that could not be taken up: the state before it was kept."""
+    """A document, or the rehearsal after it, that could not be taken up: the state before it was kept."""
 
     way: str
     document: str

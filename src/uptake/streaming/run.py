@@ -21,9 +21,10 @@ from uptake.streaming.plan import StreamPlan
 from uptake.streaming.results import Answered, Drifted, Spent, Stopped
 from uptake.tasks.asking import ask, divergence
 from uptake.tasks.questions import Question
-from uptake.text import Document, Found, Passage, passage_id, stable_hash
+from uptake.text import Document, Found, Passage, stable_hash
 
 BASE = "base"
+REHEARSAL = "the rehearsal"  # stands in the place of a document's id
 Progress = Callable[[int, int, str], None]
 
 
@@ -75,7 +76,9 @@ def _follow(
         if place in plan.checkpoints:
             asked = plan.asked(place)
             yield place - 1, _asking(asked)
-            ready = rehearsed(state, lm, way, plan)
+            ready, failed = rehearsed(state, lm, way, plan)
+            if failed:
+                rows.stopped.append(Stopped(name, REHEARSAL, place, failed))
             rows.add(_ask(lm, plan, way.method.on([ready], lm), spent, asked))
         if place in plan.checkpoints or place % plan.save_every == 0:
             left = state if place < len(plan.documents) else None
@@ -91,21 +94,10 @@ def take(
     """Return the state after one document, what is spent by then, and why it was passed over, if it was."""
     # Seeded by the document, so that what is random differs from one to the next.
     context = Context(stable_hash(str(plan.seed), "stream", document.id), plan.budget)
-    passages = tuple(plan.chunking.passages(document)) if plan.chunking else (_whole(document),)
-    none = (0.0,) * len(passages)
-    evidence = Evidence(Found(passages, none, none))
+    passages = tuple(plan.chunking.passages(document)) if plan.chunking else (Passage.whole(document),)
     seconds: list[float] = []
-    failed = ""
     with cpu_seconds(seconds):
-        try:
-            (after,) = way.method.take([state], lm, [evidence], context)
-            failed = context.ledger(0).stopped
-            if not failed and not finite(after):
-                failed, after = "the state became infinite or no number", state
-        except Exception as error:  # whatever a network can raise is one document passed over, and named
-            if isinstance(error, UptakeError) and not isinstance(error, Diverged):
-                raise  # what is wrong with the set-up is wrong for every document
-            failed, after = f"{type(error).__name__}: {error}".splitlines()[0][:300], state
+        after, failed = _read(state, lm, way, passages, context)
     ledger = context.ledger(0)
     spent = replace(
         spent,
@@ -117,28 +109,36 @@ def take(
     return after, spent, failed
 
 
-def rehearsed(state: State, lm: LM, way: Way, plan: StreamPlan) -> State:
+def rehearsed(state: State, lm: LM, way: Way, plan: StreamPlan) -> tuple[State, str]:
     """Return the state after learning the plan's rehearsal, once; the state given stays for the stream.
 
-    It is `uniform + QA-tune` of Hu et al. (2023). Where it cannot be learnt the state is as it was.
+    It is `uniform + QA-tune` of Hu et al. (2023). Where it cannot be learnt the state is as it was, and the
+    second of the pair says why.
     """
     if not plan.rehearsal:
-        return state
+        return state, ""
     passages = tuple(
         Passage(stable_hash("rehearsal", question.id), text, plan.asking.prompt(question))
         for question in plan.rehearsal
         for text in [plan.asking.learnt(question.answers[0])]
     )
+    return _read(state, lm, way, passages, Context(stable_hash(str(plan.seed), "rehearsal")))
+
+
+def _read(
+    state: State, lm: LM, way: Way, passages: tuple[Passage, ...], context: Context
+) -> tuple[State, str]:
+    """Return the state after reading passages, and why they were not read, if they were not."""
     none = (0.0,) * len(passages)
-    evidence = Evidence(Found(passages, none, none))
-    context = Context(stable_hash(str(plan.seed), "rehearsal"))
-    (after,) = way.method.take([state], lm, [evidence], context)
-    return after if finite(after) else state
-
-
-def _whole(document: Document) -> Passage:
-    key = passage_id(document.id, 0, document.text)
-    return Passage(key, document.text, "", document.id, document.group, 0, document.meta)
+    try:
+        (after,) = way.method.take([state], lm, [Evidence(Found(passages, none, none))], context)
+    except Exception as error:  # whatever a network can raise is one document passed over, and named
+        if isinstance(error, UptakeError) and not isinstance(error, Diverged):
+            raise  # what is wrong with the set-up is wrong for every document
+        return state, f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if failed := context.ledger(0).stopped:  # the method itself has kept the state before
+        return after, failed
+    return (after, "") if finite(after) else (state, "the state became infinite or no number")
 
 
 def finite(state: Any) -> bool:
