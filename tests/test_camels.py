@@ -1,5 +1,6 @@
 """CaMeLS: the derivative of what it learns, what it must not depend on, and that it learns what matters."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +225,23 @@ def test_learnt_weights_serve_other_methods_models_and_tokenizers(tmp_path: Path
         Learnt(weights=str(tmp_path / "other")).of(Passage(0, "x"), [(0, 1)])
 
 
+def test_the_small_model_may_be_another_than_the_base(tmp_path: Path) -> None:
+    small, path = tmp_path / "small", tmp_path / "weights.safetensors"
+    toys.module("gpt2", window=48).save_pretrained(small)
+    toys.tokenizer().save_pretrained(small)
+    lm, method = toys.lm("llama", window=128), replace(METHOD, reader=str(small))
+    network = awake(method, lm)
+    assert network.window == 48 and type(network.reader).__name__ == "GPT2Model"
+    _, gradients = method.gradients(network, lm, (Batch((DOCUMENT,), ASKED, OTHER),))
+    moved = dict(zip((name for name, _ in network.named_parameters()), gradients, strict=True))
+    assert all(tensor is not None and tensor.abs().sum() > 0 for tensor in moved.values())
+    method.save(network, lm, path)
+    shutil.rmtree(small)
+    # The file brings the small model along: neither folder nor setting is asked for any more.
+    back = replace(METHOD, weights=str(path)).network(lm)
+    assert torch.equal(network.weigh("the cat sat")[0], back.weigh("the cat sat")[0])  # type: ignore[operator]
+
+
 def test_material_that_lacks_something_is_refused() -> None:
     lm = toys.lm()
     with pytest.raises(BadInput, match="without unrelated text"):
@@ -244,7 +262,8 @@ def test_material_that_lacks_something_is_refused() -> None:
     questions = tuple(Question(str(i), "who?", ("cat",), str(i)) for i in range(9))
     walks = method.episodes(lm, Material(documents, questions, (OTHER,)))
     assert [[len(batch.documents) for batch in walk] for walk in walks] == [[2, 2], [2, 2]]
-    (short,) = method.episodes(lm, Material(documents[:3], questions, (OTHER,)))
+    with pytest.warns(UserWarning, match="left out: 6 of 9 questions"):
+        (short,) = method.episodes(lm, Material(documents[:3], questions, (OTHER,)))
     assert [len(batch.questions) for batch in short] == [2, 1]
 
 

@@ -6,6 +6,7 @@ as it is before training, the control of every learned method.
 
 import dataclasses
 import json
+import warnings
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +47,10 @@ class Material:
     sources: Callable[[Document], Source] | None = None
 
     def asked(self) -> dict[str, list[Question]]:
-        """Return the questions by the id of their document; BadInput where none is on a document here."""
+        """Return the questions by the id of their document; BadInput where none is on a document here.
+
+        Those on others come along, and a warning counts them.
+        """
         if not self.questions:
             raise BadInput("no questions to learn from: give some on the documents, with --questions")
         if not self.documents:
@@ -54,11 +58,18 @@ class Material:
         asked: dict[str, list[Question]] = {}
         for question in self.questions:
             asked.setdefault(question.document, []).append(question)
-        if not any(document.id in asked for document in self.documents):
+        there = {document.id for document in self.documents}
+        left = sum(len(some) for document, some in asked.items() if document not in there)
+        if left == len(self.questions):
             raise BadInput(
                 "no question is on a document that is there: the first names "
                 f"{self.questions[0].document!r}, the first document is {self.documents[0].id!r}; "
                 "give each question the id of its `document`"
+            )
+        if left:
+            warnings.warn(
+                f"left out: {left:,} of {len(self.questions):,} questions are on no document that is there",
+                stacklevel=2,
             )
         return asked
 

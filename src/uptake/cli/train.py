@@ -134,23 +134,24 @@ def train(
         fade=fade,
         seed=seed,
     )
-    words = ""
-
-    def at(point: "Point") -> None:
-        nonlocal words
-        words = _words(point)
-
     with (
         screen.interruptible(lambda: _hint(checkpoint, save_every)),
         screen.progress("training", resumes=True) as update,
     ):
+        words = ""
+
+        def looked(point: "Point") -> None:
+            nonlocal words
+            words = _words(point)
+            update(point.step, point.total, words)
+
         network, points = outer.train(
             learner,
             loaded,
             episodes,
             training,
             checkpoint,
-            at,
+            looked,
             valid,
             begun,
             lambda done, total: update(done, total, words),
@@ -239,4 +240,4 @@ def _show(points: "list[Point]", file: Path, as_json: bool) -> None:
         loss = f"{point.loss:.4f}" if point.step else ""
         table.add_row(">" if point is best else "", f"{point.step:,}", loss, valid)
     screen.results().print(table)
-    screen.note(f"network: {file}")
+    screen.note(f"network: {file}; use it with --set weights={file}")
