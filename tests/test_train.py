@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import toys
@@ -194,6 +196,15 @@ def test_a_network_comes_back_from_its_file_and_only_for_its_own(tmp_path: Path)
     read = LearnedMemory(weights=str(path))
     assert read.init(lm).share == LearnedMemory(trained=network).init(lm).share
     assert read.network(lm) is read.network(lm), "read once"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "flipped").write_bytes(raw)
+    with pytest.raises(Damaged, match="is not the network that was written: restore"):
+        LearnedMemory(weights=str(tmp_path / "flipped")).init(lm)
+    with safe_open(path, "pt") as file:  # as it was written before files had sums
+        about = {name: words for name, words in file.metadata().items() if name != "sum"}
+        save_file({name: file.get_tensor(name) for name in file.keys()}, tmp_path / "old", about)  # noqa: SIM118
+    assert LearnedMemory(weights=str(tmp_path / "old")).init(lm).share == read.init(lm).share
     with pytest.raises(Mismatch, match="train again"):
         read.init(toys.lm(seed=5))
     with pytest.raises(BadInput, match="uptake train"):

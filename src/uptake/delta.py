@@ -7,7 +7,6 @@ that did not move.
 """
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.errors import Mismatch
-from uptake.tensors import read_tensors, write_tensors
+from uptake.tensors import digest, read_tensors, write_tensors
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FORMAT = "uptake-delta-1"
@@ -161,9 +160,4 @@ def skeleton(module: ModuleT, replaced: Mapping[str, nn.Parameter] | None = None
 
 def fingerprint(module: nn.Module) -> str:
     """Return 16 hexadecimal digits that change whenever any weight, name or type does."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted((*module.named_parameters(), *module.named_buffers())):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().data)
-    return digest.hexdigest()
+    return digest(sorted((*module.named_parameters(), *module.named_buffers())))

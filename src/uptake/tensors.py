@@ -1,8 +1,13 @@
-"""Tensors with a few words about them in one safetensors file: the only format of ours that holds weights."""
+"""Tensors with a few words about them in one safetensors file: the only format of ours that holds weights.
 
-from collections.abc import Mapping
+The words hold a sum over the tensors, for safetensors itself does not notice a byte that has changed.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from uptake.errors import BadInput, Damaged, Mismatch
@@ -13,13 +18,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     """Write tensors and words, whole or not at all. Raises BadInput where the file cannot be written."""
     from safetensors.torch import save
 
-    write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(about)))
+    words = {**about, "sum": digest(sorted(tensors.items()))}
+    write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, words))
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the words and the tensors of a file whose `format` is `uptake-{what}-1`.
 
-    Raises BadInput where there is no such file or it holds something else, Damaged if unreadable.
+    Raises BadInput where there is no such file or it holds something else, Damaged if it cannot be read or
+    its tensors are not those that were written.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -35,7 +42,19 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tenso
         ) from error
     if about.get("format") != f"uptake-{what}-1":
         raise BadInput(f"{path} holds no {what}: give the file that it was saved to")
+    if about.pop("sum", None) not in (None, digest(sorted(tensors.items()))):  # older files have none
+        raise Damaged(f"{path} is not the {what} that was written: restore it from a copy, or make it anew")
     return about, tensors
+
+
+def digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Return 16 hexadecimal digits that change whenever any value, name, shape or type does."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in named:
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found.update(raw.numpy().data)
+    return found.hexdigest()
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
