@@ -16,7 +16,15 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(RECIPES))
     yield importlib.import_module("mac")
-    for name in ("mac", "camels", "camels_figures", "camels_squad", "online_common", "preparation"):
+    for name in (
+        "mac",
+        "camels",
+        "camels_figures",
+        "camels_squad",
+        "online_common",
+        "preparation",
+        "squad_figures",
+    ):
         sys.modules.pop(name, None)
 
 
