@@ -3,9 +3,10 @@ meta-train on, 16 to test.
 
 MODEL learns the form of questions on the first 8 articles, closed book; learning rates are chosen on
 the next 8. CaMeLS's weights are meta-trained beside a model of about a million weights, itself trained
-on --text, and then serve MODEL; what weighs a text reads it with MODEL's own body. Every way takes its
-steps by Adam, as the weights are trained to. Each seed has a meta-training and paragraphs of its own;
-intervals are a bootstrap by article over all seeds.
+on --text, and then serve MODEL; what weighs a text reads it with MODEL's own body. They begin alike for
+all tokens, as published, or with foretelling which tokens answers are made of (`aim=places`). Every way
+takes its steps by Adam, as the weights are trained to. Each seed has paragraphs of its own; intervals
+are a bootstrap by article over all seeds.
 
     python recipes/camels_squad.py --model MODEL --squad dev-v1.1.json.xz --text A.jsonl.xz B.jsonl.xz
 
@@ -24,7 +25,7 @@ from typing import Any
 import online_common as common
 import torch
 from online_common import Subject, World
-from squad_figures import compared, helped
+from squad_figures import MINE, PLACES, PUBLISHED, compared, helped
 from torch import Tensor
 
 from uptake.causal import Causal, load
@@ -53,11 +54,13 @@ WAYS = (
     "uniform + re-tune",
     "salient spans",
     "TF-IDF",
-    "CaMeLS",
-    "CaMeLS, shuffled",
+    PUBLISHED,
+    PLACES,
+    MINE,
+    "CaMeLS from places, shuffled",
     "oracle",
 )
-CURVES = ("uniform", "CaMeLS")  # whose every rate is told of on the test stream
+CURVES = ("uniform", PUBLISHED, MINE)  # whose every rate is told of on the test stream
 
 Row = dict[str, Any]
 Choice = tuple[str, float]  # a way and its rate
@@ -139,14 +142,13 @@ def part(
     return World(tuple(taken), tuple(asked), tuple(other))
 
 
-def subjects(camels: Camels, made: World, rehearsal: World, most: int) -> list[Subject]:
+def subjects(learnt: Mapping[str, Camels], made: World, rehearsal: World, most: int) -> list[Subject]:
     """Return every way at each of its rates, of each at `most` so many."""
-    learnt = Learnt(weights=camels.weights)
-    token_weights = {
+    token_weights: dict[str, TokenWeights] = {way: Learnt(camels.weights) for way, camels in learnt.items()}
+    token_weights |= {
         "salient spans": SalientSpans(),
         "TF-IDF": TfIdf(0.25),
-        "CaMeLS": learnt,
-        "CaMeLS, shuffled": Shuffled(learnt),
+        "CaMeLS from places, shuffled": Shuffled(token_weights[MINE]),
         "oracle": Told.by(made),
     }
 
@@ -179,12 +181,14 @@ def small(shared: Causal, args: argparse.Namespace, texts: Sequence[Document], t
     return common.taught(load(str(args.work / "reading")), teaching.questions, (), FORM, args.work / "small")
 
 
-def windows(lm: Causal, texts: Sequence[Document], most: int) -> Tensor:
-    """Return the texts' first `most` tokens in windows [number, 256], shuffled."""
+def windows(lm: Causal, texts: Sequence[Document], most: float) -> Tensor:
+    """Return about `most` tokens of the texts in windows [number, 256], both shuffled."""
     ids: list[int] = []
-    for text in Random(0).sample(texts, len(texts)):
+    order = [*texts]
+    Random(0).shuffle(order)
+    for text in order:
         ids += [lm.tokenizer.opening, *lm.tokenizer.encode(text.text)[0]]
-        if len(ids) >= most:
+        if len(ids) > most:
             break
     length = min(256, len(ids))
     rows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
@@ -194,7 +198,7 @@ def windows(lm: Causal, texts: Sequence[Document], most: int) -> Tensor:
 def schooled(module: Any, rows: Tensor, rate: float = 4e-3) -> None:
     """Train a model on windows of text, once, at a rate that climbs for 30 steps and then falls to zero."""
     optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.05, betas=(0.9, 0.95))
-    batches = rows.split(16)
+    batches = rows[: max(1, len(rows) // 16) * 16].split(16)
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 30) * (1 - step / len(batches))
@@ -224,7 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reader", help="what the weights are read with, in place of MODEL's body")
     parser.add_argument("--beside", choices=("small", "large"), default="small", help="meta-train beside it")
     parser.add_argument("--batches", type=int, default=2, help="of six documents, in an episode")
-    parser.add_argument("--passes", type=int, default=4, help="over the meta-training paragraphs")
+    parser.add_argument("--passes", type=int, default=2, help="over the meta-training paragraphs")
+    parser.add_argument("--published-passes", type=int, default=4, help="from weights that are all alike")
+    parser.add_argument("--save-every", type=int, default=32, help="steps, and looks at validation")
     parser.add_argument("--rate", type=float, default=1e-3, help="of the steps meta-training goes through")
     parser.add_argument("--outer", type=float, default=3e-4, help="learning rate of the meta-training")
     parser.add_argument("--most-rates", type=int, default=9, help="of each way")
@@ -246,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "large": common.taught(shared, teaching.questions, (), FORM, args.work / "large"),
     }
     meta, valid = part(found, titles.meta, other), part(found, titles.valid, unseen, 48)
-    every = [trained(args, lms[args.beside], meta, valid, seed) for seed in range(args.seeds)]
+    every = [learnt(args, lms[args.beside], meta, valid, seed) for seed in range(args.seeds)]
     if args.until == "trained":
         return
     journal = Lines(args.work / "rows.jsonl", "camels squad recipe 3")
@@ -280,14 +286,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def trained(args: argparse.Namespace, lm: Causal, meta: World, valid: World, seed: int) -> Camels:
-    """Return CaMeLS with weights meta-trained beside the model."""
+def learnt(
+    args: argparse.Namespace, lm: Causal, meta: World, valid: World, seed: int
+) -> Mapping[str, Camels]:
+    """Return CaMeLS with weights learnt beside the model, by way.
+
+    As published they begin alike for all tokens; the long training this wants is done for one seed alone.
+    """
     steps = Finetune(rule=AdamW(args.rate, weight_decay=0.0), clip=None)
     method = Camels(steps=steps, batches=args.batches, reader=args.reader or args.model)
-    outer = AdamW(args.outer, weight_decay=0.0)
-    training = Training(outer, passes=args.passes, save_every=32, fade=True, seed=seed)
     materials = [Material(each.documents, each.questions, each.unrelated) for each in (meta, valid)]
-    return common.learn(method, lm, *materials, training, args.work)
+
+    def run(
+        name: str, method: Camels, rate: float, passes: int, seed: int, start: Camels | None = None
+    ) -> Camels:
+        rule = AdamW(rate, weight_decay=0.0)
+        training = Training(rule, passes=passes, save_every=args.save_every, fade=True, seed=seed)
+        return common.learn(method, lm, *materials, training, args.work, name, start)
+
+    places = run("places", replace(method, aim="places"), args.outer, 1, seed)
+    return {
+        PLACES: places,
+        MINE: run("from-places", method, args.outer / 3, args.passes, seed, places),
+        PUBLISHED: run("published", method, args.outer, args.published_passes, 0),
+    }
 
 
 if __name__ == "__main__":

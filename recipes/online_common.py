@@ -182,18 +182,25 @@ def learn(
     valid: Material,
     training: Training,
     work: Path,
+    name: str = "weights",
+    start: Camels | None = None,
 ) -> Camels:
-    """Return CaMeLS with weights trained beside this model, from their file where there is one."""
-    path = work / f"weights-{training.seed}.safetensors"
+    """Return CaMeLS with weights trained beside this model, from their file where there is one.
+
+    They begin where those of `start` ended.
+    """
+    path = work / f"{name}-{training.seed}.safetensors"
     if not path.exists():
 
         def say(point: Point) -> None:
-            told = f"meta-training {point.step}/{point.total}: {point.loss:.3f}"
+            told = f"{name}, {point.step}/{point.total}: {point.loss:.3f}"
             print(f"{told}, on validation {point.valid:.3f}", flush=True)
 
         episodes, looks = method.episodes(lm, material), method.episodes(lm, valid)
         work.mkdir(parents=True, exist_ok=True)
-        network, _ = train(method, lm, episodes, training, work / f"training-{training.seed}", say, looks)
+        begun = start and start.network(lm)
+        file = work / f"{name}-{training.seed}.training"
+        network, _ = train(method, lm, episodes, training, file, say, looks, begun)
         method.save(network, lm, path)
     return replace(method, weights=str(path))
 

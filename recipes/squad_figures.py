@@ -7,7 +7,7 @@ from typing import Any
 import online_common as common
 
 Row = dict[str, Any]
-MINE = "CaMeLS"
+PUBLISHED, PLACES, MINE = "CaMeLS as published", "places alone", "CaMeLS from places"
 
 
 def pooled(told: Sequence[Sequence[Row]], way: str, rate: float) -> Row:
@@ -43,11 +43,12 @@ def compared(title: str, told: Sequence[Sequence[Row]], best: Mapping[str, float
     of = {way: pooled(told, way, rate) for way, rate in best.items()}
     useful = [[row for row in some if helped(row)] for some in told]
     out = []
-    if MINE in of:
-        out += compare(f"{title}: each way at its best rate", MINE, of)
-        same = {way: at_kl(useful, way, of[MINE]["kl"]) for way in best if way != MINE}
-        there = {way: row for way, row in same.items() if row}
-        out += compare(f"{title}: at the KL of {MINE}", MINE, {MINE: of[MINE], **there})
+    for mine in (MINE, PUBLISHED):
+        if mine in of:
+            out += compare(f"{title}: each way at its best rate", mine, of)
+            same = {way: at_kl(useful, way, of[mine]["kl"]) for way in best if way != mine}
+            there = {way: row for way, row in same.items() if row}
+            out += compare(f"{title}: at the KL of {mine}", mine, {mine: of[mine], **there})
     return out
 
 

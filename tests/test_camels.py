@@ -257,6 +257,11 @@ def test_material_that_lacks_something_is_refused() -> None:
         Camels(steps=replace(STEPS, token_weights=Learnt("x")))
     with pytest.raises(BadInput, match="use 1 or more"):
         Camels(documents=0)
+    with pytest.raises(BadInput, match="use answers or places"):
+        Camels(aim="text")  # type: ignore[arg-type]
+    unsaid = (replace(ASKED[0], answers=("elsewhere",)),)
+    with pytest.raises(BadInput, match="word for word"):
+        replace(METHOD, aim="places").episodes(lm, Material((DOCUMENT,), unsaid))
     method = replace(METHOD, documents=2, batches=2)
     documents = tuple(Document(str(i), "the cat") for i in range(9))
     questions = tuple(Question(str(i), "who?", ("cat",), str(i)) for i in range(9))
@@ -309,6 +314,38 @@ def speaker(steps: int) -> LM:
             loss.backward()
             optimizer.step()
     return Causal(module, tokenizer)
+
+
+def test_the_loss_of_places_is_cross_entropy_by_the_odds_that_weights_stand_for() -> None:
+    lm, method = double(), replace(METHOD, aim="places", documents=2, batches=1)
+    documents = (Document("a", "the cat sat"), Document("b", "a dog ran"))
+    asked = (Question("1", "who sat", ("cat",), "a"), Question("2", "who ran", ("dog", "a dog"), "b"))
+    (walk,) = method.episodes(lm, Material(documents, asked))
+    network = awake(method, lm)
+    expected = []
+    for document, answer in zip(documents, ("cat", "dog"), strict=True):
+        weights, spans = network.weigh(document.text)
+        for (start, end), odds in zip(spans, torch.expm1(3 * weights) ** 2, strict=True):
+            inside = document.text.index(answer) <= start < end <= document.text.index(answer) + len(answer)
+            expected.append(-torch.log((odds if inside else 1.0) / (1 + odds)))
+    assert torch.allclose(method.loss(network, lm, walk), torch.stack(expected).mean())
+
+
+def test_weights_that_learnt_places_weigh_answers_most_and_steps_begin_from_them() -> None:
+    lm = speaker(2)
+    places = Camels(steps=STEPS, documents=6, batches=1, aim="places")
+    network, _ = train(places, lm, places.episodes(lm, facts(60, 0)), Training(AdamW(1e-2), passes=2))
+    unseen, largest = facts(20, 5), 0
+    for document, question in zip(unseen.documents, unseen.questions, strict=True):
+        weights, spans = network.weigh(document.text)  # type: ignore[operator]
+        start, end = spans[int(weights.argmax())]
+        largest += document.text[start:end] == question.answers[0]
+    assert largest >= 18
+    after = replace(places, aim="answers", documents=2)
+    walks = after.episodes(lm, facts(2, 0))
+    begun, points = train(after, lm, walks, Training(AdamW(0.0)), valid=walks, start=network)
+    assert points[0].valid == pytest.approx(float(after.loss(network, lm, walks[0])))
+    assert torch.equal(begun.out.weight, network.out.weight)  # type: ignore[union-attr, arg-type]
 
 
 def test_training_lowers_what_it_minimises() -> None:

@@ -6,10 +6,11 @@ model then takes its gradient steps as fine-tuning does. arXiv 2305.15076.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from uptake.causal import load
 from uptake.composed import Around
@@ -30,6 +31,7 @@ from uptake.tasks.questions import Question
 from uptake.text import Document, Passage
 from uptake.token_weights import Camels as Learnt
 from uptake.token_weights import Uniform
+from uptake.token_weights.base import covering
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
     Training differentiates through the steps on `documents` documents at a time, and begins again
     from the base after `batches` of those. The loss of one batch is the negative log-likelihood of
     the answers, a token, plus `locality` times KL(base || adapted) on unrelated text, a token.
+    `aim="places"` is a cheap training for that one to begin from, ours: the weights learn to foretell
+    which tokens the answers are made of, and no step is taken.
     `reader` names the small model to begin from, a folder or a hub name; left out it is the base.
     """
 
@@ -59,6 +63,7 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
     batches: int = 4
     locality: float = 0.1
     reader: str = ""
+    aim: Literal["answers", "places"] = "answers"  # what training looks at
     portable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -67,6 +72,8 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
                 f"documents {self.documents}, batches {self.batches}, locality {self.locality}: "
                 "use 1 or more, 1 or more, and a finite number, 0 or more"
             )
+        if self.aim not in ("answers", "places"):
+            raise BadInput(f"aim {self.aim!r}: use answers or places")
         if not isinstance(self.steps.token_weights, Uniform):
             raise BadInput(f"token_weights={self.steps.token_weights}: camels learns its own, leave it out")
 
@@ -118,15 +125,18 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
         """Return walks over the documents in their order; texts not related come round in turn.
 
         Each question is asked once its document has been read. What does not fill a walk is left out,
-        unless there is no other. Raises BadInput where no question is on a document, or unrelated
-        text is lacking.
+        unless there is no other. Raises BadInput where no question is on a document, unrelated text is
+        lacking, or places are to be learnt and no document has an answer in it.
         """
         asked = material.asked()
         documents = [document for document in material.documents if document.id in asked]
-        if self.locality and not material.unrelated:
+        steps = self.aim == "answers"
+        if steps and self.locality and not material.unrelated:
             raise BadInput(
                 f"locality {self.locality} without unrelated text: give some, with --unrelated, or locality=0"
             )
+        if not steps and not any(answer_places(each, asked[each.id]) for each in documents):
+            raise BadInput("no answer stands in its document word for word: train with aim=answers alone")
         other = material.unrelated or (Document("", ""),)
         size = self.documents
         batches = [
@@ -159,6 +169,10 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
 
     def _losses(self, network: nn.Module, lm: LM, episode: Episode) -> Iterator[Tensor]:
         """Yield each batch's loss, a function of the weights that the network gave to that batch."""
+        assert isinstance(network, Weighing)
+        if self.aim == "places":
+            yield from (places_loss(network, batch) for batch in episode)
+            return
         steps = self.weighed(network)
         private, opened = lm.open(steps.moves, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
         values: Mapping[str, Tensor] = opened.parameters
@@ -209,6 +223,28 @@ def answer_loss(lm: LM, questions: Sequence[Question]) -> Tensor:
         asked[place, len(row) - 1 - length : len(row) - 1] = True
     # Answer tokens alone are there to be averaged: no padding among them.
     return token_loss(log_probs[asked], ids[:, 1:][asked])
+
+
+def places_loss(network: Weighing, batch: Batch) -> Tensor:
+    """Return how badly weights foretell which tokens answers are made of: cross-entropy, nats a token.
+
+    They foretell by the odds expm1(3 w)^2, so that a weight grows as the square root of small odds: weights
+    as unequal as the odds themselves would leave next to nothing of most of a text.
+    """
+    losses = []
+    for document in batch.documents:
+        asked = [question for question in batch.questions if question.document == document.id]
+        scores, spans = network.scores(document.text)
+        marked = covering(spans, answer_places(document, asked)).to(scores)
+        losses.append(functional.binary_cross_entropy_with_logits(6 * scores, marked, reduction="none"))
+    return torch.cat(losses).mean()
+
+
+def answer_places(document: Document, questions: Sequence[Question]) -> list[tuple[int, int]]:
+    """Return the characters (start, end) where the document first states each question's first answer."""
+    answers = [question.answers[0] for question in questions]
+    found = [(document.text.find(answer), len(answer)) for answer in answers]
+    return [(at, at + length) for at, length in found if at >= 0 and length]
 
 
 def drift(lm: LM, adapted: LM, text: str) -> Tensor:

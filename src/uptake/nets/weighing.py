@@ -42,15 +42,20 @@ class Weighing(nn.Module):
         return self
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return weights [batch, time]; that of a token has seen the tokens up to it and itself."""
+        """Return scores [batch, time], of any sign; a token's has seen the tokens up to it and itself."""
         states = self.reader(input_ids=ids, use_cache=False).last_hidden_state
-        scores = self.out(nn.functional.gelu(self.up(states))).squeeze(-1)
-        return nn.functional.softplus(scores, beta=3)
+        scores: Tensor = self.out(nn.functional.gelu(self.up(states))).squeeze(-1)
+        return scores
 
     def weigh(self, text: str) -> tuple[Tensor, Spans]:
-        """Return the weight of each of its own tokens of a text, and their spans of characters.
+        """Return the weight of each of its own tokens of a text, and their spans of characters."""
+        scores, spans = self.scores(text)
+        return nn.functional.softplus(scores, beta=3), spans
 
-        Where the window is too short, its later windows begin with half a window already weighed.
+    def scores(self, text: str) -> tuple[Tensor, Spans]:
+        """Return what the weight of each of its own tokens of a text is the softplus of, and their spans.
+
+        Where the window is too short, its later windows begin with half a window already scored.
         """
         ids, spans = self.tokenizer.encode(text)
         if not ids:
