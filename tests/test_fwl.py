@@ -28,7 +28,7 @@ TEXT = "the cat sat on the mat and the dog sat on the cat"
 
 def trained(lm: LM, **settings: Any) -> FWL:
     """A network at hand as training might leave it: no weight zero, no rate the same."""
-    method = FWL(**settings)
+    method = FWL(**({"stretch": 8} | settings))
     network = method.fresh(lm)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -36,6 +36,15 @@ def trained(lm: LM, **settings: Any) -> FWL:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_((noise / 2 - 2) / QUICK if "rates" in name else noise / len(parameter) ** 0.5)
     return replace(method, trained=network.requires_grad_(False).to(next(lm.module.parameters()).dtype))  # type: ignore[attr-defined]
+
+
+def same(one: Any, other: Any, within: float) -> bool:
+    """Whether two states know the same."""
+    return bool(one.sums.count == other.sums.count) and all(
+        torch.allclose(total, getattr(other.sums, part)[name], rtol=0, atol=within)
+        for part in ("settled", "recent")
+        for name, total in getattr(one.sums, part).items()
+    )
 
 
 def read(method: FWL, lm: LM, *texts: str) -> Any:
@@ -121,7 +130,7 @@ def test_scoring_is_the_same_through_one_window_or_many() -> None:
         (scores,), (narrow,) = method.read([narrow], lm, [piece], Context())
         parts.append(scores.log_probs)
     assert torch.allclose(torch.cat(parts), whole.log_probs, atol=1e-9)
-    assert all(torch.allclose(narrow.sums[name], state.sums[name], atol=1e-9) for name in state.sums)
+    assert same(narrow, state, 1e-9)
 
 
 def test_a_text_longer_than_the_window_is_learnt_to_its_end() -> None:
@@ -133,14 +142,15 @@ def test_a_text_longer_than_the_window_is_learnt_to_its_end() -> None:
     changed = method.read([method.init(lm)], lm, [Segment("q" + text[1:])], Context())[0][0].log_probs
     assert ((scores.log_probs - changed).abs() > 1e-12)[-10:].all(), "the first token shows to the last"
     taken = read(method, lm, text)
-    assert all(torch.allclose(taken.sums[name], state.sums[name], atol=1e-9) for name in state.sums)
+    assert same(taken, state, 1e-9)
 
 
-def test_what_was_read_is_a_sum() -> None:
+def test_what_was_read_in_one_step_is_a_sum() -> None:
     lm = toys.lm(dtype=torch.float64)
+    method = trained(lm, stretch=0)
+    assert same(read(method, lm, "one fish", "two dogs"), read(method, lm, "two dogs", "one fish"), 1e-12)
     method = trained(lm)
-    ab, ba = read(method, lm, "one fish", "two dogs"), read(method, lm, "two dogs", "one fish")
-    assert all(torch.allclose(ab.sums[name], ba.sums[name], atol=1e-12) for name in ab.sums)
+    assert not same(read(method, lm, "one fish", "two dogs"), read(method, lm, "two dogs", "one fish"), 1e-3)
 
 
 def test_no_token_is_learnt_before_it_is_scored() -> None:
@@ -149,7 +159,7 @@ def test_no_token_is_learnt_before_it_is_scored() -> None:
     letters = "abcdefghijklmnop"
     picks = torch.randint(16, (600,), generator=torch.Generator().manual_seed(0))
     text = "".join(letters[pick] for pick in picks)
-    method = replace(FWL(weights="untrained"), pace=4000.0)
+    method = FWL(weights="untrained", pace=40.0)
     (honest,), (state,) = method.read([method.init(lm)], lm, [Segment(text)], Context())
     assert -honest.log_probs[200:].mean() > torch.tensor(16.0).log() - 0.05
     # It does learn which letters there are ...
@@ -160,8 +170,10 @@ def test_no_token_is_learnt_before_it_is_scored() -> None:
     for start in range(100):
         one = Segment(text[start], text[max(0, start - 20) : start])
         (after,) = method.read([state], lm, [one], Context())[1]
-        often = {name: old + 20 * (after.sums[name] - old) for name, old in state.sums.items()}
-        shown.append(method.on([replace(after, sums=often)], lm).score([one])[0].log_probs)
+        old = state.sums.recent
+        often = {name: old[name] + 20 * (total - old[name]) for name, total in after.sums.recent.items()}
+        sums = replace(after.sums, recent=often)
+        shown.append(method.on([replace(after, sums=sums)], lm).score([one])[0].log_probs)
     assert -torch.cat(shown).mean() < torch.tensor(16.0).log() - 0.05
 
 
@@ -185,14 +197,16 @@ def test_on_top_of_an_adapted_model() -> None:
 
 def test_on_a_half_precision_base_sums_are_kept_whole() -> None:
     lm, exact = toys.lm(dtype=torch.bfloat16), toys.lm()
-    method = FWL(weights="untrained", pace=100.0)
+    method = FWL(weights="untrained")
     segment = Segment(TEXT * 3, "so ")
     (half,), (state,) = method.read([method.init(lm)], lm, [segment], Context())
     (whole,), _ = method.read([method.init(exact)], exact, [segment], Context())
     assert abs(half.bits / whole.bits - 1) < 0.01
-    assert all(total.dtype == torch.float32 for total in state.sums.values())
+    assert state.sums.settled["second"].any()
+    for total in (*state.sums.settled.values(), *state.sums.recent.values()):
+        assert total.dtype == torch.float32
     (taken,) = method.take([method.init(lm)], lm, [method.once_scored(segment)], Context())
-    assert all(torch.equal(taken.sums[name], total) for name, total in state.sums.items())
+    assert same(taken, state, 0)
 
 
 STORIES = [
@@ -222,7 +236,7 @@ def test_training_teaches_it_to_learn(tmp_path: Path) -> None:
     loaded, at_hand = replace(method, weights=str(tmp_path / "network")), replace(method, trained=network)
     (one,), (other,) = (m.on([read(m, lm, unseen)], lm).score([Segment(unseen)]) for m in (loaded, at_hand))
     assert torch.equal(one.log_probs, other.log_probs)
-    with pytest.raises(Mismatch, match="settings it was trained with"):
+    with pytest.raises(Mismatch, match="hidden=none"):
         replace(loaded, hidden=8).init(lm)
 
 
@@ -258,6 +272,8 @@ def test_bad_settings_and_material_are_refused() -> None:
     lm = toys.lm()
     with pytest.raises(BadInput, match="pace -1"):
         FWL(pace=-1)
+    with pytest.raises(BadInput, match="stretch -1"):
+        FWL(stretch=-1)
     with pytest.raises(BadInput, match="episode_tokens 3"):
         FWL(episode_tokens=3)
     with pytest.raises(BadInput, match="longer ones"):

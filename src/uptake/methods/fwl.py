@@ -1,7 +1,7 @@
 """Fast weight layers (Clark et al. 2022): a small layer on top of the model that learns at every token.
 
 What dynamic evaluation does with gradient steps, the layer does with linear attention, one pass and
-trained for it. What was read is a sum of gradients, so order does not matter and parts add up.
+trained for it: one step a stretch of text, and inside a stretch a step at every position.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +19,18 @@ from uptake.learned import Learned, Material
 from uptake.lm import LM, Cache, Scores, Segment, Wrapper, rolling_windows
 from uptake.method import Context, Evidence, State, Way, same_length
 from uptake.moves import Moves
-from uptake.nets.fast_weights import FastWeights, Unembedding
+from uptake.nets.fast_weights import FastWeights, Sums, Unembedding
 from uptake.select import Nothing
 from uptake.step import token_loss
 from uptake.text import Found, Passage, passage_id, stable_hash
 from uptake.wrappers import Routed
 
-Sums = dict[str, Tensor]
 SHORTEST = 64  # tokens of an episode: less teaches nothing about learning from it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learnt(State):
-    """The gradient of all that was read, by parameter of the layer, [1, ...]."""
+    """The gradients of all that was read, by parameter of the layer, [1, ...]."""
 
     sums: Sums
 
@@ -55,10 +54,10 @@ class Network(nn.Module):
 
 
 class Memory(NamedTuple):
-    """A cache: the inner LM's, the sums so far, and the last hidden state, whose label is still to come."""
+    """A cache: the inner LM's, each row's sums, and the last hidden states, whose labels are to come."""
 
     inner: Cache
-    sums: Sums
+    sums: list[Sums]
     last: Tensor | None
 
 
@@ -82,18 +81,23 @@ class Adapting(Wrapper):
 
     def start(self) -> Cache:
         inner = self.inner.start()
-        return None if inner is None else Memory(inner, self._together(), None)
+        return None if inner is None else Memory(inner, self.sums, None)
 
     def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        kept, sums, last = cache or Memory(None, self._together(), None)
+        kept, sums, last = cache or Memory(None, self.sums, None)
         hidden, kept = self.inner.hidden(ids, kept)
-        out = self.inner.unembedding
+        out, answers, after = self.inner.unembedding, [], []
         with in_precision_of(out):
-            if last is not None:
-                sums = self.layer.learn(last, ids[:, :1], out, sums)
-            answers, sums = self.layer(hidden, ids[:, 1:], out, sums)
-        log_probs = torch.log_softmax(out.logits(answers), -1)
-        return log_probs, None if cache is None else Memory(kept, sums, hidden[:, -1:])
+            # Row by row: each is at another place of its stretch.
+            for row, own in enumerate(sums):
+                at = slice(row, row + 1)
+                if last is not None:
+                    own = self.layer.learn(last[at], ids[at, :1], out, own)
+                answer, own = self.layer(hidden[at], ids[at, 1:], out, own)
+                answers.append(answer)
+                after.append(own)
+        log_probs = torch.log_softmax(out.logits(torch.cat(answers)), -1)
+        return log_probs, None if cache is None else Memory(kept, after, hidden[:, -1:])
 
     def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
         return self.read(segments)[0]
@@ -115,9 +119,6 @@ class Adapting(Wrapper):
             log_probs = torch.log_softmax(out.logits(answers), -1)
             parts.append(log_probs.gather(-1, labels[..., None])[0, :, 0].double().cpu())
         return Scores(torch.cat(parts), spans, len(segment.text.encode("utf8"))), sums
-
-    def _together(self) -> Sums:
-        return {name: torch.cat([sums[name] for sums in self.sums]) for name in self.sums[0]}
 
 
 def windows(lm: LM, context: list[int], ids: list[int], room: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -152,6 +153,8 @@ class FWL(Learned[Learnt, Tensor]):
     """Learns every token it reads, by a trained layer on top of the model.
 
     `pace` times the learnt learning rates: at 0 the layer is there and does not learn, the control.
+    After every `stretch` tokens gradients are taken anew, by the weights as they have become; with 0
+    never, as published.
     `moves` are weights of the base to train along with the layer; `hidden` is the layer's inner width,
     four times the model's if none. A training episode is `episode_tokens` of one document. Training
     may begin where another ended, `start`: the slow weights take long and are cheap to train at pace 0.
@@ -160,6 +163,7 @@ class FWL(Learned[Learnt, Tensor]):
     ongoing: ClassVar[bool] = True
 
     pace: float = 1.0
+    stretch: int = 128
     own_prefix: bool = False  # learn the query's own text first
     hidden: int | None = None
     moves: Moves | None = None
@@ -169,6 +173,8 @@ class FWL(Learned[Learnt, Tensor]):
     def __post_init__(self) -> None:
         if not 0 <= self.pace < float("inf"):
             raise BadInput(f"pace {self.pace}: use a finite number, 0 or more")
+        if self.stretch < 0:
+            raise BadInput(f"stretch {self.stretch}: use a number of tokens, or 0 for one step on all")
         if self.episode_tokens < SHORTEST or (self.hidden is not None and self.hidden < 1):
             raise BadInput(
                 f"episode_tokens {self.episode_tokens}, hidden {self.hidden}: "
@@ -183,13 +189,16 @@ class FWL(Learned[Learnt, Tensor]):
         if self.start:
             return cast(Network, self.load(Path(self.start), lm))
         states = sampled(lm)
-        layer = FastWeights(states.shape[1], self.hidden, pace=self.pace)
-        layer.fit(states)
+        layer = self._layer(lm)
+        layer.fit(states, lm.unembedding)
         return Network(layer, lm, self.moves)
 
     def restore(self, lm: LM, about: Mapping[str, str]) -> Network:
-        layer = FastWeights(lm.unembedding.weight.shape[1], self.hidden, pace=self.pace)
-        return Network(layer, lm, self.moves)
+        return Network(self._layer(lm), lm, self.moves)
+
+    def _layer(self, lm: LM) -> FastWeights:
+        width = lm.unembedding.weight.shape[1]
+        return FastWeights(width, self.hidden, pace=self.pace, stretch=self.stretch)
 
     def episodes(self, lm: LM, material: Material) -> list[Tensor]:
         found = []
