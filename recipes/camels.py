@@ -5,7 +5,8 @@ it, and every way then takes up streams of unseen worlds. All rates of all ways 
 world; the rate at which each answers most within a KL of `--most-kl` on unrelated text runs over the
 test worlds, one a seed. What is judged is the pair of answers and KL: uniform weights and CaMeLS run
 at a quarter to twice their rates, and ways are compared where their KL is the same. A longer stream
-tells what is kept, and `--larger` whether weights learnt beside the small model serve a larger one.
+tells what is kept, and `--larger` whether weights learnt beside the small model serve a larger one:
+the small one grown to three times as many weights, and trained on (preparation.grown).
 
     python recipes/camels.py --larger           # go on after an interruption: the same command again
     python recipes/camels.py --model MODEL          # MODEL's tokenizer, and MODEL is the larger one
@@ -24,7 +25,7 @@ import camels_figures as figures
 import online_common as common
 import torch
 from online_common import Names, Subject, World
-from preparation import Course, Crowd, Preparation, prepared
+from preparation import Course, Crowd, Preparation, grown, prepared
 
 from uptake.causal import Causal, load
 from uptake.journal import Lines
@@ -197,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts: dict[str, list[dict[str, Any]]] = {}
     rates: dict[str, dict[str, float]] = {}
     for size in ("small", "large") if args.larger or args.model else ("small",):
-        model = small if size == "small" else ready("large", args)
+        model = small if size == "small" else ready("large", args, small)
         parts[f"{size} valid"], best = swept(size, model, learnt[0], scale, args)
         rates[size] = best
         parts[f"{size} test"] = [
@@ -226,21 +227,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf8")
 
 
-def ready(key: str, args: argparse.Namespace) -> Prepared:
-    """Return the small model or the larger one, prepared, and the rate that it came to."""
+def ready(key: str, args: argparse.Namespace, small: Prepared | None = None) -> Prepared:
+    """Return the small model or, given that, the larger one, prepared, and the rate that it came to."""
+    courses = Preparation().courses
     if args.model:
         shared = load(args.model)
         names, tokenizer = Names.of(shared.tokenizer), shared.tokenizer
-        lm = shared if key == "large" else Causal(common.small_model(tokenizer), tokenizer, key)
+        lm = shared if small else Causal(common.small_model(tokenizer), tokenizer, key)
+    elif small:
+        names, before, rate = small
+        module = grown(before.module, common.small_model(before.tokenizer, 96, 3, heads=6))
+        lm = Causal(module, before.tokenizer, key)
+        crowd = Crowd(200, 64, 1)
+        courses = (Course((crowd,), 2e-3, rate * crowd.people),)
     else:
         names = Names.syllables()
         tokenizer = common.toy_tokenizer(names)
-        width, layers = (64, 2) if key == "small" else (96, 2)
-        lm = Causal(common.small_model(tokenizer, width, layers), tokenizer, key)
-    stage = Preparation(moves=written(lm))
+        lm = Causal(common.small_model(tokenizer, 64, 2), tokenizer, key)
     if args.tiny:
-        stage = replace(stage, courses=(Course((Crowd(1, 4, known=8), Crowd(1, 4, 1)), 1e-3, 1.0),))
-    return (names, *prepared(lm, names, stage, args.work / key))
+        courses = (Course((Crowd(1, 4, known=8), Crowd(1, 4, 1)), 1e-3, 1.0),)
+    return (names, *prepared(lm, names, Preparation(courses, written(lm)), args.work / key))
 
 
 if __name__ == "__main__":

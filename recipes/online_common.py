@@ -141,7 +141,7 @@ def toy_tokenizer(names: Names) -> Tokenizer:
     return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>"))
 
 
-def small_model(tokenizer: Tokenizer, width: int = 96, layers: int = 3) -> LlamaForCausalLM:
+def small_model(tokenizer: Tokenizer, width: int = 96, layers: int = 3, heads: int = 4) -> LlamaForCausalLM:
     """Return an untrained model; with 8,192 tokens it has about a million weights."""
     torch.manual_seed(0)
     return LlamaForCausalLM(
@@ -150,7 +150,7 @@ def small_model(tokenizer: Tokenizer, width: int = 96, layers: int = 3) -> Llama
             hidden_size=width,
             intermediate_size=4 * width,
             num_hidden_layers=layers,
-            num_attention_heads=4,
+            num_attention_heads=heads,
             max_position_embeddings=512,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.opening,

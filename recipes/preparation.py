@@ -161,6 +161,32 @@ def answers_alone(lm: Causal, made: World, learnt: Tensor) -> Tensor:
     return out
 
 
+def grown(small: nn.Module, large: nn.Module) -> nn.Module:
+    """Return `large`, an untrained Llama, made to compute what `small` does; what is new can learn.
+
+    Wider: the new part of the residual stream is never written to, and norms are scaled to the mean
+    square over all of it. Deeper: new layers stand before the last and write nothing. Heads keep
+    their size. After Net2Net (Chen et al. 2016) and stacking of layers that write nothing.
+    """
+    before, after = small.config, large.config
+    if before.head_dim != after.head_dim:
+        raise ValueError(f"heads of {before.head_dim} cannot be of {after.head_dim}: their positions turn")
+    last, now = (f"layers.{config.num_hidden_layers - 1}." for config in (before, after))
+    old = {name.replace(last, now): value for name, value in small.state_dict().items()}
+    with torch.no_grad():
+        for name, value in large.named_parameters():
+            if "norm" in name:
+                value.fill_((before.hidden_size / after.hidden_size) ** 0.5)
+                if name in old:
+                    value[: before.hidden_size] *= old[name]
+                continue
+            if name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight")):
+                value.zero_()  # these write to the residual stream
+            if name in old:
+                value[tuple(slice(0, size) for size in old[name].shape)] = old[name]
+    return large
+
+
 def prepared(lm: Causal, names: Names, stage: Preparation, folder: Path) -> tuple[Causal, float]:
     """Return what `prepare` does, from its folder where an earlier run left it."""
     told = folder / "rate"  # written last

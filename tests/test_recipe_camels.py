@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import toys
 from uptake.text import Passage
@@ -70,6 +71,28 @@ def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -
     recipe.main(asked)
     assert json.loads((tmp_path / "out.json").read_text()) == told
     assert (tmp_path / "work" / "rows.jsonl").read_bytes() == written, "what was done is not done again"
+
+
+def test_a_grown_model_computes_what_the_small_one_does_and_all_of_it_can_learn(recipe: Any) -> None:
+    grown, small_model = recipe.grown, recipe.common.small_model
+    tokenizer = recipe.common.toy_tokenizer(recipe.Names.syllables())
+    small = small_model(tokenizer, 32, 2, heads=2).double()
+    with torch.no_grad():
+        for value in small.parameters():
+            value += 0.1 * torch.randn_like(value)  # norms that are not 1, matrices far from nought
+    large = grown(small, small_model(tokenizer, 48, 4, heads=3).double())
+    ids = torch.randint(0, len(tokenizer), (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        told, expected = large(ids).logits, small(ids).logits
+    torch.testing.assert_close(told, expected, rtol=1e-4, atol=1e-4)  # the norms' epsilon is what differs
+    optimizer = torch.optim.AdamW(large.parameters(), 1e-3)
+    for _ in range(3):  # what writes nothing must write before what it reads can learn
+        optimizer.zero_grad()
+        large(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    assert all(value.grad.abs().max() > 0 for value in large.parameters())
+    with pytest.raises(ValueError, match="heads of 16"):
+        grown(small, small_model(tokenizer, 48, 4, heads=2))
 
 
 def test_answers_at_equal_kl_lie_between_two_rates(recipe: Any) -> None:
