@@ -4,9 +4,9 @@ A small model is taught to be asked (online_common.prepare), CaMeLS's weights ar
 it, and every way then takes up streams of unseen worlds. All rates of all ways run over a validation
 world; the rate at which each answers most within a KL of `--most-kl` on unrelated text runs over the
 test worlds, one a seed. What is judged is the pair of answers and KL: uniform weights and CaMeLS run
-at a quarter to twice their rates, and ways are compared where their KL is the same. A longer stream
-tells what is kept, and `--larger` whether weights learnt beside the small model serve a larger one:
-the small one grown to three times as many weights, and trained on (preparation.grown).
+at a quarter to twice their rates, uniform to four times, and ways are compared where their KL is the
+same. A longer stream tells what is kept, and `--larger` whether weights learnt beside the small model
+serve a larger one: the small one grown to three times as many weights and trained on (preparation.grown).
 
     python recipes/camels.py --larger           # go on after an interruption: the same command again
     python recipes/camels.py --model MODEL          # MODEL's tokenizer, and MODEL is the larger one
