@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import uptake
 from uptake.causal import DTYPES, Causal
-from uptake.methods.fwl import Adapting
+from uptake.methods.fwl import FWL, Adapting
 from uptake.nets.fast_weights import FastWeights, Unembedding
 
 SHAPES = {
@@ -73,7 +73,7 @@ def counted(shape: dict[str, int], tokens: int, tokenizer: Any) -> dict[str, flo
         lm = Causal(network(shape, tokens, attn_implementation="eager"), tokenizer, base="shape")
         # Without numbers the usual look at a first logit cannot be taken.
         lm.__dict__["unembedding"] = Unembedding(lm.module.get_output_embeddings().weight)
-        layer = FastWeights(shape["n_embd"])
+        layer = FastWeights(shape["n_embd"], stretch=FWL.stretch)
         ids = torch.zeros(1, tokens, dtype=torch.long)
         for name, go in passes(lm, layer, ids).items():
             with FlopCounterMode(display=False) as counter:
@@ -92,7 +92,7 @@ def measured(
     module = network(shape, tokens)
     torch.set_default_dtype(torch.float32)
     lm = Causal(module, tokenizer, base="random")
-    layer = FastWeights(shape["n_embd"])
+    layer = FastWeights(shape["n_embd"], stretch=FWL.stretch)
     ids = torch.randint(50257, (1, tokens))
     ways = {name: go for name, go in passes(lm, layer, ids).items() if name not in skip}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

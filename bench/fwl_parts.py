@@ -29,10 +29,10 @@ from uptake.text import Document
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 from fwl import LEARNT, PROTOCOL, documents
 
-PACES = (0.25, 0.5, 1.0, 2.0)
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-WEIGHTS = (10.0, 30.0, 100.0)  # of the model beside the cache, in exact repeats
-STRETCHES = (128, 512, 0)
+PACES = (0.1, 0.3, 0.6, 1.0)
+RATES = (3e-4, 1e-3, 3e-3)
+WEIGHTS = (30.0, 100.0, 300.0)  # of the model beside the cache, in exact repeats
+STRETCHES = (32, 128, 512, 0)
 
 
 class Read(NamedTuple):
@@ -118,14 +118,15 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
     parser.add_argument("--static", type=Path, default=Path("build/fwl/static.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("bench/fwl_parts.json"))
-    parser.add_argument("--documents", type=int, default=2)
+    parser.add_argument("--documents", type=int, default=1)
+    parser.add_argument("--domains", nargs="*", default=["court_opinions"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lm = uptake.load(str(arguments.shared / "models/base-5m"))
     network = replace(LEARNT, pace=0.0, weights=str(arguments.static)).network(lm)
     assert isinstance(network, Network)
     told: dict[str, Any] = {"documents": arguments.documents, "gain_over_static_layer": {}}
-    for domain in ("court_opinions", "books"):
+    for domain in arguments.domains:
         texts = documents(arguments.shared / "data/minipile", "valid", domain, arguments.documents)
         trial = Trial(lm, network.layer, [read(lm, text) for text in texts])
         still, losses = trial.still(), dict[str, float]()

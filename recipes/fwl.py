@@ -53,7 +53,8 @@ class Domain:
 
 # Hardly a book is in one piece of more than 12,000 characters.
 DOMAINS = {"court_opinions": Domain(20_000, (40, 24), 2, 4), "books": Domain(12_000, (40, 24), 1, 3)}
-PACES = (0.075, 0.15, 0.3, 0.6, 1.2)
+# Each with the paces it is tried at: the first is the stretch of training.
+STRETCHES = {128: (0.075, 0.15, 0.3, 0.6, 1.2), 32: (0.6, 1.0)}
 ADAM = {rate: AdamW(learning_rate=rate, weight_decay=0.0) for rate in (1e-4, 3e-4, 1e-3)}
 # On an earlier static layer plain descent, and rates outside of these, were behind.
 RULES = (ADAM[1e-4], ADAM[3e-4], *(RMS(learning_rate=rate) for rate in (1e-5, 3e-5, 1e-4)))
@@ -62,6 +63,7 @@ BARE = (ADAM[3e-4], RMS(learning_rate=3e-5))
 RATES = (2e-3, 1.5e-3)  # of training, at first and then
 PROTOCOL = Running()  # segments of 512 characters after at most 1,024
 LEARNT = FWL(episode_tokens=6144, pace=0.3)  # a document each
+FIRST_PACE = 0.6  # the best of bench/fwl_parts.py, on validation text
 RIVAL, SCHOOLED = "dynamic evaluation", "static layer, dynamic evaluation"
 THIRDS = 3  # of a document, for the figure by position
 
@@ -169,7 +171,14 @@ def main() -> None:
     # Dynamic evaluation may stand on the static layer too: then both have been to the same school.
     under = static.on([static.init(lm)], lm)
     sets: dict[str, tuple[dict[str, Any], LM]] = {
-        "fwl": ({f"pace={pace}": replace(learnt, pace=pace) for pace in PACES}, lm),
+        "fwl": (
+            {
+                f"stretch={stretch} pace={pace}": replace(learnt, stretch=stretch, pace=pace)
+                for stretch, paces in STRETCHES.items()
+                for pace in paces
+            },
+            lm,
+        ),
         SCHOOLED: (dynamic(RULES, statistics), under),
         RIVAL: (dynamic(BARE, statistics), lm),
     }
@@ -193,6 +202,8 @@ def main() -> None:
             **{name: (of[chosen[name]], on) for name, (of, on) in sets.items()},
             "fwl at pace 0": (replace(learnt, pace=0.0), lm),
             "fwl, untrained": (replace(LEARNT, weights="untrained"), lm),
+            # Pace 0 has left the step sizes as they began.
+            "static layer, first step sizes": (replace(static, pace=FIRST_PACE), lm),
         }
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
         for document in test:
