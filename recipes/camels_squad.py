@@ -229,12 +229,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--beside", choices=("small", "large"), default="small", help="meta-train beside it")
     parser.add_argument("--batches", type=int, default=2, help="of six documents, in an episode")
     parser.add_argument("--passes", type=int, default=2, help="over the meta-training paragraphs")
+    parser.add_argument("--places-passes", type=int, default=4, help="where answers stand is learnt")
+    parser.add_argument("--places-rate", type=float, default=2e-4, help="learning rate of that")
     parser.add_argument("--published-passes", type=int, default=4, help="from weights that are all alike")
     parser.add_argument("--save-every", type=int, default=32, help="steps, and looks at validation")
     parser.add_argument("--rate", type=float, default=1e-3, help="of the steps meta-training goes through")
     parser.add_argument("--outer", type=float, default=3e-4, help="learning rate of the meta-training")
     parser.add_argument("--most-rates", type=int, default=9, help="of each way")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="test streams, each of other paragraphs")
+    parser.add_argument("--trainings", type=int, default=1, help="of the weights, in turns for the streams")
     parser.add_argument("--ways", nargs="+", help="these alone, such as uniform CaMeLS")
     parser.add_argument("--adapt", nargs="+", choices=("small", "large"), default=("large",))
     parser.add_argument("--until", choices=("trained", "valid", "test"), default="test", help="stop there")
@@ -252,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "large": common.taught(shared, teaching.questions, (), FORM, args.work / "large"),
     }
     meta, valid = part(found, titles.meta, other), part(found, titles.valid, unseen, 48)
-    every = [learnt(args, lms[args.beside], meta, valid, seed) for seed in range(args.seeds)]
+    every = [learnt(args, lms[args.beside], meta, valid, seed) for seed in range(args.trainings)]
     if args.until == "trained":
         return
     journal = Lines(args.work / "rows.jsonl", "camels squad recipe 3")
@@ -261,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         made = part(found, getattr(titles, which), unseen, args.documents, args.questions, seed)
         some = [
             each
-            for each in subjects(every[seed], made, teaching, args.most_rates)
+            for each in subjects(every[seed % args.trainings], made, teaching, args.most_rates)
             if each.way in (args.ways or [each.way]) and (rates is None or (each.way, each.rate) in rates)
         ]
         rows = common.run(lms[name], made, some, journal, f"{name} {which}", seed=seed, asking=asking)
@@ -291,24 +294,22 @@ def learnt(
 ) -> Mapping[str, Camels]:
     """Return CaMeLS with weights learnt beside the model, by way.
 
-    As published they begin alike for all tokens; the long training this wants is done for one seed alone.
+    As published they begin alike for all tokens, which wants the longer training.
     """
     steps = Finetune(rule=AdamW(args.rate, weight_decay=0.0), clip=None)
     method = Camels(steps=steps, batches=args.batches, reader=args.reader or args.model)
     materials = [Material(each.documents, each.questions, each.unrelated) for each in (meta, valid)]
 
-    def run(
-        name: str, method: Camels, rate: float, passes: int, seed: int, start: Camels | None = None
-    ) -> Camels:
+    def run(name: str, method: Camels, rate: float, passes: int, start: Camels | None = None) -> Camels:
         rule = AdamW(rate, weight_decay=0.0)
         training = Training(rule, passes=passes, save_every=args.save_every, fade=True, seed=seed)
         return common.learn(method, lm, *materials, training, args.work, name, start)
 
-    places = run("places", replace(method, aim="places"), args.outer, 1, seed)
+    places = run("places", replace(method, aim="places"), args.places_rate, args.places_passes)
     return {
         PLACES: places,
-        MINE: run("from-places", method, args.outer / 3, args.passes, seed, places),
-        PUBLISHED: run("published", method, args.outer, args.published_passes, 0),
+        MINE: run("from-places", method, args.outer / 3, args.passes, places),
+        PUBLISHED: run("published", method, args.outer, args.published_passes),
     }
 
 

@@ -159,8 +159,8 @@ def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path
     assert "".join(letter for letter, weight in zip(first.text, told, strict=True) if weight) in (
         made.questions[0].answers
     )
-    small = "--tokens 1e3 --width 16 --batches 1 --passes 1 --published-passes 1 --most-rates 1"
-    small += " --documents 6 --seeds 2"
+    small = "--tokens 1e3 --width 16 --batches 1 --passes 1 --places-passes 1 --published-passes 1"
+    small += " --most-rates 1 --documents 6 --seeds 2"
     places = {
         "model": "model",
         "squad": "squad.json",
