@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reader", help="what the weights are read with, in place of MODEL's body")
     parser.add_argument("--beside", choices=("small", "large"), default="small", help="meta-train beside it")
     parser.add_argument("--batches", type=int, default=2, help="of six documents, in an episode")
-    parser.add_argument("--passes", type=int, default=2, help="over the meta-training paragraphs")
+    parser.add_argument("--passes", type=int, default=1, help="over the meta-training paragraphs")
     parser.add_argument("--places-passes", type=int, default=4, help="where answers stand is learnt")
     parser.add_argument("--places-rate", type=float, default=2e-4, help="learning rate of that")
     parser.add_argument("--published-passes", type=int, default=4, help="from weights that are all alike")
