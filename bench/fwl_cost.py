@@ -41,17 +41,21 @@ def network(shape: dict[str, int], tokens: int, **how: Any) -> Any:
     )
 
 
-def passes(lm: Causal, layer: FastWeights, ids: torch.Tensor) -> dict[str, Callable[[], object]]:
+# Of tokens; the shorter one is what recipes/fwl.py found best.
+STRETCHES = {"fwl": FWL.stretch, "fwl, stretches of 32": 32}
+
+
+def passes(lm: Causal, width: int, ids: torch.Tensor) -> dict[str, Callable[[], object]]:
     """Return what each way does to score these tokens."""
-    adapting = Adapting(lm, layer, [layer.start(1)])
 
     @torch.no_grad()
     def static() -> object:
         return lm.step(ids)
 
-    @torch.no_grad()
-    def fwl() -> object:
-        return adapting.step(ids)
+    def fwl(stretch: int) -> Callable[[], object]:
+        layer = FastWeights(width, stretch=stretch).requires_grad_(False)
+        adapting = Adapting(lm, layer, [layer.start(1)])
+        return lambda: adapting.step(ids)
 
     def dynamic() -> object:
         weights = [parameter.requires_grad_() for parameter in lm.module.parameters()]
@@ -63,7 +67,8 @@ def passes(lm: Causal, layer: FastWeights, ids: torch.Tensor) -> dict[str, Calla
         lm.module.requires_grad_(False)
         return loss
 
-    return {"static": static, "fwl": fwl, "dynamic evaluation": dynamic}
+    layers = {name: fwl(stretch) for name, stretch in STRETCHES.items()}
+    return {"static": static, **layers, "dynamic evaluation": dynamic}
 
 
 def counted(shape: dict[str, int], tokens: int, tokenizer: Any) -> dict[str, float]:
@@ -73,9 +78,8 @@ def counted(shape: dict[str, int], tokens: int, tokenizer: Any) -> dict[str, flo
         lm = Causal(network(shape, tokens, attn_implementation="eager"), tokenizer, base="shape")
         # Without numbers the usual look at a first logit cannot be taken.
         lm.__dict__["unembedding"] = Unembedding(lm.module.get_output_embeddings().weight)
-        layer = FastWeights(shape["n_embd"], stretch=FWL.stretch)
         ids = torch.zeros(1, tokens, dtype=torch.long)
-        for name, go in passes(lm, layer, ids).items():
+        for name, go in passes(lm, shape["n_embd"], ids).items():
             with FlopCounterMode(display=False) as counter:
                 go()
             found[name] = counter.get_total_flops() / tokens
@@ -92,9 +96,8 @@ def measured(
     module = network(shape, tokens)
     torch.set_default_dtype(torch.float32)
     lm = Causal(module, tokenizer, base="random")
-    layer = FastWeights(shape["n_embd"], stretch=FWL.stretch)
     ids = torch.randint(50257, (1, tokens))
-    ways = {name: go for name, go in passes(lm, layer, ids).items() if name not in skip}
+    ways = {name: go for name, go in passes(lm, shape["n_embd"], ids).items() if name not in skip}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, go in ways.items():
