@@ -52,7 +52,7 @@ class Domain:
 
 
 # Hardly a book is in one piece of more than 12,000 characters.
-DOMAINS = {"court_opinions": Domain(20_000, (40, 24), 2, 4), "books": Domain(12_000, (40, 24), 1, 3)}
+DOMAINS = {"court_opinions": Domain(20_000, (40, 24), 2, 8), "books": Domain(12_000, (40, 24), 1, 6)}
 # Each with the paces it is tried at: the first is the stretch of training.
 STRETCHES = {128: (0.075, 0.15, 0.3, 0.6, 1.2), 32: (0.6, 1.0)}
 ADAM = {rate: AdamW(learning_rate=rate, weight_decay=0.0) for rate in (1e-4, 3e-4, 1e-3)}
