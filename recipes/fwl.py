@@ -235,6 +235,7 @@ def figures(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     for name, own in rows.items():
         found = bits(own)
         out[name] = {
+            "bits": found,
             "bits_per_byte": sum(found) / sizes,
             "gain": gain(found, plain),
             "gain_interval": gain_interval(found, plain, names),

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+import recipe_modules
 import toys
 from uptake.text import Passage
-
-RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(RECIPES))
-    yield importlib.import_module("camels")
-    for name in (
-        "camels",
-        "camels_figures",
-        "camels_squad",
-        "online_common",
-        "preparation",
-        "squad_figures",
-    ):
-        sys.modules.pop(name, None)
+    yield from recipe_modules.imported("camels", monkeypatch)
 
 
 def test_names_of_one_split_never_occur_in_another_and_documents_tell_what_is_asked(recipe: Any) -> None:

@@ -1,31 +1,18 @@
 """The recipe of MAC at its smallest: it runs, goes on, and its control holds no answer."""
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+import recipe_modules
 
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(RECIPES))
-    yield importlib.import_module("mac")
-    for name in (
-        "mac",
-        "camels",
-        "camels_figures",
-        "camels_squad",
-        "online_common",
-        "preparation",
-        "squad_figures",
-    ):
-        sys.modules.pop(name, None)
+    yield from recipe_modules.imported("mac", monkeypatch)
 
 
 def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -> None:

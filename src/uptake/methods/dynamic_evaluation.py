@@ -23,7 +23,7 @@ from uptake.moves import All, Moves
 from uptake.rules import RMS, AdamW, Rule
 from uptake.select import Nothing
 from uptake.step import Descent
-from uptake.text import Passage, passage_id
+from uptake.text import Document, Passage
 from uptake.token_weights import TokenWeights, Uniform
 from uptake.wrappers import Routed
 
@@ -164,7 +164,7 @@ class DynamicEvaluation(Learned[Moved, Window]):
     def _pieces(self, state: Moved, lm: LM, evidence: Evidence) -> Iterator[Piece]:
         read = [*state.passages]
         if self.own_prefix and not state.history and evidence.prefix:
-            prefix = Passage(passage_id("", 0, evidence.prefix), evidence.prefix)
+            prefix = Passage.whole(Document("", evidence.prefix))
             yield from self._weighed(lm, "", prefix, read)
         for passage in evidence.passages:
             yield from self._weighed(lm, evidence.prefix + passage.prompt, passage, read)

@@ -14,7 +14,7 @@ from uptake.method import Budget, Context, Evidence, Ledger, Method, State, Way,
 from uptake.moves import All, Moves
 from uptake.rules import SGD, AdamW, Rule
 from uptake.step import descend, token_loss
-from uptake.text import Passage, passage_id
+from uptake.text import Document, Passage
 from uptake.token_weights import TokenWeights, Uniform
 from uptake.wrappers import Routed
 
@@ -114,7 +114,7 @@ class Finetune(Method[Moved]):
     def _take(self, row: int, state: Moved, lm: LM, evidence: Evidence, context: Context) -> Moved:
         passages = evidence.passages
         if self.own_prefix and not state.history and evidence.prefix:
-            passages = (Passage(passage_id("", 0, evidence.prefix), evidence.prefix), *passages)
+            passages = (Passage.whole(Document("", evidence.prefix)), *passages)
         if not passages:
             return state
         private, opened = lm.open(self.moves, state.delta, context.generator("moves", evidence.query))

@@ -22,7 +22,7 @@ from uptake.moves import Moves
 from uptake.nets.fast_weights import FastWeights, Sums, Unembedding
 from uptake.select import Nothing
 from uptake.step import token_loss
-from uptake.text import Found, Passage, passage_id, stable_hash
+from uptake.text import Document, Found, Passage, stable_hash
 from uptake.wrappers import Routed
 
 SHORTEST = 64  # tokens of an episode: less teaches nothing about learning from it
@@ -269,7 +269,7 @@ class FWL(Learned[Learnt, Tensor]):
     ) -> Learnt:
         passages = evidence.passages
         if self.own_prefix and not state.history and evidence.prefix:
-            passages = (Passage(passage_id("", 0, evidence.prefix), evidence.prefix), *passages)
+            passages = (Passage.whole(Document("", evidence.prefix)), *passages)
         sums = state.sums
         for passage in passages:
             if context.cancelled():
