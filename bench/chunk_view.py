@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from token_view import documents, seconds
 
-from uptake import causal
+from uptake.lm import causal
 from uptake.store import Datastore
-from uptake.store.chunk_neighbours import queries_of
+from uptake.store.views.chunk_neighbours import queries_of
 
 LENGTH, K = 64, 2
 

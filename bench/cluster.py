@@ -29,16 +29,16 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from uptake.store import index as index_module
-from uptake.store.bases import nearest
 from uptake.store.cluster import Cluster, replicas
 from uptake.store.cluster.connect import connect
 from uptake.store.cluster.index import ClusterIndex
 from uptake.store.cluster.shard import Shard
 from uptake.store.cluster.wire import from_bytes, to_pieces
 from uptake.store.datastore import Datastore
-from uptake.store.index import Kind, VectorIndex
-from uptake.text import Document
+from uptake.store.passages import index as index_module
+from uptake.store.passages.index import Kind, VectorIndex
+from uptake.store.passages.index_cache import nearest
+from uptake.text.types import Document
 
 Floats = NDArray[np.float32]
 

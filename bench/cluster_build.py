@@ -27,13 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import clusters  # noqa: E402
-from uptake import readers  # noqa: E402
 from uptake.store.cluster import Cluster  # noqa: E402
 from uptake.store.cluster import build as build_module  # noqa: E402
 from uptake.store.cluster.connect import connect  # noqa: E402
 from uptake.store.datastore import Datastore  # noqa: E402
-from uptake.store.embed import make_encoder  # noqa: E402
-from uptake.text import Chunking, Embedder  # noqa: E402
+from uptake.store.passages.encoders import make_encoder  # noqa: E402
+from uptake.text import readers  # noqa: E402
+from uptake.text.types import Chunking, Embedder  # noqa: E402
 
 FILES = 16
 DOMAINS = ("court_opinions", "pmc_ccby", "python_peps", "stackexchange")

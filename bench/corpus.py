@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 import uptake
 from uptake.store.datastore import Datastore
-from uptake.store.embed import make_encoder
-from uptake.text import Chunking, Document, Embedder, stable_hash
+from uptake.store.passages.encoders import make_encoder
+from uptake.text.types import Chunking, Document, Embedder, stable_hash
 
 PACKAGES = ("networkx", "pandas", "sympy")
 SOURCES = "python_packages"

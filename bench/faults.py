@@ -31,14 +31,14 @@ import uptake
 from stubs import StubEncoder
 from uptake import api
 from uptake.errors import UptakeError
-from uptake.evaluate import evaluate
-from uptake.plan import Plan
-from uptake.protocol import PerQuery
+from uptake.evaluation.engine import evaluate
+from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocol import PerQuery
 from uptake.store.cluster import Cluster
 from uptake.store.cluster.connect import connect
 from uptake.store.cluster.replicas import Replicas
 from uptake.store.datastore import Datastore
-from uptake.text import Document
+from uptake.text.types import Document
 
 INDEXED = 20_000  # made-up vectors in the shard whose actor dies while it indexes
 SMALL = 2500  # KiB of a disk that is too small
@@ -258,7 +258,7 @@ def node_evaluating(world: World) -> None:
     documents = [Document(f"test {n}", f"word{n} word22 word{n + 7} " * 20) for n in range(12)]
     store = Datastore.create(world.place(), retriever="lexical")
     store.add([Document(f"train {n}", f"word{n} word22 word{n + 7} and more") for n in range(30)])
-    ways = api.ways(["random", "ttt-nn"], ["rule=sgd(learning_rate=0.05)"])
+    ways = api.method_specs(["random", "ttt-nn"], ["optimizer=sgd(learning_rate=0.05)"])
     plan = Plan(ways, PerQuery(prefix=80, suffix=80), (1, 3), batch=1)
     since: list[float] = []
 
@@ -269,7 +269,7 @@ def node_evaluating(world: World) -> None:
 
     def run(**how: Any) -> list[Any]:
         outcome = evaluate(model, plan, documents, store, **how)
-        return [(row.way, row.k, row.query, row.bits) for row in outcome.rows]
+        return [(row.method, row.k, row.query, row.bits) for row in outcome.rows]
 
     shared = {"workers": 2, "ray": world.nodes.address}
     usual, spent = timed(lambda: run(**shared))

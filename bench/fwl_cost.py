@@ -23,9 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import uptake
-from uptake.causal import DTYPES, Causal
+from uptake.lm.capabilities import Unembedding
+from uptake.lm.causal import DTYPES, Causal
 from uptake.methods.fwl import FWL, Adapting
-from uptake.nets.fast_weights import FastWeights, Unembedding
+from uptake.methods.fwl.network import FastWeights
 
 SHAPES = {
     "GPT-2 small": {"n_embd": 768, "n_layer": 12, "n_head": 12},

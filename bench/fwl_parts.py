@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import uptake
-from uptake.lm import LM
+from uptake.lm.base import LM
 from uptake.methods.fwl import Network, windows
-from uptake.nets.fast_weights import FAST, FastWeights
-from uptake.text import Document
+from uptake.methods.fwl.network import FAST, FastWeights
+from uptake.text.types import Document
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 from fwl import LEARNT, PROTOCOL, documents
@@ -90,13 +90,13 @@ class Trial:
         for hidden, labels, sizes in self.texts:
             layer = self.layer(0, 0.0)
             moved = [cast(Tensor, getattr(layer, name)).requires_grad_() for name in names]
-            rule = torch.optim.Adam(moved, rate)
+            optimizer = torch.optim.Adam(moved, rate)
             for states, known in zip(hidden.split(sizes), labels.split(sizes), strict=True):
                 loss = self.loss(layer.still(states), known)
                 total += loss.item()
-                rule.zero_grad()
+                optimizer.zero_grad()
                 (loss / len(known)).backward()
-                rule.step()
+                optimizer.step()
         return total
 
     @torch.no_grad()

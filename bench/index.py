@@ -30,9 +30,9 @@ from index_table import show
 from numpy.typing import NDArray
 from token_states import DIMENSIONS, token_states
 
-from uptake.store import index as index_module
 from uptake.store.datastore import Datastore
-from uptake.text import Document
+from uptake.store.passages import index as index_module
+from uptake.text.types import Document
 
 Floats = NDArray[np.float32]
 

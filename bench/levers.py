@@ -17,9 +17,9 @@ import torch
 from corpus import DOMAINS, documents, store_of
 
 import uptake
-from uptake.metrics import gain
-from uptake.plain import write_whole
-from uptake.results import Row
+from uptake.codec import write_whole
+from uptake.report.metrics import gain
+from uptake.report.results import Row
 
 # What names a choice, where it is not the default.
 NAMED = (
@@ -83,7 +83,7 @@ def main() -> None:
             name: value
             for name in NAMED
             if (value := getattr(given, name)) not in (None, "", [], parser.get_default(name))
-        } | {"moves": given.moves, "rate": rate, "k": given.k}
+        } | {"moves": given.trainable, "rate": rate, "k": given.k}
         label = " ".join(f"{name}={' '.join(v) if isinstance(v, list) else v}" for name, v in named.items())
         told = json.loads(given.out.read_text()) if given.out.exists() else {}
         line = told.get(label, {})
@@ -105,7 +105,7 @@ def main() -> None:
                 [given.method],
                 store=store,
                 k=[int(k) for k in given.k.split(",")],
-                settings=[f"moves={given.moves}", f"learning_rate={rate}", *given.set],
+                settings=[f"trainable={given.trainable}", f"learning_rate={rate}", *given.set],
                 protocol=uptake.PerQuery(windows=given.windows, search=given.search),
                 showcases=0,
             )

@@ -21,17 +21,17 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.causal import Causal
-from uptake.metrics import gain, gain_difference, gain_interval
-from uptake.overlap import OVERLAP_BINS, overlap_bin
-from uptake.plain import plain, write_whole
-from uptake.results import Header, Results, Row
+from uptake.codec import plain, write_whole
+from uptake.lm.causal import Causal
+from uptake.report.metrics import gain, gain_difference, gain_interval
+from uptake.report.results import Header, Results, Row
 from uptake.store.datastore import Datastore
-from uptake.text import Document
+from uptake.text.overlap import OVERLAP_BINS, overlap_bin
+from uptake.text.types import Document
 
 GUARDED, OWN = "ttt-nn-guarded", "ttt-nn, own prefix"
 SHOWN, SOME = ("random", "in-context", "ttt-nn", GUARDED), (OWN, "weights-and-context")
-MOVES = "moves=top(layers=2)"
+MOVES = "trainable=top(layers=2)"
 # What validation text chose, for each way by itself.
 RATES = {
     "random": "1e-3",
@@ -91,7 +91,7 @@ def rows_of(
                 f"{journal.name}-{call.called.replace(', ', '-').replace(' ', '-')}.journal"
             ),
         )
-        rows += [replace(row, way=call.called) if call.more else row for row in results.rows]
+        rows += [replace(row, method=call.called) if call.more else row for row in results.rows]
     return results.header, rows
 
 
@@ -101,16 +101,16 @@ def guarded(rows: Iterable[Row]) -> list[Row]:
     By its definition: half the probability of the text under each. It pays for the base's pass too.
     """
     rows = list(rows)
-    base = {row.query: row.score_seconds for row in rows if row.way == "base"}
+    base = {row.query: row.score_seconds for row in rows if row.method == "base"}
     return [
         replace(
             row,
-            way=GUARDED,
+            method=GUARDED,
             bits=1 - float(np.logaddexp2(-row.base_bits, -row.bits)),
             score_seconds=row.score_seconds + base.get(row.query, 0.0),
         )
         for row in rows
-        if row.way == "ttt-nn"
+        if row.method == "ttt-nn"
     ]
 
 
@@ -123,7 +123,7 @@ def rounds(count: int, first: int, size: int) -> Iterable[slice]:
 def against(rows: Sequence[Row], way: str, other: str, k: int) -> dict | None:
     """Return how far one way's gain exceeds another's at the same k, over the queries both answered."""
     mine, theirs = (
-        {row.query: row for row in rows if row.way == name and row.k in (k, 0)} for name in (way, other)
+        {row.query: row for row in rows if row.method == name and row.k in (k, 0)} for name in (way, other)
     )
     both = [query for query in mine if query in theirs]
     if not both:
@@ -223,7 +223,7 @@ def bins(rows: Sequence[Row]) -> dict:
         inside = {
             row.query
             for row in rows
-            if (row.way, row.k) == ("ttt-nn", KS[-1]) and overlap_bin(row.overlap) == name
+            if (row.method, row.k) == ("ttt-nn", KS[-1]) and overlap_bin(row.overlap) == name
         }
         some = [row for row in rows if row.query in inside]
         if some:
@@ -239,8 +239,8 @@ def bins(rows: Sequence[Row]) -> dict:
 def curve(rows: Sequence[Row]) -> dict:
     """Return each way's gain at every k on the documents that all of them scored."""
     told: dict[str, list[dict]] = {}
-    for way, k in sorted({(row.way, row.k) for row in rows}):
-        some = [row for row in rows if (row.way, row.k) == (way, k)]
+    for way, k in sorted({(row.method, row.k) for row in rows}):
+        some = [row for row in rows if (row.method, row.k) == (way, k)]
         bits, base = [row.bits for row in some], [row.base_bits for row in some]
         interval = gain_interval(bits, base, [row.document for row in some])
         told.setdefault(way, []).append(

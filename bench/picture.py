@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from uptake.page.chart import Mark, Series, counts, draw, linear
+from uptake.report.page.chart import Mark, Series, counts, draw, linear
 
 # Light colours of the report's page, which a picture by itself cannot ask for.
 STYLE = (

@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.causal import Causal
-from uptake.metrics import gain, gain_interval
-from uptake.overlap import LeakFilter
-from uptake.plain import plain, write_whole
-from uptake.results import Row
+from uptake.codec import plain, write_whole
+from uptake.lm.causal import Causal
+from uptake.report.metrics import gain, gain_interval
+from uptake.report.results import Row
 from uptake.store.datastore import Datastore
-from uptake.store.source import QueryText
-from uptake.text import Document
+from uptake.store.passages.source import QueryText
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Document
 
 # Name: retriever, encoder, method. The first is what the others are measured against.
 KINDS = {
@@ -72,7 +72,7 @@ def scored(
         showcases=0,
         journal=journal,
     )
-    return [replace(row, way=called) for row in results.rows]
+    return [replace(row, method=called) for row in results.rows]
 
 
 def changes(store: Datastore, texts: Sequence[Document]) -> dict:
@@ -98,7 +98,7 @@ def changes(store: Datastore, texts: Sequence[Document]) -> dict:
 
 
 def line(rows: Sequence[Row], name: str, first: str) -> dict:
-    some = [row for row in rows if row.way == name]
+    some = [row for row in rows if row.method == name]
     bits, base = [row.bits for row in some], [row.base_bits for row in some]
     interval = gain_interval(bits, base, [row.document for row in some])
     return {
@@ -153,9 +153,9 @@ def main() -> None:
 
 def table(title: str, rows: dict[str, list[Row]], first: str) -> dict:
     """Print a table of names against domains, and return its figures."""
-    names = list(dict.fromkeys(row.way for some in rows.values() for row in some))
+    names = list(dict.fromkeys(row.method for some in rows.values() for row in some))
     told = {
-        domain: {name: line(some, name, first) for name in names if any(row.way == name for row in some)}
+        domain: {name: line(some, name, first) for name in names if any(row.method == name for row in some)}
         for domain, some in rows.items()
     }
     # A document's name need not be unlike those of other domains.

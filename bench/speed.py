@@ -28,16 +28,16 @@ from rich.table import Table
 from torch import nn
 
 import uptake
-from uptake.causal import Causal
-from uptake.lm import Segment, rolling_windows
-from uptake.method import Context, Evidence
+from uptake.evaluation.protocol import PerQuery, Query
+from uptake.lm.base import Segment, rolling_windows
+from uptake.lm.causal import Causal
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
-from uptake.overlap import LeakFilter
-from uptake.protocol import PerQuery, Query
 from uptake.settings import apply
 from uptake.store.datastore import Datastore
-from uptake.store.source import QueryText
-from uptake.text import Document, Found, Passage
+from uptake.store.passages.source import QueryText
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Document, Found, Passage
 
 RATES, LOWER = (1e-4, 3e-4, 1e-3, 3e-3), 3e-5
 # Mathematics left out: its gain is ten times that of the others, and would be all that is seen.
@@ -59,7 +59,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Way:
+class Contestant:
     """One way of working: `run` takes a query and a learning rate and returns the bits of the suffix."""
 
     name: str
@@ -134,26 +134,28 @@ def ours(lm: Causal, k: int, *settings: str, by_end: bool = False) -> Callable[[
         tuned = apply(method, f"learning_rate={rate}")
         found = asked.by_end if by_end else asked.found
         evidence = Evidence(found.part(0, k), asked.query.context)
-        states = tuned.take([tuned.init(lm)], lm, [evidence], Context())
-        (scores,) = tuned.on(states, lm).score([Segment(asked.query.target, asked.query.context)])
+        states = tuned.adapt([tuned.init(lm)], lm, [evidence], Context())
+        (scores,) = tuned.adapted(states, lm).score([Segment(asked.query.target, asked.query.context)])
         return scores.bits
 
     return run
 
 
-def ways(full: Causal, half: Causal, k: int) -> list[Way]:
+def ways(full: Causal, half: Causal, k: int) -> list[Contestant]:
     """Return the ways of working, the published one first, then the same without its re-scoring."""
-    few, top = max(1, k // 2), "moves=top(layers=2)"
+    few, top = max(1, k // 2), "trainable=top(layers=2)"
     dtype = str(half.dtype).removeprefix("torch.")
     own = "own_prefix=true"
 
-    def mine(name: str, rate: float, k: int, *settings: str, by_end: bool = False) -> Way:
-        return Way(f"{dtype} {name}", dtype, ours(half, k, *settings, by_end=by_end), rate=rate)
+    def mine(name: str, rate: float, k: int, *settings: str, by_end: bool = False) -> Contestant:
+        return Contestant(f"{dtype} {name}", dtype, ours(half, k, *settings, by_end=by_end), rate=rate)
 
     return [
-        Way("published loop", "float32", PublishedLoop(full, True).run, "published loop, scored once", 3e-4),
-        Way("published loop, scored once", "float32", PublishedLoop(full, False).run, rate=3e-4),
-        Way(FRESH, "float32", ours(full, k), f"{dtype} all weights", 3e-4),
+        Contestant(
+            "published loop", "float32", PublishedLoop(full, True).run, "published loop, scored once", 3e-4
+        ),
+        Contestant("published loop, scored once", "float32", PublishedLoop(full, False).run, rate=3e-4),
+        Contestant(FRESH, "float32", ours(full, k), f"{dtype} all weights", 3e-4),
         mine("all weights", 3e-4, k),
         mine("top 2 layers", 1e-3, k, top),
         mine("top 2 layers, end", 1e-3, k, top, by_end=True),
@@ -190,7 +192,7 @@ def _found(store: Datastore, document: Document, search: str, k: int) -> tuple[F
     return found, time.process_time() - started
 
 
-def choose_rates(chosen: Sequence[Way], valid: Sequence[Asked]) -> dict[str, float]:
+def choose_rates(chosen: Sequence[Contestant], valid: Sequence[Asked]) -> dict[str, float]:
     """Return every way's learning rate with the largest gain on the validation queries.
 
     Rates rise as long as the gain does: it has one peak. Where the first is best, a lower one is tried.
@@ -212,14 +214,14 @@ def choose_rates(chosen: Sequence[Way], valid: Sequence[Asked]) -> dict[str, flo
     return {way.name: rates[way.rate_of or way.name] for way in chosen}
 
 
-def _gain(way: Way, rate: float, queries: Sequence[Asked]) -> float:
+def _gain(way: Contestant, rate: float, queries: Sequence[Asked]) -> float:
     bits, base = (way.run(one, rate) for one in queries), (one.base_bits[way.dtype] for one in queries)
     gain = 1 - sum(bits) / sum(base)
     return gain if math.isfinite(gain) else -math.inf
 
 
 def measure(
-    chosen: Sequence[Way], rates: dict[str, float], test: Sequence[Asked]
+    chosen: Sequence[Contestant], rates: dict[str, float], test: Sequence[Asked]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Return bits and CPU seconds of every way on every query, the ways in another order each time."""
     bits: dict[str, list[float]] = {way.name: [] for way in chosen}
@@ -236,7 +238,7 @@ def measure(
 
 
 def figures(
-    chosen: Sequence[Way], rates: dict, test: Sequence[Asked], bits: dict, seconds: dict
+    chosen: Sequence[Contestant], rates: dict, test: Sequence[Asked], bits: dict, seconds: dict
 ) -> list[dict]:
     """Return a line of figures for every way; shares of gain with their 95 % interval by document."""
     published, once, fresh = (way.name for way in chosen[:3])
@@ -332,7 +334,7 @@ def main() -> None:
         for domain in arguments.domains
     }
 
-    def selected() -> list[Way]:
+    def selected() -> list[Contestant]:
         every = ways(full, half, arguments.k)
         return [w for w in every if w in every[:3] or any(word in w.name for word in arguments.only)]
 

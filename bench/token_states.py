@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
 import uptake
-from uptake.text import stable_hash
+from uptake.text.types import stable_hash
 
 DIMENSIONS = 384
 LAYERS = (2, 4)

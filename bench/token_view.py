@@ -25,14 +25,14 @@ import torch
 from numpy.typing import NDArray
 
 import uptake
-from uptake.causal import Causal
-from uptake.keys import Keys
-from uptake.lm import Segment
-from uptake.method import Context, Evidence
+from uptake.lm.base import Segment
+from uptake.lm.causal import Causal
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.knn_lm import KnnLm
+from uptake.methods.knn_lm.keys import Keys
 from uptake.store.datastore import Datastore
-from uptake.store.token_source import BoundTokens
-from uptake.text import stable_hash
+from uptake.store.views.token_source import BoundTokens
+from uptake.text.types import stable_hash
 
 BLOCK = 131_072  # keys searched exactly at a time
 RECALLED = 32  # places a window whose neighbours are also searched exactly
@@ -156,8 +156,8 @@ def main() -> None:
         evidence = Evidence(source.search(0), segment.context, source)
         states: list = []
         bind.append(seconds(lambda e=evidence, s=states: s.extend(
-            method.take([method.init(model)], model, [e], Context()))))  # fmt: skip
-        mixed = method.on(states, model)
+            method.adapt([method.init(model)], model, [e], Context()))))  # fmt: skip
+        mixed = method.adapted(states, model)
         ids = torch.tensor([[0, *model.tokenizer.encode(document.text[:2048])[0]]])
         own = len(model.tokenizer.encode(segment.text)[0])
         with torch.no_grad():

@@ -51,7 +51,7 @@ class Split(NamedTuple):
 
 def split(documents: list, queries: int) -> Split:
     """Hold out `queries` documents twice, at most a fifth of those long enough, by a hash of their names."""
-    from uptake.text import stable_hash
+    from uptake.text.types import stable_hash
 
     long = [document for document in documents if len(document.text) >= 2048]
     long.sort(key=lambda document: stable_hash("order", document.id))
@@ -126,15 +126,16 @@ def run(arguments: argparse.Namespace) -> None:
         import torch
 
         import uptake
-        from uptake import page, report
-        from uptake.results import Results, Sample
+        from uptake.report import page
+        from uptake.report import summary as report
+        from uptake.report.results import Results, Sample
 
         torch.set_num_threads(arguments.threads)
         model = uptake.load(arguments.model, arguments.device, arguments.dtype)
     ours = Path(arguments.model).resolve() == (HERE / "demo-model").resolve()
     settings = [*([f"learning_rate={LEARNING_RATE}"] if ours else []), *arguments.set]
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    console.rule("[bold]Uptake")
+    console.optimizer("[bold]Uptake")
     console.print(f"  base model   {Path(arguments.model).name}, {parameters / 1e6:,.1f} M parameters")
 
     documents = list(sources(arguments.corpus))

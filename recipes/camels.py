@@ -27,14 +27,14 @@ import torch
 from online_common import Names, Subject, World
 from preparation import Course, Crowd, Preparation, grown, prepared
 
-from uptake.causal import Causal, load
-from uptake.journal import Lines
-from uptake.learned import Material
+from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
+from uptake.adaptation.token_weights import SalientSpans, TfIdf, TokenWeights
+from uptake.adaptation.trainable import Named, Trainable
+from uptake.evaluation.journal import Lines
+from uptake.lm.causal import Causal, load
 from uptake.methods.camels import Camels
+from uptake.methods.contract.learned import Material
 from uptake.methods.finetune import Finetune
-from uptake.moves import Moves, Named
-from uptake.rules import SGD, AdamW, Rule
-from uptake.token_weights import SalientSpans, TfIdf, TokenWeights
 from uptake.train import Training
 
 DISTRACTORS = 4  # sentences beside the one that states a fact
@@ -68,7 +68,7 @@ def material(names: Names, documents: int, seed: int) -> Material:
 Prepared = tuple[Names, Causal, float]
 
 
-def written(lm: Causal) -> Moves:
+def written(lm: Causal) -> Trainable:
     """Return what the stream is written to: the last feed-forward's second matrix, keys in and values out."""
     return Named(f"layers.{lm.module.config.num_hidden_layers - 1}.mlp.down_proj")
 
@@ -76,7 +76,7 @@ def written(lm: Causal) -> Moves:
 def weights(small: Prepared, scale: Scale, work: Path, seed: int) -> Camels:
     """Return CaMeLS with weights learnt on training worlds."""
     names, lm, rate = small
-    steps = Finetune(moves=written(lm), rule=SGD(2 * rate), clip=None)
+    steps = Finetune(trainable=written(lm), optimizer=SGD(2 * rate), clip=None)
     method = Camels(steps=steps, documents=scale.documents, batches=scale.batches, locality=scale.locality)
     walk = method.documents * method.batches
     training = Training(AdamW(5e-4, weight_decay=0.0), save_every=max(1, scale.episodes // 6), seed=seed)
@@ -89,10 +89,10 @@ def subjects(model: Prepared, made: World, camels: Camels, factors: Sequence[flo
     names, lm, rate = model
     answers = {question.document: question.answers for question in made.questions}
     other = common.world(names, 64, 0, "train", seed=10_000).questions
-    moves = written(lm)
+    trainable = written(lm)
 
-    def steps(rule: Rule, weights: TokenWeights | None = None) -> Finetune:
-        found = Finetune(moves=moves, rule=rule, clip=None)
+    def steps(optimizer: Optimizer, weights: TokenWeights | None = None) -> Finetune:
+        found = Finetune(trainable=trainable, optimizer=optimizer, clip=None)
         return replace(found, token_weights=weights) if weights else found
 
     out = []
@@ -128,7 +128,7 @@ def swept(
 
 def adapting(size: str, args: argparse.Namespace) -> set[str]:
     """Return the ways that the model of this size is adapted by."""
-    return set(args.ways) & set(LARGER if size == "large" else WAYS)
+    return set(args.methods) & set(LARGER if size == "large" else WAYS)
 
 
 def tested(
@@ -187,7 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--long", type=int, default=Scale.long, help="documents")
     parser.add_argument("--episodes", type=int, default=Scale.episodes)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ways", nargs="+", default=WAYS, help="these alone, uniform and CaMeLS among them")
+    parser.add_argument(
+        "--methods", nargs="+", default=WAYS, help="these alone, uniform and CaMeLS among them"
+    )
     parser.add_argument("--tiny", action="store_true", help="a preparation of two steps, for tests")
     parser.add_argument("--factors", type=float, nargs="+", default=Scale.factors)
     args = parser.parse_args(arguments)

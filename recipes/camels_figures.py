@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from uptake import metrics
-from uptake.page import chart, write_chart
+from uptake.report import metrics
+from uptake.report.page import chart, write_chart
 
 Row = Mapping[str, Any]
 Rights = list[float]  # of each question, how much of it is answered right

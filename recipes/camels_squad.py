@@ -28,20 +28,20 @@ from online_common import Subject, World
 from squad_figures import MINE, PLACES, PUBLISHED, compared, helped
 from torch import Tensor
 
-from uptake.causal import Causal, load
-from uptake.journal import Lines
-from uptake.learned import Material
+from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
+from uptake.adaptation.token_weights import Camels as Learnt
+from uptake.adaptation.token_weights import SalientSpans, Spans, TfIdf, TokenWeights, Uniform
+from uptake.adaptation.token_weights.base import covering
+from uptake.evaluation.journal import Lines
+from uptake.lm.causal import Causal, load
 from uptake.methods.camels import Camels
+from uptake.methods.contract.learned import Material
 from uptake.methods.finetune import Finetune
-from uptake.readers import read
-from uptake.rules import SGD, AdamW, Rule
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Questions, read_questions
 from uptake.tasks.retune import Retuning
-from uptake.text import Document, Passage, stable_hash
-from uptake.token_weights import Camels as Learnt
-from uptake.token_weights import SalientSpans, Spans, TfIdf, TokenWeights, Uniform
-from uptake.token_weights.base import covering
+from uptake.text.readers import read
+from uptake.text.types import Document, Passage, stable_hash
 from uptake.train import Training
 
 UNSAID = Asking(tokens=0)  # rates are chosen by how likely the answers are: nothing need be said
@@ -153,8 +153,8 @@ def subjects(learnt: Mapping[str, Camels], made: World, rehearsal: World, most: 
     }
 
     def method(way: str, rate: float) -> Finetune:
-        rule: Rule = SGD(rate) if way.endswith("plain descent") else AdamW(rate, weight_decay=0.0)
-        return Finetune(rule=rule, clip=None, token_weights=token_weights.get(way, Uniform()))
+        optimizer: Optimizer = SGD(rate) if way.endswith("plain descent") else AdamW(rate, weight_decay=0.0)
+        return Finetune(optimizer=optimizer, clip=None, token_weights=token_weights.get(way, Uniform()))
 
     return [
         Subject(way, rate, method(way, rate), rehearsal.questions[:64] if "re-tune" in way else ())
@@ -211,7 +211,7 @@ def schooled(module: Any, rows: Tensor, rate: float = 4e-3) -> None:
             print(f"small model, {step}/{len(batches)}: {loss.item():.2f}", flush=True)
 
 
-FORM = Retuning(rule=AdamW(1.5e-4, weight_decay=0.0))
+FORM = Retuning(optimizer=AdamW(1.5e-4, weight_decay=0.0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--most-rates", type=int, default=9, help="of each way")
     parser.add_argument("--seeds", type=int, default=3, help="test streams, each of other paragraphs")
     parser.add_argument("--trainings", type=int, default=1, help="of the weights, in turns for the streams")
-    parser.add_argument("--ways", nargs="+", help="these alone, such as uniform CaMeLS")
+    parser.add_argument("--methods", nargs="+", help="these alone, such as uniform CaMeLS")
     parser.add_argument("--adapt", nargs="+", choices=("small", "large"), default=("large",))
     parser.add_argument("--until", choices=("trained", "valid", "test"), default="test", help="stop there")
     args = parser.parse_args(arguments)
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         some = [
             each
             for each in subjects(every[seed % args.trainings], made, teaching, args.most_rates)
-            if each.way in (args.ways or [each.way]) and (rates is None or (each.way, each.rate) in rates)
+            if each.way in (args.methods or [each.way]) and (rates is None or (each.way, each.rate) in rates)
         ]
         rows = common.run(lms[name], made, some, journal, f"{name} {which}", seed=seed, asking=asking)
         common.show(f"{name}: {which}, seed {seed}", rows)
@@ -296,13 +296,13 @@ def learnt(
 
     As published they begin alike for all tokens, which wants the longer training.
     """
-    steps = Finetune(rule=AdamW(args.rate, weight_decay=0.0), clip=None)
+    steps = Finetune(optimizer=AdamW(args.rate, weight_decay=0.0), clip=None)
     method = Camels(steps=steps, batches=args.batches, reader=args.reader or args.model)
     materials = [Material(each.documents, each.questions, each.unrelated) for each in (meta, valid)]
 
     def run(name: str, method: Camels, rate: float, passes: int, start: Camels | None = None) -> Camels:
-        rule = AdamW(rate, weight_decay=0.0)
-        training = Training(rule, passes=passes, save_every=args.save_every, fade=True, seed=seed)
+        optimizer = AdamW(rate, weight_decay=0.0)
+        training = Training(optimizer, passes=passes, save_every=args.save_every, fade=True, seed=seed)
         return common.learn(method, lm, *materials, training, args.work, name, start)
 
     places = run("places", replace(method, aim="places"), args.places_rate, args.places_passes)

@@ -23,15 +23,15 @@ from rich.table import Table
 
 import uptake
 from uptake import api
-from uptake.causal import Causal
-from uptake.learned import Material
-from uptake.lm import Segment
-from uptake.method import Context, Method
+from uptake.evaluation.protocol import Running
+from uptake.lm.base import Segment
+from uptake.lm.causal import Causal
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Method
 from uptake.methods.dynamic_evaluation import DynamicEvaluation
-from uptake.metrics import bits_per_byte, gain, gain_interval
-from uptake.page import chart, write_chart
-from uptake.protocol import Running
-from uptake.text import Document, stable_hash
+from uptake.report.metrics import bits_per_byte, gain, gain_interval
+from uptake.report.page import chart, write_chart
+from uptake.text.types import Document, stable_hash
 from uptake.train import Training, train
 
 KNOWN = ("books", "news_reuters21578", "textbook_us_history", "wikipedia")  # what the base was trained on
@@ -42,15 +42,17 @@ DE, HSO = "dynamic-evaluation", "hidden-state-optimisation"
 # What is tried on validation documents: the method and its settings.
 TRIED: dict[str, list[tuple[str, ...]]] = {
     "RMS": [
-        (DE, f"rule=rms(learning_rate={rate},decay={decay})", STATISTICS)
+        (DE, f"optimizer=rms(learning_rate={rate},decay={decay})", STATISTICS)
         for rate, decay in (("3e-6", 0.002), ("1e-5", 0.002), ("3e-5", 0.002), ("5e-5", 0.002))
     ],
-    "Adam": [(DE, f"rule=adamw(learning_rate={rate},weight_decay=0)") for rate in ("3e-5", "1e-4", "3e-4")],
-    "SGD": [(DE, f"rule=sgd(learning_rate={rate})") for rate in ("3e-3", "1e-2", "3e-2")],
+    "Adam": [
+        (DE, f"optimizer=adamw(learning_rate={rate},weight_decay=0)") for rate in ("3e-5", "1e-4", "3e-4")
+    ],
+    "SGD": [(DE, f"optimizer=sgd(learning_rate={rate})") for rate in ("3e-3", "1e-2", "3e-2")],
     "HSO": [(HSO, f"learning_rate={rate}") for rate in ("1e-2", "3e-2", "1e-1")],
 }
 CONTROLS: dict[str, tuple[str, ...]] = {"HSO at rate 0": (HSO, "learning_rate=0")}
-STILL = (DE, "rule=rms(learning_rate=0)", STATISTICS)  # the static model, bit for bit
+FROZEN = (DE, "optimizer=rms(learning_rate=0)", STATISTICS)  # the static model, bit for bit
 Asked = tuple[str, ...]
 Done = dict[tuple[str, str], dict[str, Any]]  # (document, way) -> bits, bytes and seconds
 
@@ -78,7 +80,9 @@ def count_statistics(model: Causal, pile: Path, file: Path, pieces: int) -> None
 
 def method_of(asked: Asked, statistics: Path) -> Method[Any]:
     name, *settings = asked
-    way = api.ways([name], [setting.replace("STATISTICS", str(statistics)) for setting in settings])[name]
+    way = api.method_specs([name], [setting.replace("STATISTICS", str(statistics)) for setting in settings])[
+        name
+    ]
     return way.method
 
 
@@ -104,7 +108,7 @@ def score(model: Causal, method: Method[Any], document: Document) -> dict[str, A
 
 def stays_still(model: Causal, document: Document, statistics: Path) -> bool:
     """Return whether dynamic evaluation at a rate of 0 makes of a document just what the base does."""
-    still, static = (score(model, method_of(way, statistics), document) for way in (STILL, (STATIC,)))
+    still, static = (score(model, method_of(way, statistics), document) for way in (FROZEN, (STATIC,)))
     return bool(still["bits"] == static["bits"])
 
 

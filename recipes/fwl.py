@@ -26,18 +26,18 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.journal import Lines
-from uptake.learned import Material
-from uptake.lm import LM, Segment
-from uptake.method import Context
+from uptake.adaptation.optimizers import RMS, AdamW
+from uptake.evaluation.journal import Lines
+from uptake.evaluation.protocol import Running
+from uptake.lm.base import LM, Segment
 from uptake.methods.base import way as base
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context
 from uptake.methods.dynamic_evaluation import DynamicEvaluation
 from uptake.methods.fwl import FWL
-from uptake.metrics import gain, gain_difference, gain_interval
-from uptake.page import chart, write_chart
-from uptake.protocol import Running
-from uptake.rules import RMS, AdamW
-from uptake.text import Document, stable_hash
+from uptake.report.metrics import gain, gain_difference, gain_interval
+from uptake.report.page import chart, write_chart
+from uptake.text.types import Document, stable_hash
 from uptake.train import Training, train
 
 
@@ -169,7 +169,7 @@ def main() -> None:
     if not statistics.exists():
         count_statistics(lm, arguments.pile, statistics, 64)
     # Dynamic evaluation may stand on the static layer too: then both have been to the same school.
-    under = static.on([static.init(lm)], lm)
+    under = static.adapted([static.init(lm)], lm)
     sets: dict[str, tuple[dict[str, Any], LM]] = {
         "fwl": (
             {
@@ -219,10 +219,10 @@ def main() -> None:
 def dynamic(rules: Sequence[RMS | AdamW], statistics: Path) -> dict[str, DynamicEvaluation]:
     """Return dynamic evaluation by each rule."""
     return {
-        f"{type(rule).__name__} {rule.learning_rate:g}": DynamicEvaluation(
-            rule=rule, weights=str(statistics) if isinstance(rule, RMS) else ""
+        f"{type(optimizer).__name__} {optimizer.learning_rate:g}": DynamicEvaluation(
+            optimizer=optimizer, weights=str(statistics) if isinstance(optimizer, RMS) else ""
         )
-        for rule in rules
+        for optimizer in rules
     }
 
 

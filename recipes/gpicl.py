@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from gpicl_network import InContextLearner, Tasks
 from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from uptake.journal import Lines
-from uptake.nets.gpicl import InContextLearner, Tasks
-from uptake.page import chart, write_chart
+from uptake.evaluation.journal import Lines
+from uptake.report.page import chart, write_chart
 
 INPUTS, CLASSES, LENGTH = 8, 3, 20
 BATCH, RATE = 64, 1e-3

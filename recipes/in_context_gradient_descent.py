@@ -15,13 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from gradient_attention import GradientAttention, best_step, linear_problems
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from uptake.metrics import ratio_interval
-from uptake.nets.gradient_attention import GradientAttention, best_step, linear_problems
-from uptake.page import chart, write_chart
+from uptake.report.metrics import ratio_interval
+from uptake.report.page import chart, write_chart
 
 WIDTH = EXAMPLES = 10
 Problems = tuple[Tensor, Tensor, Tensor, Tensor]

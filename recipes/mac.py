@@ -29,13 +29,13 @@ import torch
 from online_common import Names, Subject, World
 
 import uptake
-from uptake.causal import Causal
-from uptake.journal import Lines
-from uptake.learned import UNTRAINED, Material
+from uptake.adaptation.optimizers import AdamW
+from uptake.evaluation.journal import Lines
+from uptake.lm.causal import Causal
+from uptake.methods.contract.learned import UNTRAINED, Material
 from uptake.methods.mac import Episode, Mac
-from uptake.readers import read
-from uptake.rules import AdamW
 from uptake.settings import apply
+from uptake.text.readers import read
 from uptake.train import Point, Training, train
 
 WAYS = ("MAC", "MAC, untrained", "MAC, other documents")
@@ -153,8 +153,8 @@ def trained(method: Mac, job: Job, args: argparse.Namespace) -> tuple[Mac, dict[
 
     network, course = None, []
     for number, stage in enumerate(job.stages):
-        rule = AdamW(stage.rate, beta2=0.95, weight_decay=0.0)
-        training = Training(rule, args.passes, save_every=args.save_every, seed=job.seed)
+        optimizer = AdamW(stage.rate, beta2=0.95, weight_decay=0.0)
+        training = Training(optimizer, args.passes, save_every=args.save_every, seed=job.seed)
         path = work / f"{number}.training"
         network, points = train(
             stage.method, job.lm, stage.learnt, training, path, told, stage.valid, network

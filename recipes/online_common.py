@@ -16,23 +16,23 @@ from rich.table import Table
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from uptake import metrics
+from uptake.adaptation.inner_loop import token_loss
+from uptake.adaptation.token_weights import Spans, TokenWeights
+from uptake.adaptation.token_weights.base import covering
 from uptake.api import stream
-from uptake.causal import Causal, load
-from uptake.journal import Lines
-from uptake.learned import Material
-from uptake.method import Way
+from uptake.evaluation.journal import Lines
+from uptake.evaluation.streaming.report import BASE, summary
+from uptake.lm.causal import Causal, load
 from uptake.methods.camels import Camels
-from uptake.step import token_loss
-from uptake.streaming.report import BASE, summary
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import MethodSpec
+from uptake.report import metrics
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.tasks.retune import Retuning, retune, save_retuned
 from uptake.tasks.worlds import Split, World, make_world
-from uptake.text import Document, Passage
-from uptake.token_weights import Spans, TokenWeights
-from uptake.token_weights.base import covering
-from uptake.tokens import Tokenizer
+from uptake.text.tokenizer import Tokenizer
+from uptake.text.types import Document, Passage
 from uptake.train import Point, Training, train
 
 ASKING = Asking(tokens=6)
@@ -263,7 +263,7 @@ def run(
                 lm,
                 made.documents,
                 made.questions,
-                {subject.way: Way(subject.method)},
+                {subject.way: MethodSpec(subject.method)},
                 unrelated=made.unrelated,
                 checkpoints=checkpoints,
                 asking=asking,
@@ -274,9 +274,9 @@ def run(
             figures = told["ways"][subject.way]
             for part in (figures, *figures["at"]):
                 part.pop("vs_base", None)
-            last = [row for row in results.answers if row.way != BASE and row.taken == len(made.documents)]
+            last = [row for row in results.answers if row.method != BASE and row.taken == len(made.documents)]
             nats = [(row.group, row.nats, row.tokens) for row in last]
-            before = {row.question: row.exact for row in results.answers if row.way == BASE}
+            before = {row.question: row.exact for row in results.answers if row.method == BASE}
             done[name] = {
                 "key": name,
                 "stream": key,

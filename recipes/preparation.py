@@ -17,12 +17,12 @@ import torch
 from online_common import ASKING, Names, Told, World, nll, rows, save, world
 from torch import Tensor, nn
 
-from uptake.causal import Causal, load
-from uptake.delta import Delta
-from uptake.moves import All, Moves
-from uptake.rules import SGD
-from uptake.step import unroll
-from uptake.text import Passage
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.inner_loop import unroll
+from uptake.adaptation.optimizers import SGD
+from uptake.adaptation.trainable import All, Trainable
+from uptake.lm.causal import Causal, load
+from uptake.text.types import Passage
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Preparation:
         Course((Crowd(350, 128, known=512), Crowd(200, 32)), 4e-3, 9.0),
         Course((Crowd(300, 64, alone=True), Crowd(120, 128, 1, alone=True), Crowd(200, 64, 1)), 3e-3, 7.4),
     )
-    moves: Moves = field(default_factory=All)  # what the step moves that is gone through
+    trainable: Trainable = field(default_factory=All)  # what the step moves that is gone through
 
 
 def worlds(names: Names, course: Course) -> Iterator[tuple[World, Crowd]]:
@@ -92,8 +92,8 @@ def part_of(made: World, places: Sequence[int]) -> World:
 def prepare(lm: Causal, names: Names, stage: Preparation) -> tuple[Any, float]:
     """Return the prepared module, and the rate for one document at a time that it came to."""
     generator = torch.Generator().manual_seed(0)
-    written = lm.open(stage.moves, Delta(lm.fingerprint), generator)[1].parameters.keys()
-    private, opened = lm.open(All(), Delta(lm.fingerprint), generator)
+    written = lm.trainable_copy(stage.trainable, Delta(lm.fingerprint), generator)[1].parameters.keys()
+    private, opened = lm.trainable_copy(All(), Delta(lm.fingerprint), generator)
     values = dict(opened.parameters)
     rate = 0.0
     for course in stage.courses:
@@ -121,18 +121,18 @@ def take(
             [ASKING.answer(question.answers[0]) for question in made.questions],
         )
         other = rows(lm, [each.text[:200] for each in made.unrelated[:4]], [])
-        telling = nll(lm.given(values), told)
+        telling = nll(lm.with_parameters(values), told)
         adapted = dict(values)
         if not crowd.known:
             moved, _ = unroll(
-                lambda at, batch: exponent.exp() * nll(lm.given({**values, **at}), batch),
+                lambda at, batch: exponent.exp() * nll(lm.with_parameters({**values, **at}), batch),
                 written,
                 [(told[0], answers_alone(lm, made, told[1])) if crowd.alone else told],
                 SGD(1.0),
             )
             adapted |= moved
-        asking = nll(lm.given(adapted), asked)
-        loss = asking + 0.5 * telling + 0.1 * nll(lm.given(values), other)
+        asking = nll(lm.with_parameters(adapted), asked)
+        loss = asking + 0.5 * telling + 0.1 * nll(lm.with_parameters(values), other)
         optimizer.zero_grad()
         slow.zero_grad()
         loss.backward()

@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.causal import Causal
-from uptake.journal import Lines
-from uptake.keys import Keys
-from uptake.metrics import gain, gain_difference, gain_interval
-from uptake.overlap import OVERLAP_BINS, OVERLAP_EDGES, overlap_bin
-from uptake.protocol import PerQuery
+from uptake.evaluation.journal import Lines
+from uptake.evaluation.protocol import PerQuery
+from uptake.lm.causal import Causal
+from uptake.methods.knn_lm.keys import Keys
+from uptake.report.metrics import gain, gain_difference, gain_interval
 from uptake.store.datastore import Datastore
-from uptake.text import Document, stable_hash
+from uptake.text.overlap import OVERLAP_BINS, OVERLAP_EDGES, overlap_bin
+from uptake.text.types import Document, stable_hash
 
 DOMAINS = ("python_peps", "pmc_ccby", "court_opinions", "stackexchange", "dm_mathematics")
 SHORTEST = 1200  # characters of a document that is scored, as in bench/main_job.py

@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uptake.causal import Causal
-from uptake.composed import Together
-from uptake.journal import Lines
-from uptake.lm import Scores, Segment, rolling_windows
-from uptake.method import Context, Evidence, Method, State
+from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.trainable import Top
+from uptake.evaluation.journal import Lines
+from uptake.evaluation.protocol import Query
+from uptake.lm.base import Scores, Segment, rolling_windows
+from uptake.lm.causal import Causal
+from uptake.methods.contract.composed import Together
+from uptake.methods.contract.method import Context, Evidence, Method, State
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
 from uptake.methods.knn_lm import KnnLm
+from uptake.methods.knn_lm.mixture import Constant, Fading
 from uptake.methods.weights_and_context import WeightsAndContext
 from uptake.methods.weights_and_tokens import WeightsAndTokens
-from uptake.moves import Top
-from uptake.neighbours import Constant, Fading
-from uptake.protocol import Query
-from uptake.rules import AdamW
 from uptake.store.datastore import Datastore
-from uptake.text import Found, Source, Tokens, stable_hash
+from uptake.text.types import Found, Source, Tokens, stable_hash
 
 DRAWS = ("nearest", "random")
 RATES = (3e-4, 1e-3)
@@ -121,7 +121,7 @@ class Asked:
         """Return what a way makes of the query, and its CPU seconds; a part that was kept counts as well."""
         state, taking = self.state(subject.method, subject.passages)
         started = time.process_time()
-        scores = subject.method.on([state], self.model).score([self.segment])[0]
+        scores = subject.method.adapted([state], self.model).score([self.segment])[0]
         return scores, taking + time.process_time() - started
 
     def state(self, method: Method[Any], passages: str) -> tuple[State, float]:
@@ -135,12 +135,12 @@ class Asked:
             source: Any = self.source if passages == "nearest" else Drawn(self.source)
             evidence = Evidence(self.found[passages], self.query.own, source, self.query.context)
             started = time.process_time()
-            (state,) = method.take([method.init(self.model)], self.model, [evidence], Context())
+            (state,) = method.adapt([method.init(self.model)], self.model, [evidence], Context())
             self._states[key] = state, time.process_time() - started
         return self._states[key]
 
 
-FINETUNES = {rate: Finetune(moves=Top(2), rule=AdamW(learning_rate=rate)) for rate in RATES}
+FINETUNES = {rate: Finetune(trainable=Top(2), optimizer=AdamW(learning_rate=rate)) for rate in RATES}
 
 
 @dataclass(frozen=True)

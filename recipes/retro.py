@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.causal import Causal
+from uptake.adaptation.optimizers import AdamW
+from uptake.lm.causal import Causal
 from uptake.methods.retro import Episode, Retro
-from uptake.metrics import gain, gain_interval
-from uptake.rules import AdamW
+from uptake.report.metrics import gain, gain_interval
 from uptake.store.datastore import Datastore
-from uptake.text import Document
+from uptake.text.types import Document
 from uptake.train import Training, train
 
 

@@ -21,14 +21,14 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from uptake.causal import Causal
-from uptake.chunks.view import Chunked, listed
-from uptake.learned import Material
+from uptake.adaptation.optimizers import AdamW
+from uptake.lm.causal import Causal
+from uptake.methods.contract.learned import Material
 from uptake.methods.retro import Episode, Retro
-from uptake.overlap import LeakFilter, Overlap
-from uptake.rules import AdamW
-from uptake.text import Document
-from uptake.tokens import Tokenizer
+from uptake.text.chunks.view import Chunked, listed
+from uptake.text.overlap import LeakFilter, Overlap
+from uptake.text.tokenizer import Tokenizer
+from uptake.text.types import Document
 from uptake.train import Training, train
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"

@@ -25,20 +25,20 @@ import torch
 from retrofit_figures import CONTROLS, WAYS, figures, leakage, show, stretch
 
 import uptake
-from uptake.causal import Causal
-from uptake.learned import Material
-from uptake.lm import Segment
-from uptake.method import Context, Evidence
+from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.tensors import read_tensors, write_tensors
+from uptake.adaptation.trainable import Top
+from uptake.evaluation.protocol import PerQuery, Query
+from uptake.lm.base import Segment
+from uptake.lm.causal import Causal
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Episode, Retro, plant
-from uptake.metrics import gain
-from uptake.moves import Top
-from uptake.overlap import LeakFilter
-from uptake.protocol import PerQuery, Query
-from uptake.rules import AdamW
+from uptake.report.metrics import gain
 from uptake.store.datastore import Datastore
-from uptake.tensors import read_tensors, write_tensors
-from uptake.text import Document, stable_hash
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Document, stable_hash
 from uptake.train import Point, Training, train
 
 GENERAL = ("news_reuters21578", "wikipedia", "textbook_us_history", "books")
@@ -184,14 +184,14 @@ class Asked:
 
     def under(self, draw: str) -> tuple[Causal, float]:
         """Return the model after TTT-NN on its passages, and the CPU seconds of that."""
-        finetune = Finetune(moves=Top(2), rule=AdamW(learning_rate=RATE))
+        finetune = Finetune(trainable=Top(2), optimizer=AdamW(learning_rate=RATE))
         if draw not in self.moved:
             started = time.process_time()
             evidence = Evidence(self.found[draw], self.query.own, self.source, self.query.context)
-            (state,) = finetune.take([finetune.init(self.model)], self.model, [evidence], Context())
+            (state,) = finetune.adapt([finetune.init(self.model)], self.model, [evidence], Context())
             self.moved[draw] = state, time.process_time() - started
         state, seconds = self.moved[draw]
-        return finetune.on([state], self.model), seconds  # type: ignore[return-value]
+        return finetune.adapted([state], self.model), seconds  # type: ignore[return-value]
 
     def read(self, method: Retro, draw: str, trained: bool = False) -> tuple[Any, float, Any]:
         """Return scores, CPU seconds and the model that read, with the nearest or random chunks."""
@@ -199,7 +199,7 @@ class Asked:
         under, seconds = self.under(draw) if trained else (self.model, 0.0)
         started = time.process_time()
         evidence = Evidence(self.found[draw], self.query.own, self.source, self.query.context)
-        (state,) = method.take([method.init(self.model)], self.model, [evidence], Context())
+        (state,) = method.adapt([method.init(self.model)], self.model, [evidence], Context())
         reading = method.around([state], under, self.model)
         scores = reading.score([self.segment])[0]
         return scores, seconds + time.process_time() - started, reading

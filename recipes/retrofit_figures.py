@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from uptake.metrics import gain, gain_difference, gain_interval
+from uptake.report.metrics import gain, gain_difference, gain_interval
 
 ALPHAS = (0.125, 0.25, 0.5, 1.0)
 CONTROLS = {

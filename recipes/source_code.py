@@ -27,21 +27,21 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.causal import Causal
-from uptake.journal import Lines
-from uptake.learned import Material
-from uptake.lm import Segment
-from uptake.method import Context, Evidence
+from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.trainable import Top
+from uptake.evaluation.journal import Lines
+from uptake.lm.base import Segment
+from uptake.lm.causal import Causal
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.source_code import SourceCode
-from uptake.metrics import bits_per_byte, gain, gain_difference, gain_interval, ratio_interval
-from uptake.moves import Top
-from uptake.overlap import LeakFilter
-from uptake.rules import AdamW
+from uptake.report.metrics import bits_per_byte, gain, gain_difference, gain_interval, ratio_interval
 from uptake.store.datastore import Datastore
-from uptake.store.source import QueryText
+from uptake.store.passages.source import QueryText
 from uptake.tasks.holes import Around, Hole, Making
-from uptake.text import Chunking, Document, Found, Passage, stable_hash
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Chunking, Document, Found, Passage, stable_hash
 from uptake.train import Training, train
 
 TEST, VALID, TRAIN = (
@@ -128,7 +128,9 @@ class Projects:
 
 
 def method(rate: float, way: Way, starts: dict[str, Path]) -> SourceCode:
-    inner = Finetune(moves=Top(2), rule=AdamW(rate, weight_decay=0.0), passes=STEPS, max_steps=way.steps)
+    inner = Finetune(
+        trainable=Top(2), optimizer=AdamW(rate, weight_decay=0.0), passes=STEPS, max_steps=way.steps
+    )
     made = SourceCode(inner=inner, making=Making(count=2, prefix=PREFIX, size=SIZE))
     return replace(made, weights=str(starts[way.start])) if way.start else made
 
@@ -137,16 +139,16 @@ def attempt(lm: Causal, hole: Hole, way: Way | None, rate: float, starts: dict, 
     """Fill one hole one way: bits, bytes, whether the greedy identifier is right, CPU seconds."""
     started = time.process_time()
     context = Making(prefix=PREFIX).context(hole)
-    model: uptake.lm.LM = lm
+    model: uptake.lm.base.LM = lm
     if way is not None:
         made = method(rate, way, starts)
         pieces = hole.support(way.around, SIZE)
         if way.neighbours:
             pieces = (*pieces, *projects.passages(hole, way.neighbours))
-        (state,) = made.take(
+        (state,) = made.adapt(
             [made.init(lm)], lm, [Evidence(Found().behind(pieces), query=context)], Context()
         )
-        model = made.on([state], lm)
+        model = made.adapted([state], lm)
     (scores,) = model.score([Segment(hole.target, context)])
     said = re.match(r" ?(\w+)", model.generate(context, tokens=len(scores.spans) + 2))
     return {
@@ -168,7 +170,7 @@ def train_start(outer: str, lm: Causal, rate: float, arguments: argparse.Namespa
         made,
         lm,
         made.episodes(lm, Material(tuple(documents))),
-        Training(rule=AdamW(arguments.outer_rate, weight_decay=0.0), save_every=24),
+        Training(optimizer=AdamW(arguments.outer_rate, weight_decay=0.0), save_every=24),
         path.with_suffix(".checkpoint"),
         valid=made.episodes(lm, Material(tuple(valid)))[::2],
     )

@@ -81,8 +81,8 @@ def run_fixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 @pytest.fixture(name="made", scope="session")
 def made_fixture(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Everything, made once; use `world`, whose stores are copies."""
-    from uptake import readers
     from uptake.store.datastore import Datastore
+    from uptake.text import readers
 
     here = tmp_path_factory.mktemp("cli")
     documents = [{"id": f"{topic}/{n}", "text": text(topic, n)} for topic in TOPICS for n in range(4)]

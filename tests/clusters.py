@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from stubs import StubEncoder
-from uptake.store import table
 from uptake.store.cluster import build
-from uptake.text import stable_hash
+from uptake.store.passages import table
+from uptake.text.types import stable_hash
 
 
 @pytest.fixture(scope="module", name="nodes")

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from uptake.delta import fingerprint
+from uptake.adaptation.delta import fingerprint
 from uptake.errors import Mismatch
-from uptake.lm import LM, Scores, Segment
-from uptake.method import Context, Evidence, Method
-from uptake.state import load_state, save_state
+from uptake.lm.base import LM, Scores, Segment
+from uptake.methods.contract.method import Context, Evidence, Method
+from uptake.methods.contract.state import load_state, save_state
 
 A, B, C = "the cat sat on the mat. ", "a dog ran over the hill.", "one fish, two fish, red."
 SEGMENTS = [Segment("the cat sat on the hill", "so "), Segment("a dog ran after the cat", "so ")]
@@ -28,12 +28,12 @@ def read(method: AnyMethod, lm: LM, *texts: str, state: Any = None, context: Con
     """Return the state after reading each text in a `take` of its own."""
     state = method.init(lm) if state is None else state
     for text in texts:
-        (state,) = method.take([state], lm, [Evidence.of(text, query="so ")], context or Context())
+        (state,) = method.adapt([state], lm, [Evidence.of(text, query="so ")], context or Context())
     return state
 
 
 def logs(method: AnyMethod, lm: LM, state: Any, text: str = SEGMENTS[0].text) -> torch.Tensor:
-    (scores,) = method.on([state], lm).score([Segment(text, "so ")])
+    (scores,) = method.adapted([state], lm).score([Segment(text, "so ")])
     return scores.log_probs
 
 
@@ -55,7 +55,7 @@ def law_the_base_is_untouched(method: AnyMethod, lm: LM, other: LM, folder: Path
     with suppress(StoppedError):
         read(method, lm, A, context=Context(cancelled=interrupt))
     with pytest.raises(Exception, match="states for"):
-        method.take([method.init(lm)], lm, [], Context())
+        method.adapt([method.init(lm)], lm, [], Context())
     assert fingerprint(module) == before and module.training == training
     assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
@@ -81,7 +81,7 @@ def law_reading_shows_and_reading_nothing_does_not(
     method: AnyMethod, lm: LM, other: LM, folder: Path
 ) -> None:
     base = lm.score(SEGMENTS[:1])[0].log_probs
-    nothing = method.take([method.init(lm)], lm, [Evidence.of()], Context())[0]
+    nothing = method.adapt([method.init(lm)], lm, [Evidence.of()], Context())[0]
     before = logs(method, lm, nothing)
     if method.ongoing:
         # The second token is scored by a model that has learnt the first: only there it is the base.
@@ -95,7 +95,7 @@ def law_reading_shows_and_reading_nothing_does_not(
 
 
 def law_no_token_sees_a_later_one(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
-    model = method.on([read(method, lm, A)], lm)
+    model = method.adapted([read(method, lm, A)], lm)
     ids = torch.tensor([[model.tokenizer.opening, *model.tokenizer.encode("the cat sat on it")[0]]])
     changed = ids.clone()
     changed[0, 9:] = model.tokenizer.encode("q")[0][0]
@@ -106,7 +106,7 @@ def law_no_token_sees_a_later_one(method: AnyMethod, lm: LM, other: LM, folder: 
 
 
 def law_probabilities_sum_to_one(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
-    model = method.on([read(method, lm, A), method.init(lm)], lm)
+    model = method.adapted([read(method, lm, A), method.init(lm)], lm)
     log_probs, _ = model.step(torch.randint(1, 200, (2, 12), generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(log_probs.exp().sum(-1), torch.ones(2, 12), atol=1e-5)
 
@@ -136,12 +136,12 @@ def law_the_same_seed_gives_the_same_result(method: AnyMethod, lm: LM, other: LM
 def law_a_batch_is_a_loop(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
     def batch(second: str) -> list[Scores]:
         evidence = [Evidence.of(A, query="so "), Evidence.of(second, query="so ")]
-        states = method.take([method.init(lm), method.init(lm)], lm, evidence, Context())
-        return method.on(states, lm).score(SEGMENTS)
+        states = method.adapt([method.init(lm), method.init(lm)], lm, evidence, Context())
+        return method.adapted(states, lm).score(SEGMENTS)
 
     together = batch(B)
     for row, text in enumerate((A, B)):
-        alone = method.on([read(method, lm, text)], lm).score([SEGMENTS[row]])[0]
+        alone = method.adapted([read(method, lm, text)], lm).score([SEGMENTS[row]])[0]
         assert torch.allclose(alone.log_probs, together[row].log_probs, atol=1e-5)
     assert len(B) == len(C)
     assert same(together[:1], batch(C)[:1]), "another row's text changed this row's bits"
@@ -151,8 +151,8 @@ def law_reading_is_scoring_then_taking(method: AnyMethod, lm: LM, other: LM, fol
     segments = SEGMENTS[:1]
     scores, states = method.read([read(method, lm, A)], lm, segments, Context())
     apart = read(method, lm, A)
-    assert same(scores, method.on([apart], lm).score(segments))
-    (taken,) = method.take([apart], lm, [method.once_scored(segments[0])], Context())
+    assert same(scores, method.adapted([apart], lm).score(segments))
+    (taken,) = method.adapt([apart], lm, [method.evidence_of(segments[0])], Context())
     assert torch.equal(logs(method, lm, states[0]), logs(method, lm, taken))
 
 
@@ -170,25 +170,25 @@ def law_a_token_is_scored_before_it_is_read(method: AnyMethod, lm: LM, other: LM
 
 
 def law_reading_in_parts_is_reading_at_once(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
-    together = method.take([method.init(lm)], lm, [Evidence.of(A, B, query="so ")], Context())[0]
+    together = method.adapt([method.init(lm)], lm, [Evidence.of(A, B, query="so ")], Context())[0]
     if method.cumulative:
         assert torch.allclose(logs(method, lm, together), logs(method, lm, read(method, lm, A, B)), atol=1e-5)
 
 
 def law_donated_equals_copied(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
     evidence = [Evidence.of(B, query="so ")]
-    (copied,) = method.take([read(method, lm, A)], lm, evidence, Context())
-    (donated,) = method.take([read(method, lm, A)], lm, evidence, Context(), donate=True)
+    (copied,) = method.adapt([read(method, lm, A)], lm, evidence, Context())
+    (donated,) = method.adapt([read(method, lm, A)], lm, evidence, Context(), donate=True)
     assert torch.equal(logs(method, lm, copied), logs(method, lm, donated))
 
 
 def law_dropping_is_never_having_read(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
     b = Evidence.of(B).passages[0].id
-    dropped = method.drop(read(method, lm, A, B, C), lm, [b])
+    dropped = method.forget(read(method, lm, A, B, C), lm, [b])
     assert torch.equal(logs(method, lm, dropped), logs(method, lm, read(method, lm, A, C)))
-    together = method.take([method.init(lm)], lm, [Evidence.of(A, B, query="so ")], Context())[0]
+    together = method.adapt([method.init(lm)], lm, [Evidence.of(A, B, query="so ")], Context())[0]
     assert torch.equal(
-        logs(method, lm, method.drop(together, lm, [b])), logs(method, lm, read(method, lm, A))
+        logs(method, lm, method.forget(together, lm, [b])), logs(method, lm, read(method, lm, A))
     )
     assert all(passage.id != b for reading in dropped.history for passage in reading.passages)
 

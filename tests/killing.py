@@ -18,8 +18,8 @@ import numpy as np
 from stubs import StubEncoder
 from uptake.store import Datastore
 from uptake.store import datastore as datastore_module
-from uptake.store import writing as writing_module
-from uptake.text import Chunking, Document
+from uptake.store.passages import writing as writing_module
+from uptake.text.types import Chunking, Document
 
 CHUNKING = Chunking(64)
 ROWS_A_COMMIT = 100

@@ -6,7 +6,7 @@ import textwrap
 
 import numpy as np
 
-from uptake.results import Header, Neighbour, Results, Row, Sample, Showcase
+from uptake.report.results import Header, Neighbour, Results, Row, Sample, Showcase
 
 # How far each way's gain goes at many neighbours, and how much a query's own gain scatters.
 REACH = {"base": 0.0, "random": 0.035, "in-context": 0.062, "ttt-nn": 0.104}
@@ -94,7 +94,7 @@ def _rows(way, k, documents, queries, failures, seed):
         gain = (REACH.get(way, 0.07) * (1 + 2 * overlap) + luck) * share
         failed = number < failures
         yield Row(
-            way=way,
+            method=way,
             k=k,
             query=f"{document}/{number % queries}",
             document=f"pkg/module_{document}.py",

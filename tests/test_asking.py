@@ -6,11 +6,11 @@ import torch
 import toys
 from uptake import methods
 from uptake.errors import BadInput
-from uptake.lm import LM, Segment
-from uptake.method import Context, Evidence
+from uptake.lm.base import LM, Segment
+from uptake.lm.wrappers import Prefixed, Routed
+from uptake.methods.contract.method import Context, Evidence
 from uptake.tasks.asking import Asking, ask, divergence, generate
 from uptake.tasks.questions import Question
-from uptake.wrappers import Prefixed, Routed
 
 QUESTIONS = [
     Question("1", "who?", ("me", "the cat")),
@@ -24,10 +24,10 @@ PLAIN = Asking(template="{question}", tokens=6)
 def subjects() -> dict[str, LM]:
     base = toys.lm()
     method = type(methods.find("online").method).example()
-    (moved,) = method.take([method.init(base)], base, [Evidence.of("the cat sat on the mat")], Context())
+    (moved,) = method.adapt([method.init(base)], base, [Evidence.of("the cat sat on the mat")], Context())
     return {
         "base": base,
-        "moved": method.on([moved], base),
+        "moved": method.adapted([moved], base),
         "prefixed": Prefixed(Routed([base]), [[0, 5, 6, 7]]),
     }
 
@@ -78,7 +78,7 @@ class Scripted(LM):
         out[:, -1, self.says[min(self.read - self.prompt, len(self.says) - 1)]] = 0.0
         return out, self.read if self.cached else None
 
-    overlay = open = given = None  # never asked for here
+    overlay = trainable_copy = with_parameters = None  # never asked for here
 
 
 @pytest.mark.parametrize("cached", [True, False])

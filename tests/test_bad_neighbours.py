@@ -10,17 +10,17 @@ from torch import Tensor
 import toys
 from test_retro_method import ids_of, untrained
 from uptake.errors import BadInput, Mismatch
-from uptake.keys import Keys
-from uptake.learned import Material
-from uptake.lm import LM, Segment
-from uptake.method import Context, Evidence, Method
+from uptake.lm.base import LM, Segment
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Evidence, Method
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
+from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.mixture import Constant
 from uptake.methods.weights_and_chunks import WeightsAndChunks
 from uptake.methods.weights_and_tokens import WeightsAndTokens
-from uptake.neighbours import Constant
 from uptake.store import Datastore
-from uptake.text import Chunking, Document, Found
+from uptake.text.types import Chunking, Document, Found
 
 DOCUMENTS = [
     Document("a", "the cat sat on the mat and the dog sat on the cat"),
@@ -63,8 +63,8 @@ def read(store: Datastore, lm: LM, **settings: Any) -> Datastore:
 
 def over(method: Method[Any], lm: LM, store: Datastore, document: str = "query") -> LM:
     evidence = Evidence(Found(), "so ", store.source("so ", document_id=document))
-    (state,) = method.take([method.init(lm)], lm, [evidence], Context())
-    return method.on([state], lm)
+    (state,) = method.adapt([method.init(lm)], lm, [evidence], Context())
+    return method.adapted([state], lm)
 
 
 def told(model: LM, text: str = TEXT) -> Tensor:

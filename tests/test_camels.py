@@ -14,29 +14,29 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import toys
-from uptake.causal import Causal
-from uptake.delta import Delta
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.inner_loop import token_loss, unroll
+from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
+from uptake.adaptation.token_weights import Camels as Learnt
+from uptake.adaptation.token_weights.network import Weighing
+from uptake.adaptation.trainable import All
 from uptake.errors import BadInput, Mismatch
-from uptake.learned import Material
-from uptake.lm import LM
-from uptake.method import Context, Evidence
+from uptake.lm.base import LM
+from uptake.lm.causal import Causal
 from uptake.methods import find
 from uptake.methods.camels import Batch, Camels, answer_loss, drift
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
-from uptake.moves import All
-from uptake.nets.weighing import Weighing
-from uptake.rules import SGD, AdamW, Rule
 from uptake.settings import apply
-from uptake.step import token_loss, unroll
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
-from uptake.text import Document, Passage
-from uptake.token_weights import Camels as Learnt
-from uptake.tokens import Tokenizer
+from uptake.text.tokenizer import Tokenizer
+from uptake.text.types import Document, Passage
 from uptake.train import Training, train
 
 RATE = 0.2
-STEPS = Finetune(rule=SGD(RATE), clip=None)
+STEPS = Finetune(optimizer=SGD(RATE), clip=None)
 METHOD = Camels(steps=STEPS, documents=1, batches=1, locality=0.1)
 DOCUMENT = Document("d", "the cat sat")
 ASKED = (Question("q", "who?", ("cat",), "d"), Question("r", "did the cat sit or stand?", ("sat",), "d"))
@@ -58,7 +58,7 @@ def awake(method: Camels, lm: LM, seed: int = 0) -> Weighing:
 
 def nll(lm: LM, values: Mapping[str, Tensor], text: str, weights: Tensor | None = None) -> Tensor:
     ids = torch.tensor([[0, *lm.tokenizer.encode(text)[0]]])
-    return token_loss(lm.given(values).step(ids[:, :-1])[0], ids[:, 1:], weights)
+    return token_loss(lm.with_parameters(values).step(ids[:, :-1])[0], ids[:, 1:], weights)
 
 
 def test_untrained_weights_are_ln_2_over_3_and_see_no_later_token() -> None:
@@ -78,7 +78,7 @@ def test_the_hypergradient_of_one_step_through_the_whole_method(shape: str) -> N
     network, batch = awake(METHOD, lm), Batch((DOCUMENT,), ASKED, OTHER)
     loss, found = METHOD.gradients(network, lm, (batch,))
 
-    private, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator())
+    private, opened = lm.trainable_copy(All(), Delta(lm.fingerprint), torch.Generator())
     weights, _ = network.weigh(DOCUMENT.text)
     leaf = weights.detach()
     moving = list(opened.parameters.values())
@@ -87,7 +87,7 @@ def test_the_hypergradient_of_one_step_through_the_whole_method(shape: str) -> N
         name: (value - RATE * grad).detach().requires_grad_()
         for (name, value), grad in zip(opened.parameters.items(), grads, strict=True)
     }
-    outer = METHOD.outer(lm, private.given(moved), batch)
+    outer = METHOD.outer(lm, private.with_parameters(moved), batch)
     assert loss == pytest.approx(outer.item(), rel=1e-12)
     pull = torch.autograd.grad(outer, list(moved.values()))
     expected = torch.zeros_like(leaf)
@@ -104,10 +104,12 @@ def test_the_hypergradient_of_one_step_through_the_whole_method(shape: str) -> N
     assert max(float(one.abs().max()) for one in found) > 1e-6  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("rule", [SGD(RATE), AdamW(1e-2, weight_decay=0.0)], ids=str)
-def test_gradients_batch_by_batch_are_those_of_batches_that_hang_together_by_numbers(rule: Rule) -> None:
+@pytest.mark.parametrize("optimizer", [SGD(RATE), AdamW(1e-2, weight_decay=0.0)], ids=str)
+def test_gradients_batch_by_batch_are_those_of_batches_that_hang_together_by_numbers(
+    optimizer: Optimizer,
+) -> None:
     lm = double()
-    method = replace(METHOD, steps=replace(STEPS, rule=rule), documents=2, batches=2)
+    method = replace(METHOD, steps=replace(STEPS, optimizer=optimizer), documents=2, batches=2)
     texts = ["the cat sat", "a dog ran", "one fish", "red hill"]
     documents = tuple(Document(text, text) for text in texts)
     questions = tuple(Question(text, "what?", (text.split()[-1],), text) for text in texts)
@@ -123,31 +125,31 @@ def test_gradients_batch_by_batch_are_those_of_batches_that_hang_together_by_num
 
 
 # In place, Adam's epsilon stands outside the root; so small, it does not tell.
-@pytest.mark.parametrize("rule", [SGD(RATE), AdamW(1e-2, epsilon=1e-15, weight_decay=0.0)], ids=str)
-def test_the_walk_in_training_is_the_walk_in_use(rule: Rule) -> None:
+@pytest.mark.parametrize("optimizer", [SGD(RATE), AdamW(1e-2, epsilon=1e-15, weight_decay=0.0)], ids=str)
+def test_the_walk_in_training_is_the_walk_in_use(optimizer: Optimizer) -> None:
     """Deployed on a stream, one document after another, the model ends where training took it."""
     lm = double()
-    method = replace(METHOD, steps=replace(STEPS, rule=rule))
+    method = replace(METHOD, steps=replace(STEPS, optimizer=optimizer))
     network = awake(method, lm)
     texts = ("the cat sat", "a dog ran over the hill", "one fish")
     steps = method.weighed(network)
-    private, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator())
+    private, opened = lm.trainable_copy(All(), Delta(lm.fingerprint), torch.Generator())
     pieces = steps.pieces(lm, [Passage(i, text) for i, text in enumerate(texts)])
     values, _ = unroll(
         lambda values, piece: token_loss(
-            private.given(values).step(piece.inputs)[0], piece.targets, piece.weights
+            private.with_parameters(values).step(piece.inputs)[0], piece.targets, piece.weights
         ),
         opened.parameters,
         pieces,
-        rule,
+        optimizer,
     )
     deployed = replace(method, trained=network.requires_grad_(False))
     state = deployed.init(lm)
     for text in texts:
-        (state,) = deployed.take([state], lm, [Evidence.of(text)], Context())
+        (state,) = deployed.adapt([state], lm, [Evidence.of(text)], Context())
     # Compared by what it says: there are weights that change nothing, and Adam moves them by their noise.
     ids = torch.tensor([[0, *lm.tokenizer.encode("the cat ran")[0]]])
-    found, expected = method.on([state], lm).step(ids)[0], private.given(values).step(ids)[0]
+    found, expected = method.adapted([state], lm).step(ids)[0], private.with_parameters(values).step(ids)[0]
     assert torch.allclose(found, expected, atol=1e-9)
     assert not torch.allclose(found, lm.step(ids)[0], atol=1e-3)
 
@@ -201,7 +203,7 @@ def test_learnt_weights_serve_other_methods_models_and_tokenizers(tmp_path: Path
         assert method.token_weights == learnt
         at_hand = replace(plain, token_weights=Learnt(network=network))
         states = [
-            each.take([each.init(larger)], larger, [Evidence.of(text)], Context())[0]
+            each.adapt([each.init(larger)], larger, [Evidence.of(text)], Context())[0]
             for each in (method, at_hand, plain)
         ]
         moved = [state.delta.dense["model.norm.weight"] for state in states]
@@ -350,9 +352,9 @@ def test_weights_that_learnt_places_weigh_answers_most_and_steps_begin_from_them
 
 def test_training_lowers_what_it_minimises() -> None:
     lm = speaker(2)
-    method = Camels(steps=replace(STEPS, rule=SGD(1.0)), documents=2, batches=1)
+    method = Camels(steps=replace(STEPS, optimizer=SGD(1.0)), documents=2, batches=1)
     walks = method.episodes(lm, facts(4, 0))
-    network, _ = train(method, lm, walks, Training(rule=AdamW(1e-2), passes=5))
+    network, _ = train(method, lm, walks, Training(optimizer=AdamW(1e-2), passes=5))
     before = method.fresh(lm).eval()
     assert sum(method.loss(network, lm, walk) for walk in walks) < sum(
         method.loss(before, lm, walk) for walk in walks
@@ -363,9 +365,9 @@ def test_training_lowers_what_it_minimises() -> None:
 def test_the_answer_is_what_weighs_most_and_uniform_pays_more_for_less() -> None:
     """CaMeLS answers better, and drifts less, than uniform weights at whichever rate answers best."""
     lm = speaker(150)
-    method = Camels(steps=replace(STEPS, rule=SGD(1.0)), documents=6, batches=1, locality=0.1)
+    method = Camels(steps=replace(STEPS, optimizer=SGD(1.0)), documents=6, batches=1, locality=0.1)
     walks = method.episodes(lm, facts(6 * 240, 0))
-    network, _ = train(method, lm, walks, Training(rule=AdamW(3e-3, weight_decay=0.0)))
+    network, _ = train(method, lm, walks, Training(optimizer=AdamW(3e-3, weight_decay=0.0)))
     unseen = facts(6 * 10, 5)
     largest = 0
     for document, question in zip(unseen.documents, unseen.questions, strict=True):
@@ -380,7 +382,7 @@ def test_the_answer_is_what_weighs_most_and_uniform_pays_more_for_less() -> None
         for (batch,) in walks:
             state = steps.init(lm)
             for document in batch.documents:
-                (state,) = steps.take([state], lm, [Evidence.of(document.text)], Context())
+                (state,) = steps.adapt([state], lm, [Evidence.of(document.text)], Context())
             adapted = lm.overlay(state.delta)
             with torch.no_grad():
                 answered += answer_loss(adapted, batch.questions).item() / len(walks)
@@ -388,7 +390,7 @@ def test_the_answer_is_what_weighs_most_and_uniform_pays_more_for_less() -> None
         return answered, drifted
 
     mine = figures(method.weighed(network))
-    others = [figures(replace(STEPS, rule=SGD(rate))) for rate in (0.03, 0.06, 0.1, 0.2, 0.4)]
+    others = [figures(replace(STEPS, optimizer=SGD(rate))) for rate in (0.03, 0.06, 0.1, 0.2, 0.4)]
     print("CaMeLS", mine, "uniform", others)
     best = min(others)
     assert mine[0] < best[0] and mine[1] < best[1], (mine, others)

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from test_chunk_view import LENGTH, Counting, document, made
-from uptake.chunks.cutting import cut
-from uptake.chunks.view import BoundChunks
 from uptake.errors import BadInput, Busy, Damaged, Mismatch
-from uptake.store import Datastore, chunk_neighbours
-from uptake.store.chunk_neighbours import Neighbours, Remembered, find_neighbours, queries_of
-from uptake.store.lease import FileLease
-from uptake.text import stable_hash
+from uptake.store import Datastore
+from uptake.store.remote.lease import FileLease
+from uptake.store.views import chunk_neighbours
+from uptake.store.views.chunk_neighbours import Neighbours, Remembered, find_neighbours, queries_of
+from uptake.text.chunks.cutting import cut
+from uptake.text.chunks.view import BoundChunks
+from uptake.text.types import stable_hash
 
 DOCUMENTS = [document(str(number)) for number in range(6)]
 

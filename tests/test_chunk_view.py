@@ -9,12 +9,13 @@ import torch
 
 import toys
 from stubs import Letters, StubEncoder
-from uptake.chunks.view import listed
 from uptake.errors import BadInput, Damaged, Mismatch
-from uptake.overlap import LeakFilter, Overlap
-from uptake.store import Datastore, growing, key_index
-from uptake.text import Chunking, Document, stable_hash
-from uptake.tokens import Tokenizer
+from uptake.store import Datastore
+from uptake.store.views import growing, key_index
+from uptake.text.chunks.view import listed
+from uptake.text.overlap import LeakFilter, Overlap
+from uptake.text.tokenizer import Tokenizer
+from uptake.text.types import Chunking, Document, stable_hash
 
 LENGTH = 8
 WORDS = "amber birch cedar delta ember fjord grove heath islet jetty knoll larch marsh north oasis".split()  # noqa: SIM905
@@ -257,7 +258,8 @@ WRITER = """
 import sys
 sys.path[:0] = {path!r}
 from stubs import Letters
-from uptake.store import Datastore, growing
+from uptake.store import Datastore
+from uptake.store.views import growing
 growing.COMMIT, growing.CHARACTERS = 100, 100
 store = Datastore.open(sys.argv[1])
 store.read_chunks(Letters(), length=8, progress=lambda done, every: print(done, flush=True))
@@ -286,7 +288,7 @@ def test_killed_writers_lose_nothing_they_told_of(tmp_path):
 
 
 def test_a_huge_document_is_embedded_in_parts(tmp_path, monkeypatch):
-    from uptake.store import chunk_reading
+    from uptake.store.views import chunk_reading
 
     monkeypatch.setattr(chunk_reading, "_EMBEDDED", 3)
     store, _ = made(tmp_path / "s", [document("a"), document("b")], "dense")

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 import toys
 from stubs import StubEncoder
-from uptake.chunks.bm25 import Bm25
-from uptake.chunks.cutting import cut
-from uptake.chunks.view import BoundChunks, listed
 from uptake.errors import BadInput
-from uptake.overlap import LeakFilter, Overlap, Shingles
-from uptake.text import Document, passage_id
-from uptake.tokens import Tokenizer
+from uptake.text.chunks.bm25 import Bm25
+from uptake.text.chunks.cutting import cut
+from uptake.text.chunks.view import BoundChunks, listed
+from uptake.text.overlap import LeakFilter, Overlap, Shingles
+from uptake.text.tokenizer import Tokenizer
+from uptake.text.types import Document, passage_id
 
 LENGTH = 8
 WORDS = "amber birch cedar delta ember fjord grove heath islet jetty knoll larch marsh north oasis".split()  # noqa: SIM905

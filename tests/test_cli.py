@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixture, write_lines  # noqa: F401
-from uptake.journal import Journal
+from uptake.evaluation.journal import Journal
 
 # The report's keys, as they were promised.
 METHOD_KEYS = {
@@ -91,7 +91,7 @@ def test_eval_writes_the_report_and_leaves_no_journal(run: Run, world: World, tm
     assert figures["queries"] == 6 and figures["failed"] == 0 and figures["tokens_trained_per_query"] > 0
     assert {"seed", "versions", "model", "store", "settings"} <= report.keys()
     assert report["model"]["fingerprint"] and report["store"]["fingerprint"]
-    assert report["settings"]["ttt-nn"]["rule"]["learning_rate"] == 2e-5
+    assert report["settings"]["ttt-nn"]["optimizer"]["learning_rate"] == 2e-5
     assert [path.name for path in tmp_path.iterdir() if "journal" in path.name] == []
 
 
@@ -103,7 +103,7 @@ def test_compare_writes_page_and_report(run: Run, world: World, tmp_path: Path) 
     report = json.loads(out.read_text())
     assert list(report["methods"]) == ["base", "random", "in-context", "ttt-nn"]
     assert [at["k"] for at in report["methods"]["ttt-nn"]["by_k"]] == [1, 2]
-    assert report["settings"]["random"]["rule"]["learning_rate"] == 1e-3
+    assert report["settings"]["random"]["optimizer"]["learning_rate"] == 1e-3
     assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:200]
 
 
@@ -155,7 +155,7 @@ def test_methods(run: Run) -> None:
     assert "ttt-nn" in run("methods").out
     assert "making.kind" in run("methods", "source-code").out
     shown = run("methods", "ttt-nn").out
-    assert "rule.learning_rate" in shown and "lora(rank=16, alpha=32)" in shown
+    assert "optimizer.learning_rate" in shown and "lora(rank=16" in shown
     assert "nearest-first | farthest-first" in shown
 
 
@@ -230,11 +230,15 @@ def test_fresh_begins_anew(run: Run, world: World, tmp_path: Path, monkeypatch: 
         tmp_path / "o.json",
     )
     with monkeypatch.context() as patched:
-        patched.setattr("uptake.report.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(
+            "uptake.report.summary.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         assert run(*asked).code == 130
     assert "going on" in run(*asked).err
     with monkeypatch.context() as patched:
-        patched.setattr("uptake.report.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(
+            "uptake.report.summary.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         assert run(*asked).code == 130
     assert "going on" not in run(*asked, "--fresh").err
 
@@ -293,10 +297,10 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_a_tuned_recipe_is_taken_by_eval_compare_and_generate(
     run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import uptake.tune
+    import uptake.evaluation.tune
 
-    small = uptake.tune.Space(moves=("all",), start=1e-2, climbs=1, ks=(1, 2), others=())
-    monkeypatch.setattr(uptake.tune, "Space", lambda **_: small)
+    small = uptake.evaluation.tune.Space(trainable=("all",), start=1e-2, climbs=1, ks=(1, 2), others=())
+    monkeypatch.setattr(uptake.evaluation.tune, "Space", lambda **_: small)
     common = ("-m", world.model, "-s", world.lexical, "--data", world.data, "--suffix", "80", "--limit", "2")
     recipe = tmp_path / "r.recipe"
     tuned = run("tune", *common, "-k", "1,2", "--out", recipe, "--json")
@@ -307,12 +311,12 @@ def test_a_tuned_recipe_is_taken_by_eval_compare_and_generate(
 
     report = run("eval", *common, "--recipe", recipe, "--json", "-").json
     assert report["methods"]["ttt-nn"]["k"] == k
-    assert report["settings"]["ttt-nn"]["rule"]["learning_rate"] == rate
+    assert report["settings"]["ttt-nn"]["optimizer"]["learning_rate"] == rate
     report = run(
         "compare", *common, "--methods", "base,random", "--recipe", recipe, "-k", "1", "--json", "-"
     ).json
     assert list(report["methods"]) == ["base", "random", "ttt-nn"] and report["methods"]["ttt-nn"]["k"] == 1
-    assert report["settings"]["random"]["rule"]["learning_rate"] == 2e-5
+    assert report["settings"]["random"]["optimizer"]["learning_rate"] == 2e-5
     written = run(
         "generate", "-m", world.model, "-s", world.lexical, "--recipe", recipe, "--json", "The pump"
     ).json

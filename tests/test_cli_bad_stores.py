@@ -134,14 +134,14 @@ def test_a_disk_full_of_passages(
         raise OSError("LanceError(IO): No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("uptake.store.table.lance.write_dataset", full)
+        patched.setattr("uptake.store.passages.table.lance.write_dataset", full)
         refused(run("index", "add", world.lexical, more), "the disk is full", "nothing stored is lost")
     assert run("index", "info", world.lexical, "--json").json["documents"] == 24
     assert run("index", "verify", world.lexical).code == 0
     assert run("index", "add", world.lexical, more).code == 0
 
 
-@pytest.mark.parametrize("place", ["uptake.report.write_whole", "uptake.page.write_whole"])
+@pytest.mark.parametrize("place", ["uptake.report.summary.write_whole", "uptake.report.page.write_whole"])
 def test_a_disk_full_of_reports(
     run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -186,11 +186,11 @@ def test_ctrl_c(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.Monk
         ran = evaluated(run, world)
         assert (ran.code, ran.err) == (130, "uptake: interrupted; nothing is kept without --json FILE\n")
     with monkeypatch.context() as patched:
-        patched.setattr("uptake.causal.load", pressed)
+        patched.setattr("uptake.lm.causal.load", pressed)
         ran = run("generate", "-m", world.model, "--method", "base", "x")
         assert (ran.code, ran.err) == (130, "uptake: interrupted\n")
     with monkeypatch.context() as patched:
-        patched.setattr("uptake.store.writing.Writing.tidy", pressed)
+        patched.setattr("uptake.store.passages.writing.Writing.tidy", pressed)
         more = write_lines(tmp_path / "more.jsonl", {"id": "new", "text": "a zeppelin"})
         ran = run("index", "add", world.lexical, more)
         assert ran.code == 130 and "what was stored stays" in ran.err
@@ -202,5 +202,5 @@ def test_ctrl_c(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.Monk
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 GB")]
 )
 def test_too_little_memory(run: Run, world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr("uptake.causal.load", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("uptake.lm.causal.load", lambda *_: (_ for _ in ()).throw(error))
     refused(run("generate", "-m", world.model, "--method", "base", "x"), "out of memory")

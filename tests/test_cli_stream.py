@@ -16,8 +16,8 @@ from cli_world import (  # noqa: F401
     world_fixture,
     write_lines,
 )
+from uptake.evaluation.streaming import report
 from uptake.methods.finetune import Finetune
-from uptake.streaming import report
 
 DOCUMENTS = [{"id": f"d{n}", "text": f"Pump {n} has {n * 3} valves.", "group": f"g{n % 3}"} for n in range(6)]
 QUESTIONS: list[dict[str, Any]] = [
@@ -51,8 +51,8 @@ def test_the_table_the_report_and_the_page(
         assert word in ran.out
     assert ran.err.count("left out while reading: skipped 1: 1 no answer") == 1
     results = report.read_json(out)
-    assert {row.taken for row in results.answers if row.way == "online"} == {2, 4, 6}
-    assert results.header.settings["online"]["rule"]["learning_rate"] == 1e-3  # type: ignore[index]
+    assert {row.taken for row in results.answers if row.method == "online"} == {2, 4, 6}
+    assert results.header.settings["online"]["optimizer"]["learning_rate"] == 1e-3  # type: ignore[index]
     assert results.header.protocol["template"] == "{question}\n"
     html = page.read_text()
     assert "How many has pump 0?" in html and "What is kept of the first documents" in html
@@ -117,7 +117,7 @@ def test_questions_on_other_documents_are_refused(
 def test_documents_passed_over_are_named_with_their_reason(
     run: Run, world: World, files: tuple[Path, Path]
 ) -> None:
-    ran = streamed(run, world, files, "--set", "rule=sgd", "--set", "rule.learning_rate=1e30")
+    ran = streamed(run, world, files, "--set", "optimizer=sgd", "--set", "optimizer.learning_rate=1e30")
     assert ran.code == 0 and "note: online passed over" in ran.err, ran.err
     assert "documents, first d" in ran.err and "learning rate" in ran.err
     assert "KL" not in ran.out, "no unrelated text was given"
@@ -128,7 +128,7 @@ def test_an_interrupted_stream_goes_on_from_what_was_kept(
 ) -> None:
     out = tmp_path / "out.json"
     more = ("--json", out, "--save-every", "2")
-    take, taken = Finetune.take, []
+    take, taken = Finetune.adapt, []
 
     def stop(self: Finetune, *given: Any) -> Any:
         taken.append(1)
@@ -136,7 +136,7 @@ def test_an_interrupted_stream_goes_on_from_what_was_kept(
             raise KeyboardInterrupt
         return take(self, *given)
 
-    monkeypatch.setattr(Finetune, "take", stop)
+    monkeypatch.setattr(Finetune, "adapt", stop)
     ran = streamed(run, world, files, *more)
     assert ran.code == 130 and "every 2 documents" in ran.err and not out.exists()
     ran = streamed(run, world, files, *more)

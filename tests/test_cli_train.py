@@ -8,10 +8,10 @@ import torch
 from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixture, write_lines
 from test_train import LearnedMemory
 from uptake import methods
-from uptake.chunks.view import BoundChunks
-from uptake.method import Way
+from uptake.adaptation.tensors import read_tensors
+from uptake.methods.contract.method import MethodSpec
 from uptake.methods.retro import Retro
-from uptake.tensors import read_tensors
+from uptake.text.chunks.view import BoundChunks
 
 __all__ = ["made_fixture", "run_fixture", "world_fixture"]
 
@@ -22,7 +22,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
     found, names = methods.find, methods.names
     monkeypatch.setattr(methods, "names", lambda: [*names(), "memory"])
     monkeypatch.setattr(
-        methods, "find", lambda name: Way(LearnedMemory()) if name == "memory" else found(name)
+        methods, "find", lambda name: MethodSpec(LearnedMemory()) if name == "memory" else found(name)
     )
 
 

@@ -12,18 +12,18 @@ from stubs import StubEncoder
 from test_evaluate import DOCUMENTS, sentence
 from test_parallel import PLAN
 from test_store import document, make
-from uptake import readers
-from uptake.causal import Causal
 from uptake.errors import BadInput, Incomplete, UptakeError
-from uptake.evaluate import evaluate
-from uptake.readers import Skipped
+from uptake.evaluation.engine import evaluate
+from uptake.lm.causal import Causal
 from uptake.store import Datastore, QueryText
 from uptake.store.cluster import Cluster
 from uptake.store.cluster import build as build_module
 from uptake.store.cluster import index as index_module
 from uptake.store.cluster.status import status
 from uptake.store.datastore import Added
-from uptake.text import Document
+from uptake.text import readers
+from uptake.text.readers import Skipped
+from uptake.text.types import Document
 
 ray = pytest.importorskip("ray", reason="a cluster needs uptake[ray]")
 
@@ -161,7 +161,7 @@ def test_evaluate(nodes, model, tmp_path):
 
     far = Datastore.open(path, cluster=on(nodes, rows=1000), version=store.version)
     shared = evaluate(model, PLAN, DOCUMENTS, far, workers=2, ray=nodes.address, progress=loses_a_node)
-    told = [[(r.way, r.k, r.query, r.bits, r.coverage) for r in each.rows] for each in (shared, alone)]
+    told = [[(r.method, r.k, r.query, r.bits, r.coverage) for r in each.rows] for each in (shared, alone)]
     assert told[0] == told[1] and shared.showcases == alone.showcases
     total = len({row.query for row in alone.rows})
     assert seen == [(done, total) for done in range(total + 1)]

@@ -10,10 +10,10 @@ import conformance
 import toy_methods
 import toys
 from uptake import methods
-from uptake.method import Method
+from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.trainable import LoRA, Top
+from uptake.methods.contract.method import Method
 from uptake.methods.finetune import Finetune
-from uptake.moves import LoRA, Top
-from uptake.rules import AdamW
 
 SUBJECTS: dict[str, Method[Any]] = {
     name: type(methods.find(name).method).example() for name in methods.names()
@@ -22,8 +22,8 @@ SUBJECTS |= {
     "toy memory": toy_methods.Memory.example(),
     "toy weights": toy_methods.Weights.example(),
     "toy router": toy_methods.Router.example(),
-    "finetune lora": replace(Finetune.example(), moves=LoRA(rank=4), rule=AdamW(1e-2)),
-    "finetune top": replace(Finetune.example(), moves=Top(1)),
+    "finetune lora": replace(Finetune.example(), trainable=LoRA(rank=4), optimizer=AdamW(1e-2)),
+    "finetune top": replace(Finetune.example(), trainable=Top(1)),
     "finetune dropout": replace(Finetune.example(), dropout=True),
 }
 

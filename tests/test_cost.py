@@ -10,13 +10,13 @@ from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixt
 from test_evaluate import SMALL, sentence
 from uptake import api
 from uptake.cli.cost import duration
-from uptake.cost import Size, Span, estimate, forecast, spread, wall_clock
 from uptake.errors import BadInput
-from uptake.plan import Plan, units
-from uptake.protocol import PerQuery, Running
-from uptake.results import Row
+from uptake.evaluation.cost import Size, Span, estimate, forecast, spread, wall_clock
+from uptake.evaluation.plan import Plan, units
+from uptake.evaluation.protocol import PerQuery, Running
+from uptake.report.results import Row
 from uptake.store.datastore import Datastore
-from uptake.text import Chunking, Document
+from uptake.text.types import Chunking, Document
 
 SIZE = Size(units=100, documents=50, bytes=2000)
 
@@ -27,7 +27,7 @@ def row(way: str, k: int, retrieve: float, train: float, score: float, tokens: i
 
 
 def plan(*names: str, settings: tuple[str, ...] = (), **changes) -> Plan:
-    return replace(Plan(api.ways(names, settings), ks=(1, 5), batch=8), **changes)
+    return replace(Plan(api.method_specs(names, settings), ks=(1, 5), batch=8), **changes)
 
 
 def test_queries_scale_finding_and_learning_and_bytes_scale_scoring() -> None:
@@ -35,7 +35,7 @@ def test_queries_scale_finding_and_learning_and_bytes_scale_scoring() -> None:
     # Half the mean bytes: scoring counts twice. What k = 1 trained is in what k = 5 trained.
     cheap = [row("ttt-nn", 1, 0.5, 1.0, 0.25, 10, 10), row("ttt-nn", 5, 0.5, 4.0, 0.25, 40, 10)]
     dear = [row("ttt-nn", 1, 0.5, 2.0, 0.5, 20), row("ttt-nn", 5, 0.5, 6.0, 0.5, 60)]
-    found = estimate("ttt-nn", given.ways["ttt-nn"], given, [cheap, dear], SIZE, 7)
+    found = estimate("ttt-nn", given.methods["ttt-nn"], given, [cheap, dear], SIZE, 7)
     low, high = 100 * 4.5 + 2000 * 0.5 / 10, 100 * 6.5 + 2000 * 1.0 / 20
     assert found.cpu_seconds == Span((low + high) / 2, low, high)
     assert found.tokens_trained == Span(5000.0, 4000.0, 6000.0)
@@ -45,7 +45,7 @@ def test_queries_scale_finding_and_learning_and_bytes_scale_scoring() -> None:
 def test_passes_that_cannot_be_shared_are_paid_for_each_k() -> None:
     given = plan("ttt-nn", settings=("passes=2",))
     unit = [row("ttt-nn", 1, 0.0, 1.0, 0.0, 10), row("ttt-nn", 5, 0.0, 4.0, 0.0, 40)]
-    found = estimate("ttt-nn", given.ways["ttt-nn"], given, [unit], SIZE)
+    found = estimate("ttt-nn", given.methods["ttt-nn"], given, [unit], SIZE)
     assert found.cpu_seconds == Span(500.0, 500.0, 500.0) and found.tokens_trained == Span(
         5000.0, *[5000.0] * 2
     )
@@ -53,7 +53,9 @@ def test_passes_that_cannot_be_shared_are_paid_for_each_k() -> None:
 
 def test_what_learns_from_what_it_scores_scales_with_bytes() -> None:
     given = plan("finetune", protocol=Running())
-    found = estimate("finetune", given.ways["finetune"], given, [[row("finetune", 0, 0, 3.0, 1.0, 50)]], SIZE)
+    found = estimate(
+        "finetune", given.methods["finetune"], given, [[row("finetune", 0, 0, 3.0, 1.0, 50)]], SIZE
+    )
     assert found.cpu_seconds == Span(400.0, 400.0, 400.0) and found.tokens_trained == Span(
         5000.0, *[5000.0] * 2
     )
@@ -63,10 +65,10 @@ def test_what_failed_is_no_measurement() -> None:
     given = plan("base", "ttt-nn", ks=(5,))
     failed = replace(row("ttt-nn", 5, 0, 0, 0, 0), failed="RuntimeError: no")
     sound, base = row("ttt-nn", 5, 0, 1.0, 0, 10), row("base", 0, 0, 0, 1.0, 0)
-    found = estimate("ttt-nn", given.ways["ttt-nn"], given, [[base, failed], [base, sound]], SIZE)
+    found = estimate("ttt-nn", given.methods["ttt-nn"], given, [[base, failed], [base, sound]], SIZE)
     assert found.cpu_seconds == Span(100.0, 100.0, 100.0) and found.failed == "RuntimeError: no"
     assert wall_clock(given, [[base, failed], [base, sound]], SIZE, 1) == Span(200.0, 200.0, 200.0)
-    nothing = estimate("ttt-nn", given.ways["ttt-nn"], given, [[base, failed]], SIZE)
+    nothing = estimate("ttt-nn", given.methods["ttt-nn"], given, [[base, failed]], SIZE)
     assert nothing.cpu_seconds is None and nothing.tokens_trained is None
     assert wall_clock(given, [[base, failed]], SIZE, 1) is None
 
@@ -94,16 +96,16 @@ def store_fixture(tmp_path: Path) -> Datastore:
 
 def test_a_forecast_is_near_the_run_it_speaks_of(store: Datastore) -> None:
     lm, documents = toys.lm(), [Document(f"test/{i}", sentence(i)) for i in range(6)]
-    ways = api.ways(["base", "ttt-nn"])
+    ways = api.method_specs(["base", "ttt-nn"])
     given = Plan(ways, SMALL, (1, 3), batch=4)
     shown: list[int] = []
     found = forecast(lm, given, documents, store, queries=2, progress=lambda done, total: shown.append(done))
     results = api.compare(lm, documents, list(ways), store=store, k=(1, 3), protocol=SMALL, batch=4)
     everything = units(SMALL, documents)
     assert found.size == Size.of(everything) and found.size.units == 6 and found.measured == 2
-    assert shown == [1, 2] and found.size.bytes == sum(r.bytes for r in results.rows if r.way == "base")
-    ttt = found.ways[1]
-    trained = sum(r.tokens_trained for r in results.rows if r.way == "ttt-nn" and r.k == 3)
+    assert shown == [1, 2] and found.size.bytes == sum(r.bytes for r in results.rows if r.method == "base")
+    ttt = found.methods[1]
+    trained = sum(r.tokens_trained for r in results.rows if r.method == "ttt-nn" and r.k == 3)
     assert ttt.tokens_trained is not None and ttt.tokens_trained.value == pytest.approx(trained, rel=0.2)
     assert ttt.cpu_seconds is not None and ttt.cpu_seconds.low > 0 and ttt.peak_bytes > 1 << 20
     assert found.wall_seconds is not None and found.wall_seconds.low <= found.wall_seconds.value
@@ -113,14 +115,14 @@ def test_a_forecast_is_near_the_run_it_speaks_of(store: Datastore) -> None:
 
 def test_a_forecast_of_reading_as_one_goes() -> None:
     documents = [Document("a", sentence(1)), Document("b", sentence(2) * 3)]
-    found = forecast(toys.lm(), Plan(api.ways(["finetune"]), Running(40, 40)), documents)
-    assert found.size.units == 2 and found.ways[0].tokens_trained is not None
+    found = forecast(toys.lm(), Plan(api.method_specs(["finetune"]), Running(40, 40)), documents)
+    assert found.size.units == 2 and found.methods[0].tokens_trained is not None
 
 
 def test_the_verb_tells_what_a_comparison_will_take(run: Run, world: World) -> None:
     common = ("-m", world.model, "--data", world.data, "--suffix", "80", "-k", "1,2", "--queries", "2")
     ran = run("cost", *common, "-s", world.lexical)
-    assert ran.code == 0 and ran.out.startswith("way")
+    assert ran.code == 0 and ran.out.startswith("method")
     assert [line.split()[0] for line in ran.out.splitlines()[1:5]] == [
         "base",
         "random",
@@ -129,9 +131,12 @@ def test_the_verb_tells_what_a_comparison_will_take(run: Run, world: World) -> N
     ]
     assert "6 documents: about" in ran.out and "2 measured" in ran.out
     told = run("cost", *common, "-s", world.lexical, "--methods", "ttt-nn", "--workers", "2", "--json").json
-    assert [way["way"] for way in told["ways"]] == ["base", "ttt-nn"] and told["ways"][1]["k"] == [1, 2]
+    assert [one["method"] for one in told["methods"]] == ["base", "ttt-nn"] and told["methods"][1]["k"] == [
+        1,
+        2,
+    ]
     assert told["size"]["units"] == 6 and told["measured"] == 2
-    assert told["ways"][1]["cpu_seconds"]["value"] > told["ways"][0]["cpu_seconds"]["value"]
+    assert told["methods"][1]["cpu_seconds"]["value"] > told["methods"][0]["cpu_seconds"]["value"]
     running = run("cost", *common, "--methods", "finetune", "--protocol", "running")
     assert running.code == 0 and "finetune" in running.out
 

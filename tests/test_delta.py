@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from uptake.delta import Delta, LowRank, fingerprint, skeleton
+from uptake.adaptation.delta import Delta, LowRank, fingerprint, skeleton
+from uptake.adaptation.inner_loop import descend, token_loss
+from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
+from uptake.adaptation.trainable import All, LoRA, Named, Top, Trainable, block_matrices
 from uptake.errors import BadInput, Damaged, Mismatch
-from uptake.moves import All, LoRA, Moves, Named, Top, block_matrices
-from uptake.rules import SGD, AdamW, Rule
-from uptake.step import descend, token_loss
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -66,13 +66,13 @@ def test_a_skeleton_shares_all_that_did_not_move_and_keeps_ties(shape: str) -> N
     assert fingerprint(copy) != fingerprint(module) == fingerprint(toys.module(shape))
 
 
-@pytest.mark.parametrize("moves", [All(), Top(1), Named(".1.mlp."), LoRA(rank=3)], ids=str)
+@pytest.mark.parametrize("trainable", [All(), Top(1), Named(".1.mlp."), LoRA(rank=3)], ids=str)
 @pytest.mark.parametrize("shape", toys.SHAPES)
-def test_what_was_trained_is_what_the_delta_puts_back(shape: str, moves: Moves) -> None:
+def test_what_was_trained_is_what_the_delta_puts_back(shape: str, trainable: Trainable) -> None:
     lm = toys.lm(shape, dtype=torch.float64)
     base = fingerprint(lm.module)
     ids = torch.tensor([[0, 5, 6, 7, 5, 6, 7, 9]])
-    private, opened = lm.open(moves, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
+    private, opened = lm.trainable_copy(trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
 
     def loss(batch: torch.Tensor) -> torch.Tensor:
         return token_loss(private.step(batch[:, :-1])[0], batch[:, 1:])
@@ -83,20 +83,20 @@ def test_what_was_trained_is_what_the_delta_puts_back(shape: str, moves: Moves) 
     with torch.no_grad():
         trained, again = private.step(ids)[0], lm.overlay(opened.delta()).step(ids)[0]
     # LoRA's factors are trained in float32, as peft makes them.
-    assert torch.allclose(trained, again, atol=1e-6 if isinstance(moves, LoRA) else 1e-12)
+    assert torch.allclose(trained, again, atol=1e-6 if isinstance(trainable, LoRA) else 1e-12)
     assert not torch.allclose(again, lm.step(ids)[0], atol=1e-3)
     assert fingerprint(lm.module) == base
-    if isinstance(moves, Top):
+    if isinstance(trainable, Top):
         assert all(".1." in name for name in opened.delta().names)
-    if isinstance(moves, Named):
+    if isinstance(trainable, Named):
         assert opened.delta().names == {name for name, _ in lm.module.named_parameters() if ".1.mlp." in name}
-    if isinstance(moves, LoRA):
+    if isinstance(trainable, LoRA):
         assert opened.delta().names == block_matrices(lm.module).keys()
 
 
 def test_a_bfloat16_base_still_takes_small_steps() -> None:
     lm = toys.lm(dtype=torch.bfloat16)
-    _, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator())
+    _, opened = lm.trainable_copy(All(), Delta(lm.fingerprint), torch.Generator())
     assert all(parameter.dtype == torch.float32 for parameter in opened.parameters.values())
     name = next(iter(opened.parameters))
     with torch.no_grad():
@@ -105,14 +105,16 @@ def test_a_bfloat16_base_still_takes_small_steps() -> None:
     assert torch.allclose(moved - lm.module.get_parameter(name).float(), torch.tensor(1e-6), rtol=0.2)
 
 
-@pytest.mark.parametrize("rule", [AdamW(1e-2), SGD(0.1, momentum=0.9)], ids=str)
-def test_the_inner_loop_goes_on_from_its_memory(rule: Rule) -> None:
+@pytest.mark.parametrize("optimizer", [AdamW(1e-2), SGD(0.1, momentum=0.9)], ids=str)
+def test_the_inner_loop_goes_on_from_its_memory(optimizer: Optimizer) -> None:
     def run(*parts: list[float], forget: bool = False) -> torch.Tensor:
         weight = torch.nn.Parameter(torch.ones(3))
         memory: dict[str, torch.Tensor] = {}
         for part in parts:
             before = {} if forget else memory
-            memory = descend(lambda x: (weight - x).pow(2).sum(), {"w": weight}, part, rule, None, before)
+            memory = descend(
+                lambda x: (weight - x).pow(2).sum(), {"w": weight}, part, optimizer, None, before
+            )
         return weight.detach()
 
     assert torch.equal(run([1.5, 2.0, -3.0]), run([1.5], [2.0, -3.0]))
@@ -150,13 +152,13 @@ def test_disk_round_trip_and_what_is_refused(tmp_path: Path) -> None:
 def test_moves_that_do_not_fit_say_so() -> None:
     lm = toys.lm()
     start = Delta(lm.fingerprint)
-    for moves, words in (
+    for trainable, words in (
         (Top(0), "use 1 to 2"),
         (Top(3), "the model has 2"),
         (LoRA(0), "1 or more"),
         (Named("no.such"), "no weight is called so"),
     ):
         with pytest.raises(BadInput, match=words):
-            lm.open(moves, start, torch.Generator())
+            lm.trainable_copy(trainable, start, torch.Generator())
     with pytest.raises(BadInput, match="finite"):
         AdamW(float("nan"))

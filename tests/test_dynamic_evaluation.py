@@ -11,19 +11,19 @@ import torch
 
 import toys
 from uptake import api, methods
+from uptake.adaptation.optimizers import RMS, SGD, AdamW, Optimizer
+from uptake.adaptation.token_weights import Spans, TokenWeights
+from uptake.adaptation.trainable import LoRA, Top
 from uptake.errors import BadInput, Mismatch
-from uptake.evaluate import evaluate
-from uptake.learned import Material
-from uptake.lm import LM, Segment
-from uptake.method import Budget, Context, Evidence
+from uptake.evaluation.engine import evaluate
+from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocol import Running
+from uptake.lm.base import LM, Segment
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Budget, Context, Evidence
 from uptake.methods.dynamic_evaluation import DynamicEvaluation, GradientStatistics
-from uptake.methods.finetune import Moved
-from uptake.moves import LoRA, Top
-from uptake.plan import Plan
-from uptake.protocol import Running
-from uptake.rules import RMS, SGD, AdamW, Rule
-from uptake.text import Document, Found, Passage
-from uptake.token_weights import Spans, TokenWeights
+from uptake.methods.finetune import WeightState
+from uptake.text.types import Document, Found, Passage
 from uptake.train import Training, train
 
 TEXT = "the cat sat on the mat and a dog ran over the hill to see what the cat saw there, and back."
@@ -32,7 +32,7 @@ MATERIAL = Material((Document("a", TEXT), Document("b", TEXT[::-1])))
 
 def running(
     method: DynamicEvaluation, lm: LM, text: str = TEXT, size: int = 10
-) -> tuple[torch.Tensor, Moved]:
+) -> tuple[torch.Tensor, WeightState]:
     state, found = method.init(lm), []
     for start in range(0, len(text), size):
         segment = Segment(text[start : start + size], text[max(0, start - 20) : start])
@@ -54,7 +54,7 @@ def gradients(module: Any, inputs: list[int], targets: list[int]) -> dict[str, n
 
 def test_two_steps_by_hand() -> None:
     lm = toys.lm(dtype=torch.float64)
-    method = DynamicEvaluation(rule=RMS(0.01, decay=0.4, epsilon=1e-3), own_prefix=False)
+    method = DynamicEvaluation(optimizer=RMS(0.01, decay=0.4, epsilon=1e-3), own_prefix=False)
     statistics = method.build(lm).double()
     statistics.add([torch.rand_like(p) + 0.1 for p in lm.module.parameters()])
     method = replace(method, trained=statistics)
@@ -91,7 +91,7 @@ class Vowels(TokenWeights):
 
 def test_token_weights_say_what_is_learnt_and_not_what_is_scored() -> None:
     lm = toys.lm(dtype=torch.float64)
-    plain = DynamicEvaluation(rule=SGD(0.1), own_prefix=False, chunk_tokens=8)
+    plain = DynamicEvaluation(optimizer=SGD(0.1), own_prefix=False, chunk_tokens=8)
     method = replace(plain, token_weights=Vowels())
     (scores,), (state,) = method.read([method.init(lm)], lm, [Segment("the cat", "a ")], Context())
     assert torch.equal(scores.log_probs, lm.score([Segment("the cat", "a ")])[0].log_probs)
@@ -106,29 +106,31 @@ def test_token_weights_say_what_is_learnt_and_not_what_is_scored() -> None:
 
     # A piece without any weight is no step.
     context = Context()
-    method.take([method.init(lm)], lm, [Evidence.of("the cat " + " " * 8 + "on a mat")], context)
+    method.adapt([method.init(lm)], lm, [Evidence.of("the cat " + " " * 8 + "on a mat")], context)
     assert (context.ledger(0).steps, context.ledger(0).tokens_trained) == (2, 16)
     # The weights of a second piece are those of its own tokens.
     passages = Passage(1, "the cat "), Passage(2, "on a mat", prompt="the cat ")
     parts = Evidence(Found(passages, (0.0, 0.0)))
     (whole,), (apart,) = (
-        method.take([method.init(lm)], lm, [found], Context())
+        method.adapt([method.init(lm)], lm, [found], Context())
         for found in (Evidence.of("the cat on a mat"), parts)
     )
     assert all(torch.equal(moved, apart.delta.dense[name]) for name, moved in whole.delta.dense.items())
 
 
-RULES: list[Rule] = [SGD(0.0), AdamW(0.0, weight_decay=0.0), RMS(0.0, decay=0.3)]
+RULES: list[Optimizer] = [SGD(0.0), AdamW(0.0, weight_decay=0.0), RMS(0.0, decay=0.3)]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-def test_a_rate_of_zero_is_the_static_model_bit_for_bit(rule: Rule) -> None:
-    method = DynamicEvaluation(rule=rule, weights="untrained" if isinstance(rule, RMS) else "")
+@pytest.mark.parametrize("optimizer", RULES, ids=lambda optimizer: type(optimizer).__name__)
+def test_a_rate_of_zero_is_the_static_model_bit_for_bit(optimizer: Optimizer) -> None:
+    method = DynamicEvaluation(optimizer=optimizer, weights="untrained" if isinstance(optimizer, RMS) else "")
     way = replace(methods.find("dynamic-evaluation"), method=method)
     plan = Plan({"base": methods.find("base"), "still": way}, Running(12, 30))
     rows = evaluate(toys.lm(), plan, [Document("a", TEXT), Document("b", TEXT[7:60])]).rows
-    assert [row.bits for row in rows if row.way == "still"] == [row.bits for row in rows if row.way == "base"]
-    assert all(row.steps >= 4 for row in rows if row.way == "still")
+    assert [row.bits for row in rows if row.method == "still"] == [
+        row.bits for row in rows if row.method == "base"
+    ]
+    assert all(row.steps >= 4 for row in rows if row.method == "still")
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
@@ -139,21 +141,21 @@ def test_scoring_and_taking_in_one_pass_is_one_after_the_other(shape: str) -> No
     for text, before in (("the cat ", ""), (TEXT[8:32], "the cat "), ("on the", TEXT[:32]), ("re", "he")):
         segment = Segment(text, before)
         (scores,), (state,) = method.read([state], lm, [segment], Context())
-        (wanted,) = method.on([apart], lm).score([segment])
-        (apart,) = method.take([apart], lm, [Evidence.of(text, query=before)], Context())
+        (wanted,) = method.adapted([apart], lm).score([segment])
+        (apart,) = method.adapt([apart], lm, [Evidence.of(text, query=before)], Context())
         assert torch.equal(scores.log_probs, wanted.log_probs) and scores.bytes == wanted.bytes
         assert all(torch.equal(state.delta.dense[n], part) for n, part in apart.delta.dense.items())
 
 
 def test_a_motif_gets_likelier_and_the_decay_forgets() -> None:
     lm, motif = toys.lm(), "abcabdab" * 10
-    method = DynamicEvaluation(rule=RMS(0.05, decay=0.0), weights="untrained")
+    method = DynamicEvaluation(optimizer=RMS(0.05, decay=0.0), weights="untrained")
     learnt, free = running(method, lm, motif)
-    still, _ = running(replace(method, rule=RMS(0.0)), lm, motif)
+    still, _ = running(replace(method, optimizer=RMS(0.0)), lm, motif)
     assert learnt[-20:].mean() > still[-20:].mean() + 0.5
-    _, held = running(replace(method, rule=RMS(0.05, decay=0.5)), lm, motif)
+    _, held = running(replace(method, optimizer=RMS(0.05, decay=0.5)), lm, motif)
 
-    def moved(state: Moved) -> float:
+    def moved(state: WeightState) -> float:
         return sum(float(part.square().sum()) for part in state.delta.dense.values()) ** 0.5
 
     assert moved(held) < 0.8 * moved(free)
@@ -173,11 +175,11 @@ def test_statistics_are_root_mean_squares_and_come_back_from_disk(tmp_path: Path
         assert np.allclose(network.rms(name).numpy(), wanted, rtol=1e-3, atol=1e-7)
     path = tmp_path / "rms.safetensors"
     method.save(network, lm, path)
-    read = api.ways(["dynamic-evaluation"], ["rule=rms(learning_rate=1e-3)", f"weights={path}"])
+    read = api.method_specs(["dynamic-evaluation"], ["optimizer=rms(learning_rate=1e-3)", f"weights={path}"])
     there = read["dynamic-evaluation"].method
-    here = DynamicEvaluation(rule=RMS(1e-3), trained=network)
+    here = DynamicEvaluation(optimizer=RMS(1e-3), trained=network)
     assert torch.equal(running(there, lm)[0], running(here, lm)[0])
-    assert not any("rms" in name for name in running(here, lm)[1].memory), "states do not carry them"
+    assert not any("rms" in name for name in running(here, lm)[1].optimizer_state), "states do not carry them"
     with pytest.raises(Mismatch, match="train again"):
         there.init(toys.lm(seed=1))
 
@@ -202,12 +204,12 @@ def test_where_the_rule_needs_a_file_it_says_so() -> None:
     default = methods.find("dynamic-evaluation").method
     assert running(default, lm)[1].history
     with pytest.raises(BadInput, match="uptake train dynamic-evaluation"):
-        DynamicEvaluation(rule=RMS()).init(lm)
-    with pytest.raises(BadInput, match="add --set rule=rms"):
+        DynamicEvaluation(optimizer=RMS()).init(lm)
+    with pytest.raises(BadInput, match="add --set optimizer=rms"):
         DynamicEvaluation(weights="x.safetensors").init(lm)
-    with pytest.raises(BadInput, match="moves=all or moves=top"):
-        running(DynamicEvaluation(rule=RMS(), weights="untrained", moves=LoRA(2)), lm)
-    running(DynamicEvaluation(rule=RMS(), weights="untrained", moves=Top(1)), lm)
+    with pytest.raises(BadInput, match="trainable=all or trainable=top"):
+        running(DynamicEvaluation(optimizer=RMS(), weights="untrained", trainable=LoRA(2)), lm)
+    running(DynamicEvaluation(optimizer=RMS(), weights="untrained", trainable=Top(1)), lm)
     with pytest.raises(BadInput, match="no validation text"):
         train(default, lm, default.episodes(lm, MATERIAL), valid=default.episodes(lm, MATERIAL))
     for wrong in ({"chunk_tokens": 0}, {"clip": 0.0}):
@@ -216,7 +218,7 @@ def test_where_the_rule_needs_a_file_it_says_so() -> None:
 
 
 def test_a_loss_that_is_not_finite_and_a_spent_budget_end_the_learning() -> None:
-    lm, wild, context = toys.lm(), DynamicEvaluation(rule=SGD(1e38)), Context()
+    lm, wild, context = toys.lm(), DynamicEvaluation(optimizer=SGD(1e38)), Context()
     state = wild.init(lm)
     for start in (0, 8, 16):
         segment = Segment(TEXT[start : start + 8], TEXT[:start])
@@ -226,7 +228,7 @@ def test_a_loss_that_is_not_finite_and_a_spent_budget_end_the_learning() -> None
     (row,) = evaluate(lm, Plan({"wild": way}, Running(8)), [Document("a", TEXT)]).rows
     assert "smaller learning rate" in row.failed
     context = Context(budget=Budget(tokens=8))
-    method = DynamicEvaluation(rule=SGD(0.1))
+    method = DynamicEvaluation(optimizer=SGD(0.1))
     (scores,), (state,) = method.read([method.init(lm)], lm, [Segment(TEXT[:8])], context)
     (scores,), (after,) = method.read([state], lm, [Segment(TEXT[8:16], TEXT[:8])], context)
     assert context.ledger(0).tokens_trained == 8 and len(scores.log_probs) == 8

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from uptake.errors import BadInput, Mismatch, Missing
 from uptake.store import Datastore, make_encoder
-from uptake.text import Document
+from uptake.text.types import Document
 
 TEXTS = [
     "The cat sat on the mat.",

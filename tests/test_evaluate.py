@@ -12,23 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from uptake import api, methods, runner
-from uptake.causal import Causal
+from uptake import api, methods
+from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.errors import BadInput
-from uptake.evaluate import evaluate
-from uptake.journal import Journal
-from uptake.lm import Scores, Segment
-from uptake.method import Budget, Context, Evidence, State, Way
+from uptake.evaluation import runner
+from uptake.evaluation.engine import evaluate
+from uptake.evaluation.journal import Journal
+from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocol import PerQuery, Running, Whole
+from uptake.lm.base import Scores, Segment
+from uptake.lm.causal import Causal
 from uptake.methods.base import Base
+from uptake.methods.contract.method import Budget, Context, Evidence, MethodSpec, State
 from uptake.methods.finetune import Finetune
-from uptake.overlap import LeakFilter
-from uptake.plan import Plan
-from uptake.protocol import PerQuery, Running, Whole
-from uptake.results import Row
-from uptake.rules import SGD, AdamW
-from uptake.select import Nothing
+from uptake.report.results import Row
 from uptake.store.datastore import Datastore
-from uptake.text import Chunking, Document, stable_hash
+from uptake.text.overlap import LeakFilter
+from uptake.text.select import Nothing
+from uptake.text.types import Chunking, Document, stable_hash
 
 WORDS = "the cat dog fish sat ran swam on under by mat hill pond red blue green and then again"
 
@@ -52,12 +53,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Datastore:
 
 
 def plan(*names: str, **changes: Any) -> Plan:
-    ways = api.ways(names or ("base", "random", "in-context", "ttt-nn"), ["rule=sgd(learning_rate=0.05)"])
+    ways = api.method_specs(
+        names or ("base", "random", "in-context", "ttt-nn"), ["optimizer=sgd(learning_rate=0.05)"]
+    )
     return replace(Plan(ways, SMALL, (1, 3), showcases=2), **changes)
 
 
 def figures(rows: list[Row]) -> dict[tuple[str, int, str], tuple[float, float]]:
-    return {(row.way, row.k, row.query): (row.bits, row.base_bits) for row in rows}
+    return {(row.method, row.k, row.query): (row.bits, row.base_bits) for row in rows}
 
 
 @given(
@@ -99,7 +102,9 @@ def test_an_answer_in_pieces_is_cut_before_white_space(text: str, size: int) -> 
             pieces.extend(segments)
             return [Scores(torch.zeros(1), ((0, 1),), 1)], states
 
-    Way(Seen(), Nothing(), segment=size).score([State(base="")], toys.lm(), [Segment(text, "c")], Context())
+    MethodSpec(Seen(), Nothing(), segment=size).score(
+        [State(base="")], toys.lm(), [Segment(text, "c")], Context()
+    )
     assert "".join(piece.text for piece in pieces) == text
     for number, piece in enumerate(pieces):
         before = "".join(earlier.text for earlier in pieces[:number])
@@ -112,36 +117,38 @@ def test_an_answer_in_pieces_is_cut_before_white_space(text: str, size: int) -> 
 
 def test_every_way_scores_the_same_bytes_against_the_same_base(store: Datastore) -> None:
     rows = evaluate(toys.lm(), plan(), DOCUMENTS, store).rows
-    assert {(row.way, row.k) for row in rows} == {
+    assert {(row.method, row.k) for row in rows} == {
         ("base", 0),
         *((way, k) for way in ("random", "in-context", "ttt-nn") for k in (1, 3)),
     }
     for document in DOCUMENTS:
         of = [row for row in rows if row.document == document.id]
         assert len({(row.bytes, row.base_bits) for row in of}) == 1
-    assert all(row.bits == row.base_bits for row in rows if row.way == "base")
-    assert all(row.neighbours == row.k and row.bits != row.base_bits for row in rows if row.way != "base")
-    trained = {(row.query, row.k): row.tokens_trained for row in rows if row.way == "ttt-nn"}
+    assert all(row.bits == row.base_bits for row in rows if row.method == "base")
+    assert all(row.neighbours == row.k and row.bits != row.base_bits for row in rows if row.method != "base")
+    trained = {(row.query, row.k): row.tokens_trained for row in rows if row.method == "ttt-nn"}
     assert all(0 < trained[document.id + "#0", 1] < trained[document.id + "#0", 3] for document in DOCUMENTS)
 
 
 def test_a_row_is_what_the_method_gives_by_hand(store: Datastore) -> None:
     lm = toys.lm()
     rows = figures(evaluate(lm, plan("ttt-nn"), DOCUMENTS, store).rows)
-    method = Finetune(rule=SGD(0.05))
+    method = Finetune(optimizer=SGD(0.05))
     for document in DOCUMENTS:
         prefix, target = document.text[:80], document.text[80:160]
         source = store.source(prefix, document_id=document.id, whole_text=document.text)
         found = source.search(3)
-        (state,) = method.take([method.init(lm)], lm, [Evidence(found, prefix)], Context())
-        (scores,) = method.on([state], lm).score([Segment(target, prefix)])
+        (state,) = method.adapt([method.init(lm)], lm, [Evidence(found, prefix)], Context())
+        (scores,) = method.adapted([state], lm).score([Segment(target, prefix)])
         assert rows["ttt-nn", 3, document.id + "#0"][0] == pytest.approx(scores.bits, rel=1e-6)
 
 
 def test_a_shorter_search_changes_what_is_found_and_not_what_is_read(store: Datastore) -> None:
-    lm, method = toys.lm(), Finetune(rule=SGD(0.05), own_prefix=True)
+    lm, method = toys.lm(), Finetune(optimizer=SGD(0.05), own_prefix=True)
     rule = PerQuery(prefix=80, suffix=80, search=20)
-    rows = figures(evaluate(lm, plan(ways={"own": Way(method)}, protocol=rule), DOCUMENTS, store).rows)
+    rows = figures(
+        evaluate(lm, plan(methods={"own": MethodSpec(method)}, protocol=rule), DOCUMENTS, store).rows
+    )
     different = 0
     for document in DOCUMENTS:
         prefix, target = document.text[:80], document.text[80:160]
@@ -150,8 +157,8 @@ def test_a_shorter_search_changes_what_is_found_and_not_what_is_read(store: Data
             for text in (prefix[-20:], prefix)
         )
         different += found.passages != of_all.passages
-        (state,) = method.take([method.init(lm)], lm, [Evidence(found, prefix)], Context())
-        (scores,) = method.on([state], lm).score([Segment(target, prefix)])
+        (state,) = method.adapt([method.init(lm)], lm, [Evidence(found, prefix)], Context())
+        (scores,) = method.adapted([state], lm).score([Segment(target, prefix)])
         assert rows["own", 3, document.id + "#0"][0] == pytest.approx(scores.bits, rel=1e-6)
     assert different
 
@@ -168,9 +175,9 @@ def test_order_and_company_of_queries_change_no_bit(store: Datastore) -> None:
 
 
 def test_reference_mode_runs_one_by_one_and_depends_on_order(store: Datastore) -> None:
-    ways = api.ways(["ttt-nn"], ["reference=true", "learning_rate=1e-3"])
-    forward = figures(evaluate(toys.lm(), plan(ways=ways, batch=4), DOCUMENTS, store).rows)
-    backward = figures(evaluate(toys.lm(), plan(ways=ways, batch=4), DOCUMENTS[::-1], store).rows)
+    ways = api.method_specs(["ttt-nn"], ["reference=true", "learning_rate=1e-3"])
+    forward = figures(evaluate(toys.lm(), plan(methods=ways, batch=4), DOCUMENTS, store).rows)
+    backward = figures(evaluate(toys.lm(), plan(methods=ways, batch=4), DOCUMENTS[::-1], store).rows)
     assert forward.keys() == backward.keys() and forward != backward
 
 
@@ -183,15 +190,15 @@ def test_zero_neighbours_and_more_than_there_are(store: Datastore) -> None:
 
 
 class Unlucky(Finetune):
-    def _take(self, row: int, state: Any, lm: Any, evidence: Evidence, context: Context) -> Any:
+    def _adapt(self, row: int, state: Any, lm: Any, evidence: Evidence, context: Context) -> Any:
         if evidence.query == DOCUMENTS[1].text[:80]:
             raise RuntimeError("the network\nbroke")
-        return super()._take(row, state, lm, evidence, context)
+        return super()._adapt(row, state, lm, evidence, context)
 
 
 def test_a_failed_query_counts_at_the_base_and_spoils_no_other(store: Datastore) -> None:
-    unlucky = Unlucky(rule=SGD(0.05))
-    rows = evaluate(toys.lm(), plan(ways={"ttt-nn": Way(unlucky)}), DOCUMENTS, store).rows
+    unlucky = Unlucky(optimizer=SGD(0.05))
+    rows = evaluate(toys.lm(), plan(methods={"ttt-nn": MethodSpec(unlucky)}), DOCUMENTS, store).rows
     failed = [row for row in rows if row.failed]
     assert {row.document for row in failed} == {"test/1"} and len(failed) == 2
     assert all(row.bits == row.base_bits and row.failed == "RuntimeError: the network" for row in failed)
@@ -201,9 +208,9 @@ def test_a_failed_query_counts_at_the_base_and_spoils_no_other(store: Datastore)
 
 
 def test_settings_that_cannot_work_stop_the_run(store: Datastore) -> None:
-    ways = api.ways(["ttt-nn"], ["moves=top(layers=9)"])
+    ways = api.method_specs(["ttt-nn"], ["trainable=top(layers=9)"])
     with pytest.raises(BadInput, match="the model has 2"):
-        evaluate(toys.lm(), plan(ways=ways), DOCUMENTS, store)
+        evaluate(toys.lm(), plan(methods=ways), DOCUMENTS, store)
     with pytest.raises(BadInput, match="--store"):
         evaluate(toys.lm(), plan(), DOCUMENTS)
     with pytest.raises(BadInput, match="two characters"):
@@ -238,17 +245,17 @@ def test_an_interrupted_run_goes_on_where_it_stopped(store: Datastore, tmp_path:
 def test_running_scores_before_it_reads() -> None:
     lm, protocol = toys.lm(), Running(segment=40, context=20)
     found = evaluate(lm, plan("base", "finetune", "in-context", protocol=protocol), DOCUMENTS[:2])
-    rows = {(row.way, row.document): row for row in found.rows}
+    rows = {(row.method, row.document): row for row in found.rows}
     assert len(rows) == 6 and all(row.k == 0 and not row.failed for row in found.rows)
     assert {row.bytes for row in found.rows} == {len(document.text) for document in DOCUMENTS[:2]}
     row = rows["finetune", "test/0"]
     assert row.bits < row.base_bits and row.tokens_trained == len(DOCUMENTS[0].text)
     # By hand: each segment is scored by the model that read all before it.
-    method = api.ways(["finetune"], ["rule=sgd(learning_rate=0.05)"])["finetune"].method
+    method = api.method_specs(["finetune"], ["optimizer=sgd(learning_rate=0.05)"])["finetune"].method
     state, bits = method.init(lm), 0.0
     for query in protocol.queries(DOCUMENTS[0]):
-        bits += method.on([state], lm).score([Segment(query.target, query.context)])[0].bits
-        (state,) = method.take([state], lm, [Evidence.of(query.target)], Context())
+        bits += method.adapted([state], lm).score([Segment(query.target, query.context)])[0].bits
+        (state,) = method.adapt([state], lm, [Evidence.of(query.target)], Context())
     assert bits == pytest.approx(row.bits, rel=1e-6)
 
 
@@ -258,14 +265,14 @@ def test_on_random_bytes_reading_first_pays_only_if_it_cheats() -> None:
     # Letters drawn evenly: no honest model takes less than log2(16) bits each.
     letters = np.random.default_rng(0).integers(0, 16, 600)
     document = Document("noise", "".join("abcdefghijklmnop"[i] for i in letters))
-    lm, settings = toys.lm(), ["rule=sgd(learning_rate=0.3)"]
+    lm, settings = toys.lm(), ["optimizer=sgd(learning_rate=0.3)"]
     honest = evaluate(
-        lm, plan(ways=api.ways(["finetune"], settings), protocol=Running(30, 0)), [document]
+        lm, plan(methods=api.method_specs(["finetune"], settings), protocol=Running(30, 0)), [document]
     ).rows[0]
     assert honest.bits / honest.bytes > 3.9
-    method = api.ways(["finetune"], [*settings, "passes=40"])["finetune"].method
-    (cheat,) = method.take([method.init(lm)], lm, [Evidence.of(document.text)], Context())
-    assert method.on([cheat], lm).score([Segment(document.text)])[0].bits / honest.bytes < 3.9
+    method = api.method_specs(["finetune"], [*settings, "passes=40"])["finetune"].method
+    (cheat,) = method.adapt([method.init(lm)], lm, [Evidence.of(document.text)], Context())
+    assert method.adapted([cheat], lm).score([Segment(document.text)])[0].bits / honest.bytes < 3.9
 
 
 def test_the_leak_filter_withholds_the_document_itself(store: Datastore, tmp_path: Path) -> None:
@@ -284,7 +291,7 @@ def test_compare_writes_down_what_was_run(store: Datastore) -> None:
     header = results.header
     assert header.seed == 5 and header.model["parameters"] > 0 and len(str(header.model["fingerprint"])) == 16
     assert header.store["passages"] == store.count and "torch" in header.versions
-    rule = header.settings["ttt-nn"]["rule"]
+    rule = header.settings["ttt-nn"]["optimizer"]
     assert rule == {"kind": "AdamW", **asdict(AdamW())} and rule["learning_rate"] == 2e-5
     assert header.protocol["prefix"] == 80 and header.protocol["leak_containment"] == 0.5
     assert len(results.showcases) == 2 and "".join(results.showcases[0].tokens) == DOCUMENTS[0].text[80:160]
@@ -294,7 +301,7 @@ def test_compare_writes_down_what_was_run(store: Datastore) -> None:
 def test_adapt_gives_a_model_and_leaves_the_base_alone(store: Datastore) -> None:
     lm = toys.lm()
     before = lm.generate("the cat", 8)
-    adapted, read = api.adapt(lm, "the cat", store=store, k=3, settings=["rule=sgd(learning_rate=0.1)"])
+    adapted, read = api.adapt(lm, "the cat", store=store, k=3, settings=["optimizer=sgd(learning_rate=0.1)"])
     assert len(read) == 3 and lm.generate("the cat", 8) == before
     assert adapted.score([Segment("the cat")])[0].bits < lm.score([Segment("the cat")])[0].bits
     assert api.adapt(lm, "x", "base")[1] == ()
@@ -306,16 +313,16 @@ def test_names_are_found_or_the_nearest_is_named() -> None:
     with pytest.raises(BadInput, match="did you mean 'ttt-nn'"):
         methods.find("tt-nn")
     with pytest.raises(BadInput, match="did you mean 'learning_rate'"):
-        api.ways(["ttt-nn"], ["learning_rat=1"])
-    chosen = api.ways(["ttt-nn", "random"], ["learning_rate=1e-3", "random.learning_rate=5e-4"])
-    assert [way.method.rule.learning_rate for way in chosen.values()] == [1e-3, 5e-4]
+        api.method_specs(["ttt-nn"], ["learning_rat=1"])
+    chosen = api.method_specs(["ttt-nn", "random"], ["learning_rate=1e-3", "random.learning_rate=5e-4"])
+    assert [way.method.optimizer.learning_rate for way in chosen.values()] == [1e-3, 5e-4]
 
 
 def test_dynamic_evaluation_learns_the_prefix_then_each_piece_once_it_is_scored() -> None:
     lm = toys.lm()
-    ways = api.ways(["dynamic-evaluation"], ["rule=sgd(learning_rate=0.05)"])
+    ways = api.method_specs(["dynamic-evaluation"], ["optimizer=sgd(learning_rate=0.05)"])
     ways = {name: replace(way, segment=30) for name, way in ways.items()}
-    (row,) = evaluate(lm, plan(ways=ways, batch=1), DOCUMENTS[:1]).rows
+    (row,) = evaluate(lm, plan(methods=ways, batch=1), DOCUMENTS[:1]).rows
     assert row.k == 0 and row.bytes == 80 and row.bits < row.base_bits
     text, ids = DOCUMENTS[0].text[:160], [0, *lm.tokenizer.encode(DOCUMENTS[0].text[:160])[0]]
     module, bits = toys.module(), 0.0
@@ -339,18 +346,18 @@ def test_dynamic_evaluation_learns_the_prefix_then_each_piece_once_it_is_scored(
 
 
 def test_the_guard_bounds_the_loss_of_a_harmful_reading(store: Datastore) -> None:
-    harmful = ["rule=adamw(learning_rate=1)"]
+    harmful = ["optimizer=adamw(learning_rate=1)"]
     rows = evaluate(
-        toys.lm(), plan(ways=api.ways(["ttt-nn", "ttt-nn-guarded"], harmful)), DOCUMENTS, store
+        toys.lm(), plan(methods=api.method_specs(["ttt-nn", "ttt-nn-guarded"], harmful)), DOCUMENTS, store
     ).rows
-    assert all(row.bits > row.base_bits + 20 for row in rows if row.way == "ttt-nn")
-    assert all(row.bits <= row.base_bits + 1 + 1e-6 for row in rows if row.way == "ttt-nn-guarded")
+    assert all(row.bits > row.base_bits + 20 for row in rows if row.method == "ttt-nn")
+    assert all(row.bits <= row.base_bits + 1 + 1e-6 for row in rows if row.method == "ttt-nn-guarded")
 
 
 def test_the_own_prefix_is_learnt_once_whatever_the_ks(store: Datastore) -> None:
     def last(*ks: int) -> Row:
-        ways = api.ways(["ttt-nn"], ["rule=sgd(learning_rate=0.05)", "own_prefix=true"])
-        return evaluate(toys.lm(), plan(ways=ways, ks=ks, batch=1), DOCUMENTS[:1], store).rows[-1]
+        ways = api.method_specs(["ttt-nn"], ["optimizer=sgd(learning_rate=0.05)", "own_prefix=true"])
+        return evaluate(toys.lm(), plan(methods=ways, ks=ks, batch=1), DOCUMENTS[:1], store).rows[-1]
 
     plain = evaluate(toys.lm(), plan("ttt-nn", ks=(3,), batch=1), DOCUMENTS[:1], store).rows[-1]
     assert last(0, 1, 3).bits == pytest.approx(last(3).bits, rel=1e-6) != plain.bits
@@ -359,10 +366,10 @@ def test_the_own_prefix_is_learnt_once_whatever_the_ks(store: Datastore) -> None
 
 @pytest.mark.parametrize("setting", ["passes=2", "order=farthest-first", "dropout=true", "clip=0.5"])
 def test_the_ks_asked_for_together_are_those_asked_for_apart(store: Datastore, setting: str) -> None:
-    ways = api.ways(["ttt-nn"], ["rule=sgd(learning_rate=0.05)", setting])
-    together = evaluate(toys.lm("gpt2"), plan(ways=ways, ks=(1, 3), batch=2), DOCUMENTS[:2], store).rows
+    ways = api.method_specs(["ttt-nn"], ["optimizer=sgd(learning_rate=0.05)", setting])
+    together = evaluate(toys.lm("gpt2"), plan(methods=ways, ks=(1, 3), batch=2), DOCUMENTS[:2], store).rows
     for k in (1, 3):
-        apart = evaluate(toys.lm("gpt2"), plan(ways=ways, ks=(k,), batch=2), DOCUMENTS[:2], store).rows
+        apart = evaluate(toys.lm("gpt2"), plan(methods=ways, ks=(k,), batch=2), DOCUMENTS[:2], store).rows
         for one, other in zip([row for row in together if row.k == k], apart, strict=True):
             assert (
                 one.bits == pytest.approx(other.bits, rel=1e-6) and one.tokens_trained == other.tokens_trained
@@ -370,9 +377,9 @@ def test_the_ks_asked_for_together_are_those_asked_for_apart(store: Datastore, s
 
 
 def test_each_query_pays_for_what_it_learnt_while_it_was_scored() -> None:
-    ways = api.ways(["dynamic-evaluation"])
+    ways = api.method_specs(["dynamic-evaluation"])
     short = [Document("a", sentence(1)[:120]), Document("b", sentence(2))]
-    rows = evaluate(toys.lm(), plan(ways=ways, batch=2), short).rows
+    rows = evaluate(toys.lm(), plan(methods=ways, batch=2), short).rows
     assert [row.tokens_trained for row in rows] == [120, 160]
 
 
@@ -387,7 +394,7 @@ def test_random_neighbours_do_not_pay_for_a_search_they_do_not_make(
     monkeypatch.setattr(runner, "cpu_seconds", a_second)
     rows = evaluate(toys.lm(), plan("random", "ttt-nn"), DOCUMENTS, store).rows
     # Of a batch each pays its share: one block chooses; where there is a ranking, another made it.
-    assert {(row.way, round(row.retrieve_seconds * len(DOCUMENTS), 6)) for row in rows} == {
+    assert {(row.method, round(row.retrieve_seconds * len(DOCUMENTS), 6)) for row in rows} == {
         ("random", 1.0),
         ("ttt-nn", 2.0),
     }
@@ -396,8 +403,8 @@ def test_random_neighbours_do_not_pay_for_a_search_they_do_not_make(
 @pytest.mark.parametrize("name", ["ttt-nn", "dynamic-evaluation", "hidden-state-optimisation"])
 def test_no_way_learns_the_whole_document_before_it_is_scored(name: str) -> None:
     own = [] if name != "ttt-nn" else ["own_prefix=true"]
-    chosen = {n: replace(way, segment=None) for n, way in api.ways([name], own).items()}
-    (row,) = evaluate(toys.lm(), plan(ways=chosen, protocol=Whole(), ks=(0,)), DOCUMENTS[:1]).rows
+    chosen = {n: replace(way, segment=None) for n, way in api.method_specs([name], own).items()}
+    (row,) = evaluate(toys.lm(), plan(methods=chosen, protocol=Whole(), ks=(0,)), DOCUMENTS[:1]).rows
     assert row.bits == row.base_bits and row.tokens_trained == 0
 
 

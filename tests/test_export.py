@@ -9,24 +9,24 @@ import torch
 
 import toys
 from uptake import api, methods
-from uptake.causal import Causal, load
+from uptake.adaptation.delta import Delta, LowRank
+from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.trainable import LoRA, Top, Trainable, block_matrices
 from uptake.cli.main import main
-from uptake.delta import Delta, LowRank
 from uptake.errors import BadInput, Mismatch
 from uptake.export import export_peft, moved_alone
-from uptake.method import Context, Evidence
+from uptake.lm.causal import Causal, load
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
-from uptake.moves import LoRA, Moves, Top, block_matrices
-from uptake.rules import AdamW
 from uptake.store.datastore import Datastore
-from uptake.text import Document
+from uptake.text.types import Document
 
 TEXTS = ("the cat sat on the mat. ", "a dog ran over the hill.")
 
 
-def learnt(lm: Causal, moves: Moves | None = None) -> Delta:
-    method = Finetune(moves=moves or LoRA(rank=3, alpha=7), rule=AdamW(learning_rate=3e-2))
-    (state,) = method.take([method.init(lm)], lm, [Evidence.of(*TEXTS)], Context())
+def learnt(lm: Causal, trainable: Trainable | None = None) -> Delta:
+    method = Finetune(trainable=trainable or LoRA(rank=3, alpha=7), optimizer=AdamW(learning_rate=3e-2))
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence.of(*TEXTS)], Context())
     return state.delta
 
 
@@ -79,7 +79,7 @@ def test_what_is_no_adapter_is_refused_by_its_reason(tmp_path: Path) -> None:
     llama, neox = toys.lm("llama"), toys.lm("neox")
     unmoved = {name: LowRank(torch.zeros(2, 1), torch.ones(1, 2)) for name in block_matrices(llama.module)}
     refused = [
-        ("moved in all its entries.*moves=lora", learnt(llama, Top(1)), llama),
+        ("moved in all its entries.*trainable=lora", learnt(llama, Top(1)), llama),
         ("nothing moved", Delta(llama.fingerprint), llama),
         ("nothing moved", Delta(llama.fingerprint, {}, unmoved), llama),
         ("is the output embedding", on(llama, "model.embed_tokens.weight"), llama),  # they are tied
@@ -103,12 +103,12 @@ def test_what_is_more_than_weights_is_refused() -> None:
     lm, evidence = toys.lm(), [Evidence.of(*TEXTS)]
     for name in ("ttt-nn", "in-context", "ttt-nn-guarded", "weights-and-context", "base"):
         method = type(methods.find(name).method).example()
-        (state,) = method.take([method.init(lm)], lm, evidence, Context())
+        (state,) = method.adapt([method.init(lm)], lm, evidence, Context())
         if name == "ttt-nn":
-            assert moved_alone(state, method.on([state], lm)) is state.delta
+            assert moved_alone(state, method.adapted([state], lm)) is state.delta
             continue
         with pytest.raises(BadInput, match="by more than weights"):
-            moved_alone(state, method.on([state], lm))
+            moved_alone(state, method.adapted([state], lm))
 
 
 def test_tied_layers_are_refused(tmp_path: Path) -> None:
@@ -157,11 +157,13 @@ def test_the_verb_writes_an_adapter_and_says_what_cannot_be_one(
         return left.value.code, capsys.readouterr().err
 
     rate = "learning_rate=3e-2"
-    code, said = run("--set", rate, "--set", "moves=lora(rank=2)", folder="adapter")
+    code, said = run("--set", rate, "--set", "trainable=lora(rank=2)", folder="adapter")
     assert code == 0 and "read 2 neighbours" in said
     lm = load(str(tmp_path / "model"))
     store = Datastore.open(tmp_path / "s")
-    adapted, _ = api.adapt(lm, "the cat and a dog", store=store, k=2, settings=[rate, "moves=lora(rank=2)"])
+    adapted, _ = api.adapt(
+        lm, "the cat and a dog", store=store, k=2, settings=[rate, "trainable=lora(rank=2)"]
+    )
     ids = torch.tensor([[0, 117, 105, 102, 33, 100]])
     with torch.no_grad():
         expected = adapted.step(ids)[0]
@@ -169,7 +171,7 @@ def test_the_verb_writes_an_adapter_and_says_what_cannot_be_one(
     assert (found - expected).abs().max() < 1e-4
     assert run(folder="adapter")[0] == 2
     for words, more in {
-        "moved in all its entries": ("--set", "moves=all"),
+        "moved in all its entries": ("--set", "trainable=all"),
         "by more than weights": ("--method", "in-context"),
         "nothing moved": ("--max-steps", "0"),
         "did you mean 'learning_rate'": ("--set", "learning_rat=1"),

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from uptake.nets.fast_weights import EPSILON, FAST, LENGTH, QUICK, FastWeights, Sums, Unembedding
+from uptake.lm.capabilities import Unembedding
+from uptake.methods.fwl.network import EPSILON, FAST, LENGTH, QUICK, FastWeights, Sums
 
 WIDTH, VOCABULARY, TIME = 6, 11, 9
 

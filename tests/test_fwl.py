@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 import toys
-from uptake.delta import fingerprint
+from uptake.adaptation.delta import fingerprint
+from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.trainable import LoRA, Top
 from uptake.errors import BadInput, Mismatch
-from uptake.learned import Material
-from uptake.lm import LM, Segment
-from uptake.method import Context, Evidence
+from uptake.lm.base import LM, Segment
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.fwl import FWL
+from uptake.methods.fwl.network import QUICK
 from uptake.methods.in_context import InContext
-from uptake.moves import LoRA, Top
-from uptake.nets.fast_weights import QUICK
-from uptake.rules import AdamW
-from uptake.text import Document
+from uptake.text.types import Document
 from uptake.train import Training, train
 
 TEXT = "the cat sat on the mat and the dog sat on the cat"
@@ -48,7 +48,7 @@ def same(one: Any, other: Any, within: float) -> bool:
 
 
 def read(method: FWL, lm: LM, *texts: str) -> Any:
-    (state,) = method.take([method.init(lm)], lm, [Evidence.of(*texts)], Context())
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence.of(*texts)], Context())
     return state
 
 
@@ -60,14 +60,14 @@ def ids_of(lm: LM, text: str = TEXT) -> Tensor:
 def test_logits_are_the_unembedding_of_the_last_hidden_states(shape: str) -> None:
     lm = toys.lm(shape)
     ids = ids_of(lm)
-    for model in (lm, Finetune.example().on([Finetune.example().init(lm)], lm)):
+    for model in (lm, Finetune.example().adapted([Finetune.example().init(lm)], lm)):
         hidden, _ = model.hidden(ids)
         assert torch.allclose(model.unembedding.logits(hidden).log_softmax(-1), model.step(ids)[0], atol=1e-5)
     # The same with a cache, and with other tensors in place of the parameters.
     _, cache = lm.hidden(ids[:, :9], lm.start())
     later, _ = lm.hidden(ids[:, 9:], cache)
     assert torch.allclose(later, lm.hidden(ids)[0][:, 9:], atol=1e-4)
-    given = lm.given({name: own * 1.1 for name, own in lm.module.named_parameters()})
+    given = lm.with_parameters({name: own * 1.1 for name, own in lm.module.named_parameters()})
     logits = given.unembedding.logits(given.hidden(ids)[0])
     assert torch.allclose(logits.log_softmax(-1), given.step(ids)[0], atol=1e-4)
     assert not torch.allclose(given.step(ids)[0], lm.step(ids)[0], atol=0.1)
@@ -93,14 +93,16 @@ def test_a_model_that_caps_its_logits_is_refused() -> None:
         FWL.example().init(capped)
     before = InContext.example()
     with pytest.raises(BadInput, match="Prefixed around that"):
-        FWL.example().on([FWL.example().init(lm)], before.on([before.init(lm)], lm)).score([Segment("a")])
+        FWL.example().adapted([FWL.example().init(lm)], before.adapted([before.init(lm)], lm)).score(
+            [Segment("a")]
+        )
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_generating_step_by_step_is_reading_at_once(shape: str) -> None:
     lm = toys.lm(shape, dtype=torch.float64)
     method = trained(lm)
-    model = method.on([read(method, lm, "a dog"), method.init(lm)], lm)
+    model = method.adapted([read(method, lm, "a dog"), method.init(lm)], lm)
     ids = torch.cat([ids_of(lm), ids_of(lm, TEXT[::-1])])
     whole, _ = model.step(ids)
     for cuts in ([1] * 20, [7, 1, 1, 11]):
@@ -110,8 +112,8 @@ def test_generating_step_by_step_is_reading_at_once(shape: str) -> None:
             parts.append(log_probs)
             at += cut
         assert torch.allclose(torch.cat(parts, 1), whole[:, :20], atol=1e-9)
-    assert not torch.allclose(whole, method.on([method.init(lm)] * 2, lm).step(ids)[0], atol=1e-3)
-    still = replace(trained(lm, pace=0.0)).on([method.init(lm)] * 2, lm).step(ids)[0]
+    assert not torch.allclose(whole, method.adapted([method.init(lm)] * 2, lm).step(ids)[0], atol=1e-3)
+    still = replace(trained(lm, pace=0.0)).adapted([method.init(lm)] * 2, lm).step(ids)[0]
     assert not torch.allclose(whole[1], still[1], atol=1e-3), "what stands in the window is learnt"
 
 
@@ -122,7 +124,7 @@ def test_scoring_is_the_same_through_one_window_or_many() -> None:
     method = trained(lm)
     (whole,), (state,) = method.read([method.init(lm)], lm, [Segment(text)], Context())
     ids = ids_of(lm, text)
-    log_probs = method.on([method.init(lm)], lm).step(ids[:, :-1])[0]
+    log_probs = method.adapted([method.init(lm)], lm).step(ids[:, :-1])[0]
     assert torch.allclose(whole.log_probs, log_probs[0].gather(-1, ids[0, 1:, None])[:, 0], atol=1e-9)
     parts, narrow = [], method.init(lm)
     for start in range(0, len(text), 40):
@@ -173,26 +175,26 @@ def test_no_token_is_learnt_before_it_is_scored() -> None:
         old = state.sums.recent
         often = {name: old[name] + 20 * (total - old[name]) for name, total in after.sums.recent.items()}
         sums = replace(after.sums, recent=often)
-        shown.append(method.on([replace(after, sums=sums)], lm).score([one])[0].log_probs)
+        shown.append(method.adapted([replace(after, sums=sums)], lm).score([one])[0].log_probs)
     assert -torch.cat(shown).mean() < torch.tensor(16.0).log() - 0.05
 
 
 def test_on_top_of_an_adapted_model() -> None:
     lm, tune = toys.lm(), Finetune.example()
-    (moved,) = tune.take([tune.init(lm)], lm, [Evidence.of(TEXT)], Context())
-    adapted = tune.on([moved, tune.init(lm)], lm)
+    (moved,) = tune.adapt([tune.init(lm)], lm, [Evidence.of(TEXT)], Context())
+    adapted = tune.adapted([moved, tune.init(lm)], lm)
     method = trained(lm)
-    both = method.on([read(method, lm, "a dog"), method.init(lm)], adapted)
+    both = method.adapted([read(method, lm, "a dog"), method.init(lm)], adapted)
     segments = [Segment(TEXT), Segment(TEXT)]
     first, second = both.score(segments)
-    alone = method.on([method.init(lm)], lm).score(segments[:1])[0]
+    alone = method.adapted([method.init(lm)], lm).score(segments[:1])[0]
     assert torch.allclose(second.log_probs, alone.log_probs, atol=1e-5)
     assert not torch.allclose(first.log_probs, second.log_probs, atol=1e-3)
     assert len(both.at([1]).score(segments[:1])[0].log_probs) == len(TEXT)
     # And the other way round: dynamic evaluation of a model that has the layer.
-    still = method.on([method.init(lm)], lm)
-    (tuned,) = tune.take([tune.init(still)], still, [Evidence.of(TEXT)], Context())
-    assert tune.on([tuned], still).score(segments[:1])[0].bits < still.score(segments[:1])[0].bits
+    still = method.adapted([method.init(lm)], lm)
+    (tuned,) = tune.adapt([tune.init(still)], still, [Evidence.of(TEXT)], Context())
+    assert tune.adapted([tuned], still).score(segments[:1])[0].bits < still.score(segments[:1])[0].bits
 
 
 def test_on_a_half_precision_base_sums_are_kept_whole() -> None:
@@ -205,7 +207,7 @@ def test_on_a_half_precision_base_sums_are_kept_whole() -> None:
     assert state.sums.settled["second"].any()
     for total in (*state.sums.settled.values(), *state.sums.recent.values()):
         assert total.dtype == torch.float32
-    (taken,) = method.take([method.init(lm)], lm, [method.once_scored(segment)], Context())
+    (taken,) = method.adapt([method.init(lm)], lm, [method.evidence_of(segment)], Context())
     assert same(taken, state, 0)
 
 
@@ -224,7 +226,7 @@ def test_training_teaches_it_to_learn(tmp_path: Path) -> None:
     assert points[-1].loss == points[-1].loss
     unseen = "max met lou. lou saw max. " * 5
     bits = {
-        name: each.on([each.init(lm)], lm).score([Segment(unseen)])[0].bits
+        name: each.adapted([each.init(lm)], lm).score([Segment(unseen)])[0].bits
         for name, each in {
             "trained": replace(method, trained=network),
             "untrained": replace(method, weights="untrained"),
@@ -234,7 +236,9 @@ def test_training_teaches_it_to_learn(tmp_path: Path) -> None:
     assert bits["trained"] < bits["untrained"] and bits["trained"] < bits["still"]
     method.save(network, lm, tmp_path / "network")
     loaded, at_hand = replace(method, weights=str(tmp_path / "network")), replace(method, trained=network)
-    (one,), (other,) = (m.on([read(m, lm, unseen)], lm).score([Segment(unseen)]) for m in (loaded, at_hand))
+    (one,), (other,) = (
+        m.adapted([read(m, lm, unseen)], lm).score([Segment(unseen)]) for m in (loaded, at_hand)
+    )
     assert torch.equal(one.log_probs, other.log_probs)
     with pytest.raises(Mismatch, match="hidden=none"):
         replace(loaded, hidden=8).init(lm)
@@ -246,10 +250,10 @@ def _at_pace(network: Any, method: FWL, lm: LM, pace: float) -> Any:
     return other.requires_grad_(False)
 
 
-@pytest.mark.parametrize("moves", [Top(1), LoRA(rank=2)])
-def test_the_base_can_be_trained_along(moves: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainable", [Top(1), LoRA(rank=2)])
+def test_the_base_can_be_trained_along(trainable: Any, tmp_path: Path) -> None:
     lm = toys.lm()
-    method = FWL(episode_tokens=128, moves=moves)
+    method = FWL(episode_tokens=128, trainable=trainable)
     before = lm.fingerprint
     episodes = method.episodes(lm, Material(tuple(STORIES)))
     network, _ = train(method, lm, episodes, Training(AdamW(3e-3, weight_decay=0.0), passes=5))
@@ -265,7 +269,10 @@ def test_the_base_can_be_trained_along(moves: Any, tmp_path: Path) -> None:
     frozen = replace(FWL(), trained=type(network)(network.layer, lm, None))
     (other,), _ = frozen.read([frozen.init(lm)], lm, segments, Context())
     assert not torch.allclose(other.log_probs, found.log_probs, atol=1e-3)
-    assert found.bits < replace(method, weights="untrained").on([frozen.init(lm)], lm).score(segments)[0].bits
+    assert (
+        found.bits
+        < replace(method, weights="untrained").adapted([frozen.init(lm)], lm).score(segments)[0].bits
+    )
 
 
 def test_bad_settings_and_material_are_refused() -> None:

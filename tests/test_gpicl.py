@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
+import gpicl as recipe
 import pytest
 import torch
+from gpicl_network import InContextLearner, Tasks
 
-from recipes import gpicl as recipe
 from uptake.errors import BadInput
-from uptake.nets.gpicl import InContextLearner, Tasks
 
 
 def prototypes(seed: int = 0) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """Linear attention that descends a gradient: the construction, GD++, and what training finds."""
 
+import in_context_gradient_descent as recipe
 import pytest
 import torch
+from gradient_attention import GradientAttention, best_step, linear_problems
 from torch import Tensor
 
-from recipes import in_context_gradient_descent as recipe
 from uptake.errors import BadInput
-from uptake.nets.gradient_attention import GradientAttention, best_step, linear_problems
 
 
 def naive(inputs: Tensor, targets: Tensor, start: Tensor, rate: float, steps: int) -> Tensor:

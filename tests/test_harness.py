@@ -22,7 +22,7 @@ from uptake import api
 from uptake.errors import BadInput
 from uptake.harness import UptakeLM
 from uptake.store.datastore import Datastore
-from uptake.text import Document
+from uptake.text.types import Document
 
 PAIRS = [
     ("so ", "the cat"),
@@ -33,7 +33,7 @@ PAIRS = [
     ("long enough to be cut at its beginning, " * 4, "and then what"),
     ("naïve café ", "日本"),
 ]
-LEARN = "rule=sgd(learning_rate=0.1);chunk_tokens=32"
+LEARN = "optimizer=sgd(learning_rate=0.1);chunk_tokens=32"
 
 
 def asked(kind: str, *arguments: Any) -> list[Instance]:
@@ -94,10 +94,10 @@ def test_a_request_is_answered_by_the_model_that_read_its_neighbours(method: str
 
 def test_generation_is_the_adapted_models(tmp_path: Path) -> None:
     lm, store = toys.lm(), store_of(tmp_path / "s")
-    ours = UptakeLM(lm, store, k=3, set=["rule=sgd(learning_rate=2)"], leak_filter=False)
+    ours = UptakeLM(lm, store, k=3, set=["optimizer=sgd(learning_rate=2)"], leak_filter=False)
     how = {"until": ["#"], "max_gen_toks": 12, "do_sample": False}
     (text,) = ours.generate_until(asked("generate_until", ("the cat", how)), disable_tqdm=True)
-    settings = ["rule=sgd(learning_rate=2)"]
+    settings = ["optimizer=sgd(learning_rate=2)"]
     adapted, read = api.adapt(lm, "the cat", "ttt-nn", store=store, k=3, settings=settings)
     assert len(read) == 3
     assert text == adapted.generate("the cat", 12, stop=["#"])

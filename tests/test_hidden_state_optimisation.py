@@ -10,12 +10,12 @@ from torch import Tensor
 
 import conformance
 import toys
-from uptake.delta import fingerprint
+from uptake.adaptation.delta import fingerprint
+from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Mismatch
-from uptake.lm import LM, Segment
-from uptake.method import Budget, Context, Evidence
+from uptake.lm.base import LM, Segment
+from uptake.methods.contract.method import Budget, Context, Evidence
 from uptake.methods.hidden_state_optimisation import HiddenStateOptimisation, Remembered
-from uptake.rules import AdamW
 
 TEXT = "the cat sat on the mat and a dog ran over the hill to see what the cat saw there, and back."
 METHOD = HiddenStateOptimisation(AdamW(learning_rate=0.1, weight_decay=0.0), chunk_tokens=8, slots=20)
@@ -91,7 +91,7 @@ def test_only_the_cache_moves_and_every_layer_of_it(shape: str) -> None:
     lm = toys.lm(shape)
     before = fingerprint(lm.module)
     _, first = running(METHOD, lm, TEXT[:8])
-    (second,) = METHOD.take([first], lm, [Evidence.of(TEXT[8:16])], Context())
+    (second,) = METHOD.adapt([first], lm, [Evidence.of(TEXT[8:16])], Context())
     assert fingerprint(lm.module) == before and len(first.slots) == 4
     for name, slot in first.slots.items():
         moved = second.slots[name][..., :8, :] - slot
@@ -120,8 +120,8 @@ def test_scoring_and_taking_in_one_pass_is_one_after_the_other(shape: str) -> No
     for start in range(0, len(TEXT), 8):
         segment = Segment(TEXT[start : start + 8], TEXT[max(0, start - 24) : start])
         (scores,), (state,) = METHOD.read([state], lm, [segment], Context())
-        (wanted,) = METHOD.on([apart], lm).score([segment])
-        (apart,) = METHOD.take([apart], lm, [Evidence.of(segment.text, query=segment.context)], Context())
+        (wanted,) = METHOD.adapted([apart], lm).score([segment])
+        (apart,) = METHOD.adapt([apart], lm, [Evidence.of(segment.text, query=segment.context)], Context())
         assert torch.equal(scores.log_probs, wanted.log_probs) and scores.spans == wanted.spans
         assert all(torch.equal(state.slots[name], apart.slots[name]) for name in apart.slots)
 
@@ -129,7 +129,7 @@ def test_scoring_and_taking_in_one_pass_is_one_after_the_other(shape: str) -> No
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_at_rate_zero_it_is_the_model_with_a_cache(shape: str) -> None:
     lm = toys.lm(shape)
-    still = replace(METHOD, rule=AdamW(learning_rate=0.0, weight_decay=0.0), slots=None)
+    still = replace(METHOD, optimizer=AdamW(learning_rate=0.0, weight_decay=0.0), slots=None)
     found, _ = running(still, lm, TEXT[:30])
     (whole,) = lm.score([Segment(TEXT[:30])])
     assert torch.allclose(found, whole.log_probs, atol=1e-5)
@@ -140,14 +140,14 @@ def test_where_positions_end_the_slots_go_back_to_the_beginning_with_what_was_ad
     method = replace(METHOD, slots=16)
     _, state = running(method, lm, TEXT[:24])
     assert state.position == 24
-    (after,) = method.take([state], lm, [Evidence.of(TEXT[24:32])], Context())
+    (after,) = method.adapt([state], lm, [Evidence.of(TEXT[24:32])], Context())
     assert after.position == 16 and len(after.tokens) == 17
-    plain = conformance.read(replace(method, rule=AdamW(0.0, weight_decay=0.0)), lm, TEXT[15:32])
+    plain = conformance.read(replace(method, optimizer=AdamW(0.0, weight_decay=0.0)), lm, TEXT[15:32])
     for name in after.slots:
         fresh = after.slots[name] - after.memory[f"{name}|shift"]
         assert plain.slots.keys() == after.slots.keys() and fresh.shape == plain.slots[name].shape
     assert after.memory["0.keys|shift"].abs().max() > 0.05
-    still = replace(method, rule=AdamW(0.0, weight_decay=0.0))
+    still = replace(method, optimizer=AdamW(0.0, weight_decay=0.0))
     _, unmoved = running(still, lm, TEXT[:32])
     with torch.no_grad():
         _, cache = lm.step(torch.tensor([unmoved.tokens[:-1]]), lm.start())
@@ -158,21 +158,21 @@ def test_a_motif_gets_likelier_and_budget_and_bad_rates_hold() -> None:
     lm = toys.lm()
     motif = "abcabdab" * 12
     moved, _ = running(METHOD, lm, motif)
-    still, _ = running(replace(METHOD, rule=AdamW(0.0, weight_decay=0.0)), lm, motif)
+    still, _ = running(replace(METHOD, optimizer=AdamW(0.0, weight_decay=0.0)), lm, motif)
     assert moved[-24:].mean() > still[-24:].mean() + 0.3
     context = Context(budget=Budget(tokens=16))
-    (state,) = METHOD.take([METHOD.init(lm)], lm, [Evidence.of(TEXT)], context)
+    (state,) = METHOD.adapt([METHOD.init(lm)], lm, [Evidence.of(TEXT)], context)
     assert context.ledger(0).tokens_trained == 16 and context.ledger(0).tokens_read == len(TEXT)
-    wild, context = replace(METHOD, rule=AdamW(1e38, weight_decay=0.0)), Context()
-    (state,) = wild.take([wild.init(lm)], lm, [Evidence.of(TEXT[:8])], context)
-    (kept,) = wild.take([state], lm, [Evidence.of(TEXT[8:])], context)
+    wild, context = replace(METHOD, optimizer=AdamW(1e38, weight_decay=0.0)), Context()
+    (state,) = wild.adapt([wild.init(lm)], lm, [Evidence.of(TEXT[:8])], context)
+    (kept,) = wild.adapt([state], lm, [Evidence.of(TEXT[8:])], context)
     assert kept is state and "smaller learning rate" in context.ledger(0).stopped
 
 
 def test_it_generates_on_from_what_was_read() -> None:
     lm = toys.lm()
     _, state = running(METHOD, lm)
-    model = METHOD.on([state], lm)
+    model = METHOD.adapted([state], lm)
     told = model.generate("the cat", 10)
     assert told != lm.generate("the cat", 10)
     ids = torch.tensor([[0, *lm.tokenizer.encode("the cat sat")[0]]])
@@ -188,4 +188,4 @@ def test_bad_input(tmp_path: Path) -> None:
         HiddenStateOptimisation(slots=0)
     state = Remembered(base="other")
     with pytest.raises(Mismatch, match="load that model"):
-        METHOD.on([state], toys.lm())
+        METHOD.adapted([state], toys.lm())

@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import json
-import pkgutil
 import re
 import subprocess
 import sys
@@ -94,7 +93,7 @@ def test_unpickling_would_be_seen(source: str) -> None:
 
 
 PAGES = ROOT / "docs" / "methods"
-OURS = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(methods.__path__))
+OURS = methods.names()
 
 
 def test_every_method_has_its_page_and_every_page_its_method() -> None:
@@ -111,7 +110,7 @@ def test_a_methods_page_tells_all(name: str) -> None:
         (PAGES / link).read_text(encoding="utf8") for link in re.findall(r"\]\(([\w-]+\.md)\)", page)
     )
     method = methods.find(name).method
-    # A method inside another is told of by its own page: `inner.rule.beta1` there is `rule.beta1`.
+    # A method inside another is told of by its own page: `inner.optimizer.beta1` there is `optimizer.beta1`.
     assert [
         path for path in paths(describe(method)) if not any(f"`{tail}`" in told for tail in tails(path))
     ] == []
@@ -167,7 +166,7 @@ def written_method(folder: Path) -> ModuleType:
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_the_method_in_contributing_keeps_the_laws(shape: str, tmp_path: Path) -> None:
-    method = type(written_method(tmp_path).way.method).example()
+    method = type(written_method(tmp_path).spec.method).example()
     for name, law in conformance.LAWS.items():
         (tmp_path / name).mkdir()
         law(method, toys.lm(shape), toys.lm(shape, seed=1), tmp_path / name)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from uptake.errors import BadInput, Damaged
-from uptake.store import index as module
-from uptake.store.bases import check_bases
-from uptake.store.index import open_index
-from uptake.store.table import Table
-from uptake.text import Passage
+from uptake.store.passages import index as module
+from uptake.store.passages.index import open_index
+from uptake.store.passages.index_cache import check_bases
+from uptake.store.passages.table import Table
+from uptake.text.types import Passage
 
 UID = "0123456789abcdef" * 2
 DIMENSIONS = 144

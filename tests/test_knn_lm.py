@@ -7,20 +7,21 @@ import torch
 import conformance
 import toys
 from uptake import api, methods
+from uptake.adaptation.optimizers import SGD
 from uptake.errors import BadInput
-from uptake.keys import Keys
-from uptake.lm import Segment
-from uptake.method import Context, Evidence, Way
+from uptake.evaluation.protocol import PerQuery
+from uptake.lm.base import Segment
+from uptake.methods.contract.method import Context, Evidence, MethodSpec
+from uptake.methods.contract.state import save_state
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
+from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.mixture import Constant, Fading, KnnMixture, Mixing, TokenMemory
 from uptake.methods.weights_and_tokens import WeightsAndTokens
-from uptake.neighbours import Constant, Fading, Memory, Mixing, Neighbours
-from uptake.overlap import LeakFilter
-from uptake.protocol import PerQuery
-from uptake.rules import SGD
-from uptake.state import save_state
-from uptake.store import Datastore, key_index
-from uptake.text import Chunking, Document
+from uptake.store import Datastore
+from uptake.store.views import key_index
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Chunking, Document
 
 TEXTS = [f"the {a} {b} on the {c}, and the {b} was {d}. " * 2 for a, b, c, d in [
     ("old", "cat", "mat", "red"), ("wet", "dog", "hill", "big"),
@@ -55,7 +56,7 @@ def memory_of(lm, texts):
 
 def naive(lm, ids, keys, values, k, temperature, share):
     """Return kNN-LM's probabilities at every place of `ids`, one place at a time."""
-    log_probs, found, _ = lm.look(torch.tensor([ids]))
+    log_probs, found, _ = lm.step_with_keys(torch.tensor([ids]))
     out = []
     for place in range(len(ids)):
         losses = ((keys - found[0, place].numpy()) ** 2).sum(1)
@@ -73,8 +74,8 @@ def naive(lm, ids, keys, values, k, temperature, share):
 def test_it_is_the_formula_by_brute_force(lm, tmp_path, over, weight):
     method = KnnLm(neighbours=12, temperature=20.0, weight=weight, over=over)
     read = evidence(store_for(lm, tmp_path / "s")) if over == "view" else Evidence.of(*TEXTS, query="so ")
-    (state,) = method.take([method.init(lm)], lm, [read], Context())
-    model = method.on([state], lm)
+    (state,) = method.adapt([method.init(lm)], lm, [read], Context())
+    model = method.adapted([state], lm)
     ids = [lm.tokenizer.opening, *lm.tokenizer.encode("so " + TARGET.text)[0]]
     share = 0.3 if isinstance(weight, Constant) else lambda d: 0.6 * np.exp(-d / 50.0)
     with torch.no_grad():
@@ -101,8 +102,8 @@ def test_without_a_share_a_memory_or_a_neighbour_it_is_the_base_bit_for_bit(lm, 
         (KnnLm(), Evidence.of(query="so ")),
         (KnnLm(), evidence(store_for(lm, tmp_path / "one", DOCUMENTS[:1]), document_id="d0")),
     ]:
-        (state,) = method.take([method.init(lm)], lm, [read], Context())
-        model = method.on([state], lm)
+        (state,) = method.adapt([method.init(lm)], lm, [read], Context())
+        model = method.adapted([state], lm)
         assert torch.equal(model.score([TARGET])[0].log_probs, base)
         assert torch.equal(model.step(ids)[0], lm.step(ids)[0])
 
@@ -112,22 +113,22 @@ def test_it_reads_no_token_of_the_evaluated_document(lm, tmp_path):
     method = KnnLm(neighbours=4, temperature=5.0)
     segment = Segment(TEXTS[1][8:], TEXTS[1][:8])
     bound, free = (
-        method.take([method.init(lm)], lm, [evidence(store, name, segment.context)], Context())[0]
+        method.adapt([method.init(lm)], lm, [evidence(store, name, segment.context)], Context())[0]
         for name in ("d1", "elsewhere")
     )
-    own, other = (method.on([state], lm).score([segment])[0].bits for state in (bound, free))
+    own, other = (method.adapted([state], lm).score([segment])[0].bits for state in (bound, free))
     assert other < 0.8 * own, "the document itself, were it there, would be found"
     without = store_for(lm, tmp_path / "w", [d for d in DOCUMENTS if d.id != "d1"])
-    (state,) = method.take([method.init(lm)], lm, [evidence(without)], Context())
-    assert method.on([state], lm).score([segment])[0].bits == pytest.approx(own, rel=1e-6)
+    (state,) = method.adapt([method.init(lm)], lm, [evidence(without)], Context())
+    assert method.adapted([state], lm).score([segment])[0].bits == pytest.approx(own, rel=1e-6)
 
 
 @pytest.mark.parametrize("pointers", [0, 2])
 def test_cached_steps_are_the_full_pass(lm, tmp_path, pointers):
     store = store_for(lm, tmp_path / "s")
     method = KnnLm(neighbours=9, temperature=20.0, pointers=pointers)
-    (state,) = method.take([method.init(lm)], lm, [evidence(store)], Context())
-    for model in (method.on([state], lm), method.around([state], lm.overlay(lm_delta(lm)), lm)):
+    (state,) = method.adapt([method.init(lm)], lm, [evidence(store)], Context())
+    for model in (method.adapted([state], lm), method.around([state], lm.overlay(lm_delta(lm)), lm)):
         ids = torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(TARGET.text)[0]]])
         with torch.no_grad():
             whole, _ = model.step(ids)
@@ -136,11 +137,11 @@ def test_cached_steps_are_the_full_pass(lm, tmp_path, pointers):
                 part, cache = model.step(ids[:, start:end], cache)
                 parts.append(part)
         assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
-    assert method.on([state], lm).generate("the old ", tokens=5, seed=1, temperature=1.0)
+    assert method.adapted([state], lm).generate("the old ", tokens=5, seed=1, temperature=1.0)
 
 
 def lm_delta(lm):
-    from uptake.delta import Delta
+    from uptake.adaptation.delta import Delta
 
     name, parameter = next((n, p) for n, p in lm.module.named_parameters() if p.ndim == 2)
     noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype)
@@ -169,15 +170,17 @@ def test_retomaton_follows_pointers_and_searches_where_they_run_low(lm):
     keys, values = memory_of(lm, TEXTS)
     ends = np.zeros(len(values), bool)
     ends[np.cumsum([len(t) for t in TEXTS]) - 1] = True
-    memory = Memory(torch.from_numpy(keys), torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends))
+    memory = TokenMemory(
+        torch.from_numpy(keys), torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends)
+    )
     ids = [lm.tokenizer.opening, *lm.tokenizer.encode(TEXTS[0][:40])[0]]
     for pointers in (1, 3, 10**6):
         counting = Counting(memory)
         mixing = Mixing(6, 20.0, Constant(0.5), pointers)
         with torch.no_grad():
-            found = Neighbours(lm, lm, [counting], mixing).step(torch.tensor([ids]))[0][0].exp().numpy()
+            found = KnnMixture(lm, lm, [counting], mixing).step(torch.tensor([ids]))[0][0].exp().numpy()
             want, searches = naive_walk(lm, ids, keys, values, ends, mixing)
-            plain = Neighbours(lm, lm, [memory], Mixing(6, 20.0, Constant(0.5)))
+            plain = KnnMixture(lm, lm, [memory], Mixing(6, 20.0, Constant(0.5)))
             unled = plain.step(torch.tensor([ids]))[0][0].exp().numpy()
         np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-12)
         assert counting.searches == searches
@@ -189,7 +192,7 @@ def test_retomaton_follows_pointers_and_searches_where_they_run_low(lm):
 
 
 def naive_walk(lm, ids, keys, values, ends, mixing):
-    log_probs, found, _ = lm.look(torch.tensor([ids]))
+    log_probs, found, _ = lm.step_with_keys(torch.tensor([ids]))
     out, searches, near = [], 0, []
     for place, token in enumerate(ids):
         losses = ((keys - found[0, place].numpy()) ** 2).sum(1)
@@ -207,7 +210,7 @@ def naive_walk(lm, ids, keys, values, ends, mixing):
 
 
 def test_missing_neighbours_are_masked_at_every_place(lm):
-    from uptake.text import Near
+    from uptake.text.types import Near
 
     class Holes:
         """Some places have neighbours, some fewer, some none."""
@@ -220,7 +223,7 @@ def test_missing_neighbours_are_masked_at_every_place(lm):
 
     ids = torch.tensor([[0, 3, 4, 5]])
     with torch.no_grad():
-        model = Neighbours(lm, lm, [Holes()], Mixing(3, 1.0, Fading(0.5, 10.0)))
+        model = KnnMixture(lm, lm, [Holes()], Mixing(3, 1.0, Fading(0.5, 10.0)))
         log_probs, base = model.step(ids)[0][0], lm.step(ids)[0][0]
     assert torch.isfinite(log_probs).all() and torch.equal(log_probs[2], base[2])
     share = 0.5 * np.exp(-1.0)
@@ -232,12 +235,14 @@ def test_missing_neighbours_are_masked_at_every_place(lm):
 
 
 def test_the_mixture_can_be_differentiated(lm):
-    opened, weights = lm.open(methods.find("ttt-nn").method.moves, lm_delta(lm) * 0.0, torch.Generator())
+    opened, weights = lm.trainable_copy(
+        methods.find("ttt-nn").method.trainable, lm_delta(lm) * 0.0, torch.Generator()
+    )
     keys, values = memory_of(lm, TEXTS[:1])
-    memory = Memory(
+    memory = TokenMemory(
         torch.from_numpy(keys), torch.from_numpy(values.astype(np.int64)), torch.zeros(len(values)).bool()
     )
-    model = Neighbours(opened, lm, [memory], Mixing(4, 10.0))
+    model = KnnMixture(opened, lm, [memory], Mixing(4, 10.0))
     loss = -model.step(torch.tensor([[0, 3, 4, 5]]))[0][0, -1, 7]
     gradients = torch.autograd.grad(loss, list(weights.parameters.values()), allow_unused=True)
     assert any(g is not None and g.abs().sum() > 0 for g in gradients)
@@ -254,26 +259,28 @@ def test_over_a_store_it_keeps_the_laws_that_need_no_disk(tmp_path):
             read = [evidence(store, name) for name in names]
             if isinstance(method, WeightsAndTokens):
                 read = [Evidence(r.source.search(2), r.query, r.source) for r in read]
-            return method.take([method.init(lm) for _ in names], lm, read, Context(seed=1))
+            return method.adapt([method.init(lm) for _ in names], lm, read, Context(seed=1))
 
         segments = conformance.SEGMENTS
         first, second = take("d0", "d1")
-        together = method.on([first, second], lm).score(segments)
+        together = method.adapted([first, second], lm).score(segments)
         assert not torch.equal(together[0].log_probs, lm.score(segments[:1])[0].log_probs)
         for row, name in enumerate(("d0", "d1")):
             (alone,) = take(name)
             assert torch.allclose(
-                method.on([alone], lm).score([segments[row]])[0].log_probs, together[row].log_probs, atol=1e-5
+                method.adapted([alone], lm).score([segments[row]])[0].log_probs,
+                together[row].log_probs,
+                atol=1e-5,
             )
         (again,) = take("d0")
         assert torch.equal(
-            method.on([again], lm).score(segments[:1])[0].log_probs,
-            method.on([first], lm).score(segments[:1])[0].log_probs,
+            method.adapted([again], lm).score(segments[:1])[0].log_probs,
+            method.adapted([first], lm).score(segments[:1])[0].log_probs,
         )
         with pytest.raises(BadInput, match="searched and not saved"):
             save_state(first, tmp_path / "state")
         own = [p.id for p in store.passages(store._table.ids) if p.document == "d2"]
-        dropped = method.drop(first, lm, own)
+        dropped = method.forget(first, lm, own)
         view = dropped.view if isinstance(method, KnnLm) else dropped.beside.view
         assert not set(own) & set(view.view.stored.passages["id"][view.passages].tolist())
 
@@ -283,9 +290,9 @@ def test_dropping_from_a_store_is_never_having_had_it(tmp_path):
     method = KnnLm(neighbours=8, temperature=20.0)
     store, less = store_for(lm, tmp_path / "s"), store_for(lm, tmp_path / "l", DOCUMENTS[:3])
     own = [p.id for p in store.passages(store._table.ids) if p.document == "d3"]
-    (state,), (want,) = (method.take([method.init(lm)], lm, [evidence(s)], Context()) for s in (store, less))
-    assert torch.equal(*(method.on([s], lm).score([TARGET])[0].log_probs
-                         for s in (method.drop(state, lm, own), want)))  # fmt: skip
+    (state,), (want,) = (method.adapt([method.init(lm)], lm, [evidence(s)], Context()) for s in (store, less))
+    assert torch.equal(*(method.adapted([s], lm).score([TARGET])[0].log_probs
+                         for s in (method.forget(state, lm, own), want)))  # fmt: skip
 
 
 def test_it_is_one_row_a_query_whatever_k_and_beats_its_control(tmp_path, monkeypatch):
@@ -302,7 +309,7 @@ def test_it_is_one_row_a_query_whatever_k_and_beats_its_control(tmp_path, monkey
     )  # fmt: skip
     by = {}
     for row in results.rows:
-        by.setdefault((row.way, row.k), []).append(row)
+        by.setdefault((row.method, row.k), []).append(row)
         assert not row.failed
     assert {key: len(rows) for key, rows in by.items()} == {
         ("base", 0): 4, ("knn-lm", 0): 4, ("knn-lm-random", 0): 4, ("retomaton", 0): 4,
@@ -317,7 +324,7 @@ def test_a_store_whose_tokens_were_not_read_is_refused(tmp_path):
     store = Datastore.create(tmp_path / "s", retriever="lexical")
     store.add(DOCUMENTS)
     with pytest.raises(BadInput, match="holds no tokens; read them with `uptake index tokens"):
-        KnnLm().take([KnnLm().init(lm)], lm, [evidence(store)], Context())
+        KnnLm().adapt([KnnLm().init(lm)], lm, [evidence(store)], Context())
 
 
 @pytest.mark.parametrize(
@@ -338,8 +345,10 @@ def test_bad_settings_are_refused(bad, told):
 
 
 def test_settings_are_written_as_people_write_them():
-    (way,) = api.ways(["knn-lm"], ["weight=fading(most=0.4,reach=80)", "neighbours=64"]).values()
-    assert isinstance(way, Way) and way.method.weight == Fading(0.4, 80.0) and way.method.neighbours == 64
+    (way,) = api.method_specs(["knn-lm"], ["weight=fading(most=0.4,reach=80)", "neighbours=64"]).values()
+    assert (
+        isinstance(way, MethodSpec) and way.method.weight == Fading(0.4, 80.0) and way.method.neighbours == 64
+    )
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
@@ -347,8 +356,8 @@ def test_the_key_penalty_is_added_to_the_loss(shape):
     """One plain step of fine-tuning is one step down cross-entropy + omega |key|^2, by hand."""
     lm, twin = toys.lm(shape, dtype=torch.float64), toys.module(shape, dtype=torch.float64).eval()
     omega, rate = 0.03, 0.1
-    method = Finetune(rule=SGD(rate), clip=None, key_penalty=omega)
-    (state,) = method.take([method.init(lm)], lm, [Evidence.of(TEXTS[0][:40])], Context())
+    method = Finetune(optimizer=SGD(rate), clip=None, key_penalty=omega)
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence.of(TEXTS[0][:40])], Context())
     caught = []
     parts = {"gpt2": "transformer.h.1.mlp", "llama": "model.layers.1.mlp", "neox": "gpt_neox.layers.1.mlp"}
     twin.get_submodule(parts[shape]).register_forward_pre_hook(lambda part, inputs: caught.append(inputs[0]))

@@ -16,10 +16,10 @@ import torch
 
 import toys
 from test_conformance import SUBJECTS
-from uptake.causal import Causal
-from uptake.lm import LM, Segment
-from uptake.method import Context, Evidence, Method
-from uptake.tokens import Tokenizer
+from uptake.lm.base import LM, Segment
+from uptake.lm.causal import Causal
+from uptake.methods.contract.method import Context, Evidence, Method
+from uptake.text.tokenizer import Tokenizer
 
 LETTERS = "abcdefgh"
 SEGMENT, COUNT = 24, 8
@@ -69,8 +69,8 @@ class Peeking:
 
     def read(self, states: Any, model: LM, segments: Any, context: Context) -> Any:
         evidence = [Evidence.of(segment.text, query=segment.context) for segment in segments]
-        states = self.method.take(states, model, evidence, context)
-        return self.method.on(states, model).score(segments), states
+        states = self.method.adapt(states, model, evidence, context)
+        return self.method.adapted(states, model).score(segments), states
 
 
 @pytest.mark.parametrize("name", SUBJECTS)

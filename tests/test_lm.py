@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toys
-from uptake.causal import Causal
 from uptake.errors import BadInput
-from uptake.lm import LM, Segment, rolling_windows
-from uptake.tokens import Tokenizer
-from uptake.wrappers import Bayes, Mixed, Prefixed, Routed
+from uptake.lm.base import LM, Segment, rolling_windows
+from uptake.lm.causal import Causal
+from uptake.lm.wrappers import Bayes, Mixed, Prefixed, Routed
+from uptake.text.tokenizer import Tokenizer
 
 
 @given(context=st.integers(1, 40), count=st.integers(0, 90), room=st.integers(2, 20))

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 import toys
-from uptake.causal import Causal
+from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Mismatch
-from uptake.learned import Material
-from uptake.lm import LM, Segment
-from uptake.method import Context, Evidence
+from uptake.lm.base import LM, Segment
+from uptake.lm.capabilities import Slots
+from uptake.lm.causal import Causal
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.mac import Bank, Mac
-from uptake.nets.context_memory import ContextMemory, Sizes, Slots
-from uptake.rules import AdamW
+from uptake.methods.mac.network import ContextMemory, Sizes
 from uptake.tasks.questions import Question
-from uptake.text import Document
-from uptake.tokens import Tokenizer
+from uptake.text.tokenizer import Tokenizer
+from uptake.text.types import Document
 from uptake.train import Training, train
 
 TEXTS = ("the cat sat on the mat.", "a dog ran.", "one fish, two fish, red fish.", "so be it", "no more")
@@ -44,7 +45,7 @@ def double(lm: LM, **settings: Any) -> Mac:
 
 
 def taken(method: Mac, lm: LM, *texts: str) -> Bank:
-    return method.take([method.init(lm)], lm, [Evidence.of(*texts)], Context())[0]
+    return method.adapt([method.init(lm)], lm, [Evidence.of(*texts)], Context())[0]
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
@@ -93,7 +94,7 @@ def test_no_document_comes_before_another() -> None:
     for group in (None, 2):
         method = double(lm, group=group)
         forward, backward = (taken(method, lm, *texts) for texts in (TEXTS, TEXTS[::-1]))
-        logs = [method.on([state] * len(ASKED), lm).step(ASKED)[0] for state in (forward, backward)]
+        logs = [method.adapted([state] * len(ASKED), lm).step(ASKED)[0] for state in (forward, backward)]
         assert torch.equal(*logs) and not torch.equal(logs[0], lm.step(ASKED)[0])
 
 
@@ -137,7 +138,7 @@ def test_a_document_is_asked_as_a_question_is_and_padding_is_not_read() -> None:
 def test_decoding_with_a_cache_is_reading_the_whole(shape: str) -> None:
     lm = toys.lm(shape, dtype=torch.float64)
     method = double(lm, group=2)
-    remembering = method.on([taken(method, lm, *TEXTS)], lm)
+    remembering = method.adapted([taken(method, lm, *TEXTS)], lm)
     whole = remembering.step(ASKED[:1])[0]
     cache, parts = remembering.start(), []
     for part in ASKED[:1].split([5, 1, 1, 7], 1):
@@ -155,7 +156,7 @@ def test_with_nothing_read_it_is_the_base_to_the_bit() -> None:
     method = Mac.example()
     full, empty = taken(method, lm, *TEXTS), method.init(lm)
     segments = [Segment("sat there", "who "), Segment("it was.", "where ")]
-    scores = method.on([full, empty], lm).score(segments)
+    scores = method.adapted([full, empty], lm).score(segments)
     assert torch.equal(scores[1].log_probs, lm.at([1]).score(segments[1:])[0].log_probs)
     assert not torch.allclose(scores[0].log_probs, lm.score(segments[:1])[0].log_probs, atol=1e-3)
 
@@ -165,16 +166,16 @@ def test_what_is_dropped_was_never_read_and_nothing_is_read_again() -> None:
     method = Mac.example()
     long = "far too long for a window of 64 bytes, so that it is read in several pieces, each one by itself. "
     state = taken(method, lm, *TEXTS[:2], long)
-    (state,) = method.take([state], lm, [Evidence.of(TEXTS[2])], Context())
+    (state,) = method.adapt([state], lm, [Evidence.of(TEXTS[2])], Context())
     assert state.pieces == (1, 1, 2, 1) and len(state.slots) == 5
     gone = [Evidence.of(text).passages[0].id for text in (long, TEXTS[2])]
     nobody: Any = None
-    dropped, never = method.drop(state, nobody, gone), taken(method, lm, *TEXTS[:2])
+    dropped, never = method.forget(state, nobody, gone), taken(method, lm, *TEXTS[:2])
     assert torch.equal(dropped.slots, never.slots)
     assert (dropped.pieces, dropped.history) == (never.pieces, never.history)
-    assert torch.equal(method.drop(state, nobody, []).slots, state.slots)
+    assert torch.equal(method.forget(state, nobody, []).slots, state.slots)
     everything = [passage.id for reading in state.history for passage in reading.passages]
-    empty = method.drop(method.drop(state, nobody, everything), nobody, everything)
+    empty = method.forget(method.forget(state, nobody, everything), nobody, everything)
     assert (empty.pieces, empty.history, len(empty.slots)) == ((), (), 0)
 
 
@@ -285,8 +286,8 @@ def trained(seed: int) -> tuple[LM, Mac]:
         module.get_input_embeddings().weight.mul_(10)
     lm = Causal(module, Tokenizer(toys.tokenizer()))
     episodes = TOY.episodes(lm, world(KEYS[:48], times=12))
-    rule = AdamW(3e-3, beta2=0.95, weight_decay=0.0)
-    made, _ = train(TOY, lm, episodes, Training(rule, passes=5, seed=seed))
+    optimizer = AdamW(3e-3, beta2=0.95, weight_decay=0.0)
+    made, _ = train(TOY, lm, episodes, Training(optimizer, passes=5, seed=seed))
     return lm, replace(TOY, trained=made)
 
 
@@ -297,7 +298,7 @@ def right(way: Mac, lm: LM, read: Material, asked: Material) -> int:
         state = taken(way, lm, *(document.text for document in read.documents[start : start + 4]))
         for question in asked.questions[start : start + 4]:
             ids = torch.tensor([[0, *lm.tokenizer.encode(f"{question.text} ")[0]]])
-            said = int(way.on([state], lm).step(ids)[0][0, -1].argmax())
+            said = int(way.adapted([state], lm).step(ids)[0][0, -1].argmax())
             count += said == lm.tokenizer.encode(question.answers[0])[0][0]
     return count
 
@@ -335,6 +336,6 @@ def test_a_state_of_another_model_and_a_model_without_layers_are_refused() -> No
     lm, method = toys.lm(), Mac.example()
     state = taken(method, lm, *TEXTS)
     with pytest.raises(Mismatch, match="load that model"):
-        method.on([replace(state, base="other")], lm)
+        method.adapted([replace(state, base="other")], lm)
     with pytest.raises(BadInput, match="give its base"):
-        method.on([state], lm).layers(ASKED)
+        method.adapted([state], lm).layers(ASKED)

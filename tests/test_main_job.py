@@ -8,11 +8,11 @@ import pytest
 
 import toys
 from uptake import api
-from uptake.evaluate import evaluate
-from uptake.plan import Plan
-from uptake.protocol import PerQuery
+from uptake.evaluation.engine import evaluate
+from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocol import PerQuery
 from uptake.store.datastore import Datastore
-from uptake.text import Chunking, Document, stable_hash
+from uptake.text.types import Chunking, Document, stable_hash
 
 BENCH = Path(__file__).parent.parent / "bench"
 
@@ -33,13 +33,13 @@ def text(seed: int) -> str:
 def test_the_guarded_rows_are_those_of_the_guarded_method(bench: Any, tmp_path: Path) -> None:
     store = Datastore.create(tmp_path / "s", retriever="lexical", chunking=Chunking(characters=100))
     store.add([Document(f"train/{i}", text(100 + i)) for i in range(6)])
-    ways = api.ways(["base", "ttt-nn", bench.GUARDED], ["rule=sgd(learning_rate=0.5)"])
+    ways = api.method_specs(["base", "ttt-nn", bench.GUARDED], ["optimizer=sgd(learning_rate=0.5)"])
     plan = Plan(ways, PerQuery(80, 80), (1, 3))
     rows = evaluate(toys.lm(), plan, [Document(f"test/{i}", text(i)) for i in range(3)], store).rows
-    scored = {(row.query, row.k): row.bits for row in rows if row.way == bench.GUARDED}
+    scored = {(row.query, row.k): row.bits for row in rows if row.method == bench.GUARDED}
     made = {(row.query, row.k): row.bits for row in bench.guarded(rows)}
     assert made == {key: pytest.approx(bits, rel=1e-9) for key, bits in scored.items()}
-    plain = {(row.query, row.k): row.bits for row in rows if row.way == "ttt-nn"}
+    plain = {(row.query, row.k): row.bits for row in rows if row.method == "ttt-nn"}
     assert all(abs(plain[key] - bits) > 1e-3 for key, bits in made.items())
 
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from uptake.memory import peak_bytes, reset_peak
+from uptake.evaluation.memory import peak_bytes, reset_peak
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets the peak be reset")

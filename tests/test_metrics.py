@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uptake import metrics
 from uptake.errors import BadInput
+from uptake.report import metrics
 
 
 def drawn(queries=60, documents=15, seed=3):

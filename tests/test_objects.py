@@ -10,11 +10,11 @@ from stubs import Letters, StubEncoder
 from test_store import document
 from uptake.errors import BadInput, Busy, UptakeError
 from uptake.store import Datastore
-from uptake.store import lease as lease_module
 from uptake.store.layout import TABLE
-from uptake.store.lease import ObjectLease, lease
-from uptake.store.objects import ChangedError, locate
-from uptake.store.table import Table
+from uptake.store.passages.table import Table
+from uptake.store.remote import lease as lease_module
+from uptake.store.remote.lease import ObjectLease, lease
+from uptake.store.remote.objects import ChangedError, locate
 
 QUERIES = ["amber birch north", "knoll larch"]
 

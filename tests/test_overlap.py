@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from uptake.errors import BadInput
-from uptake.overlap import (
+from uptake.text.overlap import (
     OVERLAP_BINS,
     Collection,
     LeakFilter,
@@ -20,7 +20,7 @@ from uptake.overlap import (
     Verdict,
     overlap_bin,
 )
-from uptake.text import Passage
+from uptake.text.types import Passage
 
 
 def naive_grams(text: str, length: int) -> set[tuple[str, ...]]:
@@ -69,7 +69,7 @@ def test_slabs_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     passage = " ".join(f"W{i}" for i in range(95, 140)) + " but not this"
     expected = naive_containment(passage, document), naive_jaccard(passage, document)
     for slab in (1, 7, 64):
-        monkeypatch.setattr("uptake.overlap._SLAB", slab)
+        monkeypatch.setattr("uptake.text.overlap._SLAB", slab)
         overlap = Overlap(document)
         assert (overlap.containment(passage), overlap.jaccard(passage)) == expected
         assert overlap.containment(document[33:777]) == 1.0
@@ -77,7 +77,7 @@ def test_slabs_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hashes_are_the_same_in_every_process() -> None:
-    code = "from uptake.overlap import Shingles; print(Shingles('The cat sat').grams(2).tolist())"
+    code = "from uptake.text.overlap import Shingles; print(Shingles('The cat sat').grams(2).tolist())"
     runs = {
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, check=True, env={"PYTHONHASHSEED": s}

@@ -12,10 +12,10 @@ import pytest
 
 import synthetic
 from uptake.errors import BadInput
-from uptake.page import chart, page, visible, write_chart, write_page
-from uptake.page.view import headline, level
-from uptake.report import summary
-from uptake.results import Neighbour, Results, Sample, Showcase
+from uptake.report.page import chart, page, visible, write_chart, write_page
+from uptake.report.page.view import headline, level
+from uptake.report.results import Neighbour, Results, Sample, Showcase
+from uptake.report.summary import summary
 
 VOID = {"meta", "br", "input", "hr", "img", "link"}
 
@@ -89,7 +89,7 @@ def test_hostile_text_everywhere_stays_text():
     results = synthetic.results(ks=(5,), documents=3)
     rows = [
         dataclasses.replace(
-            row, way=HOSTILE if row.way == "ttt-nn" else row.way, query=HOSTILE, failed=HOSTILE
+            row, method=HOSTILE if row.method == "ttt-nn" else row.method, query=HOSTILE, failed=HOSTILE
         )
         for row in results.rows
     ]
@@ -165,7 +165,7 @@ def test_the_headline_says_the_best_way_and_the_control():
 def test_the_headline_owns_up_to_a_loss():
     results = synthetic.results(ways=("base", "random", "ttt-nn"), ks=(1,), failures=0)
     rows = [
-        dataclasses.replace(row, bits=row.base_bits * 1.02) if row.way != "base" else row
+        dataclasses.replace(row, bits=row.base_bits * 1.02) if row.method != "base" else row
         for row in results.rows
     ]
     assert told(dataclasses.replace(results, rows=tuple(rows))) == (

@@ -10,16 +10,20 @@ import toys
 import uptake
 from test_evaluate import DOCUMENTS, SMALL, sentence
 from uptake import api
-from uptake.causal import Causal
 from uptake.errors import BadInput, Missing, UptakeError
-from uptake.evaluate import evaluate
-from uptake.parallel import Batch, Workers
-from uptake.plan import Plan, units
+from uptake.evaluation.engine import evaluate
+from uptake.evaluation.plan import Plan, units
+from uptake.evaluation.workers import Batch, Workers
+from uptake.lm.causal import Causal
 from uptake.store.datastore import Datastore
-from uptake.text import Chunking, Document
+from uptake.text.types import Chunking, Document
 
 PLAN = Plan(
-    api.ways(["random", "ttt-nn"], ["rule=sgd(learning_rate=0.05)"]), SMALL, (1, 3), batch=1, showcases=2
+    api.method_specs(["random", "ttt-nn"], ["optimizer=sgd(learning_rate=0.05)"]),
+    SMALL,
+    (1, 3),
+    batch=1,
+    showcases=2,
 )
 
 
@@ -42,8 +46,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Datastore:
 def test_two_workers_give_bit_for_bit_what_one_gives(model: Causal, store: Datastore) -> None:
     alone = evaluate(model, PLAN, DOCUMENTS, store)
     shared = evaluate(model, PLAN, DOCUMENTS, store, workers=2)
-    assert [(r.way, r.k, r.query, r.bits) for r in shared.rows] == [
-        (r.way, r.k, r.query, r.bits) for r in alone.rows
+    assert [(r.method, r.k, r.query, r.bits) for r in shared.rows] == [
+        (r.method, r.k, r.query, r.bits) for r in alone.rows
     ]
     assert shared.showcases == alone.showcases and shared.peaks.keys() == alone.peaks.keys()
 
@@ -73,7 +77,7 @@ def test_what_a_worker_cannot_do_is_told(model: Causal, store: Datastore, tmp_pa
     with pytest.raises((BadInput, Missing), match="no-such-model"):
         evaluate(gone, PLAN, DOCUMENTS, store, workers=2)
     with pytest.raises(BadInput, match="one worker"):
-        ways = api.ways(["ttt-nn"], ["reference=true"])
+        ways = api.method_specs(["ttt-nn"], ["reference=true"])
         evaluate(model, Plan(ways, SMALL), DOCUMENTS, store, workers=2)
     with pytest.raises(BadInput, match="1 or more"):
         evaluate(model, PLAN, DOCUMENTS, store, workers=0)

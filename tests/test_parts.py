@@ -16,12 +16,12 @@ from test_store import make
 from uptake import api
 from uptake.errors import BadInput, Missing
 from uptake.store import Datastore
-from uptake.store.bases import Cache, check_bases, forget_bases
 from uptake.store.cluster import Cluster
 from uptake.store.cluster.index import merge
-from uptake.store.index import VectorIndex, open_index
-from uptake.store.table import Table
-from uptake.text import Document
+from uptake.store.passages.index import VectorIndex, open_index
+from uptake.store.passages.index_cache import Cache, check_bases, forget_bases
+from uptake.store.passages.table import Table
+from uptake.text.types import Document
 
 
 def parts(table, rows):
@@ -120,7 +120,7 @@ def test_a_report_says_what_share_was_searched(tmp_path, monkeypatch, retriever)
     found = store.source("one").search(5)
     assert found.coverage == found.part(0, 2).coverage == found.behind(found.passages).coverage == 0.5
     results = api.compare(toys.lm(), DOCUMENTS, ["random", "in-context"], store=store, k=2, protocol=SMALL)
-    assert {row.way: row.coverage for row in results.rows} == {"random": 1.0, "in-context": 0.5}
+    assert {row.method: row.coverage for row in results.rows} == {"random": 1.0, "in-context": 0.5}
     assert any(
         "4 of 8 rows searched less than the whole store, 50.0%" in note for note in results.header.notes
     )

@@ -17,10 +17,10 @@ from transformers import (
 )
 
 import toys
-from uptake.delta import skeleton
+from uptake.adaptation.delta import skeleton
+from uptake.adaptation.trainable import blocks
 from uptake.errors import BadInput
-from uptake.moves import blocks
-from uptake.placed import Placed, find
+from uptake.lm.attention_hook import AttentionHook, find
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 SIZES: dict[str, Any] = {
@@ -52,7 +52,7 @@ def made(config: PreTrainedConfig) -> Any:
 
 def outputs(module: Any, number: int, add: Any = None) -> tuple[Tensor, Tensor]:
     """Return what goes into a block and comes out of it."""
-    placed, seen = Placed(skeleton(module), find(module, [number])), {}
+    placed, seen = AttentionHook(skeleton(module), find(module, [number])), {}
 
     def watch(block: Any, inputs: Any, named: Any, output: Any) -> None:
         seen["x"] = inputs[0] if inputs else named["hidden_states"]
@@ -135,7 +135,7 @@ def test_a_block_there_is_not_is_refused() -> None:
 
 def test_nothing_is_added_outside_its_context() -> None:
     module = toys.module("gpt2").eval()
-    placed = Placed(skeleton(module), find(module, [0]))
+    placed = AttentionHook(skeleton(module), find(module, [0]))
     with torch.no_grad():
         base = module(input_ids=IDS).logits
         with pytest.raises(ZeroDivisionError), placed.adding(lambda number, h: h):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from uptake._files import Skipped
 from uptake.errors import BadInput
 from uptake.tasks.questions import Question, read_questions
+from uptake.text.files import Skipped
 
 SQUAD = {
     "version": "v2.0",

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from uptake.errors import BadInput, Missing, UptakeError
-from uptake.readers import Skipped, read
-from uptake.text import Document
+from uptake.text.readers import Skipped, read
+from uptake.text.types import Document
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,

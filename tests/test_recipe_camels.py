@@ -11,7 +11,7 @@ import torch
 
 import recipe_modules
 import toys
-from uptake.text import Passage
+from uptake.text.types import Passage
 
 
 @pytest.fixture

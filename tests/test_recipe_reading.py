@@ -8,22 +8,22 @@ import torch
 
 import toys
 from recipes.reading_settings import Asked, Drawn, Mixture, Observed, Subject
-from uptake.keys import Keys
-from uptake.method import Context, Evidence
+from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.trainable import Top
+from uptake.evaluation.protocol import PerQuery
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
+from uptake.methods.knn_lm.keys import Keys
 from uptake.methods.weights_and_context import WeightsAndContext
 from uptake.methods.weights_and_tokens import WeightsAndTokens
-from uptake.moves import Top
-from uptake.protocol import PerQuery
-from uptake.rules import AdamW
 from uptake.store import Datastore
-from uptake.text import Chunking, Document
+from uptake.text.types import Chunking, Document
 
 TEXTS = [f"the {a} {b} sat on the {c}. " * 4 for a, b, c in [
     ("old", "cat", "mat"), ("wet", "dog", "hill"), ("red", "fish", "sea"), ("fat", "hen", "box"),
 ]]  # fmt: skip
-FINETUNE = Finetune(moves=Top(1), rule=AdamW(learning_rate=1e-2))
+FINETUNE = Finetune(trainable=Top(1), optimizer=AdamW(learning_rate=1e-2))
 
 
 @pytest.fixture(name="asked")
@@ -49,8 +49,8 @@ def test_a_way_of_shared_parts_is_that_way(asked: list[Asked], passages: str) ->
             found, seconds = one.scored(Subject("", method, passages))
             source = one.source if passages == "nearest" else Drawn(one.source)
             evidence = Evidence(one.found[passages], one.query.own, source, one.query.context)  # type: ignore[arg-type]
-            (state,) = method.take([method.init(one.model)], one.model, [evidence], Context())
-            (alone,) = method.on([state], one.model).score([one.segment])
+            (state,) = method.adapt([method.init(one.model)], one.model, [evidence], Context())
+            (alone,) = method.adapted([state], one.model).score([one.segment])
             assert torch.equal(found.log_probs, alone.log_probs) and seconds > 0
             assert not torch.allclose(found.log_probs, base, atol=1e-4)
 

@@ -6,14 +6,14 @@ import torch
 import toys
 from uptake import api
 from uptake.errors import BadInput
-from uptake.lm import Segment
-from uptake.method import Context, Evidence
+from uptake.evaluation.protocol import PerQuery
+from uptake.lm.base import Segment
+from uptake.lm.wrappers import Prefixed
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.in_context import InContext
-from uptake.overlap import LeakFilter
-from uptake.protocol import PerQuery
 from uptake.store import Datastore
-from uptake.text import Chunking, Document
-from uptake.wrappers import Prefixed
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Chunking, Document
 
 TEXTS = ["red cats sat on mats", "wet dogs ran up hills", "old fish swam in seas", "fat hens hid in boxes"]
 QUERY, TARGET = "see red cats ", "and wet dogs and old fish and fat hens"
@@ -42,7 +42,7 @@ def made(tmp_path):
 
 
 def taken(method, lm, source):
-    (state,) = method.take([method.init(lm)], lm, [Evidence(source.search(1), QUERY, source)], Context())
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence(source.search(1), QUERY, source)], Context())
     return state
 
 
@@ -50,7 +50,7 @@ def test_every_place_reads_what_the_text_before_it_finds(made):
     lm, source = made
     method = InContext(refresh=9, recent=12)
     state = taken(method, lm, source)
-    scores = method.on([state], lm).score([Segment(TARGET, QUERY)])[0].log_probs
+    scores = method.adapted([state], lm).score([Segment(TARGET, QUERY)])[0].log_probs
     ids = [lm.tokenizer.opening, *lm.tokenizer.encode(QUERY + TARGET)[0]]
     known = 1 + len(QUERY)
     for number in range(len(TARGET)):
@@ -76,7 +76,7 @@ def test_every_place_reads_what_the_text_before_it_finds(made):
 def test_cached_steps_are_the_full_pass_and_no_token_sees_a_later_one(made):
     lm, source = made
     method = InContext(refresh=5)
-    model = method.on([taken(method, lm, source)], lm)
+    model = method.adapted([taken(method, lm, source)], lm)
     ids = torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(QUERY + TARGET)[0]]])
     with torch.no_grad():
         whole = model.step(ids)[0]
@@ -93,15 +93,17 @@ def test_cached_steps_are_the_full_pass_and_no_token_sees_a_later_one(made):
 
 def test_a_long_interval_is_no_refresh_and_no_source_is_none(made):
     lm, source = made
-    plain = InContext().on([taken(InContext(), lm, source)], lm).score([Segment(TARGET, QUERY)])[0].log_probs
+    plain = (
+        InContext().adapted([taken(InContext(), lm, source)], lm).score([Segment(TARGET, QUERY)])[0].log_probs
+    )
     rare = InContext(refresh=1000)
     assert torch.allclose(
-        rare.on([taken(rare, lm, source)], lm).score([Segment(TARGET, QUERY)])[0].log_probs, plain
+        rare.adapted([taken(rare, lm, source)], lm).score([Segment(TARGET, QUERY)])[0].log_probs, plain
     )
     assert source.asked == []
     often = InContext(refresh=1)
-    (state,) = often.take([often.init(lm)], lm, [Evidence.of(TEXTS[0], query=QUERY)], Context())
-    assert isinstance(often.on([state], lm), Prefixed)
+    (state,) = often.adapt([often.init(lm)], lm, [Evidence.of(TEXTS[0], query=QUERY)], Context())
+    assert isinstance(often.adapted([state], lm), Prefixed)
 
 
 def test_the_leak_filter_holds_for_every_search(tmp_path):

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import synthetic
-from uptake import metrics, report
 from uptake.errors import BadInput, Missing
-from uptake.results import Header, Results, Row
+from uptake.report import metrics
+from uptake.report import summary as report
+from uptake.report.results import Header, Results, Row
 
 EMPTY = Header(0, {}, {}, {}, {}, {})
 
@@ -29,7 +30,7 @@ def of(*rows, header=EMPTY):
 def test_the_figures_are_the_rows_arithmetic():
     results = synthetic.results(failures=0)
     method = report.summary(results)["methods"]["ttt-nn"]
-    rows = [row for row in results.rows if row.way == "ttt-nn" and row.k == 50]
+    rows = [row for row in results.rows if row.method == "ttt-nn" and row.k == 50]
     base, bits = sum(row.base_bits for row in rows), sum(row.bits for row in rows)
     assert method["k"] == 50
     assert method["gain"] == pytest.approx((base - bits) / base, rel=1e-12)
@@ -150,7 +151,7 @@ def test_odd_floats_come_back_too(tmp_path):
 FLOATS = st.floats(0, 1e12)
 ROWS = st.builds(
     Row,
-    way=st.text(max_size=4),
+    method=st.text(max_size=4),
     k=st.integers(0, 99),
     query=st.text(st.characters(), max_size=5),  # lone surrogates as well
     document=st.text(max_size=2),

@@ -8,12 +8,12 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import toys
-from uptake.causal import Causal
-from uptake.lm import LM
-from uptake.nets.retro import PACE, CrossAttention, Retro, Sizes
-from uptake.placed import find
-from uptake.retrofitted import Retrofitted
-from uptake.tokens import Tokenizer
+from uptake.lm.attention_hook import find
+from uptake.lm.base import LM
+from uptake.lm.causal import Causal
+from uptake.methods.retro.network import PACE, CrossAttention, Retro, Sizes
+from uptake.methods.retro.retrofit import Retrofitted
+from uptake.text.tokenizer import Tokenizer
 
 M, K, R, TIME = 4, 2, 6, 19
 WHOLE = TIME // M

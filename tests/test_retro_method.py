@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 import toys
-from uptake.causal import Causal
-from uptake.chunks.view import BoundChunks, listed
-from uptake.consulted import Consulting
+from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.tensors import read_tensors
 from uptake.errors import BadInput, Mismatch
-from uptake.learned import Material
-from uptake.lm import LM, Segment, rolling_windows
-from uptake.method import Context, Evidence
+from uptake.lm.base import LM, Segment, rolling_windows
+from uptake.lm.causal import Causal
+from uptake.lm.wrappers import Routed
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Episode, Retro
+from uptake.methods.retro.lm import RetroLM
 from uptake.methods.weights_and_chunks import WeightsAndChunks
-from uptake.overlap import LeakFilter, Overlap
-from uptake.rules import AdamW
-from uptake.tensors import read_tensors
-from uptake.text import Document, Found
+from uptake.text.chunks.view import BoundChunks, listed
+from uptake.text.overlap import LeakFilter, Overlap
+from uptake.text.types import Document, Found
 from uptake.train import Training, train
-from uptake.wrappers import Routed
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
@@ -64,7 +64,7 @@ def untrained(lm: LM, **settings: Any) -> Retro:
 
 def consulting(method: Retro, lm: LM, *corpora: list[Document]) -> LM:
     fresh = [method.init(lm) for _ in corpora]
-    return method.on(method.take(fresh, lm, [evidence(corpus) for corpus in corpora], Context()), lm)
+    return method.adapted(method.adapt(fresh, lm, [evidence(corpus) for corpus in corpora], Context()), lm)
 
 
 CORPUS = [Document("a", "the cat sat on the mat and the dog sat on the cat"), Document("b", "one fish")]
@@ -216,10 +216,10 @@ def test_scores_are_those_of_each_window_by_itself_and_padding_is_not_looked_for
 
     source = Source(CORPUS, chunk=4)
     source.bound.__class__ = Listening
-    states = method.take(
+    states = method.adapt(
         [method.init(lm)] * 2, lm, [Evidence(Found(), "", source)] * 2, Context()  # type: ignore[arg-type]
     )  # fmt: skip
-    model = method.on(states, lm)
+    model = method.adapted(states, lm)
     scores = model.score([Segment(TEXT), Segment("the dog")])
     assert "".join(sorted(asked)).count("\0") == 0 and max(map(len, asked)) == 4
     expected = []
@@ -238,18 +238,18 @@ def test_a_row_with_nothing_to_consult_is_the_base_bit_for_bit() -> None:
     lm = toys.lm()
     method = untrained(lm)
     ids = ids_of(lm, TEXT, TEXT)
-    (state,) = method.take([method.init(lm)], lm, [evidence(CORPUS)], Context())
-    model = method.on([method.init(lm), state], lm)
+    (state,) = method.adapt([method.init(lm)], lm, [evidence(CORPUS)], Context())
+    model = method.adapted([method.init(lm), state], lm)
     assert torch.equal(model.step(ids)[0][0], lm.step(ids[:1])[0][0])
     assert not torch.equal(model.step(ids)[0][1], lm.step(ids[:1])[0][0])
     off = replace(method, neighbours=0)
-    assert torch.equal(off.on([state], lm).step(ids[:1])[0], lm.step(ids[:1])[0])
+    assert torch.equal(off.adapted([state], lm).step(ids[:1])[0], lm.step(ids[:1])[0])
     for nothing in ([], [Document("short", "")], [Document("none", "zebra")]):
         assert torch.equal(consulting(method, lm, nothing).step(ids[:1])[0], lm.step(ids[:1])[0])
     # The control of every learned method: before training it is the base, whatever it reads.
     plain = Retro(weights="untrained", chunk=4)
-    (state,) = plain.take([plain.init(lm)], lm, [evidence(CORPUS)], Context())
-    assert torch.equal(plain.on([state], lm).step(ids[:1])[0], lm.step(ids[:1])[0])
+    (state,) = plain.adapt([plain.init(lm)], lm, [evidence(CORPUS)], Context())
+    assert torch.equal(plain.adapted([state], lm).step(ids[:1])[0], lm.step(ids[:1])[0])
 
 
 def test_neighbours_may_be_missing_anywhere() -> None:
@@ -267,10 +267,10 @@ def test_neighbours_may_be_missing_anywhere() -> None:
 
     source = Source(CORPUS, chunk=4)
     source.bound.__class__ = Thin
-    (state,) = method.take([method.init(lm)], lm, [Evidence(Found(), "", source)], Context())  # type: ignore[arg-type]
-    found, _ = method.on([state], lm).step(ids_of(lm, TEXT))
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence(Found(), "", source)], Context())  # type: ignore[arg-type]
+    found, _ = method.adapted([state], lm).step(ids_of(lm, TEXT))
     assert torch.isfinite(found).all() and not torch.allclose(found, lm.step(ids_of(lm, TEXT))[0])
-    one, _ = replace(method, neighbours=1).on([state], lm).step(ids_of(lm, TEXT))
+    one, _ = replace(method, neighbours=1).adapted([state], lm).step(ids_of(lm, TEXT))
     assert torch.allclose(one, found, atol=1e-10), "what is missing counts for nothing"
 
 
@@ -292,8 +292,8 @@ def test_random_neighbours_depend_on_seed_and_text_alone() -> None:
     method = untrained(lm, draw="random")
 
     def scores(seed: int) -> Tensor:
-        (state,) = method.take([method.init(lm)], lm, [evidence(CORPUS)], Context(seed))
-        return method.on([state], lm).step(ids_of(lm, TEXT))[0]
+        (state,) = method.adapt([method.init(lm)], lm, [evidence(CORPUS)], Context(seed))
+        return method.adapted([state], lm).step(ids_of(lm, TEXT))[0]
 
     assert torch.equal(scores(1), scores(1)) and not torch.allclose(scores(1), scores(2))
     nearest = consulting(replace(method, draw="nearest"), lm, CORPUS).step(ids_of(lm, TEXT))[0]
@@ -314,7 +314,7 @@ def test_a_network_comes_back_with_its_own_shape_and_nothing_of_a_frozen_base(tm
     more = consulting(replace(read, neighbours=4), lm, CORPUS).step(ids)[0]
     assert not torch.equal(more, consulting(read, lm, CORPUS).step(ids)[0])
     with pytest.raises(Mismatch, match="train again"):
-        read.on([], toys.lm(seed=4))
+        read.adapted([], toys.lm(seed=4))
 
 
 @pytest.mark.parametrize("base", ["trained", "fresh"])
@@ -346,50 +346,50 @@ def test_together_with_weights_that_were_trained_on_the_passages() -> None:
     retro = untrained(lm)
     both = WeightsAndChunks(Finetune.example(), retro)
     read = replace(evidence(CORPUS), found=Evidence.of("the cat sat on the hill. ").found)
-    (state,) = both.take([both.init(lm)], lm, [read], Context())
+    (state,) = both.adapt([both.init(lm)], lm, [read], Context())
     ids = ids_of(lm, TEXT)
-    together, _ = both.on([state], lm).step(ids)
-    (moved,) = both.weights.take([both.weights.init(lm)], lm, [read], Context())
+    together, _ = both.adapted([state], lm).step(ids)
+    (moved,) = both.weights.adapt([both.weights.init(lm)], lm, [read], Context())
     expected, _ = consulting(retro, lm.overlay(moved.delta), CORPUS).step(ids)
     assert torch.allclose(together, expected, atol=1e-10)
-    for alone in (both.weights.on([moved], lm), consulting(retro, lm, CORPUS)):
+    for alone in (both.weights.adapted([moved], lm), consulting(retro, lm, CORPUS)):
         assert not torch.allclose(together, alone.step(ids)[0], atol=1e-3)
     # Two rows with weights of their own each.
-    two = both.on([state, both.init(lm)], lm)
+    two = both.adapted([state, both.init(lm)], lm)
     assert isinstance(two, Routed)
     assert torch.allclose(two.step(torch.cat([ids, ids]))[0][0], expected[0], atol=1e-10)
     key = read.passages[0].id
-    left = both.drop(state, lm, [key])
-    assert torch.allclose(both.on([left], lm).step(ids)[0], consulting(retro, lm, CORPUS).step(ids)[0])
+    left = both.forget(state, lm, [key])
+    assert torch.allclose(both.adapted([left], lm).step(ids)[0], consulting(retro, lm, CORPUS).step(ids)[0])
 
 
 def test_a_stores_passages_can_be_taken_back() -> None:
     lm = toys.lm(dtype=torch.float64)
     method = untrained(lm)
-    (state,) = method.take([method.init(lm)], lm, [evidence(CORPUS)], Context())
+    (state,) = method.adapt([method.init(lm)], lm, [evidence(CORPUS)], Context())
     key = listed(CORPUS, lm.tokenizer, 4).passages[0].tolist()
-    left = method.drop(state, lm, key[1:])
+    left = method.forget(state, lm, key[1:])
     ids = ids_of(lm, TEXT)
     assert torch.equal(
-        method.on([left], lm).step(ids)[0], consulting(method, lm, CORPUS[:1]).step(ids)[0]
-    ) and not torch.equal(method.on([left], lm).step(ids)[0], method.on([state], lm).step(ids)[0])
+        method.adapted([left], lm).step(ids)[0], consulting(method, lm, CORPUS[:1]).step(ids)[0]
+    ) and not torch.equal(method.adapted([left], lm).step(ids)[0], method.adapted([state], lm).step(ids)[0])
 
 
 def test_a_copy_of_the_model_brings_the_parts_along() -> None:
     lm = toys.lm(dtype=torch.float64)
     model = consulting(untrained(lm), lm, CORPUS)
     moved = Finetune.example()
-    (state,) = moved.take([moved.init(lm)], lm, [Evidence.of("the cat sat")], Context())
+    (state,) = moved.adapt([moved.init(lm)], lm, [Evidence.of("the cat sat")], Context())
     ids = ids_of(lm, TEXT)
     expected, _ = consulting(untrained(lm), lm.overlay(state.delta), CORPUS).step(ids)
     assert torch.allclose(model.overlay(state.delta).step(ids)[0], expected, atol=1e-10)
-    opened, found = model.open(moved.moves, state.delta, torch.Generator())
+    opened, found = model.trainable_copy(moved.trainable, state.delta, torch.Generator())
     log_probs, _ = opened.step(ids)
     assert torch.allclose(log_probs, expected, atol=1e-10)
     log_probs.sum().backward()  # type: ignore[no-untyped-call]
     assert all(own.grad is not None for own in found.parameters.values())
     with pytest.raises(BadInput, match="give them to its base"):
-        model.given({})
+        model.with_parameters({})
 
 
 def test_what_cannot_be_is_refused_in_one_line() -> None:
@@ -418,10 +418,10 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
         with pytest.raises(BadInput, match=said):
             Retro(**settings).fresh(toys.lm(shape))  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="uptake train"):
-        Retro().on([Retro().init(lm)], lm)
+        Retro().adapted([Retro().init(lm)], lm)
     (state,) = (Retro.example().init(lm),)
     with pytest.raises(Mismatch, match="load that model"):
-        Retro.example().on([state], toys.lm(seed=2))
+        Retro.example().adapted([state], toys.lm(seed=2))
 
 
 def test_a_half_precision_base_keeps_its_bits_and_is_read_beside_parts_of_more() -> None:
@@ -430,7 +430,7 @@ def test_a_half_precision_base_keeps_its_bits_and_is_read_beside_parts_of_more()
     assert method.trained is not None and next(method.trained.parameters()).dtype == torch.float32
     ids = ids_of(lm, TEXT)
     model = consulting(method, lm, CORPUS)
-    assert isinstance(model, Consulting)
+    assert isinstance(model, RetroLM)
     assert torch.isfinite(model.step(ids)[0]).all()
     assert not torch.equal(model.step(ids)[0], lm.step(ids)[0])
     cache = model.start()

@@ -10,16 +10,16 @@ from torch import Tensor
 
 import toys
 from test_retro_method import Source, evidence, untrained
-from uptake.chunks.view import listed
+from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput
-from uptake.learned import Material
-from uptake.method import Context, Evidence
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.retro import Answering, Retro
-from uptake.overlap import LeakFilter, Overlap
-from uptake.rules import AdamW
 from uptake.tasks.asking import Asking, ask
 from uptake.tasks.questions import Question
-from uptake.text import Document, Found
+from uptake.text.chunks.view import listed
+from uptake.text.overlap import LeakFilter, Overlap
+from uptake.text.types import Document, Found
 from uptake.train import Training, train
 
 VALUES = "bdgkmprt"
@@ -56,8 +56,8 @@ def test_answers_come_from_the_right_text_and_from_no_other() -> None:
 
     def right(**settings: Any) -> float:
         way = replace(method.with_network(network), **settings)  # type: ignore[type-var]
-        (state,) = way.take([way.init(lm)], lm, [Evidence(Found(), "", source)], Context())  # type: ignore[attr-defined]
-        found = ask(way.on([state], lm), unseen, Asking(tokens=3, align=24))  # type: ignore[attr-defined]
+        (state,) = way.adapt([way.init(lm)], lm, [Evidence(Found(), "", source)], Context())  # type: ignore[attr-defined]
+        found = ask(way.adapted([state], lm), unseen, Asking(tokens=3, align=24))  # type: ignore[attr-defined]
         return sum(answer.exact for answer in found) / len(found)
 
     assert right() > 0.9
@@ -77,9 +77,9 @@ def test_the_loss_is_that_of_the_answers_tokens_beside_what_is_found_with_the_qu
 
     episodes = method.episodes(lm, Material(tuple(CORPUS), QUESTIONS, sources=sources))
     assert asked_of == [("", question.text) for question in QUESTIONS], "and no document is a text to learn"
-    (state,) = method.take([method.init(lm)], lm, [evidence(CORPUS)], Context())
+    (state,) = method.adapt([method.init(lm)], lm, [evidence(CORPUS)], Context())
     state = replace(state, chunks=source.bound)
-    model = method.on([state], lm)
+    model = method.adapted([state], lm)
     # Naively: every question by itself, aligned by hand, one token after another.
     expected: dict[str, Tensor] = {}
     for question in QUESTIONS:

@@ -7,14 +7,14 @@ import torch
 
 import toys
 import uptake
-from uptake.delta import fingerprint
+from uptake.adaptation.delta import fingerprint
+from uptake.adaptation.optimizers import SGD, AdamW
+from uptake.adaptation.trainable import LoRA
 from uptake.errors import BadInput
-from uptake.moves import LoRA
-from uptake.rules import SGD, AdamW
 from uptake.tasks.asking import Asking, ask
 from uptake.tasks.questions import Question
 from uptake.tasks.retune import Retuning, retune, save_retuned
-from uptake.text import Document
+from uptake.text.types import Document
 
 QUESTIONS = [Question(f"{n}", f"what is {n}?", ("red" if n % 2 else "blue",)) for n in range(6)]
 ASKING = Asking("{question}", tokens=8)
@@ -23,7 +23,7 @@ ASKING = Asking("{question}", tokens=8)
 def test_it_is_the_plain_mean_over_answer_tokens() -> None:
     lm = toys.lm(dtype=torch.float64)
     before = fingerprint(lm.module)
-    delta = retune(lm, QUESTIONS[:3], ASKING, Retuning(rule=SGD(0.1), batch=3, clip=None))
+    delta = retune(lm, QUESTIONS[:3], ASKING, Retuning(optimizer=SGD(0.1), batch=3, clip=None))
     assert fingerprint(lm.module) == before
     module = toys.module(dtype=torch.float64)
     nats, count = torch.zeros((), dtype=torch.float64), 0
@@ -42,7 +42,9 @@ def test_it_is_the_plain_mean_over_answer_tokens() -> None:
 
 def test_it_learns_to_answer_and_to_stop() -> None:
     lm = toys.lm()
-    delta = retune(lm, QUESTIONS, ASKING, Retuning(rule=AdamW(3e-3, weight_decay=0.0), passes=60, batch=3))
+    delta = retune(
+        lm, QUESTIONS, ASKING, Retuning(optimizer=AdamW(3e-3, weight_decay=0.0), passes=60, batch=3)
+    )
     found = ask(lm.overlay(delta), QUESTIONS, ASKING)
     assert [answer.said for answer in found] == [question.answers[0] for question in QUESTIONS]
 
@@ -51,7 +53,7 @@ def test_the_seed_fixes_it_and_the_moves_bound_it() -> None:
     lm = toys.lm()
     first, again = (retune(lm, QUESTIONS, ASKING, Retuning(batch=2, seed=3)) for _ in range(2))
     assert all(torch.equal(first.difference(name), again.difference(name)) for name in first.names)
-    small = retune(lm, QUESTIONS, ASKING, Retuning(moves=LoRA(2)))
+    small = retune(lm, QUESTIONS, ASKING, Retuning(trainable=LoRA(2)))
     assert small.low_rank and not small.dense
 
 

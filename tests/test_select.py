@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput
-from uptake.select import Nearest, Random, Select
-from uptake.text import Found, Passage
+from uptake.text.select import Nearest, Random, Select
+from uptake.text.types import Found, Passage
 
 
 class Ten:

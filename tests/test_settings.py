@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uptake.adaptation.optimizers import SGD, AdamW
+from uptake.adaptation.trainable import LoRA, Top
 from uptake.errors import BadInput
 from uptake.methods.finetune import Finetune
 from uptake.methods.hidden_state_optimisation import HiddenStateOptimisation
-from uptake.moves import LoRA, Top
-from uptake.rules import SGD, AdamW
 from uptake.settings import apply, describe
 
 
@@ -16,8 +16,8 @@ def test_values_of_every_kind() -> None:
     changed = apply(
         Finetune(),
         "learning_rate=1e-3",
-        "rule.beta1=0.5",
-        "moves=lora(rank=8)",
+        "optimizer.beta1=0.5",
+        "trainable=lora(rank=8)",
         "clip=none",
         "chunk-tokens=64",
         "dropout=true",
@@ -26,10 +26,10 @@ def test_values_of_every_kind() -> None:
     assert changed == Finetune(
         LoRA(rank=8), AdamW(1e-3, beta1=0.5), None, chunk_tokens=64, dropout=True, order="farthest-first"
     )
-    assert apply(Finetune(), "moves=top", "rule=sgd(learning_rate=0.1,momentum=0.9)") == Finetune(
+    assert apply(Finetune(), "trainable=top", "optimizer=sgd(learning_rate=0.1,momentum=0.9)") == Finetune(
         Top(), SGD(0.1, 0.9)
     )
-    assert describe(changed)["moves"] == {"kind": "LoRA", "rank": 8, "alpha": 32}
+    assert describe(changed)["trainable"] == {"kind": "LoRA", "rank": 8, "alpha": 32}
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def test_values_of_every_kind() -> None:
         ("passes=1.5", "use a whole number"),
         ("dropout=1", "use true or false"),
         ("order=random", "nearest-first"),
-        ("moves=everything", "use one of all, top, named, lora"),
-        ("moves=lora(size=3)", "no setting 'size'"),
-        ("moves=lora(rank=3", "use one of"),
+        ("trainable=everything", "use one of all, top, named, lora"),
+        ("trainable=lora(size=3)", "no setting 'size'"),
+        ("trainable=lora(rank=3", "use one of"),
         ("learning_rat=1", "did you mean 'learning_rate'"),
         ("learning_rate=-1", "0 or more"),
         ("clip=0", "positive"),
@@ -57,9 +57,9 @@ def test_mistakes_are_named_with_the_cure(text: str, words: str) -> None:
 
 def test_a_field_of_one_class_takes_its_settings_and_names_it() -> None:
     method = HiddenStateOptimisation()
-    assert apply(method, "rule=adamw(learning_rate=0.5)").rule == AdamW(0.5)
+    assert apply(method, "optimizer=adamw(learning_rate=0.5)").optimizer == AdamW(0.5)
     with pytest.raises(BadInput, match="use one of adamw, with settings"):
-        apply(method, "rule=sgd")
+        apply(method, "optimizer=sgd")
 
 
 @given(st.text(max_size=40))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import uptake
-from uptake.causal import Causal
-from uptake.lm import Segment
+from uptake.lm.base import Segment
+from uptake.lm.causal import Causal
 from uptake.store.datastore import Datastore
-from uptake.text import Document
+from uptake.text.types import Document
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +42,15 @@ def test_reading_its_own_continuation_makes_a_text_likelier(model: Causal, peps:
     document = next(uptake.read(peps / "test.jsonl.xz"))
     lm, _ = uptake.adapt(model, "x", "base")
     assert lm.generate("def ", 8) == model.generate("def ", 8)
-    from uptake.method import Context, Evidence
+    from uptake.adaptation.optimizers import AdamW
+    from uptake.methods.contract.method import Context, Evidence
     from uptake.methods.finetune import Finetune
-    from uptake.rules import AdamW
 
-    method = Finetune(rule=AdamW(3e-4), passes=3)
+    method = Finetune(optimizer=AdamW(3e-4), passes=3)
     text = document.text[1000:1800]
-    (state,) = method.take([method.init(model)], model, [Evidence.of(text)], Context())
+    (state,) = method.adapt([method.init(model)], model, [Evidence.of(text)], Context())
     segment = [Segment(text)]
-    assert method.on([state], model).score(segment)[0].bits < 0.9 * model.score(segment)[0].bits
+    assert method.adapted([state], model).score(segment)[0].bits < 0.9 * model.score(segment)[0].bits
 
 
 @pytest.mark.slow

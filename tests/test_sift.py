@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from stubs import StubEncoder
 from uptake import api, methods
 from uptake.errors import BadInput
-from uptake.overlap import LeakFilter
-from uptake.select import Nearest, Sift, sift
 from uptake.store.datastore import Datastore
-from uptake.text import Document, Found, Passage
+from uptake.text.overlap import LeakFilter
+from uptake.text.select import Nearest, Sift, sift
+from uptake.text.types import Document, Found, Passage
 
 
 def left(points: NDArray, query: NDArray, chosen: Sequence[int], noise: float) -> float:
@@ -185,16 +185,16 @@ def test_a_lexical_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_reach_the_selection() -> None:
-    chosen = api.ways(
+    chosen = api.method_specs(
         ["ttt-nn", "sift"], ["candidates=100", "learning_rate=1e-3", "sift.alpha=2", "select.repeats=false"]
     )
     assert chosen["sift"].select == Sift(100, 0.01, 2.0, False) and chosen["ttt-nn"].select == Nearest()
-    assert all(way.method.rule.learning_rate == 1e-3 for way in chosen.values())
+    assert all(way.method.optimizer.learning_rate == 1e-3 for way in chosen.values())
     assert methods.find("sift").select == Sift()
-    assert api.ways(["sift"], ["sift.select.candidates=70"])["sift"].select == Sift(70)
+    assert api.method_specs(["sift"], ["sift.select.candidates=70"])["sift"].select == Sift(70)
     with pytest.raises(BadInput, match="did you mean 'candidates'"):
-        api.ways(["base", "sift"], ["candidate=100"])
+        api.method_specs(["base", "sift"], ["candidate=100"])
     with pytest.raises(BadInput, match="did you mean 'candidates'"):
-        api.ways(["sift"], ["sift.candidate=100"])
+        api.method_specs(["sift"], ["sift.candidate=100"])
     with pytest.raises(BadInput, match="candidates 0"):
-        api.ways(["sift"], ["candidates=0"])
+        api.method_specs(["sift"], ["candidates=0"])

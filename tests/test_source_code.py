@@ -9,20 +9,20 @@ import torch
 import toys
 import uptake
 from cli_world import Run, World, made_fixture, run_fixture, world_fixture
-from uptake.delta import Delta
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.inner_loop import token_loss, unroll
+from uptake.adaptation.optimizers import SGD
+from uptake.adaptation.trainable import LoRA
 from uptake.errors import BadInput
-from uptake.learned import Material
-from uptake.lm import LM, Segment
-from uptake.method import Context, Evidence
+from uptake.evaluation.protocol import Holes
+from uptake.lm.base import LM, Segment
+from uptake.methods.contract.learned import Material
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.source_code import Episode, SourceCode, Start, hole_loss
-from uptake.moves import LoRA
-from uptake.protocol import Holes
-from uptake.rules import SGD
-from uptake.step import token_loss, unroll
 from uptake.store.datastore import Datastore
 from uptake.tasks.holes import Hole, Making
-from uptake.text import Document, Found
+from uptake.text.types import Document, Found
 from uptake.train import Training, train
 
 __all__ = ["made_fixture", "run_fixture", "world_fixture"]
@@ -47,8 +47,8 @@ def show(path):
 FILE = Document("a.py", SOURCE)
 
 
-def rule(rate: float = 0.05) -> Finetune:
-    return Finetune(rule=SGD(rate), clip=None, chunk_tokens=32, passes=2)
+def optimizer(rate: float = 0.05) -> Finetune:
+    return Finetune(optimizer=SGD(rate), clip=None, chunk_tokens=32, passes=2)
 
 
 def test_identifiers_are_names_of_the_code_alone() -> None:
@@ -109,7 +109,7 @@ def mutated(hole: Hole) -> Hole:
 
 def test_what_is_blanked_changes_nothing() -> None:
     lm, making = toys.lm(), Making(count=100, size=64, prefix=48)
-    method = SourceCode(inner=replace(rule(), max_steps=6))
+    method = SourceCode(inner=replace(optimizer(), max_steps=6))
     for hole in making.holes(FILE)[3:13:3]:
         assert mutated(hole).target != hole.target
         logs = []
@@ -119,9 +119,9 @@ def test_what_is_blanked_changes_nothing() -> None:
         for one in (hole, mutated(hole), mutated(behind)):
             context = one.before[-making.prefix :]
             evidence = Evidence(Found().behind(making.support(one)), query=context)
-            (state,) = method.take([method.init(lm)], lm, [evidence], Context())
+            (state,) = method.adapt([method.init(lm)], lm, [evidence], Context())
             # Scored on the same text, so that all that could differ is what was read.
-            logs.append(method.on([state], lm).score([Segment(hole.target, context)])[0].log_probs)
+            logs.append(method.adapted([state], lm).score([Segment(hole.target, context)])[0].log_probs)
         assert torch.equal(*logs[:2]) and not torch.equal(*logs[1:])
 
 
@@ -143,7 +143,7 @@ def test_the_protocol_gives_the_support_and_hides_the_line(tmp_path) -> None:
             settings=["learning_rate=1e-3", "source-code.inner.max_steps=3"],
             protocol=Holes(count=2, prefix=50, size=64, around=around),
         )
-        rows[around] = {(row.way, row.k): row for row in results.rows}
+        rows[around] = {(row.method, row.k): row for row in results.rows}
     assert rows["both"]["source-code", 0].steps == 3 and rows["none"]["source-code", 0].steps == 0
     assert rows["none"]["source-code", 0].bits == rows["none"]["source-code", 0].base_bits
     # Neighbours come on top of the support, which is read once.
@@ -169,12 +169,14 @@ def episode(lm: LM) -> Episode:
 
 def test_fomaml_takes_its_gradient_where_adaptation_ends_and_gives_it_to_the_start() -> None:
     lm = toys.lm(dtype=torch.float64)
-    method, one = SourceCode(inner=rule(), outer="fomaml"), episode(lm)
+    method, one = SourceCode(inner=optimizer(), outer="fomaml"), episode(lm)
     network = started(method, lm).double()
     loss, gradients = method.gradients(network, lm, one)
 
     # The walk by hand, as a function of the start.
-    _, opened = lm.open(method.inner.moves, Delta(lm.fingerprint, network.values()), torch.Generator())
+    _, opened = lm.trainable_copy(
+        method.inner.trainable, Delta(lm.fingerprint, network.values()), torch.Generator()
+    )
     start = {name: value.detach().requires_grad_() for name, value in opened.parameters.items()}
     pieces = []
     for passage in list(one.evidence.passages) * 2:
@@ -182,30 +184,30 @@ def test_fomaml_takes_its_gradient_where_adaptation_ends_and_gives_it_to_the_sta
         pieces += [ids[at : at + 33] for at in range(0, len(ids) - 1, 32)]
 
     def piece_loss(values, ids):
-        log_probs, _ = lm.given(values).step(torch.tensor([ids[:-1]]))
+        log_probs, _ = lm.with_parameters(values).step(torch.tensor([ids[:-1]]))
         return token_loss(log_probs, torch.tensor([ids[1:]]))
 
     ended, _ = unroll(piece_loss, start, pieces, SGD(0.05), order=1)
-    wanted = hole_loss(lm.given(ended), one.hole)
+    wanted = hole_loss(lm.with_parameters(ended), one.hole)
     assert loss == pytest.approx(wanted.item(), abs=1e-12)
     by_hand = torch.autograd.grad(wanted, [start[name] for name in network.values()])
     assert max((a - b).abs().max() for a, b in zip(gradients, by_hand, strict=True)) < 1e-10
     # The control: the gradient where adaptation begins is another.
-    at_start = hole_loss(lm.given(start), one.hole)
+    at_start = hole_loss(lm.with_parameters(start), one.hole)
     early = torch.autograd.grad(at_start, [start[name] for name in network.values()])
     assert max((a - b).abs().max() for a, b in zip(gradients, early, strict=True)) > 1e-3
 
 
 def test_one_step_of_reptile_is_a_step_of_the_inner_rule_made_smaller() -> None:
     lm, alpha, epsilon = toys.lm(dtype=torch.float64), 0.05, 0.3
-    inner = replace(rule(alpha), chunk_tokens=None, passes=1, max_steps=1)
+    inner = replace(optimizer(alpha), chunk_tokens=None, passes=1, max_steps=1)
     method, one = SourceCode(inner=inner, outer="reptile"), episode(lm)
     network = started(method, lm).double()
     before = network.values()
     _, gradients = method.gradients(network, lm, one)
     moved = [-epsilon * gradient for gradient in gradients]  # plain descent at epsilon
 
-    private, opened = lm.open(inner.moves, Delta(lm.fingerprint, before), torch.Generator())
+    private, opened = lm.trainable_copy(inner.trainable, Delta(lm.fingerprint, before), torch.Generator())
     ids = torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(one.evidence.passages[0].text)[0]]])
     ids = ids[:, : lm.window + 1]
     loss = token_loss(private.step(ids[:, :-1])[0], ids[:, 1:])
@@ -221,21 +223,25 @@ def test_a_trained_start_leads_further_and_counts_from_the_first_passage_on(oute
         Document(f"{word}.py", "".join(f"{word}_{n} = {word}({n})\n" for n in range(30)))
         for word in ("cat", "dog", "fish")
     ]
-    method = SourceCode(inner=replace(rule(), max_steps=2), outer=outer, making=Making(count=4, size=128))
+    method = SourceCode(
+        inner=replace(optimizer(), max_steps=2), outer=outer, making=Making(count=4, size=128)
+    )
     episodes = method.episodes(lm, Material(tuple(files)))
     assert len(episodes) == 12
     network, points = train(
-        method, lm, episodes, Training(rule=SGD(0.5), passes=2, save_every=8), valid=episodes[::4]
+        method, lm, episodes, Training(optimizer=SGD(0.5), passes=2, save_every=8), valid=episodes[::4]
     )
     assert min(point.valid for point in points) < points[0].valid
     method.save(network, lm, tmp_path / "start")
     trained = replace(method, weights=str(tmp_path / "start"))
     unread = trained.init(lm)
     segment = [Segment("cat_1 = ", "x")]
-    (nothing,) = trained.take([unread], lm, [Evidence.of()], Context())
-    assert torch.equal(trained.on([nothing], lm).score(segment)[0].log_probs, lm.score(segment)[0].log_probs)
+    (nothing,) = trained.adapt([unread], lm, [Evidence.of()], Context())
+    assert torch.equal(
+        trained.adapted([nothing], lm).score(segment)[0].log_probs, lm.score(segment)[0].log_probs
+    )
     still = replace(trained, inner=replace(trained.inner, max_steps=0))
-    (state,) = still.take([unread], lm, [Evidence.of("x = 1")], Context())
+    (state,) = still.adapt([unread], lm, [Evidence.of("x = 1")], Context())
     wanted = trained.network(lm).values()
     assert all(torch.allclose(state.delta.dense[name], value, atol=1e-6) for name, value in wanted.items())
     assert max(value.abs().max() for value in wanted.values()) > 1e-4
@@ -244,7 +250,7 @@ def test_a_trained_start_leads_further_and_counts_from_the_first_passage_on(oute
 def test_low_rank_starts_and_files_without_holes_are_refused() -> None:
     lm = toys.lm()
     with pytest.raises(BadInput, match="set inner"):
-        SourceCode(inner=replace(rule(), moves=LoRA(rank=2))).build(lm)
+        SourceCode(inner=replace(optimizer(), trainable=LoRA(rank=2))).build(lm)
     with pytest.raises(BadInput, match="no hole"):
         SourceCode().episodes(lm, Material((Document("x.py", "'only a text'"),)))
     with pytest.raises(BadInput, match="outer 'maml'"):

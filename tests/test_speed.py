@@ -9,11 +9,11 @@ import pytest
 
 import uptake
 from cli_world import save
-from uptake.method import Context, Evidence
+from uptake.adaptation.optimizers import AdamW
+from uptake.evaluation.protocol import Query
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
-from uptake.protocol import Query
-from uptake.rules import AdamW
-from uptake.text import Document, Found, Passage
+from uptake.text.types import Document, Found, Passage
 
 TEXTS = ("def add(a, b):\n    return a + b\n", "for i in range(10):\n    print(i)\n" * 6, "import os\n")
 
@@ -43,11 +43,13 @@ def test_the_published_loop_and_ours_agree_where_the_optimiser_is_fresh(speed: A
     mine = speed.ours(lm, 3)(one, 1e-3)
     assert first == once == pytest.approx(mine, rel=1e-5) != pytest.approx(100.0)
     # Weights are put back, the optimiser's memory is not: the second query is what `reference` does.
-    method = Finetune(rule=AdamW(1e-3), reference=True)
+    method = Finetune(optimizer=AdamW(1e-3), reference=True)
     state = method.init(lm)
     for _ in range(2):
-        (state,) = method.take([method.follow(state, lm)], lm, [Evidence(one.found)], Context())
-    (scores,) = method.on([state], lm).score([uptake.lm.Segment(one.query.target, one.query.context)])
+        (state,) = method.adapt([method.next_state(state, lm)], lm, [Evidence(one.found)], Context())
+    (scores,) = method.adapted([state], lm).score(
+        [uptake.lm.base.Segment(one.query.target, one.query.context)]
+    )
     assert loops[0].run(one, 1e-3) == pytest.approx(scores.bits, rel=1e-5) != pytest.approx(mine, rel=1e-5)
 
 
@@ -58,14 +60,14 @@ def test_the_learning_rate_rises_as_long_as_the_gain_does(speed: Any) -> None:
         tried.append(rate)
         return {1e-4: 95.0, 3e-4: 90.0, 1e-3: float("nan"), 3e-3: 1.0}[rate]
 
-    ways = [speed.Way("a", "float32", run), speed.Way("b", "float32", run, rate_of="a")]
+    ways = [speed.Contestant("a", "float32", run), speed.Contestant("b", "float32", run, rate_of="a")]
     assert speed.choose_rates(ways, [asked(speed)]) == {"a": 3e-4, "b": 3e-4}
     assert tried == [1e-4, 3e-4, 1e-3]
 
 
 def test_figures_are_shares_of_what_the_published_loop_saves(speed: Any) -> None:
     one = asked(speed)
-    chosen = [speed.Way(name, "float32", lambda *_: 0.0) for name in ("published", "once", "ours")]
+    chosen = [speed.Contestant(name, "float32", lambda *_: 0.0) for name in ("published", "once", "ours")]
     bits = {"published": [80.0, 80.0], "once": [80.0, 80.0], "ours": [82.0, 82.0]}
     seconds = {"published": [8.0, 12.0], "once": [4.0, 4.0], "ours": [1.0, 2.0]}
     lines = speed.figures(chosen, dict.fromkeys(bits, 1e-3), [one, one], bits, seconds)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import toys
-from uptake.delta import Delta
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.inner_loop import Descent, descend, token_loss, unroll
+from uptake.adaptation.optimizers import RMS, SGD, AdamW, Optimizer
+from uptake.adaptation.trainable import All, LoRA, Top, Trainable
 from uptake.errors import BadInput, Diverged
-from uptake.moves import All, LoRA, Moves, Top
-from uptake.rules import RMS, SGD, AdamW, Rule
-from uptake.step import Descent, descend, token_loss, unroll
 
 RULES = [SGD(0.1), SGD(0.1, momentum=0.9, weight_decay=0.1), AdamW(1e-2), RMS(0.01, decay=0.3)]
 PARTS = [1.5, 2.0, -3.0, 0.5]
@@ -29,26 +29,26 @@ def start() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_unrolled_is_in_place(rule: Rule, clip: float | None) -> None:
+@pytest.mark.parametrize("optimizer", RULES, ids=str)
+def test_unrolled_is_in_place(optimizer: Optimizer, clip: float | None) -> None:
     parameters = {name: nn.Parameter(value.detach()) for name, value in start().items()}
     rms = {f"{name}|rms": torch.linspace(0.5, 2, len(value)).double() for name, value in start().items()}
-    memory = rms if isinstance(rule, RMS) else {}
-    descend(lambda x: quadratic(parameters, x), parameters, PARTS, rule, clip, memory)
+    optimizer_state = rms if isinstance(optimizer, RMS) else {}
+    descend(lambda x: quadratic(parameters, x), parameters, PARTS, optimizer, clip, optimizer_state)
     for order in (0, 1, 2):
-        values, kept = unroll(quadratic, start(), PARTS, rule, order, clip, memory)  # type: ignore[arg-type]
+        values, kept = unroll(quadratic, start(), PARTS, optimizer, order, clip, optimizer_state)  # type: ignore[arg-type]
         for name, parameter in parameters.items():
             assert torch.allclose(values[name], parameter, atol=1e-8), (order, name)
-        halves, kept = unroll(quadratic, start(), PARTS[:2], rule, order, clip, memory)  # type: ignore[arg-type]
+        halves, kept = unroll(quadratic, start(), PARTS[:2], optimizer, order, clip, optimizer_state)  # type: ignore[arg-type]
         again = {name: value.detach().requires_grad_() for name, value in halves.items()}
-        halves, _ = unroll(quadratic, again, PARTS[2:], rule, order, clip, kept)  # type: ignore[arg-type]
+        halves, _ = unroll(quadratic, again, PARTS[2:], optimizer, order, clip, kept)  # type: ignore[arg-type]
         assert all(torch.allclose(halves[name], values[name]) for name in values), "memory goes on"
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_second_order_is_the_derivative(rule: Rule) -> None:
+@pytest.mark.parametrize("optimizer", RULES, ids=str)
+def test_second_order_is_the_derivative(optimizer: Optimizer) -> None:
     def end(w: Tensor, v: Tensor) -> Tensor:
-        values, _ = unroll(quadratic, {"w": w, "v": v}, PARTS, rule)
+        values, _ = unroll(quadratic, {"w": w, "v": v}, PARTS, optimizer)
         return torch.cat([values["w"], values["v"]])
 
     assert torch.autograd.gradcheck(end, tuple(start().values()))
@@ -71,18 +71,18 @@ def test_first_order_takes_inner_gradients_as_constants() -> None:
         unroll(quadratic, begun, PARTS, SGD(0.1), order=3)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("moves", [All(), Top(1), LoRA(rank=2)], ids=str)
+@pytest.mark.parametrize("trainable", [All(), Top(1), LoRA(rank=2)], ids=str)
 @pytest.mark.parametrize("shape", toys.SHAPES)
-def test_the_hypergradient_of_a_token_weight(shape: str, moves: Moves) -> None:
+def test_the_hypergradient_of_a_token_weight(shape: str, trainable: Trainable) -> None:
     """One step: dQ/dw_t = -(alpha / N) <grad Q(theta'), grad nll_t(theta)>, on a language model."""
     lm = toys.lm(shape, dtype=torch.float64)
     ids, asked, alpha = torch.tensor([[0, 5, 6, 7, 9]]), torch.tensor([[0, 7, 9, 5]]), 0.2
     weights = torch.rand(1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weights.requires_grad_()
-    private, opened = lm.open(moves, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
+    private, opened = lm.trainable_copy(trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
 
     def nll(values: Any, tokens: Tensor, weigh: Tensor | None = None) -> Tensor:
-        return token_loss(private.given(values).step(tokens[:, :-1])[0], tokens[:, 1:], weigh)
+        return token_loss(private.with_parameters(values).step(tokens[:, :-1])[0], tokens[:, 1:], weigh)
 
     moved, _ = unroll(lambda values, w: nll(values, ids, w), opened.parameters, [weights], SGD(alpha))
     (found,) = torch.autograd.grad(nll(moved, asked), [weights])
@@ -94,7 +94,9 @@ def test_the_hypergradient_of_a_token_weight(shape: str, moves: Moves) -> None:
         inner = torch.autograd.grad(nll(opened.parameters, ids, only), list(opened.parameters.values()))
         dot = sum((a * b).sum() for a, b in zip(outer, inner, strict=True))
         # LoRA's factors are float32, as peft makes them.
-        assert torch.allclose(found[0, t], -alpha / 4 * dot, atol=1e-7 if isinstance(moves, LoRA) else 1e-12)
+        assert torch.allclose(
+            found[0, t], -alpha / 4 * dot, atol=1e-7 if isinstance(trainable, LoRA) else 1e-12
+        )
     assert not any(p.requires_grad for p in lm.module.parameters())
 
 
@@ -102,8 +104,8 @@ def test_given_nothing_is_the_model_itself_and_the_base_stays() -> None:
     lm = toys.lm()
     ids = torch.tensor([[0, 5, 6, 7]])
     name, weight = next(iter(lm.module.named_parameters()))
-    changed = lm.given({name: weight + 1.0}).step(ids)[0]
-    assert torch.allclose(lm.given({}).step(ids)[0], lm.step(ids)[0], atol=1e-6)
+    changed = lm.with_parameters({name: weight + 1.0}).step(ids)[0]
+    assert torch.allclose(lm.with_parameters({}).step(ids)[0], lm.step(ids)[0], atol=1e-6)
     assert not torch.allclose(changed, lm.step(ids)[0], atol=1e-3)
     assert lm.module.get_parameter(name) is weight
 

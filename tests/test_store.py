@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 
 from stubs import StubEncoder
 from uptake.errors import BadInput, Busy, Damaged, Mismatch, UptakeError
-from uptake.overlap import LeakFilter, Overlap
 from uptake.store import Datastore, QueryText
-from uptake.store import table as table_module
-from uptake.store.lease import FileLease
-from uptake.text import Chunking, Document
+from uptake.store.passages import table as table_module
+from uptake.store.remote.lease import FileLease
+from uptake.text.overlap import LeakFilter, Overlap
+from uptake.text.types import Chunking, Document
 
 WORDS = "amber birch cedar delta ember fjord grove heath islet jetty knoll larch marsh north oasis".split()  # noqa: SIM905
 ODD_IDS = [
@@ -300,7 +300,7 @@ def test_bad_requests_are_refused_in_one_line(tmp_path):
 def test_a_second_writer_is_refused_by_name(tmp_path):
     store = make(tmp_path / "s")
     code = (
-        "import sys; from pathlib import Path; from uptake.store.lease import FileLease\n"
+        "import sys; from pathlib import Path; from uptake.store.remote.lease import FileLease\n"
         "with FileLease(Path(sys.argv[1])): print('held', flush=True); input()"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "s" / "writer.lock")]

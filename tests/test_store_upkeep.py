@@ -11,11 +11,11 @@ import killing
 from stubs import StubEncoder
 from uptake.errors import BadInput
 from uptake.store import Datastore
-from uptake.store import bases as bases_module
-from uptake.store import writing as writing_module
-from uptake.store.bases import Cache
 from uptake.store.layout import TABLE
-from uptake.store.lease import FileLease
+from uptake.store.passages import index_cache as bases_module
+from uptake.store.passages import writing as writing_module
+from uptake.store.passages.index_cache import Cache
+from uptake.store.remote.lease import FileLease
 
 
 def make(path):

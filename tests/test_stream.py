@@ -13,19 +13,19 @@ import torch
 import toy_methods
 import toys
 import uptake
-from uptake.delta import fingerprint
+from uptake.adaptation.delta import fingerprint
+from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Missing
-from uptake.lm import LM
-from uptake.method import Budget, Context, Evidence, Method, Way
-from uptake.methods.finetune import Finetune, Moved
-from uptake.rules import AdamW
-from uptake.streaming import report
-from uptake.streaming.page import page
-from uptake.streaming.results import StreamResults
-from uptake.streaming.run import finite
+from uptake.evaluation.streaming import report
+from uptake.evaluation.streaming.page import page
+from uptake.evaluation.streaming.results import StreamResults
+from uptake.evaluation.streaming.run import finite
+from uptake.lm.base import LM
+from uptake.methods.contract.method import Budget, Context, Evidence, Method, MethodSpec
+from uptake.methods.finetune import Finetune, WeightState
 from uptake.tasks.asking import Asking, ask, divergence
 from uptake.tasks.questions import Question
-from uptake.text import Chunking, Document, Found, Passage
+from uptake.text.types import Chunking, Document, Found, Passage
 
 DOCUMENTS = [
     Document("a", "the cat is red.", "first"),
@@ -42,10 +42,10 @@ QUESTIONS = [
 ]
 OTHERS = [Document("o", "one and two are three."), Document("p", "who goes there?")]
 ASKING = Asking("{question}", tokens=3)
-LEARNER = Way(Finetune(rule=AdamW(1e-2, weight_decay=0.0)))
+LEARNER = MethodSpec(Finetune(optimizer=AdamW(1e-2, weight_decay=0.0)))
 
 
-def stream(ways: dict[str, Way] | None = None, **more: Any) -> StreamResults:
+def stream(ways: dict[str, MethodSpec] | None = None, **more: Any) -> StreamResults:
     given: dict[str, Any] = {"unrelated": OTHERS, "checkpoints": [2], "asking": ASKING} | more
     documents, questions = given.pop("documents", DOCUMENTS), given.pop("questions", QUESTIONS)
     return uptake.stream(toys.lm(), documents, questions, ways or {"learner": LEARNER}, **given)
@@ -58,18 +58,18 @@ def test_a_stream_is_take_for_each_document_and_then_asking() -> None:
     )
     state, at = LEARNER.method.init(lm), {}
     for place, document in enumerate(DOCUMENTS, 1):
-        (state,) = LEARNER.method.take([state], lm, [Evidence.of(document.text)], Context())
-        at[place] = LEARNER.method.on([state], lm)
+        (state,) = LEARNER.method.adapt([state], lm, [Evidence.of(document.text)], Context())
+        at[place] = LEARNER.method.adapted([state], lm)
     asked = {2: ["cat", "dog"], 4: ["dog", "fish", "cat now", "all"]}
     by_id = {question.id: question for question in QUESTIONS}
     for taken, names in asked.items():
-        rows = [row for row in results.answers if row.way == "learner" and row.taken == taken]
+        rows = [row for row in results.answers if row.method == "learner" and row.taken == taken]
         assert [row.question for row in rows] == names
         answers = ask(at[taken], [by_id[name] for name in names], ASKING)
         assert [(row.nats, row.said) for row in rows] == [(answer.nats, answer.said) for answer in answers]
         drift = [(row.nats, row.tokens) for row in results.drift if row.taken == taken]
         assert drift == [divergence(lm, at[taken], text.text) for text in OTHERS]
-    base = [row for row in results.answers if row.way == "base"]
+    base = [row for row in results.answers if row.method == "base"]
     assert [(row.question, row.taken) for row in base] == [(question.id, 0) for question in QUESTIONS]
     assert [row.nats for row in base] == [answer.nats for answer in ask(lm, QUESTIONS, ASKING)]
     assert [(row.group, row.place) for row in base] == [
@@ -83,22 +83,22 @@ def test_a_rehearsal_is_learnt_by_a_copy_right_before_asking() -> None:
     plain, rehearsed = stream(), stream(rehearsal=other)
     state = LEARNER.method.init(lm)
     for document in DOCUMENTS:
-        (state,) = LEARNER.method.take([state], lm, [Evidence.of(document.text)], Context())
+        (state,) = LEARNER.method.adapt([state], lm, [Evidence.of(document.text)], Context())
     pairs = tuple(
         Passage(n, f" {question.answers[0]}\n", prompt=question.text) for n, question in enumerate(other)
     )
-    (ready,) = LEARNER.method.take([state], lm, [Evidence(Found(pairs, (0.0, 0.0)))], Context())
-    rows = {row.question: row.nats for row in rehearsed.answers if row.way == "learner" and row.taken == 4}
-    answers = ask(LEARNER.method.on([ready], lm), QUESTIONS[1:], ASKING)
+    (ready,) = LEARNER.method.adapt([state], lm, [Evidence(Found(pairs, (0.0, 0.0)))], Context())
+    rows = {row.question: row.nats for row in rehearsed.answers if row.method == "learner" and row.taken == 4}
+    answers = ask(LEARNER.method.adapted([ready], lm), QUESTIONS[1:], ASKING)
     assert [rows[question.id] for question in QUESTIONS[1:]] == [answer.nats for answer in answers]
-    assert [row for row in rehearsed.answers if row.way == "base"] == [
-        row for row in plain.answers if row.way == "base"
+    assert [row for row in rehearsed.answers if row.method == "base"] == [
+        row for row in plain.answers if row.method == "base"
     ]
 
 
 def test_costs_add_up_along_the_stream() -> None:
     results = stream()
-    first, last = (row for row in results.costs if row.way == "learner")
+    first, last = (row for row in results.costs if row.method == "learner")
     tokens = [len(document.text) + 1 for document in DOCUMENTS]
     assert (first.taken, first.steps) == (2, 2) and (last.taken, last.steps) == (4, 5)
     # A step's inputs are its tokens and the opening one, less the last, which is only predicted.
@@ -135,15 +135,15 @@ def test_the_base_is_untouched_and_stands_beside() -> None:
     before = fingerprint(lm.module)
     results = uptake.stream(lm, DOCUMENTS, QUESTIONS, ["base", "online", "in-context"], asking=ASKING)
     assert fingerprint(lm.module) == before
-    assert {row.way for row in results.answers} == {"base", "online", "in-context"}
+    assert {row.method for row in results.answers} == {"base", "online", "in-context"}
     assert results.header.settings.keys() == {"base", "online", "in-context"}
 
 
 def test_a_way_is_not_changed_by_the_ways_beside_it() -> None:
     alone = stream({"learner": LEARNER})
-    beside = stream({"memory": Way(toy_methods.Memory()), "learner": LEARNER})
-    rows = [row for row in beside.answers if row.way == "learner"]
-    assert rows == [row for row in alone.answers if row.way == "learner"]
+    beside = stream({"memory": MethodSpec(toy_methods.Memory()), "learner": LEARNER})
+    rows = [row for row in beside.answers if row.method == "learner"]
+    assert rows == [row for row in alone.answers if row.method == "learner"]
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,15 @@ class Breaking(Finetune):
 
     how: str = "raise"
 
-    def take(
+    def adapt(
         self,
-        states: Sequence[Moved],
+        states: Sequence[WeightState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Moved]:
-        after = super().take(states, lm, evidence, context, donate)
+    ) -> list[WeightState]:
+        after = super().adapt(states, lm, evidence, context, donate)
         if "dog" not in evidence[0].passages[0].text:
             return after
         errors = {"raise": RuntimeError("out of numbers\nand more"), "missing": Missing("no such library")}
@@ -178,14 +178,14 @@ class Breaking(Finetune):
     ],
 )
 def test_a_document_that_cannot_be_taken_up_is_passed_over(method: Method[Any], reason: str) -> None:
-    results = stream({"learner": Way(method)}, checkpoints=[])
+    results = stream({"learner": MethodSpec(method)}, checkpoints=[])
     (stopped,) = results.stopped
     assert (stopped.document, stopped.place, stopped.reason) == ("b", 2, reason)
     without = [document for document in DOCUMENTS if document.id != "b"]
     asked = [question for question in QUESTIONS if question.document != "b"]
-    clean = stream({"learner": Way(Finetune())}, documents=without, questions=asked, checkpoints=[])
-    kept = {row.question: row.nats for row in results.answers if row.way == "learner"}
-    assert {row.question: row.nats for row in clean.answers if row.way == "learner"} == {
+    clean = stream({"learner": MethodSpec(Finetune())}, documents=without, questions=asked, checkpoints=[])
+    kept = {row.question: row.nats for row in results.answers if row.method == "learner"}
+    assert {row.question: row.nats for row in clean.answers if row.method == "learner"} == {
         key: nats for key, nats in kept.items() if key != "dog"
     }
     assert report.summary(results)["ways"]["learner"]["stopped"][0]["document"] == "b"
@@ -193,19 +193,19 @@ def test_a_document_that_cannot_be_taken_up_is_passed_over(method: Method[Any], 
 
 def test_what_is_wrong_for_every_document_ends_the_stream() -> None:
     with pytest.raises(Missing, match="no such library"):
-        stream({"learner": Way(Breaking(how="missing"))})
+        stream({"learner": MethodSpec(Breaking(how="missing"))})
 
 
 def test_a_diverging_loss_leaves_the_last_good_state() -> None:
-    wild = Way(Finetune(rule=AdamW(1e30, weight_decay=0.0), clip=None))
+    wild = MethodSpec(Finetune(optimizer=AdamW(1e30, weight_decay=0.0), clip=None))
     results = stream({"wild": wild}, checkpoints=[])
-    assert results.stopped and all(row.way == "wild" for row in results.stopped)
+    assert results.stopped and all(row.method == "wild" for row in results.stopped)
     assert all(math.isfinite(row.nats) for row in results.drift)
 
 
 @pytest.mark.parametrize("how", ["raise", "infinite"])
 def test_a_rehearsal_that_cannot_be_learnt_is_named_and_changes_nothing(how: str) -> None:
-    breaking = {"learner": Way(Breaking(how=how))}
+    breaking = {"learner": MethodSpec(Breaking(how=how))}
     documents = [DOCUMENTS[0], *DOCUMENTS[2:]]  # without the one it breaks on
     given: dict[str, Any] = {"documents": documents, "checkpoints": []}
     asked = [question for question in QUESTIONS if question.document != "b"]
@@ -247,11 +247,11 @@ def test_questions_on_documents_that_are_not_there_are_left_out_and_named() -> N
 
 
 def test_the_summary_is_plain_arithmetic_on_the_rows() -> None:
-    results = stream({"learner": LEARNER, "memory": Way(toy_methods.Memory())})
+    results = stream({"learner": LEARNER, "memory": MethodSpec(toy_methods.Memory())})
     told = report.summary(results)
     assert json.loads(json.dumps(told, allow_nan=False)) == told
-    rows = {row.question: row for row in results.answers if row.way == "learner" and row.taken == 4}
-    base = {row.question: row for row in results.answers if row.way == "base"}
+    rows = {row.question: row for row in results.answers if row.method == "learner" and row.taken == 4}
+    base = {row.question: row for row in results.answers if row.method == "base"}
     mine = told["ways"]["learner"]
     tokens = sum(row.tokens for row in rows.values())
     assert mine["nll"] == pytest.approx(sum(row.nats for row in rows.values()) / tokens)
@@ -261,7 +261,7 @@ def test_the_summary_is_plain_arithmetic_on_the_rows() -> None:
     low, high = mine["vs_base"]["nll"]["ci"]
     assert low <= gap <= high
     assert mine["kl"] == pytest.approx(
-        sum(row.nats for row in results.drift if row.way == "learner" and row.taken == 4)
+        sum(row.nats for row in results.drift if row.method == "learner" and row.taken == 4)
         / sum(len(text.text) for text in OTHERS)
     )
     assert [(band["from"], band["to"], band["questions"]) for band in mine["bands"]] == [(1, 2, 1), (3, 4, 2)]
@@ -285,7 +285,9 @@ def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_the_table_tells_every_way() -> None:
-    told = report.lines(report.summary(stream({"learner": LEARNER, "memory": Way(toy_methods.Memory())})))
+    told = report.lines(
+        report.summary(stream({"learner": LEARNER, "memory": MethodSpec(toy_methods.Memory())}))
+    )
     assert [line["way"] for line in told] == ["base", "learner", "memory"]
     assert told[0]["vs base"] == "" and told[1]["vs base"] != ""
     assert report.table(stream()).row_count == 2
@@ -294,7 +296,7 @@ def test_the_table_tells_every_way() -> None:
 def test_the_page_shows_the_figures_and_no_text_is_markup() -> None:
     hostile = "</script><script>alert(1)</script>\u202e"
     questions = [replace(QUESTIONS[1], text=hostile), *QUESTIONS[2:]]
-    results = stream({"learner": LEARNER, "memory": Way(toy_methods.Memory())}, questions=questions)
+    results = stream({"learner": LEARNER, "memory": MethodSpec(toy_methods.Memory())}, questions=questions)
     html = page(results)
     assert "<script>alert" not in html and "\u202e" not in html and "&lt;/script&gt;" in html
     assert html.count("<svg") == 3 and "Answers against drift" in html

@@ -14,24 +14,24 @@ import pytest
 import toy_methods
 import toys
 import uptake
-from uptake.journal import Lines
-from uptake.method import Way
+from uptake.adaptation.optimizers import AdamW
+from uptake.evaluation.journal import Lines
+from uptake.evaluation.streaming import journal as journals
+from uptake.evaluation.streaming.results import StreamResults
+from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
-from uptake.rules import AdamW
-from uptake.streaming import journal as journals
-from uptake.streaming.results import StreamResults
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
-from uptake.text import Document
+from uptake.text.types import Document
 
 DOCUMENTS = [Document(f"d{number}", f"the thing {number} is {number * 7}.") for number in range(9)]
 QUESTIONS = [Question(f"q{number}", f"{number}?", (f"{number * 7}",), f"d{number}") for number in range(9)]
 OTHERS = [Document("o", "nothing to do with it.")]
 WAYS = {
-    "learner": Way(Finetune(rule=AdamW(1e-2))),
-    "memory": Way(toy_methods.Memory()),
-    "before": Way(InContext()),
+    "learner": MethodSpec(Finetune(optimizer=AdamW(1e-2))),
+    "memory": MethodSpec(toy_methods.Memory()),
+    "before": MethodSpec(InContext()),
 }
 
 

@@ -8,11 +8,12 @@ import torch
 
 import toys
 from uptake.errors import BadInput, Damaged, Mismatch
-from uptake.keys import Keys
-from uptake.overlap import LeakFilter, Overlap
-from uptake.store import Datastore, growing, key_index, token_reading
-from uptake.store.bases import cache_folder
-from uptake.text import Chunking, Document, Keyed, stable_hash
+from uptake.methods.knn_lm.keys import Keys
+from uptake.store import Datastore
+from uptake.store.passages.index_cache import cache_folder
+from uptake.store.views import growing, key_index, token_reading
+from uptake.text.overlap import LeakFilter, Overlap
+from uptake.text.types import Chunking, Document, Keyed, stable_hash
 
 WORDS = "amber birch cedar delta ember fjord grove heath islet jetty knoll larch marsh north oasis".split()  # noqa: SIM905
 WIDTH = 8
@@ -337,11 +338,11 @@ def test_keys_are_what_enters_the_last_feed_forward(shape):
     block.mlp.register_forward_pre_hook(lambda part, inputs: caught.append(inputs[0]))
     with torch.no_grad():
         twin(input_ids=torch.tensor([ids[:40]]))
-        log_probs, keys, _ = lm.look(torch.tensor([ids[:40]]))
+        log_probs, keys, _ = lm.step_with_keys(torch.tensor([ids[:40]]))
         assert torch.equal(keys, caught[0]) and torch.equal(lm.keys(torch.tensor([ids[:40]])), keys)
         assert torch.equal(log_probs, lm.step(torch.tensor([ids[:40]]))[0])
-        first, cache = lm.look(torch.tensor([ids[:25]]), lm.start())[1:]
-        second = lm.look(torch.tensor([ids[25:40]]), cache)[1]
+        first, cache = lm.step_with_keys(torch.tensor([ids[:25]]), lm.start())[1:]
+        second = lm.step_with_keys(torch.tensor([ids[25:40]]), cache)[1]
         assert torch.allclose(torch.cat([first, second], 1), keys, atol=1e-12)
     assert not any(part._forward_pre_hooks for part in lm.module.modules())
     # A text longer than the window of 64: each window but the first sees 16 tokens before its own.
@@ -355,7 +356,7 @@ def test_keys_are_what_enters_the_last_feed_forward(shape):
 
 
 def test_the_fingerprint_names_model_tokenizer_and_moved_weights():
-    from uptake.delta import Delta
+    from uptake.adaptation.delta import Delta
 
     lm = toys.lm()
     name = next(iter(dict(lm.module.named_parameters())))
@@ -371,7 +372,7 @@ def test_a_model_without_a_known_feed_forward_is_refused():
     module = toys.module("gpt2")
     module.transformer.h[-1].feed = module.transformer.h[-1].mlp
     del module.transformer.h[-1].mlp
-    from uptake.causal import Causal
+    from uptake.lm.causal import Causal
 
     with pytest.raises(BadInput, match="its last block has no mlp or fc1"):
-        Causal(module, toys.lm().tokenizer).look(torch.tensor([[1]]))
+        Causal(module, toys.lm().tokenizer).step_with_keys(torch.tensor([[1]]))

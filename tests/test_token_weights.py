@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 import toys
+from uptake.adaptation.token_weights import SalientSpans, TfIdf, TokenWeights
+from uptake.adaptation.token_weights.base import Spans, covering
+from uptake.adaptation.token_weights.network import aligned
 from uptake.errors import BadInput, Missing
-from uptake.method import Context, Evidence
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
-from uptake.nets.weighing import aligned
 from uptake.settings import apply, parse
-from uptake.text import Passage
-from uptake.token_weights import SalientSpans, TfIdf, TokenWeights
-from uptake.token_weights.base import Spans, covering
+from uptake.text.types import Passage
 
 
 def by_words(text: str) -> list[tuple[int, int]]:
@@ -121,7 +121,7 @@ def test_tf_idf_of_a_stream_counts_what_was_read_before_and_nothing_later() -> N
     method = Finetune(token_weights=Spy())
     state = method.init(lm)
     for texts in (["the cat", "a dog"], ["one fish"]):
-        (state,) = method.take([state], lm, [Evidence.of(*texts)], Context())
+        (state,) = method.adapt([state], lm, [Evidence.of(*texts)], Context())
     assert seen == [[], ["the cat"], ["the cat", "a dog"]]
     changed = parse(TokenWeights, "tfidf(keep=0.1)", "token_weights")
     assert changed == TfIdf(0.1) == apply(method, "token_weights=tfidf(keep=0.1)").token_weights

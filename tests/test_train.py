@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 import toys
 from toy_methods import Counts, Unigram
+from uptake.adaptation.inner_loop import token_loss
+from uptake.adaptation.optimizers import SGD
+from uptake.adaptation.tensors import read_tensors
 from uptake.errors import BadInput, Damaged, Diverged, Mismatch
-from uptake.learned import Learned, Material
-from uptake.lm import LM
-from uptake.method import Context, Evidence
-from uptake.rules import SGD
+from uptake.lm.base import LM
+from uptake.methods.contract.learned import Learned, Material
+from uptake.methods.contract.method import Context, Evidence
 from uptake.settings import describe
-from uptake.step import token_loss
-from uptake.tensors import read_tensors
 from uptake.train import Point, Training, train
 
 
@@ -64,7 +64,7 @@ class LearnedMemory(Learned[Trusted, Any]):
         share = float(self.network(lm).logit.sigmoid())  # type: ignore[operator]
         return Trusted(base=lm.fingerprint, counts=torch.zeros(257), share=share)
 
-    def take(
+    def adapt(
         self,
         states: Sequence[Trusted],
         lm: LM,
@@ -79,7 +79,7 @@ class LearnedMemory(Learned[Trusted, Any]):
             for state, found, more in zip(states, evidence, added, strict=True)
         ]
 
-    def on(self, states: Sequence[Trusted], lm: LM) -> LM:
+    def adapted(self, states: Sequence[Trusted], lm: LM) -> LM:
         return Unigram(lm, torch.stack([state.counts for state in states]), states[0].share)
 
 
@@ -142,8 +142,8 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
 
 def test_a_rate_that_fades_begins_low_and_falls_after_every_stretch() -> None:
     lm, method = toys.lm(), LearnedMemory()
-    rule = SGD(learning_rate=0.5)
-    faded, _ = train(method, lm, EPISODES, Training(rule, clip=None, save_every=2, fade=True))
+    optimizer = SGD(learning_rate=0.5)
+    faded, _ = train(method, lm, EPISODES, Training(optimizer, clip=None, save_every=2, fade=True))
     by_hand = method.fresh(lm)
     order = torch.randperm(len(EPISODES), generator=torch.Generator().manual_seed(0)).tolist()
     for rate, place in zip((0.05, 0.05, 1 / 3, 1 / 3, 1 / 6, 1 / 6), order, strict=True):
@@ -152,7 +152,7 @@ def test_a_rate_that_fades_begins_low_and_falls_after_every_stretch() -> None:
         with torch.no_grad():
             by_hand.logit -= rate * gradient  # type: ignore[operator]
     assert torch.allclose(faded.logit, by_hand.logit, atol=1e-6)  # type: ignore[arg-type]
-    whole, _ = train(method, lm, EPISODES, Training(rule, clip=None, save_every=2))
+    whole, _ = train(method, lm, EPISODES, Training(optimizer, clip=None, save_every=2))
     assert not torch.allclose(faded.logit, whole.logit, atol=1e-4)  # type: ignore[arg-type]
 
 

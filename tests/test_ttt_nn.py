@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import toys
-from uptake.lm import Segment
-from uptake.method import Budget, Context, Evidence
+from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
+from uptake.adaptation.trainable import LoRA, Top
+from uptake.lm.base import Segment
+from uptake.methods.contract.method import Budget, Context, Evidence
 from uptake.methods.finetune import Finetune
-from uptake.moves import LoRA, Top
-from uptake.rules import SGD, AdamW, Rule
 
 NEIGHBOURS = ["def add(a, b):\n    return a + b\n", "for i in range(10):\n    print(i)\n" * 4, "import os"]
 TARGET, PREFIX = "def sub(a, b):\n    return a - b\n", "# arithmetic\n"
@@ -40,19 +40,21 @@ def naive_bits(module: Any, optimizer: Any, window: int, clip: float) -> float:
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
-@pytest.mark.parametrize("rule", [AdamW(1e-3), SGD(0.05), SGD(0.02, momentum=0.9)], ids=str)
+@pytest.mark.parametrize("optimizer", [AdamW(1e-3), SGD(0.05), SGD(0.02, momentum=0.9)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_equals_a_plain_loop(shape: str, rule: Rule, dtype: torch.dtype) -> None:
+def test_equals_a_plain_loop(shape: str, optimizer: Optimizer, dtype: torch.dtype) -> None:
     lm = toys.lm(shape, dtype=dtype)
     plain = copy.deepcopy(lm.module).requires_grad_(True)
-    if isinstance(rule, AdamW):
-        optimizer: Any = torch.optim.AdamW(plain.parameters(), lr=rule.learning_rate, weight_decay=0.01)
+    if isinstance(optimizer, AdamW):
+        reference: Any = torch.optim.AdamW(plain.parameters(), lr=optimizer.learning_rate, weight_decay=0.01)
     else:
-        optimizer = torch.optim.SGD(plain.parameters(), lr=rule.learning_rate, momentum=rule.momentum)
-    expected = naive_bits(plain, optimizer, lm.window, 1.0)
-    method = Finetune(rule=rule)
-    (state,) = method.take([method.init(lm)], lm, [Evidence.of(*NEIGHBOURS)], Context())
-    (scores,) = method.on([state], lm).score([Segment(TARGET, PREFIX)])
+        reference = torch.optim.SGD(
+            plain.parameters(), lr=optimizer.learning_rate, momentum=optimizer.momentum
+        )
+    expected = naive_bits(plain, reference, lm.window, 1.0)
+    method = Finetune(optimizer=optimizer)
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence.of(*NEIGHBOURS)], Context())
+    (scores,) = method.adapted([state], lm).score([Segment(TARGET, PREFIX)])
     assert scores.bits == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-11)
     assert scores.bits != pytest.approx(lm.score([Segment(TARGET, PREFIX)])[0].bits, rel=1e-3)
 
@@ -61,21 +63,25 @@ def bits(method: Finetune, *takes: list[str], context: Context | None = None) ->
     lm = toys.lm()
     state = method.init(lm)
     for texts in takes:
-        (state,) = method.take([state], lm, [Evidence.of(*texts, query="q")], context or Context())
-    return method.on([state], lm).score([Segment(TARGET, PREFIX)])[0].bits
+        (state,) = method.adapt([state], lm, [Evidence.of(*texts, query="q")], context or Context())
+    return method.adapted([state], lm).score([Segment(TARGET, PREFIX)])[0].bits
 
 
-@pytest.mark.parametrize("rule", [AdamW(1e-3), SGD(0.02, momentum=0.9)], ids=str)
-@pytest.mark.parametrize("moves", [None, Top(1), LoRA(rank=4)], ids=str)
-def test_several_k_from_one_pass_are_the_passes_apart(rule: Rule, moves: Any) -> None:
-    method = Finetune(rule=rule) if moves is None else Finetune(rule=rule, moves=moves)
+@pytest.mark.parametrize("optimizer", [AdamW(1e-3), SGD(0.02, momentum=0.9)], ids=str)
+@pytest.mark.parametrize("trainable", [None, Top(1), LoRA(rank=4)], ids=str)
+def test_several_k_from_one_pass_are_the_passes_apart(optimizer: Optimizer, trainable: Any) -> None:
+    method = (
+        Finetune(optimizer=optimizer)
+        if trainable is None
+        else Finetune(optimizer=optimizer, trainable=trainable)
+    )
     together = bits(method, NEIGHBOURS)
     in_parts = bits(method, NEIGHBOURS[:1], NEIGHBOURS[1:])
     assert in_parts == pytest.approx(together, rel=1e-6)
 
 
 def test_caps_on_steps_and_tokens_hold() -> None:
-    method = Finetune(rule=SGD(0.05))
+    method = Finetune(optimizer=SGD(0.05))
     first_only = bits(method, NEIGHBOURS[:1])
     assert bits(replace(method, max_steps=1), NEIGHBOURS) == first_only
     context = Context(budget=Budget(tokens=len(NEIGHBOURS[0])))
@@ -87,39 +93,39 @@ def test_caps_on_steps_and_tokens_hold() -> None:
 def test_cancelling_stops_between_steps() -> None:
     context = Context()
     context.cancelled = lambda: context.ledger(0).steps >= 1
-    method = Finetune(rule=SGD(0.05))
+    method = Finetune(optimizer=SGD(0.05))
     assert bits(method, NEIGHBOURS, context=context) == bits(method, NEIGHBOURS[:1])
 
 
 def test_order_and_learning_rate_zero() -> None:
-    method = Finetune(rule=SGD(0.05))
+    method = Finetune(optimizer=SGD(0.05))
     reverse = replace(method, order="farthest-first")
     assert bits(reverse, NEIGHBOURS) == bits(method, NEIGHBOURS[::-1]) != bits(method, NEIGHBOURS)
-    assert bits(Finetune(rule=SGD(0.0)), NEIGHBOURS) == bits(method)
+    assert bits(Finetune(optimizer=SGD(0.0)), NEIGHBOURS) == bits(method)
 
 
 def test_reference_mode_hands_the_optimiser_on_and_so_depends_on_order() -> None:
     lm = toys.lm()
     for reference in (True, False):
-        method = Finetune(rule=AdamW(1e-3), reference=reference)
+        method = Finetune(optimizer=AdamW(1e-3), reference=reference)
 
         def second(first: str, method: Finetune = method) -> float:
-            (state,) = method.take([method.init(lm)], lm, [Evidence.of(first)], Context())
-            following = method.follow(state, lm)
+            (state,) = method.adapt([method.init(lm)], lm, [Evidence.of(first)], Context())
+            following = method.next_state(state, lm)
             assert not following.delta.names, "weights must be the base's again"
-            (state,) = method.take([following], lm, [Evidence.of("the end")], Context())
-            return method.on([state], lm).score([Segment(TARGET)])[0].bits
+            (state,) = method.adapt([following], lm, [Evidence.of("the end")], Context())
+            return method.adapted([state], lm).score([Segment(TARGET)])[0].bits
 
         assert (second("aaaa") != second("zzzz")) == reference
         assert method.sequential == reference
 
 
 def test_a_prompt_is_read_but_not_learnt() -> None:
-    from uptake.text import Found, Passage
+    from uptake.text.types import Found, Passage
 
-    lm, method = toys.lm(), Finetune(rule=SGD(0.05))
+    lm, method = toys.lm(), Finetune(optimizer=SGD(0.05))
     context = Context()
     found = Found((Passage(1, "", prompt="only a prompt"),), (0.0,))
-    (state,) = method.take([method.init(lm)], lm, [Evidence(found)], context)
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence(found)], context)
     assert context.ledger(0).steps == 0
-    assert method.on([state], lm).score([Segment(TARGET)])[0].bits == lm.score([Segment(TARGET)])[0].bits
+    assert method.adapted([state], lm).score([Segment(TARGET)])[0].bits == lm.score([Segment(TARGET)])[0].bits

@@ -9,10 +9,10 @@ import toys
 from test_evaluate import SMALL, sentence
 from uptake import api, methods
 from uptake.errors import BadInput
-from uptake.keys import Keys
+from uptake.evaluation.tune import Recipe, Space, Trial, Tuning, tune
+from uptake.methods.knn_lm.keys import Keys
 from uptake.store.datastore import Datastore
-from uptake.text import Chunking, Document
-from uptake.tune import Recipe, Space, Trial, Tuning, tune
+from uptake.text.types import Chunking, Document
 
 COST = {"all": 1.0, "top(layers=2)": 0.5, "lora(rank=16)": 0.7}
 PEAK = {"all": 3e-4, "top(layers=2)": 1e-3, "lora(rank=16)": 1e-5}
@@ -21,11 +21,11 @@ PEAK = {"all": 3e-4, "top(layers=2)": 1e-3, "lora(rank=16)": 1e-5}
 def made_up(settings: tuple[str, ...]) -> list[Trial]:
     """Gain with one peak over the learning rate, more of it with more neighbours and one lucky setting."""
     told = dict(setting.split("=", 1) for setting in settings)
-    away = abs(math.log(float(told["learning_rate"]) / PEAK[told["moves"]]))
+    away = abs(math.log(float(told["learning_rate"]) / PEAK[told["trainable"]]))
     luck = 0.01 if "own_prefix" in told else 0.0
-    top = {"all": 0.10, "top(layers=2)": 0.08, "lora(rank=16)": 0.05}[told["moves"]]
+    top = {"all": 0.10, "top(layers=2)": 0.08, "lora(rank=16)": 0.05}[told["trainable"]]
     return [
-        Trial(settings, k, top - 0.02 * away + luck + 0.001 * k, COST[told["moves"]] * k, 10)
+        Trial(settings, k, top - 0.02 * away + luck + 0.001 * k, COST[told["trainable"]] * k, 10)
         for k in (1, 5, 20)
     ]
 
@@ -33,15 +33,15 @@ def made_up(settings: tuple[str, ...]) -> list[Trial]:
 def test_the_peak_is_found_for_each_choice_of_what_moves() -> None:
     search = Tuning(made_up, Space())
     best = search.run()
-    assert best.settings == ("moves=all", "learning_rate=0.0003", "own_prefix=true") and best.k == 20
+    assert best.settings == ("trainable=all", "learning_rate=0.0003", "own_prefix=true") and best.k == 20
     tried = {trial.settings[:2] for trials in search.trials.values() for trial in trials}
-    assert ("moves=lora(rank=16)", "learning_rate=1.11e-05") in tried
-    assert ("moves=top(layers=2)", "learning_rate=0.0009") in tried
+    assert ("trainable=lora(rank=16)", "learning_rate=1.11e-05") in tried
+    assert ("trainable=top(layers=2)", "learning_rate=0.0009") in tried
 
 
 def test_a_budget_is_kept_to_or_said_to_be_too_small() -> None:
     best = Tuning(made_up, Space(), budget=10.5).run()
-    assert best.seconds <= 10.5 and best.settings[0] == "moves=all" and best.k == 5
+    assert best.seconds <= 10.5 and best.settings[0] == "trainable=all" and best.k == 5
     with pytest.raises(BadInput, match=r"the cheapest took 0\.50 s"):
         Tuning(made_up, Space(), budget=0.1).run()
 
@@ -59,7 +59,7 @@ def test_the_frontier_holds_what_no_other_beats() -> None:
 
 
 def test_a_recipe_survives_the_disk_and_junk_is_refused(tmp_path: Path) -> None:
-    recipe = Recipe("ttt-nn", 5, ("moves=lora(rank=8)",), {"gain": 0.1})
+    recipe = Recipe("ttt-nn", 5, ("trainable=lora(rank=8)",), {"gain": 0.1})
     recipe.write(tmp_path / "r.json")
     assert Recipe.read(tmp_path / "r.json") == recipe
     for junk in ("", "[]", "{}", '{"format": "uptake recipe 1"}', '{"format": 1, "k": "x"}'):
@@ -74,7 +74,7 @@ def test_a_real_search_gives_a_recipe_that_runs(tmp_path: Path) -> None:
     store = Datastore.create(tmp_path / "s", retriever="lexical", chunking=Chunking(characters=100))
     store.add([Document(f"train/{i}", sentence(100 + i)) for i in range(8)])
     documents = [Document(f"valid/{i}", sentence(i)) for i in range(2)]
-    space = Space(moves=("all", "lora(rank=2)"), start=3e-3, climbs=1, ks=(1, 3), others=("passes=2",))
+    space = Space(trainable=("all", "lora(rank=2)"), start=3e-3, climbs=1, ks=(1, 3), others=("passes=2",))
     seen: list[int] = []
     recipe, search = tune(
         toys.lm(),

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from uptake.errors import BadInput
-from uptake.readers import read
 from uptake.tasks._words import ATTRIBUTES, SYLLABLES, WORDS
 from uptake.tasks.questions import read_questions
 from uptake.tasks.worlds import NAMES, SPLITS, make_world, name
+from uptake.text.readers import read
 
 WORLD = make_world(documents=400, facts=2, updates=0.2, seed=3)
 

@@ -7,11 +7,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from uptake.delta import Delta
-from uptake.lm import LM, Cache, Wrapper
-from uptake.method import Context, Evidence, Method, State, same_length
-from uptake.methods.finetune import Finetune, Moved
-from uptake.wrappers import Routed
+from uptake.adaptation.delta import Delta
+from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.wrappers import Routed
+from uptake.methods.contract.method import Context, Evidence, Method, State, same_length
+from uptake.methods.finetune import Finetune, WeightState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Memory(Method[Counts]):
     def init(self, lm: LM) -> Counts:
         return Counts(base=lm.fingerprint, counts=torch.zeros(257))
 
-    def take(
+    def adapt(
         self,
         states: Sequence[Counts],
         lm: LM,
@@ -71,7 +71,7 @@ class Memory(Method[Counts]):
             out.append(state.after(found, context, counts=counts))
         return out
 
-    def on(self, states: Sequence[Counts], lm: LM) -> LM:
+    def adapted(self, states: Sequence[Counts], lm: LM) -> LM:
         return Unigram(lm, torch.stack([state.counts for state in states]), self.share)
 
 
@@ -93,7 +93,7 @@ class Weights(Method[Shift]):
     def init(self, lm: LM) -> Shift:
         return Shift(base=lm.fingerprint, delta=Delta(lm.fingerprint))
 
-    def take(
+    def adapt(
         self,
         states: Sequence[Shift],
         lm: LM,
@@ -114,7 +114,7 @@ class Weights(Method[Shift]):
             out.append(state.after(found, context, delta=delta) if found.passages else state)
         return out
 
-    def on(self, states: Sequence[Shift], lm: LM) -> LM:
+    def adapted(self, states: Sequence[Shift], lm: LM) -> LM:
         return Routed([lm.overlay(state.delta) for state in states])
 
 
@@ -144,7 +144,7 @@ class Gate(Wrapper):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoped(State):
-    expert: Moved
+    expert: WeightState
     scope: tuple[int, ...] = ()
 
 
@@ -161,7 +161,7 @@ class Router(Method[Scoped]):
     def init(self, lm: LM) -> Scoped:
         return Scoped(base=lm.fingerprint, expert=self.expert.init(lm))
 
-    def take(
+    def adapt(
         self,
         states: Sequence[Scoped],
         lm: LM,
@@ -169,7 +169,7 @@ class Router(Method[Scoped]):
         context: Context,
         donate: bool = False,
     ) -> list[Scoped]:
-        experts = self.expert.take([state.expert for state in states], lm, evidence, context)
+        experts = self.expert.adapt([state.expert for state in states], lm, evidence, context)
         out = []
         for state, expert, found in zip(states, experts, evidence, strict=True):
             read = {token for passage in found.passages for token in lm.tokenizer.encode(passage.text)[0]}
@@ -177,6 +177,6 @@ class Router(Method[Scoped]):
             out.append(after.after(found, context) if found.passages else state)
         return out
 
-    def on(self, states: Sequence[Scoped], lm: LM) -> LM:
-        experts = self.expert.on([state.expert for state in states], lm)
+    def adapted(self, states: Sequence[Scoped], lm: LM) -> LM:
+        experts = self.expert.adapted([state.expert for state in states], lm)
         return Gate(lm, experts, [frozenset(state.scope) for state in states])

@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from uptake.causal import Causal
-from uptake.tokens import Tokenizer
+from uptake.lm.causal import Causal
+from uptake.text.tokenizer import Tokenizer
 
 SHAPES = ("gpt2", "llama", "neox")
 END = "<|end|>"

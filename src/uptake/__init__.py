@@ -12,49 +12,49 @@ if TYPE_CHECKING:
     from uptake.api import adapt as adapt
     from uptake.api import compare as compare
     from uptake.api import stream as stream
-    from uptake.causal import load as load
     from uptake.errors import UptakeError as UptakeError
-    from uptake.overlap import LeakFilter as LeakFilter
-    from uptake.page import write_page as write_page
-    from uptake.protocol import Holes as Holes
-    from uptake.protocol import PerQuery as PerQuery
-    from uptake.protocol import Running as Running
-    from uptake.protocol import Whole as Whole
-    from uptake.readers import read as read
-    from uptake.report import read_json as read_json
-    from uptake.report import summary as summary
-    from uptake.report import table as table
-    from uptake.report import write_json as write_json
+    from uptake.evaluation.protocol import Holes as Holes
+    from uptake.evaluation.protocol import PerQuery as PerQuery
+    from uptake.evaluation.protocol import Running as Running
+    from uptake.evaluation.protocol import Whole as Whole
+    from uptake.lm.causal import load as load
+    from uptake.report.page import write_page as write_page
+    from uptake.report.summary import read_json as read_json
+    from uptake.report.summary import summary as summary
+    from uptake.report.summary import table as table
+    from uptake.report.summary import write_json as write_json
     from uptake.store.datastore import Datastore as Datastore
     from uptake.tasks.asking import Asking as Asking
     from uptake.tasks.questions import Question as Question
     from uptake.tasks.questions import read_questions as read_questions
     from uptake.tasks.worlds import make_world as make_world
-    from uptake.text import Document as Document
+    from uptake.text.overlap import LeakFilter as LeakFilter
+    from uptake.text.readers import read as read
+    from uptake.text.types import Document as Document
 
 _WHERE = {
     "adapt": "api",
     "compare": "api",
     "stream": "api",
-    "load": "causal",
+    "load": "lm.causal",
     "UptakeError": "errors",
-    "LeakFilter": "overlap",
-    "write_page": "page",
-    "Holes": "protocol",
-    "PerQuery": "protocol",
-    "Running": "protocol",
-    "Whole": "protocol",
-    "read": "readers",
-    "read_json": "report",
-    "summary": "report",
-    "table": "report",
-    "write_json": "report",
+    "LeakFilter": "text.overlap",
+    "write_page": "report.page",
+    "Holes": "evaluation.protocol",
+    "PerQuery": "evaluation.protocol",
+    "Running": "evaluation.protocol",
+    "Whole": "evaluation.protocol",
+    "read": "text.readers",
+    "read_json": "report.summary",
+    "summary": "report.summary",
+    "table": "report.summary",
+    "write_json": "report.summary",
     "Datastore": "store.datastore",
     "Asking": "tasks.asking",
     "Question": "tasks.questions",
     "read_questions": "tasks.questions",
     "make_world": "tasks.worlds",
-    "Document": "text",
+    "Document": "text.types",
 }
 __all__ = ["__version__", *_WHERE]
 

@@ -15,33 +15,33 @@ import numpy as np
 
 import uptake
 from uptake import methods
-from uptake.causal import Causal
+from uptake.codec import plain
 from uptake.errors import BadInput
-from uptake.evaluate import Progress, evaluate
-from uptake.journal import Journal
-from uptake.lm import LM
-from uptake.method import Budget, Context, Evidence, State, Way
-from uptake.overlap import LeakFilter
-from uptake.plain import plain
-from uptake.plan import Plan
-from uptake.protocol import PerQuery, Protocol
-from uptake.results import Header, Neighbour, Results
-from uptake.runner import neighbours
+from uptake.evaluation.engine import Progress, evaluate
+from uptake.evaluation.journal import Journal
+from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocol import PerQuery, Protocol
+from uptake.evaluation.runner import neighbours
+from uptake.evaluation.streaming.journal import StreamJournal
+from uptake.evaluation.streaming.plan import StreamPlan, in_stream
+from uptake.evaluation.streaming.results import Asked, StreamResults
+from uptake.evaluation.streaming.run import run
+from uptake.lm.base import LM
+from uptake.lm.causal import Causal
+from uptake.methods.contract.method import Budget, Context, Evidence, MethodSpec, State
+from uptake.report.results import Header, Neighbour, Results
 from uptake.settings import apply, describe, find
 from uptake.store.datastore import Datastore
-from uptake.streaming.journal import StreamJournal
-from uptake.streaming.plan import StreamPlan, in_stream
-from uptake.streaming.results import Asked, StreamResults
-from uptake.streaming.run import run
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
-from uptake.text import Chunking, Document, Found, stable_hash
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Chunking, Document, Found, stable_hash
 
 SHOWN = 12  # questions of a stream, in words
 DEFAULT_METHODS = ("base", "random", "in-context", "ttt-nn")
 
 
-def ways(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Way]:
+def method_specs(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, MethodSpec]:
     """Return the ways called `names`, with their settings.
 
     `name=value` sets all ways that have such a setting, in their method or else in their selection of
@@ -53,7 +53,7 @@ def ways(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Way]:
         if dot and prefix in chosen:
             chosen[prefix] = _with(chosen[prefix], rest)
             continue
-        having = [name for name, way in chosen.items() if _has(way, setting)]
+        having = [name for name, spec in chosen.items() if _has(spec, setting)]
         if not having:
             raise _unknown(chosen, setting)
         for name in having:
@@ -61,12 +61,12 @@ def ways(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Way]:
     return chosen
 
 
-def _unknown(chosen: Mapping[str, Way], setting: str) -> BadInput:
+def _unknown(chosen: Mapping[str, MethodSpec], setting: str) -> BadInput:
     """Return the error of a setting that no way has, with the nearest name that any of them knows."""
     told = []
-    for way in chosen.values():
+    for spec in chosen.values():
         try:
-            _place(way, setting)
+            _place(spec, setting)
         except BadInput as error:
             told.append(error)
     return _nearest(told)
@@ -82,7 +82,7 @@ def _nearest(told: Iterable[BadInput]) -> BadInput:
     )
 
 
-def _place(way: Way, setting: str) -> tuple[str, str]:
+def _place(spec: MethodSpec, setting: str) -> tuple[str, str]:
     """Return which part of the way has the setting, and the setting as that part knows it, or BadInput.
 
     Parts are its method and its selection; `select.` before a name means the selection alone.
@@ -92,21 +92,21 @@ def _place(way: Way, setting: str) -> tuple[str, str]:
     told = []
     for part in ("method", "select") if own == name else ("select",):
         try:
-            find(getattr(way, part), own)
+            find(getattr(spec, part), own)
             return part, setting.strip().removeprefix("select.")
         except BadInput as error:
             told.append(error)
     raise _nearest(told)
 
 
-def _with(way: Way, setting: str) -> Way:
-    part, own = _place(way, setting)
-    return replace(way, **{part: apply(getattr(way, part), own)})
+def _with(spec: MethodSpec, setting: str) -> MethodSpec:
+    part, own = _place(spec, setting)
+    return replace(spec, **{part: apply(getattr(spec, part), own)})
 
 
-def _has(way: Way, setting: str) -> bool:
+def _has(spec: MethodSpec, setting: str) -> bool:
     try:
-        _place(way, setting)
+        _place(spec, setting)
     except BadInput:
         return False
     return True
@@ -140,7 +140,7 @@ def compare(
     BadInput for what cannot be run; a query that fails is listed in the results.
     """
     plan = Plan(
-        ways(names, settings),
+        method_specs(names, settings),
         protocol or PerQuery(),
         (k,) if isinstance(k, int) else tuple(k),
         seed,
@@ -166,7 +166,7 @@ def stream(
     model: Causal,
     documents: Iterable[Document],
     questions: Iterable[Question],
-    names: Sequence[str] | Mapping[str, Way] = ("online",),
+    names: Sequence[str] | Mapping[str, MethodSpec] = ("online",),
     *,
     settings: Sequence[str] = (),
     unrelated: Iterable[Document] = (),
@@ -195,7 +195,7 @@ def stream(
     if not asked and left:
         raise BadInput(f"no question to ask; {left[0]}: give those documents, with --documents")
     plan = StreamPlan(
-        names if isinstance(names, Mapping) else ways(names, settings),
+        names if isinstance(names, Mapping) else method_specs(names, settings),
         documents,
         asked,
         list(unrelated),
@@ -238,15 +238,15 @@ def adapt(
 
     The model given is untouched.
     """
-    way = ways([name], settings)[name]
-    state, found = take_up(model, prompt, way, store=store, k=k, seed=seed, budget=budget, leak=leak)
-    return way.method.on([state], model), neighbours(found)
+    spec = method_specs([name], settings)[name]
+    state, found = take_up(model, prompt, spec, store=store, k=k, seed=seed, budget=budget, leak=leak)
+    return spec.method.adapted([state], model), neighbours(found)
 
 
 def take_up(
     model: LM,
     prompt: str,
-    way: Way,
+    spec: MethodSpec,
     *,
     store: Datastore | None = None,
     k: int = 20,
@@ -263,15 +263,15 @@ def take_up(
         raise BadInput(f"k = {k}: ask for 0 or more neighbours")
     found = Found()
     source = None
-    if way.searches and k > 0:
+    if spec.searches and k > 0:
         if store is None:
-            raise BadInput(f"selection {way.select.name!r} looks in a store and there is none: give one")
+            raise BadInput(f"selection {spec.select.name!r} looks in a store and there is none: give one")
         # A prompt is no evaluated document: the passage that holds it is what a person wants found.
         source = store.source(prompt, whole_text=whole_text, leak=leak or LeakFilter.off())
-        found = way.select.choose(source, k, np.random.default_rng(stable_hash(str(seed), "choose", prompt)))
+        found = spec.select.choose(source, k, np.random.default_rng(stable_hash(str(seed), "choose", prompt)))
     context = Context(seed, budget or Budget())
     evidence = [Evidence(found, prompt, source)]
-    (state,) = way.method.take([way.method.init(model)], model, evidence, context)
+    (state,) = spec.method.adapt([spec.method.init(model)], model, evidence, context)
     return state, found
 
 
@@ -291,16 +291,16 @@ def _header(model: Causal, plan: Plan, store: Datastore | None, notes: Sequence[
             **leak,
         },
         settings={
-            name: {**_described(way), "select": describe(way.select), "segment": way.segment}
-            for name, way in plan.ways.items()
+            name: {**_described(spec), "select": describe(spec.select), "segment": spec.segment}
+            for name, spec in plan.methods.items()
         },
         notes=tuple(notes),
     )
 
 
-def _described(way: Way) -> dict[str, Any]:
+def _described(spec: MethodSpec) -> dict[str, Any]:
     """Return a method's settings, and what is in the files they name: a name stays when a file changes."""
-    settings = describe(way.method)
+    settings = describe(spec.method)
     found = sorted(set(_weights(settings)))
     return settings | (
         {"networks": {Path(name).name: _digest(Path(name)) for name in found}} if found else {}
@@ -344,7 +344,7 @@ def _stream_header(model: Causal, plan: StreamPlan, notes: Sequence[str]) -> Hea
             "chunk_characters": plan.chunking.characters if plan.chunking else "whole documents",
             **{f"most_{name}": most for name, most in asdict(plan.budget).items() if most is not None},
         },
-        settings={name: _described(way) for name, way in plan.ways.items()},
+        settings={name: _described(spec) for name, spec in plan.methods.items()},
         notes=tuple(notes),
     )
 

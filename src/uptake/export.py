@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from uptake.causal import Causal
-from uptake.delta import Delta, LowRank
+from uptake.adaptation.delta import Delta, LowRank
+from uptake.codec import write_whole
 from uptake.errors import BadInput
-from uptake.lm import LM
-from uptake.plain import write_whole
-from uptake.wrappers import Routed
+from uptake.lm.base import LM
+from uptake.lm.causal import Causal
+from uptake.lm.wrappers import Routed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -90,7 +90,7 @@ def _exportable(delta: Delta, module: nn.Module) -> dict[str, LowRank]:
     if delta.dense:
         raise BadInput(
             f"{min(delta.dense)} moved in all its entries and a LoRA adapter holds low-rank parts only: "
-            "adapt with --set moves=lora, or keep the delta with Delta.save"
+            "adapt with --set trainable=lora, or keep the delta with Delta.save"
         )
     if not any(bool(part.up.any()) and bool(part.down.any()) for part in delta.low_rank.values()):
         raise BadInput("nothing moved, so there is no adapter to export: let the model read something first")
@@ -105,7 +105,7 @@ def _exportable(delta: Delta, module: nn.Module) -> dict[str, LowRank]:
         if head is not None and weight is head.weight:
             raise BadInput(
                 f"{name} is the output embedding, which an exported adapter leaves be: "
-                "adapt with --set moves=lora, which moves the blocks alone"
+                "adapt with --set trainable=lora, which moves the blocks alone"
             )
         if len(names[id(weight)]) > 1:
             raise BadInput(
@@ -116,7 +116,7 @@ def _exportable(delta: Delta, module: nn.Module) -> dict[str, LowRank]:
             kind = type(module.get_submodule(name.rpartition(".")[0])).__name__
             raise BadInput(
                 f"{name} belongs to a layer of kind {kind}, and an exported adapter moves linear "
-                "layers alone: adapt with --set moves=lora"
+                "layers alone: adapt with --set trainable=lora"
             )
         parts[layer] = part
     return parts

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from uptake import api, causal
-from uptake.causal import Causal
+from uptake import api
 from uptake.errors import BadInput, Missing, UptakeError
-from uptake.lm import LM, Window, rolling_windows
-from uptake.method import Budget
-from uptake.overlap import LeakFilter
+from uptake.lm import causal
+from uptake.lm.base import LM, Window, rolling_windows
+from uptake.lm.causal import Causal
+from uptake.methods.contract.method import Budget
 from uptake.store.datastore import Datastore
+from uptake.text.overlap import LeakFilter
 
 try:
     import lm_eval.models  # noqa: F401  # else the harness leaves its own models out, once ours is there
@@ -64,7 +65,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         for name in others:
             raise BadInput(f"model argument {name!r}: settings of a method go into set=name=value;name=value")
         settings = [part for part in set.split(";") if part.strip()] if isinstance(set, str) else list(set)
-        self.way = api.ways([method], settings)[method]
+        self.way = api.method_specs([method], settings)[method]
         _check(method, self.way.segment, self.way.method.sequential)
         if threads is not None:
             torch.set_num_threads(threads)
@@ -170,7 +171,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
             leak=self.leak,
             whole_text=whole_text,
         )
-        return self.way.method.on([state], self.base)
+        return self.way.method.adapted([state], self.base)
 
     def _windows(self, text: str) -> Iterator[tuple[LM, list[int], list[int]]]:
         """Yield a text's windows, as the harness cuts them: who scores it, the tokens before, its tokens."""
@@ -202,7 +203,7 @@ def _score(lm: LM, context: list[int], ids: list[int]) -> Answer:
 
     Where both do not fit into one window the context loses its beginning, as in the harness.
     """
-    room = lm.room(0)
+    room = lm.max_input_tokens(0)
     if len(ids) <= room:
         context = context[-(room + 1 - len(ids)) :]
     total, greedy = 0.0, True

@@ -1,7 +1,7 @@
-"""Settings as people write them: `learning_rate=1e-3`, `moves=lora(rank=8)`, on any frozen dataclass.
+"""Settings as people write them: `learning_rate=1e-3`, `trainable=lora(rank=8)`, on any frozen dataclass.
 
 A name is looked for in the object's own fields, then in the fields of its settings; where two
-have it, a dot says which: `rule.learning_rate`.
+have it, a dot says which: `optimizer.learning_rate`.
 """
 
 import dataclasses

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uptake.delta import fingerprint
+from uptake.adaptation.delta import fingerprint
+from uptake.adaptation.inner_loop import Descent
+from uptake.adaptation.optimizers import AdamW, Optimizer
+from uptake.adaptation.tensors import fill, read_tensors, write_tensors
+from uptake.codec import plain
 from uptake.errors import BadInput, Diverged, Mismatch
-from uptake.learned import Learned
-from uptake.lm import LM
-from uptake.plain import plain
-from uptake.rules import AdamW, Rule
+from uptake.lm.base import LM
+from uptake.methods.contract.learned import Learned
 from uptake.settings import describe
-from uptake.step import Descent
-from uptake.tensors import fill, read_tensors, write_tensors
-from uptake.text import stable_hash
+from uptake.text.types import stable_hash
 
 FORMAT = "uptake-training-1"
 FIRST_SHARE = 0.1  # of a rate that fades: the first steps of Adam know no gradient but their own
@@ -34,7 +34,7 @@ Tensors = dict[str, Tensor]
 class Training:
     """Settings of a training: one step an episode, `passes` times over them."""
 
-    rule: Rule = field(default_factory=lambda: AdamW(learning_rate=1e-3, weight_decay=0.0))
+    optimizer: Optimizer = field(default_factory=lambda: AdamW(learning_rate=1e-3, weight_decay=0.0))
     passes: int = 1
     clip: float | None = 1.0
     save_every: int = 100  # steps between checkpoints, and between looks at the validation episodes
@@ -149,7 +149,7 @@ def _stretch(
     total = training.passes * len(episodes)
     share = (1 - state.done / total if state.done else FIRST_SHARE) if training.fade else 1.0
     descent = Descent(
-        dict(network.named_parameters()), training.rule.times(share), training.clip, state.memory
+        dict(network.named_parameters()), training.optimizer.times(share), training.clip, state.memory
     )
     losses = []
     for place in places:
@@ -159,7 +159,7 @@ def _stretch(
         descent.apply(gradients)
         losses.append(loss)
         stepped(state.done + len(losses), total)
-    state.memory = descent.memory
+    state.memory = descent.optimizer_state
     state.points.append(Point(state.done + len(places), total, sum(losses) / len(losses)))
 
 

@@ -9,7 +9,7 @@ from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
 
 EXAMPLES = options.examples(
-    'uptake adapt -m gpt2 -s notes.store --set "moves=lora(rank=8)" "The pump is reset" adapter/',
+    'uptake adapt -m gpt2 -s notes.store --set "trainable=lora(rank=8)" "The pump is reset" adapter/',
     "uptake adapt -m gpt2 -s notes.store -k 50 - adapter/ < prompt.txt",
 )
 
@@ -37,14 +37,15 @@ def adapt(
     """
     prompt = inputs.given_text(prompt)
     with screen.status("starting"):
-        from uptake import api, causal
+        from uptake import api
         from uptake.export import check_folder, export_peft, moved_alone
-        from uptake.method import Budget
+        from uptake.lm import causal
+        from uptake.methods.contract.method import Budget
 
-    way = api.ways([method], settings or ())[method]
+    spec = api.method_specs([method], settings or ())[method]
     with contextlib.suppress(BadInput):  # some have no such setting
-        way = api.ways([method], ["moves=lora", *(settings or ())])[method]
-    searches = way.searches and k > 0
+        spec = api.method_specs([method], ["trainable=lora", *(settings or ())])[method]
+    searches = spec.searches and k > 0
     if searches and store is None:
         raise BadInput(f"{method} reads neighbours and there is no store: name one with --store")
     check_folder(folder)
@@ -58,7 +59,7 @@ def adapt(
         base = causal.load(model, device, dtype)
     with screen.status("reading neighbours"):
         budget = Budget(max_tokens, max_steps, max_seconds)
-        state, found = api.take_up(base, prompt, way, store=opened, k=k, seed=seed, budget=budget)
-        delta = moved_alone(state, way.method.on([state], base))
+        state, found = api.take_up(base, prompt, spec, store=opened, k=k, seed=seed, budget=budget)
+        delta = moved_alone(state, spec.method.adapted([state], base))
         written = export_peft(delta, base, folder)
     screen.note(f"read {len(found.passages)} neighbours and wrote a LoRA adapter to {written}")

@@ -12,8 +12,8 @@ from uptake.errors import BadInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from uptake.method import Way
-    from uptake.protocol import Protocol
+    from uptake.evaluation.protocol import Protocol
+    from uptake.methods.contract.method import MethodSpec
     from uptake.store.datastore import Datastore
     from uptake.tasks.holes import Around, Kind
 
@@ -72,9 +72,12 @@ def compare(
     with screen.status("starting"):
         from itertools import islice
 
-        from uptake import api, causal, readers, report
-        from uptake.method import Budget
-        from uptake.protocol import Holes, PerQuery, Running, Whole
+        from uptake import api
+        from uptake.evaluation.protocol import Holes, PerQuery, Running, Whole
+        from uptake.lm import causal
+        from uptake.methods.contract.method import Budget
+        from uptake.report import summary as report
+        from uptake.text import readers
     rules = {
         each.name: each
         for each in (
@@ -91,10 +94,10 @@ def compare(
         # The recipe's settings are its own method's, and what is said beside it comes after.
         settings = [*(f"{chosen.method}.{setting}" for setting in chosen.settings), *(settings or ())]
     ks = inputs.counts(k or str(chosen.k if chosen else 20), "-k")
-    ways = api.ways(names, settings or ())
+    specs = api.method_specs(names, settings or ())
     leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
     causal.check(device, dtype)
-    wanted = _wanted_store(store, ways, rule, ks)
+    wanted = _wanted_store(store, specs, rule, ks)
     cluster = inputs.shards(ray, shard_rows, missing)
     inputs.set_threads(threads)
 
@@ -152,7 +155,7 @@ def compare(
         report.write_json(results, report_file)
         screen.note(f"report: {report_file}")
     if page_file:
-        from uptake.page import write_page
+        from uptake.report.page import write_page
 
         write_page(results, page_file)
         screen.note(f"page: {page_file}")
@@ -161,10 +164,10 @@ def compare(
 
 
 def _wanted_store(
-    store: str | None, ways: "Mapping[str, Way]", protocol: "Protocol", ks: "Sequence[int]"
+    store: str | None, specs: "Mapping[str, MethodSpec]", protocol: "Protocol", ks: "Sequence[int]"
 ) -> str | None:
     """Return the store if anything will be looked for in it; BadInput where one is wanted and not named."""
-    searching = [name for name, way in ways.items() if way.searches]
+    searching = [name for name, spec in specs.items() if spec.searches]
     if protocol.retrieves and searching and max(ks) > 0:
         if store is None:
             raise BadInput(f"{searching[0]} reads neighbours and there is no store: name one with --store")

@@ -12,7 +12,7 @@ from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
-    from uptake.cost import Forecast, Span
+    from uptake.evaluation.cost import Forecast, Span
 
 EXAMPLES = options.examples(
     "uptake cost -m gpt2 -s notes.store --data test.jsonl -k 1,5,20",
@@ -33,11 +33,13 @@ def cost(**given: Any) -> None:
     with screen.status("starting"):
         from itertools import islice
 
-        from uptake import api, causal, readers
-        from uptake.cost import forecast
-        from uptake.method import Budget
-        from uptake.plan import Plan
-        from uptake.protocol import Holes, PerQuery, Running, Whole
+        from uptake import api
+        from uptake.evaluation.cost import forecast
+        from uptake.evaluation.plan import Plan
+        from uptake.evaluation.protocol import Holes, PerQuery, Running, Whole
+        from uptake.lm import causal
+        from uptake.methods.contract.method import Budget
+        from uptake.text import readers
     rules = {
         each.name: each
         for each in (
@@ -55,7 +57,7 @@ def cost(**given: Any) -> None:
     ks = inputs.counts(given["k"] or str(chosen.k if chosen else 20), "-k")
     # Every query is scored by the base too, whether it is asked for or not.
     plan = Plan(
-        api.ways(list(dict.fromkeys(("base", *names))), settings),
+        api.method_specs(list(dict.fromkeys(("base", *names))), settings),
         rule,
         tuple(ks),
         given["seed"],
@@ -66,7 +68,7 @@ def cost(**given: Any) -> None:
     if plan.sequential and given["workers"] > 1:
         raise BadInput("reference=true hands on from query to query: use one worker")
     causal.check(given["device"], given["dtype"])
-    wanted = comparing._wanted_store(given["store"], plan.ways, rule, ks)
+    wanted = comparing._wanted_store(given["store"], plan.methods, rule, ks)
     # Each of several workers has one thread.
     threads = 1 if given["workers"] > 1 else given["threads"]
     inputs.set_threads(threads)
@@ -101,25 +103,25 @@ def _show(found: "Forecast", as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from uptake.report import many, number, size
+    from uptake.report.summary import many, number, size
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("way", no_wrap=True)
+    table.add_column("method", no_wrap=True)
     for heading in ("k", "CPU time", "tokens trained", "peak memory"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for way in found.ways:
-        tokens = number(way.tokens_trained.value, 0, ",") if way.tokens_trained else ""
-        ks = ",".join(str(k) for k in way.k if k)
-        table.add_row(way.way, ks, _span(way.cpu_seconds), tokens, size(way.peak_bytes))
+    for spec in found.methods:
+        tokens = number(spec.tokens_trained.value, 0, ",") if spec.tokens_trained else ""
+        ks = ",".join(str(k) for k in spec.k if k)
+        table.add_row(spec.method, ks, _span(spec.cpu_seconds), tokens, size(spec.peak_bytes))
     screen.results().print(table)
     whole = many(found.size.documents, "document", "documents")
     if found.size.units != found.size.documents:
         whole = f"{many(found.size.units, 'query', 'queries')} of {whole}"
     by = "" if found.workers == 1 else f" by {found.workers} workers, each with that memory"
     typer.echo(f"{whole}: about {_span(found.wall_seconds)}{by}; {found.measured} measured")
-    for way in found.ways:
-        if way.failed:
-            screen.note(f"note: {way.way} failed where it was measured: {way.failed}")
+    for spec in found.methods:
+        if spec.failed:
+            screen.note(f"note: {spec.method} failed where it was measured: {spec.failed}")
 
 
 def _span(seconds: "Span | None") -> str:

@@ -56,9 +56,10 @@ def generate(
     """Continue a prompt with the model as it is after reading the prompt's neighbours."""
     prompt = inputs.given_text(prompt)
     with screen.status("starting"):
-        from uptake import api, causal
-        from uptake.method import Budget
-        from uptake.plain import plain
+        from uptake import api
+        from uptake.codec import plain
+        from uptake.lm import causal
+        from uptake.methods.contract.method import Budget
 
     chosen = inputs.recipe(recipe)
     if chosen and method not in (None, chosen.method):
@@ -68,8 +69,8 @@ def generate(
     method = method or (chosen.method if chosen else "ttt-nn")
     k = k if k is not None else (chosen.k if chosen else 20)
     settings = [*(chosen.settings if chosen else ()), *(settings or ())]
-    way = api.ways([method], settings or ())[method]
-    reads = way.searches and k > 0
+    spec = api.method_specs([method], settings or ())[method]
+    reads = spec.searches and k > 0
     if reads and store is None:
         raise BadInput(f"{method} reads neighbours and there is no store: name one with --store")
     causal.check(device, dtype)

@@ -13,9 +13,9 @@ from uptake.cli.options import examples
 from uptake.errors import BadInput, Damaged
 
 if TYPE_CHECKING:
-    from uptake.readers import Skipped
     from uptake.store.cluster import Cluster
     from uptake.store.datastore import Added, Datastore
+    from uptake.text.readers import Skipped
 
 app = typer.Typer(help="Build a datastore of passages and look after it.", no_args_is_help=True)
 
@@ -89,8 +89,8 @@ def build(
     """Make a datastore from text. Interrupted, the same command goes on where it stopped."""
     from uptake.store.datastore import Datastore
     from uptake.store.layout import INDEXES, METRICS, RETRIEVERS
-    from uptake.store.objects import locate
-    from uptake.text import Chunking
+    from uptake.store.remote.objects import locate
+    from uptake.text.types import Chunking
 
     inputs.one_of("--retriever", retriever, RETRIEVERS)
     inputs.one_of("--metric", metric, METRICS)
@@ -268,7 +268,7 @@ def _add(
     workers: int = 1,
     cluster: "Cluster | None" = None,
 ) -> None:
-    from uptake import readers
+    from uptake.text import readers
 
     inputs.set_threads(threads)
     skipped = readers.Skipped()
@@ -290,7 +290,7 @@ def _add(
 def _by_this_process(
     open_store: "Callable[[], Datastore]", corpus: list[str], skipped: "Skipped"
 ) -> "tuple[Datastore, Added]":
-    from uptake import readers
+    from uptake.text import readers
 
     documents = readers.read(corpus, skipped=skipped)
     # A corpus that is not there or holds nothing ends here, before it leaves an empty store behind.
@@ -329,7 +329,7 @@ def _tell(added: "Added", store: "Datastore", skipped: "Skipped", as_json: bool)
 
 def _count(corpus: list[str], store: "Datastore") -> int:
     """Return how many passages a corpus makes, for the bar: embedding takes far longer than reading twice."""
-    from uptake import readers
+    from uptake.text import readers
 
     if not all(Path(source).exists() for source in corpus):  # a data set is not fetched twice
         return 0

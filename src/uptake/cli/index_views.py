@@ -10,7 +10,7 @@ from uptake.cli import inputs, options, screen
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore
-    from uptake.store.growing import ReadTokens
+    from uptake.store.views.growing import ReadTokens
 
 TOKENS = options.examples(
     "uptake index tokens notes.store -m gpt2",
@@ -42,8 +42,8 @@ def tokens(
     dimensions.
     """
     with screen.status("starting"):
-        from uptake import causal
-        from uptake.keys import Keys
+        from uptake.lm import causal
+        from uptake.methods.knn_lm.keys import Keys
     causal.check(device, dtype)
     inputs.set_threads(threads)
     opened = inputs.open_store(store, None, "cpu", threads)
@@ -76,7 +76,7 @@ def chunks(
     same command cuts what is new, and an interrupted one goes on where it stopped.
     """
     with screen.status("starting"):
-        from uptake import causal
+        from uptake.lm import causal
     inputs.set_threads(threads)
     opened = inputs.open_store(store, encoder, device, threads)
     tokenizer = causal.load_tokenizer(model)

@@ -11,10 +11,10 @@ from uptake.cli.options import MOST
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
-    from uptake.overlap import LeakFilter
+    from uptake.evaluation.tune import Recipe
     from uptake.store.cluster import Cluster
     from uptake.store.datastore import Datastore
-    from uptake.tune import Recipe
+    from uptake.text.overlap import LeakFilter
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> str:
@@ -90,13 +90,13 @@ def set_threads(threads: int | None) -> None:
 def check_device(device: str) -> None:
     """Raise BadInput for a device that is not here; the processor is."""
     if device != "cpu":
-        from uptake import causal
+        from uptake.lm import causal
 
         causal.check_device(device)
 
 
 def leak_filter(containment: float, jaccard: float, off: bool) -> "LeakFilter":
-    from uptake.overlap import LeakFilter
+    from uptake.text.overlap import LeakFilter
 
     return LeakFilter(containment, jaccard, enabled=not off)
 
@@ -131,6 +131,6 @@ def recipe(path: str | None) -> "Recipe | None":
     """Return the recipe in a file, if one is named."""
     if path is None:
         return None
-    from uptake.tune import Recipe
+    from uptake.evaluation.tune import Recipe
 
     return Recipe.read(path)

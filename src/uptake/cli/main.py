@@ -106,7 +106,7 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
 
 
-_MEMORY = "out of memory: use a smaller --batch, a smaller model, or --set moves=lora"
+_MEMORY = "out of memory: use a smaller --batch, a smaller model, or --set trainable=lora"
 
 
 def _leave(message: str, code: int = 2) -> NoReturn:

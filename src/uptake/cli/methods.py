@@ -10,7 +10,7 @@ import typer
 from uptake.cli import options, screen
 
 if TYPE_CHECKING:
-    from uptake.method import Way
+    from uptake.methods.contract.method import MethodSpec
 
 EXAMPLES = options.examples("uptake methods", "uptake methods ttt-nn")
 
@@ -46,8 +46,8 @@ def methods(
         hint = "`uptake methods NAME` shows a method's settings."
     else:
         typer.echo(f"{found.summary(name)}\n")
-        way = found.find(name)
-        owners = {"": way.method} | ({"select.": way.select} if way.searches else {})
+        spec = found.find(name)
+        owners = {"": spec.method} | ({"select.": spec.select} if spec.searches else {})
         for heading in ("setting", "default", "values"):
             table.add_column(heading, no_wrap=heading == "setting")
         rows = [
@@ -67,11 +67,11 @@ def methods(
     console.print("\n" * bool(table.row_count) + hint, markup=False, soft_wrap=True)
 
 
-def _settings(way: "Way") -> dict[str, Any]:
+def _settings(spec: "MethodSpec") -> dict[str, Any]:
     """Return the settings of a way's method and, where it finds passages, of its selection, as plain data."""
     from uptake.settings import describe
 
-    return describe(way.method) | ({"select": describe(way.select)} if way.searches else {})
+    return describe(spec.method) | ({"select": describe(spec.select)} if spec.searches else {})
 
 
 def _default(settings: object, path: str) -> str:

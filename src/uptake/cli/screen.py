@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from uptake.readers import Skipped
+    from uptake.text.readers import Skipped
 
 Update = Callable[..., None]
 

@@ -10,7 +10,7 @@ from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
-    from uptake.streaming.results import StreamResults
+    from uptake.evaluation.streaming.results import StreamResults
 
 EXAMPLES = options.examples(
     "uptake stream -m gpt2 --documents news.jsonl --questions asked.jsonl",
@@ -130,14 +130,16 @@ def stream(
     with screen.status("starting"):
         from itertools import islice
 
-        from uptake import api, causal, readers
-        from uptake.method import Budget
-        from uptake.streaming import journal as journals
-        from uptake.streaming import report
+        from uptake import api
+        from uptake.evaluation.streaming import journal as journals
+        from uptake.evaluation.streaming import report
+        from uptake.lm import causal
+        from uptake.methods.contract.method import Budget
         from uptake.tasks.asking import Asking
         from uptake.tasks.questions import read_questions
-        from uptake.text import Chunking
-    api.ways(names, settings or ())
+        from uptake.text import readers
+        from uptake.text.types import Chunking
+    api.method_specs(names, settings or ())
     asking = Asking(
         template.replace(r"\n", "\n"), inputs.one_of("--likelihood", likelihood, ["first", "best"]),  # type: ignore[arg-type]
         answer_tokens, batch, align,
@@ -202,7 +204,7 @@ def stream(
         report.write_json(results, report_file)
         screen.note(f"report: {report_file}")
     if page_file:
-        from uptake.streaming.page import write_page
+        from uptake.evaluation.streaming.page import write_page
 
         write_page(results, page_file)
         screen.note(f"page: {page_file}")
@@ -213,12 +215,12 @@ def stream(
 def _show(results: "StreamResults") -> None:
     """Print the figures at the end, and how they came about where there were checkpoints."""
     from uptake.cli import tables
-    from uptake.streaming import report
+    from uptake.evaluation.streaming import report
 
     console = screen.results()
     console.print(tables.fitted(lambda spared: report.table(results, spared), _SPARED, console))
     figures = report.summary(results)
-    if any(len(way["at"]) > 1 for way in figures["ways"].values()):
+    if any(len(spec["at"]) > 1 for spec in figures["ways"].values()):
         console.print(_by_checkpoint(figures))
 
 
@@ -227,20 +229,20 @@ def _by_checkpoint(figures: dict[str, Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    from uptake.report import number
+    from uptake.report.summary import number
 
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column("NLL less the base's, after documents", no_wrap=True)
-    stops = sorted({at["taken"] for way in figures["ways"].values() for at in way["at"]})
+    stops = sorted({at["taken"] for spec in figures["ways"].values() for at in spec["at"]})
     for stop in stops:
         made.add_column(f"{stop:,}", justify="right", no_wrap=True)
-    for way, told in figures["ways"].items():
+    for spec, told in figures["ways"].items():
         whole, first = [], []
         for at in told["at"]:
             whole.append(number(at["vs_base"]["nll"]["difference"], 2, "+"))
             band = next((band for band in at["bands"] if band["from"] == 1), None)
             gap = band["nll"] - band["base"]["nll"] if band and band["nll"] is not None else None
             first.append(number(gap, 2, "+"))
-        made.add_row(way, *whole)
+        made.add_row(spec, *whole)
         made.add_row(f"  on the first {stops[0]:,}", *first)
     return made

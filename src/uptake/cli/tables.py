@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from uptake import report
 from uptake.cli import screen
+from uptake.report import summary as report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from uptake.results import Results
+    from uptake.report.results import Results
 
 # What goes first where the screen is narrow. All of it is in the JSON report.
 _SPARED = ("peak memory", "tokens trained", "helped", "CPU seconds", "vs random")

@@ -14,10 +14,10 @@ from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
-    from uptake.learned import Material
-    from uptake.store.chunk_neighbours import Remembered
+    from uptake.methods.contract.learned import Material
     from uptake.store.datastore import Datastore
-    from uptake.text import Document, Source
+    from uptake.store.views.chunk_neighbours import Remembered
+    from uptake.text.types import Document, Source
     from uptake.train import Point
 
     Sources = Callable[[Document], Source]
@@ -93,12 +93,13 @@ def train(
     """
     file = inputs.output_file("--out", out)
     with screen.status("starting"):
-        from uptake import causal, methods
+        from uptake import methods
         from uptake import train as outer
-        from uptake.learned import Learned
-        from uptake.rules import AdamW
+        from uptake.adaptation.optimizers import AdamW
+        from uptake.lm import causal
+        from uptake.methods.contract.learned import Learned
         from uptake.settings import apply
-        from uptake.store.chunk_neighbours import Remembered
+        from uptake.store.views.chunk_neighbours import Remembered
     found = methods.find(method).method
     if not isinstance(found, Learned):
         learned = [name for name in methods.names() if isinstance(methods.find(name).method, Learned)]
@@ -128,7 +129,7 @@ def train(
             except BadInput as error:
                 raise BadInput(f"for validation: {error}") from None
     training = outer.Training(
-        rule=AdamW(learning_rate=learning_rate, weight_decay=0.0),
+        optimizer=AdamW(learning_rate=learning_rate, weight_decay=0.0),
         passes=passes,
         save_every=save_every,
         fade=fade,
@@ -163,7 +164,7 @@ def train(
 
 
 def _sources(store: "Datastore", kept: "Remembered") -> "Sources":
-    from uptake.text import stable_hash
+    from uptake.text.types import stable_hash
 
     def source(document: "Document") -> "Source":
         # Nothing is searched for yet: whoever trains asks with parts of the document.
@@ -183,7 +184,7 @@ def _hint(checkpoint: Path, save_every: int) -> str:
 
 def _digest(*materials: "Material") -> str:
     """Return a name of all that is read: a checkpoint of other text is of another training."""
-    from uptake.text import stable_hash
+    from uptake.text.types import stable_hash
 
     read = (part for m in materials for d in (*m.documents, *m.unrelated) for part in (d.id, d.group, d.text))
     asked = [(m.questions, len(m.documents)) for m in materials]
@@ -198,9 +199,9 @@ def _forget(checkpoint: Path, neighbours: Path) -> None:
 def _material(
     documents: Files, questions: Files, unrelated: Files, limit: int | None, sources: "Sources | None"
 ) -> "Material":
-    from uptake import readers
-    from uptake.learned import Material
+    from uptake.methods.contract.learned import Material
     from uptake.tasks.questions import read_questions
+    from uptake.text import readers
 
     skipped = readers.Skipped()
     with screen.status("reading text"):
@@ -221,7 +222,7 @@ def _words(point: "Point") -> str:
 
 
 def _show(points: "list[Point]", file: Path, as_json: bool) -> None:
-    from uptake.plain import plain
+    from uptake.codec import plain
 
     judged = [point for point in points if point.valid is not None]
     best = min(judged, key=lambda point: point.valid or 0.0) if judged else points[-1]

@@ -9,7 +9,7 @@ from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
-    from uptake.tune import Recipe, Trial, Tuning
+    from uptake.evaluation.tune import Recipe, Trial, Tuning
 
 EXAMPLES = options.examples(
     "uptake tune -m gpt2 -s notes.store --data valid.jsonl --budget 1.0s --out notes.recipe",
@@ -54,12 +54,14 @@ def tune(
     with screen.status("starting"):
         from itertools import islice
 
-        from uptake import api, causal, readers
-        from uptake.protocol import PerQuery
-        from uptake.tune import Space
-        from uptake.tune import tune as choose
-    way = api.ways([method], settings or ())[method]
-    if not way.searches or max(ks) < 1:
+        from uptake import api
+        from uptake.evaluation.protocol import PerQuery
+        from uptake.evaluation.tune import Space
+        from uptake.evaluation.tune import tune as choose
+        from uptake.lm import causal
+        from uptake.text import readers
+    spec = api.method_specs([method], settings or ())[method]
+    if not spec.searches or max(ks) < 1:
         raise BadInput(
             f"--method {method} -k {k}: tune chooses how neighbours are read, name a method that reads some"
         )

@@ -1,7 +1,7 @@
-"""One file per way of taking text up; each defines `way`. Dropping a file in here is all it takes.
+"""One file per method; each defines `spec`. Dropping a file in here is all it takes.
 
 Packages outside register theirs under the entry point group `uptake.methods`, each entry naming
-a module that defines `way`.
+a module that defines `spec`.
 """
 
 import difflib
@@ -10,21 +10,22 @@ import pkgutil
 from importlib.metadata import entry_points
 
 from uptake.errors import BadInput
-from uptake.method import Way
+from uptake.methods.contract.method import MethodSpec
 
 
 def names() -> list[str]:
-    """Return the name of every way there is: file names here, entry points elsewhere."""
+    """Return the name of every method there is: file names here, entry points elsewhere."""
     inside = [module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)]
+    inside.remove("contract")  # what every method is, and no method
     return sorted({*inside, *(point.name for point in entry_points(group="uptake.methods"))})
 
 
-def find(name: str) -> Way:
-    """Return the way called `name`; BadInput with the nearest name if there is none."""
-    way = getattr(_module(name), "way", None)
-    if not isinstance(way, Way):
-        raise BadInput(f"the module of method {name!r} defines no `way`: add `way = Way(...)` to it")
-    return way
+def find(name: str) -> MethodSpec:
+    """Return the method called `name`; BadInput with the nearest name if there is none."""
+    spec = getattr(_module(name), "spec", None)
+    if not isinstance(spec, MethodSpec):
+        raise BadInput(f"the module of method {name!r} defines no `spec`: add `spec = MethodSpec(...)` to it")
+    return spec
 
 
 def summary(name: str) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from uptake.lm import LM
-from uptake.method import Context, Evidence, Method, State, Way, same_length
+from uptake.lm.base import LM
+from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Base(Method[State]):
     def init(self, lm: LM) -> State:
         return State(base=lm.fingerprint)
 
-    def take(
+    def adapt(
         self,
         states: Sequence[State],
         lm: LM,
@@ -32,8 +32,8 @@ class Base(Method[State]):
         same_length(states, evidence)
         return list(states)
 
-    def on(self, states: Sequence[State], lm: LM) -> LM:
+    def adapted(self, states: Sequence[State], lm: LM) -> LM:
         return lm
 
 
-way = Way(Base())
+spec = MethodSpec(Base())

@@ -12,26 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from uptake.causal import load
-from uptake.composed import Around
-from uptake.delta import Delta
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.inner_loop import token_loss, unroll
+from uptake.adaptation.optimizers import SGD
+from uptake.adaptation.token_weights import Camels as Learnt
+from uptake.adaptation.token_weights import Uniform
+from uptake.adaptation.token_weights import network as weighing
+from uptake.adaptation.token_weights.base import covering
+from uptake.adaptation.token_weights.network import Weighing
+from uptake.adaptation.trainable import All
 from uptake.errors import BadInput
-from uptake.learned import Learned, Material
-from uptake.lm import LM
-from uptake.method import Context, Evidence, Way
-from uptake.methods.finetune import Finetune, Moved, Piece
-from uptake.moves import All
-from uptake.nets import weighing
-from uptake.nets.weighing import Weighing
-from uptake.rules import SGD
-from uptake.select import Nothing
-from uptake.step import token_loss, unroll
+from uptake.lm.base import LM
+from uptake.lm.causal import load
+from uptake.methods.contract.composed import Around
+from uptake.methods.contract.learned import Learned, Material
+from uptake.methods.contract.method import Context, Evidence, MethodSpec
+from uptake.methods.finetune import Finetune, Piece, WeightState
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
-from uptake.text import Document, Passage
-from uptake.token_weights import Camels as Learnt
-from uptake.token_weights import Uniform
-from uptake.token_weights.base import covering
+from uptake.text.select import Nothing
+from uptake.text.types import Document, Passage
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ Episode = tuple[Batch, ...]  # one walk from the base: each batch goes on where 
 
 
 @dataclass(frozen=True)
-class Camels(Learned[Moved, Episode], Around[Moved]):
+class Camels(Learned[WeightState, Episode], Around[WeightState]):
     """Fine-tuning under learnt token weights; the steps it was trained with are the steps it takes.
 
     Training differentiates through the steps on `documents` documents at a time, and begins again
@@ -58,7 +58,7 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
     `reader` names the small model to begin from, a folder or a hub name; left out it is the base.
     """
 
-    steps: Finetune = field(default_factory=lambda: Finetune(rule=SGD(learning_rate=5e-4), clip=None))
+    steps: Finetune = field(default_factory=lambda: Finetune(optimizer=SGD(learning_rate=5e-4), clip=None))
     documents: int = 6
     batches: int = 4
     locality: float = 0.1
@@ -85,19 +85,19 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
     def example(cls) -> Self:
         return cls(weights="untrained", steps=Finetune.example())
 
-    def init(self, lm: LM) -> Moved:
+    def init(self, lm: LM) -> WeightState:
         self.network(lm)  # a file that is not there is told of before anything is read
         return self.steps.init(lm)
 
-    def take(
+    def adapt(
         self,
-        states: Sequence[Moved],
+        states: Sequence[WeightState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Moved]:
-        return self.weighed(self.network(lm)).take(states, lm, evidence, context, donate)
+    ) -> list[WeightState]:
+        return self.weighed(self.network(lm)).adapt(states, lm, evidence, context, donate)
 
     def weighed(self, network: nn.Module) -> Finetune:
         """Return the fine-tuning whose token weights are the network's."""
@@ -106,7 +106,7 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
 
     def build(self, lm: LM) -> Weighing:
         read = load(self.reader) if self.reader else lm
-        _, opened = read.open(All(), Delta(read.fingerprint), torch.Generator().manual_seed(0))
+        _, opened = read.trainable_copy(All(), Delta(read.fingerprint), torch.Generator().manual_seed(0))
         reader = getattr(opened.module, "base_model", None)
         if reader is None or reader is opened.module:
             raise BadInput(f"{type(opened.module).__name__} cannot read for the weights: give another reader")
@@ -174,28 +174,30 @@ class Camels(Learned[Moved, Episode], Around[Moved]):
             yield from (places_loss(network, batch) for batch in episode)
             return
         steps = self.weighed(network)
-        private, opened = lm.open(steps.moves, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
+        private, opened = lm.trainable_copy(
+            steps.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(0)
+        )
         values: Mapping[str, Tensor] = opened.parameters
-        memory: Mapping[str, Tensor] = {}
+        optimizer_state: Mapping[str, Tensor] = {}
 
         def loss_of(values: Mapping[str, Tensor], piece: Piece) -> Tensor:
-            log_probs, _ = private.given(values).step(piece.inputs)
+            log_probs, _ = private.with_parameters(values).step(piece.inputs)
             return token_loss(log_probs, piece.targets, piece.weights)
 
         for batch in episode:
             passages = [Passage.whole(document) for document in batch.documents]
-            values, memory = unroll(
+            values, optimizer_state = unroll(
                 loss_of,
                 values,
                 steps.pieces(lm, passages),
-                steps.rule,
+                steps.optimizer,
                 2 if network.training else 0,
                 steps.clip,
-                memory,
+                optimizer_state,
             )
-            yield self.outer(lm, private.given(values), batch)
+            yield self.outer(lm, private.with_parameters(values), batch)
             values = {name: value.detach().requires_grad_() for name, value in values.items()}
-            memory = {name: value.detach() for name, value in memory.items()}
+            optimizer_state = {name: value.detach() for name, value in optimizer_state.items()}
 
     def outer(self, lm: LM, adapted: LM, batch: Batch) -> Tensor:
         """Return how badly the adapted model answers a batch's questions, and how far it has drifted."""
@@ -257,4 +259,4 @@ def drift(lm: LM, adapted: LM, text: str) -> Tensor:
     return (before.exp() * (before - after)).sum(-1).mean()
 
 
-way = Way(Camels(), Nothing())
+spec = MethodSpec(Camels(), Nothing())

@@ -13,19 +13,19 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from uptake.delta import Delta
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.inner_loop import Descent
+from uptake.adaptation.optimizers import RMS, AdamW, Optimizer
+from uptake.adaptation.token_weights import TokenWeights, Uniform
+from uptake.adaptation.trainable import All, Trainable
 from uptake.errors import BadInput, Diverged
-from uptake.learned import Learned, Material
-from uptake.lm import LM, Scores, Segment, Window, rolling_windows
-from uptake.method import Context, Evidence, Way, same_length
-from uptake.methods.finetune import Moved
-from uptake.moves import All, Moves
-from uptake.rules import RMS, AdamW, Rule
-from uptake.select import Nothing
-from uptake.step import Descent
-from uptake.text import Document, Passage
-from uptake.token_weights import TokenWeights, Uniform
-from uptake.wrappers import Routed
+from uptake.lm.base import LM, Scores, Segment, Window, rolling_windows
+from uptake.lm.wrappers import Routed
+from uptake.methods.contract.learned import Learned, Material
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, same_length
+from uptake.methods.finetune import WeightState
+from uptake.text.select import Nothing
+from uptake.text.types import Document, Passage
 
 
 class GradientStatistics(nn.Module):
@@ -60,19 +60,19 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynamicEvaluation(Learned[Moved, Window]):
+class DynamicEvaluation(Learned[WeightState, Window]):
     """One step a piece of at most `chunk_tokens`, on the loss that it was scored with.
 
     What is read is learnt as what follows the query, the text so far. The network is no network but
-    the statistics of training gradients, of which `rule=rms` alone makes use; `weights=untrained`
+    the statistics of training gradients, of which `optimizer=rms` alone makes use; `weights=untrained`
     takes every weight's gradients for equally large, which leaves plain descent with an even decay.
     `token_weights` say how much each token counts in what is learnt, not in what is scored; where none
     counts there is no step. A step from a loss that is not finite is not taken: nothing of that reading
     is kept, and the ledger says why.
     """
 
-    moves: Moves = field(default_factory=All)
-    rule: Rule = field(default_factory=lambda: AdamW(learning_rate=1e-4, weight_decay=0.0))
+    trainable: Trainable = field(default_factory=All)
+    optimizer: Optimizer = field(default_factory=lambda: AdamW(learning_rate=1e-4, weight_decay=0.0))
     clip: float | None = None
     chunk_tokens: int = 256
     token_weights: TokenWeights = field(default_factory=Uniform)
@@ -86,20 +86,20 @@ class DynamicEvaluation(Learned[Moved, Window]):
 
     @classmethod
     def example(cls) -> Self:
-        return cls(rule=RMS(learning_rate=0.1, decay=0.1), weights="untrained", chunk_tokens=16)
+        return cls(optimizer=RMS(learning_rate=0.1, decay=0.1), weights="untrained", chunk_tokens=16)
 
-    def init(self, lm: LM) -> Moved:
+    def init(self, lm: LM) -> WeightState:
         self._statistics(lm)
-        return Moved(base=lm.fingerprint, delta=Delta(lm.fingerprint))
+        return WeightState(base=lm.fingerprint, delta=Delta(lm.fingerprint))
 
-    def take(
+    def adapt(
         self,
-        states: Sequence[Moved],
+        states: Sequence[WeightState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Moved]:
+    ) -> list[WeightState]:
         same_length(states, evidence)
         after = []
         for row, (state, found) in enumerate(zip(states, evidence, strict=True)):
@@ -107,12 +107,12 @@ class DynamicEvaluation(Learned[Moved, Window]):
             after.append(self._learn(row, state, lm, pieces, found, context)[0] if pieces else state)
         return after
 
-    def on(self, states: Sequence[Moved], lm: LM) -> LM:
+    def adapted(self, states: Sequence[WeightState], lm: LM) -> LM:
         return Routed([lm.overlay(state.delta) for state in states])
 
     def read(
-        self, states: Sequence[Moved], lm: LM, segments: Sequence[Segment], context: Context
-    ) -> tuple[list[Scores], list[Moved]]:
+        self, states: Sequence[WeightState], lm: LM, segments: Sequence[Segment], context: Context
+    ) -> tuple[list[Scores], list[WeightState]]:
         """Score each segment, then take it up: in one forward pass, where it is learnt in one step."""
         read = [
             self._read(row, state, lm, segment, context)
@@ -121,8 +121,8 @@ class DynamicEvaluation(Learned[Moved, Window]):
         return [scores for scores, _ in read], [state for _, state in read]
 
     def _read(
-        self, row: int, state: Moved, lm: LM, segment: Segment, context: Context
-    ) -> tuple[Scores, Moved]:
+        self, row: int, state: WeightState, lm: LM, segment: Segment, context: Context
+    ) -> tuple[Scores, WeightState]:
         evidence = Evidence.of(segment.text, query=segment.context)
         ids, spans = lm.tokenizer.encode(segment.text)
         before = [lm.tokenizer.opening, *lm.tokenizer.encode(segment.context)[0]]
@@ -135,12 +135,20 @@ class DynamicEvaluation(Learned[Moved, Window]):
         return Scores(log_probs.double().cpu(), spans, len(segment.text.encode("utf8"))), state
 
     def _learn(
-        self, row: int, state: Moved, lm: LM, pieces: Sequence[Piece], evidence: Evidence, context: Context
-    ) -> tuple[Moved, Tensor]:
+        self,
+        row: int,
+        state: WeightState,
+        lm: LM,
+        pieces: Sequence[Piece],
+        evidence: Evidence,
+        context: Context,
+    ) -> tuple[WeightState, Tensor]:
         """Return the state after a step on each piece, and what the last of them was scored with."""
-        private, opened = lm.open(self.moves, state.delta, context.generator("moves", evidence.query))
-        memory = {**state.memory, **self._sizes(lm, opened.parameters)}
-        descent = Descent(opened.parameters, self.rule, self.clip, memory)
+        private, opened = lm.trainable_copy(
+            self.trainable, state.delta, context.generator("moves", evidence.query)
+        )
+        optimizer_state = {**state.optimizer_state, **self._sizes(lm, opened.parameters)}
+        descent = Descent(opened.parameters, self.optimizer, self.clip, optimizer_state)
         ledger = context.ledger(row)
         log_probs = torch.zeros(0)
         for piece in pieces:
@@ -158,10 +166,10 @@ class DynamicEvaluation(Learned[Moved, Window]):
             ledger.tokens_trained += count
             ledger.steps += 1
         # What the statistics say is in their own file, not in every state.
-        kept = {name: value for name, value in descent.memory.items() if not name.endswith("|rms")}
-        return state.after(evidence, context, delta=opened.delta(), memory=kept), log_probs.detach()
+        kept = {name: value for name, value in descent.optimizer_state.items() if not name.endswith("|rms")}
+        return state.after(evidence, context, delta=opened.delta(), optimizer_state=kept), log_probs.detach()
 
-    def _pieces(self, state: Moved, lm: LM, evidence: Evidence) -> Iterator[Piece]:
+    def _pieces(self, state: WeightState, lm: LM, evidence: Evidence) -> Iterator[Piece]:
         read = [*state.passages]
         if self.own_prefix and not state.history and evidence.prefix:
             prefix = Passage.whole(Document("", evidence.prefix))
@@ -204,17 +212,18 @@ class DynamicEvaluation(Learned[Moved, Window]):
 
     def _statistics(self, lm: LM) -> GradientStatistics | None:
         """Return the statistics if the rule asks for them; BadInput where it does and there are none."""
-        if not isinstance(self.rule, RMS):
+        if not isinstance(self.optimizer, RMS):
             if self.weights:
                 raise BadInput(
-                    f"weights={self.weights}: only rule=rms uses gradient statistics; add --set rule=rms, "
-                    "or leave weights out"
+                    f"weights={self.weights}: only optimizer=rms uses gradient statistics; "
+                    "add --set optimizer=rms, or leave weights out"
                 )
             return None
         if self.trained is None and not self.weights:
             raise BadInput(
-                "rule=rms wants gradient statistics: count them with `uptake train dynamic-evaluation`, give "
-                "them with --set weights=FILE; weights=untrained, rule=sgd and rule=adamw do without"
+                "optimizer=rms wants gradient statistics: count them with `uptake train dynamic-evaluation`, "
+                "give them with --set weights=FILE; weights=untrained, optimizer=sgd and optimizer=adamw "
+                "do without"
             )
         network = self.network(lm)
         assert isinstance(network, GradientStatistics)
@@ -226,8 +235,8 @@ class DynamicEvaluation(Learned[Moved, Window]):
             return {}
         if unknown := sorted(parameters.keys() - set(statistics.names)):
             raise BadInput(
-                f"rule=rms has no statistics of {unknown[0]}: let weights of the model itself move, "
-                "moves=all or moves=top"
+                f"optimizer=rms has no statistics of {unknown[0]}: let weights of the model itself move, "
+                "trainable=all or trainable=top"
             )
         return {f"{name}|rms": statistics.rms(name) for name in parameters}
 
@@ -252,7 +261,7 @@ def _log_probs(lm: LM, window: Window) -> Tensor:
 
 
 def _opened(lm: LM) -> tuple[LM, Mapping[str, nn.Parameter]]:
-    private, opened = lm.open(All(), Delta(lm.fingerprint), torch.Generator())
+    private, opened = lm.trainable_copy(All(), Delta(lm.fingerprint), torch.Generator())
     return private, opened.parameters
 
 
@@ -261,4 +270,4 @@ def _buffer(name: str) -> str:
     return name.replace(".", "/")
 
 
-way = Way(DynamicEvaluation(), Nothing(), segment=256)
+spec = MethodSpec(DynamicEvaluation(), Nothing(), segment=256)

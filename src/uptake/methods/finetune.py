@@ -7,24 +7,33 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from uptake.delta import Delta
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.inner_loop import descend, token_loss
+from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
+from uptake.adaptation.token_weights import TokenWeights, Uniform
+from uptake.adaptation.trainable import All, Trainable
 from uptake.errors import BadInput, Diverged
-from uptake.lm import LM
-from uptake.method import Budget, Context, Evidence, Ledger, Method, State, Way, same_length
-from uptake.moves import All, Moves
-from uptake.rules import SGD, AdamW, Rule
-from uptake.step import descend, token_loss
-from uptake.text import Document, Passage
-from uptake.token_weights import TokenWeights, Uniform
-from uptake.wrappers import Routed
+from uptake.lm.base import LM
+from uptake.lm.wrappers import Routed
+from uptake.methods.contract.method import (
+    Budget,
+    Context,
+    Evidence,
+    Ledger,
+    Method,
+    MethodSpec,
+    State,
+    same_length,
+)
+from uptake.text.types import Document, Passage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved(State):
+class WeightState(State):
     """How far the weights have moved, and the optimiser's memory, so that reading can go on."""
 
     delta: Delta
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Finetune(Method[Moved]):
+class Finetune(Method[WeightState]):
     """One step a piece, pieces of at most `chunk_tokens` (the model's window if None), in the order read.
 
     Weights, optimiser and random numbers are fresh for every query. `reference` hands the
@@ -49,8 +58,8 @@ class Finetune(Method[Moved]):
     to the loss, as Ton et al. (2021, arXiv 2109.08249) train a model that kNN-LM is to search with.
     """
 
-    moves: Moves = field(default_factory=All)
-    rule: Rule = field(default_factory=AdamW)
+    trainable: Trainable = field(default_factory=All)
+    optimizer: Optimizer = field(default_factory=AdamW)
     clip: float | None = 1.0
     chunk_tokens: int | None = None
     passes: int = 1
@@ -87,44 +96,52 @@ class Finetune(Method[Moved]):
 
     @classmethod
     def example(cls) -> Self:
-        return cls(rule=SGD(learning_rate=0.1), chunk_tokens=16)
+        return cls(optimizer=SGD(learning_rate=0.1), chunk_tokens=16)
 
-    def init(self, lm: LM) -> Moved:
-        return Moved(base=lm.fingerprint, delta=Delta(lm.fingerprint))
+    def init(self, lm: LM) -> WeightState:
+        return WeightState(base=lm.fingerprint, delta=Delta(lm.fingerprint))
 
-    def take(
+    def adapt(
         self,
-        states: Sequence[Moved],
+        states: Sequence[WeightState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Moved]:
+    ) -> list[WeightState]:
         same_length(states, evidence)
         rows = enumerate(zip(states, evidence, strict=True))
-        return [self._take(row, state, lm, read, context) for row, (state, read) in rows]
+        return [self._adapt(row, state, lm, read, context) for row, (state, read) in rows]
 
-    def on(self, states: Sequence[Moved], lm: LM) -> LM:
+    def adapted(self, states: Sequence[WeightState], lm: LM) -> LM:
         return Routed([lm.overlay(state.delta) for state in states])
 
-    def follow(self, state: Moved, lm: LM) -> Moved:
+    def next_state(self, state: WeightState, lm: LM) -> WeightState:
         fresh = self.init(lm)
-        return Moved(base=fresh.base, delta=fresh.delta, memory=state.memory) if self.reference else fresh
+        return (
+            WeightState(base=fresh.base, delta=fresh.delta, optimizer_state=state.optimizer_state)
+            if self.reference
+            else fresh
+        )
 
-    def _take(self, row: int, state: Moved, lm: LM, evidence: Evidence, context: Context) -> Moved:
+    def _adapt(
+        self, row: int, state: WeightState, lm: LM, evidence: Evidence, context: Context
+    ) -> WeightState:
         passages = evidence.passages
         if self.own_prefix and not state.history and evidence.prefix:
             passages = (Passage.whole(Document("", evidence.prefix)), *passages)
         if not passages:
             return state
-        private, opened = lm.open(self.moves, state.delta, context.generator("moves", evidence.query))
+        private, opened = lm.trainable_copy(
+            self.trainable, state.delta, context.generator("moves", evidence.query)
+        )
         opened.module.train(self.dropout)
 
         def loss(piece: Piece) -> Tensor:
             if not self.key_penalty:
                 log_probs, _ = private.step(piece.inputs)
                 return token_loss(log_probs, piece.targets, piece.weights)
-            log_probs, keys, _ = private.look(piece.inputs)
+            log_probs, keys, _ = private.step_with_keys(piece.inputs)
             penalty = keys.square().sum(-1).mean()
             return token_loss(log_probs, piece.targets, piece.weights) + self.key_penalty * penalty
 
@@ -134,11 +151,13 @@ class Finetune(Method[Moved]):
             if self.dropout:
                 torch.manual_seed(seed)
             try:
-                memory = descend(loss, opened.parameters, pieces, self.rule, self.clip, state.memory)
+                optimizer_state = descend(
+                    loss, opened.parameters, pieces, self.optimizer, self.clip, state.optimizer_state
+                )
             except Diverged as error:
                 context.ledger(row).stopped = str(error)
                 return state
-        return state.after(evidence, context, delta=opened.delta(), memory=memory)
+        return state.after(evidence, context, delta=opened.delta(), optimizer_state=optimizer_state)
 
     def pieces(self, lm: LM, passages: Sequence[Passage], before: Sequence[Passage] = ()) -> Iterator[Piece]:
         """Yield one piece a step; `before` is what was read before the passages."""
@@ -172,4 +191,4 @@ class Finetune(Method[Moved]):
             yield piece
 
 
-way = Way(Finetune())
+spec = MethodSpec(Finetune())

@@ -13,12 +13,20 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from uptake.delta import wide
+from uptake.adaptation.delta import wide
+from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Diverged
-from uptake.lm import LM, Cache, Scores, Segment, Wrapper
-from uptake.method import Context, Evidence, Method, State, Way, same_base, same_length
-from uptake.rules import AdamW
-from uptake.select import Nothing
+from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
+from uptake.methods.contract.method import (
+    Context,
+    Evidence,
+    Method,
+    MethodSpec,
+    State,
+    same_base,
+    same_length,
+)
+from uptake.text.select import Nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +70,10 @@ class Continued(Wrapper):
     def at(self, rows: Sequence[int]) -> LM:
         return Continued(self.inner.at(rows), [self.states[row] for row in rows])
 
-    def room(self, row: int) -> int:
+    def max_input_tokens(self, row: int) -> int:
         state = self.states[row]
         taken = max(0, len(state.tokens) - 1) if self.relative else state.position
-        return self.inner.room(row) - taken
+        return self.inner.max_input_tokens(row) - taken
 
     def start(self) -> Cache:
         # One cache a row, because rows remember different lengths; None stands for "not yet begun".
@@ -107,7 +115,7 @@ class HiddenStateOptimisation(Method[Remembered]):
     its beginning, and what the steps had added to them is added again.
     """
 
-    rule: AdamW = field(default_factory=lambda: AdamW(learning_rate=3e-3, weight_decay=0.0))
+    optimizer: AdamW = field(default_factory=lambda: AdamW(learning_rate=3e-3, weight_decay=0.0))
     chunk_tokens: int = 256  # at most a quarter of the window
     slots: int | None = None  # most that are kept; none: half the window
     own_prefix: bool = True  # read the query's own text first
@@ -118,12 +126,12 @@ class HiddenStateOptimisation(Method[Remembered]):
 
     @classmethod
     def example(cls) -> Self:
-        return cls(rule=AdamW(learning_rate=0.1, weight_decay=0.0), chunk_tokens=8, slots=40)
+        return cls(optimizer=AdamW(learning_rate=0.1, weight_decay=0.0), chunk_tokens=8, slots=40)
 
     def init(self, lm: LM) -> Remembered:
         return Remembered(base=lm.fingerprint)
 
-    def take(
+    def adapt(
         self,
         states: Sequence[Remembered],
         lm: LM,
@@ -133,9 +141,9 @@ class HiddenStateOptimisation(Method[Remembered]):
     ) -> list[Remembered]:
         same_length(states, evidence)
         rows = enumerate(zip(states, evidence, strict=True))
-        return [self._take(row, state, lm, found, context)[0] for row, (state, found) in rows]
+        return [self._adapt(row, state, lm, found, context)[0] for row, (state, found) in rows]
 
-    def on(self, states: Sequence[Remembered], lm: LM) -> LM:
+    def adapted(self, states: Sequence[Remembered], lm: LM) -> LM:
         same_base(states, lm)
         return Continued(lm, states)
 
@@ -157,10 +165,10 @@ class HiddenStateOptimisation(Method[Remembered]):
         if not state.text.endswith(segment.context) or not 0 < len(ids) <= self._size(lm):
             (scores,), (state,) = super().read([state], lm, [segment], context.of(row))
             return scores, state
-        after, log_probs = self._take(row, state, lm, evidence, context)
+        after, log_probs = self._adapt(row, state, lm, evidence, context)
         return Scores(log_probs.double().cpu(), spans, len(segment.text.encode("utf8"))), after
 
-    def _take(
+    def _adapt(
         self, row: int, state: Remembered, lm: LM, evidence: Evidence, context: Context
     ) -> tuple[Remembered, Tensor]:
         """Return the state after reading, and what the last piece was scored with."""
@@ -201,7 +209,7 @@ class HiddenStateOptimisation(Method[Remembered]):
                 raise Diverged("the loss is not finite: use a smaller learning rate")
             # The sum, not the mean: Adam knows no scale, and its epsilon should stay small beside it.
             gradients = torch.autograd.grad(-log_probs.sum(), list(leaves.values()))
-            slots, memory = self.rule.update(slots, dict(zip(leaves, gradients, strict=True)), memory)
+            slots, memory = self.optimizer.update(slots, dict(zip(leaves, gradients, strict=True)), memory)
             for name in [] if lm.relative else slots:
                 memory[f"{name}|shift"] = memory[f"{name}|shift"] + slots[name] - state.slots[name]
         for name, fresh in _tensors(cache, len(before) - 1).items():
@@ -297,4 +305,4 @@ def _layer() -> type:
     return Slid
 
 
-way = Way(HiddenStateOptimisation(), Nothing(), segment=256)
+spec = MethodSpec(HiddenStateOptimisation(), Nothing(), segment=256)

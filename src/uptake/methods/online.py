@@ -4,9 +4,9 @@ Adam without decay, one step a document (a piece, where it is longer than the wi
 carried on. The rate is the largest that the paper tried; a small base model wants a larger one.
 """
 
-from uptake.method import Way
+from uptake.adaptation.optimizers import AdamW
+from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
-from uptake.rules import AdamW
-from uptake.select import Nothing
+from uptake.text.select import Nothing
 
-way = Way(Finetune(rule=AdamW(learning_rate=1e-4, weight_decay=0.0)), Nothing())
+spec = MethodSpec(Finetune(optimizer=AdamW(learning_rate=1e-4, weight_decay=0.0)), Nothing())

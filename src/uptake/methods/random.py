@@ -4,8 +4,8 @@ What it gains is the gain of training on text of the domain; only what TTT-NN ga
 owed to the neighbours.
 """
 
-from uptake.method import Way
+from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
-from uptake.select import Random
+from uptake.text.select import Random
 
-way = Way(Finetune(), Random())
+spec = MethodSpec(Finetune(), Random())

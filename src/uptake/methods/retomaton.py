@@ -1,7 +1,7 @@
 """RetoMaton (Alon et al. 2022): kNN-LM that follows its neighbours on, and searches where they run low."""
 
-from uptake.method import Way
+from uptake.methods.contract.method import MethodSpec
 from uptake.methods.knn_lm import KnnLm
-from uptake.select import Everywhere
+from uptake.text.select import Everywhere
 
-way = Way(KnnLm(pointers=16), Everywhere())
+spec = MethodSpec(KnnLm(pointers=16), Everywhere())

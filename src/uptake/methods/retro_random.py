@@ -1,7 +1,7 @@
 """The control of RETRO: the same network beside as many chunks drawn at random from the store."""
 
-from uptake.method import Way
+from uptake.methods.contract.method import MethodSpec
 from uptake.methods.retro import Retro
-from uptake.select import Everywhere
+from uptake.text.select import Everywhere
 
-way = Way(Retro(draw="random"), Everywhere())
+spec = MethodSpec(Retro(draw="random"), Everywhere())

@@ -4,8 +4,8 @@ The steps are those of `ttt-nn`; which passages they are taken on is `Sift`'s ch
 Needs a store with vectors.
 """
 
-from uptake.method import Way
+from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
-from uptake.select import Sift
+from uptake.text.select import Sift
 
-way = Way(Finetune(), Sift())
+spec = MethodSpec(Finetune(), Sift())

@@ -11,18 +11,18 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from uptake.composed import Around
-from uptake.delta import Delta
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.inner_loop import token_loss
+from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.errors import BadInput
-from uptake.learned import UNTRAINED, Learned, Material
-from uptake.lm import LM, Segment, rolling_windows
-from uptake.method import Context, Evidence, Way
-from uptake.methods.finetune import Finetune, Moved
-from uptake.rules import SGD, AdamW
-from uptake.select import Nothing
-from uptake.step import token_loss
+from uptake.lm.base import LM, Segment, rolling_windows
+from uptake.methods.contract.composed import Around
+from uptake.methods.contract.learned import UNTRAINED, Learned, Material
+from uptake.methods.contract.method import Context, Evidence, MethodSpec
+from uptake.methods.finetune import Finetune, WeightState
 from uptake.tasks.holes import Making
-from uptake.text import Found
+from uptake.text.select import Nothing
+from uptake.text.types import Found
 
 
 class Start(nn.Module):
@@ -47,7 +47,7 @@ class Episode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceCode(Learned[Moved, Episode], Around[Moved]):
+class SourceCode(Learned[WeightState, Episode], Around[WeightState]):
     """`inner` adapts, 16 steps a hole as published; `weights` is where it sets out from.
 
     `outer` says how that start is trained, on holes made as `making` says. Nothing read, nothing
@@ -56,7 +56,7 @@ class SourceCode(Learned[Moved, Episode], Around[Moved]):
 
     weights: str = UNTRAINED
     inner: Finetune = field(
-        default_factory=lambda: Finetune(rule=AdamW(5e-4, weight_decay=0.0), passes=16, max_steps=16)
+        default_factory=lambda: Finetune(optimizer=AdamW(5e-4, weight_decay=0.0), passes=16, max_steps=16)
     )
     outer: Literal["fomaml", "reptile"] = "fomaml"
     making: Making = field(default_factory=Making)
@@ -71,13 +71,15 @@ class SourceCode(Learned[Moved, Episode], Around[Moved]):
 
     @classmethod
     def example(cls) -> Self:
-        inner = Finetune(rule=SGD(learning_rate=0.03), chunk_tokens=16, passes=2)
+        inner = Finetune(optimizer=SGD(learning_rate=0.03), chunk_tokens=16, passes=2)
         return cls(inner=inner)
 
     def build(self, lm: LM) -> nn.Module:
-        _, opened = lm.open(self.inner.moves, Delta(lm.fingerprint), Context().generator("moves"))
+        _, opened = lm.trainable_copy(
+            self.inner.trainable, Delta(lm.fingerprint), Context().generator("moves")
+        )
         if opened.delta().low_rank:
-            raise BadInput("source-code trains whole weights: set inner.moves to all or top")
+            raise BadInput("source-code trains whole weights: set inner.trainable to all or top")
         return Start({name: value.shape for name, value in opened.parameters.items()})
 
     def episodes(self, lm: LM, material: Material) -> Sequence[Episode]:
@@ -110,24 +112,24 @@ class SourceCode(Learned[Moved, Episode], Around[Moved]):
             with torch.no_grad():
                 loss = hole_loss(lm.overlay(ended), episode.hole)
             return loss.item(), [start.dense[name] - ended.dense[name] for name in names]
-        private, opened = lm.open(self.inner.moves, ended, Context().generator("moves"))
+        private, opened = lm.trainable_copy(self.inner.trainable, ended, Context().generator("moves"))
         loss = hole_loss(private, episode.hole)
         ends = [opened.parameters[name] for name in names]
         return loss.item(), torch.autograd.grad(loss, ends, allow_unused=True)
 
-    def take(
+    def adapt(
         self,
-        states: Sequence[Moved],
+        states: Sequence[WeightState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Moved]:
+    ) -> list[WeightState]:
         # The untrained start is the base itself, whatever moves.
         untrained = self.trained is None and self.weights == UNTRAINED
         start = Delta(lm.fingerprint) if untrained else _delta(self.network(lm), lm)
         begun = [state if state.history else replace(state, delta=start) for state in states]
-        ended = self.inner.take(begun, lm, evidence, context, donate)
+        ended = self.inner.adapt(begun, lm, evidence, context, donate)
         # What read nothing, or gave up, is where it was.
         return [
             state if after is before else after
@@ -136,7 +138,7 @@ class SourceCode(Learned[Moved, Episode], Around[Moved]):
 
     def _adapted(self, network: nn.Module, lm: LM, episode: Episode) -> Delta:
         begun = replace(self.inner.init(lm), delta=_delta(network, lm))
-        (state,) = self.inner.take([begun], lm, [episode.evidence], Context())
+        (state,) = self.inner.adapt([begun], lm, [episode.evidence], Context())
         return state.delta
 
 
@@ -157,4 +159,4 @@ def _delta(network: nn.Module, lm: LM) -> Delta:
     return Delta(lm.fingerprint, network.values())
 
 
-way = Way(SourceCode(), Nothing())
+spec = MethodSpec(SourceCode(), Nothing())

@@ -4,8 +4,8 @@ Defaults are the paper's for GPT-2: all weights, AdamW at 2e-5, clip 1, nearest 
 the model's window. A small base model wants a larger learning rate.
 """
 
-from uptake.method import Way
+from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
-from uptake.select import Nearest
+from uptake.text.select import Nearest
 
-way = Way(Finetune(), Nearest())
+spec = MethodSpec(Finetune(), Nearest())

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from uptake.composed import Around
 from uptake.errors import BadInput
-from uptake.lm import LM
-from uptake.method import Way
-from uptake.methods.finetune import Finetune, Moved
-from uptake.wrappers import Bayes
+from uptake.lm.base import LM
+from uptake.lm.wrappers import Bayes
+from uptake.methods.contract.composed import Around
+from uptake.methods.contract.method import MethodSpec
+from uptake.methods.finetune import Finetune, WeightState
 
 
 @dataclass(frozen=True)
-class Guarded(Around[Moved]):
+class Guarded(Around[WeightState]):
     """The base and the adapted model as one mixture, whose weights follow the tokens scored.
 
     With prior p on the adapted model a text costs at most log2(1 / (1 - p)) bits more than under
@@ -35,8 +35,8 @@ class Guarded(Around[Moved]):
     def example(cls) -> Self:
         return cls(Finetune.example())
 
-    def on(self, states: Sequence[Moved], lm: LM) -> LM:
-        return Bayes(lm, self.inner.on(states, lm), self.prior)
+    def adapted(self, states: Sequence[WeightState], lm: LM) -> LM:
+        return Bayes(lm, self.inner.adapted(states, lm), self.prior)
 
 
-way = Way(Guarded())
+spec = MethodSpec(Guarded())

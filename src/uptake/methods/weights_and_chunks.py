@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Self
 
-from uptake.composed import Both, Together
-from uptake.lm import LM
-from uptake.method import Way
-from uptake.methods.finetune import Finetune, Moved
+from uptake.lm.base import LM
+from uptake.methods.contract.composed import Both, Together
+from uptake.methods.contract.method import MethodSpec
+from uptake.methods.finetune import Finetune, WeightState
 from uptake.methods.retro import Consults, Retro
 
 
@@ -14,7 +14,7 @@ from uptake.methods.retro import Consults, Retro
 class WeightsAndChunksState(Both):
     """What the weights have learnt, and where chunks are looked for."""
 
-    weights: Moved
+    weights: WeightState
     beside: Consults
 
 
@@ -38,4 +38,4 @@ class WeightsAndChunks(Together[WeightsAndChunksState]):
         return WeightsAndChunksState(base=lm.fingerprint, weights=weights, beside=beside)
 
 
-way = Way(WeightsAndChunks())
+spec = MethodSpec(WeightsAndChunks())

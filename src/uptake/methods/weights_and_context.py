@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Self
 
-from uptake.composed import Both, Together
-from uptake.lm import LM
-from uptake.method import Way
-from uptake.methods.finetune import Finetune, Moved
+from uptake.lm.base import LM
+from uptake.methods.contract.composed import Both, Together
+from uptake.methods.contract.method import MethodSpec
+from uptake.methods.finetune import Finetune, WeightState
 from uptake.methods.in_context import Before, InContext
 
 
@@ -14,7 +14,7 @@ from uptake.methods.in_context import Before, InContext
 class WeightsAndContextState(Both):
     """What the weights have learnt, and what stands before the text."""
 
-    weights: Moved
+    weights: WeightState
     beside: Before
 
 
@@ -38,4 +38,4 @@ class WeightsAndContext(Together[WeightsAndContextState]):
         return WeightsAndContextState(base=lm.fingerprint, weights=weights, beside=beside)
 
 
-way = Way(WeightsAndContext())
+spec = MethodSpec(WeightsAndContext())

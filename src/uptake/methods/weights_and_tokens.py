@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Self
 
-from uptake.composed import Both, Together
-from uptake.lm import LM
-from uptake.method import Way
-from uptake.methods.finetune import Finetune, Moved
+from uptake.lm.base import LM
+from uptake.methods.contract.composed import Both, Together
+from uptake.methods.contract.method import MethodSpec
+from uptake.methods.finetune import Finetune, WeightState
 from uptake.methods.knn_lm import KnnLm, Remembered
 
 
@@ -14,7 +14,7 @@ from uptake.methods.knn_lm import KnnLm, Remembered
 class WeightsAndTokensState(Both):
     """What the weights have learnt, and what is remembered."""
 
-    weights: Moved
+    weights: WeightState
     beside: Remembered
 
 
@@ -38,4 +38,4 @@ class WeightsAndTokens(Together[WeightsAndTokensState]):
         return WeightsAndTokensState(base=lm.fingerprint, weights=weights, beside=beside)
 
 
-way = Way(WeightsAndTokens())
+spec = MethodSpec(WeightsAndTokens())

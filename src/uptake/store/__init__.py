@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Added, Datastore
-    from uptake.store.embed import SentenceEncoder, StatesEncoder, make_encoder
-    from uptake.store.index import Ranked
-    from uptake.store.source import BoundSource, QueryText
+    from uptake.store.passages.encoders import SentenceEncoder, StatesEncoder, make_encoder
+    from uptake.store.passages.index import Ranked
+    from uptake.store.passages.source import BoundSource, QueryText
 
 __all__ = [
     "Added",
@@ -26,12 +26,12 @@ __all__ = [
 _HOMES = {
     "Added": "datastore",
     "Datastore": "datastore",
-    "SentenceEncoder": "embed",
-    "StatesEncoder": "embed",
-    "make_encoder": "embed",
-    "BoundSource": "source",
-    "QueryText": "source",
-    "Ranked": "index",
+    "SentenceEncoder": "passages.encoders",
+    "StatesEncoder": "passages.encoders",
+    "make_encoder": "passages.encoders",
+    "BoundSource": "passages.source",
+    "QueryText": "passages.source",
+    "Ranked": "passages.index",
 }
 
 

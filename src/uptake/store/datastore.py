@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from uptake.chunks.cutting import LENGTH
 from uptake.errors import BadInput, Mismatch
-from uptake.overlap import LeakFilter
-from uptake.store.bases import forget_bases
-from uptake.store.chunk_reading import read_chunks
 from uptake.store.cluster import Cluster
-from uptake.store.drafts import check_free, clear_drafts, new_store
-from uptake.store.encoding import Encoding
 from uptake.store.files import Checksums, sizes
-from uptake.store.growing import ReadTokens
-from uptake.store.index import Kind, Metric, Ranked, open_index
 from uptake.store.layout import TABLE, WATCHED, Layout, View
-from uptake.store.lease import lease
-from uptake.store.objects import Location, locate
-from uptake.store.source import BoundSource, QueryText, Snapshot, bind, check_count
-from uptake.store.table import Table, storable
-from uptake.store.token_reading import read_tokens
-from uptake.store.views import Views
-from uptake.store.writing import Added, Writing
-from uptake.text import Chunking, Document, Embedder, Encodes, Keyer, Passage, stable_hash
+from uptake.store.passages.drafts import check_free, clear_drafts, new_store
+from uptake.store.passages.encoding import Encoding
+from uptake.store.passages.index import Kind, Metric, Ranked, open_index
+from uptake.store.passages.index_cache import forget_bases
+from uptake.store.passages.source import BoundSource, QueryText, Snapshot, bind, check_count
+from uptake.store.passages.table import Table, storable
+from uptake.store.passages.writing import Added, Writing
+from uptake.store.remote.lease import lease
+from uptake.store.remote.objects import Location, locate
+from uptake.store.views.chunk_reading import read_chunks
+from uptake.store.views.growing import ReadTokens
+from uptake.store.views.token_reading import read_tokens
+from uptake.store.views.views import Views
+from uptake.text.chunks.cutting import LENGTH
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Chunking, Document, Embedder, Encodes, Keyer, Passage, stable_hash
 
 if TYPE_CHECKING:
     from uptake.store.cluster.build import Piece
@@ -99,7 +99,7 @@ class Datastore:
             if encoder is not None:
                 raise BadInput("a lexical store takes no encoder; leave it out or choose --retriever hybrid")
         elif encoder is None or isinstance(encoder, str):
-            from uptake.store.embed import DEFAULT_ENCODER, make_encoder
+            from uptake.store.passages.encoders import DEFAULT_ENCODER, make_encoder
 
             encoder = make_encoder(encoder or DEFAULT_ENCODER, device, dtype)
         view = View.of(encoder, chunking or Chunking(), metric)

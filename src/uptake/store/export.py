@@ -5,7 +5,7 @@ from pathlib import Path
 
 from uptake.errors import BadInput
 from uptake.store.files import plain_errors
-from uptake.store.table import Table
+from uptake.store.passages.table import Table
 
 
 def write_parquet(table: Table, path: Path) -> int:

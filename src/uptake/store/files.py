@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from uptake.errors import BadInput, Damaged, UptakeError
-from uptake.store.objects import Location
+from uptake.store.remote.objects import Location
 
 _CHANGED = "not what was written"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from uptake.errors import BadInput, Damaged
 from uptake.store.files import plain_errors, read_json, write_json
-from uptake.store.objects import Location
-from uptake.text import Chunking, Embedder
+from uptake.store.remote.objects import Location
+from uptake.text.types import Chunking, Embedder
 
 FORMAT = 1
 TABLE = "passages.lance"

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from uptake.errors import UptakeError
-from uptake.store.bases import check_bases
 from uptake.store.files import Checksums
-from uptake.store.kept import check
 from uptake.store.layout import TABLE, WATCHED, Layout
-from uptake.store.objects import Location, locate
-from uptake.store.table import Table
-from uptake.store.views import KINDS
-from uptake.text import passage_id, stable_hash
+from uptake.store.passages.index_cache import check_bases
+from uptake.store.passages.table import Table
+from uptake.store.remote.objects import Location, locate
+from uptake.store.views.stored import check
+from uptake.store.views.views import KINDS
+from uptake.text.types import passage_id, stable_hash
 
 _CHECKED = ("id", "document", "start", "text", "document_key")
 _SHOWN = 5  # examples of one kind of fault

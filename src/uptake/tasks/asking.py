@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from uptake.errors import BadInput
-from uptake.lm import LM, Segment, rolling_windows
+from uptake.lm.base import LM, Segment, rolling_windows
 from uptake.tasks import answers
 from uptake.tasks.questions import Question
-from uptake.tokens import Tokenizer
+from uptake.text.tokenizer import Tokenizer
 
 SLOT = "{question}"
 
@@ -112,7 +112,7 @@ def generate(lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64) -> li
     Prompts of like length go side by side, so that no row needs padding. One that leaves no room
     for `tokens` in the window keeps its end.
     """
-    room = lm.room(0)
+    room = lm.max_input_tokens(0)
     most = max(1, room - tokens)
     encoded = [[lm.tokenizer.opening, *lm.tokenizer.encode(prompt)[0]][-most:] for prompt in prompts]
     said = [""] * len(prompts)
@@ -160,7 +160,7 @@ def divergence(base: LM, adapted: LM, text: str) -> tuple[float, int]:
     Both read the text in the windows that fit them both, from the opening token on; float64.
     """
     ids = base.tokenizer.encode(text)[0]
-    room = min(base.room(0), adapted.room(0))
+    room = min(base.max_input_tokens(0), adapted.max_input_tokens(0))
     total = 0.0
     for window in rolling_windows(0, [base.tokenizer.opening], ids, room):
         inputs = torch.tensor([window.inputs], device=base.device)

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from uptake.errors import BadInput
-from uptake.text import Chunking, Document, Passage, passage_id, stable_hash
+from uptake.text.types import Chunking, Document, Passage, passage_id, stable_hash
 
 Kind = Literal["identifier", "line"]
 Around = Literal["before", "after", "both", "none"]

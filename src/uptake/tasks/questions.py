@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uptake._files import RECORDS, SkipError, Skipped, read_chunks, read_lines, shown, suffix
 from uptake.errors import BadInput
-from uptake.text import Document, stable_hash
+from uptake.text.files import RECORDS, SkipError, Skipped, read_chunks, read_lines, shown, suffix
+from uptake.text.types import Document, stable_hash
 
 MOST_BYTES = 4 << 30  # unpacked
 _LINE = 64 << 20

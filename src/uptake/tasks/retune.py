@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uptake.causal import Causal
-from uptake.delta import Delta
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.inner_loop import descend
+from uptake.adaptation.optimizers import AdamW, Optimizer
+from uptake.adaptation.trainable import All, Trainable
 from uptake.errors import BadInput
-from uptake.lm import LM
-from uptake.moves import All, Moves
-from uptake.rules import AdamW, Rule
-from uptake.step import descend
+from uptake.lm.base import LM
+from uptake.lm.causal import Causal
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
-from uptake.text import Document
+from uptake.text.types import Document
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Retuning:
     Only answers are learnt, and the end of their line; documents, where there are any, in full.
     """
 
-    moves: Moves = field(default_factory=All)
-    rule: Rule = field(default_factory=lambda: AdamW(learning_rate=1e-4, weight_decay=0.0))
+    trainable: Trainable = field(default_factory=All)
+    optimizer: Optimizer = field(default_factory=lambda: AdamW(learning_rate=1e-4, weight_decay=0.0))
     passes: int = 1
     batch: int = 16
     clip: float | None = 1.0
@@ -69,7 +69,7 @@ def retune(
     if not texts:
         raise BadInput("no question to learn from: give at least one")
     generator = torch.Generator().manual_seed(retuning.seed)
-    private, opened = lm.open(retuning.moves, Delta(lm.fingerprint), generator)
+    private, opened = lm.trainable_copy(retuning.trainable, Delta(lm.fingerprint), generator)
 
     def loss(batch: Batch) -> Tensor:
         log_probs, _ = private.step(batch.tokens[:, :-1])
@@ -88,7 +88,7 @@ def retune(
                 done += 1
                 progress(done, total)
 
-    descend(loss, opened.parameters, batches(), retuning.rule, retuning.clip)
+    descend(loss, opened.parameters, batches(), retuning.optimizer, retuning.clip)
     return opened.delta()
 
 

@@ -21,13 +21,13 @@ import numpy as np
 
 from uptake.errors import BadInput, Damaged
 from uptake.store.cluster.pool import Pool
-from uptake.store.encoding import Encoding
 from uptake.store.files import delete_below, plain_errors, read_json, write_json
 from uptake.store.layout import TABLE, View
-from uptake.store.objects import Location
-from uptake.store.table import Ids, Table
-from uptake.store.writing import Added, Here, Writing, embedded, storable_document
-from uptake.text import Document, Embedder, Passage, stable_hash
+from uptake.store.passages.encoding import Encoding
+from uptake.store.passages.table import Ids, Table
+from uptake.store.passages.writing import Added, Here, Writing, embedded, storable_document
+from uptake.store.remote.objects import Location
+from uptake.text.types import Document, Embedder, Passage, stable_hash
 
 Piece = Callable[[], Iterable[tuple[Document | str, str]]]  # as readers.pieces makes them
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uptake.errors import Incomplete
-from uptake.store.bases import Floats
 from uptake.store.cluster import Cluster
 from uptake.store.cluster.connect import connect
 from uptake.store.cluster.wire import from_bytes, to_pieces
-from uptake.store.index import Ranked
-from uptake.store.objects import Location
-from uptake.store.table import Ids, Table
+from uptake.store.passages.index import Ranked
+from uptake.store.passages.index_cache import Floats
+from uptake.store.passages.table import Ids, Table
+from uptake.store.remote.objects import Location
 
 if TYPE_CHECKING:
     from uptake.store.cluster.replicas import Asked

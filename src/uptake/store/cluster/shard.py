@@ -12,12 +12,12 @@ import ray
 from ray.util import metrics
 
 from uptake.errors import Mismatch
-from uptake.store.bases import forget_bases
 from uptake.store.cluster.wire import Answer, from_pieces, to_bytes
-from uptake.store.index import VectorIndex, open_index
 from uptake.store.layout import TABLE, Layout
-from uptake.store.objects import Location
-from uptake.store.table import Table
+from uptake.store.passages.index import VectorIndex, open_index
+from uptake.store.passages.index_cache import forget_bases
+from uptake.store.passages.table import Table
+from uptake.store.remote.objects import Location
 
 _KEPT = 4  # versions open at a time: readers of older ones may still be at work
 _MINUTE = 60.0  # seconds over which queries a second are told

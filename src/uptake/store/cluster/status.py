@@ -6,8 +6,8 @@ from uptake.errors import UptakeError
 from uptake.store.cluster.connect import NAMESPACE, connect
 from uptake.store.files import one_line
 from uptake.store.layout import TABLE
-from uptake.store.objects import locate
-from uptake.store.table import Table
+from uptake.store.passages.table import Table
+from uptake.store.remote.objects import locate
 
 _PATIENCE = 10.0  # seconds that a shard may take to tell of itself; searching does not keep it from that
 

@@ -1,0 +1,1 @@
+"""How weights change: deltas, what is trainable, optimizers and the inner loop."""

@@ -1,0 +1,191 @@
+"""How a gradient becomes a step: plain descent, Adam, and dynamic evaluation's rule with its decay.
+
+Each rule is written twice, as a PyTorch optimiser that goes in place and as a pure function that
+can be differentiated; tests hold the two together.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from uptake.errors import BadInput
+
+OptimizerState = Mapping[str, Tensor]  # "name of the parameter|what is remembered" -> tensor
+Values = Mapping[str, Tensor]
+
+
+class Optimizer(ABC):
+    """How a gradient becomes a step."""
+
+    learning_rate: float
+
+    def times(self, share: float) -> Self:
+        """Return the same rule at this share of its learning rate."""
+        return cast(Self, replace(cast(Any, self), learning_rate=share * self.learning_rate))
+
+    @abstractmethod
+    def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return a fresh optimiser over the parameters."""
+
+    @abstractmethod
+    def update(
+        self, values: Values, gradients: Values, optimizer_state: OptimizerState
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return values and memory after one step, nothing changed in place; no gradient, no step."""
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); defaults as TTT-NN publishes them."""
+
+    learning_rate: float = 2e-5
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
+
+    def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            parameters,
+            lr=self.learning_rate,
+            betas=(self.beta1, self.beta2),
+            eps=self.epsilon,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+    def update(
+        self, values: Values, gradients: Values, optimizer_state: OptimizerState
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        values, kept = dict(values), dict(optimizer_state)
+        for name, gradient in gradients.items():
+            step = kept.get(f"{name}|step", torch.zeros(())) + 1
+            mean = kept.get(f"{name}|exp_avg", torch.zeros_like(gradient))
+            square = kept.get(f"{name}|exp_avg_sq", torch.zeros_like(gradient))
+            mean = self.beta1 * mean + (1 - self.beta1) * gradient
+            square = self.beta2 * square + (1 - self.beta2) * gradient * gradient
+            # Epsilon within the root, because a root has no derivative where a gradient is zero.
+            root = (square / (1 - self.beta2**step) + self.epsilon**2).sqrt()
+            decayed = values[name] * (1 - self.learning_rate * self.weight_decay)
+            values[name] = decayed - self.learning_rate * mean / (1 - self.beta1**step) / root
+            kept |= {f"{name}|step": step, f"{name}|exp_avg": mean, f"{name}|exp_avg_sq": square}
+        return values, kept
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Plain gradient descent, with momentum if asked."""
+
+    learning_rate: float = 1e-3
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
+
+    def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters,
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            foreach=True,
+        )
+
+    def update(
+        self, values: Values, gradients: Values, optimizer_state: OptimizerState
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        values, kept = dict(values), dict(optimizer_state)
+        for name, gradient in gradients.items():
+            direction = gradient + self.weight_decay * values[name] if self.weight_decay else gradient
+            if self.momentum:
+                before = kept.get(f"{name}|momentum_buffer")
+                direction = direction if before is None else self.momentum * before + direction
+                kept[f"{name}|momentum_buffer"] = direction
+            values[name] = values[name] - self.learning_rate * direction
+        return values, kept
+
+
+@dataclass(frozen=True)
+class RMS(Optimizer):
+    """Dynamic evaluation's rule (Krause et al. 2018): steps by the gradients' usual size, pulled back.
+
+    theta <- theta + decay * r * (theta_0 - theta) - learning_rate * g / (rms + epsilon), where rms
+    is the root mean square of training gradients, r is rms over its mean, decay * r is at most 1
+    and theta_0 is where the walk began. `rms` comes in the memory, as `name|rms`; without it every
+    rms is 1, which makes this plain descent with an even decay.
+    """
+
+    learning_rate: float = 5e-5
+    decay: float = 0.002
+    epsilon: float = 2e-5
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
+        if not 0 <= self.decay <= 1 or self.epsilon < 0:
+            raise BadInput(f"decay {self.decay}, epsilon {self.epsilon}: use 0 to 1, and 0 or more")
+
+    def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return _RMSOptimizer(parameters, self)
+
+    def update(
+        self, values: Values, gradients: Values, optimizer_state: OptimizerState
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        values, kept = dict(values), dict(optimizer_state)
+        mean = _mean_rms(kept.get(f"{name}|rms") for name in values)
+        for name, gradient in gradients.items():
+            start = kept.setdefault(f"{name}|start", values[name])
+            values[name] = values[name] + self.change(
+                values[name], gradient, start, kept.get(f"{name}|rms"), mean
+            )
+        return values, kept
+
+    def change(
+        self, value: Tensor, gradient: Tensor, start: Tensor, rms: Tensor | None, mean: Tensor | float
+    ) -> Tensor:
+        """Return what one step adds to a parameter; `mean` is that of all parameters' rms."""
+        if rms is None:
+            return self.decay * (start - value) - self.learning_rate / (1 + self.epsilon) * gradient
+        pull = (self.decay * rms / mean).clamp(max=1.0)
+        return pull * (start - value) - self.learning_rate * gradient / (rms + self.epsilon)
+
+
+class _RMSOptimizer(torch.optim.Optimizer):
+    """The RMS rule in place."""
+
+    def __init__(self, parameters: list[nn.Parameter], optimizer: RMS) -> None:
+        super().__init__(parameters, {})
+        self.optimizer = optimizer
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        every = [parameter for group in self.param_groups for parameter in group["params"]]
+        mean = _mean_rms(self.state[parameter].get("rms") for parameter in every)
+        for parameter in every:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if "start" not in state:
+                state["start"] = parameter.detach().clone()
+            parameter += self.optimizer.change(
+                parameter, parameter.grad, state["start"], state.get("rms"), mean
+            )
+
+
+def _mean_rms(found: Iterable[Tensor | None]) -> Tensor | float:
+    known = [rms for rms in found if rms is not None]
+    if not known:
+        return 1.0
+    return torch.stack([rms.sum() for rms in known]).sum() / sum(rms.numel() for rms in known)
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate < float("inf"):
+        raise BadInput(f"learning rate {rate}: use a finite number, 0 or more")

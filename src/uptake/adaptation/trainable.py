@@ -1,0 +1,183 @@
+"""Which weights may move: an argument of every gradient method, not a method of its own.
+
+`open` gives a private copy of the module with fresh parameters to train; `delta` on what it
+returns says how far they have moved. This file knows no language model, only modules.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from uptake.adaptation.delta import Delta, LowRank, skeleton, wide
+from uptake.errors import BadInput
+
+
+@dataclass(frozen=True)
+class TrainableCopy:
+    """A private module and its moving parameters by their names in it; `delta()` reads off where they are."""
+
+    module: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    delta: Callable[[], Delta]
+
+
+class Trainable(ABC):
+    """A choice of what moves."""
+
+    @abstractmethod
+    def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
+        """Return a private copy of `module` that stands at `start`, ready to train.
+
+        `generator` makes whatever has to begin at random. The module itself is not touched.
+        """
+
+
+@dataclass(frozen=True)
+class All(Trainable):
+    """Every weight of the model."""
+
+    def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
+        return _open_dense(module, [name for name, _ in module.named_parameters()], start)
+
+
+@dataclass(frozen=True)
+class Top(Trainable):
+    """Every weight of the last `layers` blocks."""
+
+    layers: int = 2
+
+    def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
+        name, stack = blocks(module)
+        if not 1 <= self.layers <= len(stack):
+            raise BadInput(f"top layers {self.layers}: the model has {len(stack)}, use 1 to {len(stack)}")
+        prefixes = tuple(f"{name}.{i}." for i in range(len(stack) - self.layers, len(stack)))
+        return _open_dense(module, [n for n, _ in module.named_parameters() if n.startswith(prefixes)], start)
+
+
+@dataclass(frozen=True)
+class Named(Trainable):
+    """Every weight whose name holds `part`, as `layers.1.mlp.down_proj` does for one matrix."""
+
+    part: str = "mlp"
+
+    def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
+        names = [name for name, _ in module.named_parameters()]
+        if not (some := [name for name in names if self.part in name]):
+            raise BadInput(
+                f"part {self.part!r}: no weight is called so, use a part of {', '.join(names[:3])}"
+            )
+        return _open_dense(module, some, start)
+
+
+@dataclass(frozen=True)
+class LoRA(Trainable):
+    """A low-rank product beside every weight matrix of the blocks (Hu et al. 2021), by peft."""
+
+    rank: int = 16
+    alpha: int = 32
+
+    def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        if self.rank < 1:
+            raise BadInput(f"LoRA rank {self.rank}: use 1 or more")
+        matrices = block_matrices(module)
+        # The part of the start that is not this LoRA's own stays where it is, under the adapter.
+        own = {name: part for name, part in start.low_rank.items() if part.down.shape[0] == self.rank}
+        rest = Delta(start.base, start.dense, {n: p for n, p in start.low_rank.items() if n not in own})
+        private = rest.over(module, start.base)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=[name.removesuffix(".weight") for name in matrices],
+            fan_in_fan_out=any(matrices.values()),
+            init_lora_weights=False,
+        )
+        # peft's layers draw from the global generator as they are made, though we set their values.
+        with torch.random.fork_rng():
+            inject_adapter_in_model(config, private, adapter_name="uptake")
+        scale = self.alpha / self.rank
+        halves: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        for name in matrices:
+            layer = private.get_submodule(name.removesuffix(".weight"))
+            down, up = layer.lora_A["uptake"].weight, layer.lora_B["uptake"].weight  # type: ignore[union-attr, index]
+            with torch.no_grad():
+                if name in own:
+                    # Another scale may stand in the start: fold it into `up`.
+                    down.copy_(own[name].down)
+                    up.copy_(own[name].up * (own[name].scale / scale))
+                else:
+                    bound = 1 / math.sqrt(down.shape[1])
+                    noise = torch.rand(down.shape, generator=generator)
+                    down.copy_((2 * noise - 1) * bound)
+                    up.zero_()
+            halves[name] = down, up
+
+        def delta() -> Delta:
+            parts = {
+                name: LowRank(_value(up), _value(down), scale, matrices[name])
+                for name, (down, up) in halves.items()
+            }
+            return Delta(start.base, rest.dense, {**rest.low_rank, **parts})
+
+        moving = {id(half) for pair in halves.values() for half in pair}
+        parameters = {name: half for name, half in private.named_parameters() if id(half) in moving}
+        return TrainableCopy(private, parameters, delta)
+
+
+@dataclass(frozen=True)
+class _Frozen(Trainable):
+    """No weight at all."""
+
+    def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
+        return _open_dense(module, [], start)
+
+
+FROZEN: Trainable = _Frozen()  # for whoever wants a private copy to put something into
+
+
+def blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of the transformer's blocks: the longest module list there is."""
+    lists = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    if not lists:
+        raise BadInput(f"{type(module).__name__} has no list of blocks: let all weights move instead")
+    return max(lists, key=lambda found: len(found[1]))
+
+
+def block_matrices(module: nn.Module) -> dict[str, bool]:
+    """Return the name of every weight matrix in the blocks, and whether it is stored [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    prefix, stack = blocks(module)
+    return {
+        f"{prefix}.{name}.weight": isinstance(part, Conv1D)
+        for name, part in stack.named_modules()
+        if isinstance(part, nn.Linear | Conv1D)
+    }
+
+
+def _open_dense(module: nn.Module, names: list[str], start: Delta) -> TrainableCopy:
+    base = dict(module.named_parameters())
+    dense = {name: tensor for name, tensor in start.dense.items() if name not in names}
+    under = Delta(start.base, dense, {n: part for n, part in start.low_rank.items() if n not in names})
+    with torch.no_grad():
+        at = {
+            n: wide(base[n]) + start.difference(n) if n in start.names else wide(base[n]).clone()
+            for n in names
+        }
+    parameters = {name: nn.Parameter(tensor) for name, tensor in at.items()}
+    private = skeleton(under.over(module, start.base) if under.names else module, parameters)
+
+    def delta() -> Delta:
+        moved = {name: _value(parameters[name]) - wide(base[name]) for name in names}
+        return Delta(start.base, {**under.dense, **moved}, under.low_rank)
+
+    return TrainableCopy(private, parameters, delta)
+
+
+def _value(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().clone()

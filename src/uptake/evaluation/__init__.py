@@ -1,0 +1,1 @@
+"""Run an evaluation: protocols, plan, engine, journal, workers."""

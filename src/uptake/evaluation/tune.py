@@ -1,0 +1,216 @@
+"""Choose a way's settings on validation text, under a budget of CPU seconds a query.
+
+For each choice of what moves, the learning rate climbs by factors of three while the gain does;
+then the other settings are tried one after another from the best so far. A method that names its own
+`choices` has those tried instead, a group after another. Every number of neighbours is measured in
+the same pass. Nothing here ever sees test text.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from uptake import api
+from uptake.codec import write_whole
+from uptake.errors import BadInput
+from uptake.evaluation.protocol import Protocol
+from uptake.lm.causal import Causal
+from uptake.report.metrics import gain
+from uptake.store.datastore import Datastore
+from uptake.text.types import Document
+
+FORMAT = "uptake recipe 1"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one choice of settings gave on the validation documents."""
+
+    settings: tuple[str, ...]
+    k: int
+    gain: float  # share of the base's bits saved
+    seconds: float  # CPU seconds a query: find, train, score
+    queries: int
+
+    def beats(self, other: "Trial") -> bool:
+        """Whether it gains as much at no more cost, and one of the two strictly."""
+        as_good = self.gain >= other.gain and self.seconds <= other.seconds
+        return as_good and (self.gain > other.gain or self.seconds < other.seconds)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way with chosen settings, as `eval`, `compare` and `generate` take it from a file."""
+
+    method: str
+    k: int
+    settings: tuple[str, ...]
+    chosen: dict[str, object] = field(default_factory=dict)  # on what, at what gain and cost
+
+    def write(self, path: str | Path) -> None:
+        """Write the recipe as JSON. Raises BadInput where the file cannot be written."""
+        write_whole(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode() + b"\n")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Recipe":
+        """Read what `write` wrote. Raises BadInput for anything else."""
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf8"))
+            if found.pop("format") != FORMAT:
+                raise ValueError("another format")
+            recipe = cls(
+                str(found["method"]), int(found["k"]), tuple(map(str, found["settings"])), found["chosen"]
+            )
+        except OSError as error:
+            raise BadInput(
+                f"recipe {path} cannot be read ({error.strerror}): give a file `uptake tune` wrote"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{path} is no recipe ({error}): give a file that `uptake tune` wrote") from None
+        return recipe
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is tried. Learning rates are climbed from `start` by `factor`, at most `climbs` times each way."""
+
+    trainable: tuple[str, ...] = ("all", "top(layers=2)", "lora(rank=16)")
+    start: float = 1e-4
+    factor: float = 3.0
+    climbs: int = 4
+    ks: tuple[int, ...] = (1, 5, 20)
+    others: tuple[str, ...] = ("order=farthest-first", "own_prefix=true", "chunk_tokens=128")
+    choices: tuple[tuple[str, ...], ...] = ()  # instead of all that, where there are any
+
+
+@dataclass
+class Tuning:
+    """A search under way: every trial made, by its settings."""
+
+    measure: Callable[[tuple[str, ...]], list[Trial]]
+    space: Space
+    budget: float | None = None
+    trials: dict[tuple[str, ...], list[Trial]] = field(default_factory=dict)
+
+    def run(self) -> Trial:
+        """Search, and return the best trial within the budget; BadInput if none is."""
+        if self.space.choices:
+            self._try(())
+            for group in self.space.choices:
+                before = self.best().settings
+                for choice in group:
+                    self._try((*before, choice))
+            return self.best()
+        for trainable in self.space.trainable:
+            self._climb(trainable)
+        for other in self.space.others:
+            self._try((*self.best().settings, other))
+        return self.best()
+
+    def best(self) -> Trial:
+        """Return the trial with the largest gain among those the budget allows, the cheaper one of equals."""
+        every = [trial for trials in self.trials.values() for trial in trials]
+        allowed = [trial for trial in every if self.budget is None or trial.seconds <= self.budget]
+        if not allowed:
+            least = min(trial.seconds for trial in every)
+            raise BadInput(f"no setting keeps to {self.budget} s a query: the cheapest took {least:.2f} s")
+        return max(allowed, key=lambda trial: (trial.gain, -trial.seconds))
+
+    def frontier(self) -> list[Trial]:
+        """Return the trials that no other beats, cheapest first."""
+        every = [trial for trials in self.trials.values() for trial in trials]
+        kept = [trial for trial in every if not any(other.beats(trial) for other in every)]
+        return sorted(kept, key=lambda trial: trial.seconds)
+
+    def _climb(self, trainable: str) -> None:
+        here = self._at(trainable, self.space.start)
+        for factor in (self.space.factor, 1 / self.space.factor):
+            rate, best = self.space.start, here
+            for _ in range(self.space.climbs):
+                rate *= factor
+                found = self._at(trainable, rate)
+                if found <= best:
+                    break
+                best = found
+            if best > here:
+                # Gain has one peak over the learning rate: what rose on one side falls on the other.
+                return
+
+    def _at(self, trainable: str, rate: float) -> float:
+        return self._try((f"trainable={trainable}", f"learning_rate={rate:.3g}"))
+
+    def _try(self, settings: tuple[str, ...]) -> float:
+        if settings not in self.trials:
+            self.trials[settings] = self.measure(settings)
+        allowed = [t.gain for t in self.trials[settings] if self.budget is None or t.seconds <= self.budget]
+        return max(allowed, default=float("-inf"))
+
+
+def tune(
+    model: Causal,
+    documents: Iterable[Document],
+    name: str = "ttt-nn",
+    *,
+    store: Datastore,
+    settings: Sequence[str] = (),
+    space: Space | None = None,
+    budget: float | None = None,
+    protocol: Protocol | None = None,
+    batch: int = 8,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Callable[[int, Trial], None] = lambda made, best: None,
+) -> tuple[Recipe, Tuning]:
+    """Return a recipe chosen on `documents`, which must be no test documents, and all trials.
+
+    `budget` bounds CPU seconds a query, `settings` stand throughout. Raises BadInput where no
+    setting keeps to the budget.
+    """
+    space = space or Space()
+    if not space.choices:
+        space = replace(space, choices=api.method_specs([name], settings)[name].method.choices)
+    validation = list(documents)
+
+    def measure(changed: tuple[str, ...]) -> list[Trial]:
+        results = api.compare(
+            model,
+            validation,
+            [name],
+            store=store,
+            k=space.ks,
+            settings=[*settings, *changed],
+            protocol=protocol,
+            batch=batch,
+            seed=seed,
+            showcases=0,
+            workers=workers,
+        )
+        trials = []
+        for k in sorted({row.k for row in results.rows if row.method == name}):
+            rows = [row for row in results.rows if row.method == name and row.k == k]
+            spent = [row.retrieve_seconds + row.train_seconds + row.score_seconds for row in rows]
+            saved = gain([row.bits for row in rows], [row.base_bits for row in rows])
+            # Weights that blew up are no candidate, whatever a comparison with nan would say.
+            saved = saved if math.isfinite(saved) else float("-inf")
+            trials.append(Trial(changed, k, saved, sum(spent) / len(spent), len(rows)))
+        made = len(search.trials) + 1
+        progress(
+            made, max((t for each in [*search.trials.values(), trials] for t in each), key=lambda t: t.gain)
+        )
+        return trials
+
+    search = Tuning(measure, space, budget)
+    best = search.run()
+    chosen: dict[str, object] = {
+        "gain": best.gain,
+        "cpu_seconds_per_query": best.seconds,
+        "queries": best.queries,
+        "model": model.fingerprint,
+        "store": store.contents,
+        "budget": budget,
+        "seed": seed,
+    }
+    # A way that is handed no passages reads as many whatever k is, and with k at 0 would not look at all.
+    return Recipe(name, max(best.k, 1), (*settings, *best.settings), chosen), search

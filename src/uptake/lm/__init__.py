@@ -1,0 +1,1 @@
+"""Language models: one primitive, and scoring, generation and wrappers on top of it."""

@@ -1,0 +1,365 @@
+"""What everything else sees of a language model: one primitive, and scoring and generation on top.
+
+A wrapper writes `step` and inherits the rest. Scorers, servers and reports meet only `LM` and
+never learn which method made it, nor what kind of network is underneath.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.trainable import Trainable, TrainableCopy
+from uptake.errors import BadInput
+from uptake.lm.capabilities import Slots, Unembedding
+from uptake.text.tokenizer import Tokenizer
+
+# Log-probabilities held at once while scoring: 256 MB of float32.
+LOG_PROBS = 1 << 26
+Cache = Any  # whatever `start` returns; None means: keep nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A text to score, given the context before it (which is read, not scored)."""
+
+    text: str
+    context: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What an LM made of one segment: natural log-probabilities, one a token.
+
+    `spans[i]` are the characters of the segment's text that token i covers.
+    """
+
+    log_probs: Tensor  # [tokens], float64
+    spans: tuple[tuple[int, int], ...]
+    bytes: int  # UTF-8 bytes of the text
+
+    @property
+    def bits(self) -> float:
+        return -self.log_probs.sum().item() / math.log(2)
+
+    def shifted(self, characters: int) -> "Scores":
+        """Return the same scores for a text that begins so many characters later."""
+        spans = tuple((start + characters, end + characters) for start, end in self.spans)
+        return Scores(self.log_probs, spans, self.bytes)
+
+    @staticmethod
+    def joined(parts: Sequence["Scores"]) -> "Scores":
+        """Return the scores of consecutive pieces as those of the whole."""
+        log_probs = torch.cat([torch.zeros(0, dtype=torch.float64), *(part.log_probs for part in parts)])
+        spans = tuple(span for part in parts for span in part.spans)
+        return Scores(log_probs, spans, sum(part.bytes for part in parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One forward pass of a rolling score: inputs, and the targets its last positions predict."""
+
+    row: int
+    inputs: list[int]
+    targets: list[int]
+
+
+class LM(ABC):
+    """A language model over one tokenizer.
+
+    `rows` is None where every row of a batch is treated alike; an LM whose rows differ (each
+    with its own weights or its own memory) has a fixed number of them, and `at` picks some.
+    """
+
+    tokenizer: Tokenizer
+    window: int  # most input tokens of one forward pass
+    fingerprint: str  # of the base model underneath
+    device: torch.device
+    rows: int | None = None
+    relative: bool = False  # True: tokens know distances alone, so positions may go beyond the window
+
+    @abstractmethod
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        """Return log-probabilities [batch, time, vocabulary] of the token after each of `ids`.
+
+        `ids` is [batch, time] and goes on from `cache`, which this call uses up; the new cache is
+        returned with the result (None in, None out). Differentiable. Position t sees ids up to t,
+        so anything may stand to the right of a row's end.
+        """
+
+    def start(self) -> Cache:
+        """Return an empty cache for `step`."""
+        return None
+
+    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        """Return the last hidden states [batch, time, width], which `unembedding` makes logits of.
+
+        Otherwise as `step`. Raises BadInput where log-probabilities come about in another way.
+        """
+        raise BadInput(self._no_hidden())
+
+    @property
+    def unembedding(self) -> Unembedding:
+        """What makes logits of the last hidden states. Raises BadInput as `hidden` does."""
+        raise BadInput(self._no_hidden())
+
+    def step_with_keys(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
+        """Return what `step` does and, second, the key of each place: what enters the last feed-forward.
+
+        Keys are [batch, time, width] (Khandelwal et al. 2020: after the norm that stands before it).
+        Raises BadInput for an LM that has no one network underneath.
+        """
+        raise BadInput(f"{type(self).__name__} has no one last feed-forward: take the model underneath it")
+
+    def keys(self, ids: Tensor) -> Tensor:
+        """Return the keys alone, without the cost of log-probabilities."""
+        return self.step_with_keys(ids)[1]
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """Names the weights as they are; `fingerprint` names those of the base, moved or not."""
+        return self.fingerprint
+
+    def layers(self, ids: Tensor, cache: Cache = None) -> tuple[tuple[Tensor, ...], Cache]:
+        """Return what goes into the first layer and comes out of each, [batch, time, width], and the cache.
+
+        Raises BadInput for an LM that has no one network underneath.
+        """
+        raise BadInput(f"{type(self).__name__} has no one network whose layers could be read: give its base")
+
+    def beside(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
+        """Return log-probabilities after `ids`, each of which attends to slots of its own besides the text.
+
+        `ids`, [batch, n], stand at `places` in a text that `cache`, as `layers` left it, holds in whole;
+        the token at t sees the text before t, itself and its slots, and not the others of `ids`. Slots
+        have no place in the text: rotary keys come as they are, like those of a token at place 0. The
+        cache stays as it is. Raises BadInput as `layers` does.
+        """
+        raise BadInput(f"{type(self).__name__} has no one network to put slots beside: give its base")
+
+    def at(self, rows: Sequence[int]) -> "LM":
+        """Return the LM whose rows are these rows of this one."""
+        return self
+
+    @abstractmethod
+    def overlay(self, delta: Delta) -> "LM":
+        """Return this LM with a delta on the base model underneath; this one stays as it is."""
+
+    @abstractmethod
+    def trainable_copy(
+        self, trainable: Trainable, start: Delta, generator: torch.Generator
+    ) -> tuple["LM", TrainableCopy]:
+        """Return a private copy of this LM that stands at `start`, and its weights that may move."""
+
+    @abstractmethod
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "LM":
+        """Return this LM computed with these tensors in place of its parameters of the same names.
+
+        Differentiable twice in them. Names are those of `Opened.parameters`; ask the LM that `open`
+        gave, or, dearer, any other: what is not given stays as it is here.
+        """
+
+    def max_input_tokens(self, row: int) -> int:
+        """Return the most input tokens that row `row` can take in one forward pass."""
+        return self.window
+
+    def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
+        """Return the log-probability of every token of every segment.
+
+        Rolling windows as lm-evaluation-harness makes them: the opening token first, disjoint
+        targets, one token of overlap; a context that fits is seen by the first window. Where the
+        LM has rows, segment i is scored by row i. `batch_tokens` bounds the tokens of one forward
+        pass; left out, a large vocabulary means smaller batches.
+        """
+        self._check_rows(len(segments))
+        encoded = [self.tokenizer.encode(segment.text) for segment in segments]
+        windows = [
+            window
+            for row, (segment, (ids, _)) in enumerate(zip(segments, encoded, strict=True))
+            for window in rolling_windows(
+                row, self._opening(segment.context), ids, self.max_input_tokens(row)
+            )
+        ]
+        pieces: list[list[Tensor]] = [[] for _ in segments]
+        for batch in _batches(windows, batch_tokens or LOG_PROBS // len(self.tokenizer)):
+            for window, log_probs in zip(batch, self._score_windows(batch), strict=True):
+                pieces[window.row].append(log_probs)
+        return [
+            Scores(
+                torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64),
+                spans,
+                len(segment.text.encode("utf8")),
+            )
+            for segment, (_, spans), parts in zip(segments, encoded, pieces, strict=True)
+        ]
+
+    def _score_windows(self, windows: Sequence[Window]) -> Iterator[Tensor]:
+        ids = padded(windows)
+        with torch.no_grad():
+            log_probs, _ = self.at([window.row for window in windows]).step(ids.to(self.device))
+            for i, window in enumerate(windows):
+                end = len(window.inputs)
+                rows = log_probs[i, end - len(window.targets) : end]
+                targets = torch.tensor(window.targets, device=rows.device)
+                yield rows.gather(-1, targets[:, None])[:, 0].double().cpu()
+
+    def generate(
+        self,
+        prompt: str,
+        tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """Return the continuation of `prompt`: greedy at temperature 0, else sampled with `seed`.
+
+        Ends after `tokens` tokens, at the model's end token, or before the first of `stop`.
+        """
+        return "".join(self.stream(prompt, tokens, temperature, seed, stop))
+
+    def stream(
+        self,
+        prompt: str,
+        tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Yield piece by piece what `generate` returns."""
+        self._check_rows(1)
+        if not 0 <= temperature < float("inf"):
+            raise BadInput(f"temperature {temperature}: use a finite number, 0 for greedy")
+        shown = ""
+        whole: list[int] = []
+        held = max((len(word) for word in stop), default=1) - 1
+        for token in self._sample(prompt, tokens, temperature, seed):
+            whole.append(token)
+            text = self.tokenizer.decode(whole)
+            cut = min((at for word in stop if word and (at := text.find(word)) >= 0), default=-1)
+            if cut >= 0:
+                yield text[len(shown) : cut]
+                return
+            # A character may be cut between two tokens, a stop word too: wait until they are whole.
+            safe = len(text.rstrip("\ufffd")) - held
+            if safe > len(shown):
+                yield text[len(shown) : safe]
+                shown = text[:safe]
+        yield self.tokenizer.decode(whole)[len(shown) :]
+
+    def _sample(self, prompt: str, tokens: int, temperature: float, seed: int) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seed)
+        room = self.max_input_tokens(0)
+        ids = self._opening(prompt)[-room:]
+        cache, pending = self.start(), ids
+        with torch.no_grad():
+            for _ in range(tokens):
+                if len(ids) > room:
+                    # The window is full: go on from its later half, read afresh.
+                    ids = pending = ids[-(room // 2) :]
+                    cache = self.start()
+                log_probs, cache = self.step(torch.tensor([pending], device=self.device), cache)
+                last = log_probs[0, -1].float().cpu()
+                if temperature == 0:
+                    token = int(last.argmax())
+                else:
+                    token = int(torch.multinomial((last / temperature).softmax(-1), 1, generator=generator))
+                if token == self.tokenizer.end:
+                    return
+                yield token
+                ids = [*ids, token]
+                # An LM that keeps no cache reads everything again.
+                pending = ids if cache is None else [token]
+
+    def _no_hidden(self) -> str:
+        name = type(self).__name__
+        return f"{name} has no one last hidden state: build on the model underneath, {name} around that"
+
+    def _opening(self, context: str) -> list[int]:
+        return [self.tokenizer.opening, *self.tokenizer.encode(context)[0]]
+
+    def _check_rows(self, count: int) -> None:
+        if self.rows is not None and self.rows != count:
+            raise BadInput(
+                f"{count} texts for a model with {self.rows} rows: give one a row, or pick rows with at()"
+            )
+
+
+class Wrapper(LM):
+    """An LM around another: everything but `step` is the inner one's until a wrapper says otherwise."""
+
+    def __init__(self, inner: LM) -> None:
+        self.inner = inner
+        self.tokenizer = inner.tokenizer
+        self.window = inner.window
+        self.fingerprint = inner.fingerprint
+        self.device = inner.device
+        self.rows = inner.rows
+        self.relative = inner.relative
+
+    @abstractmethod
+    def around(self, inner: LM) -> Self:
+        """Return the same wrapper around another LM."""
+
+    def start(self) -> Cache:
+        return self.inner.start()
+
+    def at(self, rows: Sequence[int]) -> LM:
+        return self.around(self.inner.at(rows))
+
+    def max_input_tokens(self, row: int) -> int:
+        return self.inner.max_input_tokens(row)
+
+    def overlay(self, delta: Delta) -> LM:
+        return self.around(self.inner.overlay(delta))
+
+    def trainable_copy(
+        self, trainable: Trainable, start: Delta, generator: torch.Generator
+    ) -> tuple[LM, TrainableCopy]:
+        inner, opened = self.inner.trainable_copy(trainable, start, generator)
+        return self.around(inner), opened
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> LM:
+        return self.around(self.inner.with_parameters(parameters))
+
+
+def rolling_windows(row: int, context: list[int], ids: list[int], room: int) -> Iterator[Window]:
+    """Yield the windows that score `ids` after `context` (which is never empty), `room` inputs at most."""
+    if not ids:
+        return
+    if len(context) + len(ids) - 1 > room:
+        # Too long for one window: the context keeps its end, and at most half of the first window.
+        context = context[-max(1, room // 2) :]
+    whole = context + ids
+    done = 0
+    while done < len(ids):
+        count = min(len(ids) - done, room - len(context) + 1 if done == 0 else room)
+        end = len(context) + done + count
+        yield Window(row, whole[max(0, end - 1 - room) : end - 1], whole[end - count : end])
+        done += count
+
+
+def padded(windows: Sequence[Window]) -> Tensor:
+    """Return the inputs of windows as [windows, longest], zeros to the right."""
+    longest = max(len(window.inputs) for window in windows)
+    ids = torch.zeros(len(windows), longest, dtype=torch.long)
+    for i, window in enumerate(windows):
+        ids[i, : len(window.inputs)] = torch.tensor(window.inputs)
+    return ids
+
+
+def _batches(windows: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
+    """Group windows of like length, keeping the windows of each row in order."""
+    ordered = sorted(enumerate(windows), key=lambda pair: (-len(pair[1].inputs), pair[0]))
+    batch: list[Window] = []
+    for _, window in ordered:
+        if batch and len(batch[0].inputs) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch

@@ -1,0 +1,280 @@
+"""Any Hugging Face causal language model as an LM."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from uptake.adaptation.delta import Delta, fingerprint, skeleton, wide
+from uptake.adaptation.trainable import Trainable, TrainableCopy
+from uptake.errors import BadInput, Missing
+from uptake.lm.base import LM, Cache
+from uptake.lm.capabilities import Slots, Unembedding
+from uptake.lm.feed_forward_input import FeedForwardInput
+from uptake.text.tokenizer import Tokenizer
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+class Causal(LM):
+    """A causal language model; the module it is given is frozen and from then on never changed."""
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Tokenizer, name: str = "", base: str | None = None
+    ) -> None:
+        # Copies of one model share its fingerprint: it names the base a delta belongs to.
+        self._base = base
+        self._given: dict[str, Tensor] | None = None
+        self.module = module.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        config: Any = module.config
+        self.window = _window(config, tokenizer)
+        self.relative = _relative(config)
+        first = next(module.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        if base is None:
+            module.requires_grad_(False)
+            module.generation_config = None  # type: ignore[assignment]  # sampling is ours; a copy need not carry it
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return self._base or fingerprint(self.module)
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        return fingerprint(self.module) if self._base else self.fingerprint
+
+    def start(self) -> Cache:
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        out = self._run(self.module, ids, cache)
+        return torch.log_softmax(wide(out.logits), -1), None if cache is None else out.past_key_values
+
+    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        inner: Any = self.module.base_model
+        if inner is self.module:
+            raise BadInput(self._no_hidden())
+        out = self._run(inner, ids, cache)
+        return wide(out.last_hidden_state), None if cache is None else out.past_key_values
+
+    @cached_property
+    def unembedding(self) -> Unembedding:
+        matrix: Any = self.module.get_output_embeddings()  # type: ignore[operator]
+        found = Unembedding(self._now(matrix.weight), self._now(getattr(matrix, "bias", None)))
+        # Some models cap or scale their logits afterwards: then this is not what they compute.
+        probe = torch.tensor([[self.tokenizer.opening]], device=self.device)
+        with torch.no_grad():
+            logits = wide(self._run(self.module, probe, None).logits)
+            off = (found.logits(self.hidden(probe)[0]) - logits).abs().max()
+        if off > (1e-2 if self.dtype.itemsize < 4 else 1e-4) * logits.abs().max():
+            raise BadInput(
+                f"{type(self.module).__name__} makes more of its logits than its output embedding does: "
+                "use a model without capped or scaled logits"
+            )
+        return found
+
+    def step_with_keys(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
+        out = self._run(self._watched.module, ids, cache)
+        log_probs = torch.log_softmax(wide(out.logits), -1)
+        return log_probs, wide(self._watched.seen()), None if cache is None else out.past_key_values
+
+    def keys(self, ids: Tensor) -> Tensor:
+        self._run(self._watched.module.base_model, ids, None)  # type: ignore[arg-type]
+        return wide(self._watched.seen())
+
+    @cached_property
+    def _watched(self) -> FeedForwardInput:
+        return FeedForwardInput(self.module)
+
+    def layers(self, ids: Tensor, cache: Cache = None) -> tuple[tuple[Tensor, ...], Cache]:
+        out = self._run(self._private, ids, cache, output_hidden_states=True, logits_to_keep=1)
+        return tuple(map(wide, out.hidden_states)), None if cache is None else out.past_key_values
+
+    @cached_property
+    def _private(self) -> nn.Module:
+        """These weights in a module that takes hooks: transformers leaves some where it tells of layers."""
+        return self.module if self._base else skeleton(self.module)
+
+    def beside(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
+        joined, known = self.start(), cache.get_seq_length()
+        for layer, (keys, values, *_) in enumerate(cache):
+            more = slots.keys[layer].to(keys.dtype), slots.values[layer].to(values.dtype)
+            joined.update(torch.cat([keys, more[0]], 2), torch.cat([values, more[1]], 2), layer)
+        before = torch.arange(known, device=self.device) < places[..., None]
+        own = torch.eye(ids.shape[1], dtype=torch.bool, device=self.device).expand(*ids.shape, -1)
+        seen = torch.cat([before, own.repeat_interleave(slots.each, -1), own], -1)
+        barred = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        barred = barred.masked_fill(~seen, torch.finfo(self.dtype).min)[:, None]
+        out = self._run(self.module, ids, joined, position_ids=places, attention_mask=barred)
+        return torch.log_softmax(wide(out.logits), -1)
+
+    def _run(self, module: nn.Module, ids: Tensor, cache: Cache, **more: Any) -> Any:
+        arguments = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None, **more}
+        # On a bfloat16 base, weights that move are float32: autocast lets the two meet.
+        mixed = self.dtype.itemsize < 4
+        with torch.autocast(self.device.type, self.dtype) if mixed else contextlib.nullcontext():
+            if self._given is None:
+                return module(**arguments)
+            prefix = "" if type(module) is type(self.module) else f"{self.module.base_model_prefix}."
+            given = {
+                name.removeprefix(prefix): t for name, t in self._given.items() if name.startswith(prefix)
+            }
+            # Fused attention has no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                return functional_call(module, given, (), arguments)
+
+    def _now(self, parameter: Any) -> Any:
+        """Return what stands in place of a parameter."""
+        names = {id(own): name for name, own in self.module.named_parameters()}
+        return (self._given or {}).get(names.get(id(parameter), ""), parameter)
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Causal":
+        # For as long as it runs, functional_call puts the tensors into the module: not into the base's.
+        copy = self._around(self.module if self._base else skeleton(self.module))
+        copy._given = dict(parameters)
+        return copy
+
+    def overlay(self, delta: Delta) -> "Causal":
+        return self._around(delta.over(self.module, self.fingerprint))
+
+    def trainable_copy(
+        self, trainable: Trainable, start: Delta, generator: torch.Generator
+    ) -> tuple[LM, TrainableCopy]:
+        start.check(self.fingerprint)
+        opened = trainable.copy(self.module, start, generator)
+        return self._around(opened.module), opened
+
+    def _around(self, module: nn.Module) -> "Causal":
+        copy = Causal(module, self.tokenizer, self.name, self.fingerprint)
+        copy.device, copy.dtype = self.device, self.dtype
+        return copy
+
+
+def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
+    """Load a causal language model and its tokenizer by hub name or folder.
+
+    Weights are read from safetensors only and no code of the repository is run. Raises BadInput
+    or Missing, in one line, where there is no usable model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check(device, dtype)
+    folder = Path(name)
+    if folder.is_dir():
+        _check_folder(folder)
+    tokenizer = load_tokenizer(name)
+    module, told = _or_missing(
+        name,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        ),
+    )
+    # The loader would make weights up at random and say so in a log.
+    if lacking := sorted(told["missing_keys"]):
+        raise BadInput(
+            f"model {name!r}: its files lack {lacking[0]} and {len(lacking) - 1} more of the weights that "
+            "config.json promises; give a causal language model, whole"
+        )
+    try:
+        module = module.to(device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise BadInput(f"device {device!r} cannot hold {name!r} in {dtype}: {_first_line(error)}") from error
+    return Causal(module, tokenizer, name)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load a model's tokenizer by hub name or folder. Raises BadInput or Missing, in one line."""
+    from transformers import AutoTokenizer, logging
+
+    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/", "~"))):
+        raise BadInput(
+            f"model {name!r} is no folder: give a folder with config.json and *.safetensors, or a hub name"
+        )
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return Tokenizer(_or_missing(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False)))
+
+
+def check(device: str, dtype: str) -> None:
+    """Raise BadInput for a number format there is not, or a device that is not here."""
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    check_device(device)
+
+
+def check_device(device: str) -> None:
+    """Raise BadInput for a device that cannot hold a number here and give it back."""
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # every backend has its own way of not being there
+        raise BadInput(
+            f"device {device!r} cannot be used here ({_first_line(error)[:80]}): use cpu, cuda, cuda:1 or mps"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} has no config.json: give the folder that save_pretrained wrote")
+    if not any(folder.glob("*.safetensors")):
+        cure = (
+            "convert pytorch_model.bin to safetensors first"
+            if any(folder.glob("*.bin"))
+            else "copy its weights"
+        )
+        raise BadInput(f"{folder} has no *.safetensors weights: {cure}")
+
+
+def _window(config: Any, tokenizer: Tokenizer) -> int:
+    """Return the most tokens the model takes: what its configuration says, else what its tokenizer does."""
+    told = getattr(config, "max_position_embeddings", None) or tokenizer.inner.model_max_length
+    # A tokenizer that knows no limit answers with a number of thirty digits.
+    if told > 1 << 30:
+        raise BadInput(
+            "the model names no longest input: set `model_max_length` in its tokenizer_config.json"
+        )
+    return int(told)
+
+
+def _relative(config: Any) -> bool:
+    """Return whether positions are rotations whose speed does not depend on the length of the text."""
+    told = getattr(config, "rope_parameters", None) or {}
+    return told.get("rope_type") in ("default", "linear", "llama3", "yarn")
+
+
+def _or_missing(name: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # the hub client and the loaders raise many kinds
+        if "ignore_mismatched_sizes" in str(error):
+            raise BadInput(
+                f"model {name!r}: its weights are not of the sizes that config.json says; put both back from "
+                "one copy"
+            ) from error
+        raise Missing(
+            f"model {name!r} cannot be loaded ({_first_line(error)}): give a folder that holds it"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    first = next(iter(str(error).strip().splitlines()), "").rstrip(" .:")[:200]
+    # A bare KeyError tells no more than a word.
+    return first if " " in first else f"{type(error).__name__} {first}".strip()

@@ -1,0 +1,243 @@
+"""LMs made of other LMs: a text before the text, mixtures, another model for each row."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.trainable import Trainable, TrainableCopy
+from uptake.errors import BadInput
+from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
+from uptake.lm.capabilities import Unembedding
+
+
+class Prefixed(Wrapper):
+    """Row i reads `prefixes[i]`, token ids, before whatever it is given.
+
+    A prefix stands where the opening token would, so it brings its own if it wants one.
+    """
+
+    def __init__(self, inner: LM, prefixes: Sequence[Sequence[int]]) -> None:
+        super().__init__(inner)
+        self.prefixes = [list(prefix) for prefix in prefixes]
+        self.rows = len(self.prefixes)
+        longest = max(map(len, self.prefixes), default=0)
+        if longest >= self.window:
+            raise BadInput(
+                f"a prefix of {longest} tokens fills the window of {self.window}: leave room for the text"
+            )
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.prefixes)
+
+    def at(self, rows: Sequence[int]) -> LM:
+        return Prefixed(self.inner.at(rows), [self.prefixes[row] for row in rows])
+
+    def max_input_tokens(self, row: int) -> int:
+        return self.inner.max_input_tokens(row) - len(self.prefixes[row])
+
+    def start(self) -> Cache:
+        # One cache a row, because prefixes differ in length; empty ones stand for "not yet read".
+        return [None] * len(self.prefixes)
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        if cache is not None:
+            rows = [self._step_row(row, ids[row : row + 1], cache[row]) for row in range(len(ids))]
+            return torch.cat([log_probs for log_probs, _ in rows]), [kept for _, kept in rows]
+        time = ids.shape[1]
+        whole = [self._join(row, ids[row]) for row in range(len(ids))]
+        padded = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)
+        log_probs, _ = self.inner.step(padded)
+        return torch.stack(
+            [log_probs[row, len(whole[row]) - time : len(whole[row])] for row in range(len(ids))]
+        ), None
+
+    def _step_row(self, row: int, ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        inner = self.inner.at([row])
+        if cache is not None:
+            return inner.step(ids, cache)
+        log_probs, cache = inner.step(self._join(row, ids[0])[None], inner.start())
+        return log_probs[:, -ids.shape[1] :], cache
+
+    def _join(self, row: int, ids: Tensor) -> Tensor:
+        prefix = self.prefixes[row]
+        if prefix and ids[0] == self.tokenizer.opening:
+            ids = ids[1:]
+        return torch.cat([torch.tensor(prefix, dtype=ids.dtype, device=ids.device), ids])
+
+
+class Mixed(Wrapper):
+    """A mixture of LMs over one tokenizer, token by token: log sum_i w_i p_i."""
+
+    def __init__(self, parts: Sequence[LM], weights: Sequence[float]) -> None:
+        if len(parts) != len(weights) or not parts or min(weights) < 0 or not math.isclose(sum(weights), 1.0):
+            raise BadInput(
+                f"mixture weights {list(weights)} for {len(parts)} models: give one each, adding up to 1"
+            )
+        super().__init__(parts[0])
+        self.parts, self.weights = list(parts), list(weights)
+        self.rows = next((part.rows for part in parts if part.rows is not None), None)
+
+    def around(self, inner: LM) -> Self:
+        return type(self)([inner, *self.parts[1:]], self.weights)
+
+    def overlay(self, delta: Delta) -> LM:
+        return Mixed([part.overlay(delta) for part in self.parts], self.weights)
+
+    def trainable_copy(
+        self, trainable: Trainable, start: Delta, generator: torch.Generator
+    ) -> tuple[LM, TrainableCopy]:
+        raise BadInput("a mixture has no one set of weights to train: train its parts, then mix them")
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> LM:
+        raise BadInput("a mixture has no one set of weights: give them to its parts")
+
+    def at(self, rows: Sequence[int]) -> LM:
+        return Mixed([part.at(rows) for part in self.parts], self.weights)
+
+    def max_input_tokens(self, row: int) -> int:
+        return min(part.max_input_tokens(row) for part in self.parts)
+
+    def start(self) -> Cache:
+        return [part.start() for part in self.parts]
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        caches = cache if cache is not None else [None] * len(self.parts)
+        stepped = [part.step(ids, kept) for part, kept in zip(self.parts, caches, strict=True)]
+        logs = [
+            log_probs + math.log(weight)
+            for (log_probs, _), weight in zip(stepped, self.weights, strict=True)
+            if weight > 0
+        ]
+        return torch.logsumexp(torch.stack(logs), 0), None if cache is None else [kept for _, kept in stepped]
+
+
+class Routed(Wrapper):
+    """Row i is answered by `parts[i]`: many private models side by side, in one batch."""
+
+    def __init__(self, parts: Sequence[LM]) -> None:
+        super().__init__(parts[0])
+        self.parts = list(parts)
+        self.rows = len(self.parts)
+
+    def around(self, inner: LM) -> Self:
+        return type(self)([inner, *self.parts[1:]])
+
+    def at(self, rows: Sequence[int]) -> LM:
+        chosen = [self.parts[row] for row in rows]
+        # Rows that are all one model are that model, in one batch.
+        alike = all(part is chosen[0] for part in chosen) and chosen[0].rows is None
+        return chosen[0] if alike else Routed(chosen)
+
+    def max_input_tokens(self, row: int) -> int:
+        return self.parts[row].max_input_tokens(0)
+
+    def overlay(self, delta: Delta) -> LM:
+        return Routed([part.overlay(delta) for part in self.parts])
+
+    def trainable_copy(
+        self, trainable: Trainable, start: Delta, generator: torch.Generator
+    ) -> tuple[LM, TrainableCopy]:
+        return self._only.trainable_copy(trainable, start, generator)
+
+    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        hidden, kept = self._only.hidden(ids, None if cache is None else cache[0])
+        return hidden, None if cache is None else [kept]
+
+    @property
+    def unembedding(self) -> Unembedding:
+        return self._only.unembedding
+
+    @property
+    def _only(self) -> LM:
+        if len(self.parts) != 1:
+            raise BadInput(f"{len(self.parts)} rows have no weights in common: pick one row with at()")
+        return self.parts[0]
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> LM:
+        return Routed([part.with_parameters(parameters) for part in self.parts])
+
+    def start(self) -> Cache:
+        return [part.start() for part in self.parts]
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        self._check_rows(len(ids))
+        caches = cache if cache is not None else [None] * len(self.parts)
+        stepped = [
+            part.step(ids[row : row + 1], kept)
+            for row, (part, kept) in enumerate(zip(self.parts, caches, strict=True))
+        ]
+        return (
+            torch.cat([log_probs for log_probs, _ in stepped]),
+            None if cache is None else [kept for _, kept in stepped],
+        )
+
+
+class Bayes(Wrapper):
+    """A base and an adapted LM as one mixture whose weights follow the tokens seen, by Bayes' rule.
+
+    The probability of a text is `(1 - prior) * base + prior * adapted`, as whole texts. In `score`
+    only scored tokens move the weights, so a text costs at most log2(1 / (1 - prior)) bits more than
+    under the base; in `step`, and so in generation, every token since the start does.
+    """
+
+    def __init__(self, inner: LM, adapted: LM, prior: float) -> None:
+        super().__init__(inner)
+        self.adapted, self.prior = adapted, prior
+        self.rows = adapted.rows if inner.rows is None else inner.rows
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.adapted, self.prior)
+
+    def at(self, rows: Sequence[int]) -> LM:
+        return Bayes(self.inner.at(rows), self.adapted.at(rows), self.prior)
+
+    def max_input_tokens(self, row: int) -> int:
+        return min(self.inner.max_input_tokens(row), self.adapted.max_input_tokens(row))
+
+    def overlay(self, delta: Delta) -> LM:
+        return Bayes(self.inner.overlay(delta), self.adapted.overlay(delta), self.prior)
+
+    def start(self) -> Cache:
+        return [self.inner.start(), self.adapted.start(), None]
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        caches = cache if cache is not None else [None, None, None]
+        base, base_cache = self.inner.step(ids, caches[0])
+        adapted, adapted_cache = self.adapted.step(ids, caches[1])
+        ahead = (adapted - base)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        if caches[2] is None:
+            first = torch.full_like(base[:, 0, 0], self._logit)
+        else:
+            odds, before = caches[2]
+            first = odds + before.gather(-1, ids[:, :1])[:, 0]
+        odds = torch.cat([first[:, None], ahead], 1).cumsum(1)
+        mixed = _mix(base, adapted, odds[..., None])
+        kept = [base_cache, adapted_cache, (odds[:, -1], (adapted - base)[:, -1])]
+        return mixed, None if cache is None else kept
+
+    def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
+        """As LM.score; the weights start at the prior with each segment and follow its tokens alone."""
+        pairs = zip(
+            self.inner.score(segments, batch_tokens), self.adapted.score(segments, batch_tokens), strict=True
+        )
+        out = []
+        for base, adapted in pairs:
+            ahead = adapted.log_probs - base.log_probs
+            odds = self._logit + ahead.cumsum(0) - ahead
+            out.append(Scores(_mix(base.log_probs, adapted.log_probs, odds), base.spans, base.bytes))
+        return out
+
+    @property
+    def _logit(self) -> float:
+        return math.log(self.prior / (1 - self.prior))
+
+
+def _mix(base: Tensor, adapted: Tensor, odds: Tensor) -> Tensor:
+    """Return log(sigmoid(-odds) exp(base) + sigmoid(odds) exp(adapted)), the base where both agree."""
+    mixed = torch.logaddexp(logsigmoid(-odds) + base, logsigmoid(odds) + adapted)
+    return torch.where(adapted == base, base, mixed)

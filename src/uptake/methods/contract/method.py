@@ -1,0 +1,293 @@
+"""The contract: how text is taken up.
+
+A method turns evidence into a state, and a state into an LM. It says nothing of *when* text is
+taken up (protocol.py does) and nothing of where text comes from (store/ does). States are plain
+frozen values: `take` returns new ones and the old stay valid.
+"""
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+
+from uptake.errors import BadInput, Mismatch
+from uptake.lm.base import LM, Scores, Segment
+from uptake.text.select import Nearest, Select
+from uptake.text.types import Found, Passage, Source, stable_hash
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one query may take up: passages found for it, in the order to read them, and where more is.
+
+    `source` searches one view and one version of a store under this query's leak filter. `own` is
+    what of the query's text may be learnt, where that is not `query`: what is yet to be scored is not.
+    """
+
+    found: Found
+    query: str = ""
+    source: Source | None = None
+    own: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The query's own text, as far as it may be learnt."""
+        return self.query if self.own is None else self.own
+
+    @property
+    def passages(self) -> tuple[Passage, ...]:
+        return self.found.passages
+
+    @classmethod
+    def of(cls, *texts: str, query: str = "") -> "Evidence":
+        """Return evidence made of bare texts, numbered by their content."""
+        passages = tuple(Passage(stable_hash(text), text) for text in texts)
+        return cls(Found(passages, (0.0,) * len(texts), (0.0,) * len(texts)), query)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one query may spend while taking text up; None is no limit."""
+
+    tokens: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Ledger:
+    """What one query has spent."""
+
+    tokens_trained: int = 0
+    tokens_read: int = 0
+    steps: int = 0
+    stopped: str = ""  # why a reading was given up, if one was; its state is that of before
+    started: float = field(default_factory=time.process_time)
+
+    def allows(self, budget: Budget, tokens: int = 0) -> bool:
+        """Whether one more step over `tokens` tokens stays within the budget."""
+        return (
+            (budget.tokens is None or self.tokens_trained + tokens <= budget.tokens)
+            and (budget.steps is None or self.steps < budget.steps)
+            and (budget.seconds is None or time.process_time() - self.started < budget.seconds)
+        )
+
+
+@dataclass
+class Context:
+    """Seed, budget and accounts of a batch of queries; row i has `ledgers[i]`."""
+
+    seed: int = 0
+    budget: Budget = field(default_factory=Budget)
+    ledgers: list[Ledger] = field(default_factory=list)
+    cancelled: Callable[[], bool] = lambda: False
+
+    def ledger(self, row: int) -> Ledger:
+        while len(self.ledgers) <= row:
+            self.ledgers.append(Ledger())
+        return self.ledgers[row]
+
+    def of(self, row: int) -> "Context":
+        """Return the context of one row by itself; what is spent there is spent here."""
+        return Context(self.seed, self.budget, [self.ledger(row)], self.cancelled)
+
+    def generator(self, *names: str) -> torch.Generator:
+        """Return a random generator that depends on the seed and the names alone, not on what ran before."""
+        return torch.Generator().manual_seed(stable_hash(str(self.seed), *names))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One `take` as a state remembers it, so that it can be replayed without some of its passages."""
+
+    passages: tuple[Passage, ...]
+    scores: tuple[float, ...]
+    query: str
+    seed: int
+    own: str | None = None
+
+    def evidence(self, passages: tuple[Passage, ...], scores: tuple[float, ...]) -> Evidence:
+        """Return what was read, with these of its passages."""
+        return Evidence(Found(passages, scores), self.query, own=self.own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a method knows after reading; `history` is all that was read, in order."""
+
+    base: str  # fingerprint of the model it was made for
+    history: tuple[Reading, ...] = ()
+
+    @property
+    def passages(self) -> list[Passage]:
+        """All passages read, in order."""
+        return [passage for reading in self.history for passage in reading.passages]
+
+    def after(self, evidence: Evidence, context: Context, **changes: object) -> Self:
+        """Return this state with `changes`, having read the evidence."""
+        found = evidence.found
+        reading = Reading(found.passages, found.scores, evidence.query, context.seed, evidence.own)
+        return dataclasses.replace(self, history=(*self.history, reading), **changes)  # type: ignore[arg-type]
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+class Method(ABC, Generic[StateT]):
+    """A way of taking text up. Final classes are frozen dataclasses whose fields are the settings."""
+
+    reads: ClassVar[bool] = True  # False: takes nothing up, whatever it is given
+    # What tune.py tries, each group from the best so far; none where a learning rate decides most.
+    choices: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    ongoing: ClassVar[bool] = False  # True: its LM learns each token it scores, before the next one
+
+    @property
+    def sequential(self) -> bool:
+        """Whether each query must wait for the one before it, because `follow` hands something on."""
+        return False
+
+    @property
+    def cumulative(self) -> bool:
+        """Whether reading passages in parts, one `take` after another, is reading them at once."""
+        return True
+
+    @classmethod
+    @abstractmethod
+    def example(cls) -> Self:
+        """Return settings under which reading a sentence or two shows on a tiny model (for the laws)."""
+
+    @abstractmethod
+    def init(self, lm: LM) -> StateT:
+        """Return the state of having read nothing."""
+
+    @abstractmethod
+    def adapt(
+        self,
+        states: Sequence[StateT],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
+    ) -> list[StateT]:
+        """Return the states after reading; row i is query i.
+
+        The old states stay valid unless `donate` is set, which lets a method update in place.
+        """
+
+    @abstractmethod
+    def adapted(self, states: Sequence[StateT], lm: LM) -> LM:
+        """Return an LM whose row i answers from states[i]; `lm`, the base, is untouched."""
+
+    def read(
+        self, states: Sequence[StateT], lm: LM, segments: Sequence[Segment], context: Context
+    ) -> tuple[list[Scores], list[StateT]]:
+        """Score each segment, then take it up: no token is scored by a model that has seen it."""
+        scores = self.adapted(states, lm).score(segments)
+        evidence = [self.evidence_of(segment) for segment in segments]
+        return scores, self.adapt(states, lm, evidence, context)
+
+    def evidence_of(self, segment: Segment) -> Evidence:
+        """Return a segment as what `read` takes up once it is scored."""
+        return Evidence.of(segment.text, query=segment.context)
+
+    def next_state(self, state: StateT, lm: LM) -> StateT:
+        """Return the state the next query starts from: a fresh one, unless a method says otherwise."""
+        return self.init(lm)
+
+    def forget(self, state: StateT, lm: LM, ids: Sequence[int], context: Context | None = None) -> StateT:
+        """Return the state as if the passages with these ids had never been read.
+
+        This default reads everything else again. A reading left without passages is left out.
+        """
+        gone = set(ids)
+        fresh = self.init(lm)
+        for reading in state.history:
+            pairs = list(zip(reading.passages, reading.scores, strict=True))
+            kept = [(passage, score) for passage, score in pairs if passage.id not in gone]
+            if kept or not pairs:
+                passages, scores = zip(*kept, strict=True) if kept else ((), ())
+                replay = Context(reading.seed, (context or Context()).budget)
+                (fresh,) = self.adapt([fresh], lm, [reading.evidence(passages, scores)], replay)
+        return fresh
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method as people ask for it by name: with the passages it reads and its settings.
+
+    With `segment` an answer is scored in pieces of so many characters, each taken up once scored.
+    """
+
+    method: Method[Any]
+    select: Select = field(default_factory=Nearest)
+    segment: int | None = None
+
+    @property
+    def searches(self) -> bool:
+        """Whether it reads passages that somebody has to find."""
+        return self.method.reads and self.select.searches
+
+    def score(
+        self, states: Sequence[Any], lm: LM, segments: Sequence[Segment], context: Context
+    ) -> list[Scores]:
+        """Score each segment by the LM of its state."""
+        if self.segment is None:
+            return self.method.adapted(states, lm).score(segments)
+        return [
+            self._score_running(state, lm, segment, context.of(row))
+            for row, (state, segment) in enumerate(zip(states, segments, strict=True))
+        ]
+
+    def _score_running(self, state: Any, lm: LM, segment: Segment, context: Context) -> Scores:
+        text = segment.text
+        parts: list[Scores] = []
+        for start, end in _pieces(text, self.segment or len(text)):
+            piece = Segment(text[start:end], segment.context + text[:start])
+            (scores,), (state,) = self.method.read([state], lm, [piece], context)
+            parts.append(scores.shifted(start))
+        return Scores.joined(parts)
+
+
+def _pieces(text: str, size: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of pieces of at most `size` characters, cut before white space where some is near.
+
+    A word cut in two is dear where tokens are whole words: cut every 256 characters, text took 3 % more bits.
+    """
+    start = 0
+    while start < len(text):
+        end = min(start + size, len(text))
+        if end < len(text):
+            spaces = (text.rfind(mark, start + 1 + size // 2, end + 1) for mark in " \n")
+            end = max((at for at in spaces if at > start), default=end)
+        yield start, end
+        start = end
+
+
+@contextmanager
+def cpu_seconds(into: list[float]) -> Iterator[None]:
+    """Append the CPU seconds that the block takes, over all threads, to `into`."""
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        into.append(time.process_time() - started)
+
+
+def same_base(states: Sequence[State], lm: LM) -> None:
+    """Raise Mismatch unless every state was made for this model."""
+    for state in states:
+        if state.base != lm.fingerprint:
+            raise Mismatch(
+                f"the state was made for model {state.base}, not {lm.fingerprint}: load that model"
+            )
+
+
+def same_length(states: Sequence[State], evidence: Sequence[Evidence]) -> None:
+    """Raise BadInput unless there is one state for each query."""
+    if len(states) != len(evidence):
+        raise BadInput(f"{len(states)} states for {len(evidence)} queries: give one a query")

@@ -1,0 +1,91 @@
+"""An LM that reads passages before its text and looks for new ones as the text goes on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from uptake.lm.base import LM, Cache, Wrapper
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What one row reads: `tokens` first, and from then on what `find` gives for its text so far.
+
+    `known` is how many tokens, the opening one among them, the first passages were found with, and
+    `room` the most tokens of passages there may be.
+    """
+
+    tokens: list[int]
+    known: int
+    room: int
+    find: Callable[[str], list[int]] | None
+
+
+@dataclass
+class _Kept:
+    """How far a row is: the inputs so far, what stands before them, and the place of the next search."""
+
+    ids: list[int]
+    tokens: list[int]
+    until: int
+    cache: Cache = None
+
+
+class Refreshed(Wrapper):
+    """Row i reads `fresh[i]`, anew after every `every` tokens beyond those it was first found with.
+
+    The passages at a place were found with text up to that place at most: a token never depends on a
+    later one, and going on from a cache gives what one pass gives. Each search costs a pass over the
+    passages and the text so far. A prefix stands where the opening token would.
+    """
+
+    def __init__(self, inner: LM, fresh: Sequence[Fresh], every: int) -> None:
+        super().__init__(inner)
+        self.fresh, self.every = list(fresh), every
+        self.rows = len(self.fresh)
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.fresh, self.every)
+
+    def at(self, rows: Sequence[int]) -> LM:
+        return Refreshed(self.inner.at(rows), [self.fresh[row] for row in rows], self.every)
+
+    def max_input_tokens(self, row: int) -> int:
+        return self.inner.max_input_tokens(row) - self.fresh[row].room - 1
+
+    def start(self) -> Cache:
+        return [None] * len(self.fresh)
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        before = cache if cache is not None else self.start()
+        rows = [self._row(row, ids[row].tolist(), before[row]) for row in range(len(ids))]
+        kept = None if cache is None else [after for _, after in rows]
+        return torch.cat([log_probs for log_probs, _ in rows]), kept
+
+    def _row(self, row: int, new: list[int], before: _Kept | None) -> tuple[Tensor, _Kept]:
+        fresh, inner = self.fresh[row], self.inner.at([row])
+        # The prediction of the first token beyond the known ones still goes by the first passages.
+        kept = before or _Kept([], fresh.tokens, fresh.known - 1 + self.every)
+        parts = []
+        while new:
+            if len(kept.ids) >= kept.until and fresh.find is not None:
+                text = self.tokenizer.decode([*kept.ids, new[0]][1:])
+                kept = _Kept(kept.ids, fresh.find(text), kept.until + self.every)
+            count = len(new) if fresh.find is None else min(len(new), kept.until - len(kept.ids))
+            now, new = new[:count], new[count:]
+            ids = [*kept.ids, *now]
+            if kept.cache is not None:
+                log_probs, cache = inner.step(self._tensor(now), kept.cache)
+            else:
+                opened = bool(kept.tokens) and ids[0] == self.tokenizer.opening
+                whole = [*kept.tokens, *(ids[1:] if opened else ids)]
+                log_probs, cache = inner.step(self._tensor(whole), inner.start())
+            parts.append(log_probs[:, -count:])
+            kept = _Kept(ids, kept.tokens, kept.until, cache)
+        return torch.cat(parts, 1), kept
+
+    def _tensor(self, ids: list[int]) -> Tensor:
+        return torch.tensor([ids], device=self.device)

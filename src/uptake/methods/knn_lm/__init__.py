@@ -1,0 +1,129 @@
+"""kNN-LM (Khandelwal et al. 2020): mixes in the tokens that followed the places most like this one."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uptake.errors import BadInput
+from uptake.lm.base import LM
+from uptake.methods.contract.composed import Beside
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
+from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.mixture import Constant, KnnMixture, Mixing, Searched, TokenMemory, Weight
+from uptake.text.select import Everywhere
+from uptake.text.types import Tokens, stable_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered(State):
+    """The tokens of what was read, with their keys; or those of a whole store, which are searched there."""
+
+    keys: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [tokens, width]
+    values: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    ends: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # of passages
+    view: Tokens | None = None
+
+
+@dataclass(frozen=True)
+class KnnLm(Beside[Remembered]):
+    """Looks for each place among the tokens of the whole store, or of the passages it is given.
+
+    Over the `view` it needs a store whose tokens this model has read (`uptake index tokens`); text
+    that comes without a store, in a stream or as a bare prompt, it remembers itself, as it does all
+    passages over `passages`. No weight moves. `neighbours`, `temperature`, `weight` and `pointers`
+    are as Mixing says. `draw=random` is the control: as many tokens drawn from the view at random.
+    """
+
+    choices: ClassVar[tuple[tuple[str, ...], ...]] = (
+        tuple(f"temperature={each}" for each in (3, 10, 30, 100, 300)),
+        tuple(f"weight=constant(share={each})" for each in (0.02, 0.05, 0.1, 0.4)),
+        tuple(f"neighbours={each}" for each in (16, 64, 256)),
+    )
+
+    neighbours: int = 1024
+    temperature: float = 1.0
+    weight: Weight = field(default_factory=Constant)
+    pointers: int = 0
+    over: Literal["view", "passages"] = "view"
+    draw: Literal["nearest", "random"] = "nearest"
+
+    def __post_init__(self) -> None:
+        _ = self._mixing
+        if self.over not in ("view", "passages") or self.draw not in ("nearest", "random"):
+            raise BadInput(f"over {self.over!r}, draw {self.draw!r}: use view or passages, nearest or random")
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(neighbours=8, temperature=30.0)
+
+    def init(self, lm: LM) -> Remembered:
+        return Remembered(base=lm.fingerprint)
+
+    def adapt(
+        self,
+        states: Sequence[Remembered],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
+    ) -> list[Remembered]:
+        same_length(states, evidence)
+        keys = Keys(lm)
+        rows = enumerate(zip(states, evidence, strict=True))
+        return [self._adapt(row, state, keys, read, context) for row, (state, read) in rows]
+
+    def around(self, states: Sequence[Remembered], lm: LM, base: LM) -> LM:
+        """Return `lm` with these memories, which `base` has read: it may be `lm` before it was adapted."""
+        same_base(states, base)
+        return KnnMixture(lm, base, [_memory(state) for state in states], self._mixing)
+
+    def forget(
+        self, state: Remembered, lm: LM, ids: Sequence[int], context: Context | None = None
+    ) -> Remembered:
+        if state.view is None:
+            return super().forget(state, lm, ids, context)
+        return dataclasses.replace(state, view=state.view.without(ids))
+
+    @property
+    def _mixing(self) -> Mixing:
+        return Mixing(self.neighbours, self.temperature, self.weight, self.pointers)
+
+    def _adapt(
+        self, row: int, state: Remembered, keys: Keys, evidence: Evidence, context: Context
+    ) -> Remembered:
+        if self.over == "view" and evidence.source is not None:
+            view = evidence.source.tokens(keys.fingerprint)
+            if self.draw == "random":
+                seed = stable_hash(str(context.seed), "tokens", evidence.query)
+                view = view.sample(self.neighbours, np.random.default_rng(seed))
+            return state.after(evidence, context, view=view)
+        if not evidence.passages:
+            return state
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for passage in evidence.passages:
+            # One at a time, so that no passage's keys depend on which others are read beside it.
+            (read,) = keys.read([passage.prompt + passage.text])
+            own = read.starts >= len(passage.prompt)
+            ends = torch.zeros(int(own.sum()), dtype=torch.bool)
+            ends[-1:] = True
+            values = torch.from_numpy(read.values[own].astype(np.int64))
+            parts.append((torch.from_numpy(read.keys[own]).float(), values, ends))
+            context.ledger(row).tokens_read += len(values)
+        if len(state.values):
+            parts.insert(0, (state.keys, state.values, state.ends))
+        joined = [torch.cat(each) for each in zip(*parts, strict=True)]
+        return state.after(evidence, context, keys=joined[0], values=joined[1], ends=joined[2])
+
+
+def _memory(state: Remembered) -> Searched | None:
+    if state.view is not None:
+        return state.view
+    return TokenMemory(state.keys, state.values, state.ends) if len(state.values) else None
+
+
+spec = MethodSpec(KnnLm(), Everywhere())

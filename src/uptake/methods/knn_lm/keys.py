@@ -1,0 +1,99 @@
+"""A language model as a `Keyer`: every token of a text with the key of the place before it."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uptake.errors import BadInput
+from uptake.lm.base import LM
+from uptake.text.types import Keyed
+
+_BATCH_TOKENS = 4096  # of one forward pass
+_WINDOW = 1024  # tokens read at a time, or as many as the model takes
+_OVERLAP = 4  # the share of a window, one in so many, that is read again so that keys know what came before
+_FORMAT = "last feed-forward 1"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One forward pass's worth of text `row`: the keys of `inputs` from `start` on are new."""
+
+    row: int
+    inputs: list[int]
+    start: int
+
+
+class Keys:
+    """Reads texts in windows, each but the first seeing the last quarter of the one before it."""
+
+    def __init__(self, lm: LM) -> None:
+        self._lm = lm
+        self.name = str(getattr(lm, "name", ""))
+        self.window = min(_WINDOW, lm.window)
+        self.overlap = self.window // _OVERLAP
+
+    @cached_property
+    def fingerprint(self) -> str:
+        lm = self._lm
+        parts = [_FORMAT, lm.weights_fingerprint, lm.tokenizer.fingerprint, self.window, self.overlap]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def dimensions(self) -> int:
+        with torch.no_grad():
+            first = torch.tensor([[self._lm.tokenizer.opening]], device=self._lm.device)
+            return int(self._lm.keys(first).shape[-1])
+
+    def read(self, texts: Sequence[str]) -> list[Keyed]:
+        """Return each text's tokens and their keys. Raises BadInput for keys that float16 cannot hold."""
+        encoded = [self._lm.tokenizer.encode(text) for text in texts]
+        keys = [np.empty((len(ids), self.dimensions), np.float16) for ids, _ in encoded]
+        pieces = [piece for row, (ids, _) in enumerate(encoded) for piece in self._pieces(row, ids)]
+        for batch in _batches(pieces):
+            for piece, found in zip(batch, self._run(batch), strict=True):
+                at = piece.start
+                keys[piece.row][at : at + len(found)] = found
+        return [
+            Keyed(np.array(ids, np.int32), np.array([start for start, _ in spans], np.int64), found)
+            for (ids, spans), found in zip(encoded, keys, strict=True)
+        ]
+
+    def _pieces(self, row: int, ids: list[int]) -> Iterator[_Piece]:
+        whole = [self._lm.tokenizer.opening, *ids[:-1]]
+        start = 0
+        while start < len(ids):
+            before = min(start, self.overlap)
+            end = min(len(ids), start - before + self.window)
+            yield _Piece(row, whole[start - before : end], start)
+            start = end
+
+    def _run(self, batch: Sequence[_Piece]) -> Iterator[NDArray[np.float16]]:
+        longest = max(len(piece.inputs) for piece in batch)
+        # What stands to the right of a row's end changes nothing before it.
+        ids = torch.tensor([piece.inputs + [0] * (longest - len(piece.inputs)) for piece in batch])
+        with torch.no_grad():
+            keys = self._lm.keys(ids.to(self._lm.device)).half().cpu()
+        for row, piece in enumerate(batch):
+            own = len(piece.inputs) - min(piece.start, self.overlap)
+            found = keys[row, len(piece.inputs) - own : len(piece.inputs)]
+            if not found.isfinite().all():
+                raise BadInput("the model's keys are too large for float16: it cannot have a token view")
+            yield found.numpy()
+
+
+def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+    """Group pieces of like length."""
+    batch: list[_Piece] = []
+    for piece in sorted(pieces, key=lambda piece: -len(piece.inputs)):
+        if batch and len(batch[0].inputs) * (len(batch) + 1) > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch

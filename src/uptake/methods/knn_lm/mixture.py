@@ -1,0 +1,258 @@
+"""A model's predictions mixed with what followed the nearest places of a memory: kNN-LM and RetoMaton.
+
+p = share softmax(-d / temperature) + (1 - share) p_model over the tokens at the k nearest keys, d
+their squared distances (Khandelwal et al. 2020, arXiv 1911.00172, equations 2 and 3). This file knows
+no store: a memory is whatever can be searched by key.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uptake.errors import BadInput
+from uptake.lm.base import LM, Cache, Window, Wrapper, padded
+from uptake.text.types import Near
+
+Floats = NDArray[np.floating]
+Places = NDArray[np.int64]
+
+
+class Searched(Protocol):
+    """What a model looks into: the part of `text.Tokens` that prediction needs."""
+
+    def search(self, keys: Floats, k: int) -> Near: ...
+
+    def measure(self, keys: Floats, places: Places) -> Near: ...
+
+    def after(self, places: Places) -> Places: ...
+
+
+class Weight(ABC):
+    """How much of the prediction the neighbours make."""
+
+    @abstractmethod
+    def of(self, nearest: Tensor) -> Tensor:
+        """Return the share, 0 to below 1, for each squared distance of the nearest neighbour."""
+
+
+@dataclass(frozen=True)
+class Constant(Weight):
+    """The same share everywhere, as in the paper."""
+
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_share(self.share)
+
+    def of(self, nearest: Tensor) -> Tensor:
+        return torch.full_like(nearest, self.share)
+
+
+@dataclass(frozen=True)
+class Fading(Weight):
+    """`most` times exp(-d / reach), d the nearest neighbour's squared distance: the nearer, the more.
+
+    Drozdov et al. (2022, arXiv 2210.15859) let the share depend on how near the nearest is, by bins
+    chosen on validation text; this is a smooth function of the same, with two numbers to choose.
+    """
+
+    most: float = 0.5
+    reach: float = 100.0
+
+    def __post_init__(self) -> None:
+        _check_share(self.most)
+        if not 0 < self.reach < float("inf"):
+            raise BadInput(f"reach {self.reach}: use a positive squared distance")
+
+    def of(self, nearest: Tensor) -> Tensor:
+        return self.most * torch.exp(-nearest / self.reach)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How neighbours are looked for and what they count.
+
+    With `pointers` (RetoMaton, Alon et al. 2022, arXiv 2201.12431, each token its own state) the
+    tokens that follow the last neighbours which were right are the next neighbours, for as long as
+    there are at least so many of them; only where they run low is the memory searched.
+    """
+
+    neighbours: int = 1024
+    temperature: float = 1.0
+    weight: Weight = field(default_factory=Constant)
+    pointers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1 or self.pointers < 0:
+            raise BadInput(
+                f"neighbours {self.neighbours}, pointers {self.pointers}: use 1 or more, and 0 or more"
+            )
+        if not 0 < self.temperature < float("inf"):
+            raise BadInput(f"temperature {self.temperature}: use a positive number")
+
+
+class KnnMixture(Wrapper):
+    """Row i mixes what `inner` predicts with what followed the places near to its own in `memories[i]`.
+
+    Keys are those of `eye`, the model that read the memory; where that is `inner` itself, one pass
+    serves both. A row without a memory, or with nothing near, is `inner` bit for bit. `score` looks
+    for neighbours of the scored places alone; pointers begin where a call to `step`, or scoring, does.
+    """
+
+    def __init__(self, inner: LM, eye: LM, memories: Sequence[Searched | None], mixing: Mixing) -> None:
+        super().__init__(inner)
+        self.eye, self.memories, self.mixing = eye, list(memories), mixing
+        self.rows = len(self.memories)
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.eye, self.memories, self.mixing)
+
+    def at(self, rows: Sequence[int]) -> "KnnMixture":
+        return KnnMixture(self.inner.at(rows), self.eye, [self.memories[row] for row in rows], self.mixing)
+
+    def start(self) -> Cache:
+        eye = None if self.inner is self.eye else self.eye.start()
+        return [self.inner.start(), eye, [None] * len(self.memories)]
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        inner, eye, last = cache if cache is not None else (None, None, [None] * len(self.memories))
+        log_probs, keys, inner, eye = self._look(ids, inner, eye)
+        mixed, kept = [], []
+        for row in range(len(ids)):
+            near = self._near(row, keys[row], ids[row], last[row])
+            mixed.append(log_probs[row] if near is None else self._mix(log_probs[row], near))
+            kept.append(near and Near(near.places[-1:], near.distances[-1:], near.values[-1:]))
+        return torch.stack(mixed), None if cache is None else [inner, eye, kept]
+
+    def _score_windows(self, windows: Sequence[Window]) -> Iterator[Tensor]:
+        chosen = self.at([window.row for window in windows])
+        ids = padded(windows).to(self.device)
+        with torch.no_grad():
+            log_probs, keys, *_ = chosen._look(ids, None, None)
+            for i, window in enumerate(windows):
+                scored = slice(len(window.inputs) - len(window.targets), len(window.inputs))
+                targets = torch.tensor(window.targets, device=log_probs.device)[:, None]
+                own = log_probs[i, scored].gather(-1, targets)
+                near = chosen._near(i, keys[i, scored], ids[i, scored], None)
+                if near is not None:
+                    share, probabilities, values = chosen._neighbours(near, own)
+                    right = (probabilities * (values == targets)).sum(-1, keepdim=True)
+                    own = _joined(own, right, share)
+                yield own[:, 0].double().cpu()
+
+    def _look(self, ids: Tensor, inner: Cache, eye: Cache) -> tuple[Tensor, Tensor, Cache, Cache]:
+        if self.inner is self.eye:
+            log_probs, keys, inner = self.eye.step_with_keys(ids, inner)
+        else:
+            log_probs, inner = self.inner.step(ids, inner)
+            if eye is None:
+                keys = self.eye.keys(ids)
+            else:
+                _, keys, eye = self.eye.step_with_keys(ids, eye)
+        return log_probs, keys, inner, eye
+
+    def _near(self, row: int, keys: Tensor, ids: Tensor, last: Near | None) -> Near | None:
+        """Return the neighbours at each place of a row, None where there are none at all."""
+        memory, mixing = self.memories[row], self.mixing
+        if memory is None:
+            return None
+        wide = keys.detach().cpu().numpy()
+        if not mixing.pointers:
+            near = memory.search(wide, mixing.neighbours)
+        else:
+            near = _walk(memory, wide, ids.tolist(), last, mixing)
+        return near if near.places.size else None
+
+    def _neighbours(self, near: Near, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the neighbours' share [time, 1], and their probabilities and values [time, k]."""
+        losses = torch.from_numpy(near.distances).to(like)
+        found = losses.isfinite()
+        any_found = found.any(-1, keepdim=True)
+        logits = torch.where(found, -losses / self.mixing.temperature, -torch.inf)
+        probabilities = torch.where(any_found, logits, 0.0).softmax(-1) * found
+        nearest = torch.where(found, losses, torch.inf).amin(-1, keepdim=True)
+        share = torch.where(any_found, self.mixing.weight.of(nearest), 0.0)
+        return share, probabilities, torch.from_numpy(near.values).to(like.device)
+
+    def _mix(self, log_probs: Tensor, near: Near) -> Tensor:
+        share, probabilities, values = self._neighbours(near, log_probs)
+        mass = torch.zeros(log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
+        return _joined(log_probs, mass.scatter_add_(-1, values, probabilities), share)
+
+
+def _joined(log_probs: Tensor, mass: Tensor, share: Tensor) -> Tensor:
+    """Return log(share mass + (1 - share) exp(log_probs)), the model's own where the share is 0."""
+    mixed = torch.logaddexp(torch.log1p(-share) + log_probs, torch.log(share * mass))
+    return torch.where(share > 0, mixed, log_probs)
+
+
+def _walk(memory: Searched, keys: Floats, ids: Sequence[int], last: Near | None, mixing: Mixing) -> Near:
+    """Return the neighbours of consecutive places, following pointers while enough of them are live."""
+    found: list[Near] = []
+    for place, token in enumerate(ids):
+        key = keys[place : place + 1]
+        live = np.empty(0, np.int64)
+        if last is not None:
+            # Those whose token came: what followed them may follow here.
+            live = memory.after(last.places[0][(last.values[0] == token) & (last.places[0] >= 0)])
+            live = live[live >= 0]
+        if len(live) >= mixing.pointers:
+            last = memory.measure(key, live[None])
+        else:
+            last = memory.search(key, mixing.neighbours)
+        found.append(last)
+    most = max((near.places.shape[1] for near in found), default=0)
+
+    def whole(rows: Sequence[NDArray[np.generic]], rest: float) -> NDArray[np.generic]:
+        return np.concatenate(
+            [np.pad(r, ((0, 0), (0, most - r.shape[1])), constant_values=rest) for r in rows]
+        )
+
+    return Near(
+        whole([near.places for near in found], -1),  # type: ignore[arg-type]
+        whole([near.distances for near in found], np.inf),  # type: ignore[arg-type]
+        whole([near.values for near in found], 0),  # type: ignore[arg-type]
+    )
+
+
+class TokenMemory:
+    """A few thousand tokens in memory, searched exactly: `keys` [tokens, width], `values` [tokens].
+
+    `ends` [tokens] marks the last token of each text.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, ends: Tensor) -> None:
+        self._keys = keys.double()
+        self._values, self._ends = values.numpy(), ends.numpy()
+        self._lengths = (self._keys**2).sum(-1)
+
+    def search(self, keys: Floats, k: int) -> Near:
+        wide = torch.from_numpy(keys).double()
+        losses = (wide**2).sum(-1, keepdim=True) + self._lengths - 2 * wide @ self._keys.T
+        near = losses.topk(min(k, len(self._keys)), largest=False).indices
+        return self.measure(keys, near.numpy())
+
+    def measure(self, keys: Floats, places: Places) -> Near:
+        here = torch.from_numpy(np.maximum(places, 0))
+        losses = np.stack([
+            ((self._keys[row] - key) ** 2).sum(-1).numpy()
+            for row, key in zip(here, torch.from_numpy(keys).double(), strict=True)
+        ]) if len(keys) else np.empty(places.shape)  # fmt: skip
+        losses = np.where(places >= 0, losses, np.inf)
+        order = np.argsort(losses, axis=1, kind="stable")
+        places, losses = np.take_along_axis(places, order, 1), np.take_along_axis(losses, order, 1)
+        return Near(places, losses, np.where(places >= 0, self._values[np.maximum(places, 0)], 0))
+
+    def after(self, places: Places) -> Places:
+        return np.where((places >= 0) & ~self._ends[np.maximum(places, 0)], places + 1, -1)
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share < 1:
+        raise BadInput(f"share {share}: use 0 or more, and less than 1")

@@ -1,0 +1,334 @@
+"""MAC (Tack et al. 2024): every document becomes a few vectors, and each question attends to all of them.
+
+The language model is frozen. A trained network turns what it makes of a document into slots; before
+a token is predicted, the text up to it asks the slots of all documents, and what it finds stands
+beside the text as keys and values in every layer. Documents are taken back by taking theirs away.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from uptake.errors import BadInput
+from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.wrappers import Routed
+from uptake.methods.contract.learned import UNTRAINED, Learned, Material
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
+from uptake.methods.mac.network import ContextMemory, Sizes
+from uptake.tasks.asking import Asking
+from uptake.tasks.questions import Question
+from uptake.text.select import Nothing
+from uptake.text.types import Document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank(State):
+    """The slots of all that was read, [pieces, slots, width]; passage i of the history has `pieces[i]`."""
+
+    slots: Tensor
+    pieces: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Documents, and questions each of which may see some of them: token ids throughout.
+
+    `own` is the document each question is on, `seen` is [questions, documents], `kept` the documents
+    that gradients go back to.
+    """
+
+    documents: tuple[tuple[int, ...], ...]
+    prompts: tuple[tuple[int, ...], ...]
+    answers: tuple[tuple[int, ...], ...]
+    own: tuple[int, ...]
+    seen: Tensor
+    kept: tuple[int, ...]
+    unrelated: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mac(Learned[Bank, Episode]):
+    """A memory of documents as slots, read by attention; no weight of the model moves.
+
+    `width`, `slots`, `heads` and `blocks` are the network's; with `group` no more documents than that
+    are attended to at once. The others are of training: the documents of an episode, the share of
+    them that gradients go back to, the weights of finding the right document among all of them and of
+    the divergence on unrelated text, and how a question is put.
+    """
+
+    width: int = 256
+    slots: int = 4
+    heads: int = 4
+    blocks: int = 2
+    group: int | None = None
+    documents: int = 16
+    backward: float = 1.0
+    matching: float = 1.0
+    locality: float = 0.0
+    template: str = Asking.template
+
+    def __post_init__(self) -> None:
+        if min(self.slots, self.heads, self.blocks, self.documents) < 1 or self.width % self.heads:
+            raise BadInput(
+                f"width {self.width}, heads {self.heads}, slots {self.slots}, blocks {self.blocks}, "
+                f"documents {self.documents}: use 1 or more of each, and a width that the heads divide"
+            )
+        if self.group is not None and self.group < 2:
+            raise BadInput(f"group {self.group}: use 2 documents or more, or none")
+        if not 0 <= self.backward <= 1 or min(self.matching, self.locality) < 0:
+            raise BadInput(
+                f"backward {self.backward}, matching {self.matching}, locality {self.locality}: "
+                "use 0 to 1, and twice 0 or more"
+            )
+        Asking(self.template)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(weights=UNTRAINED, width=32, slots=2, heads=2, blocks=1)
+
+    def build(self, lm: LM) -> nn.Module:
+        states, cache = lm.layers(torch.tensor([[lm.tokenizer.opening]], device=lm.device), lm.start())
+        shapes = tuple((keys.shape[1], keys.shape[3], values.shape[3]) for keys, values, *_ in cache)
+        sizes = Sizes(_features(states).shape[-1], shapes)
+        return ContextMemory(sizes, self.width, self.slots, self.heads, self.blocks)
+
+    def init(self, lm: LM) -> Bank:
+        network = self.network(lm)
+        latents = network.latents
+        return Bank(base=lm.fingerprint, slots=latents.new_zeros(0, *latents.shape))  # type: ignore[operator,misc]
+
+    def adapt(
+        self,
+        states: Sequence[Bank],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
+    ) -> list[Bank]:
+        same_length(states, evidence)
+        return [
+            self._adapt(row, state, lm, found, context)
+            for row, (state, found) in enumerate(zip(states, evidence, strict=True))
+        ]
+
+    def _adapt(self, row: int, state: Bank, lm: LM, evidence: Evidence, context: Context) -> Bank:
+        if not evidence.passages:
+            return state
+        network = self.network(lm)
+        made, pieces = [state.slots], list(state.pieces)
+        for passage in evidence.passages:
+            if context.cancelled():
+                return state
+            ids = [lm.tokenizer.opening, *lm.tokenizer.encode(passage.prompt + passage.text)[0]]
+            context.ledger(row).tokens_read += len(ids) - 1
+            parts = [ids[start : start + lm.window] for start in range(0, len(ids), lm.window)]
+            with torch.no_grad():
+                # Each by itself, so that what a document becomes depends on nothing else.
+                made += [_encode(network, lm, [part]) for part in parts]
+            pieces.append(len(parts))
+        return state.after(evidence, context, slots=torch.cat(made), pieces=tuple(pieces))
+
+    def adapted(self, states: Sequence[Bank], lm: LM) -> LM:
+        same_base(states, lm)
+        network = self.network(lm)
+        return Routed(
+            [
+                Remembering(lm, network, _in_order(state), self.group) if len(state.slots) else lm
+                for state in states
+            ]
+        )
+
+    def forget(self, state: Bank, lm: LM, ids: Sequence[int], context: Context | None = None) -> Bank:
+        """Return the state without these passages; the rest is not read again."""
+        gone, history, kept = set(ids), [], []
+        for reading in state.history:
+            stays = [passage.id not in gone for passage in reading.passages]
+            kept += stays
+            if any(stays):
+                passages = tuple(itertools.compress(reading.passages, stays))
+                scores = tuple(itertools.compress(reading.scores, stays))
+                history.append(replace(reading, passages=passages, scores=scores))
+        rows = [stay for stay, count in zip(kept, state.pieces, strict=True) for _ in range(count)]
+        pieces = tuple(itertools.compress(state.pieces, kept))
+        return replace(
+            state,
+            history=tuple(history),
+            slots=state.slots[torch.tensor(rows, dtype=torch.bool)],
+            pieces=pieces,
+        )
+
+    def episodes(self, lm: LM, material: Material) -> Sequence[Episode]:
+        """Return episodes of `documents` documents with all their questions, shuffled once.
+
+        How many of them a question may see, its own always among them, is drawn from 1 to all, small
+        numbers as often as large: few teach to read a document, many to find it.
+        """
+        random = Random(0)
+        asked = material.asked()
+        documents = [document for document in material.documents if document.id in asked]
+        random.shuffle(documents)
+        groups = [documents[i : i + self.documents] for i in range(0, len(documents), self.documents)]
+        unrelated = [self._ids(lm, document.text) for document in material.unrelated]
+        return [
+            self._episode(lm, group, asked, random, random.choice(unrelated) if unrelated else ())
+            for group in groups
+        ]
+
+    def _episode(
+        self,
+        lm: LM,
+        documents: Sequence[Document],
+        asked: Mapping[str, Sequence[Question]],
+        random: Random,
+        unrelated: tuple[int, ...],
+    ) -> Episode:
+        count, asking = len(documents), Asking(self.template)
+        prompts, answers, own, seen = [], [], [], []
+        for place, document in enumerate(documents):
+            for question in asked[document.id]:
+                answer = self._answer(lm, asking, question.answers[0])[: lm.window // 2]
+                prompt = lm.tokenizer.encode(asking.prompt(question))[0][len(answer) - lm.window :]
+                prompts.append((lm.tokenizer.opening, *prompt))
+                answers.append(tuple(answer))
+                own.append(place)
+                others = [other for other in range(count) if other != place]
+                visible = {place, *random.sample(others, round(count ** random.random()) - 1)}
+                seen.append([other in visible for other in range(count)])
+        kept = random.sample(range(count), round(self.backward * count))
+        texts = tuple(self._ids(lm, document.text) for document in documents)
+        return Episode(
+            texts, tuple(prompts), tuple(answers), tuple(own), torch.tensor(seen), tuple(kept), unrelated
+        )
+
+    def _answer(self, lm: LM, asking: Asking, text: str) -> list[int]:
+        """Return the tokens of an answer and of its end: of the line, or, where none is told, of the text."""
+        ids, line = (lm.tokenizer.encode(each)[0] for each in (asking.answer(text), asking.learnt(text)))
+        return line if len(line) > len(ids) or lm.tokenizer.end is None else [*ids, lm.tokenizer.end]
+
+    def _ids(self, lm: LM, text: str) -> tuple[int, ...]:
+        return (lm.tokenizer.opening, *lm.tokenizer.encode(text)[0][: lm.window - 1])
+
+    def loss(self, network: nn.Module, lm: LM, episode: Episode) -> Tensor:
+        """Return the mean negative log-likelihood of the answers' tokens, and what else counts.
+
+        That is, by `matching`, how unlikely each of these tokens is to attend to its own document among
+        all of the episode's: what is asked for is soon learnt, and without this hardly ever whose it is.
+        By `locality`, it is the divergence on unrelated text.
+        """
+        bank = _bank(network, lm, episode, network.training)
+        texts = [
+            (*prompt, *answer[:-1]) for prompt, answer in zip(episode.prompts, episode.answers, strict=True)
+        ]
+        longest = max(map(len, episode.answers))
+        # The places an answer is predicted at; a short answer's last place is asked again, and not counted.
+        starts = torch.tensor([len(prompt) - 1 for prompt in episode.prompts], device=lm.device)
+        counts = torch.tensor([len(answer) for answer in episode.answers], device=lm.device)
+        steps = torch.arange(longest, device=lm.device)
+        places = starts[:, None] + torch.minimum(steps, counts[:, None] - 1)
+        targets = _padded(episode.answers, lm)[0]
+        log_probs, asked = _recalled(
+            network, lm, _padded(texts, lm)[0], places, bank, episode.seen.to(lm.device)
+        )
+        counted = steps < counts[:, None]
+        loss = -log_probs.gather(-1, targets[..., None])[..., 0][counted].mean()
+        if self.matching:
+            found = network.scores(asked, bank).log_softmax(-1)  # type: ignore[operator]
+            own = torch.tensor(episode.own, device=lm.device)[:, None].expand_as(counted)
+            loss = loss - self.matching * found.gather(-1, own[..., None])[..., 0][counted].mean()
+        if self.locality and episode.unrelated:
+            ids = torch.tensor([episode.unrelated], device=lm.device)
+            with torch.no_grad():
+                before = lm.step(ids)[0]
+            after, _ = _recalled(network, lm, ids, torch.arange(ids.shape[1], device=lm.device)[None], bank)
+            loss = loss + self.locality * (before.exp() * (before - after)).sum(-1).mean()
+        return loss
+
+
+class Remembering(Wrapper):
+    """An LM each of whose predictions first asks a bank of slots, [documents, slots, width], in one order.
+
+    Every token is read twice: once as the base reads it, to ask; once beside what was found.
+    """
+
+    def __init__(self, inner: LM, network: nn.Module, bank: Tensor, group: int | None = None) -> None:
+        super().__init__(inner)
+        self.network, self.bank, self.group = network, bank, group
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.network, self.bank, self.group)
+
+    def start(self) -> Cache:
+        return self.inner.start(), None
+
+    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        plain, before = self.start() if cache is None else cache
+        states, plain = self.inner.layers(ids, plain)
+        features = _features(states)
+        whole = features if before is None else torch.cat([before, features], 1)
+        places = torch.arange(whole.shape[1] - ids.shape[1], whole.shape[1], device=ids.device)
+        places = places.expand(len(ids), -1)
+        network: Any = self.network
+        asked = network.ask(whole.to(self.bank.dtype), places)
+        slots = network.prefix(network.aggregate(asked, self.bank, None, self.group))
+        log_probs = self.inner.beside(ids, places, slots, plain)
+        return log_probs, None if cache is None else (plain, whole)
+
+
+def _recalled(
+    network: Any, lm: LM, ids: Tensor, places: Tensor, bank: Tensor, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities at some places of texts, and what asked; gradients go to the network alone."""
+    with torch.no_grad():
+        states, plain = lm.layers(ids, lm.start())
+    asked = network.ask(_features(states).to(bank.dtype), places)
+    slots = network.prefix(network.aggregate(asked, bank, seen))
+    return lm.beside(ids.gather(1, places), places, slots, plain), asked
+
+
+def _features(states: Sequence[Tensor]) -> Tensor:
+    """Return what the network reads of each token: embedding, middle and last layer, each normed."""
+    chosen = (states[0], states[len(states) // 2], states[-1])
+    return torch.cat([functional.layer_norm(each, each.shape[-1:]) for each in chosen], -1)
+
+
+def _encode(network: Any, lm: LM, documents: Sequence[Sequence[int]]) -> Tensor:
+    ids, lengths = _padded(documents, lm)
+    with torch.no_grad():
+        features = _features(lm.layers(ids)[0])
+    return network.encode(features.to(network.latents.dtype), lengths)  # type: ignore[no-any-return]
+
+
+def _bank(network: nn.Module, lm: LM, episode: Episode, training: bool) -> Tensor:
+    """Return the slots of the episode's documents; in training some of them are constants."""
+    if not training or len(episode.kept) == len(episode.documents):
+        return _encode(network, lm, episode.documents)
+    with torch.no_grad():
+        bank = _encode(network, lm, episode.documents)
+    if not episode.kept:
+        return bank
+    live = _encode(network, lm, [episode.documents[place] for place in episode.kept])
+    return bank.index_copy(0, torch.tensor(episode.kept, device=bank.device), live)
+
+
+def _padded(rows: Sequence[Sequence[int]], lm: LM) -> tuple[Tensor, Tensor]:
+    """Return ids, [rows, longest], zeros to the right, and the lengths."""
+    ids = [torch.tensor(row, dtype=torch.long, device=lm.device) for row in rows]
+    return nn.utils.rnn.pad_sequence(ids, batch_first=True), torch.tensor(
+        [len(row) for row in rows], device=lm.device
+    )
+
+
+def _in_order(state: Bank) -> Tensor:
+    """Return the slots ordered by passage, so that the order of reading changes no bit."""
+    ids = [passage.id for reading in state.history for passage in reading.passages]
+    rows = [key for key, count in zip(ids, state.pieces, strict=True) for _ in range(count)]
+    return state.slots[torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))]
+
+
+spec = MethodSpec(Mac(), Nothing())

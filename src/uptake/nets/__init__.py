@@ -1,1 +1,0 @@
-"""Networks that methods train: modules that know no store and no method."""

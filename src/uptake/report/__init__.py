@@ -1,0 +1,1 @@
+"""What an evaluation found: results, metrics, summary, page. Made from rows alone."""

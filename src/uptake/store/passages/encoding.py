@@ -1,0 +1,76 @@
+"""A store's own way of embedding: the encoder it was made with, checked, and its vectors made fit."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uptake.errors import BadInput, Mismatch
+from uptake.store.layout import View
+from uptake.store.remote.objects import Location
+from uptake.text.types import Embedder
+
+
+class Encoding:
+    """The encoder of a view. Without one given, that named in the view is loaded when first needed.
+
+    Raises Mismatch, naming both, for an encoder other than the one the store was made with.
+    """
+
+    def __init__(self, store: Location, view: View, encoder: Embedder | str | None, device: str) -> None:
+        if encoder is not None and not view.dimensions:
+            raise BadInput(f"{store}: a lexical store takes no encoder; leave it out")
+        self._store = store
+        self._view = view
+        self.device = device
+        self._encoder = None if encoder is None else self._checked(encoder)
+
+    @property
+    def encoder(self) -> Embedder:
+        """What embeds; raises BadInput where it can only be given, Missing where it cannot be loaded."""
+        if self._encoder is None:
+            if not self._view.encoder:
+                raise BadInput(f"{self._store}: made with an encoder of your own; open it with encoder=...")
+            self._encoder = self._checked(self._view.encoder)
+        return self._encoder
+
+    @property
+    def elsewhere(self) -> tuple[Embedder | str | None, str]:
+        """What another process embeds with in the same way: the encoder's name, or itself; and the device."""
+        return self.spec or self._encoder, self.device
+
+    @property
+    def spec(self) -> str:
+        """What `make_encoder` makes it from; empty where it was given as an object, or there is none."""
+        return self._view.encoder if self._encoder is None else getattr(self._encoder, "spec", "")
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row a text, of length one where the metric is cosine."""
+        vectors = np.asarray(self.encoder.embed(texts), dtype=np.float32)
+        if vectors.shape != (len(texts), self._view.dimensions):
+            raise BadInput(
+                f"the encoder gave vectors of shape {vectors.shape} for {len(texts)} texts; "
+                f"the store needs {self._view.dimensions} dimensions"
+            )
+        if not np.isfinite(vectors).all():
+            place = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+            raise BadInput(f"the encoder gave a vector that is not finite for the text {texts[place][:60]!r}")
+        if self._view.metric == "cosine":
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+        return vectors
+
+    def _checked(self, encoder: Embedder | str) -> Embedder:
+        if isinstance(encoder, str):
+            from uptake.store.passages.encoders import make_encoder
+
+            encoder = make_encoder(encoder, self.device, self._view.dtype)
+        if encoder.fingerprint != self._view.encoder_fingerprint:
+            made = _told(self._view.encoder, self._view.encoder_fingerprint)
+            given = _told(getattr(encoder, "spec", ""), encoder.fingerprint)
+            raise Mismatch(f"{self._store}: made with encoder {made}, opened with {given}; give the same one")
+        return encoder
+
+
+def _told(spec: str, fingerprint: str) -> str:
+    return f"{spec} ({fingerprint})" if spec else fingerprint

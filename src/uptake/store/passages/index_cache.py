@@ -1,0 +1,295 @@
+"""What a vector index stands on: the indexed rows of one version, kept in a private cache.
+
+FAISS parses its files in C++ that trusts them. So a base lives in a folder of this user alone,
+beside the SHA-256 of its files, and one that is missing or damaged is made again from the table.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from uptake.errors import Damaged, UptakeError
+from uptake.store.files import format_sums, one_line, parse_sums, read_json, sha256, write_json
+from uptake.store.passages.table import Ids, Table
+
+Floats = NDArray[np.float32]
+
+_HASHED = 256 << 20  # bytes; vectors beyond this are summed by `verify` alone: they are read as plain numbers
+_ABANDONED = 86_400  # seconds after which a draft is what a crash left
+
+
+@dataclass(frozen=True)
+class Base:
+    """The indexed rows of one version: ids and vectors in the same order, `ivf` numbering them from 0."""
+
+    ids: Ids
+    vectors: Floats
+    ivf: Any = None
+
+    def candidates(self, queries: Floats, count: int, metric: int, exact: bool) -> Ids:
+        """Return (queries, count) places, padded with -1."""
+        count = min(count, len(self.ids))
+        if self.ivf is None or exact:
+            return nearest(queries, self.vectors, count, metric)
+        _, places = self.ivf.search(queries, count)
+        return np.asarray(places)
+
+
+class Cache:
+    """The bases of one store: CACHE/indexes/UID/v<version>-<kind>/, each a folder that never changes.
+
+    Those of a part of its rows lie one folder deeper, which `label` names.
+    """
+
+    def __init__(self, uid: str, settings: dict[str, object], label: str = "") -> None:
+        self._settings = settings
+        self._folder = cache_folder(uid) / label
+
+    @classmethod
+    def of(cls, uid: str) -> "list[Cache]":
+        """Return the caches there are of a store: of its parts, and of the whole."""
+        labels = sorted(path.name for path in cache_folder(uid).glob("rows-*"))
+        return [cls(uid, {}, label) for label in (*labels, "")]
+
+    def folders(self) -> list[Path]:
+        """Return the folders that hold a base, newest version first."""
+        if not self._folder.is_dir():
+            return []
+        found = [path for path in self._folder.iterdir() if re.fullmatch(r"v\d+-\w+", path.name)]
+        return sorted(found, key=_version, reverse=True)
+
+    def clear(self) -> None:
+        """Delete everything, drafts that a crash left included."""
+        for folder in self.folders():
+            discard(folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def bases(self, version: int) -> Iterator[Base]:
+        """Yield the usable bases with these settings, the one nearest to `version` first."""
+        if not private(self._folder):
+            return
+        for folder in sorted(self.folders(), key=lambda path: abs(_version(path) - version)):
+            base = self._load(folder)
+            if base is not None:
+                yield base
+
+    def make(self, table: Table, threads: int | None) -> Base:
+        """Build a base of this table and keep it; without a usable cache it lives in memory alone."""
+        try:
+            if not private(self._folder, make=True):
+                raise OSError("others may write there")
+            return self._store(table, threads)
+        except Damaged:
+            raise  # the table's own fault, which no other cache would mend
+        except (OSError, UptakeError) as error:
+            warnings.warn(
+                f"{self._folder}: index not kept ({one_line(error)}); set UPTAKE_CACHE to a private folder "
+                "with room",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        vectors = np.empty((table.count, table.dimensions), np.float32)
+        _fill(vectors, table)
+        return Base(table.ids, vectors, self._ivf(vectors, threads))
+
+    def _store(self, table: Table, threads: int | None) -> Base:
+        clear_drafts(self._folder)
+        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=self._folder))
+        try:
+            with (draft / "vectors").open("wb") as file:
+                for part in table.stream_vectors():
+                    part.tofile(file)
+            table.ids.astype("<i8").tofile(draft / "ids")
+            ivf = self._ivf(_mapped(draft / "vectors", np.float32, table.dimensions), threads)
+            if ivf is not None:
+                faiss.write_index(ivf, str(draft / "ivf"))
+            write_json(draft / "about.json", self._settings | {"version": table.version})
+            sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
+            (draft / "sums").write_bytes(format_sums(sums))
+            home = self._folder / f"v{table.version}-{self._settings['kind']}"
+            discard(home)  # only ever damaged, or drifted under the same version
+            with contextlib.suppress(OSError):  # another process was first
+                draft.rename(home)
+        except RuntimeError as error:  # FAISS tells of a full disk in its own way
+            raise OSError(one_line(error)) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        for old in [folder for folder in self.folders() if folder != home][1:]:
+            discard(old)  # whoever has it mapped keeps it
+        base = self._load(home)
+        if base is None:
+            raise OSError("it was damaged while it was written")
+        return base
+
+    def _ivf(self, vectors: Floats, threads: int | None) -> Any:
+        if self._settings["kind"] != "ivf" or not len(vectors):
+            return None
+        if threads:
+            faiss.omp_set_num_threads(threads)
+        count, dimensions = vectors.shape
+        metric = faiss_metric(self._settings["metric"])
+        lists = max(1, min(int(4 * count**0.5), count // 40))
+        # Four bits for every two dimensions are trained in seconds and scanned fastest; few dimensions
+        # bear less, and cost little at eight bits each. The re-rank is exact either way.
+        coarse = dimensions > 128 and dimensions % 2 == 0 and count >= 1000
+        fine = f"PQ{dimensions // 2}x4fs" if coarse else "SQ8"
+        index: Any = faiss.index_factory(dimensions, f"IVF{lists},{fine}", metric)
+        index.cp.niter, index.cp.max_points_per_centroid = 10, 64
+        index.cp.min_points_per_centroid = 1
+        index.nprobe = max(1, min(lists, max(64, lists // 32)))
+        sample = np.random.default_rng(0).permutation(count)[: 64 * lists + 4096]
+        index.train(vectors[np.sort(sample)])
+        for start in range(0, count, 65536):
+            index.add(np.ascontiguousarray(vectors[start : start + 65536]))
+        return index
+
+    def _load(self, folder: Path) -> Base | None:
+        try:
+            problem = ", ".join(damaged(folder))
+            if not problem:
+                about = read_json(folder / "about.json")
+                if any(about.get(name) != value for name, value in self._settings.items()):
+                    return None
+                ids = np.fromfile(folder / "ids", "<i8").astype(np.int64)
+                vectors = _mapped(folder / "vectors", np.float32, int(about["dimensions"]))
+                if len(ids) == len(vectors):
+                    ivf = folder / "ivf"
+                    return Base(ids, vectors, faiss.read_index(str(ivf)) if ivf.exists() else None)
+                problem = "sizes do not agree"
+        except (UptakeError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            problem = one_line(error)
+        if not folder.is_dir():  # another process has put a newer one in its place
+            return None
+        warnings.warn(
+            f"{folder}: damaged index ({problem}); making it again from the table",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        discard(folder)
+        return None
+
+
+def cache_folder(uid: str) -> Path:
+    """Return where whatever is derived from the store `uid` is kept. Raises Damaged for what is no uid."""
+    if not re.fullmatch(r"[0-9a-f]{32}", uid):
+        raise Damaged(f"store uid {uid!r} is not 32 hexadecimal digits; put store.json back from a copy")
+    root = os.environ.get("UPTAKE_CACHE") or Path.home() / ".cache" / "uptake"
+    return Path(root).expanduser() / "indexes" / uid
+
+
+def private(folder: Path, make: bool = False) -> bool:
+    """Return whether a cache folder is there, or can be made, and is this user's alone; see that it is."""
+    if make:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not folder.is_dir():
+        return False
+    about = folder.stat()
+    if about.st_uid == os.geteuid() and about.st_mode & 0o077:
+        folder.chmod(0o700)
+    return about.st_uid == os.geteuid()
+
+
+def clear_drafts(folder: Path) -> None:
+    """Delete what a crash left half written in a cache folder."""
+    for left in folder.glob(".draft-*"):
+        if left.stat().st_mtime < time.time() - _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def nearest(queries: Floats, vectors: Floats, count: int, metric: int) -> Ids:
+    """Return (queries, count) places of the nearest vectors, best first, by exact search."""
+    if not count:
+        return np.empty((len(queries), 0), np.int64)
+    _, places = faiss.knn(queries, vectors, count, metric=metric)
+    return np.asarray(places)
+
+
+def distances(query: Floats, vectors: Floats, places: Ids, metric: int) -> Floats:
+    """Return the inner products, or squared distances, of `query` and the vectors at `places`.
+
+    Reads the vectors where they lie, without a copy. `places` must be in range: nobody checks.
+    """
+    told = np.empty(len(places), np.float32)
+    if len(places):
+        library: Any = faiss
+        of = library.fvec_L2sqr_by_idx if metric == faiss.METRIC_L2 else library.fvec_inner_products_by_idx
+        arrays = (told, *map(np.ascontiguousarray, (query, vectors, places.astype(np.int64, copy=False))))
+        of(*map(faiss.swig_ptr, arrays), vectors.shape[1], 1, len(places))
+    return told
+
+
+def faiss_metric(metric: object) -> int:
+    """Return FAISS's number for a store's metric; under "cosine" vectors have length one."""
+    return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+
+
+def check_bases(uid: str) -> list[str]:
+    """Return a line for each cached base of this store that no longer holds what was written."""
+    try:
+        folders = [folder for cache in Cache.of(uid) for folder in cache.folders()]
+    except UptakeError as error:
+        return [str(error)]
+    return [
+        f"{folder}: damaged index ({name}); delete the folder, it is made again when first needed"
+        for folder in folders
+        for name in damaged(folder, everything=True)
+    ]
+
+
+def forget_bases(uid: str) -> None:
+    """Delete every cached base of this store, so that purged text leaves no vector behind."""
+    for cache in Cache.of(uid):
+        cache.clear()
+
+
+def damaged(folder: Path, everything: bool = False) -> list[str]:
+    """Return the names of files that are not what was written, by the sums beside them."""
+    try:
+        sums = parse_sums((folder / "sums").read_bytes())
+        names = {path.name for path in folder.iterdir()} - {"sums"}
+        return sorted(names ^ sums.keys()) + [
+            name
+            for name in sorted(names & sums.keys())
+            if (everything or name != "vectors" or (folder / name).stat().st_size <= _HASHED)
+            and sha256(folder / name) != sums[name]
+        ]
+    except OSError as error:
+        return [one_line(error)]
+
+
+def discard(folder: Path) -> None:
+    """Delete a base so that nobody ever finds half of it, though it be the last thing this process does."""
+    away = folder.with_name(f".draft-{secrets.token_hex(8)}")
+    with contextlib.suppress(OSError):  # another process was first, or it was never there
+        folder.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def _fill(vectors: Floats, table: Table) -> None:
+    start = 0
+    for part in table.stream_vectors():
+        vectors[start : start + len(part)] = part
+        start += len(part)
+
+
+def _mapped(path: Path, kind: Any, dimensions: int) -> Floats:
+    if not path.stat().st_size:  # nothing cannot be mapped
+        return np.empty((0, dimensions), kind)
+    return np.asarray(np.memmap(path, dtype=kind, mode="r").reshape(-1, dimensions))
+
+
+def _version(folder: Path) -> int:
+    return int(folder.name[1:].partition("-")[0])

@@ -1,0 +1,293 @@
+"""Where a query's passages come from: one version of the store, ranked for the query, leaks withheld.
+
+A ranking is deepened in fixed steps and only ever grows at its end, so the first k passages are
+the same whatever k was asked for before.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uptake.errors import BadInput
+from uptake.store.passages.index import Index, Ranked, VectorIndex
+from uptake.store.passages.index_cache import Base
+from uptake.store.passages.table import Ids, Table, storable
+from uptake.store.views.token_source import TokenView
+from uptake.store.views.views import Views
+from uptake.text.chunks.view import Chunked
+from uptake.text.overlap import LeakFilter, Overlap, Verdict
+from uptake.text.types import Chunks, Found, Passage, Tokens
+
+FIRST_DEPTH = 128  # candidates ranked at first; doubled whenever the leak filter leaves too few
+_FUSION = 60  # the customary constant of reciprocal rank fusion
+_READ_AHEAD = 32  # passages read at a time, and in advance for every query of a batch
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryText:
+    """What is searched for, and the evaluated document it comes from, which must not leak.
+
+    `whole_text` is the whole of that document; the query itself where it is empty.
+    """
+
+    text: str
+    document_id: str = ""
+    group: str = ""
+    whole_text: str = ""
+
+
+class Snapshot:
+    """One version of the store, ready to be searched: by vectors, by words, or by both."""
+
+    def __init__(
+        self,
+        table: Table,
+        retriever: str,
+        make_index: Callable[[Table], Index],
+        embed: Callable[[Sequence[str]], Floats | None],
+        views: Views,
+    ) -> None:
+        self.table = table
+        self.retriever = retriever
+        self.embed = embed
+        self._make_index = make_index
+        self._views = views
+        self._tokens: dict[str, TokenView] = {}
+        self._chunks: dict[str, Chunked] = {}
+
+    def tokens(self, fingerprint: str) -> TokenView:
+        """Return the tokens of this version as the keyer of this fingerprint read them."""
+        if fingerprint not in self._tokens:
+            self._tokens[fingerprint] = self._views.tokens(self.table, fingerprint)
+        return self._tokens[fingerprint]
+
+    def chunks(self, fingerprint: str) -> Chunked:
+        """Return the chunks of this version as the tokenizer of this fingerprint cut them."""
+        if fingerprint not in self._chunks:
+            self._chunks[fingerprint] = self._views.chunks(self.table, fingerprint)
+        return self._chunks[fingerprint]
+
+    @cached_property
+    def index(self) -> Index:
+        """The vector index of this version, opened or made when first needed."""
+        return self._make_index(self.table)
+
+    @property
+    def base(self) -> Base | None:
+        """What an index of this process stands on, if it was needed: the next version can stand on it too."""
+        made = vars(self).get("index")
+        return made.base if isinstance(made, VectorIndex) else None
+
+    @cached_property
+    def sorted_ids(self) -> Ids:
+        """All ids in an order that does not depend on how they were added."""
+        return np.sort(self.table.ids)
+
+    def rank(self, texts: Sequence[str], vectors: Floats | None, depth: int) -> list[Ranked]:
+        """Return for each query its `depth` best passages; `vectors` is None in a lexical store."""
+        dense = self.index.search(vectors, depth) if vectors is not None else []
+        if self.retriever == "dense":
+            return dense
+        lexical = [Ranked(*self.table.match(text, depth)) for text in texts]
+        if self.retriever == "lexical":
+            return lexical
+        return [_fuse(both, depth) for both in zip(dense, lexical, strict=True)]
+
+
+@dataclass
+class _Ranking:
+    """One query's ranking so far. `exhausted` once the store holds no more for it."""
+
+    snapshot: Snapshot
+    text: str
+    vector: Floats | None
+    ids: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    depth: int = 0
+    exhausted: bool = False
+    coverage: float = 1.0  # the least of any search
+
+    def deepen(self) -> None:
+        depth = 2 * self.depth or FIRST_DEPTH
+        vectors = None if self.vector is None else self.vector[None]
+        self.extend(self.snapshot.rank([self.text], vectors, depth)[0], depth)
+
+    def extend(self, ranked: Ranked, depth: int) -> None:
+        known = set(self.ids)
+        for key, score in zip(ranked.ids.tolist(), ranked.scores.tolist(), strict=True):
+            if key not in known:
+                self.ids.append(key)
+                self.scores.append(score)
+        # Words find only passages that share one with the query: a list that stayed short is at its end.
+        self.exhausted = len(ranked.ids) < depth or depth >= self.snapshot.table.count
+        self.depth = depth
+        self.coverage = min(self.coverage, ranked.coverage)
+
+
+class BoundSource:
+    """A Source (see uptake.text.types) bound to one version of a store and one query's leak filter."""
+
+    def __init__(self, ranking: _Ranking, query: QueryText, overlap: Overlap, leak: LeakFilter) -> None:
+        self._ranking = ranking
+        self._query = query
+        self._overlap = overlap
+        self._leak = leak
+        self._table = ranking.snapshot.table
+        self._passages: dict[int, Passage] = {}
+        self._judged: dict[int, Verdict] = {}
+        self._remember: Callable[[Chunks], Chunks] = lambda chunks: chunks
+
+    def remembering(self, remember: Callable[[Chunks], Chunks]) -> "BoundSource":
+        """Return this source with chunks that `remember` makes of its own: what was found is kept there."""
+        other = copy.copy(self)
+        other._remember = remember
+        return other
+
+    def search(self, k: int) -> Found:
+        """Return the k nearest passages that do not leak, best first; fewer where the store has no more."""
+        check_count(k)
+        found = self._adapt(k, self._candidates())
+        return replace(found, coverage=self._ranking.coverage)
+
+    def sample(self, k: int, generator: np.random.Generator) -> Found:
+        """Return k passages drawn evenly without replacement from all that do not leak; scores are 0."""
+        check_count(k)
+        ids = self._ranking.snapshot.sorted_ids
+        return self._adapt(k, ((int(ids[place]), 0.0) for place in _shuffled(len(ids), generator)))
+
+    def vectors(self, ids: Sequence[int]) -> Floats:
+        """Return one row a passage id; raises BadInput for an unknown id or a lexical store."""
+        return self._table.vectors(ids)
+
+    def query_vector(self) -> Floats:
+        """Return the vector that searches, [dimensions]; raises BadInput in a lexical store."""
+        if self._ranking.vector is None:
+            raise BadInput(
+                "SIFT needs vectors and this store is lexical: build it with --retriever dense or hybrid"
+            )
+        return self._ranking.vector
+
+    def again(self, text: str) -> "BoundSource":
+        """Return the source of another text of the same evaluated document."""
+        query = replace(self._query, text=storable(text))
+        snapshot = self._ranking.snapshot
+        vectors = snapshot.embed([query.text])
+        return BoundSource(
+            _Ranking(snapshot, query.text, None if vectors is None else vectors[0]),
+            query,
+            self._overlap,
+            self._leak,
+        )
+
+    def tokens(self, fingerprint: str) -> Tokens:
+        """Return the tokens this query may read; raises BadInput, Mismatch, Damaged (see TokenView)."""
+        view = self._ranking.snapshot.tokens(fingerprint)
+        return view.bound(self._query.document_id, self._query.group, self._overlap, self._leak)
+
+    def chunks(self, fingerprint: str) -> Chunks:
+        """Return the chunks this query may read; raises BadInput, Mismatch, Damaged (see open_chunks)."""
+        view = self._ranking.snapshot.chunks(fingerprint)
+        query = self._query
+        return self._remember(view.bound(query.document_id, query.group, self._overlap, self._leak))
+
+    def read_ahead(self, passages: dict[int, Passage]) -> None:
+        """Take over passages that were read for a whole batch."""
+        self._passages.update(
+            {key: passages[key] for key in self._ranking.ids[:_READ_AHEAD] if key in passages}
+        )
+
+    def _adapt(self, k: int, candidates: Iterator[tuple[int, float]]) -> Found:
+        found: list[tuple[Passage, float, float]] = []
+        withheld = 0
+        while len(found) < k:
+            some = list(islice(candidates, max(k - len(found), 8)))
+            if not some:
+                break
+            self._read([key for key, _ in some])
+            for key, score in some:
+                if len(found) == k:
+                    break
+                verdict = self._judge(key)
+                withheld += verdict.leaks
+                if not verdict.leaks:
+                    found.append((self._passages[key], score, verdict.containment))
+        passages, scores, overlaps = zip(*found, strict=True) if found else ((), (), ())
+        return Found(passages, scores, overlaps, withheld)
+
+    def _candidates(self) -> Iterator[tuple[int, float]]:
+        ranking, place = self._ranking, 0
+        while True:
+            while place == len(ranking.ids) and not ranking.exhausted:
+                ranking.deepen()
+            if place == len(ranking.ids):
+                return
+            yield ranking.ids[place], ranking.scores[place]
+            place += 1
+
+    def _read(self, ids: list[int]) -> None:
+        unread = [key for key in ids if key not in self._passages]
+        self._passages.update(zip(unread, self._table.rows(unread), strict=True))
+
+    def _judge(self, key: int) -> Verdict:
+        if key not in self._judged:
+            self._judged[key] = self._leak.judge(
+                self._overlap, self._query.document_id, self._query.group, self._passages[key]
+            )
+        return self._judged[key]
+
+
+def bind(
+    snapshot: Snapshot, queries: Sequence[QueryText], vectors: Floats | None, leak: LeakFilter
+) -> list[BoundSource]:
+    """Return one source a query, all of them searched and read in one go."""
+    overlaps: dict[str, Overlap] = {}
+    sources = []
+    rankings = [
+        _Ranking(snapshot, query.text, None if vectors is None else vectors[row])
+        for row, query in enumerate(queries)
+    ]
+    for ranking, ranked in zip(
+        rankings, snapshot.rank([query.text for query in queries], vectors, FIRST_DEPTH), strict=True
+    ):
+        ranking.extend(ranked, FIRST_DEPTH)
+    near = list(dict.fromkeys(key for ranking in rankings for key in ranking.ids[:_READ_AHEAD]))
+    passages = dict(zip(near, snapshot.table.rows(near), strict=True))
+    for query, ranking in zip(queries, rankings, strict=True):
+        whole = query.whole_text or query.text
+        source = BoundSource(ranking, query, overlaps.setdefault(whole, Overlap(whole)), leak)
+        source.read_ahead(passages)
+        sources.append(source)
+    return sources
+
+
+def _fuse(lists: Sequence[Ranked], depth: int) -> Ranked:
+    """Merge rankings by the sum of 1 / (60 + rank), rank counting from 1."""
+    totals: dict[int, float] = {}
+    for ranked in lists:
+        for rank, key in enumerate(ranked.ids.tolist(), start=1):
+            totals[key] = totals.get(key, 0.0) + 1 / (_FUSION + rank)
+    order = sorted(totals, key=lambda key: (-totals[key], key))[:depth]
+    scores = np.array([totals[key] for key in order], np.float32)
+    return Ranked(np.array(order, np.int64), scores, min(ranked.coverage for ranked in lists))
+
+
+def _shuffled(count: int, generator: np.random.Generator) -> Iterator[int]:
+    """Yield 0 .. count - 1 in random order, doing work only for what is taken."""
+    moved: dict[int, int] = {}
+    for place in range(count):
+        other = int(generator.integers(place, count))
+        yield moved.get(other, other)
+        moved[other] = moved.get(place, place)
+
+
+def check_count(k: int) -> None:
+    """Raise BadInput for a negative number of passages."""
+    if k < 0:
+        raise BadInput(f"k = {k}: ask for 0 or more passages")

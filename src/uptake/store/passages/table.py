@@ -1,0 +1,370 @@
+"""Passages in a Lance table: the truth of a store, and the only file that imports Lance.
+
+A Table is bound to one version. Whatever writes returns a new Table at the version it made; the
+old one keeps answering as before. Predicates are built from integers only. This file knows
+nothing of encoders, indexes or leases: whoever writes must hold the store's lease.
+"""
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance.fragment import FragmentMetadata, write_fragments
+from lance.query import MatchQuery
+from numpy.typing import NDArray
+
+from uptake.errors import BadInput, Damaged, UptakeError
+from uptake.store.files import one_line, plain_errors
+from uptake.store.remote.objects import Location, ObjectPath
+from uptake.text.types import Passage, stable_hash
+
+Ids = NDArray[np.int64]
+
+_FIELDS = ["id", "text", "prompt", "document", "group", "start", "meta"]
+_QUERY_WORDS = 64  # the cost of a text query grows with its words; more than these hardly change the order
+_IDS_A_PREDICATE = 100_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """Return the text with lone surrogates, which UTF-8 cannot hold, replaced one for one."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def as_ids(numbers: Sequence[int] | Ids) -> Ids:
+    """Return ids as an array; raises BadInput for what cannot be one."""
+    try:
+        return np.asarray(numbers, dtype=np.int64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise BadInput(f"passage ids {str(numbers)[:80]}: give whole numbers below 2**63") from error
+
+
+class Table:
+    """The passages of one version, or a part of them. `dimensions` is 0 where they have no vectors.
+
+    `path` is where the table lies; `label` names the part, empty for the whole.
+    """
+
+    def __init__(self, dataset: Any, path: Location, rows: slice | None = None, label: str = "") -> None:
+        self._dataset = dataset
+        self.path = path
+        self._first = rows.start if rows else 0
+        self._rows = {"offset": rows.start, "limit": rows.stop - rows.start} if rows else {}
+        self.label = label
+        field = dataset.schema.field("vector") if "vector" in dataset.schema.names else None
+        self.dimensions = field.type.list_size if field is not None else 0
+
+    @classmethod
+    def create(cls, path: Location, dimensions: int) -> "Table":
+        """Make an empty table for vectors of `dimensions` float32, or for none where it is 0."""
+        with _plain(path):
+            empty = _schema(dimensions).empty_table()
+            return cls(
+                lance.write_dataset(empty, str(path), mode="create", storage_options=_options(path)), path
+            )
+
+    @classmethod
+    def open(cls, path: Location, version: int | None = None) -> "Table":
+        """Open the newest version or the one named; raises BadInput where that one is gone, Damaged."""
+        with _plain(path):
+            if not path.is_dir():
+                raise Damaged(f"{path}: missing; put it back from a copy or build the store again")
+            newest = lance.dataset(str(path), storage_options=_options(path))
+            if version is None or version == newest.version:
+                return cls(newest, path)
+            kept = {entry["version"] for entry in newest.versions()}
+            if version not in kept:
+                raise BadInput(f"{path}: version {version} is not kept; {min(kept)} to {max(kept)} may be")
+            return cls(lance.dataset(str(path), version, storage_options=_options(path)), path)
+
+    @property
+    def version(self) -> int:
+        """The version this table is bound to, counted by Lance."""
+        return int(self._dataset.version)
+
+    @property
+    def schema(self) -> Any:
+        """The Arrow schema of every column."""
+        return self._dataset.schema
+
+    @property
+    def count(self) -> int:
+        """How many passages it holds."""
+        return int(self._rows["limit"] if self._rows else self._dataset.count_rows())
+
+    @property
+    def slots(self) -> int:
+        """How many rows were written to the pieces it lies in; removing takes away whole pieces alone."""
+        return sum(fragment.physical_rows for fragment in self._dataset.get_fragments())
+
+    def part(self, first: int, stop: int) -> "Table":
+        """Return what is left of the rows that were written as number `first` up to `stop`, to be read.
+
+        Rows that are added or removed later move no other row into another part, save where a whole
+        piece goes or pieces that have lost many rows are joined.
+        """
+        rows = slice(self._before(first), self._before(stop))
+        return Table(self._dataset, self.path, rows, f"rows-{first}-{stop}")
+
+    def _before(self, slot: int) -> int:
+        """Return how many of the first `slot` rows written are still here."""
+        left = 0
+        for fragment in self._dataset.get_fragments():
+            if 0 < slot < fragment.physical_rows and fragment.num_deletions:
+                with _plain(self.path):
+                    scanner = self._dataset.scanner(columns=[], fragments=[fragment], with_row_address=True)
+                    addresses = scanner.to_table()["_rowaddr"].to_numpy()
+                left += int(((addresses & 0xFFFFFFFF) < slot).sum())
+            elif slot > 0:
+                left += min(slot, fragment.count_rows())
+            slot -= fragment.physical_rows
+        return left
+
+    @cached_property
+    def _keys(self) -> tuple[Ids, Ids]:
+        with _plain(self.path):
+            columns = self._scan(["id", "document_key"]).to_table()
+        return columns["id"].to_numpy(), columns["document_key"].to_numpy()
+
+    @property
+    def ids(self) -> Ids:
+        """The passage ids in table order."""
+        return self._keys[0]
+
+    @property
+    def document_keys(self) -> Ids:
+        """The stable hash of each passage's document id, in table order."""
+        return self._keys[1]
+
+    @cached_property
+    def _order(self) -> NDArray[np.intp]:
+        return np.argsort(self.ids, kind="stable")
+
+    def positions(self, ids: Sequence[int] | Ids) -> NDArray[np.int64]:
+        """Return where each id stands in table order, -1 for one that is not here."""
+        wanted = as_ids(ids)
+        if not len(self.ids):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        near = np.searchsorted(self.ids, wanted, sorter=self._order)
+        found = self._order[np.minimum(near, len(self.ids) - 1)]
+        return np.where(self.ids[found] == wanted, found, -1).astype(np.int64)
+
+    def rows(self, ids: Sequence[int] | Ids) -> list[Passage]:
+        """Return the passages of these ids, in their order; raises BadInput for an id that is not here."""
+        columns = self._adapt(ids, _FIELDS)
+        return [Passage(**row | {"meta": json.loads(row["meta"])}) for row in columns.to_pylist()]
+
+    def vectors(self, ids: Sequence[int] | Ids) -> NDArray[np.float32]:
+        """Return one row of float32 an id, in their order; raises BadInput as `rows` does."""
+        if not self.dimensions:
+            raise BadInput(
+                f"{self.path.parent}: a lexical store has no vectors; build one with --retriever dense"
+            )
+        return _matrix(self._adapt(ids, ["vector"])["vector"], self.dimensions)
+
+    def _adapt(self, ids: Sequence[int] | Ids, columns: list[str]) -> Any:
+        places = self.positions(ids)
+        if (places < 0).any():
+            stranger = int(as_ids(ids)[places < 0][0])
+            raise BadInput(f"{self.path.parent}: holds no passage {stranger} at version {self.version}")
+        if not len(places):
+            return self._dataset.schema.empty_table().select(columns)
+        # Reading in table order, each row once, is what Lance does fastest.
+        unique, back = np.unique(places, return_inverse=True)
+        with _plain(self.path):
+            return self._dataset.take((unique + self._first).tolist(), columns=columns).take(back)
+
+    def _scan(self, columns: list[str] | None, rows: int | None = None) -> Any:
+        return self._dataset.scanner(columns=columns, batch_size=rows, scan_in_order=True, **self._rows)
+
+    def stream_vectors(self, rows: int = 8192) -> Iterator[NDArray[np.float32]]:
+        """Yield all vectors in table order, at most about `rows` at a time."""
+        with _plain(self.path):
+            for batch in self._scan(["vector"], rows).to_batches():
+                yield _matrix(batch["vector"], self.dimensions)
+
+    def stream(self, rows: int = 8192) -> Iterator[Any]:
+        """Yield every column in table order as Arrow record batches."""
+        with _plain(self.path):
+            yield from self._scan(None, rows).to_batches()
+
+    def append(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> "Table":
+        """Add passages, all or none of them; `vectors` has one row each. Raises BadInput, UptakeError."""
+        rows = self._filled(passages, vectors)
+        with _plain(self.path):
+            options = _options(self.path)
+            made = lance.write_dataset(rows, str(self.path), mode="append", storage_options=options)
+            return Table(made, self.path)
+
+    def draft(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> list[str]:
+        """Write passages down beside the table; what is returned makes them part of it, by `commit`."""
+        rows = self._filled(passages, vectors)
+        with _plain(self.path):
+            options = _options(self.path)
+            written = write_fragments(
+                rows, str(self.path), rows.schema, mode="append", storage_options=options
+            )
+        return [json.dumps(fragment.to_json()) for fragment in written]
+
+    def commit(self, drafts: Sequence[str]) -> "Table":
+        """Add what `draft` wrote, on whatever machine, all or none of it, in this order."""
+        with _plain(self.path):
+            fragments = [FragmentMetadata.from_json(draft) for draft in drafts]
+            change = lance.LanceOperation.Append(fragments)
+            newest = self._latest().version
+            options = _options(self.path)
+            made = lance.LanceDataset.commit(
+                str(self.path), change, read_version=newest, storage_options=options
+            )
+            return Table(made, self.path)
+
+    @property
+    def data_files(self) -> set[str]:
+        """The names of the files that its rows lie in."""
+        return {file.path for piece in self._dataset.get_fragments() for file in piece.data_files()}
+
+    def _filled(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> Any:
+        columns: list[Any] = [
+            pa.array([p.id for p in passages], pa.int64()),
+            *(pa.array([getattr(p, name) for p in passages], pa.string()) for name in _FIELDS[1:5]),
+            pa.array([p.start for p in passages], pa.int64()),
+            pa.array([json.dumps(dict(p.meta)) for p in passages], pa.string()),
+            pa.array([stable_hash(p.document) for p in passages], pa.int64()),
+        ]
+        if self.dimensions:
+            if vectors is None or vectors.shape != (len(passages), self.dimensions):
+                raise BadInput(f"{self.path.parent}: passages need vectors of {self.dimensions} dimensions")
+            flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, self.dimensions))
+        return pa.Table.from_arrays(columns, schema=_schema(self.dimensions))
+
+    def delete(self, ids: Sequence[int] | Ids) -> "Table":
+        """Remove passages by their ids; those not here are ignored. All go at once, up to 100,000."""
+        dataset = self._latest()
+        numbers = [int(key) for key in ids]
+        with _plain(self.path):
+            for first in range(0, len(numbers), _IDS_A_PREDICATE):
+                some = ",".join(map(str, numbers[first : first + _IDS_A_PREDICATE]))
+                dataset.delete(f"id IN ({some})")
+        return Table(dataset, self.path)
+
+    def index_text(self) -> "Table":
+        """Bring the full-text index up to date, making it if there is none."""
+        dataset = self._latest()
+        with _plain(self.path):
+            if not dataset.describe_indices():
+                dataset.create_scalar_index("text", "INVERTED", with_position=False)
+            elif dataset.stats.index_stats("text_idx")["num_unindexed_rows"]:
+                dataset.optimize.optimize_indices()
+        return Table(dataset, self.path)
+
+    def match(self, query: str, k: int) -> tuple[Ids, NDArray[np.float32]]:
+        """Return ids and BM25 scores of the at most k passages that share words with `query`, best first.
+
+        Any string is a query. Of a long one its 64 longest different words count: long words are
+        rare, and rare ones decide.
+        """
+        words = dict.fromkeys(re.findall(r"\w+", storable(query[:1_000_000])))
+        chosen = set(sorted(words, key=len, reverse=True)[:_QUERY_WORDS])
+        text = " ".join(word for word in words if word in chosen)
+        if k <= 0 or not text:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        with _plain(self.path):
+            scanner = self._dataset.scanner(
+                columns=["id", "_score"], full_text_query=MatchQuery(text, "text"), limit=k
+            )
+            found = scanner.to_table()
+        ids, scores = found["id"].to_numpy(), found["_score"].to_numpy()
+        order = np.lexsort((ids, -scores))  # equal scores come in a fixed order
+        return ids[order], scores[order]
+
+    def compact(self) -> "Table":
+        """Join small fragments into large ones; the rows stay as they are."""
+        dataset = self._latest()
+        with _plain(self.path):
+            dataset.optimize.compact_files()
+        return Table(dataset, self.path)
+
+    def purge(self, text_index: bool) -> "Table":
+        """Rewrite what is left and drop all older versions, so that removed text is gone from the disk.
+
+        Readers still bound to an older version can read no more.
+        """
+        dataset = self._latest()
+        with _plain(self.path):
+            dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+            if text_index:
+                dataset.create_scalar_index("text", "INVERTED", with_position=False, replace=True)
+            dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+        return Table(dataset, self.path)
+
+    def outlived(self, kept: timedelta) -> list[int]:
+        """Return the versions whose place another took longer ago than `kept`."""
+        with _plain(self.path):
+            versions = sorted(self._latest().versions(), key=lambda about: about["version"])
+        limit = datetime.now() - kept
+        return [old["version"] for old, new in itertools.pairwise(versions) if new["timestamp"] < limit]
+
+    def drop(self, versions: Sequence[int]) -> None:
+        """Delete versions and what only they hold. Readers still bound to one can read no more."""
+        with _plain(self.path):
+            self._latest().cleanup_old_versions(versions=list(versions))
+
+    @property
+    def fragments(self) -> int:
+        """In how many pieces the table lies on the disk."""
+        return len(self._dataset.get_fragments())
+
+    def _latest(self) -> Any:
+        with _plain(self.path):
+            return lance.dataset(str(self.path), storage_options=_options(self.path))
+
+
+def _schema(dimensions: int) -> Any:
+    fields = [
+        pa.field("id", pa.int64(), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in _FIELDS[1:5]),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("meta", pa.string(), nullable=False),
+        pa.field("document_key", pa.int64(), nullable=False),
+    ]
+    if dimensions:
+        fields.append(pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False))
+    return pa.schema(fields)
+
+
+def _matrix(column: Any, dimensions: int) -> NDArray[np.float32]:
+    chunks = column.chunks if hasattr(column, "chunks") else [column]
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions) for chunk in chunks]
+    return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
+
+
+def _options(path: Location) -> dict[str, str] | None:
+    return dict(path.options) if isinstance(path, ObjectPath) else None
+
+
+@contextlib.contextmanager
+def _plain(path: Location) -> Iterator[None]:
+    """Turn whatever Lance and Arrow raise into one line."""
+    try:
+        with plain_errors(path):
+            yield
+    except UptakeError:
+        raise
+    except BaseException as error:
+        # A panic inside Rust arrives as a BaseException of its own; others of those are not ours.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(path, ObjectPath) and "LanceError(IO)" in str(error):  # no answer, or a refusal
+            raise UptakeError(f"{path}: {one_line(error)}") from error
+        raise Damaged(
+            f"{path}: cannot be read ({one_line(error)}); `uptake index verify` says more"
+        ) from error

@@ -1,0 +1,187 @@
+"""What a writer does while it holds a store's lease: add in whole batches, replace, remove, tidy up."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uptake.store.files import Checksums
+from uptake.store.passages.table import Table, as_ids, storable
+from uptake.text.types import Chunking, Document, Passage, stable_hash
+
+Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
+
+_BATCH = 2048  # passages a commit: an interruption loses at most the embedding of so many
+_BATCH_CHARACTERS = 64_000_000
+_KEPT = timedelta(days=7)  # for readers that are still at work on an older version
+_MINI_BATCH = 256  # passages embedded between two reports of progress
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What an `add` did: documents read, passages stored, passages that were there already."""
+
+    documents: int
+    passages: int
+    already: int
+
+
+class Writing:
+    """One writer's work on the newest version. `table` is what has been committed so far.
+
+    `check` raises Busy where the lease was lost: it is called before each change.
+    """
+
+    def __init__(self, table: Table, sums: Checksums, check: Callable[[], None], *, text_index: bool) -> None:
+        self.table = table
+        self.check = check
+        self.purged = False
+        self._sums = sums
+        self._text_index = text_index
+
+    def add(
+        self,
+        documents: Iterable[Document],
+        embed: Embed,
+        chunking: Chunking,
+        progress: Callable[[int, int], None] | None,
+    ) -> Added:
+        """See Datastore.add; `embed` gives None where passages get no vectors."""
+        adding = _Adding(self, embed, progress or (lambda done, known: None))
+        if progress and isinstance(documents, Sequence):
+            adding.known = sum(1 for document in documents for _ in chunking.split(document.text))
+        for document in documents:
+            adding.put(storable_document(document), chunking)
+        adding.flush()
+        return Added(adding.documents, adding.stored, adding.already)
+
+    def remove(self, document_keys: Sequence[int], passages: Sequence[int], purge: bool) -> int:
+        """See Datastore.remove; documents are given by the stable hash of their ids."""
+        before = self.table
+        gone = np.isin(before.document_keys, as_ids(document_keys)) | np.isin(before.ids, as_ids(passages))
+        self.check()
+        if gone.any():
+            self.commit(before.delete(before.ids[gone]))
+        if purge:
+            self.purged = True
+            self._sums.clear()
+            self.commit(self.table.purge(self._text_index))
+        return int(gone.sum())
+
+    def tidy(self, fragments: int) -> None:
+        """Bring the text index up to date, join small pieces of the table, drop what is long outlived."""
+        self.check()
+        if self.table.fragments > fragments:
+            self.commit(self.table.compact())
+        if self._text_index:
+            self.commit(self.table.index_text())
+        if outlived := self.table.outlived(_KEPT):
+            with self._sums.deleting():
+                self.table.drop(outlived)
+
+    def commit(self, table: Table) -> None:
+        """Take over the version that was just made."""
+        self.table = table
+        self._sums.record()
+
+
+class _Adding:
+    """The passages waiting for the next commit, and the counts of one `add`."""
+
+    def __init__(self, writing: Writing, embed: Embed, progress: Callable[[int, int], None]) -> None:
+        self.documents = self.stored = self.already = self.known = 0
+        self._writing = writing
+        self._embed = embed
+        self._progress = progress
+        self._waiting: dict[int, Passage] = {}
+        self._characters = 0
+        self._stale: set[int] = set()
+        self._here = Here(writing.table)
+
+    def put(self, document: Document, chunking: Chunking) -> None:
+        """Make the store hold exactly this document's passages, after the next flush at the latest."""
+        key = stable_hash(document.id)
+        before = self._here.passages(key)
+        now = set()
+        for passage in chunking.passages(document):
+            now.add(passage.id)
+            if passage.id in before:
+                self.already += 1
+            elif passage.id in self._stale:  # the text was replaced and is back
+                self._stale.remove(passage.id)
+                self.already += 1
+            else:
+                self._waiting[passage.id] = passage
+                self._characters += len(passage.text)
+            if len(self._waiting) >= _BATCH or self._characters >= _BATCH_CHARACTERS:
+                self.flush()
+        for old in before - now:
+            if self._waiting.pop(old, None) is None:
+                self._stale.add(old)
+        self._here.changed[key] = now
+        self.documents += 1
+
+    def flush(self) -> None:
+        """Store what waits, then drop what it replaces."""
+        if self._waiting:
+            waiting = list(self._waiting.values())
+            vectors = embedded([passage.text for passage in waiting], self._embed, self._report)
+            self._writing.check()
+            self._writing.commit(self._writing.table.append(waiting, vectors))
+            self.stored += len(waiting)
+        if self._stale:
+            self._writing.check()
+            self._writing.commit(self._writing.table.delete(sorted(self._stale)))
+        self._waiting, self._stale, self._characters = {}, set(), 0
+        self._report(0)
+
+    def _report(self, embedded: int) -> None:
+        done = self.stored + self.already + embedded
+        self._progress(done, max(self.known, done, self.stored + self.already + len(self._waiting)))
+
+
+def embedded(
+    texts: Sequence[str], embed: Embed, report: Callable[[int], None] = lambda done: None
+) -> NDArray[np.float32] | None:
+    """Return one row a text, or None where passages get no vectors; `report` is told how many are done."""
+    # Texts of like length side by side: little is wasted on padding.
+    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+    parts = []
+    for start in range(0, len(order), _MINI_BATCH):
+        some = order[start : start + _MINI_BATCH]
+        vectors = embed([texts[place] for place in some])
+        if vectors is None:
+            return None
+        parts.append(vectors)
+        report(start + len(some))
+    return np.concatenate(parts)[np.argsort(order)]
+
+
+class Here:
+    """Which passages each document has: in the table when the work began, or since."""
+
+    def __init__(self, table: Table) -> None:
+        order = np.argsort(table.document_keys, kind="stable")
+        self._keys, self._ids = table.document_keys[order], table.ids[order]
+        self.changed: dict[int, set[int]] = {}
+
+    def passages(self, document_key: int) -> set[int]:
+        """Return the ids of a document's passages; the document is given by the stable hash of its id."""
+        if document_key in self.changed:
+            return self.changed[document_key]
+        first, last = (np.searchsorted(self._keys, document_key, side) for side in ("left", "right"))
+        return set(self._ids[first:last].tolist())
+
+
+def storable_document(document: Document) -> Document:
+    """Return a document whose every string can be stored."""
+    meta = {storable(name): storable(value) for name, value in document.meta.items()}
+    return replace(
+        document,
+        id=storable(document.id),
+        text=storable(document.text),
+        group=storable(document.group),
+        meta=meta,
+    )

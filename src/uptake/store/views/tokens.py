@@ -1,0 +1,73 @@
+"""The tokens of a store's passages on disk, each with the key of the place before it, as one model read them.
+
+Of their files (see kept.py), `keys` holds the keys, mapped, and `words` the passages' words for the
+leak filter.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uptake.errors import BadInput, Mismatch
+from uptake.store.passages.table import Ids
+from uptake.store.views.stored import PASSAGE, Arrays, Kept, Kind, documents_of
+from uptake.text.chunks.cutting import edges_of
+from uptake.text.overlap import Collection
+
+
+def _edges(arrays: Arrays) -> dict[str, Ids]:
+    documents = documents_of(arrays["passages"])
+    tokens, words = (edges_of(arrays["passages"][name])[documents] for name in ("tokens", "words"))
+    return {"keys": tokens, "values": tokens, "passages": documents, "words": words}
+
+
+_FILES: dict[str, np.dtype[Any]] = {
+    "keys": np.dtype("<f2"),
+    "values": np.dtype("<i4"),
+    "passages": PASSAGE,
+    "words": np.dtype("<u8"),
+}
+TOKENS = Kind(
+    "tokens",
+    MappingProxyType(_FILES),
+    "keys",
+    "`uptake index tokens {store} --model M --fresh` reads them anew",
+    "`uptake index tokens` reads it again",
+    _edges,
+)
+
+
+class Stored(Kept):
+    """The tokens of a store."""
+
+    @classmethod
+    def of(cls, store: Path, fingerprint: str) -> "Stored":
+        """Map the tokens that a model with this fingerprint read.
+
+        Raises BadInput where there are none, Mismatch where another model read them, Damaged.
+        """
+        found = cls.open(TOKENS, store)
+        if found is None:
+            raise BadInput(
+                f"{store}: holds no tokens; read them with `uptake index tokens {store} --model M`"
+            )
+        about = found.about
+        if fingerprint != about.fingerprint:
+            raise Mismatch(
+                f"{store}: its tokens were read by {about.name or 'a model'} ({about.fingerprint}), not by "
+                f"this one ({fingerprint}); give that model, or `uptake index tokens --fresh` with this one"
+            )
+        return found
+
+    @property
+    def values(self) -> NDArray[np.int32]:
+        return self.arrays["values"]
+
+    @cached_property
+    def collection(self) -> Collection:
+        """The passages' words, for the leak filter."""
+        return Collection(self.arrays["words"], self.passages["words"])

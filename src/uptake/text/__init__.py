@@ -1,0 +1,1 @@
+"""Text before any model: documents, passages, readers, overlap, selection."""
