@@ -4,15 +4,17 @@
 adds nothing here: it is found by its file name.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from uptake.adaptation.delta import fingerprint
+from uptake.adaptation.delta import Delta, fingerprint
 from uptake.errors import Mismatch
 from uptake.lm.base import LM, Scores, Segment
 from uptake.methods.contract.method import Context, Evidence, Method
@@ -145,6 +147,49 @@ def law_a_batch_is_a_loop(method: AnyMethod, lm: LM, other: LM, folder: Path) ->
         assert torch.allclose(alone.log_probs, together[row].log_probs, atol=1e-5)
     assert len(B) == len(C)
     assert same(together[:1], batch(C)[:1]), "another row's text changed this row's bits"
+
+
+def law_side_by_side_equals_alone(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:
+    mine, theirs = read(method, lm, A), read(method, lm, B)
+    if not isinstance(getattr(mine, "delta", None), Delta):
+        return  # no weights of its own
+    broken = replace(theirs, delta=theirs.delta * math.nan)
+    assert all(torch.isnan(broken.delta.difference(name)).any() for name in broken.delta.names)
+
+    def taken(neighbour: Any, text: str) -> Any:
+        evidence = [Evidence.of(each, query="so ") for each in (C, text)]
+        state, _ = method.adapt([mine, neighbour], lm, evidence, Context())
+        return state
+
+    alone, beside = read(method, lm, C, state=mine), taken(theirs, A)
+    for neighbour, text in (
+        (broken, A),
+        (theirs, "some other text, longer than mine by a good deal"),
+        (mine, ""),
+    ):
+        state = taken(neighbour, text)
+        for name in alone.delta.names:
+            assert torch.equal(state.delta.difference(name), beside.delta.difference(name)), name
+            assert torch.allclose(state.delta.difference(name), alone.delta.difference(name), atol=1e-6), name
+    ids = [lm.tokenizer.opening, *lm.tokenizer.encode(A)[0]]
+
+    def told(states: list[Any], second: list[int]) -> torch.Tensor:
+        model = method.adapted(states, lm)
+        rows, cache = torch.tensor([ids, second][: len(states)]), model.start()
+        stretches = [rows[:, :-2], rows[:, -2:-1], rows[:, -1:]]
+        with torch.no_grad():
+            found = []
+            for stretch in stretches:
+                log_probs, cache = model.step(stretch, cache)
+                found.append(log_probs[0])
+            return torch.cat(found)
+
+    others = [lm.tokenizer.opening, *lm.tokenizer.encode(B)[0]]
+    by_itself, plain = told([mine], []), told([mine, theirs], others)
+    for neighbour, text in ((broken, others), (theirs, others[::-1]), (method.init(lm), ids)):
+        found = told([mine, neighbour], text)
+        assert torch.equal(found, plain), "a neighbour changed this row's bits"
+        assert torch.allclose(found, by_itself, atol=1e-5)
 
 
 def law_reading_is_scoring_then_taking(method: AnyMethod, lm: LM, other: LM, folder: Path) -> None:

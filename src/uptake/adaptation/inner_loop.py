@@ -6,6 +6,7 @@ with other texts and settings. It knows no language model: `loss_of` gives the l
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
@@ -26,6 +27,33 @@ def token_loss(log_probs: Tensor, targets: Tensor, weights: Tensor | None = None
     """
     nll = -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return nll.mean() if weights is None else (nll * weights).mean()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The tokens of one step: inputs [1, time], and how much each of their successors counts."""
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def piece_losses(log_probs: Tensor, pieces: Sequence[Piece]) -> Tensor:
+    """Return the `token_loss` of each piece, [pieces].
+
+    log_probs is [rows, time, vocabulary]; row i begins with what follows the tokens of piece i, and what
+    stands after that counts for nothing.
+    """
+    rows, time, _ = log_probs.shape
+    targets = torch.zeros(rows, time, dtype=torch.long, device=log_probs.device)
+    for row, piece in enumerate(pieces):
+        targets[row, : piece.targets.shape[1]] = piece.targets[0]
+    # Picked for all rows at once: a slice of log_probs would cost each row a gradient as large as the whole.
+    nll = -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    weighed = [
+        (nll[row, : piece.weights.shape[1]] * piece.weights[0]).mean() for row, piece in enumerate(pieces)
+    ]
+    return torch.stack(weighed)
 
 
 class Descent:
@@ -52,8 +80,7 @@ class Descent:
 
     def step(self, loss: Tensor) -> None:
         """Take one step down from the loss. Raises Diverged, and takes none, where it is not finite."""
-        if not torch.isfinite(loss):
-            raise Diverged(f"the loss is {loss.item()}: use a smaller learning rate")
+        check_loss(loss)
         self.apply(torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True))
 
     def apply(self, gradients: Gradients) -> None:
@@ -76,6 +103,12 @@ class Descent:
             for key, value in self._optimizer.state[parameter].items()
             if isinstance(value, Tensor)
         }
+
+
+def check_loss(loss: Tensor) -> None:
+    """Raise Diverged where the loss is not finite."""
+    if not torch.isfinite(loss):
+        raise Diverged(f"the loss is {loss.item()}: use a smaller learning rate")
 
 
 def descend(

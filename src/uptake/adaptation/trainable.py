@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,15 @@ class Trainable(ABC):
 
         `generator` makes whatever has to begin at random. The module itself is not touched.
         """
+
+    def factors(
+        self, module: nn.Module, start: Delta, generator: torch.Generator
+    ) -> dict[str, LowRank] | None:
+        """Return fresh low-rank factors that stand at `start`, by weight; None unless no more moves.
+
+        They are what `copy` would train, so that `side_by_side` can train those of many rows at once.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -80,46 +90,38 @@ class LoRA(Trainable):
     rank: int = 16
     alpha: int = 32
 
+    @property
+    def scale(self) -> float:
+        """What the product of the factors is multiplied by."""
+        return self.alpha / self.rank
+
     def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
         from peft import LoraConfig, inject_adapter_in_model
 
-        if self.rank < 1:
-            raise BadInput(f"LoRA rank {self.rank}: use 1 or more")
-        matrices = block_matrices(module)
-        # The part of the start that is not this LoRA's own stays where it is, under the adapter.
-        own = {name: part for name, part in start.low_rank.items() if part.down.shape[0] == self.rank}
-        rest = Delta(start.base, start.dense, {n: p for n, p in start.low_rank.items() if n not in own})
+        rest, begun = self._begin(module, start, generator)
         private = rest.over(module, start.base)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
-            target_modules=[name.removesuffix(".weight") for name in matrices],
-            fan_in_fan_out=any(matrices.values()),
+            target_modules=[name.removesuffix(".weight") for name in begun],
+            fan_in_fan_out=any(part.transposed for part in begun.values()),
             init_lora_weights=False,
         )
         # peft's layers draw from the global generator as they are made, though we set their values.
         with torch.random.fork_rng():
             inject_adapter_in_model(config, private, adapter_name="uptake")
-        scale = self.alpha / self.rank
         halves: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
-        for name in matrices:
-            layer = private.get_submodule(name.removesuffix(".weight"))
-            down, up = layer.lora_A["uptake"].weight, layer.lora_B["uptake"].weight  # type: ignore[union-attr, index]
-            with torch.no_grad():
-                if name in own:
-                    # Another scale may stand in the start: fold it into `up`.
-                    down.copy_(own[name].down)
-                    up.copy_(own[name].up * (own[name].scale / scale))
-                else:
-                    bound = 1 / math.sqrt(down.shape[1])
-                    noise = torch.rand(down.shape, generator=generator)
-                    down.copy_((2 * noise - 1) * bound)
-                    up.zero_()
-            halves[name] = down, up
+        for name, part in begun.items():
+            layer: Any = private.get_submodule(name.removesuffix(".weight"))
+            for half, value in ((layer.lora_A, part.down), (layer.lora_B, part.up)):
+                half["uptake"].to(value.dtype)
+                with torch.no_grad():
+                    half["uptake"].weight.copy_(value)
+            halves[name] = layer.lora_A["uptake"].weight, layer.lora_B["uptake"].weight
 
         def delta() -> Delta:
             parts = {
-                name: LowRank(_value(up), _value(down), scale, matrices[name])
+                name: LowRank(_value(up), _value(down), self.scale, begun[name].transposed)
                 for name, (down, up) in halves.items()
             }
             return Delta(start.base, rest.dense, {**rest.low_rank, **parts})
@@ -127,6 +129,46 @@ class LoRA(Trainable):
         moving = {id(half) for pair in halves.values() for half in pair}
         parameters = {name: half for name, half in private.named_parameters() if id(half) in moving}
         return TrainableCopy(private, parameters, delta)
+
+    def factors(
+        self, module: nn.Module, start: Delta, generator: torch.Generator
+    ) -> dict[str, LowRank] | None:
+        rest, begun = self._begin(module, start, generator)
+        return None if rest.names else begun
+
+    def _begin(
+        self, module: nn.Module, start: Delta, generator: torch.Generator
+    ) -> tuple[Delta, dict[str, LowRank]]:
+        """Return what of the start stays under the adapter, and where the adapter's factors begin."""
+        if self.rank < 1:
+            raise BadInput(f"LoRA rank {self.rank}: use 1 or more")
+        matrices = block_matrices(module)
+        # The part of the start that is not this LoRA's own stays where it is.
+        own = {
+            name: part
+            for name, part in start.low_rank.items()
+            if name in matrices and part.down.shape[0] == self.rank
+        }
+        rest = Delta(start.base, start.dense, {n: p for n, p in start.low_rank.items() if n not in own})
+        begun = {}
+        for name, transposed in matrices.items():
+            weight = wide(module.get_parameter(name))
+            into, out = weight.shape if transposed else reversed(weight.shape)
+            if name in own:
+                # Another scale may stand in the start: fold it into `up`.
+                down, up = own[name].down, own[name].up * (own[name].scale / self.scale)
+            else:
+                noise = torch.rand(self.rank, into, generator=generator)
+                down, up = (2 * noise - 1) * (1 / math.sqrt(into)), torch.zeros(out, self.rank)
+            up, down = up.to(weight, copy=True), down.to(weight, copy=True)
+            begun[name] = LowRank(up, down, self.scale, transposed)
+        return rest, begun
+
+
+def factor_names(name: str) -> tuple[str, str]:
+    """Return what the two factors, down and up, of a weight's low-rank product are called, as peft does."""
+    layer = name.removesuffix(".weight")
+    return f"{layer}.lora_A.uptake.weight", f"{layer}.lora_B.uptake.weight"
 
 
 @dataclass(frozen=True)

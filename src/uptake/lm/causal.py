@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from uptake.adaptation.delta import Delta, fingerprint, skeleton, wide
+from uptake.adaptation.side_by_side import by_row
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput, Missing
 from uptake.lm.base import LM, Cache
@@ -145,21 +146,29 @@ class Causal(LM):
 
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Causal":
         # For as long as it runs, functional_call puts the tensors into the module: not into the base's.
-        copy = self._around(self.module if self._base else skeleton(self.module))
+        copy = self.around(self.module if self._base else skeleton(self.module))
         copy._given = dict(parameters)
         return copy
 
     def overlay(self, delta: Delta) -> "Causal":
-        return self._around(delta.over(self.module, self.fingerprint))
+        return self.around(delta.over(self.module, self.fingerprint))
 
     def trainable_copy(
         self, trainable: Trainable, start: Delta, generator: torch.Generator
     ) -> tuple[LM, TrainableCopy]:
         start.check(self.fingerprint)
         opened = trainable.copy(self.module, start, generator)
-        return self._around(opened.module), opened
+        return self.around(opened.module), opened
 
-    def _around(self, module: nn.Module) -> "Causal":
+    @cached_property
+    def by_row(self) -> dict[str, bool]:
+        """The weights that rows of a batch may differ in, and whether each is stored [in, out]."""
+        if self._given is not None:
+            return {}
+        return by_row(self.module, lambda module, ids: self._run(module, ids.to(self.device), None))
+
+    def around(self, module: nn.Module) -> "Causal":
+        """Return this LM with the weights of another module, a private one, in place of its own."""
         copy = Causal(module, self.tokenizer, self.name, self.fingerprint)
         copy.device, copy.dtype = self.device, self.dtype
         return copy

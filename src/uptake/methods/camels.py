@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import token_loss, unroll
+from uptake.adaptation.inner_loop import Piece, token_loss, unroll
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.token_weights import Camels as Learnt
 from uptake.adaptation.token_weights import Uniform
@@ -27,7 +27,7 @@ from uptake.lm.causal import load
 from uptake.methods.contract.composed import Around
 from uptake.methods.contract.learned import Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
-from uptake.methods.finetune import Finetune, Piece, WeightState
+from uptake.methods.finetune import Finetune, WeightState
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.select import Nothing

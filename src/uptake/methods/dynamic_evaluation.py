@@ -20,7 +20,7 @@ from uptake.adaptation.token_weights import TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Trainable
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Scores, Segment, Window, rolling_windows
-from uptake.lm.wrappers import Routed
+from uptake.lm.side_by_side import side_by_side
 from uptake.methods.contract.learned import Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, same_length
 from uptake.methods.finetune import WeightState
@@ -108,7 +108,7 @@ class DynamicEvaluation(Learned[WeightState, Window]):
         return after
 
     def adapted(self, states: Sequence[WeightState], lm: LM) -> LM:
-        return Routed([lm.overlay(state.delta) for state in states])
+        return side_by_side(lm, [state.delta for state in states])
 
     def read(
         self, states: Sequence[WeightState], lm: LM, segments: Sequence[Segment], context: Context
@@ -144,9 +144,7 @@ class DynamicEvaluation(Learned[WeightState, Window]):
         context: Context,
     ) -> tuple[WeightState, Tensor]:
         """Return the state after a step on each piece, and what the last of them was scored with."""
-        private, opened = lm.trainable_copy(
-            self.trainable, state.delta, context.generator("moves", evidence.query)
-        )
+        private, opened = lm.trainable_copy(self.trainable, state.delta, context.generator("moves"))
         optimizer_state = {**state.optimizer_state, **self._sizes(lm, opened.parameters)}
         descent = Descent(opened.parameters, self.optimizer, self.clip, optimizer_state)
         ledger = context.ledger(row)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import descend, token_loss
+from uptake.adaptation.inner_loop import Piece, descend, token_loss
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Trainable
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM
-from uptake.lm.wrappers import Routed
+from uptake.lm.side_by_side import side_by_side, train_side_by_side
 from uptake.methods.contract.method import (
     Budget,
     Context,
@@ -37,19 +37,24 @@ class WeightState(State):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The tokens of one step: inputs [1, time], and how much each of their successors counts."""
+class _Reading:
+    """What one row reads in one `adapt`."""
 
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor
+    row: int
+    state: WeightState
+    evidence: Evidence
+    passages: Sequence[Passage]
+
+    def after(self, context: Context, delta: Delta, optimizer_state: dict[str, Tensor]) -> WeightState:
+        return self.state.after(self.evidence, context, delta=delta, optimizer_state=optimizer_state)
 
 
 @dataclass(frozen=True)
 class Finetune(Method[WeightState]):
     """One step a piece, pieces of at most `chunk_tokens` (the model's window if None), in the order read.
 
-    Weights, optimiser and random numbers are fresh for every query. `reference` hands the
+    Weights, optimiser and random numbers are fresh for every query; where low-rank factors move, all queries
+    of a batch are trained side by side, each by itself. `reference` hands the
     optimiser's memory on from query to query, as the published TTT-NN code does: results then
     depend on the order of queries. `dropout` trains in training mode, seeded for each query. Where
     a loss is no longer finite nothing of that reading is kept, and the ledger says why it stopped.
@@ -110,11 +115,19 @@ class Finetune(Method[WeightState]):
         donate: bool = False,
     ) -> list[WeightState]:
         same_length(states, evidence)
-        rows = enumerate(zip(states, evidence, strict=True))
-        return [self._adapt(row, state, lm, read, context) for row, (state, read) in rows]
+        readings = [
+            _Reading(row, state, read, passages)
+            for row, (state, read) in enumerate(zip(states, evidence, strict=True))
+            if (passages := self._passages(state, read))
+        ]
+        after = self._adapt_together(readings, lm, context)
+        if after is None:
+            after = [self._adapt(reading, lm, context) for reading in readings]
+        adapted = {reading.row: state for reading, state in zip(readings, after, strict=True)}
+        return [adapted.get(row, state) for row, state in enumerate(states)]
 
     def adapted(self, states: Sequence[WeightState], lm: LM) -> LM:
-        return Routed([lm.overlay(state.delta) for state in states])
+        return side_by_side(lm, [state.delta for state in states])
 
     def next_state(self, state: WeightState, lm: LM) -> WeightState:
         fresh = self.init(lm)
@@ -124,17 +137,43 @@ class Finetune(Method[WeightState]):
             else fresh
         )
 
-    def _adapt(
-        self, row: int, state: WeightState, lm: LM, evidence: Evidence, context: Context
-    ) -> WeightState:
-        passages = evidence.passages
+    def _passages(self, state: WeightState, evidence: Evidence) -> Sequence[Passage]:
         if self.own_prefix and not state.history and evidence.prefix:
-            passages = (Passage.whole(Document("", evidence.prefix)), *passages)
-        if not passages:
-            return state
-        private, opened = lm.trainable_copy(
-            self.trainable, state.delta, context.generator("moves", evidence.query)
+            return (Passage.whole(Document("", evidence.prefix)), *evidence.passages)
+        return evidence.passages
+
+    def _adapt_together(
+        self, readings: Sequence[_Reading], lm: LM, context: Context
+    ) -> list[WeightState] | None:
+        """Return the states after reading, rows trained side by side; None, and nothing done, if they cannot.
+
+        Rows with a budget of seconds are trained one by one, so that none pays for the others.
+        """
+        if self.dropout or self.key_penalty or self.reference or context.budget.seconds is not None:
+            return None
+        ended = train_side_by_side(
+            lm,
+            self.trainable,
+            [reading.state.delta for reading in readings],
+            [context.generator("moves") for _ in readings],
+            [self._pieces(reading, lm, context) for reading in readings],
+            self.optimizer,
+            self.clip,
+            [reading.state.optimizer_state for reading in readings],
         )
+        if ended is None:
+            return None
+        after = []
+        for reading, (delta, end) in zip(readings, ended, strict=True):
+            if end.stopped:
+                context.ledger(reading.row).stopped = end.stopped
+                after.append(reading.state)
+            else:
+                after.append(reading.after(context, delta, end.optimizer_state))
+        return after
+
+    def _adapt(self, reading: _Reading, lm: LM, context: Context) -> WeightState:
+        private, opened = lm.trainable_copy(self.trainable, reading.state.delta, context.generator("moves"))
         opened.module.train(self.dropout)
 
         def loss(piece: Piece) -> Tensor:
@@ -145,19 +184,24 @@ class Finetune(Method[WeightState]):
             penalty = keys.square().sum(-1).mean()
             return token_loss(log_probs, piece.targets, piece.weights) + self.key_penalty * penalty
 
-        pieces = self._affordable(self.pieces(lm, passages, state.passages), context, context.ledger(row))
-        seed = int(context.generator("dropout", evidence.query).initial_seed())
+        pieces = self._pieces(reading, lm, context)
+        seed = int(context.generator("dropout", reading.evidence.query).initial_seed())
         with torch.random.fork_rng(enabled=self.dropout):
             if self.dropout:
                 torch.manual_seed(seed)
             try:
                 optimizer_state = descend(
-                    loss, opened.parameters, pieces, self.optimizer, self.clip, state.optimizer_state
+                    loss, opened.parameters, pieces, self.optimizer, self.clip, reading.state.optimizer_state
                 )
             except Diverged as error:
-                context.ledger(row).stopped = str(error)
-                return state
-        return state.after(evidence, context, delta=opened.delta(), optimizer_state=optimizer_state)
+                context.ledger(reading.row).stopped = str(error)
+                return reading.state
+        return reading.after(context, opened.delta(), optimizer_state)
+
+    def _pieces(self, reading: _Reading, lm: LM, context: Context) -> Iterator[Piece]:
+        """Yield one row's pieces as far as its budget goes."""
+        pieces = self.pieces(lm, reading.passages, reading.state.passages)
+        return self._affordable(pieces, context, context.ledger(reading.row))
 
     def pieces(self, lm: LM, passages: Sequence[Passage], before: Sequence[Passage] = ()) -> Iterator[Piece]:
         """Yield one piece a step; `before` is what was read before the passages."""

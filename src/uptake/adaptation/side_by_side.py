@@ -1,0 +1,214 @@
+"""Many low-rank adaptations of one module side by side: each row of a batch has its own, one pass runs all.
+
+A weight W with the product `scale * up @ down` on it gives `W x + scale * up (down x)`. `Stack` is a private
+copy of a module that computes this for a whole batch, with the factors of all rows stacked; the base's own
+products are shared. `descend_side_by_side` trains rows together, each with its own loss, clip, optimizer
+state, number of steps and end. No operation mixes rows, so that at a fixed grid (slots, time, rank) a row's
+bits do not depend on its neighbours, broken ones included. This file knows no language model.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from uptake.adaptation.delta import LowRank, skeleton, wide
+from uptake.adaptation.inner_loop import Descent, check_loss
+from uptake.adaptation.optimizers import Optimizer, OptimizerState
+from uptake.adaptation.trainable import factor_names
+from uptake.errors import BadInput, Diverged
+
+BatchT = TypeVar("BatchT")
+Factors = Mapping[str, LowRank]  # by the name of the weight they belong to
+
+# Matrix products over fewer places (rows times time) than this take other kernels, with other last bits.
+FEWEST = 4
+
+
+class Stack:
+    """A private copy of `module` in which each row of a batch has low-rank products of its own.
+
+    `names` are the weights that may have one, of linear layers that see their input as [rows, time, width]
+    (`by_row` finds them). Until `put` or `lead` is called there are no rows.
+    """
+
+    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
+        self.module = skeleton(module)
+        self._layers: dict[str, _Stacked] = {}
+        for name in names:
+            layer = name.removesuffix(".weight")
+            self._layers[name] = _Stacked(self.module.get_submodule(layer))
+            self.module.set_submodule(layer, self._layers[name])
+
+    def put(self, rows: Sequence[Factors], slots: int = 0) -> None:
+        """Let row i of a batch have `rows[i]`, and rows up to `slots` nothing, to be read and not trained."""
+        for name, layer in self._layers.items():
+            parts = [row.get(name) for row in rows]
+            layer.hold([part and _without_scale(part) for part in parts], slots, layer.weight.dtype)
+
+    def lead(self, rows: Sequence[Factors], slots: int = 0) -> list[Tensor]:
+        """As `put`, to be trained: return the stacked factors, down and up of each weight in turn.
+
+        Row i of a gradient, as far as its rank goes, belongs to `rows[i]`: `gradients_of` picks it.
+        """
+        leaves = []
+        for name, layer in self._layers.items():
+            layer.hold([row.get(name) for row in rows], slots, wide(layer.weight).dtype)
+            leaves += [layer.down.requires_grad_(), layer.up.requires_grad_()]
+        return leaves
+
+    def gradients_of(
+        self, row: int, factors: Factors, gradients: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Return one row's part of the gradients of what `lead` gave: down and up of each of its factors."""
+        found = dict(zip(self._layers, zip(gradients[::2], gradients[1::2], strict=True), strict=True))
+        own: list[Tensor | None] = []
+        for name, part in factors.items():
+            down, up = found[name]
+            rank = part.down.shape[0]
+            own += [down if down is None else down[row, :rank], up if up is None else up[row, :, :rank]]
+        return own
+
+
+class _Stacked(nn.Module):
+    """A linear layer of the base and, beside it, low-rank products, one for each row of the batch."""
+
+    down: Tensor  # [slots, rank, in]
+    up: Tensor  # [slots, out, rank]
+    scale: Tensor | None  # [slots, 1, 1], or None where all are 1
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = layer.weight  # type: ignore[assignment]
+        self.bias: nn.Parameter | None = layer.bias  # type: ignore[assignment]
+        self.transposed = not isinstance(layer, nn.Linear)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = len(inputs)
+        weight = self.weight.T if self.transposed else self.weight
+        base = nn.functional.linear(inputs, weight, self.bias)
+        within = torch.bmm(inputs, self.down[:rows].mT)
+        if self.scale is not None:
+            within = within * self.scale[:rows]
+        return torch.baddbmm(base, within, self.up[:rows].mT)
+
+    def hold(self, parts: Sequence[LowRank | None], slots: int, dtype: torch.dtype) -> None:
+        """Have these parts, one a row, with zeros up to the largest rank and for rows that have none."""
+        rank = max((part.down.shape[0] for part in parts if part), default=0)
+        into, out = self.weight.shape if self.transposed else reversed(self.weight.shape)
+        slots = max(slots, len(parts))
+        self.down = torch.zeros(slots, rank, into, dtype=dtype, device=self.weight.device)
+        self.up = torch.zeros(slots, out, rank, dtype=dtype, device=self.weight.device)
+        scales = [part.scale if part else 1.0 for part in parts] + [1.0] * (slots - len(parts))
+        self.scale = None
+        if set(scales) != {1.0}:
+            self.scale = torch.tensor(scales, dtype=dtype, device=self.weight.device)[:, None, None]
+        for row, part in enumerate(parts):
+            if part:
+                own = part.down.shape[0]
+                self.down[row, :own], self.up[row, :, :own] = part.down.detach(), part.up.detach()
+
+
+def _without_scale(part: LowRank) -> LowRank:
+    return LowRank(part.up * part.scale, part.down, 1.0, part.transposed)
+
+
+def by_row(module: nn.Module, run: Callable[[nn.Module, Tensor], object]) -> dict[str, bool]:
+    """Return the weights that rows of a batch may differ in, and whether each is stored [in, out].
+
+    `run(module, ids)` runs the module on ids [2, 3]. The weight of a linear layer is among them if whatever
+    enters the layer is [2, 3, width], so that rows stay apart there, and if it stands in no other place.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    private = skeleton(module)
+    layers = {name: part for name, part in private.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+    seen: dict[str, set[torch.Size]] = {name: set() for name in layers}
+    for name, layer in layers.items():
+        shapes = seen[name]
+        layer.register_forward_pre_hook(lambda _, given, shapes=shapes: shapes.add(given[0].shape[:-1]))
+    with torch.no_grad():
+        run(private, torch.zeros(2, 3, dtype=torch.long))
+    places = Counter(id(parameter) for _, parameter in private.named_parameters(remove_duplicate=False))
+    return {
+        f"{name}.weight": isinstance(layer, Conv1D)
+        for name, layer in layers.items()
+        if seen[name] == {torch.Size((2, 3))} and places[id(layer.weight)] == 1
+    }
+
+
+def as_parameters(rows: Factors) -> dict[str, LowRank]:
+    """Return the factors as parameters of their own."""
+    return {
+        name: LowRank(nn.Parameter(part.up), nn.Parameter(part.down), part.scale, part.transposed)
+        for name, part in rows.items()
+    }
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the training of one row ended: the optimizer's state, and why it stopped before its batches did."""
+
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)
+    stopped: str = ""
+
+
+def descend_side_by_side(
+    stack: Stack,
+    rows: Sequence[Factors],
+    batches: Sequence[Iterable[BatchT]],
+    losses_of: Callable[[Sequence[BatchT]], Tensor],
+    passes_of: Callable[[Mapping[int, BatchT]], Iterable[Sequence[int]]],
+    optimizer: Optimizer,
+    clip: float | None = 1.0,
+    optimizer_states: Sequence[OptimizerState] = (),
+    slots: int = 0,
+) -> list[Ended]:
+    """Train `rows[i]`, made by `as_parameters`, on `batches[i]`, in place, together; return how each ended.
+
+    What `inner_loop.descend` does for one row, for all: a step a batch, each row with its own loss, clip,
+    optimizer state and number of batches. Whenever every row has drawn its next batch, `passes_of` says which
+    rows run in one pass, and `losses_of` returns the losses of these rows' batches, [rows], from
+    `stack.module`. A row whose loss or gradient is not finite takes no further step; the others do not
+    notice. `slots` is the least number of rows of a pass, idle ones among them: give it to fix the grid.
+    """
+    states = optimizer_states or [{}] * len(rows)
+    if not len(rows) == len(batches) == len(states):
+        raise BadInput(
+            f"{len(rows)} rows, {len(batches)} with batches, {len(states)} optimizer states: give one each"
+        )
+    descents = [Descent(_named(row), optimizer, clip, state) for row, state in zip(rows, states, strict=True)]
+    walks: dict[int, Iterator[BatchT]] = {row: iter(walk) for row, walk in enumerate(batches)}
+    stopped: dict[int, str] = {}
+    while walks:
+        drawn: dict[int, BatchT] = {}
+        for row, walk in list(walks.items()):
+            batch = next(walk, None)
+            if batch is None:
+                del walks[row]
+            else:
+                drawn[row] = batch
+        for together in passes_of(drawn):
+            leaves = stack.lead([rows[row] for row in together], slots)
+            losses = losses_of([drawn[row] for row in together])
+            gradients = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
+            for place, row in enumerate(together):
+                try:
+                    check_loss(losses[place])
+                    descents[row].apply(stack.gradients_of(place, rows[row], gradients))
+                except Diverged as error:
+                    stopped[row] = str(error)
+                    del walks[row]
+    return [Ended(descent.optimizer_state, stopped.get(row, "")) for row, descent in enumerate(descents)]
+
+
+def _named(factors: Factors) -> dict[str, nn.Parameter]:
+    """Return trainable factors as parameters by name, down and up of each in turn."""
+    return {
+        name: cast(nn.Parameter, half)
+        for weight, part in factors.items()
+        for name, half in zip(factor_names(weight), (part.down, part.up), strict=True)
+    }
