@@ -14,13 +14,14 @@ from random import Random
 from typing import Any
 
 import torch
-from online_common import ASKING, Names, Told, World, nll, rows, save, world
+from online_common import ASKING, Names, Rows, Told, World, nll, rows, save, world
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import unroll
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.trainable import All, Trainable
+from uptake.adaptation.transforms import Losses
 from uptake.lm.causal import Causal, load
 from uptake.text.types import Passage
 
@@ -124,8 +125,11 @@ def take(
         telling = nll(lm.with_parameters(values), told)
         adapted = dict(values)
         if not crowd.known:
+            ids = [each.id for each in made.documents]
             moved, _ = unroll(
-                lambda at, batch: exponent.exp() * nll(lm.with_parameters({**values, **at}), batch),
+                lambda at, batch, ids=ids: Losses(
+                    exponent.exp() * nlls(lm.with_parameters({**values, **at}), batch), ids
+                ),
                 written,
                 [(told[0], answers_alone(lm, made, told[1])) if crowd.alone else told],
                 SGD(1.0),
@@ -149,6 +153,14 @@ def take(
                 flush=True,
             )
     return exponent.exp().item() / course.crowds[-1].people
+
+
+def nlls(lm: Any, batch: Rows) -> Tensor:
+    """Return what each row of a batch adds to `nll`, the mean over all tokens that are learnt."""
+    ids, learnt = batch
+    log_probs, _ = lm.step(ids[:, :-1])
+    found = -log_probs.gather(-1, ids[:, 1:, None])[..., 0]
+    return (found * learnt).sum(-1) / learnt.sum()
 
 
 def answers_alone(lm: Causal, made: World, learnt: Tensor) -> Tensor:

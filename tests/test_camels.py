@@ -20,6 +20,7 @@ from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import Camels as Learnt
 from uptake.adaptation.token_weights.network import Weighing
 from uptake.adaptation.trainable import All
+from uptake.adaptation.transforms import Losses
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
@@ -136,8 +137,9 @@ def test_the_walk_in_training_is_the_walk_in_use(optimizer: Optimizer) -> None:
     private, opened = lm.trainable_copy(All(), Delta(lm.fingerprint), torch.Generator())
     pieces = steps.pieces(lm, [Passage(i, text) for i, text in enumerate(texts)])
     values, _ = unroll(
-        lambda values, piece: token_loss(
-            private.with_parameters(values).step(piece.inputs)[0], piece.targets, piece.weights
+        lambda values, piece: Losses.one(
+            token_loss(private.with_parameters(values).step(piece.inputs)[0], piece.targets, piece.weights),
+            "",
         ),
         opened.parameters,
         pieces,

@@ -12,6 +12,7 @@ from uptake.adaptation.delta import Delta, LowRank, fingerprint, skeleton
 from uptake.adaptation.inner_loop import descend, token_loss
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.trainable import All, LoRA, Named, Top, Trainable, block_matrices
+from uptake.adaptation.transforms import Losses, chain
 from uptake.errors import BadInput, Damaged, Mismatch
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -74,12 +75,12 @@ def test_what_was_trained_is_what_the_delta_puts_back(shape: str, trainable: Tra
     ids = torch.tensor([[0, 5, 6, 7, 5, 6, 7, 9]])
     private, opened = lm.trainable_copy(trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
 
-    def loss(batch: torch.Tensor) -> torch.Tensor:
-        return token_loss(private.step(batch[:, :-1])[0], batch[:, 1:])
+    def losses(batch: torch.Tensor) -> Losses:
+        return Losses.one(token_loss(private.step(batch[:, :-1])[0], batch[:, 1:]), "")
 
     with torch.no_grad():
         assert torch.equal(private.step(ids)[0], lm.step(ids)[0]), "nothing has moved yet"
-    descend(loss, opened.parameters, [ids, ids], SGD(0.1))
+    descend(losses, opened.parameters, [ids, ids], SGD(0.1), chain(1.0))
     with torch.no_grad():
         trained, again = private.step(ids)[0], lm.overlay(opened.delta()).step(ids)[0]
     assert torch.allclose(trained, again, atol=1e-12)
@@ -112,7 +113,12 @@ def test_the_inner_loop_goes_on_from_its_memory(optimizer: Optimizer) -> None:
         for part in parts:
             before = {} if forget else memory
             memory = descend(
-                lambda x: (weight - x).pow(2).sum(), {"w": weight}, part, optimizer, None, before
+                lambda x: Losses.one((weight - x).pow(2).sum(), ""),
+                {"w": weight},
+                part,
+                optimizer,
+                (),
+                before,
             )
         return weight.detach()
 

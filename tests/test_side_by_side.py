@@ -15,6 +15,7 @@ from uptake.adaptation.inner_loop import Piece, descend, token_loss
 from uptake.adaptation.optimizers import RMS, SGD, AdamW, Optimizer
 from uptake.adaptation.side_by_side import FEWEST, Stack, by_row
 from uptake.adaptation.trainable import All, LoRA
+from uptake.adaptation.transforms import Clip, GradientTransform, Losses, Mask
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
@@ -213,8 +214,9 @@ def pieces(sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> list[list
                 torch.randint(0, 257, (1, time), generator=generator),
                 torch.randint(0, 257, (1, time), generator=generator),
                 torch.rand(1, time, generator=generator, dtype=torch.float64),
+                f"document {piece}",
             )
-            for _ in range(count)
+            for piece in range(count)
         ]
         for count, time in sizes
     ]
@@ -230,23 +232,27 @@ def trained_alone(
     own: Sequence[Piece],
     optimizer: Optimizer,
     state: dict[str, Tensor],
-    clip: float | None,
+    transforms: Sequence[GradientTransform],
 ) -> tuple[Delta, dict[str, Tensor]]:
     """One row through peft and `descend`."""
     private, opened = lm.trainable_copy(LoRA(3), start, *generators(1))
 
-    def loss(piece: Piece) -> Tensor:
-        return token_loss(private.step(piece.inputs)[0], piece.targets, piece.weights)
+    def losses(piece: Piece) -> Losses:
+        loss = token_loss(private.step(piece.inputs)[0], piece.targets, piece.weights)
+        return Losses.one(loss, piece.document)
 
-    after = descend(loss, opened.parameters, own, optimizer, clip, state)
+    after = descend(losses, opened.parameters, own, optimizer, transforms, state)
     return opened.delta(), after
 
 
-@pytest.mark.parametrize("clip", [None, 0.05])
+CHAINS = {"none": (), "clipped": (Clip(0.05),), "masked": (Clip(0.05, per_document=True), Mask("mlp"))}
+
+
+@pytest.mark.parametrize("transforms", CHAINS.values(), ids=CHAINS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_training_together_is_training_one_by_one(
-    shape: str, optimizer: Optimizer, clip: float | None
+    shape: str, optimizer: Optimizer, transforms: Sequence[GradientTransform]
 ) -> None:
     lm = toys.lm(shape, dtype=torch.float64)
     starts: list[Delta] = [Delta(lm.fingerprint)] * len(SIZES)
@@ -255,11 +261,11 @@ def test_training_together_is_training_one_by_one(
     for seed in (0, 1):
         given = pieces(seed=seed)
         ended = train_side_by_side(
-            lm, LoRA(3), starts, generators(len(starts)), given, optimizer, clip, states, slots=4 * seed
+            lm, LoRA(3), starts, generators(len(starts)), given, optimizer, transforms, states, slots=4 * seed
         )
         assert ended is not None
         for row, (delta, end) in enumerate(ended):
-            wanted, state = trained_alone(lm, starts[row], given[row], optimizer, states[row], clip)
+            wanted, state = trained_alone(lm, starts[row], given[row], optimizer, states[row], transforms)
             assert delta.names == wanted.names and not end.stopped
             assert end.optimizer_state.keys() == state.keys()
             for name in wanted.names:

@@ -13,6 +13,7 @@ from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import token_loss, unroll
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.trainable import LoRA
+from uptake.adaptation.transforms import Losses
 from uptake.errors import BadInput
 from uptake.evaluation.protocol import Holes
 from uptake.lm.base import LM, Segment
@@ -185,7 +186,7 @@ def test_fomaml_takes_its_gradient_where_adaptation_ends_and_gives_it_to_the_sta
 
     def piece_loss(values, ids):
         log_probs, _ = lm.with_parameters(values).step(torch.tensor([ids[:-1]]))
-        return token_loss(log_probs, torch.tensor([ids[1:]]))
+        return Losses.one(token_loss(log_probs, torch.tensor([ids[1:]])), "")
 
     ended, _ = unroll(piece_loss, start, pieces, SGD(0.05), order=1)
     wanted = hole_loss(lm.with_parameters(ended), one.hole)

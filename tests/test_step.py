@@ -11,14 +11,22 @@ from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import Descent, descend, token_loss, unroll
 from uptake.adaptation.optimizers import RMS, SGD, AdamW, Optimizer
 from uptake.adaptation.trainable import All, LoRA, Top, Trainable
+from uptake.adaptation.transforms import Clip, Losses, Mask
 from uptake.errors import BadInput, Diverged
 
 RULES = [SGD(0.1), SGD(0.1, momentum=0.9, weight_decay=0.1), AdamW(1e-2), RMS(0.01, decay=0.3)]
 PARTS = [1.5, 2.0, -3.0, 0.5]
 
 
-def quadratic(values: Any, x: float) -> Tensor:
-    return (values["w"] - x).pow(2).sum() + (values["w"][0] * values["v"]).sin().sum()
+def quadratic(values: Any, x: float) -> Losses:
+    """Three examples of two documents."""
+    apart = (values["w"] - x).pow(2)
+    turned = (values["w"][0] * values["v"]).sin()
+    return Losses(torch.stack([apart[:2].sum(), turned.sum(), apart[2]]), ("one", "other", "one"))
+
+
+def total(values: Any, x: float) -> Tensor:
+    return quadratic(values, x).values.sum()
 
 
 def start() -> dict[str, Tensor]:
@@ -28,27 +36,36 @@ def start() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("clip", [None, 0.5])
+CHAINS = {
+    "none": (),
+    "clipped": (Clip(0.5),),
+    "each clipped": (Clip(0.5, per_document=True),),
+    "masked": (Mask("v", {"v": torch.tensor([True, False])}), Clip(0.1)),
+}
+
+
+@pytest.mark.parametrize("transforms", CHAINS.values(), ids=CHAINS)
 @pytest.mark.parametrize("optimizer", RULES, ids=str)
-def test_unrolled_is_in_place(optimizer: Optimizer, clip: float | None) -> None:
+def test_unrolled_is_in_place(optimizer: Optimizer, transforms: Any) -> None:
     parameters = {name: nn.Parameter(value.detach()) for name, value in start().items()}
     rms = {f"{name}|rms": torch.linspace(0.5, 2, len(value)).double() for name, value in start().items()}
     optimizer_state = rms if isinstance(optimizer, RMS) else {}
-    descend(lambda x: quadratic(parameters, x), parameters, PARTS, optimizer, clip, optimizer_state)
+    descend(lambda x: quadratic(parameters, x), parameters, PARTS, optimizer, transforms, optimizer_state)
     for order in (0, 1, 2):
-        values, kept = unroll(quadratic, start(), PARTS, optimizer, order, clip, optimizer_state)  # type: ignore[arg-type]
+        values, kept = unroll(quadratic, start(), PARTS, optimizer, order, transforms, optimizer_state)  # type: ignore[arg-type]
         for name, parameter in parameters.items():
             assert torch.allclose(values[name], parameter, atol=1e-8), (order, name)
-        halves, kept = unroll(quadratic, start(), PARTS[:2], optimizer, order, clip, optimizer_state)  # type: ignore[arg-type]
+        halves, kept = unroll(quadratic, start(), PARTS[:2], optimizer, order, transforms, optimizer_state)  # type: ignore[arg-type]
         again = {name: value.detach().requires_grad_() for name, value in halves.items()}
-        halves, _ = unroll(quadratic, again, PARTS[2:], optimizer, order, clip, kept)  # type: ignore[arg-type]
+        halves, _ = unroll(quadratic, again, PARTS[2:], optimizer, order, transforms, kept)  # type: ignore[arg-type]
         assert all(torch.allclose(halves[name], values[name]) for name in values), "memory goes on"
 
 
+@pytest.mark.parametrize("transforms", CHAINS.values(), ids=CHAINS)
 @pytest.mark.parametrize("optimizer", RULES, ids=str)
-def test_second_order_is_the_derivative(optimizer: Optimizer) -> None:
+def test_second_order_is_the_derivative(optimizer: Optimizer, transforms: Any) -> None:
     def end(w: Tensor, v: Tensor) -> Tensor:
-        values, _ = unroll(quadratic, {"w": w, "v": v}, PARTS, optimizer)
+        values, _ = unroll(quadratic, {"w": w, "v": v}, PARTS, optimizer, transforms=transforms)
         return torch.cat([values["w"], values["v"]])
 
     assert torch.autograd.gradcheck(end, tuple(start().values()))
@@ -57,12 +74,12 @@ def test_second_order_is_the_derivative(optimizer: Optimizer) -> None:
 def test_first_order_takes_inner_gradients_as_constants() -> None:
     begun = start()
     values, _ = unroll(quadratic, begun, PARTS, SGD(0.1), order=1)
-    outer = torch.autograd.grad(quadratic(values, 4.0), list(begun.values()))
+    outer = torch.autograd.grad(total(values, 4.0), list(begun.values()))
     ended = {name: value.detach().requires_grad_() for name, value in values.items()}
-    at_the_end = torch.autograd.grad(quadratic(ended, 4.0), list(ended.values()))
+    at_the_end = torch.autograd.grad(total(ended, 4.0), list(ended.values()))
     assert all(torch.equal(one, other) for one, other in zip(outer, at_the_end, strict=True))
     second = torch.autograd.grad(
-        quadratic(unroll(quadratic, begun, PARTS, SGD(0.1))[0], 4.0), list(begun.values())
+        total(unroll(quadratic, begun, PARTS, SGD(0.1))[0], 4.0), list(begun.values())
     )
     assert not torch.allclose(outer[0], second[0])
     values, _ = unroll(quadratic, begun, PARTS, SGD(0.1), order=0)
@@ -84,7 +101,9 @@ def test_the_hypergradient_of_a_token_weight(shape: str, trainable: Trainable) -
     def nll(values: Any, tokens: Tensor, weigh: Tensor | None = None) -> Tensor:
         return token_loss(private.with_parameters(values).step(tokens[:, :-1])[0], tokens[:, 1:], weigh)
 
-    moved, _ = unroll(lambda values, w: nll(values, ids, w), opened.parameters, [weights], SGD(alpha))
+    moved, _ = unroll(
+        lambda values, w: Losses.one(nll(values, ids, w), ""), opened.parameters, [weights], SGD(alpha)
+    )
     (found,) = torch.autograd.grad(nll(moved, asked), [weights])
     leaf = {name: value.detach().requires_grad_() for name, value in moved.items()}
     outer = torch.autograd.grad(nll(leaf, asked), list(leaf.values()))
@@ -110,7 +129,7 @@ def test_given_nothing_is_the_model_itself_and_the_base_stays() -> None:
 def test_dynamic_evaluations_rule_by_hand() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     rms, rate, decay, epsilon = torch.tensor([0.5, 1.5]), 0.1, 0.4, 1e-3
-    descent = Descent({"w": weight}, RMS(rate, decay, epsilon), None, {"w|rms": rms})
+    descent = Descent({"w": weight}, RMS(rate, decay, epsilon), (), {"w|rms": rms})
     expected = torch.tensor([1.0, 2.0])
     for gradient in (torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0])):
         descent.apply([gradient])
@@ -123,5 +142,5 @@ def test_a_loss_that_is_not_finite_takes_no_step() -> None:
     weight = nn.Parameter(torch.ones(2))
     for loss in (lambda x: (weight * x).sum(), lambda x: (weight * x).sum().sqrt() * 0 + weight.sum() * x):
         with pytest.raises(Diverged, match="smaller learning rate"):
-            descend(loss, {"w": weight}, [float("inf")], SGD(0.1))
+            descend(lambda x: Losses.one(loss(x), ""), {"w": weight}, [float("inf")], SGD(0.1), (Clip(1.0),))  # noqa: B023
     assert torch.equal(weight, torch.ones(2))

@@ -45,8 +45,14 @@ def describe(settings: Any) -> dict[str, Any]:
     out: dict[str, Any] = {"kind": type(settings).__name__}
     for part in fields(settings):
         value = getattr(settings, part.name)
-        out[part.name] = describe(value) if dataclasses.is_dataclass(value) else value
+        out[part.name] = _described(value)
     return out
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_described, value))
+    return describe(value) if dataclasses.is_dataclass(value) else value
 
 
 def fields(settings: Any) -> list[dataclasses.Field[Any]]:
@@ -72,6 +78,8 @@ def _values(hint: Any) -> str:
         return " | ".join("none" if each is type(None) else _values(each) for each in arguments)
     if origin is Literal:
         return " | ".join(map(str, arguments))
+    if origin is tuple:
+        return f"({_values(arguments[0])}, ...)"
     plain: dict[Any, str] = {bool: "true | false", int: "whole number", float: "number", str: "text"}
     return plain[hint] if hint in plain else " | ".join(map(_call, _choices(hint).values())) or "as below"
 
@@ -111,6 +119,8 @@ def parse(hint: Any, text: str, name: str) -> Any:
         if text not in arguments:
             raise BadInput(f"{name}={text}: use one of {', '.join(map(str, arguments))}")
         return text
+    if origin is tuple:
+        return (parse(arguments[0], text, name),)
     if hint is bool:
         if text.lower() not in ("true", "false"):
             raise BadInput(f"{name}={text}: use true or false")

@@ -18,6 +18,7 @@ from uptake.adaptation.delta import fingerprint
 from uptake.adaptation.inner_loop import Descent
 from uptake.adaptation.optimizers import AdamW, Optimizer
 from uptake.adaptation.tensors import fill, read_tensors, write_tensors
+from uptake.adaptation.transforms import GradientTransform, chain
 from uptake.codec import plain
 from uptake.errors import BadInput, Diverged, Mismatch
 from uptake.lm.base import LM
@@ -37,6 +38,7 @@ class Training:
     optimizer: Optimizer = field(default_factory=lambda: AdamW(learning_rate=1e-3, weight_decay=0.0))
     passes: int = 1
     clip: float | None = 1.0
+    transforms: tuple[GradientTransform, ...] = ()  # of each episode's gradient, before it is clipped
     save_every: int = 100  # steps between checkpoints, and between looks at the validation episodes
     fade: bool = False  # a tenth of the rate for the first `save_every` steps, then ever less of it
     seed: int = 0
@@ -44,6 +46,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.passes < 1 or self.save_every < 1:
             raise BadInput(f"passes {self.passes}, save_every {self.save_every}: use 1 or more of each")
+        chain(self.clip, self.transforms)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def train(
     training = training or Training()
     if not episodes:
         raise BadInput("no episodes to train on: give at least one")
-    told = [plain(describe(method)), plain(training), len(episodes), len(valid)]
+    told = [plain(describe(method)), plain(describe(training)), len(episodes), len(valid)]
     state = _Progress(method.fresh(lm, training.seed), {}, [], {})
     if start is not None:
         _begin(state.network, start)
@@ -149,7 +152,12 @@ def _stretch(
     total = training.passes * len(episodes)
     share = (1 - state.done / total if state.done else FIRST_SHARE) if training.fade else 1.0
     descent = Descent(
-        dict(network.named_parameters()), training.optimizer.times(share), training.clip, state.memory
+        dict(network.named_parameters()),
+        training.optimizer.times(share),
+        chain(training.clip, training.transforms),
+        state.memory,
+        # An interrupted training draws what an uninterrupted one would.
+        torch.Generator().manual_seed(stable_hash("transforms", str(training.seed), str(state.done))),
     )
     losses = []
     for place in places:

@@ -1,11 +1,11 @@
-"""The one inner loop: token-weighted loss, clip, update rule.
+"""The one inner loop: a loss for each example, a chain of gradient transforms, the optimizer's step.
 
 Test-time training, online fine-tuning, dynamic evaluation, meta-training and edits are this loop
-with other texts and settings. It knows no language model: `loss_of` gives the loss of one batch.
+with other texts and settings. It knows no language model: `losses_of` gives the losses of one batch.
 `descend` goes in place and fast; `unroll` is the same walk as a function that can be differentiated.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -13,10 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.optimizers import Optimizer, OptimizerState
+from uptake.adaptation.transforms import (
+    Gradients,
+    GradientTransform,
+    Losses,
+    check,
+    gradients_of,
+    transformed,
+)
 from uptake.errors import BadInput, Diverged
 
 BatchT = TypeVar("BatchT")
-Gradients = Sequence[Tensor | None]
 
 
 def token_loss(log_probs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -31,11 +38,15 @@ def token_loss(log_probs: Tensor, targets: Tensor, weights: Tensor | None = None
 
 @dataclass(frozen=True)
 class Piece:
-    """The tokens of one step: inputs [1, time], and how much each of their successors counts."""
+    """The tokens of one step: inputs [1, time], and how much each of their successors counts.
+
+    `document` tells the document they are of from all others.
+    """
 
     inputs: Tensor
     targets: Tensor
     weights: Tensor
+    document: Hashable
 
 
 def piece_losses(log_probs: Tensor, pieces: Sequence[Piece]) -> Tensor:
@@ -57,20 +68,23 @@ def piece_losses(log_probs: Tensor, pieces: Sequence[Piece]) -> Tensor:
 
 
 class Descent:
-    """Parameters on their way down, in place: one `step` a batch, and the memory to go on from later.
+    """Parameters on their way down, in place: one `step` a batch, and the optimizer state to go on from.
 
-    `memory`, as an earlier descent left it, lets this one go on where that stopped; its tensors are
-    copied. `clip` bounds the gradient's norm.
+    `optimizer_state`, as an earlier descent left it, lets this one go on where that stopped; its tensors
+    are copied. `transforms` stand between each gradient and its step; those that draw do so from
+    `generator`. Raises BadInput for a chain that cannot be run.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
-        clip: float | None = 1.0,
+        transforms: Sequence[GradientTransform] = (),
         optimizer_state: OptimizerState | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
-        self.parameters, self.clip = parameters, clip
+        check(transforms, generator)
+        self.parameters, self.transforms, self._generator = parameters, transforms, generator
         # A network may have nothing that steps move, only statistics that reading fills.
         self._optimizer = optimizer.torch_optimizer([*parameters.values()] or [nn.Parameter(torch.zeros(()))])
         for full_name, value in (optimizer_state or {}).items():
@@ -78,25 +92,29 @@ class Descent:
             if name in parameters:
                 self._optimizer.state[parameters[name]][key] = value.clone()
 
-    def step(self, loss: Tensor) -> None:
-        """Take one step down from the loss. Raises Diverged, and takes none, where it is not finite."""
-        check_loss(loss)
-        self.apply(torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True))
+    def step(self, losses: Losses) -> None:
+        """Take one step down from the losses. Raises Diverged, and takes none, where one is not finite."""
+        check_loss(losses.values.sum())
+        self._move(gradients_of(losses, self.parameters, self.transforms, self._generator))
 
-    def apply(self, gradients: Gradients) -> None:
-        """Take one step down from gradients, one a parameter. Raises Diverged, as `step` does."""
-        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
-        if self.clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
-            if not torch.isfinite(norm):
-                raise Diverged(f"the gradient's norm is {norm.item()}: use a smaller learning rate")
+    def apply(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take one step down from one document's gradient, a tensor a parameter. Raises Diverged."""
+        found = {
+            name: gradient
+            for name, gradient in zip(self.parameters, gradients, strict=True)
+            if gradient is not None
+        }
+        self._move(transformed(found, self.transforms, self._generator))
+
+    def _move(self, gradients: Gradients) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.grad = gradients.get(name)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
     @property
     def optimizer_state(self) -> dict[str, Tensor]:
-        """What the rule remembers of each parameter, as `name|key`."""
+        """What the optimizer remembers of each parameter, as `name|key`."""
         return {
             f"{name}|{key}": value
             for name, parameter in self.parameters.items()
@@ -112,63 +130,51 @@ def check_loss(loss: Tensor) -> None:
 
 
 def descend(
-    loss_of: Callable[[BatchT], Tensor],
+    losses_of: Callable[[BatchT], Losses],
     parameters: Mapping[str, nn.Parameter],
     batches: Iterable[BatchT],
     optimizer: Optimizer,
-    clip: float | None = 1.0,
+    transforms: Sequence[GradientTransform] = (),
     optimizer_state: OptimizerState | None = None,
+    generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Take one step a batch, in order, in place; return the rule's memory afterwards.
+    """Take one step a batch, in order, in place; return the optimizer state afterwards.
 
-    Two calls over halves of the batches, the second with the first one's memory, are one call over
-    the whole. Raises Diverged at the first loss or gradient that is not finite.
+    Two calls over halves of the batches, the second with the first one's state, are one call over
+    the whole. Raises Diverged at the first loss or clipped gradient that is not finite.
     """
-    descent = Descent(parameters, optimizer, clip, optimizer_state)
+    descent = Descent(parameters, optimizer, transforms, optimizer_state, generator)
     for batch in batches:
-        descent.step(loss_of(batch))
+        descent.step(losses_of(batch))
     return descent.optimizer_state
 
 
 def unroll(
-    loss_of: Callable[[Mapping[str, Tensor], BatchT], Tensor],
+    losses_of: Callable[[Mapping[str, Tensor], BatchT], Losses],
     start: Mapping[str, Tensor],
     batches: Iterable[BatchT],
     optimizer: Optimizer,
     order: Literal[0, 1, 2] = 2,
-    clip: float | None = None,
+    transforms: Sequence[GradientTransform] = (),
     optimizer_state: OptimizerState | None = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return where `descend` would end from `start`, and the memory, as functions of the start.
+    """Return where `descend` would end from `start`, and the optimizer state, as functions of the start.
 
     `order` says what a gradient through the result sees: 0 nothing; 1 the start alone, inner
     gradients taken as constants (FOMAML, Finn et al. 2017); 2 everything, the losses' own
     parameters (token weights) included. Every tensor of `start` must want a gradient. For order 2
-    the network needs kernels that can be differentiated twice; `LM.given` sees to it.
+    the network needs kernels that can be differentiated twice; `LM.with_parameters` sees to it.
     """
     if order not in (0, 1, 2):
         raise BadInput(f"order {order}: use 0, 1 or 2")
-    values, kept = dict(start), dict(optimizer_state or {})
+    check(transforms, generator)
+    values, state = dict(start), dict(optimizer_state or {})
     for batch in batches:
         if order == 0:
             values = {name: value.detach().requires_grad_() for name, value in values.items()}
-        found = torch.autograd.grad(
-            loss_of(values, batch), list(values.values()), create_graph=order == 2, allow_unused=True
-        )
-        gradients = {
-            name: gradient for name, gradient in zip(values, found, strict=True) if gradient is not None
-        }
-        values, kept = optimizer.update(values, clipped(gradients, clip), kept)
+        gradients = gradients_of(losses_of(values, batch), values, transforms, generator, order == 2)
+        values, state = optimizer.update(values, gradients, state)
     if order == 0:
         values = {name: value.detach() for name, value in values.items()}
-    return values, kept
-
-
-def clipped(gradients: Mapping[str, Tensor], most: float | None) -> Mapping[str, Tensor]:
-    """Return the gradients scaled down together so that their joint norm is at most `most`."""
-    if most is None or not gradients:
-        return gradients
-    # As nn.utils.clip_grad_norm_, small addend and all, but differentiable.
-    squares = torch.stack([gradient.pow(2).sum() for gradient in gradients.values()])
-    factor = (most / (squares.sum().clamp(min=1e-30).sqrt() + 1e-6)).clamp(max=1.0)
-    return {name: gradient * factor for name, gradient in gradients.items()}
+    return values, state

@@ -2,9 +2,10 @@
 
 A weight W with the product `scale * up @ down` on it gives `W x + scale * up (down x)`. `Stack` is a private
 copy of a module that computes this for a whole batch, with the factors of all rows stacked; the base's own
-products are shared. `descend_side_by_side` trains rows together, each with its own loss, clip, optimizer
-state, number of steps and end. No operation mixes rows, so that at a fixed grid (slots, time, rank) a row's
-bits do not depend on its neighbours, broken ones included. This file knows no language model.
+products are shared. `descend_side_by_side` trains rows together, each with its own loss, gradient
+transforms, optimizer state, number of steps and end. No operation mixes rows, so that at a fixed grid
+(slots, time, rank) a row's bits do not depend on its neighbours, broken ones included. This file knows
+no language model.
 """
 
 from collections import Counter
@@ -19,6 +20,7 @@ from uptake.adaptation.delta import LowRank, skeleton, wide
 from uptake.adaptation.inner_loop import Descent, check_loss
 from uptake.adaptation.optimizers import Optimizer, OptimizerState
 from uptake.adaptation.trainable import factor_names
+from uptake.adaptation.transforms import GradientTransform
 from uptake.errors import BadInput, Diverged
 
 BatchT = TypeVar("BatchT")
@@ -163,14 +165,16 @@ def descend_side_by_side(
     losses_of: Callable[[Sequence[BatchT]], Tensor],
     passes_of: Callable[[Mapping[int, BatchT]], Iterable[Sequence[int]]],
     optimizer: Optimizer,
-    clip: float | None = 1.0,
+    transforms: Sequence[GradientTransform] = (),
     optimizer_states: Sequence[OptimizerState] = (),
+    draws: Sequence[torch.Generator] = (),
     slots: int = 0,
 ) -> list[Ended]:
     """Train `rows[i]`, made by `as_parameters`, on `batches[i]`, in place, together; return how each ended.
 
-    What `inner_loop.descend` does for one row, for all: a step a batch, each row with its own loss, clip,
-    optimizer state and number of batches. Whenever every row has drawn its next batch, `passes_of` says which
+    What `inner_loop.descend` does for one row, for all: a step a batch, each row with its own loss,
+    transforms that draw from `draws[i]`, optimizer state and number of batches, each of one document.
+    Whenever every row has drawn its next batch, `passes_of` says which
     rows run in one pass, and `losses_of` returns the losses of these rows' batches, [rows], from
     `stack.module`. A row whose loss or gradient is not finite takes no further step; the others do not
     notice. `slots` is the least number of rows of a pass, idle ones among them: give it to fix the grid.
@@ -180,7 +184,11 @@ def descend_side_by_side(
         raise BadInput(
             f"{len(rows)} rows, {len(batches)} with batches, {len(states)} optimizer states: give one each"
         )
-    descents = [Descent(_named(row), optimizer, clip, state) for row, state in zip(rows, states, strict=True)]
+    generators: Sequence[torch.Generator | None] = draws or [None] * len(rows)
+    descents = [
+        Descent(_named(row), optimizer, transforms, state, generator)
+        for row, state, generator in zip(rows, states, generators, strict=True)
+    ]
     walks: dict[int, Iterator[BatchT]] = {row: iter(walk) for row, walk in enumerate(batches)}
     stopped: dict[int, str] = {}
     while walks:

@@ -15,6 +15,7 @@ from uptake.adaptation.inner_loop import Piece, piece_losses
 from uptake.adaptation.optimizers import Optimizer, OptimizerState
 from uptake.adaptation.side_by_side import FEWEST, Ended, Stack, as_parameters, descend_side_by_side
 from uptake.adaptation.trainable import Trainable, TrainableCopy
+from uptake.adaptation.transforms import GradientTransform
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.capabilities import Unembedding
 from uptake.lm.causal import Causal
@@ -119,13 +120,15 @@ def train_side_by_side(
     generators: Iterable[torch.Generator],
     pieces: Sequence[Iterable[Piece]],
     optimizer: Optimizer,
-    clip: float | None = 1.0,
+    transforms: Sequence[GradientTransform] = (),
     optimizer_states: Sequence[OptimizerState] = (),
+    draws: Sequence[torch.Generator] = (),
     slots: int = 0,
 ) -> list[tuple[Delta, Ended]] | None:
     """Train row i from `starts[i]` on `pieces[i]`, a step a piece, all together; return where they ended.
 
     None, and nothing done, where more than low-rank factors would train or `lm` cannot have rows apart.
+    What `transforms` of row i's gradients draw comes from `draws[i]`.
     Each row ends as it would by itself, through `lm.trainable_copy` and `inner_loop.descend`, up to rounding.
     On a CPU its bits depend on its own pieces alone; elsewhere `slots`, the rows of every pass, fixes the
     grid for that.
@@ -161,7 +164,7 @@ def train_side_by_side(
         return piece_losses(private.step(ids)[0], batch)
 
     ended = descend_side_by_side(
-        stack, begun, pieces, losses_of, passes_of, optimizer, clip, optimizer_states, slots
+        stack, begun, pieces, losses_of, passes_of, optimizer, transforms, optimizer_states, draws, slots
     )
     deltas = [
         Delta(start.base, {}, {name: _still(part) for name, part in row.items()})

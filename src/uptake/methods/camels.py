@@ -21,6 +21,7 @@ from uptake.adaptation.token_weights import network as weighing
 from uptake.adaptation.token_weights.base import covering
 from uptake.adaptation.token_weights.network import Weighing
 from uptake.adaptation.trainable import All
+from uptake.adaptation.transforms import Losses, chain
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import load
@@ -180,20 +181,22 @@ class Camels(Learned[WeightState, Episode], Around[WeightState]):
         values: Mapping[str, Tensor] = opened.parameters
         optimizer_state: Mapping[str, Tensor] = {}
 
-        def loss_of(values: Mapping[str, Tensor], piece: Piece) -> Tensor:
+        def losses_of(values: Mapping[str, Tensor], piece: Piece) -> Losses:
             log_probs, _ = private.with_parameters(values).step(piece.inputs)
-            return token_loss(log_probs, piece.targets, piece.weights)
+            return Losses.one(token_loss(log_probs, piece.targets, piece.weights), piece.document)
 
+        generator = torch.Generator().manual_seed(0)
         for batch in episode:
             passages = [Passage.whole(document) for document in batch.documents]
             values, optimizer_state = unroll(
-                loss_of,
+                losses_of,
                 values,
                 steps.pieces(lm, passages),
                 steps.optimizer,
                 2 if network.training else 0,
-                steps.clip,
+                chain(steps.clip, steps.transforms),
                 optimizer_state,
+                generator,
             )
             yield self.outer(lm, private.with_parameters(values), batch)
             values = {name: value.detach().requires_grad_() for name, value in values.items()}

@@ -18,6 +18,7 @@ from uptake.adaptation.inner_loop import Descent
 from uptake.adaptation.optimizers import RMS, AdamW, Optimizer
 from uptake.adaptation.token_weights import TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Trainable
+from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Scores, Segment, Window, rolling_windows
 from uptake.lm.side_by_side import side_by_side
@@ -53,10 +54,11 @@ class GradientStatistics(nn.Module):
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step learns: a window, and how much each of its targets counts, [targets]."""
+    """What one step learns: a window, how much each of its targets counts, [targets], and its document."""
 
     window: Window
     weights: Tensor
+    document: str | int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class DynamicEvaluation(Learned[WeightState, Window]):
     trainable: Trainable = field(default_factory=All)
     optimizer: Optimizer = field(default_factory=lambda: AdamW(learning_rate=1e-4, weight_decay=0.0))
     clip: float | None = None
+    transforms: tuple[GradientTransform, ...] = ()  # of gradients, before they are clipped
     chunk_tokens: int = 256
     token_weights: TokenWeights = field(default_factory=Uniform)
     own_prefix: bool = True  # learn the query's own text first
@@ -81,8 +84,7 @@ class DynamicEvaluation(Learned[WeightState, Window]):
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:
             raise BadInput(f"chunk_tokens {self.chunk_tokens}: use 1 or more")
-        if self.clip is not None and self.clip <= 0:
-            raise BadInput(f"clip {self.clip}: use a positive norm, or none")
+        chain(self.clip, self.transforms)
 
     @classmethod
     def example(cls) -> Self:
@@ -146,7 +148,14 @@ class DynamicEvaluation(Learned[WeightState, Window]):
         """Return the state after a step on each piece, and what the last of them was scored with."""
         private, opened = lm.trainable_copy(self.trainable, state.delta, context.generator("moves"))
         optimizer_state = {**state.optimizer_state, **self._sizes(lm, opened.parameters)}
-        descent = Descent(opened.parameters, self.optimizer, self.clip, optimizer_state)
+        descent = Descent(
+            opened.parameters,
+            self.optimizer,
+            chain(self.clip, self.transforms),
+            optimizer_state,
+            # What goes on from an earlier reading does not draw the same numbers again.
+            context.generator("transforms", evidence.query, str(len(state.history))),
+        )
         ledger = context.ledger(row)
         log_probs = torch.zeros(0)
         for piece in pieces:
@@ -157,7 +166,7 @@ class DynamicEvaluation(Learned[WeightState, Window]):
             if context.cancelled() or not ledger.allows(context.budget, count):
                 break
             try:
-                descent.step(-(log_probs * piece.weights).mean())
+                descent.step(Losses.one(-(log_probs * piece.weights).mean(), piece.document))
             except Diverged as error:
                 ledger.stopped = str(error)
                 return state, log_probs.detach()
@@ -181,7 +190,7 @@ class DynamicEvaluation(Learned[WeightState, Window]):
         weights = self.token_weights.of(passage, lm.tokenizer.encode(passage.text)[1], read).to(lm.device)
         done = 0
         for window in _windows(lm, before, passage.text, self.chunk_tokens, lm.window):
-            yield Piece(window, weights[done : done + len(window.targets)])
+            yield Piece(window, weights[done : done + len(window.targets)], passage.document or passage.id)
             done += len(window.targets)
 
     def build(self, lm: LM) -> GradientStatistics:

@@ -12,6 +12,7 @@ from uptake.adaptation.inner_loop import Piece, descend, token_loss
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Trainable
+from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
@@ -45,6 +46,10 @@ class _Reading:
     evidence: Evidence
     passages: Sequence[Passage]
 
+    def generator(self, context: Context) -> torch.Generator:
+        """Return what transforms draw from: a reading that goes on does not draw the same numbers again."""
+        return context.generator("transforms", self.evidence.query, str(len(self.state.history)))
+
     def after(self, context: Context, delta: Delta, optimizer_state: dict[str, Tensor]) -> WeightState:
         return self.state.after(self.evidence, context, delta=delta, optimizer_state=optimizer_state)
 
@@ -66,6 +71,7 @@ class Finetune(Method[WeightState]):
     trainable: Trainable = field(default_factory=All)
     optimizer: Optimizer = field(default_factory=AdamW)
     clip: float | None = 1.0
+    transforms: tuple[GradientTransform, ...] = ()  # of gradients, before they are clipped
     chunk_tokens: int | None = None
     passes: int = 1
     order: Literal["nearest-first", "farthest-first"] = "nearest-first"
@@ -86,8 +92,7 @@ class Finetune(Method[WeightState]):
             )
         if min(self.max_steps or 0, self.max_tokens or 0) < 0:
             raise BadInput(f"max_steps {self.max_steps}, max_tokens {self.max_tokens}: use 0 or more")
-        if self.clip is not None and self.clip <= 0:
-            raise BadInput(f"clip {self.clip}: use a positive norm, or none")
+        chain(self.clip, self.transforms)
         if not 0 <= self.key_penalty < float("inf"):
             raise BadInput(f"key_penalty {self.key_penalty}: use 0 for none, or a small positive number")
 
@@ -97,7 +102,8 @@ class Finetune(Method[WeightState]):
 
     @property
     def cumulative(self) -> bool:
-        return self.passes == 1 and self.order == "nearest-first" and not self.dropout
+        random = self.dropout or any(transform.random for transform in self.transforms)
+        return self.passes == 1 and self.order == "nearest-first" and not random
 
     @classmethod
     def example(cls) -> Self:
@@ -158,8 +164,9 @@ class Finetune(Method[WeightState]):
             [context.generator("moves") for _ in readings],
             [self._pieces(reading, lm, context) for reading in readings],
             self.optimizer,
-            self.clip,
+            chain(self.clip, self.transforms),
             [reading.state.optimizer_state for reading in readings],
+            [reading.generator(context) for reading in readings],
         )
         if ended is None:
             return None
@@ -176,13 +183,14 @@ class Finetune(Method[WeightState]):
         private, opened = lm.trainable_copy(self.trainable, reading.state.delta, context.generator("moves"))
         opened.module.train(self.dropout)
 
-        def loss(piece: Piece) -> Tensor:
+        def losses(piece: Piece) -> Losses:
             if not self.key_penalty:
                 log_probs, _ = private.step(piece.inputs)
-                return token_loss(log_probs, piece.targets, piece.weights)
+                return Losses.one(token_loss(log_probs, piece.targets, piece.weights), piece.document)
             log_probs, keys, _ = private.step_with_keys(piece.inputs)
-            penalty = keys.square().sum(-1).mean()
-            return token_loss(log_probs, piece.targets, piece.weights) + self.key_penalty * penalty
+            penalty = self.key_penalty * keys.square().sum(-1).mean()
+            nll = token_loss(log_probs, piece.targets, piece.weights)
+            return Losses.one(nll + penalty, piece.document)
 
         pieces = self._pieces(reading, lm, context)
         seed = int(context.generator("dropout", reading.evidence.query).initial_seed())
@@ -191,7 +199,13 @@ class Finetune(Method[WeightState]):
                 torch.manual_seed(seed)
             try:
                 optimizer_state = descend(
-                    loss, opened.parameters, pieces, self.optimizer, self.clip, reading.state.optimizer_state
+                    losses,
+                    opened.parameters,
+                    pieces,
+                    self.optimizer,
+                    chain(self.clip, self.transforms),
+                    reading.state.optimizer_state,
+                    reading.generator(context),
                 )
             except Diverged as error:
                 context.ledger(reading.row).stopped = str(error)
@@ -219,7 +233,10 @@ class Finetune(Method[WeightState]):
                 # One token of overlap: every token is learnt once, from what stands before it.
                 if learnt[start:end].any():
                     yield Piece(
-                        whole[None, start:end], whole[None, start + 1 : end + 1], learnt[None, start:end]
+                        whole[None, start:end],
+                        whole[None, start + 1 : end + 1],
+                        learnt[None, start:end],
+                        passage.document or passage.id,
                     )
 
     def _affordable(self, pieces: Iterator[Piece], context: Context, ledger: Ledger) -> Iterator[Piece]:

@@ -15,6 +15,7 @@ from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import descend
 from uptake.adaptation.optimizers import AdamW, Optimizer
 from uptake.adaptation.trainable import All, Trainable
+from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
@@ -35,19 +36,25 @@ class Retuning:
     passes: int = 1
     batch: int = 16
     clip: float | None = 1.0
+    transforms: tuple[GradientTransform, ...] = ()  # of gradients, before they are clipped
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.passes < 1 or self.batch < 1:
             raise BadInput(f"passes {self.passes}, batch {self.batch}: use 1 or more")
+        chain(self.clip, self.transforms)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens [texts, time], and which of them count, [texts, time - 1] each for its successor."""
+    """Rows of tokens [texts, time], and which of them count, [texts, time - 1] each for its successor.
+
+    `documents` tells what document each row is of.
+    """
 
     tokens: Tensor
     counts: Tensor
+    documents: tuple[str, ...]
 
 
 def retune(
@@ -71,11 +78,11 @@ def retune(
     generator = torch.Generator().manual_seed(retuning.seed)
     private, opened = lm.trainable_copy(retuning.trainable, Delta(lm.fingerprint), generator)
 
-    def loss(batch: Batch) -> Tensor:
+    def losses(batch: Batch) -> Losses:
         log_probs, _ = private.step(batch.tokens[:, :-1])
         nll = -log_probs.gather(-1, batch.tokens[:, 1:, None])[..., 0]
         # A mean over what is learnt: how long prompts are, or how much is padding, makes no difference.
-        return (nll * batch.counts).sum() / batch.counts.sum()
+        return Losses((nll * batch.counts).sum(-1) / batch.counts.sum(), batch.documents)
 
     total = -(-len(texts) // retuning.batch) * retuning.passes
 
@@ -88,7 +95,14 @@ def retune(
                 done += 1
                 progress(done, total)
 
-    descend(loss, opened.parameters, batches(), retuning.optimizer, retuning.clip)
+    descend(
+        losses,
+        opened.parameters,
+        batches(),
+        retuning.optimizer,
+        chain(retuning.clip, retuning.transforms),
+        generator=torch.Generator().manual_seed(retuning.seed),
+    )
     return opened.delta()
 
 
@@ -105,7 +119,7 @@ def save_retuned(lm: Causal, delta: Delta, folder: str | Path) -> None:
     lm.tokenizer.inner.save_pretrained(folder)
 
 
-Text = tuple[list[int], list[float]]  # tokens, and for each but the first whether it is learnt
+Text = tuple[list[int], list[float], str]  # tokens, for each but the first whether it is learnt, the document
 
 
 def _answered(lm: LM, questions: Sequence[Question], asking: Asking) -> Iterator[Text]:
@@ -115,7 +129,7 @@ def _answered(lm: LM, questions: Sequence[Question], asking: Asking) -> Iterator
         ids = prompt + answer
         learnt = [0.0] * (len(prompt) - 1) + [1.0] * len(answer)
         # A question too long for the window loses its beginning, never its answer.
-        yield ids[-(lm.window + 1) :], learnt[-lm.window :]
+        yield ids[-(lm.window + 1) :], learnt[-lm.window :], question.document or question.id
 
 
 def _read(lm: LM, documents: Sequence[Document]) -> Iterator[Text]:
@@ -123,14 +137,14 @@ def _read(lm: LM, documents: Sequence[Document]) -> Iterator[Text]:
         ids = [lm.tokenizer.opening, *lm.tokenizer.encode(document.text)[0]]
         for start in range(0, len(ids) - 1, lm.window):
             piece = ids[start : start + lm.window + 1]
-            yield piece, [1.0] * (len(piece) - 1)
+            yield piece, [1.0] * (len(piece) - 1), document.id
 
 
 def _batch(texts: Sequence[Text], device: torch.device) -> Batch:
-    longest = max(len(ids) for ids, _ in texts)
+    longest = max(len(ids) for ids, _, _ in texts)
     tokens = torch.zeros(len(texts), longest, dtype=torch.long)
     counts = torch.zeros(len(texts), longest - 1)
-    for row, (ids, learnt) in enumerate(texts):
+    for row, (ids, learnt, _) in enumerate(texts):
         tokens[row, : len(ids)] = torch.tensor(ids)
         counts[row, : len(learnt)] = torch.tensor(learnt)
-    return Batch(tokens.to(device), counts.to(device))
+    return Batch(tokens.to(device), counts.to(device), tuple(document for _, _, document in texts))
