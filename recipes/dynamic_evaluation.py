@@ -102,7 +102,7 @@ def score(model: Causal, method: Method[Any], document: Document) -> dict[str, A
         "bytes": sizes,
         "seconds": seconds,
         "tokens": tokens,
-        "stopped": context.ledger(0).stopped,
+        "stopped": context.ledger(0).failed,
     }
 
 

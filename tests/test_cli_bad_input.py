@@ -45,7 +45,7 @@ from cli_world import (  # noqa: F401
         (("--limit", "-3"), "--limit -3"),
         (("--batch", "0"), "--batch 0"),
         (("--seed", str(1 << 70)), "--seed 1.18059e+21: use 0 to"),
-        (("--max-seconds", "nan"), "--max-seconds nan"),
+        (("--max-cpu-seconds", "nan"), "--max-cpu-seconds nan"),
         (("--protocol", "per-qery"), "--protocol 'per-qery': did you mean per-query?"),
         (("--leak-jaccard", "2", "--leak-containment", "1"), "jaccard 2.0"),
         (("--json", "missing/out.json"), "there is no folder missing"),

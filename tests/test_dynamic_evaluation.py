@@ -20,7 +20,8 @@ from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Running
 from uptake.lm.base import LM, Segment
 from uptake.methods.contract.learned import Material
-from uptake.methods.contract.method import Budget, Context, Evidence
+from uptake.methods.contract.method import Context, Evidence
+from uptake.methods.contract.spending import Budget
 from uptake.methods.dynamic_evaluation import DynamicEvaluation, GradientStatistics
 from uptake.methods.finetune import WeightState
 from uptake.text.types import Document, Found, Passage
@@ -223,7 +224,7 @@ def test_a_loss_that_is_not_finite_and_a_spent_budget_end_the_learning() -> None
     for start in (0, 8, 16):
         segment = Segment(TEXT[start : start + 8], TEXT[:start])
         (scores,), (state,) = wild.read([state], lm, [segment], context)
-    assert "smaller learning rate" in context.ledger(0).stopped
+    assert "smaller learning rate" in context.ledger(0).failed
     way = replace(methods.find("dynamic-evaluation"), method=wild)
     (row,) = evaluate(lm, Plan({"wild": way}, Running(8)), [Document("a", TEXT)]).rows
     assert "smaller learning rate" in row.failed

@@ -23,7 +23,8 @@ from uptake.evaluation.protocol import PerQuery, Running, Whole
 from uptake.lm.base import Scores, Segment
 from uptake.lm.causal import Causal
 from uptake.methods.base import Base
-from uptake.methods.contract.method import Budget, Context, Evidence, MethodSpec, State
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
+from uptake.methods.contract.spending import Budget
 from uptake.methods.finetune import Finetune
 from uptake.report.results import Row
 from uptake.store.datastore import Datastore

@@ -325,7 +325,7 @@ def test_a_row_that_diverges_stops_alone_and_says_why() -> None:
         Evidence.of("one fish, two fish, and more of them"),
     ]
     first, second = method.adapt([broken, good], lm, evidence, context)
-    assert first is broken and "the loss is nan: use a smaller learning rate" in context.ledger(0).stopped
+    assert first is broken and "the loss is nan: use a smaller learning rate" in context.ledger(0).failed
     assert not context.ledger(1).stopped and len(second.history) == 1
     assert (context.ledger(0).steps, context.ledger(1).steps) == (1, 3)
 
@@ -346,7 +346,7 @@ def test_a_batch_is_trained_together_and_gives_what_one_by_one_gives() -> None:
             [(ledger.steps, ledger.tokens_trained) for ledger in (context.ledger(row) for row in range(3))],
         ]
 
-    (together, spent), (apart, the_same) = taken(Context()), taken(Context(budget=Budget(seconds=1e9)))
+    (together, spent), (apart, the_same) = taken(Context()), taken(Context(budget=Budget(cpu_seconds=1e9)))
     assert spent == the_same and spent[1] == (0, 0) and spent[2][0] == 3
     for row in (0, 2):
         assert together[row].optimizer_state.keys() == apart[row].optimizer_state.keys()

@@ -21,7 +21,8 @@ from uptake.evaluation.streaming.page import page
 from uptake.evaluation.streaming.results import StreamResults
 from uptake.evaluation.streaming.run import finite
 from uptake.lm.base import LM
-from uptake.methods.contract.method import Budget, Context, Evidence, Method, MethodSpec
+from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
+from uptake.methods.contract.spending import Budget
 from uptake.methods.finetune import Finetune, WeightState
 from uptake.tasks.asking import Asking, ask, divergence
 from uptake.tasks.questions import Question

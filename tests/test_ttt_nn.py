@@ -12,7 +12,8 @@ import toys
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.trainable import LoRA, Top
 from uptake.lm.base import Segment
-from uptake.methods.contract.method import Budget, Context, Evidence
+from uptake.methods.contract.method import Context, Evidence
+from uptake.methods.contract.spending import Budget
 from uptake.methods.finetune import Finetune
 
 NEIGHBOURS = ["def add(a, b):\n    return a + b\n", "for i in range(10):\n    print(i)\n" * 4, "import os"]

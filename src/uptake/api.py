@@ -28,7 +28,8 @@ from uptake.evaluation.streaming.results import Asked, StreamResults
 from uptake.evaluation.streaming.run import run
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.methods.contract.method import Budget, Context, Evidence, MethodSpec, State
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
+from uptake.methods.contract.spending import Budget
 from uptake.report.results import Header, Neighbour, Results
 from uptake.settings import apply, describe, find
 from uptake.store.datastore import Datastore

@@ -18,7 +18,7 @@ from uptake.errors import BadInput, Missing, UptakeError
 from uptake.lm import causal
 from uptake.lm.base import LM, Window, rolling_windows
 from uptake.lm.causal import Causal
-from uptake.methods.contract.method import Budget
+from uptake.methods.contract.spending import Budget
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import LeakFilter
 

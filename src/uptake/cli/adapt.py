@@ -25,7 +25,8 @@ def adapt(
     encoder: options.Encoder = None,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
-    max_seconds: options.MaxSeconds = None,
+    max_cpu_seconds: options.MaxCpuSeconds = None,
+    max_wall_seconds: options.MaxWallSeconds = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     seed: options.Seed = 0,
@@ -40,7 +41,7 @@ def adapt(
         from uptake import api
         from uptake.export import check_folder, export_peft, moved_alone
         from uptake.lm import causal
-        from uptake.methods.contract.method import Budget
+        from uptake.methods.contract.spending import Budget
 
     spec = api.method_specs([method], settings or ())[method]
     with contextlib.suppress(BadInput):  # some have no such setting
@@ -58,7 +59,7 @@ def adapt(
     with screen.status("loading the model"):
         base = causal.load(model, device, dtype)
     with screen.status("reading neighbours"):
-        budget = Budget(max_tokens, max_steps, max_seconds)
+        budget = Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds)
         state, found = api.take_up(base, prompt, spec, store=opened, k=k, seed=seed, budget=budget)
         delta = moved_alone(state, spec.method.adapted([state], base))
         written = export_peft(delta, base, folder)

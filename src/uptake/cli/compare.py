@@ -47,7 +47,8 @@ def compare(
     no_leak_filter: options.NoFilter = False,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
-    max_seconds: options.MaxSeconds = None,
+    max_cpu_seconds: options.MaxCpuSeconds = None,
+    max_wall_seconds: options.MaxWallSeconds = None,
     json_path: options.Json = None,
     html: options.Html = None,
     fresh: options.Fresh = False,
@@ -75,7 +76,7 @@ def compare(
         from uptake import api
         from uptake.evaluation.protocol import Holes, PerQuery, Running, Whole
         from uptake.lm import causal
-        from uptake.methods.contract.method import Budget
+        from uptake.methods.contract.spending import Budget
         from uptake.report import summary as report
         from uptake.text import readers
     rules = {
@@ -137,7 +138,7 @@ def compare(
             protocol=rule,
             seed=seed,
             batch=batch,
-            budget=Budget(max_tokens, max_steps, max_seconds),
+            budget=Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds),
             leak=leak,
             journal=journal,
             notes=[f"left out while reading: {skipped}"] if skipped.total else [],

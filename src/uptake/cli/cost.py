@@ -38,7 +38,7 @@ def cost(**given: Any) -> None:
         from uptake.evaluation.plan import Plan
         from uptake.evaluation.protocol import Holes, PerQuery, Running, Whole
         from uptake.lm import causal
-        from uptake.methods.contract.method import Budget
+        from uptake.methods.contract.spending import Budget
         from uptake.text import readers
     rules = {
         each.name: each
@@ -62,7 +62,7 @@ def cost(**given: Any) -> None:
         tuple(ks),
         given["seed"],
         given["batch"],
-        Budget(given["max_tokens"], given["max_steps"], given["max_seconds"]),
+        Budget(*(given[f"max_{name}"] for name in ("tokens", "steps", "cpu_seconds", "wall_seconds"))),
         inputs.leak_filter(given["leak_containment"], given["leak_jaccard"], given["no_leak_filter"]),
     )
     if plan.sequential and given["workers"] > 1:

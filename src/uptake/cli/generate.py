@@ -40,7 +40,8 @@ def generate(
     ] = None,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
-    max_seconds: options.MaxSeconds = None,
+    max_cpu_seconds: options.MaxCpuSeconds = None,
+    max_wall_seconds: options.MaxWallSeconds = None,
     show_neighbours: Annotated[
         bool,
         options.option(options.OUTPUT, "", "Show on standard error what was read.", "--neighbours"),
@@ -59,7 +60,7 @@ def generate(
         from uptake import api
         from uptake.codec import plain
         from uptake.lm import causal
-        from uptake.methods.contract.method import Budget
+        from uptake.methods.contract.spending import Budget
 
     chosen = inputs.recipe(recipe)
     if chosen and method not in (None, chosen.method):
@@ -90,7 +91,7 @@ def generate(
             k=k,
             settings=settings or (),
             seed=seed,
-            budget=Budget(max_tokens, max_steps, max_seconds),
+            budget=Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds),
         )
     if reads and not read:
         screen.note("the store holds no neighbour of this prompt: this is the base model's answer")

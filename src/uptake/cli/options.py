@@ -140,7 +140,14 @@ NoFilter = Annotated[
 
 MaxTokens = Annotated[int | None, option(BUDGET, "N", "Most tokens trained on.", least=0)]
 MaxSteps = Annotated[int | None, option(BUDGET, "N", "Most gradient steps.", least=0)]
-MaxSeconds = Annotated[float | None, option(BUDGET, "SECONDS", "Most CPU seconds of training.", least=0)]
+MaxCpuSeconds = Annotated[
+    float | None,
+    option(BUDGET, "SECONDS", "Most CPU seconds of training; others of its batch do not count.", least=0),
+]
+MaxWallSeconds = Annotated[
+    float | None,
+    option(BUDGET, "SECONDS", "Most seconds of training by the clock on the wall, likewise.", least=0),
+]
 
 Json = Annotated[
     str | None,

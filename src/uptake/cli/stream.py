@@ -107,7 +107,8 @@ def stream(
     chunk: Chunk = None,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
-    max_seconds: options.MaxSeconds = None,
+    max_cpu_seconds: options.MaxCpuSeconds = None,
+    max_wall_seconds: options.MaxWallSeconds = None,
     json_path: options.Json = None,
     html: options.Html = None,
     save_every: SaveEvery = 100,
@@ -121,7 +122,8 @@ def stream(
     """Read documents one after another, then ask questions about them, closed book.
 
     Each method reads the whole stream by itself; the base model is asked the same. What a document may
-    spend is bounded by --max-tokens, --max-steps and --max-seconds. With --json an interrupted run goes on.
+    spend is bounded by --max-tokens, --max-steps, --max-cpu-seconds and --max-wall-seconds. With --json an
+    interrupted run goes on.
     """
     names = inputs.methods(methods, "online")
     report_file = inputs.report_file(json_path)
@@ -134,7 +136,7 @@ def stream(
         from uptake.evaluation.streaming import journal as journals
         from uptake.evaluation.streaming import report
         from uptake.lm import causal
-        from uptake.methods.contract.method import Budget
+        from uptake.methods.contract.spending import Budget
         from uptake.tasks.asking import Asking
         from uptake.tasks.questions import read_questions
         from uptake.text import readers
@@ -185,7 +187,7 @@ def stream(
             rehearsal=rehearsal,
             chunking=Chunking(chunk) if chunk else None,
             seed=seed,
-            budget=Budget(max_tokens, max_steps, max_seconds),
+            budget=Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds),
             journal=journal,
             save_every=save_every,
             notes=left_out,

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from uptake.errors import BadInput
 from uptake.evaluation.protocol import PerQuery, Protocol, Query
-from uptake.methods.contract.method import Budget, MethodSpec
+from uptake.methods.contract.method import MethodSpec
+from uptake.methods.contract.spending import Budget
 from uptake.text.overlap import LeakFilter
 from uptake.text.types import Document
 

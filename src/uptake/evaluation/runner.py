@@ -14,7 +14,8 @@ from uptake.evaluation.memory import peak_bytes, reset_peak
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Query
 from uptake.lm.base import LM, Scores, Segment
-from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, cpu_seconds
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
+from uptake.methods.contract.spending import cpu_seconds
 from uptake.report.results import Neighbour, Row, Showcase
 from uptake.store.datastore import Datastore
 from uptake.store.passages.source import QueryText
@@ -116,13 +117,13 @@ class Runner:
             found = [self._choose(way, one) for one in asked]
         fresh = [self.carried.get(name) or method.init(lm) for _ in asked]
         searching = [one.search_seconds if way.select.ranks else 0.0 for one in asked]
-        states, context, train = fresh, Context(self.plan.seed, self.plan.budget), list[float]()
+        states, context = fresh, Context(self.plan.seed, self.plan.budget)
         segments = [_segment(one.queries[0]) for one in asked]
         rows: list[Row] = []
         start = 0
         for k in self.plan.asked(way):
             if not method.cumulative:
-                start, states, context, train = 0, fresh, Context(self.plan.seed, self.plan.budget), []
+                start, states, context = 0, fresh, Context(self.plan.seed, self.plan.budget)
             evidence = [
                 Evidence(
                     some.part(start, k).behind(one.queries[0].support if states is fresh else ()),
@@ -133,8 +134,10 @@ class Runner:
                 for some, one in zip(found, asked, strict=True)
             ]
             score: list[float] = []
-            with cpu_seconds(train):
+            # Methods charge each row its own work; what they do for all at once is shared.
+            with context.charging(range(count), lm.device):
                 states = method.adapt(states, lm, evidence, context)
+            train = [context.ledger(row).cpu_seconds for row in range(count)]
             # Several k from one pass: what k neighbours taught is where the next few begin.
             start = k
             with cpu_seconds(score):
@@ -142,11 +145,12 @@ class Runner:
             for i, one in enumerate(asked):
                 ledger, some = context.ledger(i), found[i].part(0, k)
                 # A reading that was given up counts at the base's score, as every failure does.
-                one.scores[name] = one.base[0] if ledger.stopped else scores[i]
+                one.scores[name] = one.base[0] if ledger.failed else scores[i]
                 rows.append(
                     replace(
                         one.row(name, k, [one.scores[name]]),
-                        failed=ledger.stopped,
+                        failed=ledger.failed,
+                        stopped=str(ledger.stopped or ""),
                         neighbours=len(some.passages),
                         overlap=max(some.overlaps, default=0.0),
                         withheld=some.withheld,
@@ -155,7 +159,7 @@ class Runner:
                         tokens_read=ledger.tokens_read,
                         steps=ledger.steps,
                         retrieve_seconds=searching[i] + choose[0] / count,
-                        train_seconds=sum(train) / count,
+                        train_seconds=train[i],
                         score_seconds=score[0] / count,
                     )
                 )
@@ -191,7 +195,8 @@ class Runner:
             training = max(0.0, seconds[0] - one.base_seconds)
             row = replace(
                 one.row(name, 0, scores),
-                failed=ledger.stopped,
+                failed=ledger.failed,
+                stopped=str(ledger.stopped or ""),
                 tokens_trained=ledger.tokens_trained,
                 tokens_read=ledger.tokens_read,
                 steps=ledger.steps,

@@ -106,7 +106,8 @@ class DynamicEvaluation(Learned[WeightState, Window]):
         after = []
         for row, (state, found) in enumerate(zip(states, evidence, strict=True)):
             pieces = [*self._pieces(state, lm, found)]
-            after.append(self._learn(row, state, lm, pieces, found, context)[0] if pieces else state)
+            with context.charging([row], lm.device):
+                after.append(self._learn(row, state, lm, pieces, found, context)[0] if pieces else state)
         return after
 
     def adapted(self, states: Sequence[WeightState], lm: LM) -> LM:
@@ -133,7 +134,8 @@ class DynamicEvaluation(Learned[WeightState, Window]):
         if len(pieces) != 1 or windows != [*rolling_windows(0, before, ids, lm.window)]:
             (scores,), (state,) = super().read([state], lm, [segment], context.of(row))
             return scores, state
-        state, log_probs = self._learn(row, state, lm, pieces, evidence, context)
+        with context.charging([row], lm.device):
+            state, log_probs = self._learn(row, state, lm, pieces, evidence, context)
         return Scores(log_probs.double().cpu(), spans, len(segment.text.encode("utf8"))), state
 
     def _learn(
@@ -163,12 +165,12 @@ class DynamicEvaluation(Learned[WeightState, Window]):
             if not piece.weights.any():
                 continue
             count = len(piece.weights)
-            if context.cancelled() or not ledger.allows(context.budget, count):
+            if not context.affords(row, count):
                 break
             try:
                 descent.step(Losses.one(-(log_probs * piece.weights).mean(), piece.document))
             except Diverged as error:
-                ledger.stopped = str(error)
+                ledger.stop("diverged", str(error))
                 return state, log_probs.detach()
             ledger.tokens_trained += count
             ledger.steps += 1

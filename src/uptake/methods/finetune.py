@@ -16,16 +16,8 @@ from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
-from uptake.methods.contract.method import (
-    Budget,
-    Context,
-    Evidence,
-    Ledger,
-    Method,
-    MethodSpec,
-    State,
-    same_length,
-)
+from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
+from uptake.methods.contract.spending import Budget
 from uptake.text.types import Document, Passage
 
 
@@ -126,9 +118,13 @@ class Finetune(Method[WeightState]):
             for row, (state, read) in enumerate(zip(states, evidence, strict=True))
             if (passages := self._passages(state, read))
         ]
-        after = self._adapt_together(readings, lm, context)
+        with context.charging_together([reading.row for reading in readings], lm.device):
+            after = self._adapt_together(readings, lm, context)
         if after is None:
-            after = [self._adapt(reading, lm, context) for reading in readings]
+            after = []
+            for reading in readings:
+                with context.charging([reading.row], lm.device):
+                    after.append(self._adapt(reading, lm, context))
         adapted = {reading.row: state for reading, state in zip(readings, after, strict=True)}
         return [adapted.get(row, state) for row, state in enumerate(states)]
 
@@ -153,9 +149,9 @@ class Finetune(Method[WeightState]):
     ) -> list[WeightState] | None:
         """Return the states after reading, rows trained side by side; None, and nothing done, if they cannot.
 
-        Rows with a budget of seconds are trained one by one, so that none pays for the others.
+        Where seconds are limited rows are trained one by one, so that none pays for the others.
         """
-        if self.dropout or self.key_penalty or self.reference or context.budget.seconds is not None:
+        if self.dropout or self.key_penalty or self.reference or context.budget.timed:
             return None
         ended = train_side_by_side(
             lm,
@@ -173,7 +169,7 @@ class Finetune(Method[WeightState]):
         after = []
         for reading, (delta, end) in zip(readings, ended, strict=True):
             if end.stopped:
-                context.ledger(reading.row).stopped = end.stopped
+                context.ledger(reading.row).stop("diverged", end.stopped)
                 after.append(reading.state)
             else:
                 after.append(reading.after(context, delta, end.optimizer_state))
@@ -208,14 +204,14 @@ class Finetune(Method[WeightState]):
                     reading.generator(context),
                 )
             except Diverged as error:
-                context.ledger(reading.row).stopped = str(error)
+                context.ledger(reading.row).stop("diverged", str(error))
                 return reading.state
         return reading.after(context, opened.delta(), optimizer_state)
 
     def _pieces(self, reading: _Reading, lm: LM, context: Context) -> Iterator[Piece]:
         """Yield one row's pieces as far as its budget goes."""
         pieces = self.pieces(lm, reading.passages, reading.state.passages)
-        return self._affordable(pieces, context, context.ledger(reading.row))
+        return self._affordable(pieces, context, reading.row)
 
     def pieces(self, lm: LM, passages: Sequence[Passage], before: Sequence[Passage] = ()) -> Iterator[Piece]:
         """Yield one piece a step; `before` is what was read before the passages."""
@@ -239,13 +235,12 @@ class Finetune(Method[WeightState]):
                         passage.document or passage.id,
                     )
 
-    def _affordable(self, pieces: Iterator[Piece], context: Context, ledger: Ledger) -> Iterator[Piece]:
-        own = Budget(self.max_tokens, self.max_steps)
+    def _affordable(self, pieces: Iterator[Piece], context: Context, row: int) -> Iterator[Piece]:
+        own, ledger = Budget(self.max_tokens, self.max_steps), context.ledger(row)
         for piece in pieces:
             tokens = piece.inputs.shape[1]
-            if context.cancelled() or not (
-                ledger.allows(context.budget, tokens) and ledger.allows(own, tokens)
-            ):
+            # The method's own limits are how it reads: they stop nothing that anybody has to be told of.
+            if ledger.exceeds(own, tokens) or not context.affords(row, tokens):
                 return
             ledger.tokens_trained += tokens
             ledger.steps += 1

@@ -141,7 +141,11 @@ class HiddenStateOptimisation(Method[Remembered]):
     ) -> list[Remembered]:
         same_length(states, evidence)
         rows = enumerate(zip(states, evidence, strict=True))
-        return [self._adapt(row, state, lm, found, context)[0] for row, (state, found) in rows]
+        after = []
+        for row, (state, found) in rows:
+            with context.charging([row], lm.device):
+                after.append(self._adapt(row, state, lm, found, context)[0])
+        return after
 
     def adapted(self, states: Sequence[Remembered], lm: LM) -> LM:
         same_base(states, lm)
@@ -165,7 +169,8 @@ class HiddenStateOptimisation(Method[Remembered]):
         if not state.text.endswith(segment.context) or not 0 < len(ids) <= self._size(lm):
             (scores,), (state,) = super().read([state], lm, [segment], context.of(row))
             return scores, state
-        after, log_probs = self._adapt(row, state, lm, evidence, context)
+        with context.charging([row], lm.device):
+            after, log_probs = self._adapt(row, state, lm, evidence, context)
         return Scores(log_probs.double().cpu(), spans, len(segment.text.encode("utf8"))), after
 
     def _adapt(
@@ -180,16 +185,15 @@ class HiddenStateOptimisation(Method[Remembered]):
             for prompt, text in texts:
                 for part, learnt in ((prompt, False), (text, True)):
                     for piece in self._pieces(lm, part):
-                        spent = len(piece) if learnt else 0
-                        affordable = not context.cancelled() and ledger.allows(context.budget, spent)
-                        after, log_probs = self._step(after, lm, piece, learnt and affordable)
+                        learn = learnt and context.affords(row, len(piece))
+                        after, log_probs = self._step(after, lm, piece, learn)
                         ledger.tokens_read += len(piece)
-                        if learnt and affordable:
-                            ledger.tokens_trained += spent
+                        if learn:
+                            ledger.tokens_trained += len(piece)
                             ledger.steps += 1
                     after = replace(after, text=after.text + part)
         except Diverged as error:
-            ledger.stopped = str(error)
+            ledger.stop("diverged", str(error))
             return state, log_probs
         return after.after(evidence, context) if texts else state, log_probs
 

@@ -29,6 +29,7 @@ class Row:
     train_seconds: float = 0.0
     score_seconds: float = 0.0
     failed: str = ""  # why, where it failed
+    stopped: str = ""  # why not everything was read, where it was not: failure, or a budget that was spent
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ def _figures(rows: Sequence[Row], seed: int) -> dict[str, Any]:
         "share_helped": metrics.share_helped(bits, base_bits),
         "queries": len(rows),
         "failed": sum(bool(row.failed) for row in rows),
+        "stopped_early": sum(bool(row.stopped) and not row.failed for row in rows),  # by a budget
         "cpu_seconds_per_query": {part: _mean(values) for part, values in seconds.items()},
     }
 
@@ -244,6 +245,10 @@ def table(results: Results, leave_out: Sequence[str] = ()) -> "Table":
     if failed:
         told = ", ".join(f"{count} under {way}" for way, count in failed.items())
         caption += f"\nfailed, and counted at the base's score: {told}"
+    early = {name: method["stopped_early"] for name, method in figures["methods"].items()}
+    if any(early.values()):
+        told = ", ".join(f"{count} under {name}" for name, count in early.items() if count)
+        caption += f"\nstopped by the budget before all was read: {told}"
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption=Text(caption))
     made.caption_justify = "left"
     for whole in lines(figures):

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from uptake.errors import BadInput
-from uptake.methods.contract.method import Budget, MethodSpec
+from uptake.methods.contract.method import MethodSpec
+from uptake.methods.contract.spending import Budget
 from uptake.report.summary import many
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question

@@ -17,7 +17,8 @@ from uptake.evaluation.streaming.journal import Outcome, StreamJournal
 from uptake.evaluation.streaming.plan import StreamPlan
 from uptake.evaluation.streaming.results import Answered, Drifted, Spent, Stopped
 from uptake.lm.base import LM
-from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, cpu_seconds
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
+from uptake.methods.contract.spending import cpu_seconds
 from uptake.report.summary import many
 from uptake.tasks.asking import ask, divergence
 from uptake.tasks.questions import Question
@@ -136,7 +137,7 @@ def _read(
         if isinstance(error, UptakeError) and not isinstance(error, Diverged):
             raise  # what is wrong with the set-up is wrong for every document
         return state, f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    if failed := context.ledger(0).stopped:  # the method itself has kept the state before
+    if failed := context.ledger(0).failed:  # the method itself has kept the state before
         return after, failed
     return (after, "") if finite(after) else (state, "the state became infinite or no number")
 

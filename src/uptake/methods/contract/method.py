@@ -6,10 +6,9 @@ frozen values: `take` returns new ones and the old stay valid.
 """
 
 import dataclasses
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -17,6 +16,7 @@ import torch
 
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Scores, Segment
+from uptake.methods.contract.spending import Budget, Ledger, Meter
 from uptake.text.select import Nearest, Select
 from uptake.text.types import Found, Passage, Source, stable_hash
 
@@ -50,42 +50,18 @@ class Evidence:
         return cls(Found(passages, (0.0,) * len(texts), (0.0,) * len(texts)), query)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What one query may spend while taking text up; None is no limit."""
-
-    tokens: int | None = None
-    steps: int | None = None
-    seconds: float | None = None
-
-
-@dataclass
-class Ledger:
-    """What one query has spent."""
-
-    tokens_trained: int = 0
-    tokens_read: int = 0
-    steps: int = 0
-    stopped: str = ""  # why a reading was given up, if one was; its state is that of before
-    started: float = field(default_factory=time.process_time)
-
-    def allows(self, budget: Budget, tokens: int = 0) -> bool:
-        """Whether one more step over `tokens` tokens stays within the budget."""
-        return (
-            (budget.tokens is None or self.tokens_trained + tokens <= budget.tokens)
-            and (budget.steps is None or self.steps < budget.steps)
-            and (budget.seconds is None or time.process_time() - self.started < budget.seconds)
-        )
-
-
 @dataclass
 class Context:
-    """Seed, budget and accounts of a batch of queries; row i has `ledgers[i]`."""
+    """Seed, budget and accounts of a batch of queries; row i has `ledgers[i]`. For one thread at a time.
+
+    Time is counted while somebody is `charging` it: a method charges the rows it works on, one or several.
+    """
 
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
     ledgers: list[Ledger] = field(default_factory=list)
     cancelled: Callable[[], bool] = lambda: False
+    meter: Meter = field(default_factory=Meter, repr=False, compare=False)
 
     def ledger(self, row: int) -> Ledger:
         while len(self.ledgers) <= row:
@@ -94,11 +70,49 @@ class Context:
 
     def of(self, row: int) -> "Context":
         """Return the context of one row by itself; what is spent there is spent here."""
-        return Context(self.seed, self.budget, [self.ledger(row)], self.cancelled)
+        return Context(self.seed, self.budget, [self.ledger(row)], self.cancelled, self.meter)
 
     def generator(self, *names: str) -> torch.Generator:
         """Return a random generator that depends on the seed and the names alone, not on what ran before."""
         return torch.Generator().manual_seed(stable_hash(str(self.seed), *names))
+
+    def charging(
+        self, rows: Iterable[int], device: torch.device | None = None
+    ) -> AbstractContextManager[None]:
+        """Charge what a block takes to these rows, in equal shares; blocks within charge for themselves."""
+        return self.meter.charge([self.ledger(row) for row in rows], device)
+
+    @contextmanager
+    def charging_together(self, rows: Sequence[int], device: torch.device | None = None) -> Iterator[None]:
+        """Charge what a block takes to rows that it trains together, each as its tokens are of theirs."""
+        ledgers, whole = [self.ledger(row) for row in rows], Ledger()
+        before = [ledger.tokens_trained for ledger in ledgers]
+        try:
+            with self.meter.charge([whole], device):
+                yield
+        finally:
+            trained = [each.tokens_trained - was for each, was in zip(ledgers, before, strict=True)]
+            for ledger, tokens in zip(ledgers, trained, strict=True):
+                ledger.charge(whole, tokens / sum(trained) if any(trained) else 1 / len(rows))
+
+    def goes_on(self, row: int) -> bool:
+        """Whether a row may read on; if it is cancelled or its time is up, its ledger says so."""
+        return self._within(row, Budget(None, None, self.budget.cpu_seconds, self.budget.wall_seconds))
+
+    def affords(self, row: int, tokens: int) -> bool:
+        """Whether a row may take one more step, over `tokens` tokens; if not, its ledger says why."""
+        return self._within(row, self.budget, tokens)
+
+    def _within(self, row: int, budget: Budget, tokens: int = 0) -> bool:
+        ledger = self.ledger(row)
+        if self.cancelled():
+            ledger.stop("cancelled", f"cancelled after {ledger.steps:,} steps")
+            return False
+        if budget.timed:
+            self.meter.settle()
+        if spent := ledger.exceeds(budget, tokens):
+            ledger.stop("budget", f"the budget is spent: {spent}")
+        return not spent
 
 
 @dataclass(frozen=True)
@@ -266,16 +280,6 @@ def _pieces(text: str, size: int) -> Iterator[tuple[int, int]]:
             end = max((at for at in spaces if at > start), default=end)
         yield start, end
         start = end
-
-
-@contextmanager
-def cpu_seconds(into: list[float]) -> Iterator[None]:
-    """Append the CPU seconds that the block takes, over all threads, to `into`."""
-    started = time.process_time()
-    try:
-        yield
-    finally:
-        into.append(time.process_time() - started)
 
 
 def same_base(states: Sequence[State], lm: LM) -> None:

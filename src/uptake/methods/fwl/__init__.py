@@ -240,7 +240,11 @@ class FWL(Learned[Learnt, Tensor]):
         network = self._network(lm)
         under = network.under(lm)
         rows = enumerate(zip(states, evidence, strict=True))
-        return [self._adapt(network.layer, row, state, under, read, context) for row, (state, read) in rows]
+        after = []
+        for row, (state, read) in rows:
+            with context.charging([row], lm.device):
+                after.append(self._adapt(network.layer, row, state, under, read, context))
+        return after
 
     def adapted(self, states: Sequence[Learnt], lm: LM) -> LM:
         network = self._network(lm)
@@ -255,7 +259,8 @@ class FWL(Learned[Learnt, Tensor]):
         scores, after = [], []
         for row, (state, segment) in enumerate(zip(states, segments, strict=True)):
             model: Any = self.adapted([state], lm.at([row]))
-            (found,), (sums,) = model.read([segment])
+            with context.charging([row], lm.device):
+                (found,), (sums,) = model.read([segment])
             context.ledger(row).tokens_read += len(found.log_probs)
             scores.append(found)
             after.append(state.after(self.evidence_of(segment), context, sums=sums))
@@ -275,7 +280,7 @@ class FWL(Learned[Learnt, Tensor]):
             passages = (Passage.whole(Document("", evidence.prefix)), *passages)
         sums = state.sums
         for passage in passages:
-            if context.cancelled():
+            if not context.goes_on(row):
                 break
             before = [lm.tokenizer.opening, *lm.tokenizer.encode(passage.prompt)[0]]
             ids = lm.tokenizer.encode(passage.text)[0]

@@ -112,10 +112,11 @@ class Mac(Learned[Bank, Episode]):
         donate: bool = False,
     ) -> list[Bank]:
         same_length(states, evidence)
-        return [
-            self._adapt(row, state, lm, found, context)
-            for row, (state, found) in enumerate(zip(states, evidence, strict=True))
-        ]
+        after = []
+        for row, (state, found) in enumerate(zip(states, evidence, strict=True)):
+            with context.charging([row], lm.device):
+                after.append(self._adapt(row, state, lm, found, context))
+        return after
 
     def _adapt(self, row: int, state: Bank, lm: LM, evidence: Evidence, context: Context) -> Bank:
         if not evidence.passages:
@@ -123,7 +124,7 @@ class Mac(Learned[Bank, Episode]):
         network = self.network(lm)
         made, pieces = [state.slots], list(state.pieces)
         for passage in evidence.passages:
-            if context.cancelled():
+            if not context.goes_on(row):
                 return state
             ids = [lm.tokenizer.opening, *lm.tokenizer.encode(passage.prompt + passage.text)[0]]
             context.ledger(row).tokens_read += len(ids) - 1
