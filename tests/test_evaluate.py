@@ -191,10 +191,10 @@ def test_zero_neighbours_and_more_than_there_are(store: Datastore) -> None:
 
 
 class Unlucky(Finetune):
-    def _adapt(self, row: int, state: Any, lm: Any, evidence: Evidence, context: Context) -> Any:
-        if evidence.query == DOCUMENTS[1].text[:80]:
+    def adapt(self, states: Any, lm: Any, evidence: Any, context: Context, donate: bool = False) -> Any:
+        if any(each.query == DOCUMENTS[1].text[:80] for each in evidence):
             raise RuntimeError("the network\nbroke")
-        return super()._adapt(row, state, lm, evidence, context)
+        return super().adapt(states, lm, evidence, context, donate)
 
 
 def test_a_failed_query_counts_at_the_base_and_spoils_no_other(store: Datastore) -> None:
