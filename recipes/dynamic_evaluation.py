@@ -28,7 +28,7 @@ from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Method
-from uptake.methods.dynamic_evaluation import DynamicEvaluation
+from uptake.methods.dynamic_evaluation import GradientCounting
 from uptake.report.metrics import bits_per_byte, gain, gain_interval
 from uptake.report.page import chart, write_chart
 from uptake.text.types import Document, stable_hash
@@ -37,7 +37,7 @@ from uptake.train import Training, train
 KNOWN = ("books", "news_reuters21578", "textbook_us_history", "wikipedia")  # what the base was trained on
 DOMAINS = ("books", "court_opinions", "pmc_ccby", "python_peps")  # it has read none but the first
 PROTOCOL = Running()  # segments of 512 characters after at most 1,024
-STATIC, STATISTICS = "base", "weights=STATISTICS"
+STATIC, STATISTICS = "base", "statistics=STATISTICS"
 DE, HSO = "dynamic-evaluation", "hidden-state-optimisation"
 # What is tried on validation documents: the method and its settings.
 TRIED: dict[str, list[tuple[str, ...]]] = {
@@ -66,7 +66,7 @@ def documents(folder: Path, count: int, characters: int) -> list[Document]:
 
 def count_statistics(model: Causal, pile: Path, file: Path, pieces: int) -> None:
     """Count gradients on pieces of 128 tokens, as many from each of the known domains."""
-    method = DynamicEvaluation(chunk_tokens=128)
+    method = GradientCounting(chunk_tokens=128)
     episodes = []
     for name in KNOWN:
         read = documents(pile / name / "train.jsonl.xz", 40, 4000)

@@ -26,14 +26,15 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
+from uptake import methods
 from uptake.adaptation.optimizers import RMS, AdamW
 from uptake.evaluation.journal import Lines
 from uptake.evaluation.protocol import Running
 from uptake.lm.base import LM, Segment
-from uptake.methods.base import way as base
+from uptake.methods.base import spec as base
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context
-from uptake.methods.dynamic_evaluation import DynamicEvaluation
+from uptake.methods.finetune import Finetune
 from uptake.methods.fwl import FWL
 from uptake.report.metrics import gain, gain_difference, gain_interval
 from uptake.report.page import chart, write_chart
@@ -216,13 +217,14 @@ def main() -> None:
         plot(told["domains"], arguments.plot)
 
 
-def dynamic(rules: Sequence[RMS | AdamW], statistics: Path) -> dict[str, DynamicEvaluation]:
+def dynamic(rules: Sequence[RMS | AdamW], statistics: Path) -> dict[str, Finetune]:
     """Return dynamic evaluation by each rule."""
+    plain: Finetune = methods.find("dynamic-evaluation").method
     return {
-        f"{type(optimizer).__name__} {optimizer.learning_rate:g}": DynamicEvaluation(
-            optimizer=optimizer, weights=str(statistics) if isinstance(optimizer, RMS) else ""
+        f"{type(rule).__name__} {rule.learning_rate:g}": replace(
+            plain, optimizer=replace(rule, statistics=str(statistics)) if isinstance(rule, RMS) else rule
         )
-        for optimizer in rules
+        for rule in rules
     }
 
 

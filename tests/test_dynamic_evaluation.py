@@ -11,7 +11,9 @@ import torch
 
 import toys
 from uptake import api, methods
+from uptake.adaptation.gradient_statistics import GradientStatistics
 from uptake.adaptation.optimizers import RMS, SGD, AdamW, Optimizer
+from uptake.adaptation.tensors import write_tensors
 from uptake.adaptation.token_weights import Spans, TokenWeights
 from uptake.adaptation.trainable import LoRA, Top
 from uptake.errors import BadInput, Mismatch
@@ -19,11 +21,11 @@ from uptake.evaluation.engine import evaluate
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Running
 from uptake.lm.base import LM, Segment
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import FORMAT, Material
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.spending import Budget
-from uptake.methods.dynamic_evaluation import DynamicEvaluation, GradientStatistics
-from uptake.methods.finetune import WeightState
+from uptake.methods.dynamic_evaluation import GradientCounting, spec
+from uptake.methods.finetune import Finetune, WeightState
 from uptake.text.types import Document, Found, Passage
 from uptake.train import Training, train
 
@@ -31,9 +33,20 @@ TEXT = "the cat sat on the mat and a dog ran over the hill to see what the cat s
 MATERIAL = Material((Document("a", TEXT), Document("b", TEXT[::-1])))
 
 
-def running(
-    method: DynamicEvaluation, lm: LM, text: str = TEXT, size: int = 10
-) -> tuple[torch.Tensor, WeightState]:
+EVEN = RMS(0.1, decay=0.1, statistics="even")
+
+
+def dynamic(**settings: Any) -> Finetune:
+    """Return dynamic evaluation under other settings."""
+    return replace(spec.method, **settings)
+
+
+def kept(lm: LM, statistics: GradientStatistics, path: Path) -> str:
+    GradientCounting().save(statistics, lm, path)
+    return str(path)
+
+
+def running(method: Finetune, lm: LM, text: str = TEXT, size: int = 10) -> tuple[torch.Tensor, WeightState]:
     state, found = method.init(lm), []
     for start in range(0, len(text), size):
         segment = Segment(text[start : start + size], text[max(0, start - 20) : start])
@@ -53,12 +66,12 @@ def gradients(module: Any, inputs: list[int], targets: list[int]) -> dict[str, n
     return {name: gradient.numpy().copy() for name, gradient in zip(names, found, strict=True)}
 
 
-def test_two_steps_by_hand() -> None:
+def test_two_steps_by_hand(tmp_path: Path) -> None:
     lm = toys.lm(dtype=torch.float64)
-    method = DynamicEvaluation(optimizer=RMS(0.01, decay=0.4, epsilon=1e-3), own_prefix=False)
-    statistics = method.build(lm).double()
+    statistics = GradientCounting().build(lm).double()
     statistics.add([torch.rand_like(p) + 0.1 for p in lm.module.parameters()])
-    method = replace(method, trained=statistics)
+    path = kept(lm, statistics, tmp_path / "statistics")
+    method = dynamic(optimizer=RMS(0.01, decay=0.4, epsilon=1e-3, statistics=path), own_prefix=False)
     first, second = lm.tokenizer.encode("the cat ")[0], lm.tokenizer.encode("sat on")[0]
     state, context = method.init(lm), Context()
     for text, before in (("the cat ", ""), ("sat on", "the cat ")):
@@ -92,7 +105,7 @@ class Vowels(TokenWeights):
 
 def test_token_weights_say_what_is_learnt_and_not_what_is_scored() -> None:
     lm = toys.lm(dtype=torch.float64)
-    plain = DynamicEvaluation(optimizer=SGD(0.1), own_prefix=False, chunk_tokens=8)
+    plain = dynamic(optimizer=SGD(0.1), own_prefix=False, chunk_tokens=8)
     method = replace(plain, token_weights=Vowels())
     (scores,), (state,) = method.read([method.init(lm)], lm, [Segment("the cat", "a ")], Context())
     assert torch.equal(scores.log_probs, lm.score([Segment("the cat", "a ")])[0].log_probs)
@@ -119,12 +132,12 @@ def test_token_weights_say_what_is_learnt_and_not_what_is_scored() -> None:
     assert all(torch.equal(moved, apart.delta.dense[name]) for name, moved in whole.delta.dense.items())
 
 
-RULES: list[Optimizer] = [SGD(0.0), AdamW(0.0, weight_decay=0.0), RMS(0.0, decay=0.3)]
+RULES: list[Optimizer] = [SGD(0.0), AdamW(0.0, weight_decay=0.0), RMS(0.0, decay=0.3, statistics="even")]
 
 
 @pytest.mark.parametrize("optimizer", RULES, ids=lambda optimizer: type(optimizer).__name__)
 def test_a_rate_of_zero_is_the_static_model_bit_for_bit(optimizer: Optimizer) -> None:
-    method = DynamicEvaluation(optimizer=optimizer, weights="untrained" if isinstance(optimizer, RMS) else "")
+    method = dynamic(optimizer=optimizer)
     way = replace(methods.find("dynamic-evaluation"), method=method)
     plan = Plan({"base": methods.find("base"), "still": way}, Running(12, 30))
     rows = evaluate(toys.lm(), plan, [Document("a", TEXT), Document("b", TEXT[7:60])]).rows
@@ -136,7 +149,7 @@ def test_a_rate_of_zero_is_the_static_model_bit_for_bit(optimizer: Optimizer) ->
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_scoring_and_taking_in_one_pass_is_one_after_the_other(shape: str) -> None:
-    lm, method = toys.lm(shape, window=24), DynamicEvaluation.example()
+    lm, method = toys.lm(shape, window=24), dynamic(optimizer=EVEN, chunk_tokens=16)
     state = apart = method.init(lm)
     # One piece; several pieces; a context that does not fit; the next one.
     for text, before in (("the cat ", ""), (TEXT[8:32], "the cat "), ("on the", TEXT[:32]), ("re", "he")):
@@ -150,11 +163,11 @@ def test_scoring_and_taking_in_one_pass_is_one_after_the_other(shape: str) -> No
 
 def test_a_motif_gets_likelier_and_the_decay_forgets() -> None:
     lm, motif = toys.lm(), "abcabdab" * 10
-    method = DynamicEvaluation(optimizer=RMS(0.05, decay=0.0), weights="untrained")
+    method = dynamic(optimizer=RMS(0.05, decay=0.0, statistics="even"))
     learnt, free = running(method, lm, motif)
-    still, _ = running(replace(method, optimizer=RMS(0.0)), lm, motif)
+    still, _ = running(replace(method, optimizer=RMS(0.0, statistics="even")), lm, motif)
     assert learnt[-20:].mean() > still[-20:].mean() + 0.5
-    _, held = running(replace(method, optimizer=RMS(0.05, decay=0.5)), lm, motif)
+    _, held = running(replace(method, optimizer=RMS(0.05, decay=0.5, statistics="even")), lm, motif)
 
     def moved(state: WeightState) -> float:
         return sum(float(part.square().sum()) for part in state.delta.dense.values()) ** 0.5
@@ -164,7 +177,7 @@ def test_a_motif_gets_likelier_and_the_decay_forgets() -> None:
 
 def test_statistics_are_root_mean_squares_and_come_back_from_disk(tmp_path: Path) -> None:
     lm = toys.lm()
-    method = DynamicEvaluation(chunk_tokens=30)
+    method = GradientCounting(chunk_tokens=30)
     episodes = method.episodes(lm, MATERIAL)
     assert sorted(len(episode.targets) for episode in episodes) == sorted([22, 23, 23, 23] * 2)
     assert max(len(episode.inputs) for episode in episodes) == 60
@@ -176,17 +189,27 @@ def test_statistics_are_root_mean_squares_and_come_back_from_disk(tmp_path: Path
         assert np.allclose(network.rms(name).numpy(), wanted, rtol=1e-3, atol=1e-7)
     path = tmp_path / "rms.safetensors"
     method.save(network, lm, path)
-    read = api.method_specs(["dynamic-evaluation"], ["optimizer=rms(learning_rate=1e-3)", f"weights={path}"])
+    read = api.method_specs(
+        ["dynamic-evaluation"], ["optimizer=rms(learning_rate=1e-3)", f"statistics={path}"]
+    )
     there = read["dynamic-evaluation"].method
-    here = DynamicEvaluation(optimizer=RMS(1e-3), trained=network)
-    assert torch.equal(running(there, lm)[0], running(here, lm)[0])
-    assert not any("rms" in name for name in running(here, lm)[1].optimizer_state), "states do not carry them"
-    with pytest.raises(Mismatch, match="train again"):
+    assert there == dynamic(optimizer=RMS(1e-3, statistics=str(path)))
+    known = there.optimizer.known(dict(lm.module.named_parameters()), lm.fingerprint)
+    assert all(torch.equal(known[f"{name}|rms"], network.rms(name)) for name in network.names)
+    learnt, state = running(there, lm)
+    assert not torch.equal(learnt, running(dynamic(optimizer=RMS(1e-3, statistics="even")), lm)[0])
+    assert not any("rms" in name for name in state.optimizer_state), "states do not carry them"
+    with pytest.raises(Mismatch, match="count again"):
         there.init(toys.lm(seed=1))
+    # Another file in the same place is read anew.
+    network.get_buffer("count").mul_(4)
+    method.save(network, lm, path)
+    halved = there.optimizer.known(dict(lm.module.named_parameters()), lm.fingerprint)
+    assert all(torch.allclose(2 * halved[name], each) for name, each in known.items())
 
 
 def test_counting_goes_on_after_an_interruption(tmp_path: Path) -> None:
-    lm, method = toys.lm(), DynamicEvaluation(chunk_tokens=30)
+    lm, method = toys.lm(), GradientCounting(chunk_tokens=30)
     episodes, settings = method.episodes(lm, MATERIAL), Training(save_every=3)
     whole, _ = train(method, lm, episodes, settings)
 
@@ -200,26 +223,35 @@ def test_counting_goes_on_after_an_interruption(tmp_path: Path) -> None:
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in whole.state_dict().items())
 
 
-def test_where_the_rule_needs_a_file_it_says_so() -> None:
+def test_where_the_rule_needs_a_file_it_says_so(tmp_path: Path) -> None:
     lm = toys.lm()
     default = methods.find("dynamic-evaluation").method
     assert running(default, lm)[1].history
-    with pytest.raises(BadInput, match="uptake train dynamic-evaluation"):
-        DynamicEvaluation(optimizer=RMS()).init(lm)
-    with pytest.raises(BadInput, match="add --set optimizer=rms"):
-        DynamicEvaluation(weights="x.safetensors").init(lm)
+    path = tmp_path / "statistics"
+    for absent, cure in (("", "uptake train dynamic-evaluation"), (str(path), "no such file")):
+        with pytest.raises(BadInput, match=cure):
+            dynamic(optimizer=RMS(statistics=absent)).init(lm)
+    statistics = GradientCounting().build(lm)
+    statistics.add([torch.ones_like(p) for p in lm.module.parameters()])
+    rms = RMS(statistics=kept(lm, statistics, path))
     with pytest.raises(BadInput, match="trainable=all or trainable=top"):
-        running(DynamicEvaluation(optimizer=RMS(), weights="untrained", trainable=LoRA(2)), lm)
-    running(DynamicEvaluation(optimizer=RMS(), weights="untrained", trainable=Top(1)), lm)
+        running(dynamic(optimizer=rms, trainable=LoRA(2)), lm)
+    running(dynamic(optimizer=rms, trainable=Top(1)), lm)
+    write_tensors(path, {}, {"format": FORMAT, "kind": "Camels"})
+    with pytest.raises(Mismatch, match="a network of Camels"):
+        dynamic(optimizer=rms).init(lm)
+    counting = GradientCounting()
     with pytest.raises(BadInput, match="no validation text"):
-        train(default, lm, default.episodes(lm, MATERIAL), valid=default.episodes(lm, MATERIAL))
+        train(counting, lm, counting.episodes(lm, MATERIAL), valid=counting.episodes(lm, MATERIAL))
     for wrong in ({"chunk_tokens": 0}, {"clip": 0.0}):
         with pytest.raises(BadInput, match="use"):
-            DynamicEvaluation(**wrong)
+            dynamic(**wrong)
+    with pytest.raises(BadInput, match="chunk_tokens 0"):
+        GradientCounting(chunk_tokens=0)
 
 
 def test_a_loss_that_is_not_finite_and_a_spent_budget_end_the_learning() -> None:
-    lm, wild, context = toys.lm(), DynamicEvaluation(optimizer=SGD(1e38)), Context()
+    lm, wild, context = toys.lm(), dynamic(optimizer=SGD(1e38)), Context()
     state = wild.init(lm)
     for start in (0, 8, 16):
         segment = Segment(TEXT[start : start + 8], TEXT[:start])
@@ -229,7 +261,7 @@ def test_a_loss_that_is_not_finite_and_a_spent_budget_end_the_learning() -> None
     (row,) = evaluate(lm, Plan({"wild": way}, Running(8)), [Document("a", TEXT)]).rows
     assert "smaller learning rate" in row.failed
     context = Context(budget=Budget(tokens=8))
-    method = DynamicEvaluation(optimizer=SGD(0.1))
+    method = dynamic(optimizer=SGD(0.1))
     (scores,), (state,) = method.read([method.init(lm)], lm, [Segment(TEXT[:8])], context)
     (scores,), (after,) = method.read([state], lm, [Segment(TEXT[8:16], TEXT[:8])], context)
     assert context.ledger(0).tokens_trained == 8 and len(scores.log_probs) == 8

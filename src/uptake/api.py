@@ -309,11 +309,11 @@ def _described(spec: MethodSpec) -> dict[str, Any]:
 
 
 def _weights(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the files that settings called `weights` name, at any depth."""
+    """Yield the files that settings called `weights` or `statistics` name, at any depth."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _weights(value)
-        elif name == "weights" and isinstance(value, str) and Path(value).is_file():
+        elif name in ("weights", "statistics") and isinstance(value, str) and Path(value).is_file():
             yield value
 
 

@@ -1,4 +1,4 @@
-"""The one outer loop: trains the network of any Learned method on episodes of its own job.
+"""The one outer loop: trains the network of any learned method on episodes of its own job.
 
 It knows nothing of what an episode is; the method's `gradients` does. Checkpoints hold the network,
 the rule's memory and the best network so far, so that an interrupted training ends where an
@@ -22,7 +22,7 @@ from uptake.adaptation.transforms import GradientTransform, chain
 from uptake.codec import plain
 from uptake.errors import BadInput, Diverged, Mismatch
 from uptake.lm.base import LM
-from uptake.methods.contract.learned import Learned
+from uptake.methods.contract.learned import Learner
 from uptake.settings import describe
 from uptake.text.types import stable_hash
 
@@ -74,7 +74,7 @@ class _Progress:
 
 
 def train(
-    method: Learned[Any, Any],
+    method: Learner[Any],
     lm: LM,
     episodes: Sequence[Any],
     training: Training | None = None,
@@ -139,7 +139,7 @@ def _begin(network: nn.Module, start: nn.Module) -> None:
 
 
 def _stretch(
-    method: Learned[Any, Any],
+    method: Learner[Any],
     lm: LM,
     episodes: Sequence[Any],
     places: Sequence[int],
@@ -171,7 +171,7 @@ def _stretch(
     state.points.append(Point(state.done + len(places), total, sum(losses) / len(losses)))
 
 
-def _look(method: Learned[Any, Any], lm: LM, valid: Sequence[Any], state: _Progress) -> None:
+def _look(method: Learner[Any], lm: LM, valid: Sequence[Any], state: _Progress) -> None:
     """Note the validation loss at the newest point, and keep the network if it is the best so far."""
     point = state.points[-1]
     found = _mean_loss(method, state.network, lm, valid)
@@ -180,7 +180,7 @@ def _look(method: Learned[Any, Any], lm: LM, valid: Sequence[Any], state: _Progr
     state.points[-1] = Point(point.step, point.total, point.loss, found)
 
 
-def _mean_loss(method: Learned[Any, Any], network: nn.Module, lm: LM, episodes: Sequence[Any]) -> float:
+def _mean_loss(method: Learner[Any], network: nn.Module, lm: LM, episodes: Sequence[Any]) -> float:
     network.eval()
     return sum(method.loss(network, lm, episode).item() for episode in episodes) / len(episodes)
 

@@ -38,9 +38,9 @@ def token_loss(log_probs: Tensor, targets: Tensor, weights: Tensor | None = None
 
 @dataclass(frozen=True)
 class Piece:
-    """The tokens of one step: inputs [1, time], and how much each of their successors counts.
+    """The tokens of one step: inputs [1, time], what the last `count` of them predict, how much each counts.
 
-    `document` tells the document they are of from all others.
+    Targets and weights are [1, count]. `document` tells the document they are of from all others.
     """
 
     inputs: Tensor
@@ -48,9 +48,23 @@ class Piece:
     weights: Tensor
     document: Hashable
 
+    @property
+    def learnt(self) -> slice:
+        """The places of the inputs from which targets are predicted."""
+        time = self.inputs.shape[1]
+        return slice(time - self.targets.shape[1], time)
+
+    def scores(self, log_probs: Tensor) -> Tensor:
+        """Return the targets' log-probabilities [1, count]; `log_probs` is [1, time, vocabulary]."""
+        return log_probs[:, self.learnt].gather(-1, self.targets.unsqueeze(-1)).squeeze(-1)
+
+    def loss(self, scores: Tensor) -> Tensor:
+        """Return the `token_loss` of the targets from their log-probabilities."""
+        return -(scores * self.weights).mean()
+
 
 def piece_losses(log_probs: Tensor, pieces: Sequence[Piece]) -> Tensor:
-    """Return the `token_loss` of each piece, [pieces].
+    """Return the loss of each piece, [pieces].
 
     log_probs is [rows, time, vocabulary]; row i begins with what follows the tokens of piece i, and what
     stands after that counts for nothing.
@@ -58,13 +72,10 @@ def piece_losses(log_probs: Tensor, pieces: Sequence[Piece]) -> Tensor:
     rows, time, _ = log_probs.shape
     targets = torch.zeros(rows, time, dtype=torch.long, device=log_probs.device)
     for row, piece in enumerate(pieces):
-        targets[row, : piece.targets.shape[1]] = piece.targets[0]
+        targets[row, piece.learnt] = piece.targets[0]
     # Picked for all rows at once: a slice of log_probs would cost each row a gradient as large as the whole.
-    nll = -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    weighed = [
-        (nll[row, : piece.weights.shape[1]] * piece.weights[0]).mean() for row, piece in enumerate(pieces)
-    ]
-    return torch.stack(weighed)
+    scores = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return torch.stack([piece.loss(scores[row : row + 1, piece.learnt]) for row, piece in enumerate(pieces)])
 
 
 class Descent:

@@ -7,15 +7,18 @@ can be differentiated; tests hold the two together.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from uptake.adaptation.gradient_statistics import read_rms
 from uptake.errors import BadInput
 
 OptimizerState = Mapping[str, Tensor]  # "name of the parameter|what is remembered" -> tensor
 Values = Mapping[str, Tensor]
+EVEN = "even"  # in place of a file of statistics
 
 
 class Optimizer(ABC):
@@ -23,9 +26,22 @@ class Optimizer(ABC):
 
     learning_rate: float
 
+    @property
+    def informed(self) -> bool:
+        """Whether there is something to know of parameters before the first step: `known`."""
+        return False
+
     def times(self, share: float) -> Self:
         """Return the same rule at this share of its learning rate."""
         return cast(Self, replace(cast(Any, self), learning_rate=share * self.learning_rate))
+
+    def known(self, parameters: Mapping[str, Tensor], base: str) -> dict[str, Tensor]:
+        """Return what the rule has to know of these parameters of a base before its first step.
+
+        As in the optimizer's state, `name|what` -> tensor; it is no part of the state that steps leave.
+        Raises BadInput or Mismatch where a file that it asks for is lacking or another model's.
+        """
+        return {}
 
     @abstractmethod
     def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -119,18 +135,41 @@ class RMS(Optimizer):
 
     theta <- theta + decay * r * (theta_0 - theta) - learning_rate * g / (rms + epsilon), where rms
     is the root mean square of training gradients, r is rms over its mean, decay * r is at most 1
-    and theta_0 is where the walk began. `rms` comes in the memory, as `name|rms`; without it every
-    rms is 1, which makes this plain descent with an even decay.
+    and theta_0 is where the walk began. `statistics` is the file in which `uptake train
+    dynamic-evaluation` counted them, or `even`: every rms is 1, which makes this plain descent with
+    an even decay.
     """
 
     learning_rate: float = 5e-5
     decay: float = 0.002
     epsilon: float = 2e-5
+    statistics: str = ""
 
     def __post_init__(self) -> None:
         _check_rate(self.learning_rate)
         if not 0 <= self.decay <= 1 or self.epsilon < 0:
             raise BadInput(f"decay {self.decay}, epsilon {self.epsilon}: use 0 to 1, and 0 or more")
+
+    @property
+    def informed(self) -> bool:
+        return self.statistics != EVEN
+
+    def known(self, parameters: Mapping[str, Tensor], base: str) -> dict[str, Tensor]:
+        if self.statistics == EVEN:
+            return {}
+        if not self.statistics:
+            raise BadInput(
+                "optimizer=rms wants gradient statistics: count them with `uptake train dynamic-evaluation`, "
+                "give them with --set statistics=FILE; statistics=even, optimizer=sgd and optimizer=adamw "
+                "do without"
+            )
+        counted = read_rms(Path(self.statistics), base)
+        if unknown := sorted(parameters.keys() - counted.keys()):
+            raise BadInput(
+                f"statistics={self.statistics} has none of {unknown[0]}: let weights of the model itself "
+                "move, trainable=all or trainable=top, or set statistics=even"
+            )
+        return {f"{name}|rms": counted[name].to(value) for name, value in parameters.items()}
 
     def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return _RMSOptimizer(parameters, self)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -97,14 +97,14 @@ def train(
         from uptake import train as outer
         from uptake.adaptation.optimizers import AdamW
         from uptake.lm import causal
-        from uptake.methods.contract.learned import Learned
+        from uptake.methods.contract.learned import learner_of
         from uptake.settings import apply
         from uptake.store.views.chunk_neighbours import Remembered
-    found = methods.find(method).method
-    if not isinstance(found, Learned):
-        learned = [name for name in methods.names() if isinstance(methods.find(name).method, Learned)]
+    found = learner_of(methods.find(method))
+    if found is None:
+        learned = [name for name in methods.names() if learner_of(methods.find(name)) is not None]
         raise BadInput(f"{method} has no network to train; these have: {', '.join(learned) or 'none'}")
-    learner: Learned[Any, Any] = apply(found, *(settings or ()))
+    learner = apply(found, *(settings or ()))
     causal.check(device, dtype)
     inputs.set_threads(threads)
     if file is None:

@@ -179,11 +179,11 @@ class Camels(Learned[WeightState, Episode], Around[WeightState]):
             steps.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(0)
         )
         values: Mapping[str, Tensor] = opened.parameters
-        optimizer_state: Mapping[str, Tensor] = {}
+        optimizer_state: Mapping[str, Tensor] = steps.optimizer.known(opened.parameters, lm.fingerprint)
 
         def losses_of(values: Mapping[str, Tensor], piece: Piece) -> Losses:
             log_probs, _ = private.with_parameters(values).step(piece.inputs)
-            return Losses.one(token_loss(log_probs, piece.targets, piece.weights), piece.document)
+            return Losses.one(piece.loss(piece.scores(log_probs)), piece.document)
 
         generator = torch.Generator().manual_seed(0)
         for batch in episode:

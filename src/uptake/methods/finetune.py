@@ -1,20 +1,21 @@
 """Gradient steps on whatever is read: the documents of a stream, the text so far, or neighbours."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import Piece, descend, token_loss
+from uptake.adaptation.inner_loop import Descent, Piece
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Trainable
 from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
-from uptake.lm.base import LM
+from uptake.lm.base import LM, Scores, Segment, Window, rolling_windows
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
 from uptake.methods.contract.spending import Budget
@@ -56,6 +57,10 @@ class Finetune(Method[WeightState]):
     depend on the order of queries. `dropout` trains in training mode, seeded for each query. Where
     a loss is no longer finite nothing of that reading is kept, and the ledger says why it stopped.
 
+    `after_context` learns a passage as what follows the query, the text so far: pieces of even length, each
+    after as much of the text before it as the window holds. `read` then learns from the very loss that a
+    text was scored with, in one forward pass, wherever one step is all that the text gives.
+
     `key_penalty` times the mean squared length of the keys (what enters the last feed-forward) is added
     to the loss, as Ton et al. (2021, arXiv 2109.08249) train a model that kNN-LM is to search with.
     """
@@ -69,6 +74,7 @@ class Finetune(Method[WeightState]):
     order: Literal["nearest-first", "farthest-first"] = "nearest-first"
     token_weights: TokenWeights = field(default_factory=Uniform)
     own_prefix: bool = False  # learn the query's own text first
+    after_context: bool = False  # learn each piece after the text before it
     max_steps: int | None = None  # a query
     max_tokens: int | None = None  # a query
     dropout: bool = False
@@ -102,6 +108,8 @@ class Finetune(Method[WeightState]):
         return cls(optimizer=SGD(learning_rate=0.1), chunk_tokens=16)
 
     def init(self, lm: LM) -> WeightState:
+        # A file that is not there is told of before anything is read.
+        self.optimizer.known({}, lm.fingerprint)
         return WeightState(base=lm.fingerprint, delta=Delta(lm.fingerprint))
 
     def adapt(
@@ -123,8 +131,9 @@ class Finetune(Method[WeightState]):
         if after is None:
             after = []
             for reading in readings:
+                pieces = self.pieces(lm, reading.passages, reading.state.passages)
                 with context.charging([reading.row], lm.device):
-                    after.append(self._adapt(reading, lm, context))
+                    after.append(self._learn(reading, lm, pieces, context)[0])
         adapted = {reading.row: state for reading, state in zip(readings, after, strict=True)}
         return [adapted.get(row, state) for row, state in enumerate(states)]
 
@@ -139,10 +148,44 @@ class Finetune(Method[WeightState]):
             else fresh
         )
 
+    def read(
+        self, states: Sequence[WeightState], lm: LM, segments: Sequence[Segment], context: Context
+    ) -> tuple[list[Scores], list[WeightState]]:
+        """Score each segment, then learn it: in one forward pass where that is the pass it is scored in."""
+        if not self.after_context:
+            return super().read(states, lm, segments, context)
+        read = [
+            self._read(row, state, lm, segment, context)
+            for row, (state, segment) in enumerate(zip(states, segments, strict=True))
+        ]
+        return [scores for scores, _ in read], [state for _, state in read]
+
+    def _read(
+        self, row: int, state: WeightState, lm: LM, segment: Segment, context: Context
+    ) -> tuple[Scores, WeightState]:
+        evidence = self.evidence_of(segment)
+        reading = _Reading(row, state, evidence, self._passages(state, evidence))
+        pieces = [*self.pieces(lm, reading.passages, state.passages)]
+        ids, spans = lm.tokenizer.encode(segment.text)
+        before = [lm.tokenizer.opening, *lm.tokenizer.encode(segment.context)[0]]
+        scored = [(window.inputs, window.targets) for window in rolling_windows(0, before, ids, lm.window)]
+        alike = [(piece.inputs[0].tolist(), piece.targets[0].tolist()) for piece in pieces] == scored
+        # Dropout learns from another pass than the one that scores.
+        if len(pieces) != 1 or not alike or self.dropout or not self._affords(pieces[0], context, row):
+            (scores,), (state,) = super().read([state], lm, [segment], context.of(row))
+            return scores, state
+        with context.charging([row], lm.device):
+            state, own = self._learn(reading, lm, pieces, context)
+        return Scores(own[0].double().cpu(), spans, len(segment.text.encode("utf8"))), state
+
     def _passages(self, state: WeightState, evidence: Evidence) -> Sequence[Passage]:
-        if self.own_prefix and not state.history and evidence.prefix:
-            return (Passage.whole(Document("", evidence.prefix)), *evidence.passages)
-        return evidence.passages
+        """Return what is learnt, in the order found: the query's own text first, if it is and was not yet."""
+        passages, prefix = evidence.passages, evidence.prefix
+        if self.after_context:
+            passages = tuple(replace(passage, prompt=prefix + passage.prompt) for passage in passages)
+        if self.own_prefix and not state.history and prefix:
+            passages = (Passage.whole(Document("", prefix)), *passages)
+        return passages
 
     def _adapt_together(
         self, readings: Sequence[_Reading], lm: LM, context: Context
@@ -151,7 +194,8 @@ class Finetune(Method[WeightState]):
 
         Where seconds are limited rows are trained one by one, so that none pays for the others.
         """
-        if self.dropout or self.key_penalty or self.reference or context.budget.timed:
+        alone = self.dropout or self.key_penalty or self.reference or self.optimizer.informed
+        if alone or context.budget.timed:
             return None
         ended = train_side_by_side(
             lm,
@@ -175,38 +219,44 @@ class Finetune(Method[WeightState]):
                 after.append(reading.after(context, delta, end.optimizer_state))
         return after
 
-    def _adapt(self, reading: _Reading, lm: LM, context: Context) -> WeightState:
+    def _learn(
+        self, reading: _Reading, lm: LM, pieces: Iterable[Piece], context: Context
+    ) -> tuple[WeightState, Tensor]:
+        """Return the state after a step on each piece, and what the last of these made of its targets."""
         private, opened = lm.trainable_copy(self.trainable, reading.state.delta, context.generator("moves"))
         opened.module.train(self.dropout)
-
-        def losses(piece: Piece) -> Losses:
-            if not self.key_penalty:
-                log_probs, _ = private.step(piece.inputs)
-                return Losses.one(token_loss(log_probs, piece.targets, piece.weights), piece.document)
-            log_probs, keys, _ = private.step_with_keys(piece.inputs)
-            penalty = self.key_penalty * keys.square().sum(-1).mean()
-            nll = token_loss(log_probs, piece.targets, piece.weights)
-            return Losses.one(nll + penalty, piece.document)
-
-        pieces = self._pieces(reading, lm, context)
+        known = self.optimizer.known(opened.parameters, lm.fingerprint)
+        descent = Descent(
+            opened.parameters,
+            self.optimizer,
+            chain(self.clip, self.transforms),
+            {**reading.state.optimizer_state, **known},
+            reading.generator(context),
+        )
+        scores = torch.zeros(0)
         seed = int(context.generator("dropout", reading.evidence.query).initial_seed())
         with torch.random.fork_rng(enabled=self.dropout):
             if self.dropout:
                 torch.manual_seed(seed)
             try:
-                optimizer_state = descend(
-                    losses,
-                    opened.parameters,
-                    pieces,
-                    self.optimizer,
-                    chain(self.clip, self.transforms),
-                    reading.state.optimizer_state,
-                    reading.generator(context),
-                )
+                for piece in self._affordable(pieces, context, reading.row):
+                    scores, loss = self._loss(private, piece)
+                    descent.step(Losses.one(loss, piece.document))
             except Diverged as error:
                 context.ledger(reading.row).stop("diverged", str(error))
-                return reading.state
-        return reading.after(context, opened.delta(), optimizer_state)
+                return reading.state, scores
+        # What the optimizer knew beforehand is in a file of its own, not in every state.
+        kept = {name: value for name, value in descent.optimizer_state.items() if name not in known}
+        return reading.after(context, opened.delta(), kept), scores
+
+    def _loss(self, lm: LM, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Return what the LM makes of a piece's targets, detached, and the loss to step down."""
+        if not self.key_penalty:
+            scores = piece.scores(lm.step(piece.inputs)[0])
+            return scores.detach(), piece.loss(scores)
+        log_probs, keys, _ = lm.step_with_keys(piece.inputs)
+        scores = piece.scores(log_probs)
+        return scores.detach(), piece.loss(scores) + self.key_penalty * keys.square().sum(-1).mean()
 
     def _pieces(self, reading: _Reading, lm: LM, context: Context) -> Iterator[Piece]:
         """Yield one row's pieces as far as its budget goes."""
@@ -214,37 +264,66 @@ class Finetune(Method[WeightState]):
         return self._affordable(pieces, context, reading.row)
 
     def pieces(self, lm: LM, passages: Sequence[Passage], before: Sequence[Passage] = ()) -> Iterator[Piece]:
-        """Yield one piece a step; `before` is what was read before the passages."""
-        size = min(self.chunk_tokens or lm.window, lm.window)
+        """Yield one piece a step, none where nothing counts; `before` was read before the passages."""
+        cut = self._after_context if self.after_context else self._by_itself
         ordered = passages if self.order == "nearest-first" else passages[::-1]
         for place, passage in enumerate([*ordered] * self.passes):
-            earlier = [*before, *ordered[:place]]
-            prompt = lm.tokenizer.encode(passage.prompt)[0]
-            text, spans = lm.tokenizer.encode(passage.text)
-            whole = torch.tensor([lm.tokenizer.opening, *prompt, *text], device=lm.device)
-            weights = self.token_weights.of(passage, spans, earlier).to(lm.device)
-            learnt = torch.cat([weights.new_zeros(len(prompt)), weights])
-            for start in range(0, len(learnt), size):
-                end = min(start + size, len(learnt))
-                # One token of overlap: every token is learnt once, from what stands before it.
-                if learnt[start:end].any():
-                    yield Piece(
-                        whole[None, start:end],
-                        whole[None, start + 1 : end + 1],
-                        learnt[None, start:end],
-                        passage.document or passage.id,
-                    )
+            spans = lm.tokenizer.encode(passage.text)[1]
+            weights = self.token_weights.of(passage, spans, [*before, *ordered[:place]]).to(lm.device)
+            yield from (piece for piece in cut(lm, passage, weights) if piece.weights.any())
 
-    def _affordable(self, pieces: Iterator[Piece], context: Context, row: int) -> Iterator[Piece]:
-        own, ledger = Budget(self.max_tokens, self.max_steps), context.ledger(row)
+    def _by_itself(self, lm: LM, passage: Passage, weights: Tensor) -> Iterator[Piece]:
+        """Yield the pieces of a passage that stands alone, its prompt within them."""
+        size = min(self.chunk_tokens or lm.window, lm.window)
+        prompt, text = (lm.tokenizer.encode(each)[0] for each in (passage.prompt, passage.text))
+        whole = torch.tensor([lm.tokenizer.opening, *prompt, *text], device=lm.device)
+        learnt = torch.cat([weights.new_zeros(len(prompt)), weights])
+        for start in range(0, len(learnt), size):
+            end = min(start + size, len(learnt))
+            # One token of overlap: every token is learnt once, from what stands before it.
+            yield Piece(
+                whole[None, start:end],
+                whole[None, start + 1 : end + 1],
+                learnt[None, start:end],
+                passage.document or passage.id,
+            )
+
+    def _after_context(self, lm: LM, passage: Passage, weights: Tensor) -> Iterator[Piece]:
+        """Yield the pieces of a passage, each after as much of its prompt and text as the window holds."""
+        done, size = 0, self.chunk_tokens or lm.window
+        for window in even_windows(lm, passage.prompt, passage.text, size, lm.window):
+            inputs, targets = (
+                torch.tensor([ids], device=lm.device) for ids in (window.inputs, window.targets)
+            )
+            own = weights[None, done : done + targets.shape[1]]
+            yield Piece(inputs, targets, own, passage.document or passage.id)
+            done += targets.shape[1]
+
+    def _affordable(self, pieces: Iterable[Piece], context: Context, row: int) -> Iterator[Piece]:
+        ledger = context.ledger(row)
         for piece in pieces:
-            tokens = piece.inputs.shape[1]
-            # The method's own limits are how it reads: they stop nothing that anybody has to be told of.
-            if ledger.exceeds(own, tokens) or not context.affords(row, tokens):
+            if not self._affords(piece, context, row):
                 return
-            ledger.tokens_trained += tokens
+            ledger.tokens_trained += piece.targets.shape[1]
             ledger.steps += 1
             yield piece
+
+    def _affords(self, piece: Piece, context: Context, row: int) -> bool:
+        tokens, own = piece.targets.shape[1], Budget(self.max_tokens, self.max_steps)
+        # The method's own limits are how it reads: they stop nothing that anybody has to be told of.
+        return not context.ledger(row).exceeds(own, tokens) and context.affords(row, tokens)
+
+
+def even_windows(lm: LM, before: str, text: str, size: int, most: int) -> Iterator[Window]:
+    """Yield even pieces of a text, `size` tokens at most, each after what stands before it: `most` inputs."""
+    ids = lm.tokenizer.encode(text)[0]
+    whole = [lm.tokenizer.opening, *lm.tokenizer.encode(before)[0], *ids]
+    most = min(most, lm.window)
+    count = math.ceil(len(ids) / min(size, most))
+    for number in range(count):
+        start, end = len(ids) * number // count, len(ids) * (number + 1) // count
+        last = len(whole) - len(ids) + end
+        yield Window(0, whole[max(0, last - 1 - most) : last - 1], ids[start:end])
 
 
 spec = MethodSpec(Finetune())

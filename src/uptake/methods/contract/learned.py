@@ -7,7 +7,7 @@ as it is before training, the control of every learned method.
 import dataclasses
 import json
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from uptake.adaptation.tensors import fill, read_tensors, write_tensors
 from uptake.codec import plain
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM
-from uptake.methods.contract.method import Method, State
+from uptake.methods.contract.method import Method, MethodSpec, State
 from uptake.settings import describe
 from uptake.tasks.questions import Question
 from uptake.text.types import Document, Source
@@ -74,14 +74,9 @@ class Material:
         return asked
 
 
-@dataclass(frozen=True, kw_only=True)
-class Learned(Method[StateT], Generic[StateT, EpisodeT]):
-    """A method with a network; final classes add their settings and the five methods below."""
+class Learner(ABC, Generic[EpisodeT]):
+    """What `uptake train` trains or counts ahead; final classes are frozen dataclasses of settings."""
 
-    weights: str = ""  # a file from `uptake train`, or "untrained"
-    trained: nn.Module | None = field(
-        default=None, repr=False, compare=False, metadata={"setting": False}
-    )  # a network at hand, in place of a file
     portable: ClassVar[bool] = False  # True: a network trained beside one base serves another
 
     @abstractmethod
@@ -115,33 +110,6 @@ class Learned(Method[StateT], Generic[StateT, EpisodeT]):
     def restore(self, lm: LM, about: Mapping[str, str]) -> nn.Module:
         """Return a network of the shape that a file's `about` tells of, ready for its tensors."""
         return self.build(lm)
-
-    def with_network(self, network: nn.Module) -> "Learned[StateT, EpisodeT]":
-        """Return this method with a network at hand."""
-        return dataclasses.replace(self, trained=network)
-
-    def network(self, lm: LM) -> nn.Module:
-        """Return the frozen network: the one at hand, or that of `weights`, which is read once.
-
-        Raises BadInput where there is none, Mismatch where it belongs to something else.
-        """
-        if self.trained is not None:
-            return self.trained
-        if not self.weights:
-            verb = type(self).__name__.lower()
-            raise BadInput(
-                f"{verb} has no trained network: make one with `uptake train`, give it with "
-                "--set weights=FILE (weights=untrained is the control)"
-            )
-        stamp = () if self.weights == UNTRAINED else _stamp(Path(self.weights))
-        key = (type(self), repr(self), lm.fingerprint, str(lm.device), *stamp)
-        if key not in _loaded:
-            made = self.fresh(lm) if self.weights == UNTRAINED else self.load(Path(self.weights), lm)
-            _loaded[key] = made.requires_grad_(False).eval()
-            while len(_loaded) > _KEPT:
-                _loaded.popitem(last=False)
-        _loaded.move_to_end(key)
-        return _loaded[key]
 
     def fresh(self, lm: LM, seed: int = 0) -> nn.Module:
         """Return the untrained network that a seed gives."""
@@ -182,6 +150,49 @@ class Learned(Method[StateT], Generic[StateT, EpisodeT]):
                 raise
             raise Mismatch(f"{path} was trained with {others}: give the same settings, with --set") from None
         return network.to(lm.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(Learner[EpisodeT], Method[StateT], Generic[StateT, EpisodeT]):
+    """A method with a network; final classes add their settings and what a learner needs."""
+
+    weights: str = ""  # a file from `uptake train`, or "untrained"
+    trained: nn.Module | None = field(
+        default=None, repr=False, compare=False, metadata={"setting": False}
+    )  # a network at hand, in place of a file
+
+    def with_network(self, network: nn.Module) -> "Learned[StateT, EpisodeT]":
+        """Return this method with a network at hand."""
+        return dataclasses.replace(self, trained=network)
+
+    def network(self, lm: LM) -> nn.Module:
+        """Return the frozen network: the one at hand, or that of `weights`, which is read once.
+
+        Raises BadInput where there is none, Mismatch where it belongs to something else.
+        """
+        if self.trained is not None:
+            return self.trained
+        if not self.weights:
+            verb = type(self).__name__.lower()
+            raise BadInput(
+                f"{verb} has no trained network: make one with `uptake train`, give it with "
+                "--set weights=FILE (weights=untrained is the control)"
+            )
+        stamp = () if self.weights == UNTRAINED else _stamp(Path(self.weights))
+        key = (type(self), repr(self), lm.fingerprint, str(lm.device), *stamp)
+        if key not in _loaded:
+            made = self.fresh(lm) if self.weights == UNTRAINED else self.load(Path(self.weights), lm)
+            _loaded[key] = made.requires_grad_(False).eval()
+            while len(_loaded) > _KEPT:
+                _loaded.popitem(last=False)
+        _loaded.move_to_end(key)
+        return _loaded[key]
+
+
+def learner_of(spec: MethodSpec) -> Learner[Any] | None:
+    """Return what `uptake train` trains for a method, None where it has nothing to train."""
+    found = spec.method if spec.learner is None else spec.learner
+    return found if isinstance(found, Learner) else None
 
 
 def _others(theirs: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

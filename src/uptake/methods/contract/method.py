@@ -234,12 +234,14 @@ class Method(ABC, Generic[StateT]):
 class MethodSpec:
     """A method as people ask for it by name: with the passages it reads and its settings.
 
-    With `segment` an answer is scored in pieces of so many characters, each taken up once scored.
+    With `segment` an answer is scored in pieces of so many characters, each read once scored. `learner`
+    is what `uptake train` trains by the method's name, where that is not the method itself.
     """
 
     method: Method[Any]
     select: Select = field(default_factory=Nearest)
     segment: int | None = None
+    learner: object | None = None
 
     @property
     def searches(self) -> bool:
