@@ -365,7 +365,9 @@ def test_the_own_prefix_is_learnt_once_whatever_the_ks(store: Datastore) -> None
     assert last(3).tokens_trained == last(0, 1, 3).tokens_trained == plain.tokens_trained + 80
 
 
-@pytest.mark.parametrize("setting", ["passes=2", "order=farthest-first", "dropout=true", "clip=0.5"])
+@pytest.mark.parametrize(
+    "setting", ["passes=2", "order=farthest-first", "dropout=true", "clip=0.5", "optimizer=adamw"]
+)
 def test_the_ks_asked_for_together_are_those_asked_for_apart(store: Datastore, setting: str) -> None:
     ways = api.method_specs(["ttt-nn"], ["optimizer=sgd(learning_rate=0.05)", setting])
     together = evaluate(toys.lm("gpt2"), plan(methods=ways, ks=(1, 3), batch=2), DOCUMENTS[:2], store).rows
@@ -375,6 +377,27 @@ def test_the_ks_asked_for_together_are_those_asked_for_apart(store: Datastore, s
             assert (
                 one.bits == pytest.approx(other.bits, rel=1e-6) and one.tokens_trained == other.tokens_trained
             )
+
+
+def test_the_last_k_of_a_query_leaves_nothing_to_go_on_with(
+    store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    adapt = Finetune.adapt
+
+    def watched(
+        self: Finetune, states: Any, lm: Any, evidence: Any, context: Any, donate: bool = False
+    ) -> Any:
+        asked.append(context.continues)
+        return adapt(self, states, lm, evidence, context, donate)
+
+    monkeypatch.setattr(Finetune, "adapt", watched)
+    evaluate(toys.lm(), plan("ttt-nn", ks=(0, 1, 3), batch=2), DOCUMENTS[:2], store)
+    assert asked == [True, True, False]
+    asked.clear()
+    again = api.method_specs(["ttt-nn"], ["passes=2"])
+    evaluate(toys.lm(), plan(methods=again, ks=(1, 3), batch=2), DOCUMENTS[:2], store)
+    assert asked == [False, False], "each k begins anew"
 
 
 def test_each_query_pays_for_what_it_learnt_while_it_was_scored() -> None:

@@ -10,8 +10,10 @@ import torch
 
 import toys
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
-from uptake.adaptation.trainable import LoRA, Top
+from uptake.adaptation.trainable import All, LoRA, Top
+from uptake.errors import BadInput
 from uptake.lm.base import Segment
+from uptake.methods import find
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.spending import Budget
 from uptake.methods.finetune import Finetune
@@ -119,6 +121,31 @@ def test_reference_mode_hands_the_optimiser_on_and_so_depends_on_order() -> None
 
         assert (second("aaaa") != second("zzzz")) == reference
         assert method.sequential == reference
+
+
+@pytest.mark.parametrize("trainable", [All(), LoRA(rank=4)], ids=str)
+@pytest.mark.parametrize("name", ["finetune", "dynamic-evaluation"])
+def test_the_optimizer_state_stays_only_where_somebody_reads_on(name: str, trainable: Any) -> None:
+    lm, rows = toys.lm(), 8
+    method = replace(find(name).method, optimizer=AdamW(1e-3), trainable=trainable)
+    evidence = [Evidence.of(*NEIGHBOURS, query=f"{row}") for row in range(rows)]
+    begun = [method.init(lm)] * rows
+    going_on = method.adapt(begun, lm, evidence, Context())
+    ended = method.adapt(begun, lm, evidence, Context(continues=False))
+    for one, other in zip(going_on, ended, strict=True):
+        names = one.delta.names
+        assert all(torch.equal(one.delta.difference(n), other.delta.difference(n)) for n in names)
+        # Two averages a weight that trains: eight rows would hold sixteen copies for nothing.
+        assert sum(value.numel() for value in one.optimizer_state.values()) > 2 * sum(
+            part.up.numel() + part.down.numel() for part in one.delta.low_rank.values()
+        ) + 2 * sum(value.numel() for value in one.delta.dense.values())
+        assert not other.optimizer_state and other.ended and not one.ended
+    assert not Context(continues=False).of(0).continues
+    method.adapt(going_on, lm, evidence, Context())
+    with pytest.raises(BadInput, match=r"Context\(continues=True\)"):
+        method.adapt(ended, lm, evidence, Context())
+    (kept,) = replace(method, reference=True).adapt(begun[:1], lm, evidence[:1], Context(continues=False))
+    assert kept.optimizer_state and not kept.ended, "the next query goes on from it"
 
 
 def test_a_prompt_is_read_but_not_learnt() -> None:

@@ -270,7 +270,7 @@ def take_up(
         # A prompt is no evaluated document: the passage that holds it is what a person wants found.
         source = store.source(prompt, whole_text=whole_text, leak=leak or LeakFilter.off())
         found = spec.select.choose(source, k, np.random.default_rng(stable_hash(str(seed), "choose", prompt)))
-    context = Context(seed, budget or Budget())
+    context = Context(seed, budget or Budget(), continues=False)
     evidence = [Evidence(found, prompt, source)]
     (state,) = spec.method.adapt([spec.method.init(model)], model, evidence, context)
     return state, found

@@ -121,6 +121,7 @@ class Runner:
         segments = [_segment(one.queries[0]) for one in asked]
         rows: list[Row] = []
         start = 0
+        last = max(self.plan.asked(way))
         for k in self.plan.asked(way):
             if not method.cumulative:
                 start, states, context = 0, fresh, Context(self.plan.seed, self.plan.budget)
@@ -133,6 +134,7 @@ class Runner:
                 )
                 for some, one in zip(found, asked, strict=True)
             ]
+            context.continues = way.segment is not None or (method.cumulative and k < last)
             score: list[float] = []
             # Methods charge each row its own work; what they do for all at once is shared.
             with context.charging(range(count), lm.device):

@@ -24,10 +24,37 @@ from uptake.text.types import Document, Passage
 
 @dataclass(frozen=True, kw_only=True)
 class WeightState(State):
-    """How far the weights have moved, and the optimiser's memory, so that reading can go on."""
+    """How far the weights have moved, and the optimizer state, so that reading can go on.
+
+    `ended` says that the optimizer state was dropped: it answers, and nothing more can be read.
+    """
 
     delta: Delta
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)
+    ended: bool = False
+
+    def moved(
+        self,
+        evidence: Evidence,
+        context: Context,
+        delta: Delta,
+        optimizer_state: dict[str, Tensor],
+        keep: bool = False,
+    ) -> "WeightState":
+        """Return the state after reading, with the optimizer state if somebody reads on, or to `keep`."""
+        kept = keep or context.continues
+        return self.after(
+            evidence, context, delta=delta, optimizer_state=optimizer_state if kept else {}, ended=not kept
+        )
+
+    def resumed(self) -> dict[str, Tensor]:
+        """Return the optimizer state to go on with. Raises BadInput where it was dropped."""
+        if self.ended:
+            raise BadInput(
+                "the state was read to answer alone, its optimizer state is gone: to read on, read with "
+                "Context(continues=True)"
+            )
+        return self.optimizer_state
 
 
 @dataclass(frozen=True)
@@ -42,9 +69,6 @@ class _Reading:
     def generator(self, context: Context) -> torch.Generator:
         """Return what transforms draw from: a reading that goes on does not draw the same numbers again."""
         return context.generator("transforms", self.evidence.query, str(len(self.state.history)))
-
-    def after(self, context: Context, delta: Delta, optimizer_state: dict[str, Tensor]) -> WeightState:
-        return self.state.after(self.evidence, context, delta=delta, optimizer_state=optimizer_state)
 
 
 @dataclass(frozen=True)
@@ -205,7 +229,7 @@ class Finetune(Method[WeightState]):
             [self._pieces(reading, lm, context) for reading in readings],
             self.optimizer,
             chain(self.clip, self.transforms),
-            [reading.state.optimizer_state for reading in readings],
+            [reading.state.resumed() for reading in readings],
             [reading.generator(context) for reading in readings],
         )
         if ended is None:
@@ -216,7 +240,7 @@ class Finetune(Method[WeightState]):
                 context.ledger(reading.row).stop("diverged", end.stopped)
                 after.append(reading.state)
             else:
-                after.append(reading.after(context, delta, end.optimizer_state))
+                after.append(reading.state.moved(reading.evidence, context, delta, end.optimizer_state))
         return after
 
     def _learn(
@@ -230,7 +254,7 @@ class Finetune(Method[WeightState]):
             opened.parameters,
             self.optimizer,
             chain(self.clip, self.transforms),
-            {**reading.state.optimizer_state, **known},
+            {**reading.state.resumed(), **known},
             reading.generator(context),
         )
         scores = torch.zeros(0)
@@ -247,7 +271,8 @@ class Finetune(Method[WeightState]):
                 return reading.state, scores
         # What the optimizer knew beforehand is in a file of its own, not in every state.
         kept = {name: value for name, value in descent.optimizer_state.items() if name not in known}
-        return reading.after(context, opened.delta(), kept), scores
+        moved = reading.state.moved(reading.evidence, context, opened.delta(), kept, self.reference)
+        return moved, scores
 
     def _loss(self, lm: LM, piece: Piece) -> tuple[Tensor, Tensor]:
         """Return what the LM makes of a piece's targets, detached, and the loss to step down."""

@@ -138,7 +138,7 @@ class SourceCode(Learned[WeightState, Episode], Around[WeightState]):
 
     def _adapted(self, network: nn.Module, lm: LM, episode: Episode) -> Delta:
         begun = replace(self.inner.init(lm), delta=_delta(network, lm))
-        (state,) = self.inner.adapt([begun], lm, [episode.evidence], Context())
+        (state,) = self.inner.adapt([begun], lm, [episode.evidence], Context(continues=False))
         return state.delta
 
 

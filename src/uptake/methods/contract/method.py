@@ -55,12 +55,15 @@ class Context:
     """Seed, budget and accounts of a batch of queries; row i has `ledgers[i]`. For one thread at a time.
 
     Time is counted while somebody is `charging` it: a method charges the rows it works on, one or several.
+    `continues` says whether anybody will read on from the states that come of it: what only further reading
+    needs, as an optimizer state, is not kept where nobody does.
     """
 
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
     ledgers: list[Ledger] = field(default_factory=list)
     cancelled: Callable[[], bool] = lambda: False
+    continues: bool = True
     meter: Meter = field(default_factory=Meter, repr=False, compare=False)
 
     def ledger(self, row: int) -> Ledger:
@@ -70,7 +73,7 @@ class Context:
 
     def of(self, row: int) -> "Context":
         """Return the context of one row by itself; what is spent there is spent here."""
-        return Context(self.seed, self.budget, [self.ledger(row)], self.cancelled, self.meter)
+        return Context(self.seed, self.budget, [self.ledger(row)], self.cancelled, self.continues, self.meter)
 
     def generator(self, *names: str) -> torch.Generator:
         """Return a random generator that depends on the seed and the names alone, not on what ran before."""
