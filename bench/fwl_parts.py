@@ -22,6 +22,7 @@ from torch.nn import functional
 
 import uptake
 from uptake.lm.base import LM
+from uptake.lm.examples import encode
 from uptake.methods.fwl import Network, windows
 from uptake.methods.fwl.network import FAST, FastWeights
 from uptake.text.types import Document
@@ -48,12 +49,11 @@ def read(lm: LM, document: Document) -> Read:
     """Return the states that `running` scores from: a segment after its context."""
     states, labels, sizes = [], [], []
     for query in PROTOCOL.queries(document):
-        ids = lm.tokenizer.encode(query.target)[0]
-        before = [lm.tokenizer.opening, *(lm.tokenizer.encode(query.context)[0] if query.context else [])]
-        for hidden, known in windows(lm, before, ids, lm.window):
+        example = encode(lm.tokenizer, query.context, query.target)
+        for hidden, known in windows(lm, example, lm.window):
             states.append(hidden[0])
             labels.append(known[0])
-        sizes.append(len(ids))
+        sizes.append(len(example.target))
     return Read(torch.cat(states), torch.cat(labels), sizes)
 
 

@@ -29,8 +29,9 @@ from torch import nn
 
 import uptake
 from uptake.evaluation.protocol import PerQuery, Query
-from uptake.lm.base import Segment, rolling_windows
+from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
+from uptake.lm.examples import encode, pieces, rolling_windows
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.settings import apply
@@ -102,27 +103,22 @@ class PublishedLoop:
         return bits if self.every else self._bits(asked.query)
 
     def _learn(self, passage: Passage, optimizer: torch.optim.Optimizer) -> None:
-        ids = [self.lm.tokenizer.opening, *self.lm.tokenizer.encode(passage.text)[0]]
-        for start in range(0, len(ids) - 1, self.lm.window):
-            piece = torch.tensor([ids[start : start + self.lm.window + 1]])
-            loss = nn.functional.cross_entropy(self.module(input_ids=piece[:, :-1]).logits[0], piece[0, 1:])
+        for piece in pieces(encode(self.lm.tokenizer, "", passage.text), self.lm.window):
+            logits = self.module(input_ids=torch.tensor([piece.inputs])).logits[0]
+            loss = nn.functional.cross_entropy(logits, torch.tensor(piece.target))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
             optimizer.step()
 
     def _bits(self, query: Query) -> float:
-        encode = self.lm.tokenizer.encode
-        context = [self.lm.tokenizer.opening, *encode(query.context)[0]]
         nats = 0.0
         with torch.no_grad():
-            for window in rolling_windows(0, context, encode(query.target)[0], self.lm.window):
-                logits = self.module(input_ids=torch.tensor([window.inputs])).logits[
-                    0, -len(window.targets) :
-                ]
-                nats += nn.functional.cross_entropy(
-                    logits, torch.tensor(window.targets), reduction="sum"
-                ).item()
+            example = encode(self.lm.tokenizer, query.context, query.target)
+            for window in rolling_windows(example, self.lm.window):
+                logits = self.module(input_ids=torch.tensor([window.inputs])).logits[0]
+                targets = torch.tensor(window.target)
+                nats += nn.functional.cross_entropy(logits[-len(targets) :], targets, reduction="sum").item()
         return nats / math.log(2)
 
 

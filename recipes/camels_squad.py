@@ -187,7 +187,7 @@ def windows(lm: Causal, texts: Sequence[Document], most: float) -> Tensor:
     order = [*texts]
     Random(0).shuffle(order)
     for text in order:
-        ids += [lm.tokenizer.opening, *lm.tokenizer.encode(text.text)[0]]
+        ids += lm.tokenizer.opened(text.text)
         if len(ids) > most:
             break
     length = min(256, len(ids))

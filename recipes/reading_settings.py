@@ -20,8 +20,9 @@ from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import Top
 from uptake.evaluation.journal import Lines
 from uptake.evaluation.protocol import Query
-from uptake.lm.base import Scores, Segment, rolling_windows
+from uptake.lm.base import Scores, Segment
 from uptake.lm.causal import Causal
+from uptake.lm.examples import encode, rolling_windows
 from uptake.methods.contract.composed import Together
 from uptake.methods.contract.method import Context, Evidence, Method, State
 from uptake.methods.finetune import Finetune
@@ -199,12 +200,12 @@ class Observed:
 
 def _searched(one: Asked, method: KnnLm) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     model, (state, _) = one.model, one.state(method, "nearest")
-    context = [model.tokenizer.opening, *model.tokenizer.encode(one.query.context)[0]]
-    for window in rolling_windows(0, context, model.tokenizer.encode(one.query.target)[0], model.window):
+    example = encode(model.tokenizer, one.query.context, one.query.target)
+    for window in rolling_windows(example, model.window):
         with torch.no_grad():
-            keys = model.keys(torch.tensor([window.inputs]))[0, -len(window.targets) :]
+            keys = model.keys(torch.tensor([window.inputs]))[0, -len(window.target) :]
         near = state.view.search(keys.numpy(), method.neighbours)  # type: ignore[attr-defined]
-        right = near.values == np.array(window.targets)[:, None]
+        right = near.values == np.array(window.target)[:, None]
         yield near.distances.astype(np.float64), right & (near.places >= 0)
 
 

@@ -240,7 +240,7 @@ def _chunks(one: Asked, neighbours: Any, found: Mapping[str, Any], m: int) -> li
     neighbours it was read beside, its bytes, and its bits by base and by RETRO."""
     tokenizer = one.model.tokenizer
     target = tokenizer.encode(one.query.target)[0]
-    ids = [tokenizer.opening, *tokenizer.encode(one.query.context)[0], *target]
+    ids = [*tokenizer.opened(one.query.context), *target]
     begun, told = len(ids) - len(target), []
     for at in range(-(-begun // m) * m, len(ids) - m + 1, m):
         tokens, seen = neighbours.of([ids[at - m : at]])

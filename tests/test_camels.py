@@ -24,6 +24,7 @@ from uptake.adaptation.transforms import Losses
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.lm.scoring import losses
 from uptake.methods import find
 from uptake.methods.camels import Batch, Camels, answer_loss, drift
 from uptake.methods.contract.learned import Material
@@ -137,9 +138,8 @@ def test_the_walk_in_training_is_the_walk_in_use(optimizer: Optimizer) -> None:
     private, opened = lm.trainable_copy(All(), Delta(lm.fingerprint), torch.Generator())
     pieces = steps.pieces(lm, [Passage(i, text) for i, text in enumerate(texts)])
     values, _ = unroll(
-        lambda values, piece: Losses.one(
-            token_loss(private.with_parameters(values).step(piece.inputs)[0], piece.targets, piece.weights),
-            "",
+        lambda values, piece: Losses(
+            losses(private.with_parameters(values), [piece.example], [piece.weights]), (piece.document,)
         ),
         opened.parameters,
         pieces,
@@ -167,10 +167,9 @@ def test_neither_padding_nor_length_changes_the_size_of_a_step() -> None:
     for text in ("the cat", "the cat sat on the mat and looked at the hill"):
         steps = METHOD.weighed(constant)
         (piece,) = steps.pieces(lm, [Passage(0, text)])
-        assert piece.inputs.shape[1] == len(text), "no padding"
-        log_probs, _ = lm.step(piece.inputs)
-        plain = token_loss(log_probs, piece.targets)
-        weighed = token_loss(log_probs, piece.targets, piece.weights)
+        assert len(piece.example.inputs) == len(text), "no padding"
+        plain = losses(lm, [piece.example])
+        weighed = losses(lm, [piece.example], [piece.weights])
         assert torch.allclose(weighed, plain * torch.tensor(2.0).double().log() / 3, atol=1e-12)
 
 

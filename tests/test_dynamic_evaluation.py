@@ -55,7 +55,7 @@ def running(method: Finetune, lm: LM, text: str = TEXT, size: int = 10) -> tuple
     return torch.cat(found), state
 
 
-def gradients(module: Any, inputs: list[int], targets: list[int]) -> dict[str, np.ndarray[Any, Any]]:
+def gradients(module: Any, inputs: Sequence[int], targets: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
     """Return the gradients of the mean loss of the last positions, and no trace in the module."""
     module.requires_grad_(True)
     logits = module(torch.tensor([inputs])).logits[0, -len(targets) :]
@@ -179,11 +179,11 @@ def test_statistics_are_root_mean_squares_and_come_back_from_disk(tmp_path: Path
     lm = toys.lm()
     method = GradientCounting(chunk_tokens=30)
     episodes = method.episodes(lm, MATERIAL)
-    assert sorted(len(episode.targets) for episode in episodes) == sorted([22, 23, 23, 23] * 2)
+    assert sorted(len(episode.target) for episode in episodes) == sorted([22, 23, 23, 23] * 2)
     assert max(len(episode.inputs) for episode in episodes) == 60
     network, points = train(method, lm, episodes, Training(save_every=3), tmp_path / "checkpoint")
     assert isinstance(network, GradientStatistics) and points[-1].step == 8
-    found = [gradients(toys.module(), episode.inputs, episode.targets) for episode in episodes]
+    found = [gradients(toys.module(), episode.inputs, episode.target) for episode in episodes]
     for name in network.names:
         wanted = np.sqrt(np.mean([each[name] ** 2 for each in found], axis=0))
         assert np.allclose(network.rms(name).numpy(), wanted, rtol=1e-3, atol=1e-7)

@@ -221,7 +221,7 @@ def test_training_teaches_it_to_learn(tmp_path: Path) -> None:
     lm = toys.lm()
     method = FWL(episode_tokens=160)
     episodes = method.episodes(lm, Material(tuple(STORIES)))
-    assert [len(episode) for episode in episodes] == [len(story.text) + 1 for story in STORIES]
+    assert [len(episode.target) for episode in episodes] == [len(story.text) for story in STORIES]
     network, points = train(method, lm, episodes, Training(AdamW(3e-3, weight_decay=0.0), passes=15))
     assert points[-1].loss == points[-1].loss
     unseen = "max met lou. lou saw max. " * 5

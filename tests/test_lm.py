@@ -11,24 +11,10 @@ from hypothesis import strategies as st
 
 import toys
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Segment, rolling_windows
+from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
 from uptake.lm.wrappers import Bayes, Mixed, Prefixed, Routed
 from uptake.text.tokenizer import Tokenizer
-
-
-@given(context=st.integers(1, 40), count=st.integers(0, 90), room=st.integers(2, 20))
-def test_rolling_windows_score_every_token_once(context: int, count: int, room: int) -> None:
-    ids = list(range(1000, 1000 + count))
-    windows = list(rolling_windows(3, list(range(context)), ids, room))
-    assert [token for window in windows for token in window.targets] == ids
-    whole = list(range(context)) + ids
-    for window in windows:
-        assert 1 <= len(window.inputs) <= room and window.row == 3
-        end = whole.index(window.inputs[-1]) + 2
-        # The inputs stand right before and among the targets.
-        assert whole[end - len(window.targets) : end] == window.targets
-        assert whole[end - 1 - len(window.inputs) : end - 1] == window.inputs
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)

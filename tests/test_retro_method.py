@@ -14,8 +14,9 @@ import toys
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.tensors import read_tensors
 from uptake.errors import BadInput, Mismatch
-from uptake.lm.base import LM, Segment, rolling_windows
+from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
+from uptake.lm.examples import encode, rolling_windows
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
@@ -223,9 +224,9 @@ def test_scores_are_those_of_each_window_by_itself_and_padding_is_not_looked_for
     scores = model.score([Segment(TEXT), Segment("the dog")])
     assert "".join(sorted(asked)).count("\0") == 0 and max(map(len, asked)) == 4
     expected = []
-    for window in rolling_windows(0, [0], ids_of(lm, TEXT)[0, 1:].tolist(), 16):
+    for window in rolling_windows(encode(lm.tokenizer, "", TEXT), 16):
         log_probs, _ = model.at([0]).step(torch.tensor([window.inputs]))
-        targets = torch.tensor(window.targets)
+        targets = torch.tensor(window.target)
         expected.append(log_probs[0, -len(targets) :].gather(-1, targets[:, None])[:, 0])
     assert torch.allclose(scores[0].log_probs, torch.cat(expected), atol=1e-10)
     # Each chunk of text is looked for once, whatever is scored again.

@@ -16,8 +16,9 @@ import torch
 from uptake import api
 from uptake.errors import BadInput, Missing, UptakeError
 from uptake.lm import causal
-from uptake.lm.base import LM, Window, rolling_windows
+from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.lm.examples import Example, of_target, rolling_windows
 from uptake.methods.contract.spending import Budget
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import LeakFilter
@@ -207,19 +208,12 @@ def _score(lm: LM, context: list[int], ids: list[int]) -> Answer:
     if len(ids) <= room:
         context = context[-(room + 1 - len(ids)) :]
     total, greedy = 0.0, True
-    for window in rolling_windows(0, context, ids, room):
-        log_probs = _window(lm, window)
-        targets = torch.tensor(window.targets, device=log_probs.device)
-        total += log_probs.gather(-1, targets[:, None]).double().sum().item()
-        greedy = greedy and bool((log_probs.argmax(-1) == targets).all())
+    for window in rolling_windows(Example(tuple(context), tuple(ids)), room):
+        with torch.no_grad():
+            (log_probs,) = lm.predictions([window])
+        total += of_target(log_probs, window).double().sum().item()
+        greedy = greedy and log_probs.argmax(-1).tolist() == [*window.target]
     return total, greedy
-
-
-def _window(lm: LM, window: Window) -> torch.Tensor:
-    """Return the log-probabilities [targets, vocabulary] of one forward pass."""
-    with torch.no_grad():
-        log_probs, _ = lm.step(torch.tensor([window.inputs], device=lm.device))
-    return log_probs[0, -len(window.targets) :]
 
 
 def _progress(items: Sequence[Any], what: str, disable: bool) -> Any:

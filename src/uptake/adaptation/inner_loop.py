@@ -5,8 +5,7 @@ with other texts and settings. It knows no language model: `losses_of` gives the
 `descend` goes in place and fast; `unroll` is the same walk as a function that can be differentiated.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -34,48 +33,6 @@ def token_loss(log_probs: Tensor, targets: Tensor, weights: Tensor | None = None
     """
     nll = -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return nll.mean() if weights is None else (nll * weights).mean()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The tokens of one step: inputs [1, time], what the last `count` of them predict, how much each counts.
-
-    Targets and weights are [1, count]. `document` tells the document they are of from all others.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor
-    document: Hashable
-
-    @property
-    def learnt(self) -> slice:
-        """The places of the inputs from which targets are predicted."""
-        time = self.inputs.shape[1]
-        return slice(time - self.targets.shape[1], time)
-
-    def scores(self, log_probs: Tensor) -> Tensor:
-        """Return the targets' log-probabilities [1, count]; `log_probs` is [1, time, vocabulary]."""
-        return log_probs[:, self.learnt].gather(-1, self.targets.unsqueeze(-1)).squeeze(-1)
-
-    def loss(self, scores: Tensor) -> Tensor:
-        """Return the `token_loss` of the targets from their log-probabilities."""
-        return -(scores * self.weights).mean()
-
-
-def piece_losses(log_probs: Tensor, pieces: Sequence[Piece]) -> Tensor:
-    """Return the loss of each piece, [pieces].
-
-    log_probs is [rows, time, vocabulary]; row i begins with what follows the tokens of piece i, and what
-    stands after that counts for nothing.
-    """
-    rows, time, _ = log_probs.shape
-    targets = torch.zeros(rows, time, dtype=torch.long, device=log_probs.device)
-    for row, piece in enumerate(pieces):
-        targets[row, piece.learnt] = piece.targets[0]
-    # Picked for all rows at once: a slice of log_probs would cost each row a gradient as large as the whole.
-    scores = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return torch.stack([piece.loss(scores[row : row + 1, piece.learnt]) for row, piece in enumerate(pieces)])
 
 
 class Descent:

@@ -17,6 +17,7 @@ from uptake.adaptation.delta import Delta
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
 from uptake.lm.capabilities import Slots, Unembedding
+from uptake.lm.examples import Example, at_targets, encode, of_target, padded, rolling_windows
 from uptake.text.tokenizer import Tokenizer
 
 # Log-probabilities held at once while scoring: 256 MB of float32.
@@ -58,15 +59,6 @@ class Scores:
         log_probs = torch.cat([torch.zeros(0, dtype=torch.float64), *(part.log_probs for part in parts)])
         spans = tuple(span for part in parts for span in part.spans)
         return Scores(log_probs, spans, sum(part.bytes for part in parts))
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """One forward pass of a rolling score: inputs, and the targets its last positions predict."""
-
-    row: int
-    inputs: list[int]
-    targets: list[int]
 
 
 class LM(ABC):
@@ -177,36 +169,39 @@ class LM(ABC):
         pass; left out, a large vocabulary means smaller batches.
         """
         self._check_rows(len(segments))
-        encoded = [self.tokenizer.encode(segment.text) for segment in segments]
+        examples = [encode(self.tokenizer, segment.context, segment.text) for segment in segments]
         windows = [
-            window
-            for row, (segment, (ids, _)) in enumerate(zip(segments, encoded, strict=True))
-            for window in rolling_windows(
-                row, self._opening(segment.context), ids, self.max_input_tokens(row)
-            )
+            (row, window)
+            for row, example in enumerate(examples)
+            for window in rolling_windows(example, self.max_input_tokens(row))
         ]
-        pieces: list[list[Tensor]] = [[] for _ in segments]
+        pieces: list[list[Tensor]] = [[torch.zeros(0, dtype=torch.float64)] for _ in segments]
         for batch in _batches(windows, batch_tokens or LOG_PROBS // len(self.tokenizer)):
-            for window, log_probs in zip(batch, self._score_windows(batch), strict=True):
-                pieces[window.row].append(log_probs)
+            rows = [row for row, _ in batch]
+            with torch.no_grad():
+                found = self.at(rows).token_log_probs([window for _, window in batch])
+            for row, log_probs in zip(rows, found, strict=True):
+                pieces[row].append(log_probs.double().cpu())
         return [
-            Scores(
-                torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64),
-                spans,
-                len(segment.text.encode("utf8")),
-            )
-            for segment, (_, spans), parts in zip(segments, encoded, pieces, strict=True)
+            Scores(torch.cat(parts), example.spans, len(segment.text.encode("utf8")))
+            for segment, example, parts in zip(segments, examples, pieces, strict=True)
         ]
 
-    def _score_windows(self, windows: Sequence[Window]) -> Iterator[Tensor]:
-        ids = padded(windows)
-        with torch.no_grad():
-            log_probs, _ = self.at([window.row for window in windows]).step(ids.to(self.device))
-            for i, window in enumerate(windows):
-                end = len(window.inputs)
-                rows = log_probs[i, end - len(window.targets) : end]
-                targets = torch.tensor(window.targets, device=rows.device)
-                yield rows.gather(-1, targets[:, None])[:, 0].double().cpu()
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        """Return log-probabilities [targets, vocabulary] at each place of each example's target.
+
+        One forward pass, differentiable; example i by row i where the LM has rows. Losses, scores and
+        divergences all stand on this: an encoder-decoder writes it in place of `step`. Examples have
+        at most `max_input_tokens` inputs.
+        """
+        self._check_rows(len(examples))
+        log_probs, _ = self.step(padded([example.inputs for example in examples]).to(self.device))
+        return at_targets(log_probs, examples)
+
+    def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
+        """Return the log-probability of each token of each example's target, [targets]; differentiable."""
+        pairs = zip(self.predictions(examples), examples, strict=True)
+        return [of_target(log_probs, example) for log_probs, example in pairs]
 
     def generate(
         self,
@@ -254,7 +249,7 @@ class LM(ABC):
     def _sample(self, prompt: str, tokens: int, temperature: float, seed: int) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed)
         room = self.max_input_tokens(0)
-        ids = self._opening(prompt)[-room:]
+        ids = self.tokenizer.opened(prompt)[-room:]
         cache, pending = self.start(), ids
         with torch.no_grad():
             for _ in range(tokens):
@@ -278,9 +273,6 @@ class LM(ABC):
     def _no_hidden(self) -> str:
         name = type(self).__name__
         return f"{name} has no one last hidden state: build on the model underneath, {name} around that"
-
-    def _opening(self, context: str) -> list[int]:
-        return [self.tokenizer.opening, *self.tokenizer.encode(context)[0]]
 
     def _check_rows(self, count: int) -> None:
         if self.rows is not None and self.rows != count:
@@ -327,39 +319,14 @@ class Wrapper(LM):
         return self.around(self.inner.with_parameters(parameters))
 
 
-def rolling_windows(row: int, context: list[int], ids: list[int], room: int) -> Iterator[Window]:
-    """Yield the windows that score `ids` after `context` (which is never empty), `room` inputs at most."""
-    if not ids:
-        return
-    if len(context) + len(ids) - 1 > room:
-        # Too long for one window: the context keeps its end, and at most half of the first window.
-        context = context[-max(1, room // 2) :]
-    whole = context + ids
-    done = 0
-    while done < len(ids):
-        count = min(len(ids) - done, room - len(context) + 1 if done == 0 else room)
-        end = len(context) + done + count
-        yield Window(row, whole[max(0, end - 1 - room) : end - 1], whole[end - count : end])
-        done += count
-
-
-def padded(windows: Sequence[Window]) -> Tensor:
-    """Return the inputs of windows as [windows, longest], zeros to the right."""
-    longest = max(len(window.inputs) for window in windows)
-    ids = torch.zeros(len(windows), longest, dtype=torch.long)
-    for i, window in enumerate(windows):
-        ids[i, : len(window.inputs)] = torch.tensor(window.inputs)
-    return ids
-
-
-def _batches(windows: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
-    """Group windows of like length, keeping the windows of each row in order."""
-    ordered = sorted(enumerate(windows), key=lambda pair: (-len(pair[1].inputs), pair[0]))
-    batch: list[Window] = []
-    for _, window in ordered:
-        if batch and len(batch[0].inputs) * (len(batch) + 1) > batch_tokens:
+def _batches(windows: list[tuple[int, Example]], batch_tokens: int) -> Iterator[list[tuple[int, Example]]]:
+    """Group windows, each with its row, by like length, keeping the windows of each row in order."""
+    ordered = sorted(windows, key=lambda pair: -len(pair[1].inputs))
+    batch: list[tuple[int, Example]] = []
+    for row, window in ordered:
+        if batch and len(batch[0][1].inputs) * (len(batch) + 1) > batch_tokens:
             yield batch
             batch = []
-        batch.append(window)
+        batch.append((row, window))
     if batch:
         yield batch

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta, LowRank
-from uptake.adaptation.inner_loop import Piece, piece_losses
 from uptake.adaptation.optimizers import Optimizer, OptimizerState
 from uptake.adaptation.side_by_side import FEWEST, Ended, Stack, as_parameters, descend_side_by_side
 from uptake.adaptation.trainable import Trainable, TrainableCopy
@@ -19,6 +18,8 @@ from uptake.adaptation.transforms import GradientTransform
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.capabilities import Unembedding
 from uptake.lm.causal import Causal
+from uptake.lm.examples import Piece, of_targets, padded
+from uptake.lm.scoring import weighted
 from uptake.lm.wrappers import Routed
 
 # The length of a row is rounded up to a multiple of this while training, so that rows of like length share a
@@ -147,7 +148,7 @@ def train_side_by_side(
     most = (ON_CPU if lm.device.type == "cpu" else ELSEWHERE) // len(lm.tokenizer)
 
     def length(piece: Piece) -> int:
-        return min(-(-piece.inputs.shape[1] // PLACES) * PLACES, lm.window)
+        return min(-(-len(piece.example.inputs) // PLACES) * PLACES, lm.window)
 
     def passes_of(drawn: Mapping[int, Piece]) -> Iterator[list[int]]:
         alike: dict[int, list[int]] = {}
@@ -159,9 +160,10 @@ def train_side_by_side(
 
     def losses_of(batch: Sequence[Piece]) -> Tensor:
         ids = torch.zeros(max(len(batch), slots), length(batch[0]), dtype=torch.long, device=lm.device)
-        for row, piece in enumerate(batch):
-            ids[row, : piece.inputs.shape[1]] = piece.inputs[0]
-        return piece_losses(private.step(ids)[0], batch)
+        examples = [piece.example for piece in batch]
+        inputs = padded([example.inputs for example in examples])
+        ids[: inputs.shape[0], : inputs.shape[1]] = inputs
+        return weighted(of_targets(private.step(ids)[0], examples), [piece.weights for piece in batch])
 
     ended = descend_side_by_side(
         stack, begun, pieces, losses_of, passes_of, optimizer, transforms, optimizer_states, draws, slots

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -13,6 +14,7 @@ from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
 from uptake.lm.capabilities import Unembedding
+from uptake.lm.examples import Example, padded
 
 
 class Prefixed(Wrapper):
@@ -40,6 +42,19 @@ class Prefixed(Wrapper):
     def max_input_tokens(self, row: int) -> int:
         return self.inner.max_input_tokens(row) - len(self.prefixes[row])
 
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        return self.inner.predictions(self._prefixed(examples))
+
+    def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
+        return self.inner.token_log_probs(self._prefixed(examples))
+
+    def _prefixed(self, examples: Sequence[Example]) -> list[Example]:
+        self._check_rows(len(examples))
+        return [
+            replace(example, context=tuple(self._joined(row, example.context)))
+            for row, example in enumerate(examples)
+        ]
+
     def start(self) -> Cache:
         # One cache a row, because prefixes differ in length; empty ones stand for "not yet read".
         return [None] * len(self.prefixes)
@@ -49,9 +64,8 @@ class Prefixed(Wrapper):
             rows = [self._step_row(row, ids[row : row + 1], cache[row]) for row in range(len(ids))]
             return torch.cat([log_probs for log_probs, _ in rows]), [kept for _, kept in rows]
         time = ids.shape[1]
-        whole = [self._join(row, ids[row]) for row in range(len(ids))]
-        padded = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)
-        log_probs, _ = self.inner.step(padded)
+        whole = [self._joined(row, ids[row].tolist()) for row in range(len(ids))]
+        log_probs, _ = self.inner.step(padded(whole).to(ids.device))
         return torch.stack(
             [log_probs[row, len(whole[row]) - time : len(whole[row])] for row in range(len(ids))]
         ), None
@@ -60,14 +74,13 @@ class Prefixed(Wrapper):
         inner = self.inner.at([row])
         if cache is not None:
             return inner.step(ids, cache)
-        log_probs, cache = inner.step(self._join(row, ids[0])[None], inner.start())
+        whole = torch.tensor([self._joined(row, ids[0].tolist())], device=ids.device)
+        log_probs, cache = inner.step(whole, inner.start())
         return log_probs[:, -ids.shape[1] :], cache
 
-    def _join(self, row: int, ids: Tensor) -> Tensor:
+    def _joined(self, row: int, ids: Sequence[int]) -> list[int]:
         prefix = self.prefixes[row]
-        if prefix and ids[0] == self.tokenizer.opening:
-            ids = ids[1:]
-        return torch.cat([torch.tensor(prefix, dtype=ids.dtype, device=ids.device), ids])
+        return [*prefix, *(ids[1:] if prefix and ids[0] == self.tokenizer.opening else ids)]
 
 
 class Mixed(Wrapper):
@@ -108,12 +121,20 @@ class Mixed(Wrapper):
     def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
         caches = cache if cache is not None else [None] * len(self.parts)
         stepped = [part.step(ids, kept) for part, kept in zip(self.parts, caches, strict=True)]
+        mixed = self._mixed([log_probs for log_probs, _ in stepped])
+        return mixed, None if cache is None else [kept for _, kept in stepped]
+
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        parts = [part.predictions(examples) for part in self.parts]
+        return [self._mixed(each) for each in zip(*parts, strict=True)]
+
+    def _mixed(self, parts: Sequence[Tensor]) -> Tensor:
         logs = [
             log_probs + math.log(weight)
-            for (log_probs, _), weight in zip(stepped, self.weights, strict=True)
+            for log_probs, weight in zip(parts, self.weights, strict=True)
             if weight > 0
         ]
-        return torch.logsumexp(torch.stack(logs), 0), None if cache is None else [kept for _, kept in stepped]
+        return torch.logsumexp(torch.stack(logs), 0)
 
 
 class Routed(Wrapper):
@@ -161,6 +182,16 @@ class Routed(Wrapper):
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> LM:
         return Routed([part.with_parameters(parameters) for part in self.parts])
 
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        self._check_rows(len(examples))
+        pairs = zip(self.parts, examples, strict=True)
+        return [log_probs for part, example in pairs for log_probs in part.predictions([example])]
+
+    def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
+        self._check_rows(len(examples))
+        pairs = zip(self.parts, examples, strict=True)
+        return [log_probs for part, example in pairs for log_probs in part.token_log_probs([example])]
+
     def start(self) -> Cache:
         return [part.start() for part in self.parts]
 
@@ -181,8 +212,9 @@ class Bayes(Wrapper):
     """A base and an adapted LM as one mixture whose weights follow the tokens seen, by Bayes' rule.
 
     The probability of a text is `(1 - prior) * base + prior * adapted`, as whole texts. In `score`
-    only scored tokens move the weights, so a text costs at most log2(1 / (1 - prior)) bits more than
-    under the base; in `step`, and so in generation, every token since the start does.
+    and `predictions` only the target's tokens move the weights, so a text costs at most
+    log2(1 / (1 - prior)) bits more than under the base; in `step`, and so in generation, every token
+    since the start does.
     """
 
     def __init__(self, inner: LM, adapted: LM, prior: float) -> None:
@@ -219,6 +251,16 @@ class Bayes(Wrapper):
         mixed = _mix(base, adapted, odds[..., None])
         kept = [base_cache, adapted_cache, (odds[:, -1], (adapted - base)[:, -1])]
         return mixed, None if cache is None else kept
+
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        parts = self.inner.predictions(examples), self.adapted.predictions(examples)
+        found = []
+        for example, base, adapted in zip(examples, *parts, strict=True):
+            targets = torch.tensor(example.target, dtype=torch.long, device=base.device)
+            ahead = (adapted - base).gather(-1, targets[:, None])[:, 0]
+            odds = self._logit + ahead.cumsum(0) - ahead
+            found.append(_mix(base, adapted, odds[:, None]))
+        return found
 
     def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
         """As LM.score; the weights start at the prior with each segment and follow its tokens alone."""

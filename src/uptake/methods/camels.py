@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import Piece, token_loss, unroll
+from uptake.adaptation.inner_loop import unroll
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.token_weights import Camels as Learnt
 from uptake.adaptation.token_weights import Uniform
@@ -25,6 +25,8 @@ from uptake.adaptation.transforms import Losses, chain
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import load
+from uptake.lm.examples import Piece, encode
+from uptake.lm.scoring import kl, losses, per_token
 from uptake.methods.contract.composed import Around
 from uptake.methods.contract.learned import Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
@@ -182,8 +184,8 @@ class Camels(Learned[WeightState, Episode], Around[WeightState]):
         optimizer_state: Mapping[str, Tensor] = steps.optimizer.known(opened.parameters, lm.fingerprint)
 
         def losses_of(values: Mapping[str, Tensor], piece: Piece) -> Losses:
-            log_probs, _ = private.with_parameters(values).step(piece.inputs)
-            return Losses.one(piece.loss(piece.scores(log_probs)), piece.document)
+            found = losses(private.with_parameters(values), [piece.example], [piece.weights])
+            return Losses(found, (piece.document,))
 
         generator = torch.Generator().manual_seed(0)
         for batch in episode:
@@ -213,21 +215,12 @@ class Camels(Learned[WeightState, Episode], Around[WeightState]):
 def answer_loss(lm: LM, questions: Sequence[Question]) -> Tensor:
     """Return the negative log-likelihood of the questions' first answers, a token; differentiable."""
     asking = Asking()
-    rows: list[list[int]] = []
-    lengths = []
-    for question in questions:
-        answer = lm.tokenizer.encode(asking.answer(question.answers[0]))[0]
-        prompt = [lm.tokenizer.opening, *lm.tokenizer.encode(asking.prompt(question))[0]]
-        rows.append([*prompt, *answer][-(lm.window + 1) :])
-        lengths.append(len(answer))
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=lm.device)
-    log_probs, _ = lm.step(ids[:, :-1])
-    asked = torch.zeros(ids.shape[0], longest - 1, dtype=torch.bool, device=lm.device)
-    for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        asked[place, len(row) - 1 - length : len(row) - 1] = True
+    examples = [
+        encode(lm.tokenizer, asking.prompt(question), asking.answer(question.answers[0])).ending(lm.window)
+        for question in questions
+    ]
     # Answer tokens alone are there to be averaged: no padding among them.
-    return token_loss(log_probs[asked], ids[:, 1:][asked])
+    return per_token(losses(lm, examples), examples)
 
 
 def places_loss(network: Weighing, batch: Batch) -> Tensor:
@@ -254,12 +247,11 @@ def answer_places(document: Document, questions: Sequence[Question]) -> list[tup
 
 def drift(lm: LM, adapted: LM, text: str) -> Tensor:
     """Return KL(base || adapted), in nats a token of the text's first window; differentiable."""
-    ids = torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(text)[0]]], device=lm.device)
-    ids = ids[:, : lm.window]
-    with torch.no_grad():
-        before, _ = lm.step(ids)
-    after, _ = adapted.step(ids)
-    return (before.exp() * (before - after)).sum(-1).mean()
+    whole = encode(lm.tokenizer, "", text)
+    # Up to the place after the last token, where the text ends.
+    ended = replace(whole, target=(*whole.target, lm.tokenizer.opening)[: lm.window])
+    (found,) = kl(lm, adapted, [ended])
+    return found.mean()
 
 
 spec = MethodSpec(Camels(), Nothing())

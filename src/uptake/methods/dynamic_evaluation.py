@@ -16,15 +16,17 @@ from uptake.adaptation.gradient_statistics import GradientStatistics
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import All
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Window
+from uptake.lm.base import LM
+from uptake.lm.examples import Example, encode, even_pieces
+from uptake.lm.scoring import losses
 from uptake.methods.contract.learned import Learner, Material
 from uptake.methods.contract.method import MethodSpec
-from uptake.methods.finetune import Finetune, even_windows
+from uptake.methods.finetune import Finetune
 from uptake.text.select import Nothing
 
 
 @dataclass(frozen=True)
-class GradientCounting(Learner[Window]):
+class GradientCounting(Learner[Example]):
     """Counts the squared gradients of pieces of `chunk_tokens`, each after as much text before it at most."""
 
     chunk_tokens: int = 256
@@ -36,26 +38,26 @@ class GradientCounting(Learner[Window]):
     def build(self, lm: LM) -> GradientStatistics:
         return GradientStatistics(_opened(lm)[1])
 
-    def episodes(self, lm: LM, material: Material) -> list[Window]:
+    def episodes(self, lm: LM, material: Material) -> list[Example]:
         size = self.chunk_tokens
         return [
             window
             for document in material.documents
-            for window in even_windows(lm, "", document.text, size, 2 * size)
+            for window in even_pieces(encode(lm.tokenizer, "", document.text), size, min(2 * size, lm.window))
         ]
 
-    def loss(self, network: nn.Module, lm: LM, episode: Window) -> Tensor:
+    def loss(self, network: nn.Module, lm: LM, episode: Example) -> Tensor:
         raise BadInput(
             "gradient statistics are counted, none is better than another: give no validation text"
         )
 
-    def gradients(self, network: nn.Module, lm: LM, episode: Window) -> tuple[float, Sequence[Tensor | None]]:
+    def gradients(
+        self, network: nn.Module, lm: LM, episode: Example
+    ) -> tuple[float, Sequence[Tensor | None]]:
         """Count the gradient of one piece; nothing is trained."""
         assert isinstance(network, GradientStatistics)
         private, parameters = _opened(lm)
-        log_probs, _ = private.step(torch.tensor([episode.inputs], device=lm.device))
-        targets = torch.tensor(episode.targets, device=lm.device)
-        loss = -log_probs[0, -len(targets) :].gather(-1, targets[:, None]).mean()
+        (loss,) = losses(private, [episode])
         network.add(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
         return loss.item(), []
 

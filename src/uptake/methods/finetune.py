@@ -1,6 +1,5 @@
 """Gradient steps on whatever is read: the documents of a stream, the text so far, or neighbours."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
@@ -9,13 +8,15 @@ import torch
 from torch import Tensor
 
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import Descent, Piece
+from uptake.adaptation.inner_loop import Descent
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Trainable
 from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
-from uptake.lm.base import LM, Scores, Segment, Window, rolling_windows
+from uptake.lm.base import LM, Scores, Segment
+from uptake.lm.examples import Example, Piece, encode, even_pieces, of_targets, pieces, rolling_windows
+from uptake.lm.scoring import weighted
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
 from uptake.methods.contract.spending import Budget
@@ -190,17 +191,15 @@ class Finetune(Method[WeightState]):
         evidence = self.evidence_of(segment)
         reading = _Reading(row, state, evidence, self._passages(state, evidence))
         pieces = [*self.pieces(lm, reading.passages, state.passages)]
-        ids, spans = lm.tokenizer.encode(segment.text)
-        before = [lm.tokenizer.opening, *lm.tokenizer.encode(segment.context)[0]]
-        scored = [(window.inputs, window.targets) for window in rolling_windows(0, before, ids, lm.window)]
-        alike = [(piece.inputs[0].tolist(), piece.targets[0].tolist()) for piece in pieces] == scored
+        example = encode(lm.tokenizer, segment.context, segment.text)
+        alike = [piece.example for piece in pieces] == [*rolling_windows(example, lm.window)]
         # Dropout learns from another pass than the one that scores.
         if len(pieces) != 1 or not alike or self.dropout or not self._affords(pieces[0], context, row):
             (scores,), (state,) = super().read([state], lm, [segment], context.of(row))
             return scores, state
         with context.charging([row], lm.device):
             state, own = self._learn(reading, lm, pieces, context)
-        return Scores(own[0].double().cpu(), spans, len(segment.text.encode("utf8"))), state
+        return Scores(own.double().cpu(), example.spans, len(segment.text.encode("utf8"))), state
 
     def _passages(self, state: WeightState, evidence: Evidence) -> Sequence[Passage]:
         """Return what is learnt, in the order found: the query's own text first, if it is and was not yet."""
@@ -277,11 +276,12 @@ class Finetune(Method[WeightState]):
     def _loss(self, lm: LM, piece: Piece) -> tuple[Tensor, Tensor]:
         """Return what the LM makes of a piece's targets, detached, and the loss to step down."""
         if not self.key_penalty:
-            scores = piece.scores(lm.step(piece.inputs)[0])
-            return scores.detach(), piece.loss(scores)
-        log_probs, keys, _ = lm.step_with_keys(piece.inputs)
-        scores = piece.scores(log_probs)
-        return scores.detach(), piece.loss(scores) + self.key_penalty * keys.square().sum(-1).mean()
+            scores = lm.token_log_probs([piece.example])
+            return scores[0].detach(), weighted(scores, [piece.weights])[0]
+        log_probs, keys, _ = lm.step_with_keys(torch.tensor([piece.example.inputs], device=lm.device))
+        scores = of_targets(log_probs, [piece.example])
+        loss = weighted(scores, [piece.weights])[0]
+        return scores[0].detach(), loss + self.key_penalty * keys.square().sum(-1).mean()
 
     def _pieces(self, reading: _Reading, lm: LM, context: Context) -> Iterator[Piece]:
         """Yield one row's pieces as far as its budget goes."""
@@ -293,62 +293,42 @@ class Finetune(Method[WeightState]):
         cut = self._after_context if self.after_context else self._by_itself
         ordered = passages if self.order == "nearest-first" else passages[::-1]
         for place, passage in enumerate([*ordered] * self.passes):
-            spans = lm.tokenizer.encode(passage.text)[1]
-            weights = self.token_weights.of(passage, spans, [*before, *ordered[:place]]).to(lm.device)
-            yield from (piece for piece in cut(lm, passage, weights) if piece.weights.any())
+            whole = encode(lm.tokenizer, passage.prompt, passage.text)
+            weights = self.token_weights.of(passage, whole.spans, [*before, *ordered[:place]]).to(lm.device)
+            done = 0
+            for example in cut(lm, whole):
+                own = weights[done : done + len(example.target)]
+                done += len(example.target)
+                if own.any():
+                    # A loss is a mean over all tokens that it is charged for, a prompt's among them.
+                    share = len(example.target) / self._tokens(example)
+                    yield Piece(example, own if share == 1 else own * share, passage.document or passage.id)
 
-    def _by_itself(self, lm: LM, passage: Passage, weights: Tensor) -> Iterator[Piece]:
+    def _tokens(self, example: Example) -> int:
+        """Return how many tokens a piece is charged for; the text so far, learnt before, is free."""
+        return len(example.target if self.after_context else example.inputs)
+
+    def _by_itself(self, lm: LM, example: Example) -> Iterator[Example]:
         """Yield the pieces of a passage that stands alone, its prompt within them."""
-        size = min(self.chunk_tokens or lm.window, lm.window)
-        prompt, text = (lm.tokenizer.encode(each)[0] for each in (passage.prompt, passage.text))
-        whole = torch.tensor([lm.tokenizer.opening, *prompt, *text], device=lm.device)
-        learnt = torch.cat([weights.new_zeros(len(prompt)), weights])
-        for start in range(0, len(learnt), size):
-            end = min(start + size, len(learnt))
-            # One token of overlap: every token is learnt once, from what stands before it.
-            yield Piece(
-                whole[None, start:end],
-                whole[None, start + 1 : end + 1],
-                learnt[None, start:end],
-                passage.document or passage.id,
-            )
+        return pieces(example, min(self.chunk_tokens or lm.window, lm.window))
 
-    def _after_context(self, lm: LM, passage: Passage, weights: Tensor) -> Iterator[Piece]:
+    def _after_context(self, lm: LM, example: Example) -> Iterator[Example]:
         """Yield the pieces of a passage, each after as much of its prompt and text as the window holds."""
-        done, size = 0, self.chunk_tokens or lm.window
-        for window in even_windows(lm, passage.prompt, passage.text, size, lm.window):
-            inputs, targets = (
-                torch.tensor([ids], device=lm.device) for ids in (window.inputs, window.targets)
-            )
-            own = weights[None, done : done + targets.shape[1]]
-            yield Piece(inputs, targets, own, passage.document or passage.id)
-            done += targets.shape[1]
+        return even_pieces(example, self.chunk_tokens or lm.window, lm.window)
 
     def _affordable(self, pieces: Iterable[Piece], context: Context, row: int) -> Iterator[Piece]:
         ledger = context.ledger(row)
         for piece in pieces:
             if not self._affords(piece, context, row):
                 return
-            ledger.tokens_trained += piece.targets.shape[1]
+            ledger.tokens_trained += self._tokens(piece.example)
             ledger.steps += 1
             yield piece
 
     def _affords(self, piece: Piece, context: Context, row: int) -> bool:
-        tokens, own = piece.targets.shape[1], Budget(self.max_tokens, self.max_steps)
+        tokens, own = self._tokens(piece.example), Budget(self.max_tokens, self.max_steps)
         # The method's own limits are how it reads: they stop nothing that anybody has to be told of.
         return not context.ledger(row).exceeds(own, tokens) and context.affords(row, tokens)
-
-
-def even_windows(lm: LM, before: str, text: str, size: int, most: int) -> Iterator[Window]:
-    """Yield even pieces of a text, `size` tokens at most, each after what stands before it: `most` inputs."""
-    ids = lm.tokenizer.encode(text)[0]
-    whole = [lm.tokenizer.opening, *lm.tokenizer.encode(before)[0], *ids]
-    most = min(most, lm.window)
-    count = math.ceil(len(ids) / min(size, most))
-    for number in range(count):
-        start, end = len(ids) * number // count, len(ids) * (number + 1) // count
-        last = len(whole) - len(ids) + end
-        yield Window(0, whole[max(0, last - 1 - most) : last - 1], ids[start:end])
 
 
 spec = MethodSpec(Finetune())

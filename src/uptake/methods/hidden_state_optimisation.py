@@ -17,6 +17,7 @@ from uptake.adaptation.delta import wide
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
+from uptake.lm.examples import Example, of_target
 from uptake.methods.contract.method import (
     Context,
     Evidence,
@@ -199,14 +200,14 @@ class HiddenStateOptimisation(Method[Remembered]):
 
     def _step(self, state: Remembered, lm: LM, ids: Sequence[int], learn: bool) -> tuple[Remembered, Tensor]:
         """Return the state after one piece, and the log-probabilities that the state before gave it."""
-        before = state.tokens or (lm.tokenizer.opening,)
-        inputs = torch.tensor([[before[-1], *ids[:-1]]], device=lm.device)
+        before = state.tokens or tuple(lm.tokenizer.opened(""))
+        piece = Example(before[-1:], tuple(ids))
+        inputs = torch.tensor([piece.inputs], device=lm.device)
         leaves = {name: slot.detach().requires_grad_(learn) for name, slot in state.slots.items()}
         cache = _cache(state, leaves) if leaves else lm.start()
         with torch.set_grad_enabled(learn):
             log_probs, cache = lm.step(inputs, cache)
-            targets = torch.tensor(ids, device=lm.device)
-            log_probs = log_probs[0].gather(-1, targets[:, None])[:, 0]
+            log_probs = of_target(log_probs[0], piece)
         slots, memory = dict(state.slots), dict(state.memory)
         if learn and leaves:
             if not torch.isfinite(log_probs).all():

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import token_loss
 from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Segment, rolling_windows
+from uptake.lm.base import LM, Segment
+from uptake.lm.examples import encode, rolling_windows
+from uptake.lm.scoring import losses, per_token
 from uptake.methods.contract.composed import Around
 from uptake.methods.contract.learned import UNTRAINED, Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
@@ -144,14 +145,10 @@ class SourceCode(Learned[WeightState, Episode], Around[WeightState]):
 
 def hole_loss(lm: LM, hole: Segment) -> Tensor:
     """Return the mean negative log-likelihood of a hole's tokens, differentiable."""
-    context = [lm.tokenizer.opening, *lm.tokenizer.encode(hole.context)[0]]
-    ids = lm.tokenizer.encode(hole.text)[0]
-    total = torch.zeros((), device=lm.device)
-    for window in rolling_windows(0, context, ids, lm.window):
-        log_probs, _ = lm.step(torch.tensor([window.inputs], device=lm.device))
-        targets = torch.tensor([window.targets], device=lm.device)
-        total = total + token_loss(log_probs[:, -len(window.targets) :], targets) * len(window.targets)
-    return total / len(ids)
+    example = encode(lm.tokenizer, hole.context, hole.text)
+    windows = [*rolling_windows(example, lm.window)]
+    # A window at a time, as they are scored: none is padded.
+    return per_token(torch.cat([losses(lm, [window]) for window in windows]), windows)
 
 
 def _delta(network: nn.Module, lm: LM) -> Delta:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Segment, rolling_windows
+from uptake.lm.base import LM, Segment
+from uptake.lm.examples import encode, rolling_windows
+from uptake.lm.scoring import kl
 from uptake.tasks import answers
 from uptake.tasks.questions import Question
 from uptake.text.tokenizer import Tokenizer
@@ -114,7 +116,7 @@ def generate(lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64) -> li
     """
     room = lm.max_input_tokens(0)
     most = max(1, room - tokens)
-    encoded = [[lm.tokenizer.opening, *lm.tokenizer.encode(prompt)[0]][-most:] for prompt in prompts]
+    encoded = [lm.tokenizer.opened(prompt)[-most:] for prompt in prompts]
     said = [""] * len(prompts)
     by_length: dict[int, list[int]] = {}
     for place, ids in enumerate(encoded):
@@ -159,24 +161,14 @@ def divergence(base: LM, adapted: LM, text: str) -> tuple[float, int]:
 
     Both read the text in the windows that fit them both, from the opening token on; float64.
     """
-    ids = base.tokenizer.encode(text)[0]
-    room = min(base.max_input_tokens(0), adapted.max_input_tokens(0))
+    example = encode(base.tokenizer, "", text)
+    one, other = _spread(base, 1), _spread(adapted, 1)
     total = 0.0
-    for window in rolling_windows(0, [base.tokenizer.opening], ids, room):
-        inputs = torch.tensor([window.inputs], device=base.device)
-        count = len(window.targets)
+    for window in rolling_windows(example, min(one.max_input_tokens(0), other.max_input_tokens(0))):
         with torch.no_grad():
-            before = _spread(base, 1).step(inputs)[0][0, -count:]
-            after = _spread(adapted, 1).step(inputs)[0][0, -count:]
-        # A position at a time: in float64 a large vocabulary takes room.
-        total += sum(_kl(p.double(), q.double()) for p, q in zip(before, after, strict=True))
-    return total, len(ids)
-
-
-def _kl(before: Tensor, after: Tensor) -> float:
-    share = before.exp()
-    # What the base rules out costs nothing, whatever the other says of it.
-    return float(torch.where(share > 0, share * (before - after), 0.0).sum())
+            (found,) = kl(one, other, [window], torch.float64)
+        total += float(found.sum())
+    return total, len(example.target)
 
 
 def _spread(lm: LM, rows: int) -> LM:

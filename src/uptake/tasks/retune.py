@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import descend
@@ -19,6 +18,8 @@ from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.lm.examples import Example, encode, pieces
+from uptake.lm.scoring import losses, shares
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.types import Document
@@ -45,18 +46,6 @@ class Retuning:
         chain(self.clip, self.transforms)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of tokens [texts, time], and which of them count, [texts, time - 1] each for its successor.
-
-    `documents` tells what document each row is of.
-    """
-
-    tokens: Tensor
-    counts: Tensor
-    documents: tuple[str, ...]
-
-
 def retune(
     lm: LM,
     questions: Sequence[Question],
@@ -78,25 +67,24 @@ def retune(
     generator = torch.Generator().manual_seed(retuning.seed)
     private, opened = lm.trainable_copy(retuning.trainable, Delta(lm.fingerprint), generator)
 
-    def losses(batch: Batch) -> Losses:
-        log_probs, _ = private.step(batch.tokens[:, :-1])
-        nll = -log_probs.gather(-1, batch.tokens[:, 1:, None])[..., 0]
+    def losses_of(batch: Sequence[Text]) -> Losses:
+        examples = [example for example, _ in batch]
         # A mean over what is learnt: how long prompts are, or how much is padding, makes no difference.
-        return Losses((nll * batch.counts).sum(-1) / batch.counts.sum(), batch.documents)
+        return Losses(shares(losses(private, examples), examples), [document for _, document in batch])
 
     total = -(-len(texts) // retuning.batch) * retuning.passes
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[Sequence[Text]]:
         done = 0
         for _ in range(retuning.passes):
             order = torch.randperm(len(texts), generator=generator).tolist()
             for start in range(0, len(order), retuning.batch):
-                yield _batch([texts[place] for place in order[start : start + retuning.batch]], lm.device)
+                yield [texts[place] for place in order[start : start + retuning.batch]]
                 done += 1
                 progress(done, total)
 
     descend(
-        losses,
+        losses_of,
         opened.parameters,
         batches(),
         retuning.optimizer,
@@ -119,32 +107,17 @@ def save_retuned(lm: Causal, delta: Delta, folder: str | Path) -> None:
     lm.tokenizer.inner.save_pretrained(folder)
 
 
-Text = tuple[list[int], list[float], str]  # tokens, for each but the first whether it is learnt, the document
+Text = tuple[Example, str]  # and the document it is of
 
 
 def _answered(lm: LM, questions: Sequence[Question], asking: Asking) -> Iterator[Text]:
     for question in questions:
-        prompt = [lm.tokenizer.opening, *lm.tokenizer.encode(asking.prompt(question))[0]]
-        answer = lm.tokenizer.encode(asking.learnt(question.answers[0]))[0]
-        ids = prompt + answer
-        learnt = [0.0] * (len(prompt) - 1) + [1.0] * len(answer)
+        prompt, answer = asking.prompt(question), asking.learnt(question.answers[0])
         # A question too long for the window loses its beginning, never its answer.
-        yield ids[-(lm.window + 1) :], learnt[-lm.window :], question.document or question.id
+        yield encode(lm.tokenizer, prompt, answer).ending(lm.window), question.document or question.id
 
 
 def _read(lm: LM, documents: Sequence[Document]) -> Iterator[Text]:
     for document in documents:
-        ids = [lm.tokenizer.opening, *lm.tokenizer.encode(document.text)[0]]
-        for start in range(0, len(ids) - 1, lm.window):
-            piece = ids[start : start + lm.window + 1]
-            yield piece, [1.0] * (len(piece) - 1), document.id
-
-
-def _batch(texts: Sequence[Text], device: torch.device) -> Batch:
-    longest = max(len(ids) for ids, _, _ in texts)
-    tokens = torch.zeros(len(texts), longest, dtype=torch.long)
-    counts = torch.zeros(len(texts), longest - 1)
-    for row, (ids, learnt, _) in enumerate(texts):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        counts[row, : len(learnt)] = torch.tensor(learnt)
-    return Batch(tokens.to(device), counts.to(device), tuple(document for _, _, document in texts))
+        for piece in pieces(encode(lm.tokenizer, "", document.text), lm.window):
+            yield piece, document.id

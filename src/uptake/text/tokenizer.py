@@ -9,6 +9,8 @@ from uptake.errors import BadInput
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Spans = tuple[tuple[int, int], ...]  # of characters, one a token, in order
+
 
 class Tokenizer:
     """A thin face over a Hugging Face fast tokenizer."""
@@ -24,13 +26,17 @@ class Tokenizer:
         """How many tokens there are."""
         return len(self.inner)
 
-    def encode(self, text: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+    def encode(self, text: str) -> tuple[list[int], Spans]:
         """Return the token ids of `text`, without special tokens, and each token's span of characters."""
         if not text:
             return [], ()
         # `verbose` off: a text longer than the window is expected here, and cut by whoever reads it.
         found = self.inner(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return list(found["input_ids"]), tuple((start, end) for start, end in found["offset_mapping"])
+
+    def opened(self, text: str) -> list[int]:
+        """Return the token ids of a text that nothing stands before: the opening token first."""
+        return [self.opening, *self.encode(text)[0]]
 
     def decode(self, ids: list[int]) -> str:
         return str(self.inner.decode(ids, clean_up_tokenization_spaces=False))

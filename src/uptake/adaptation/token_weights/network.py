@@ -60,7 +60,7 @@ class Weighing(nn.Module):
         ids, spans = self.tokenizer.encode(text)
         if not ids:
             return torch.zeros(0), spans
-        whole = torch.tensor([[self.tokenizer.opening, *ids]], device=self.up.weight.device)
+        whole = torch.tensor([self.tokenizer.opened(text)], device=self.up.weight.device)
         parts, done, step = [], 1, max(1, self.window // 2)
         while done < whole.shape[1]:
             start = 0 if done == 1 else done - (self.window - step)

@@ -17,8 +17,9 @@ from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import token_loss
 from uptake.adaptation.trainable import Trainable
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper, rolling_windows
+from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
 from uptake.lm.capabilities import Unembedding
+from uptake.lm.examples import Example, encode, pieces, rolling_windows
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_length
@@ -111,24 +112,22 @@ class Adapting(Wrapper):
 
     @torch.no_grad()
     def _read(self, row: int, segment: Segment) -> tuple[Scores, Sums]:
-        ids, spans = self.tokenizer.encode(segment.text)
+        example = encode(self.tokenizer, segment.context, segment.text)
         parts, sums = [torch.zeros(0, dtype=torch.float64)], self.sums[row]
         out = self.inner.unembedding
-        for hidden, labels in windows(
-            self.inner, self._opening(segment.context), ids, self.max_input_tokens(row)
-        ):
+        for hidden, labels in windows(self.inner, example, self.max_input_tokens(row)):
             with in_precision_of(out):
                 answers, sums = self.layer(hidden, labels, out, sums)
             log_probs = torch.log_softmax(out.logits(answers), -1)
             parts.append(log_probs.gather(-1, labels[..., None])[0, :, 0].double().cpu())
-        return Scores(torch.cat(parts), spans, len(segment.text.encode("utf8"))), sums
+        return Scores(torch.cat(parts), example.spans, len(segment.text.encode("utf8"))), sums
 
 
-def windows(lm: LM, context: list[int], ids: list[int], room: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, window by window, the hidden states [1, time, width] before each of `ids`, and these ids."""
-    for window in rolling_windows(0, context, ids, room):
+def windows(lm: LM, example: Example, max_inputs: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, window by window, the hidden states [1, time, width] before target tokens, and these."""
+    for window in rolling_windows(example, max_inputs):
         hidden, _ = lm.hidden(torch.tensor([window.inputs], device=lm.device))
-        yield hidden[:, -len(window.targets) :], torch.tensor([window.targets], device=lm.device)
+        yield hidden[:, -len(window.target) :], torch.tensor([window.target], device=lm.device)
 
 
 def in_precision_of(out: Unembedding) -> AbstractContextManager[object]:
@@ -152,7 +151,7 @@ def sampled(lm: LM, texts: int = 32, tokens: int = 96) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FWL(Learned[Learnt, Tensor]):
+class FWL(Learned[Learnt, Example]):
     """Learns every token it reads, by a trained layer on top of the model.
 
     `pace` times the learnt learning rates: at 0 the layer is there and does not learn, the control.
@@ -203,27 +202,25 @@ class FWL(Learned[Learnt, Tensor]):
         width = lm.unembedding.weight.shape[1]
         return FastWeights(width, self.hidden, pace=self.pace, stretch=self.stretch)
 
-    def episodes(self, lm: LM, material: Material) -> list[Tensor]:
+    def episodes(self, lm: LM, material: Material) -> list[Example]:
         found = []
         for document in material.documents:
-            ids = torch.tensor([lm.tokenizer.opening, *lm.tokenizer.encode(document.text)[0]])
-            # One token of overlap: each is predicted once.
-            starts = range(0, len(ids) - SHORTEST, self.episode_tokens)
-            found += [ids[start : start + self.episode_tokens + 1] for start in starts]
+            whole = encode(lm.tokenizer, "", document.text)
+            some = pieces(whole, self.episode_tokens)
+            found += [piece for piece in some if len(piece.target) >= SHORTEST]
         if not found:
             raise BadInput(f"no document of {SHORTEST} tokens or more: give longer ones to train on")
         return found
 
-    def loss(self, network: nn.Module, lm: LM, episode: Tensor) -> Tensor:
+    def loss(self, network: nn.Module, lm: LM, episode: Example) -> Tensor:
         assert isinstance(network, Network)
         sums, parts = network.layer.start(1), []
-        first, *ids = episode.tolist()
         out = network.base.unembedding
-        for hidden, labels in windows(network.base, [first], ids, lm.window):
+        for hidden, labels in windows(network.base, episode, lm.window):
             answers, sums = network.layer(hidden, labels, out, sums)
             loss = token_loss(torch.log_softmax(out.logits(answers), -1), labels)
             parts.append(loss * labels.shape[1])
-        return torch.stack(parts).sum() / len(ids)
+        return torch.stack(parts).sum() / len(episode.target)
 
     def init(self, lm: LM) -> Learnt:
         return Learnt(base=lm.fingerprint, sums=self._network(lm).layer.start(1))
@@ -282,12 +279,11 @@ class FWL(Learned[Learnt, Tensor]):
         for passage in passages:
             if not context.goes_on(row):
                 break
-            before = [lm.tokenizer.opening, *lm.tokenizer.encode(passage.prompt)[0]]
-            ids = lm.tokenizer.encode(passage.text)[0]
-            for hidden, labels in windows(lm, before, ids, lm.max_input_tokens(row)):
+            example = encode(lm.tokenizer, passage.prompt, passage.text)
+            for hidden, labels in windows(lm, example, lm.max_input_tokens(row)):
                 with in_precision_of(lm.unembedding):
                     sums = layer.learn(hidden, labels, lm.unembedding, sums)
-            context.ledger(row).tokens_read += len(ids)
+            context.ledger(row).tokens_read += len(example.target)
         return state.after(evidence, context, sums=sums) if passages else state
 
     def _network(self, lm: LM) -> Network:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.examples import Example
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ class Refreshed(Wrapper):
         rows = [self._row(row, ids[row].tolist(), before[row]) for row in range(len(ids))]
         kept = None if cache is None else [after for _, after in rows]
         return torch.cat([log_probs for log_probs, _ in rows]), kept
+
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        self._check_rows(len(examples))
+        # Row by row, each by its own length: what pads a batch is not text to search with.
+        rows = [self._row(row, [*example.inputs], None)[0] for row, example in enumerate(examples)]
+        pairs = zip(rows, examples, strict=True)
+        return [found[0, found.shape[1] - len(example.target) :] for found, example in pairs]
 
     def _row(self, row: int, new: list[int], before: _Kept | None) -> tuple[Tensor, _Kept]:
         fresh, inner = self.fresh[row], self.inner.at([row])

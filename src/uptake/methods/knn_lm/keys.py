@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
+from uptake.lm.examples import Example, encode, overlapping_windows, padded
 from uptake.text.types import Keyed
 
 _BATCH_TOKENS = 4096  # of one forward pass
@@ -22,11 +23,11 @@ _FORMAT = "last feed-forward 1"
 
 @dataclass(frozen=True)
 class _Piece:
-    """One forward pass's worth of text `row`: the keys of `inputs` from `start` on are new."""
+    """One window of text `row`: the keys before its target, whose first token is number `start`, are new."""
 
     row: int
-    inputs: list[int]
     start: int
+    window: Example
 
 
 class Keys:
@@ -47,41 +48,39 @@ class Keys:
     @cached_property
     def dimensions(self) -> int:
         with torch.no_grad():
-            first = torch.tensor([[self._lm.tokenizer.opening]], device=self._lm.device)
+            first = torch.tensor([self._lm.tokenizer.opened("")], device=self._lm.device)
             return int(self._lm.keys(first).shape[-1])
 
     def read(self, texts: Sequence[str]) -> list[Keyed]:
         """Return each text's tokens and their keys. Raises BadInput for keys that float16 cannot hold."""
-        encoded = [self._lm.tokenizer.encode(text) for text in texts]
-        keys = [np.empty((len(ids), self.dimensions), np.float16) for ids, _ in encoded]
-        pieces = [piece for row, (ids, _) in enumerate(encoded) for piece in self._pieces(row, ids)]
-        for batch in _batches(pieces):
-            for piece, found in zip(batch, self._run(batch), strict=True):
-                at = piece.start
-                keys[piece.row][at : at + len(found)] = found
+        encoded = [encode(self._lm.tokenizer, "", text) for text in texts]
+        keys = [np.empty((len(each.target), self.dimensions), np.float16) for each in encoded]
+        for batch in _batches(
+            [piece for row, each in enumerate(encoded) for piece in self._pieces(row, each)]
+        ):
+            for piece, found in zip(batch, self._run([piece.window for piece in batch]), strict=True):
+                keys[piece.row][piece.start : piece.start + len(found)] = found
         return [
-            Keyed(np.array(ids, np.int32), np.array([start for start, _ in spans], np.int64), found)
-            for (ids, spans), found in zip(encoded, keys, strict=True)
+            Keyed(
+                np.array(each.target, np.int32), np.array([start for start, _ in each.spans], np.int64), found
+            )
+            for each, found in zip(encoded, keys, strict=True)
         ]
 
-    def _pieces(self, row: int, ids: list[int]) -> Iterator[_Piece]:
-        whole = [self._lm.tokenizer.opening, *ids[:-1]]
+    def _pieces(self, row: int, text: Example) -> Iterator[_Piece]:
         start = 0
-        while start < len(ids):
-            before = min(start, self.overlap)
-            end = min(len(ids), start - before + self.window)
-            yield _Piece(row, whole[start - before : end], start)
-            start = end
+        for window in overlapping_windows(text, self.window, self.overlap):
+            yield _Piece(row, start, window)
+            start += len(window.target)
 
-    def _run(self, batch: Sequence[_Piece]) -> Iterator[NDArray[np.float16]]:
-        longest = max(len(piece.inputs) for piece in batch)
+    def _run(self, batch: Sequence[Example]) -> Iterator[NDArray[np.float16]]:
         # What stands to the right of a row's end changes nothing before it.
-        ids = torch.tensor([piece.inputs + [0] * (longest - len(piece.inputs)) for piece in batch])
+        ids = padded([window.inputs for window in batch])
         with torch.no_grad():
             keys = self._lm.keys(ids.to(self._lm.device)).half().cpu()
-        for row, piece in enumerate(batch):
-            own = len(piece.inputs) - min(piece.start, self.overlap)
-            found = keys[row, len(piece.inputs) - own : len(piece.inputs)]
+        for row, window in enumerate(batch):
+            end = len(window.inputs)
+            found = keys[row, end - len(window.target) : end]
             if not found.isfinite().all():
                 raise BadInput("the model's keys are too large for float16: it cannot have a token view")
             yield found.numpy()
@@ -90,8 +89,8 @@ class Keys:
 def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
     """Group pieces of like length."""
     batch: list[_Piece] = []
-    for piece in sorted(pieces, key=lambda piece: -len(piece.inputs)):
-        if batch and len(batch[0].inputs) * (len(batch) + 1) > _BATCH_TOKENS:
+    for piece in sorted(pieces, key=lambda piece: -len(piece.window.inputs)):
+        if batch and len(batch[0].window.inputs) * (len(batch) + 1) > _BATCH_TOKENS:
             yield batch
             batch = []
         batch.append(piece)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Cache, Window, Wrapper, padded
+from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.examples import Example, padded
 from uptake.text.types import Near
 
 Floats = NDArray[np.floating]
@@ -130,21 +131,31 @@ class KnnMixture(Wrapper):
             kept.append(near and Near(near.places[-1:], near.distances[-1:], near.values[-1:]))
         return torch.stack(mixed), None if cache is None else [inner, eye, kept]
 
-    def _score_windows(self, windows: Sequence[Window]) -> Iterator[Tensor]:
-        chosen = self.at([window.row for window in windows])
-        ids = padded(windows).to(self.device)
-        with torch.no_grad():
-            log_probs, keys, *_ = chosen._look(ids, None, None)
-            for i, window in enumerate(windows):
-                scored = slice(len(window.inputs) - len(window.targets), len(window.inputs))
-                targets = torch.tensor(window.targets, device=log_probs.device)[:, None]
-                own = log_probs[i, scored].gather(-1, targets)
-                near = chosen._near(i, keys[i, scored], ids[i, scored], None)
-                if near is not None:
-                    share, probabilities, values = chosen._neighbours(near, own)
-                    right = (probabilities * (values == targets)).sum(-1, keepdim=True)
-                    own = _joined(own, right, share)
-                yield own[:, 0].double().cpu()
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        return [own if near is None else self._mix(own, near) for own, near in self._at_targets(examples)]
+
+    def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
+        found = []
+        for example, (log_probs, near) in zip(examples, self._at_targets(examples), strict=True):
+            targets = torch.tensor(example.target, dtype=torch.long, device=log_probs.device)[:, None]
+            own = log_probs.gather(-1, targets)
+            if near is not None:
+                # Only the target's share is needed: no distribution over the vocabulary is mixed.
+                share, probabilities, values = self._neighbours(near, own)
+                right = (probabilities * (values == targets)).sum(-1, keepdim=True)
+                own = _joined(own, right, share)
+            found.append(own[:, 0])
+        return found
+
+    def _at_targets(self, examples: Sequence[Example]) -> Iterator[tuple[Tensor, Near | None]]:
+        """Yield what the inner model says at the target's places, and what is near to them."""
+        self._check_rows(len(examples))
+        inputs = [example.inputs for example in examples]
+        ids = padded(inputs).to(self.device)
+        log_probs, keys, *_ = self._look(ids, None, None)
+        for row, example in enumerate(examples):
+            places = slice(len(inputs[row]) - len(example.target), len(inputs[row]))
+            yield log_probs[row, places], self._near(row, keys[row, places], ids[row, places], None)
 
     def _look(self, ids: Tensor, inner: Cache, eye: Cache) -> tuple[Tensor, Tensor, Cache, Cache]:
         if self.inner is self.eye:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.scoring import divergence
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import UNTRAINED, Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
@@ -93,7 +94,7 @@ class Mac(Learned[Bank, Episode]):
         return cls(weights=UNTRAINED, width=32, slots=2, heads=2, blocks=1)
 
     def build(self, lm: LM) -> nn.Module:
-        states, cache = lm.layers(torch.tensor([[lm.tokenizer.opening]], device=lm.device), lm.start())
+        states, cache = lm.layers(torch.tensor([lm.tokenizer.opened("")], device=lm.device), lm.start())
         shapes = tuple((keys.shape[1], keys.shape[3], values.shape[3]) for keys, values, *_ in cache)
         sizes = Sizes(_features(states).shape[-1], shapes)
         return ContextMemory(sizes, self.width, self.slots, self.heads, self.blocks)
@@ -126,7 +127,7 @@ class Mac(Learned[Bank, Episode]):
         for passage in evidence.passages:
             if not context.goes_on(row):
                 return state
-            ids = [lm.tokenizer.opening, *lm.tokenizer.encode(passage.prompt + passage.text)[0]]
+            ids = lm.tokenizer.opened(passage.prompt + passage.text)
             context.ledger(row).tokens_read += len(ids) - 1
             parts = [ids[start : start + lm.window] for start in range(0, len(ids), lm.window)]
             with torch.no_grad():
@@ -194,8 +195,8 @@ class Mac(Learned[Bank, Episode]):
         for place, document in enumerate(documents):
             for question in asked[document.id]:
                 answer = self._answer(lm, asking, question.answers[0])[: lm.window // 2]
-                prompt = lm.tokenizer.encode(asking.prompt(question))[0][len(answer) - lm.window :]
-                prompts.append((lm.tokenizer.opening, *prompt))
+                opening, *prompt = lm.tokenizer.opened(asking.prompt(question))
+                prompts.append((opening, *prompt[len(answer) - lm.window :]))
                 answers.append(tuple(answer))
                 own.append(place)
                 others = [other for other in range(count) if other != place]
@@ -213,7 +214,7 @@ class Mac(Learned[Bank, Episode]):
         return line if len(line) > len(ids) or lm.tokenizer.end is None else [*ids, lm.tokenizer.end]
 
     def _ids(self, lm: LM, text: str) -> tuple[int, ...]:
-        return (lm.tokenizer.opening, *lm.tokenizer.encode(text)[0][: lm.window - 1])
+        return tuple(lm.tokenizer.opened(text)[: lm.window])
 
     def loss(self, network: nn.Module, lm: LM, episode: Episode) -> Tensor:
         """Return the mean negative log-likelihood of the answers' tokens, and what else counts.
@@ -247,7 +248,7 @@ class Mac(Learned[Bank, Episode]):
             with torch.no_grad():
                 before = lm.step(ids)[0]
             after, _ = _recalled(network, lm, ids, torch.arange(ids.shape[1], device=lm.device)[None], bank)
-            loss = loss + self.locality * (before.exp() * (before - after)).sum(-1).mean()
+            loss = loss + self.locality * divergence(before, after).mean()
         return loss
 
 

@@ -164,7 +164,7 @@ class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
         """Yield the windows of the documents."""
         step = min(self.episode_tokens, lm.window)
         for document in material.documents:
-            ids = [lm.tokenizer.opening, *lm.tokenizer.encode(document.text)[0]]
+            ids = lm.tokenizer.opened(document.text)
             # One token of overlap: each is predicted once. Less than a chunk has no neighbours.
             pieces = [ids[at : at + step + 1] for at in range(0, len(ids) - 1, step)]
             pieces = [piece for piece in pieces if len(piece) > self.chunk]
@@ -175,7 +175,7 @@ class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
         """Yield the questions, each with its first answer; what is found may be the text that answers it."""
         asking, most = Asking(align=self.chunk), min(self.episode_tokens, lm.window) + 1
         for question in material.questions:
-            prompt = [lm.tokenizer.opening, *lm.tokenizer.encode(asking.placed(question, lm.tokenizer))[0]]
+            prompt = lm.tokenizer.opened(asking.placed(question, lm.tokenizer))
             answer = lm.tokenizer.encode(asking.learnt(question.answers[0]))[0]
             # A question that is too long loses its first chunks.
             over = -(-max(0, len(prompt) + len(answer) - most) // self.chunk)

@@ -6,7 +6,7 @@ of the next chunk, so no place ever sees what was found with text beyond it.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, Self
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Cache, Window, Wrapper, padded
+from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.examples import Example, at_targets, padded
 from uptake.methods.retro.network import Retro
 from uptake.methods.retro.retrofit import Retrofitted
 from uptake.text.chunks.view import listed
@@ -107,7 +108,7 @@ class _Averages:
 class RetroLM(Wrapper):
     """Row i consults `neighbours[i]`, None being nothing; then the model underneath is left as it is.
 
-    `score` looks for neighbours of whole chunks of text alone, never of padding.
+    `predictions` looks for neighbours of whole chunks of text alone, never of padding.
     """
 
     def __init__(
@@ -168,12 +169,9 @@ class RetroLM(Wrapper):
                 seen[row, :count, : mask.shape[1], : mask.shape[2]] = mask
         return tokens, seen
 
-    def _score_windows(self, windows: Sequence[Window]) -> Iterator[Tensor]:
-        chosen = self.at([window.row for window in windows])
-        with torch.no_grad():
-            lengths = [len(window.inputs) for window in windows]
-            log_probs, _ = chosen._step(padded(windows).to(self.device), None, lengths)
-            for i, window in enumerate(windows):
-                rows = log_probs[i, len(window.inputs) - len(window.targets) : len(window.inputs)]
-                targets = torch.tensor(window.targets, device=rows.device)
-                yield rows.gather(-1, targets[:, None])[:, 0].double().cpu()
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        self._check_rows(len(examples))
+        inputs = [example.inputs for example in examples]
+        lengths = [len(each) for each in inputs]
+        log_probs, _ = self._step(padded(inputs).to(self.device), None, lengths)
+        return at_targets(log_probs, examples)
