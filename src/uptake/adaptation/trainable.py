@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta, LowRank, skeleton, wide
+from uptake.adaptation.draws import drawing_from
 from uptake.errors import BadInput
 
 
@@ -108,7 +109,7 @@ class LoRA(Trainable):
             init_lora_weights=False,
         )
         # peft's layers draw from the global generator as they are made, though we set their values.
-        with torch.random.fork_rng():
+        with drawing_from(torch.Generator()):
             inject_adapter_in_model(config, private, adapter_name="uptake")
         halves: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         for name, part in begun.items():

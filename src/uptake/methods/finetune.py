@@ -1,6 +1,7 @@
 """Gradient steps on whatever is read: the documents of a stream, the text so far, or neighbours."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from uptake.adaptation.delta import Delta
+from uptake.adaptation.draws import drawing_from
 from uptake.adaptation.inner_loop import Descent
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import TokenWeights, Uniform
@@ -257,10 +259,8 @@ class Finetune(Method[WeightState]):
             reading.generator(context),
         )
         scores = torch.zeros(0)
-        seed = int(context.generator("dropout", reading.evidence.query).initial_seed())
-        with torch.random.fork_rng(enabled=self.dropout):
-            if self.dropout:
-                torch.manual_seed(seed)
+        draws = context.generator("dropout", reading.evidence.query)
+        with drawing_from(draws) if self.dropout else nullcontext():
             try:
                 for piece in self._affordable(pieces, context, reading.row):
                     scores, loss = self._loss(private, piece)

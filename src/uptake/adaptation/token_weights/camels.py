@@ -1,18 +1,22 @@
 """The weights that CaMeLS learnt (Hu et al. 2023), for any gradient method and any language model."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from uptake.adaptation.draws import drawing_from
 from uptake.adaptation.token_weights.base import Spans, TokenWeights
 from uptake.adaptation.token_weights.network import Weighing, from_file
 from uptake.errors import BadInput
 from uptake.text.types import Passage
 
 _loaded: OrderedDict[tuple[object, ...], Weighing] = OrderedDict()
+_loading = threading.RLock()
 _KEPT = 2  # networks kept loaded
 
 
@@ -38,8 +42,9 @@ class Camels(TokenWeights):
             )
         found = path.stat()
         key = (path.resolve(), found.st_mtime_ns, found.st_size)
-        if key not in _loaded:
-            _loaded[key] = from_file(path).requires_grad_(False).eval()
-            while len(_loaded) > _KEPT:
-                _loaded.popitem(last=False)
-        return _loaded[key]
+        with _loading, drawing_from(torch.Generator()):  # the weights it is made with are replaced
+            if key not in _loaded:
+                _loaded[key] = from_file(path).requires_grad_(False).eval()
+                while len(_loaded) > _KEPT:
+                    _loaded.popitem(last=False)
+            return _loaded[key]

@@ -6,6 +6,7 @@ as it is before training, the control of every learned method.
 
 import dataclasses
 import json
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from uptake.adaptation.draws import drawing_from
 from uptake.adaptation.tensors import fill, read_tensors, write_tensors
 from uptake.codec import plain
 from uptake.errors import BadInput, Mismatch
@@ -31,6 +33,7 @@ EpisodeT = TypeVar("EpisodeT")
 FORMAT = "uptake-network-1"
 UNTRAINED = "untrained"
 _loaded: OrderedDict[tuple[object, ...], nn.Module] = OrderedDict()
+_loading = threading.RLock()
 _KEPT = 4  # networks kept loaded
 
 
@@ -81,7 +84,7 @@ class Learner(ABC, Generic[EpisodeT]):
 
     @abstractmethod
     def build(self, lm: LM) -> nn.Module:
-        """Return the untrained network for this base model; what is random comes from torch's generator."""
+        """Return the untrained network for this base model; what is random, `drawing_from` draws."""
 
     @abstractmethod
     def episodes(self, lm: LM, material: Material) -> Sequence[EpisodeT]:
@@ -113,8 +116,7 @@ class Learner(ABC, Generic[EpisodeT]):
 
     def fresh(self, lm: LM, seed: int = 0) -> nn.Module:
         """Return the untrained network that a seed gives."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with drawing_from(torch.Generator().manual_seed(seed)):
             return self.build(lm).to(lm.device)
 
     def save(self, network: nn.Module, lm: LM, path: Path) -> None:
@@ -140,7 +142,7 @@ class Learner(ABC, Generic[EpisodeT]):
                 f"{path} was trained on model {about['base']}, not {lm.fingerprint}: "
                 "load that model, or train again on this one"
             )
-        with torch.random.fork_rng():
+        with drawing_from(torch.Generator()):
             network = self.restore(lm, json.loads(about["about"]))
         try:
             fill(network, tensors, path)
@@ -180,13 +182,14 @@ class Learned(Learner[EpisodeT], Method[StateT], Generic[StateT, EpisodeT]):
             )
         stamp = () if self.weights == UNTRAINED else _stamp(Path(self.weights))
         key = (type(self), repr(self), lm.fingerprint, str(lm.device), *stamp)
-        if key not in _loaded:
-            made = self.fresh(lm) if self.weights == UNTRAINED else self.load(Path(self.weights), lm)
-            _loaded[key] = made.requires_grad_(False).eval()
-            while len(_loaded) > _KEPT:
-                _loaded.popitem(last=False)
-        _loaded.move_to_end(key)
-        return _loaded[key]
+        with _loading:  # one at a time: two threads share what either has loaded
+            if key not in _loaded:
+                made = self.fresh(lm) if self.weights == UNTRAINED else self.load(Path(self.weights), lm)
+                _loaded[key] = made.requires_grad_(False).eval()
+                while len(_loaded) > _KEPT:
+                    _loaded.popitem(last=False)
+            _loaded.move_to_end(key)
+            return _loaded[key]
 
 
 def learner_of(spec: MethodSpec) -> Learner[Any] | None:

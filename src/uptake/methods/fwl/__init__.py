@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta
+from uptake.adaptation.draws import seed_of_draws
 from uptake.adaptation.inner_loop import token_loss
 from uptake.adaptation.trainable import Trainable
 from uptake.errors import BadInput
@@ -45,7 +46,7 @@ class Network(nn.Module):
         self.layer, self.base, self._opened = layer, lm, None
         moved: Mapping[str, nn.Parameter] = {}
         if trainable is not None:
-            generator = torch.Generator().manual_seed(torch.initial_seed())
+            generator = torch.Generator().manual_seed(seed_of_draws())
             self.base, self._opened = lm.trainable_copy(trainable, Delta(lm.fingerprint), generator)
             moved = self._opened.parameters
         self.moved = nn.ParameterDict({name.replace(".", "/"): own for name, own in moved.items()})
