@@ -17,10 +17,10 @@ from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import PerQuery
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.methods import dynamic_evaluation
 from uptake.methods.contract import spending
 from uptake.methods.contract.method import Context, Evidence, Method
 from uptake.methods.contract.spending import Budget, Ledger, Meter, Times
-from uptake.methods.dynamic_evaluation import DynamicEvaluation
 from uptake.methods.finetune import Finetune
 from uptake.methods.hidden_state_optimisation import HiddenStateOptimisation
 from uptake.report.summary import summary
@@ -30,6 +30,7 @@ from uptake.text.types import Document
 
 TEXTS = ["the cat sat on the mat. ", "a dog ran over the hill.", "one fish, two fish, red."]
 STEP = Times(0.0625, 0.0625, 0.5, 0.125)  # what a forward pass takes, by each clock
+LEARNER = replace(dynamic_evaluation.spec.method, own_prefix=False)
 TIMED = [Budget(cpu_seconds=0.25), Budget(wall_seconds=2.0)]
 
 
@@ -63,10 +64,10 @@ def test_a_time_limit_is_the_same_in_a_batch_of_one_and_of_twelve(
     budget: Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clocks, lm = Clocks(monkeypatch), toys.lm()
-    for method in (Finetune(optimizer=SGD(0.01)), DynamicEvaluation(own_prefix=False)):
+    for method in (Finetune(optimizer=SGD(0.01)), LEARNER):
         alone = adapted(method, lm, 1, budget, clocks)
         together = adapted(method, lm, 12, budget, clocks)
-        assert alone.ledger(0).steps in (3, 4)  # dynamic evaluation scores a piece before it knows
+        assert alone.ledger(0).steps == 4
         assert [ledger.steps for ledger in together.ledgers] == [alone.ledger(0).steps] * 12
         assert all(ledger.stopped and ledger.stopped.kind == "budget" for ledger in together.ledgers)
 
@@ -142,7 +143,7 @@ def test_the_ledger_says_which_limit_stopped_it(budget: Budget, words: str) -> N
     lm = toys.lm()
     for method in (
         Finetune(optimizer=SGD(0.01)),
-        DynamicEvaluation(own_prefix=False),
+        LEARNER,
         HiddenStateOptimisation(chunk_tokens=24),
     ):
         context = Context(budget=budget)
