@@ -33,7 +33,7 @@ from uptake import api
 from uptake.errors import UptakeError
 from uptake.evaluation.engine import evaluate
 from uptake.evaluation.plan import Plan
-from uptake.evaluation.protocol import PerQuery
+from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.store.cluster import Cluster
 from uptake.store.cluster.connect import connect
 from uptake.store.cluster.replicas import Replicas

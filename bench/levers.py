@@ -19,7 +19,7 @@ from corpus import DOMAINS, documents, store_of
 import uptake
 from uptake.codec import write_whole
 from uptake.report.metrics import gain
-from uptake.report.results import Row
+from uptake.report.scored.rows import Scored
 
 # What names a choice, where it is not the default.
 NAMED = (
@@ -36,7 +36,7 @@ NAMED = (
 )
 
 
-def measured(rows: Sequence[Row]) -> dict:
+def measured(rows: Sequence[Scored]) -> dict:
     """Return gain, CPU seconds and trained tokens a query of some rows of one way and k."""
     spent = [row.retrieve_seconds + row.train_seconds + row.score_seconds for row in rows]
     bits, base = [row.bits for row in rows], [row.base_bits for row in rows]

@@ -24,7 +24,9 @@ import uptake
 from uptake.codec import plain, write_whole
 from uptake.lm.causal import Causal
 from uptake.report.metrics import gain, gain_difference, gain_interval
-from uptake.report.results import Header, Results, Row
+from uptake.report.results import Header, Results
+from uptake.report.scored import SCORED
+from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import OVERLAP_BINS, overlap_bin
 from uptake.text.types import Document
@@ -69,9 +71,9 @@ def rows_of(
     scored: Sequence[Document],
     calls: Sequence[tuple[Call, tuple[int, ...]]],
     journal: Path,
-) -> tuple[Header, list[Row]]:
+) -> tuple[Header, list[Scored]]:
     """Return every way's rows for some documents of one domain; what the journals hold is not done again."""
-    rows: list[Row] = []
+    rows: list[Scored] = []
     for call, ks in calls:
         results = uptake.compare(
             model,
@@ -95,7 +97,7 @@ def rows_of(
     return results.header, rows
 
 
-def guarded(rows: Iterable[Row]) -> list[Row]:
+def guarded(rows: Iterable[Scored]) -> list[Scored]:
     """Return what the mixture of base and TTT-NN scores on the same texts.
 
     By its definition: half the probability of the text under each. It pays for the base's pass too.
@@ -120,7 +122,7 @@ def rounds(count: int, first: int, size: int) -> Iterable[slice]:
         yield slice(start, min(start + size, count))
 
 
-def against(rows: Sequence[Row], way: str, other: str, k: int) -> dict | None:
+def against(rows: Sequence[Scored], way: str, other: str, k: int) -> dict | None:
     """Return how far one way's gain exceeds another's at the same k, over the queries both answered."""
     mine, theirs = (
         {row.query: row for row in rows if row.method == name and row.k in (k, 0)} for name in (way, other)
@@ -155,7 +157,7 @@ def main() -> None:
     test = {domain: documents(given.shared, domain, "test", given.limit) for domain in given.domains}
     stores = {domain: store_of(given.stores, given.shared, domain, passages=None) for domain in given.domains}
     headers: dict[str, Header] = {}
-    rows: dict[str, list[Row]] = {domain: [] for domain in given.domains}
+    rows: dict[str, list[Scored]] = {domain: [] for domain in given.domains}
     for number, part in enumerate(rounds(max(map(len, test.values())), given.first, given.round)):
         for domain in given.domains:
             if some := test[domain][part]:
@@ -199,9 +201,9 @@ def main() -> None:
     write_whole(given.out, json.dumps(plain(told), indent=1).encode() + b"\n")
 
 
-def figures(header: Header, rows: Sequence[Row]) -> dict:
+def figures(header: Header, rows: Sequence[Scored]) -> dict:
     """Return the report's summary, and each way against TTT-NN on the queries both answered."""
-    summary = uptake.summary(Results(header, tuple(rows)))
+    summary = uptake.summary(Results(SCORED, header, tuple(rows)))
     # TTT-NN's largest k was read for a few documents alone: its line is that of the k all were scored at.
     for way, method in summary["methods"].items():
         at = next((each for each in method["by_k"] if each["k"] == KS[-1]), method["by_k"][-1])
@@ -216,7 +218,7 @@ def figures(header: Header, rows: Sequence[Row]) -> dict:
     return {"queries": len({row.query for row in rows}), "methods": summary["methods"]}
 
 
-def bins(rows: Sequence[Row]) -> dict:
+def bins(rows: Sequence[Scored]) -> dict:
     """Return TTT-NN's gain, and that beyond random, by the overlap of what was read with the document."""
     told = {}
     for name in OVERLAP_BINS:
@@ -236,7 +238,7 @@ def bins(rows: Sequence[Row]) -> dict:
     return told
 
 
-def curve(rows: Sequence[Row]) -> dict:
+def curve(rows: Sequence[Scored]) -> dict:
     """Return each way's gain at every k on the documents that all of them scored."""
     told: dict[str, list[dict]] = {}
     for way, k in sorted({(row.method, row.k) for row in rows}):

@@ -24,7 +24,7 @@ import uptake
 from uptake.codec import plain, write_whole
 from uptake.lm.causal import Causal
 from uptake.report.metrics import gain, gain_interval
-from uptake.report.results import Row
+from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
 from uptake.store.passages.source import QueryText
 from uptake.text.overlap import LeakFilter
@@ -59,7 +59,7 @@ def scored(
     leak: LeakFilter,
     called: str,
     journal: Path,
-) -> list[Row]:
+) -> list[Scored]:
     """Return one way's rows under the name it is called by."""
     results = uptake.compare(
         model,
@@ -97,7 +97,7 @@ def changes(store: Datastore, texts: Sequence[Document]) -> dict:
     }
 
 
-def line(rows: Sequence[Row], name: str, first: str) -> dict:
+def line(rows: Sequence[Scored], name: str, first: str) -> dict:
     some = [row for row in rows if row.method == name]
     bits, base = [row.bits for row in some], [row.base_bits for row in some]
     interval = gain_interval(bits, base, [row.document for row in some])
@@ -125,7 +125,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = uptake.load(str(given.shared / "models/base-5m"), dtype="bfloat16")
-    kinds: dict[str, list[Row]] = {}
+    kinds: dict[str, list[Scored]] = {}
     leaks: dict[str, dict] = {}
     for domain in given.domains:
         texts = documents(given.shared, domain, "test", given.documents)
@@ -151,7 +151,7 @@ def main() -> None:
     write_whole(given.out, json.dumps(plain(told), indent=1).encode() + b"\n")
 
 
-def table(title: str, rows: dict[str, list[Row]], first: str) -> dict:
+def table(title: str, rows: dict[str, list[Scored]], first: str) -> dict:
     """Print a table of names against domains, and return its figures."""
     names = list(dict.fromkeys(row.method for some in rows.values() for row in some))
     told = {

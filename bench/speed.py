@@ -28,7 +28,8 @@ from rich.table import Table
 from torch import nn
 
 import uptake
-from uptake.evaluation.protocol import PerQuery, Query
+from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.queries import Query
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.lm.examples import encode, pieces, rolling_windows

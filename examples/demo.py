@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         import uptake
         from uptake.report import page
         from uptake.report import summary as report
-        from uptake.report.results import Results, Sample
+        from uptake.report.results import Sample
 
         torch.set_num_threads(arguments.threads)
         model = uptake.load(arguments.model, arguments.device, arguments.dtype)
@@ -191,7 +192,7 @@ def run(arguments: argparse.Namespace) -> None:
                 task, completed=done, total=total, description=name[-34:]
             ),
         )
-    results = Results(results.header, results.rows, results.showcases, (sample,))
+    results = replace(results, samples=(sample,))
     console.print()
     console.print(report.table(results))
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def kept(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def light(row: Row) -> dict[str, Any]:
     """Return what is written down of a row."""
-    fields = ("stream", "way", "rate", "seed", "exact", "f1", "nll", "kl", "take_seconds")
+    fields = ("stream", "way", "rate", "seed", "exact", "f1", "nll", "kl", "adapt_seconds")
     return {"before": row["base"]["exact"], **{field: row[field] for field in fields}}
 
 

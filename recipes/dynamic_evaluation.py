@@ -23,7 +23,7 @@ from rich.table import Table
 
 import uptake
 from uptake import api
-from uptake.evaluation.protocol import Running
+from uptake.evaluation.protocols.running import Running
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import Material

@@ -29,7 +29,7 @@ import uptake
 from uptake import methods
 from uptake.adaptation.optimizers import RMS, AdamW
 from uptake.evaluation.journal import Lines
-from uptake.evaluation.protocol import Running
+from uptake.evaluation.protocols.running import Running
 from uptake.lm.base import LM, Segment
 from uptake.methods.base import spec as base
 from uptake.methods.contract.learned import Material

@@ -21,12 +21,14 @@ from uptake.adaptation.token_weights import Spans, TokenWeights
 from uptake.adaptation.token_weights.base import covering
 from uptake.api import stream
 from uptake.evaluation.journal import Lines
-from uptake.evaluation.streaming.report import BASE, summary
 from uptake.lm.causal import Causal, load
 from uptake.methods.camels import Camels
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import MethodSpec
 from uptake.report import metrics
+from uptake.report.results import BASE
+from uptake.report.streamed.rows import Answered
+from uptake.report.summary import summary
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.tasks.retune import Retuning, retune, save_retuned
@@ -271,12 +273,13 @@ def run(
                 seed=seed,
             )
             told = summary(results)
-            figures = told["ways"][subject.way]
+            figures = told["methods"][subject.way]
             for part in (figures, *figures["at"]):
                 part.pop("vs_base", None)
-            last = [row for row in results.answers if row.method != BASE and row.taken == len(made.documents)]
+            answers = results.of(Answered)
+            last = [row for row in answers if row.method != BASE and row.taken == len(made.documents)]
             nats = [(row.group, row.nats, row.tokens) for row in last]
-            before = {row.question: row.exact for row in results.answers if row.method == BASE}
+            before = {row.question: row.exact for row in answers if row.method == BASE}
             done[name] = {
                 "key": name,
                 "stream": key,
@@ -284,7 +287,9 @@ def run(
                 "rate": subject.rate,
                 "seed": seed,
                 "base": told["base"],
-                **{field: figures.get(field) for field in ("nll", "f1", "exact", "kl", "take_seconds", "at")},
+                **{
+                    field: figures.get(field) for field in ("nll", "f1", "exact", "kl", "adapt_seconds", "at")
+                },
                 "cpu_seconds": time.process_time() - started,
                 "answers": nats,
                 # Of each question, before and after, whether it is answered right.
@@ -319,10 +324,10 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows, the base's own before them."""
     table = Table("way", "rate", "exact %", "F1 %", "NLL", "KL", "CPU s", title=title)
     before = (
-        {"way": "no update", "rate": 0.0, "kl": 0.0, "take_seconds": 0.0, **rows[0]["base"]} if rows else {}
+        {"way": "no update", "rate": 0.0, "kl": 0.0, "adapt_seconds": 0.0, **rows[0]["base"]} if rows else {}
     )
     for row in [before, *rows] if rows else []:
-        figures = (100 * row["exact"], 100 * row["f1"], row["nll"], row["kl"], row["take_seconds"])
+        figures = (100 * row["exact"], 100 * row["f1"], row["nll"], row["kl"], row["adapt_seconds"])
         told = ("-" if each is None else f"{each:.3f}" for each in figures)
         table.add_row(row["way"], f"{row['rate']:.3g}", *told)
     Console().print(table)

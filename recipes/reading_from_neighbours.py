@@ -23,7 +23,7 @@ from rich.table import Table
 
 import uptake
 from uptake.evaluation.journal import Lines
-from uptake.evaluation.protocol import PerQuery
+from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.lm.causal import Causal
 from uptake.methods.knn_lm.keys import Keys
 from uptake.report.metrics import gain, gain_difference, gain_interval

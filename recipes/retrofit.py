@@ -28,7 +28,8 @@ import uptake
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.tensors import read_tensors, write_tensors
 from uptake.adaptation.trainable import Top
-from uptake.evaluation.protocol import PerQuery, Query
+from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.queries import Query
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import Material

@@ -6,9 +6,11 @@ import textwrap
 
 import numpy as np
 
-from uptake.report.results import Header, Neighbour, Results, Row, Sample, Showcase
+from uptake.report.results import Header, Neighbour, Results, Sample
+from uptake.report.scored import SCORED
+from uptake.report.scored.rows import Scored, Showcase
 
-# How far each way's gain goes at many neighbours, and how much a query's own gain scatters.
+# How far each method's gain goes at many neighbours, and how much a query's own gain scatters.
 REACH = {"base": 0.0, "random": 0.035, "in-context": 0.062, "ttt-nn": 0.104}
 SCATTER = {"base": 0.0, "random": 0.02, "in-context": 0.05, "ttt-nn": 0.06}
 SECONDS = {
@@ -21,7 +23,7 @@ HOSTILE = "</script><script>alert('x')</script> & <b>\u202egnp\x00\x1b[31m \ud80
 
 
 def results(
-    ways=("base", "random", "in-context", "ttt-nn"),
+    methods=("base", "random", "in-context", "ttt-nn"),
     ks=(1, 2, 5, 10, 20, 50),
     documents=24,
     queries=3,
@@ -43,7 +45,7 @@ def results(
             "fingerprint": "41b0dd9e5c7712aa",
         },
         protocol={
-            "name": "leak-free",
+            "name": "per-query",
             "prefix share": 0.5,
             "max containment": 0.5,
             "max Jaccard": 0.8,
@@ -61,40 +63,41 @@ def results(
                 "betas": (0.9, 0.999),
             },
         },
-        peak_rss_bytes={way: int(6.1e8 + 9e7 * number) for number, way in enumerate(ways)},
+        peak_rss_bytes={method: int(6.1e8 + 9e7 * number) for number, method in enumerate(methods)},
         notes=("2 documents were skipped: shorter than 64 bytes.",),
     )
     rows = [
         row
-        for way in ways
-        for k in ((0,) if way == "base" else ks)
+        for method in methods
+        for k in ((0,) if method == "base" else ks)
         for row in _rows(
-            way, k, documents, queries, failures if way == "ttt-nn" and k == max(ks) else 0, seed
+            method, k, documents, queries, failures if method == "ttt-nn" and k == max(ks) else 0, seed
         )
     ]
     return Results(
+        SCORED,
         header,
         tuple(rows),
-        tuple(_showcase(number, ways, seed) for number in range(showcases)),
-        tuple(_sample(ways) for _ in range(samples)),
+        tuple(_showcase(number, methods, seed) for number in range(showcases)),
+        tuple(_sample(methods) for _ in range(samples)),
     )
 
 
-def _rows(way, k, documents, queries, failures, seed):
-    queried = np.random.default_rng([seed, 1])  # the same queries for every way
+def _rows(method, k, documents, queries, failures, seed):
+    queried = np.random.default_rng([seed, 1])  # the same queries for every method
     generator = np.random.default_rng([seed, 2])
     share = np.log1p(k) / np.log1p(50)
-    retrieve, train, score = SECONDS.get(way, (0.01, 0.1, 0.4))
+    retrieve, train, score = SECONDS.get(method, (0.01, 0.1, 0.4))
     for number in range(documents * queries):
         document = number // queries
         size = int(queried.integers(700, 2400))
         base_bits = size * queried.normal(2.1, 0.25)
         overlap = max(0.0, generator.normal(0.08 + document / documents * 0.2, 0.14)) if k else 0.0
-        luck = generator.normal(0, SCATTER.get(way, 0.05))
-        gain = (REACH.get(way, 0.07) * (1 + 2 * overlap) + luck) * share
+        luck = generator.normal(0, SCATTER.get(method, 0.05))
+        gain = (REACH.get(method, 0.07) * (1 + 2 * overlap) + luck) * share
         failed = number < failures
-        yield Row(
-            method=way,
+        yield Scored(
+            method=method,
             k=k,
             query=f"{document}/{number % queries}",
             document=f"pkg/module_{document}.py",
@@ -104,9 +107,9 @@ def _rows(way, k, documents, queries, failures, seed):
             neighbours=k,
             overlap=min(0.49, overlap),
             withheld=int(generator.integers(0, 4)) if k else 0,
-            tokens_trained=0 if way in ("base", "in-context") else 210 * k,
-            tokens_read=min(1024, 210 * k) if way == "in-context" else 0,
-            steps=0 if way in ("base", "in-context") else k,
+            tokens_trained=0 if method in ("base", "in-context") else 210 * k,
+            tokens_read=min(1024, 210 * k) if method == "in-context" else 0,
+            steps=0 if method in ("base", "in-context") else k,
             retrieve_seconds=retrieve * bool(k),
             train_seconds=train * k,
             score_seconds=score * (1 + (k > 0 and train == 0) * min(k, 5) / 4),
@@ -122,25 +125,27 @@ def _neighbours(count=3):
     )
 
 
-def _showcase(number, ways, seed):
+def _showcase(number, methods, seed):
     generator = np.random.default_rng([seed, 2, number])
     text = inspect.getsource((textwrap.dedent, textwrap.TextWrapper._wrap_chunks)[number % 2])
     half = text.index("\n", len(text) // 3) + 1
     tokens = (*re.findall(r"\s*\w+|[^\w\s]+|\s+", text[half:]), HOSTILE)
     base = -generator.gamma(1.0, 1.7, len(tokens))
     log_probs = {"base": tuple(base.tolist())}
-    for way in ways:
-        if way != "base":
+    for method in methods:
+        if method != "base":
             better = np.minimum(
-                base + generator.standard_t(2, len(tokens)) * 0.35 + REACH.get(way, 0.05) * 3, -1e-4
+                base + generator.standard_t(2, len(tokens)) * 0.35 + REACH.get(method, 0.05) * 3, -1e-4
             )
-            log_probs[way] = tuple(better.tolist())
+            log_probs[method] = tuple(better.tolist())
     return Showcase(f"{number}/0", f"pkg/module_{number}.py", text[:half], tokens, log_probs, _neighbours())
 
 
-def _sample(ways):
+def _sample(methods):
     text = inspect.getsource(textwrap.fill)
     rambling = "self.assertEqual(self, self.assertEqual(self.assertEqual(self,\n" * 4
     return Sample(
-        text[:90], {way: rambling if way == "base" else text[90:420] for way in ways}, _neighbours(2)
+        text[:90],
+        {method: rambling if method == "base" else text[90:420] for method in methods},
+        _neighbours(2),
     )

@@ -16,8 +16,9 @@ from cli_world import (  # noqa: F401
     world_fixture,
     write_lines,
 )
-from uptake.evaluation.streaming import report
+from uptake import read_json
 from uptake.methods.finetune import Finetune
+from uptake.report.streamed.rows import Answered
 
 DOCUMENTS = [{"id": f"d{n}", "text": f"Pump {n} has {n * 3} valves.", "group": f"g{n % 3}"} for n in range(6)]
 QUESTIONS: list[dict[str, Any]] = [
@@ -50,8 +51,8 @@ def test_the_table_the_report_and_the_page(
     for word in ("base", "online", "in-context", "NLL", "on the first 2", "6 questions after 6 documents"):
         assert word in ran.out
     assert ran.err.count("left out while reading: skipped 1: 1 no answer") == 1
-    results = report.read_json(out)
-    assert {row.taken for row in results.answers if row.method == "online"} == {2, 4, 6}
+    results = read_json(out)
+    assert {row.taken for row in results.of(Answered) if row.method == "online"} == {2, 4, 6}
     assert results.header.settings["online"]["optimizer"]["learning_rate"] == 1e-3  # type: ignore[index]
     assert results.header.protocol["template"] == "{question}\n"
     html = page.read_text()
@@ -67,7 +68,7 @@ def test_help_flows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json_on_standard_output(run: Run, world: World, files: tuple[Path, Path]) -> None:
     told = streamed(run, world, files, "--json", "-", "--limit", "3", "--method", "online",
                     "--rehearse", files[1]).json  # fmt: skip
-    assert told["documents"] == 3 and told["ways"].keys() == {"online"}
+    assert told["documents"] == 3 and told["methods"].keys() == {"online"}
     assert told["protocol"]["rehearsal"] == 6
     assert "not in the stream: 3 questions, q3 (document d3)" in told["notes"][0]
 
@@ -118,8 +119,8 @@ def test_documents_passed_over_are_named_with_their_reason(
     run: Run, world: World, files: tuple[Path, Path]
 ) -> None:
     ran = streamed(run, world, files, "--set", "optimizer=sgd", "--set", "optimizer.learning_rate=1e30")
-    assert ran.code == 0 and "note: online passed over" in ran.err, ran.err
-    assert "documents, first d" in ran.err and "learning rate" in ran.err
+    assert ran.code == 0 and "note: online: " in ran.err, ran.err
+    assert "documents passed over, first d" in ran.err and "learning rate" in ran.err
     assert "KL" not in ran.out, "no unrelated text was given"
 
 

@@ -12,17 +12,21 @@ from uptake import api
 from uptake.cli.cost import duration
 from uptake.errors import BadInput
 from uptake.evaluation.cost import Size, Span, estimate, forecast, spread, wall_clock
-from uptake.evaluation.plan import Plan, units
-from uptake.evaluation.protocol import PerQuery, Running
-from uptake.report.results import Row
+from uptake.evaluation.inputs import Inputs
+from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.protocols.running import Running
+from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
 from uptake.text.types import Chunking, Document
 
 SIZE = Size(units=100, documents=50, bytes=2000)
 
 
-def row(way: str, k: int, retrieve: float, train: float, score: float, tokens: int, bytes: int = 20) -> Row:
-    return Row(way, k, "q", "d", bytes, 1.0, 1.0, k, tokens_trained=tokens, retrieve_seconds=retrieve,
+def row(
+    way: str, k: int, retrieve: float, train: float, score: float, tokens: int, bytes: int = 20
+) -> Scored:
+    return Scored(way, k, "q", "d", bytes, 1.0, 1.0, k, tokens_trained=tokens, retrieve_seconds=retrieve,
                train_seconds=train, score_seconds=score)  # fmt: skip
 
 
@@ -101,7 +105,7 @@ def test_a_forecast_is_near_the_run_it_speaks_of(store: Datastore) -> None:
     shown: list[int] = []
     found = forecast(lm, given, documents, store, queries=2, progress=lambda done, total: shown.append(done))
     results = api.compare(lm, documents, list(ways), store=store, k=(1, 3), protocol=SMALL, batch=4)
-    everything = units(SMALL, documents)
+    everything = SMALL.units(given, Inputs.of(documents))
     assert found.size == Size.of(everything) and found.size.units == 6 and found.measured == 2
     assert shown == [1, 2] and found.size.bytes == sum(r.bytes for r in results.rows if r.method == "base")
     ttt = found.methods[1]
@@ -160,4 +164,6 @@ def test_times_are_told_as_people_tell_them() -> None:
 
 def test_the_size_of_the_work_is_in_queries_documents_and_scored_bytes() -> None:
     documents = [Document("a", "x" * 30), Document("b", "é" * 60)]
-    assert Size.of(units(PerQuery(10, 20, windows=2), documents)) == Size(3, 2, 20 + 40 + 40)
+    assert Size.of(PerQuery(10, 20, windows=2).units(plan("base"), Inputs.of(documents))) == Size(
+        3, 2, 20 + 40 + 40
+    )

@@ -19,7 +19,7 @@ from uptake.adaptation.trainable import LoRA, Top
 from uptake.errors import BadInput, Mismatch
 from uptake.evaluation.engine import evaluate
 from uptake.evaluation.plan import Plan
-from uptake.evaluation.protocol import Running
+from uptake.evaluation.protocols.running import Running
 from uptake.lm.base import LM, Segment
 from uptake.methods.contract.learned import FORMAT, Material
 from uptake.methods.contract.method import Context, Evidence

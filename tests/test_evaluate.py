@@ -15,18 +15,22 @@ import toys
 from uptake import api, methods
 from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.errors import BadInput
-from uptake.evaluation import runner
+from uptake.evaluation import cost_meter
 from uptake.evaluation.engine import evaluate
+from uptake.evaluation.header import described
 from uptake.evaluation.journal import Journal
 from uptake.evaluation.plan import Plan
-from uptake.evaluation.protocol import PerQuery, Running, Whole
+from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.protocols.running import Running
+from uptake.evaluation.protocols.whole import Whole
 from uptake.lm.base import Scores, Segment
 from uptake.lm.causal import Causal
 from uptake.methods.base import Base
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
 from uptake.methods.contract.spending import Budget
 from uptake.methods.finetune import Finetune
-from uptake.report.results import Row
+from uptake.report.scored import SCORED
+from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import LeakFilter
 from uptake.text.select import Nothing
@@ -60,7 +64,7 @@ def plan(*names: str, **changes: Any) -> Plan:
     return replace(Plan(ways, SMALL, (1, 3), showcases=2), **changes)
 
 
-def figures(rows: list[Row]) -> dict[tuple[str, int, str], tuple[float, float]]:
+def figures(rows: list[Scored]) -> dict[tuple[str, int, str], tuple[float, float]]:
     return {(row.method, row.k, row.query): (row.bits, row.base_bits) for row in rows}
 
 
@@ -240,7 +244,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(store: Datastore, tmp_path:
     assert figures(resumed.rows) == figures(whole.rows) and len(resumed.rows) == len(whole.rows)
     assert len(resumed.showcases) == 2
     # Under another key the journal begins afresh.
-    assert Journal(path, "other").start().rows == []
+    assert not Journal(path, "other").start(SCORED).units
 
 
 def test_running_scores_before_it_reads() -> None:
@@ -356,7 +360,7 @@ def test_the_guard_bounds_the_loss_of_a_harmful_reading(store: Datastore) -> Non
 
 
 def test_the_own_prefix_is_learnt_once_whatever_the_ks(store: Datastore) -> None:
-    def last(*ks: int) -> Row:
+    def last(*ks: int) -> Scored:
         ways = api.method_specs(["ttt-nn"], ["optimizer=sgd(learning_rate=0.05)", "own_prefix=true"])
         return evaluate(toys.lm(), plan(methods=ways, ks=ks, batch=1), DOCUMENTS[:1], store).rows[-1]
 
@@ -415,7 +419,7 @@ def test_random_neighbours_do_not_pay_for_a_search_they_do_not_make(
         yield
         into.append(1.0)
 
-    monkeypatch.setattr(runner, "cpu_seconds", a_second)
+    monkeypatch.setattr(cost_meter, "cpu_seconds", a_second)
     rows = evaluate(toys.lm(), plan("random", "ttt-nn"), DOCUMENTS, store).rows
     # Of a batch each pays its share: one block chooses; where there is a ranking, another made it.
     assert {(row.method, round(row.retrieve_seconds * len(DOCUMENTS), 6)) for row in rows} == {
@@ -445,5 +449,5 @@ def test_another_budget_or_network_begins_a_journal_of_its_own(store: Datastore,
     for content in (b"one", b"other"):
         network.write_bytes(content)
         way = replace(methods.find("fwl"), method=replace(methods.find("fwl").method, weights=str(network)))
-        told.append(api._described(way)["networks"])
+        told.append(described(way)["networks"])
     assert told[0].keys() == told[1].keys() == {"network"} and told[0] != told[1]

@@ -9,7 +9,7 @@ import toys
 from uptake import api, methods
 from uptake.adaptation.optimizers import SGD
 from uptake.errors import BadInput
-from uptake.evaluation.protocol import PerQuery
+from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.lm.base import Segment
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.contract.state import save_state

@@ -10,7 +10,7 @@ import toys
 from uptake import api
 from uptake.evaluation.engine import evaluate
 from uptake.evaluation.plan import Plan
-from uptake.evaluation.protocol import PerQuery
+from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.store.datastore import Datastore
 from uptake.text.types import Chunking, Document, stable_hash
 

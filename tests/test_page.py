@@ -13,8 +13,10 @@ import pytest
 import synthetic
 from uptake.errors import BadInput
 from uptake.report.page import chart, page, visible, write_chart, write_page
-from uptake.report.page.view import headline, level
-from uptake.report.results import Neighbour, Results, Sample, Showcase
+from uptake.report.results import Neighbour, Results, Sample
+from uptake.report.scored import SCORED
+from uptake.report.scored.page import headline, level
+from uptake.report.scored.rows import Showcase
 from uptake.report.summary import summary
 
 VOID = {"meta", "br", "input", "hr", "img", "link"}
@@ -102,7 +104,7 @@ def test_hostile_text_everywhere_stays_text():
     logs = {"base": (-1.0, -2.0), HOSTILE: (-0.5, -3.0)}
     showcase = Showcase(HOSTILE, HOSTILE, HOSTILE, (HOSTILE, HOSTILE), logs, (neighbour,))
     sample = Sample(HOSTILE, {"base": HOSTILE, HOSTILE: HOSTILE}, (neighbour,))
-    tree = Tree(page(Results(header, tuple(rows), (showcase,), (sample,))))
+    tree = Tree(page(Results(SCORED, header, tuple(rows), (showcase,), (sample,))))
     assert tree.tags.count("script") == 2
     assert "img" not in tree.tags
     assert not any(name.startswith("on") for _, name, _ in tree.attributes)
@@ -163,7 +165,7 @@ def test_the_headline_says_the_best_way_and_the_control():
 
 
 def test_the_headline_owns_up_to_a_loss():
-    results = synthetic.results(ways=("base", "random", "ttt-nn"), ks=(1,), failures=0)
+    results = synthetic.results(methods=("base", "random", "ttt-nn"), ks=(1,), failures=0)
     rows = [
         dataclasses.replace(row, bits=row.base_bits * 1.02) if row.method != "base" else row
         for row in results.rows
@@ -176,7 +178,7 @@ def test_the_headline_owns_up_to_a_loss():
 
 
 def test_a_gain_that_may_be_chance_is_called_so():
-    results = synthetic.results(ways=("base", "ttt-nn"), ks=(5,))
+    results = synthetic.results(methods=("base", "ttt-nn"), ks=(5,))
     rows = [
         dataclasses.replace(row, bits=row.base_bits * (0.9 if number % 2 else 1.09))
         for number, row in enumerate(results.rows)
@@ -188,10 +190,10 @@ def test_a_gain_that_may_be_chance_is_called_so():
     "missing",
     [
         {"ks": (20,)},
-        {"ways": ("ttt-nn",)},
-        {"ways": ("base",)},
-        {"ways": ("random",)},
-        {"ways": ()},
+        {"methods": ("ttt-nn",)},
+        {"methods": ("base",)},
+        {"methods": ("random",)},
+        {"methods": ()},
         {"documents": 1, "queries": 1},
         {"showcases": 0, "samples": 0, "failures": 0},
         {"documents": 0},
@@ -201,7 +203,7 @@ def test_a_gain_that_may_be_chance_is_called_so():
 )
 def test_pieces_may_be_missing(missing):
     results = synthetic.results(**missing)
-    if "ways" in missing:
+    if "methods" in missing:
         logs = {"base": (-1.0, float("-inf")), "new": (float("-inf"),)}
         bare = Showcase("", "", "", ("", "a", "b"), logs, ())
         results = dataclasses.replace(results, showcases=(bare, dataclasses.replace(bare, log_probs={})))

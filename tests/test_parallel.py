@@ -12,8 +12,11 @@ from test_evaluate import DOCUMENTS, SMALL, sentence
 from uptake import api
 from uptake.errors import BadInput, Missing, UptakeError
 from uptake.evaluation.engine import evaluate
-from uptake.evaluation.plan import Plan, units
-from uptake.evaluation.workers import Batch, Workers
+from uptake.evaluation.inputs import Inputs
+from uptake.evaluation.journal import States
+from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocol import Batch
+from uptake.evaluation.workers import Workers
 from uptake.lm.causal import Causal
 from uptake.store.datastore import Datastore
 from uptake.text.types import Chunking, Document
@@ -55,14 +58,15 @@ def test_two_workers_give_bit_for_bit_what_one_gives(model: Causal, store: Datas
 def test_a_killed_workers_batch_is_done_again_and_no_worker_is_an_error(
     model: Causal, store: Datastore
 ) -> None:
-    batches = [Batch(unit) for unit in ([one] for one in units(SMALL, DOCUMENTS))]
-    with Workers(model, PLAN, store, 2) as hands:
+    units = SMALL.units(PLAN, Inputs.of(DOCUMENTS))
+    batches = [Batch((unit,), (place,)) for place, unit in enumerate(units)]
+    with Workers(model, PLAN, store, States(), 2) as hands:
         made = []
-        for batch, outcome in hands.share(batches):
-            made.append((batch, outcome))
+        for part in hands.share(batches):
+            made.append(part)
             if len(made) == 1:
                 os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
-        assert sorted(batch.units[0][0].id for batch, _ in made) == sorted(b.units[0][0].id for b in batches)
+        assert sorted(place for part in made for place in part.places) == list(range(len(batches)))
         assert len(hands._alive) == 1
         os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
         with pytest.raises(UptakeError, match="every worker died"):

@@ -10,7 +10,7 @@ import toys
 from recipes.reading_settings import Asked, Drawn, Mixture, Observed, Subject
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import Top
-from uptake.evaluation.protocol import PerQuery
+from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext

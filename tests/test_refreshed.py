@@ -6,7 +6,7 @@ import torch
 import toys
 from uptake import api
 from uptake.errors import BadInput
-from uptake.evaluation.protocol import PerQuery
+from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.lm.base import Segment
 from uptake.lm.wrappers import Prefixed
 from uptake.methods.contract.method import Context, Evidence

@@ -14,17 +14,19 @@ import synthetic
 from uptake.errors import BadInput, Missing
 from uptake.report import metrics
 from uptake.report import summary as report
-from uptake.report.results import Header, Results, Row
+from uptake.report.results import Header, Results
+from uptake.report.scored import SCORED
+from uptake.report.scored.rows import Scored
 
 EMPTY = Header(0, {}, {}, {}, {}, {})
 
 
-def row(way="ttt-nn", query="q", bits=80.0, **more):
-    return Row(way, more.pop("k", 5), query, more.pop("document", query), 50, bits, 100.0, **more)
+def row(method="ttt-nn", query="q", bits=80.0, **more):
+    return Scored(method, more.pop("k", 5), query, more.pop("document", query), 50, bits, 100.0, **more)
 
 
 def of(*rows, header=EMPTY):
-    return report.summary(Results(header, rows))["methods"]
+    return report.summary(Results(SCORED, header, rows))["methods"]
 
 
 def test_the_figures_are_the_rows_arithmetic():
@@ -130,27 +132,27 @@ def test_the_file_holds_summary_and_rows_and_comes_back_exactly(tmp_path):
     data = strict((tmp_path / "out.json").read_text())
     assert {name: data[name] for name in report.summary(results)} == report.summary(results)
     assert len(data["rows"]) == len(results.rows)
-    assert report.read_json(tmp_path / "out.json") == results
+    assert report.read_json(tmp_path / "out.json", SCORED) == results
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_odd_floats_come_back_too(tmp_path):
     odd = row(bits=math.inf)
     header = dataclasses.replace(EMPTY, settings={"ttt-nn": {"clip": math.inf, "where": tmp_path}})
-    report.write_json(Results(header, (odd,)), tmp_path / "out.json")
+    report.write_json(Results(SCORED, header, (odd,)), tmp_path / "out.json")
     strict((tmp_path / "out.json").read_text())
-    back = report.read_json(tmp_path / "out.json")
+    back = report.read_json(tmp_path / "out.json", SCORED)
     assert back.rows == (odd,)
     assert back.header.settings == {"ttt-nn": {"clip": "inf", "where": str(tmp_path)}}
     nothing = dataclasses.replace(row(), bits=math.nan, base_bits=math.nan)
-    report.write_json(Results(EMPTY, (nothing,)), tmp_path / "out.json")
+    report.write_json(Results(SCORED, EMPTY, (nothing,)), tmp_path / "out.json")
     assert strict((tmp_path / "out.json").read_text())["methods"]["ttt-nn"]["gain"] is None
-    assert math.isnan(report.read_json(tmp_path / "out.json").rows[0].bits)
+    assert math.isnan(report.read_json(tmp_path / "out.json", SCORED).rows[0].bits)
 
 
 FLOATS = st.floats(0, 1e12)
 ROWS = st.builds(
-    Row,
+    Scored,
     method=st.text(max_size=4),
     k=st.integers(0, 99),
     query=st.text(st.characters(), max_size=5),  # lone surrogates as well
@@ -169,9 +171,9 @@ ROWS = st.builds(
 @settings(max_examples=40, deadline=None)
 def test_any_rows_make_strict_json_and_come_back(tmp_path_factory, few_resamples, rows):
     path = tmp_path_factory.getbasetemp() / "any.json"
-    report.write_json(Results(EMPTY, tuple(rows)), path)
+    report.write_json(Results(SCORED, EMPTY, tuple(rows)), path)
     strict(path.read_text())
-    assert repr(report.read_json(path).rows) == repr(tuple(rows))  # repr: NaN is not equal to itself
+    assert repr(report.read_json(path, SCORED).rows) == repr(tuple(rows))  # repr: NaN is not equal to itself
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +209,7 @@ def test_a_malformed_file_is_told_in_one_line(tmp_path, spoil, told):
     spoil(data)
     path.write_text(json.dumps(data))
     with pytest.raises(BadInput, match=told) as caught:
-        report.read_json(path)
+        report.read_json(path, SCORED)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -217,19 +219,19 @@ def test_what_is_no_report_is_refused(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_bytes(content)
     with pytest.raises(BadInput, match="not an Uptake report"):
-        report.read_json(path)
+        report.read_json(path, SCORED)
 
 
 def test_a_newer_file_with_more_keys_is_read(tmp_path):
     path, data = _written(tmp_path)
     data["rows"][0]["later"] = data["later"] = 1
     path.write_text(json.dumps(data))
-    assert report.read_json(path) == synthetic.results(ks=(5,), documents=2)
+    assert report.read_json(path, SCORED) == synthetic.results(ks=(5,), documents=2)
 
 
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(Missing, match=r"nowhere\.json"):
-        report.read_json(tmp_path / "nowhere.json")
+        report.read_json(tmp_path / "nowhere.json", SCORED)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
@@ -257,7 +259,7 @@ def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
     report.write_json(synthetic.results(ks=(1,)), tmp_path / "link.json")
     assert (tmp_path / "link.json").is_symlink()
-    assert report.read_json(tmp_path / "real.json").rows
+    assert report.read_json(tmp_path / "real.json", SCORED).rows
 
 
 def printed(results, width=100):
@@ -276,11 +278,11 @@ def test_the_table_fits_100_columns_with_nothing_cut():
     method = report.summary(synthetic.results())["methods"]["ttt-nn"]
     low, high = (100 * end for end in method["gain_ci"])
     assert f"{100 * method['gain']:.1f}\N{NO-BREAK SPACE}% [{low:.1f}, {high:.1f}]" in line
-    assert "2 under ttt-nn" in text
+    assert "2 queries failed under ttt-nn" in text
 
 
 def test_the_table_shows_losses_markup_and_the_base_without_its_own_rows():
-    text = printed(Results(EMPTY, (row("[bold]x[/]", "a", 130.0), row("[bold]x[/]", "b", 110.0))))
+    text = printed(Results(SCORED, EMPTY, (row("[bold]x[/]", "a", 130.0), row("[bold]x[/]", "b", 110.0))))
     assert "[bold]x[/]" in text
     assert "\N{MINUS SIGN}20.0" in text
     assert next(line for line in text.splitlines() if "base" in line).split()[:2] == ["base", "2.000"]
@@ -288,4 +290,4 @@ def test_the_table_shows_losses_markup_and_the_base_without_its_own_rows():
 
 
 def test_a_table_of_nothing_prints():
-    assert printed(Results(EMPTY, ())) is not None
+    assert printed(Results(SCORED, EMPTY, ())) is not None

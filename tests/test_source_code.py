@@ -15,7 +15,7 @@ from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.trainable import LoRA
 from uptake.adaptation.transforms import Losses
 from uptake.errors import BadInput
-from uptake.evaluation.protocol import Holes
+from uptake.evaluation.protocols.holes import Holes
 from uptake.lm.base import LM, Segment
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence

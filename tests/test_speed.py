@@ -10,7 +10,7 @@ import pytest
 import uptake
 from cli_world import save
 from uptake.adaptation.optimizers import AdamW
-from uptake.evaluation.protocol import Query
+from uptake.evaluation.queries import Query
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.text.types import Document, Found, Passage

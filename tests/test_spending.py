@@ -14,7 +14,7 @@ from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.trainable import LoRA
 from uptake.evaluation.engine import evaluate
 from uptake.evaluation.plan import Plan
-from uptake.evaluation.protocol import PerQuery
+from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.methods import dynamic_evaluation

@@ -16,14 +16,16 @@ import uptake
 from uptake.adaptation.delta import fingerprint
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Missing
-from uptake.evaluation.streaming import report
-from uptake.evaluation.streaming.page import page
-from uptake.evaluation.streaming.results import StreamResults
-from uptake.evaluation.streaming.run import finite
+from uptake.evaluation.failures import finite
 from uptake.lm.base import LM
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.contract.spending import Budget
 from uptake.methods.finetune import Finetune, WeightState
+from uptake.report import summary as report
+from uptake.report.page import page
+from uptake.report.results import Results
+from uptake.report.scored import SCORED
+from uptake.report.streamed.rows import Answered, Drifted, Spent, Stopped
 from uptake.tasks.asking import Asking, ask, divergence
 from uptake.tasks.questions import Question
 from uptake.text.types import Chunking, Document, Found, Passage
@@ -46,7 +48,7 @@ ASKING = Asking("{question}", tokens=3)
 LEARNER = MethodSpec(Finetune(optimizer=AdamW(1e-2, weight_decay=0.0)))
 
 
-def stream(ways: dict[str, MethodSpec] | None = None, **more: Any) -> StreamResults:
+def stream(ways: dict[str, MethodSpec] | None = None, **more: Any) -> Results:
     given: dict[str, Any] = {"unrelated": OTHERS, "checkpoints": [2], "asking": ASKING} | more
     documents, questions = given.pop("documents", DOCUMENTS), given.pop("questions", QUESTIONS)
     return uptake.stream(toys.lm(), documents, questions, ways or {"learner": LEARNER}, **given)
@@ -64,13 +66,13 @@ def test_a_stream_is_take_for_each_document_and_then_asking() -> None:
     asked = {2: ["cat", "dog"], 4: ["dog", "fish", "cat now", "all"]}
     by_id = {question.id: question for question in QUESTIONS}
     for taken, names in asked.items():
-        rows = [row for row in results.answers if row.method == "learner" and row.taken == taken]
+        rows = [row for row in results.of(Answered) if row.method == "learner" and row.taken == taken]
         assert [row.question for row in rows] == names
         answers = ask(at[taken], [by_id[name] for name in names], ASKING)
         assert [(row.nats, row.said) for row in rows] == [(answer.nats, answer.said) for answer in answers]
-        drift = [(row.nats, row.tokens) for row in results.drift if row.taken == taken]
+        drift = [(row.nats, row.tokens) for row in results.of(Drifted) if row.taken == taken]
         assert drift == [divergence(lm, at[taken], text.text) for text in OTHERS]
-    base = [row for row in results.answers if row.method == "base"]
+    base = [row for row in results.of(Answered) if row.method == "base"]
     assert [(row.question, row.taken) for row in base] == [(question.id, 0) for question in QUESTIONS]
     assert [row.nats for row in base] == [answer.nats for answer in ask(lm, QUESTIONS, ASKING)]
     assert [(row.group, row.place) for row in base] == [
@@ -89,23 +91,25 @@ def test_a_rehearsal_is_learnt_by_a_copy_right_before_asking() -> None:
         Passage(n, f" {question.answers[0]}\n", prompt=question.text) for n, question in enumerate(other)
     )
     (ready,) = LEARNER.method.adapt([state], lm, [Evidence(Found(pairs, (0.0, 0.0)))], Context())
-    rows = {row.question: row.nats for row in rehearsed.answers if row.method == "learner" and row.taken == 4}
+    rows = {
+        row.question: row.nats for row in rehearsed.of(Answered) if row.method == "learner" and row.taken == 4
+    }
     answers = ask(LEARNER.method.adapted([ready], lm), QUESTIONS[1:], ASKING)
     assert [rows[question.id] for question in QUESTIONS[1:]] == [answer.nats for answer in answers]
-    assert [row for row in rehearsed.answers if row.method == "base"] == [
-        row for row in plain.answers if row.method == "base"
+    assert [row for row in rehearsed.of(Answered) if row.method == "base"] == [
+        row for row in plain.of(Answered) if row.method == "base"
     ]
 
 
 def test_costs_add_up_along_the_stream() -> None:
     results = stream()
-    first, last = (row for row in results.costs if row.method == "learner")
+    first, last = (row for row in results.of(Spent) if row.method == "learner")
     tokens = [len(document.text) + 1 for document in DOCUMENTS]
     assert (first.taken, first.steps) == (2, 2) and (last.taken, last.steps) == (4, 5)
     # A step's inputs are its tokens and the opening one, less the last, which is only predicted.
     assert first.tokens_trained == sum(tokens[:2]) - 2
     assert last.tokens_trained == sum(tokens) - 4
-    assert 0 < first.take_seconds < last.take_seconds
+    assert 0 < first.adapt_seconds < last.adapt_seconds
 
 
 def test_progress_says_when_questions_are_asked() -> None:
@@ -122,13 +126,13 @@ def test_progress_says_when_questions_are_asked() -> None:
 
 def test_the_budget_is_each_documents() -> None:
     results = stream(budget=Budget(steps=1))
-    assert results.costs[-1].steps == 4
+    assert results.of(Spent)[-1].steps == 4
 
 
 def test_chunked_documents_are_read_in_passages() -> None:
     whole, cut = stream(), stream(chunking=Chunking(16))
-    assert cut.costs[-1].steps > whole.costs[-1].steps
-    assert cut.costs[-1].tokens_trained == whole.costs[-1].tokens_trained
+    assert cut.of(Spent)[-1].steps > whole.of(Spent)[-1].steps
+    assert cut.of(Spent)[-1].tokens_trained == whole.of(Spent)[-1].tokens_trained
 
 
 def test_the_base_is_untouched_and_stands_beside() -> None:
@@ -136,15 +140,15 @@ def test_the_base_is_untouched_and_stands_beside() -> None:
     before = fingerprint(lm.module)
     results = uptake.stream(lm, DOCUMENTS, QUESTIONS, ["base", "online", "in-context"], asking=ASKING)
     assert fingerprint(lm.module) == before
-    assert {row.method for row in results.answers} == {"base", "online", "in-context"}
+    assert {row.method for row in results.of(Answered)} == {"base", "online", "in-context"}
     assert results.header.settings.keys() == {"base", "online", "in-context"}
 
 
 def test_a_way_is_not_changed_by_the_ways_beside_it() -> None:
     alone = stream({"learner": LEARNER})
     beside = stream({"memory": MethodSpec(toy_methods.Memory()), "learner": LEARNER})
-    rows = [row for row in beside.answers if row.method == "learner"]
-    assert rows == [row for row in alone.answers if row.method == "learner"]
+    rows = [row for row in beside.of(Answered) if row.method == "learner"]
+    assert rows == [row for row in alone.of(Answered) if row.method == "learner"]
 
 
 @dataclass(frozen=True)
@@ -180,16 +184,16 @@ class Breaking(Finetune):
 )
 def test_a_document_that_cannot_be_taken_up_is_passed_over(method: Method[Any], reason: str) -> None:
     results = stream({"learner": MethodSpec(method)}, checkpoints=[])
-    (stopped,) = results.stopped
+    (stopped,) = results.of(Stopped)
     assert (stopped.document, stopped.place, stopped.reason) == ("b", 2, reason)
     without = [document for document in DOCUMENTS if document.id != "b"]
     asked = [question for question in QUESTIONS if question.document != "b"]
     clean = stream({"learner": MethodSpec(Finetune())}, documents=without, questions=asked, checkpoints=[])
-    kept = {row.question: row.nats for row in results.answers if row.method == "learner"}
-    assert {row.question: row.nats for row in clean.answers if row.method == "learner"} == {
+    kept = {row.question: row.nats for row in results.of(Answered) if row.method == "learner"}
+    assert {row.question: row.nats for row in clean.of(Answered) if row.method == "learner"} == {
         key: nats for key, nats in kept.items() if key != "dog"
     }
-    assert report.summary(results)["ways"]["learner"]["stopped"][0]["document"] == "b"
+    assert report.summary(results)["methods"]["learner"]["failures"][0]["document"] == "b"
 
 
 def test_what_is_wrong_for_every_document_ends_the_stream() -> None:
@@ -200,8 +204,8 @@ def test_what_is_wrong_for_every_document_ends_the_stream() -> None:
 def test_a_diverging_loss_leaves_the_last_good_state() -> None:
     wild = MethodSpec(Finetune(optimizer=AdamW(1e30, weight_decay=0.0), clip=None))
     results = stream({"wild": wild}, checkpoints=[])
-    assert results.stopped and all(row.method == "wild" for row in results.stopped)
-    assert all(math.isfinite(row.nats) for row in results.drift)
+    assert results.of(Stopped) and all(row.method == "wild" for row in results.of(Stopped))
+    assert all(math.isfinite(row.nats) for row in results.of(Drifted))
 
 
 @pytest.mark.parametrize("how", ["raise", "infinite"])
@@ -212,9 +216,9 @@ def test_a_rehearsal_that_cannot_be_learnt_is_named_and_changes_nothing(how: str
     asked = [question for question in QUESTIONS if question.document != "b"]
     broken = stream(breaking, questions=asked, rehearsal=[Question("x", "who?", ("dog",))], **given)
     plain = stream(breaking, questions=asked, **given)
-    assert [row.nats for row in broken.answers] == [row.nats for row in plain.answers]
-    assert [(row.document, row.place) for row in broken.stopped] == [("the rehearsal", len(documents))]
-    assert not plain.stopped
+    assert [row.nats for row in broken.of(Answered)] == [row.nats for row in plain.of(Answered)]
+    assert [(row.document, row.place) for row in broken.of(Stopped)] == [("the rehearsal", len(documents))]
+    assert not plain.of(Stopped)
 
 
 def test_finite_looks_into_every_corner() -> None:
@@ -243,7 +247,7 @@ def test_what_cannot_be_run_is_refused(changes: dict[str, Any], message: str) ->
 
 def test_questions_on_documents_that_are_not_there_are_left_out_and_named() -> None:
     results = stream(questions=[*QUESTIONS, Question("x", "x?", ("y",), "z")])
-    assert not any(row.question == "x" for row in results.answers)
+    assert not any(row.question == "x" for row in results.of(Answered))
     assert "x (document z)" in results.header.notes[0]
 
 
@@ -251,9 +255,9 @@ def test_the_summary_is_plain_arithmetic_on_the_rows() -> None:
     results = stream({"learner": LEARNER, "memory": MethodSpec(toy_methods.Memory())})
     told = report.summary(results)
     assert json.loads(json.dumps(told, allow_nan=False)) == told
-    rows = {row.question: row for row in results.answers if row.method == "learner" and row.taken == 4}
-    base = {row.question: row for row in results.answers if row.method == "base"}
-    mine = told["ways"]["learner"]
+    rows = {row.question: row for row in results.of(Answered) if row.method == "learner" and row.taken == 4}
+    base = {row.question: row for row in results.of(Answered) if row.method == "base"}
+    mine = told["methods"]["learner"]
     tokens = sum(row.tokens for row in rows.values())
     assert mine["nll"] == pytest.approx(sum(row.nats for row in rows.values()) / tokens)
     assert mine["bits"] == pytest.approx(sum(row.nats for row in rows.values()) / math.log(2) / 4)
@@ -262,34 +266,35 @@ def test_the_summary_is_plain_arithmetic_on_the_rows() -> None:
     low, high = mine["vs_base"]["nll"]["ci"]
     assert low <= gap <= high
     assert mine["kl"] == pytest.approx(
-        sum(row.nats for row in results.drift if row.method == "learner" and row.taken == 4)
+        sum(row.nats for row in results.of(Drifted) if row.method == "learner" and row.taken == 4)
         / sum(len(text.text) for text in OTHERS)
     )
     assert [(band["from"], band["to"], band["questions"]) for band in mine["bands"]] == [(1, 2, 1), (3, 4, 2)]
     assert told["base"]["questions"] == 4 and told["base"]["asked"]["questions"] == 5
     (pair,) = told["pairs"]
-    assert (pair["way"], pair["less"]) == ("memory", "learner")
+    assert (pair["method"], pair["less"]) == ("memory", "learner")
     assert pair["nll"]["difference"] == pytest.approx(
-        told["ways"]["memory"]["nll"] - told["ways"]["learner"]["nll"]
+        told["methods"]["memory"]["nll"] - told["methods"]["learner"]["nll"]
     )
 
 
 def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
     results = stream()
-    report.write_json(results, tmp_path / "r.json")
-    back = report.read_json(tmp_path / "r.json")
+    uptake.write_json(results, tmp_path / "r.json")
+    back = uptake.read_json(tmp_path / "r.json")
     assert back == replace(results, header=back.header)
     assert report.summary(back) == report.summary(results)
+    with pytest.raises(BadInput, match=r"rows\[0\] is .* no row of scored"):
+        report.read_json(tmp_path / "r.json", SCORED)
     (tmp_path / "r.json").write_text("{}")
-    with pytest.raises(BadInput, match="not a report of a stream"):
-        report.read_json(tmp_path / "r.json")
+    with pytest.raises(BadInput, match="not an Uptake report"):
+        uptake.read_json(tmp_path / "r.json")
 
 
 def test_the_table_tells_every_way() -> None:
-    told = report.lines(
-        report.summary(stream({"learner": LEARNER, "memory": MethodSpec(toy_methods.Memory())}))
-    )
-    assert [line["way"] for line in told] == ["base", "learner", "memory"]
+    results = stream({"learner": LEARNER, "memory": MethodSpec(toy_methods.Memory())})
+    told = results.kind.lines(report.summary(results))
+    assert [line["method"] for line in told] == ["base", "learner", "memory"]
     assert told[0]["vs base"] == "" and told[1]["vs base"] != ""
     assert report.table(stream()).row_count == 2
 
@@ -301,11 +306,11 @@ def test_the_page_shows_the_figures_and_no_text_is_markup() -> None:
     html = page(results)
     assert "<script>alert" not in html and "\u202e" not in html and "&lt;/script&gt;" in html
     assert html.count("<svg") == 3 and "Answers against drift" in html
-    for line in report.lines(report.summary(results)):
+    for line in results.kind.lines(report.summary(results)):
         assert all(cell.split(" [")[0] in html for cell in line.values())
-    silent = replace(results, answers=tuple(replace(answer, said=" ") for answer in results.answers))
-    assert page(silent).count("<td><span>nothing</span></td>") == 3 * len(results.shown)
+    silent = replace(results, rows=tuple(replace(row, said=" ") for row in results.of(Answered)))
+    assert page(silent).count("<td><span>nothing</span></td>") == 3 * len(results.showcases)
     # One document of one group, no checkpoint, no unrelated text: nothing to draw but the end.
     alone = stream(documents=DOCUMENTS[1:2], questions=QUESTIONS[1:2], checkpoints=[], unrelated=[])
     assert "of one group, so there is no interval" in page(alone)
-    assert "the base model needs" in page(replace(alone, answers=alone.answers[:1], costs=(), drift=()))
+    assert "the base model needs" in page(replace(alone, rows=alone.rows[:1]))

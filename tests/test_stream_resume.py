@@ -15,12 +15,13 @@ import toy_methods
 import toys
 import uptake
 from uptake.adaptation.optimizers import AdamW
+from uptake.evaluation import journal as journals
 from uptake.evaluation.journal import Lines
-from uptake.evaluation.streaming import journal as journals
-from uptake.evaluation.streaming.results import StreamResults
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
+from uptake.report.results import Results
+from uptake.report.streamed.rows import Spent
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.types import Document
@@ -28,6 +29,7 @@ from uptake.text.types import Document
 DOCUMENTS = [Document(f"d{number}", f"the thing {number} is {number * 7}.") for number in range(9)]
 QUESTIONS = [Question(f"q{number}", f"{number}?", (f"{number * 7}",), f"d{number}") for number in range(9)]
 OTHERS = [Document("o", "nothing to do with it.")]
+SECONDS = ("retrieve_seconds", "adapt_seconds", "ask_seconds")
 WAYS = {
     "learner": MethodSpec(Finetune(optimizer=AdamW(1e-2))),
     "memory": MethodSpec(toy_methods.Memory()),
@@ -39,25 +41,31 @@ class StoppedError(Exception):
     pass
 
 
-def stream(journal: Path | None, **more: Any) -> StreamResults:
+def stream(journal: Path | None, **more: Any) -> Results:
     return uptake.stream(
         toys.lm(), DOCUMENTS, QUESTIONS, WAYS, unrelated=OTHERS, checkpoints=[3], save_every=2,
         asking=Asking("{question}", tokens=2), journal=journal, **more,
     )  # fmt: skip
 
 
-def timeless(results: StreamResults) -> StreamResults:
-    costs = tuple(replace(row, take_seconds=0.0, ask_seconds=0.0) for row in results.costs)
-    return replace(results, costs=costs)
+def timeless(results: Results) -> Results:
+    header = replace(results.header, peak_rss_bytes=dict.fromkeys(results.header.peak_rss_bytes, 0))
+    rows = tuple(
+        replace(row, adapt_seconds=0.0, ask_seconds=0.0, retrieve_seconds=0.0)
+        if isinstance(row, Spent)
+        else row
+        for row in results.rows
+    )
+    return replace(results, header=header, rows=rows)
 
 
 @pytest.fixture(name="whole", scope="module")
-def whole_fixture() -> StreamResults:
+def whole_fixture() -> Results:
     return timeless(stream(None))
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 9, 10, 13, 26])
-def test_stopped_after_any_document(tmp_path: Path, whole: StreamResults, stop: int) -> None:
+def test_stopped_after_any_document(tmp_path: Path, whole: Results, stop: int) -> None:
     def interrupt(done: int, total: int, name: str) -> None:
         assert total == 27
         if done == stop:
@@ -79,7 +87,7 @@ def test_stopped_after_any_document(tmp_path: Path, whole: StreamResults, stop: 
 @pytest.mark.parametrize("what", ["line", "state"])
 @pytest.mark.parametrize("turn", [1, 2, 3, 7])
 def test_cut_while_it_is_written_down(
-    tmp_path: Path, whole: StreamResults, monkeypatch: pytest.MonkeyPatch, what: str, turn: int
+    tmp_path: Path, whole: Results, monkeypatch: pytest.MonkeyPatch, what: str, turn: int
 ) -> None:
     path, calls = tmp_path / "journal", [0]
     home, name = (Lines, "keep") if what == "line" else (journals, "save_state")
@@ -101,7 +109,7 @@ def test_cut_while_it_is_written_down(
     assert timeless(stream(path)) == whole
 
 
-def test_a_state_that_is_lost_or_damaged_costs_its_way_alone(tmp_path: Path, whole: StreamResults) -> None:
+def test_a_state_that_is_lost_or_damaged_costs_its_way_alone(tmp_path: Path, whole: Results) -> None:
     def interrupt(done: int, total: int, name: str) -> None:
         if done == 14:
             raise StoppedError
@@ -135,7 +143,7 @@ here.stream(here.Path({path!r}), progress=lambda done, total, name: print(done, 
 """
 
 
-def test_killed_it_goes_on(tmp_path: Path, whole: StreamResults) -> None:
+def test_killed_it_goes_on(tmp_path: Path, whole: Results) -> None:
     path = tmp_path / "journal"
     program = PROGRAM.format(tests=str(Path(__file__).parent), path=str(path))
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:

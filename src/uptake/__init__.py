@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from uptake.api import compare as compare
     from uptake.api import stream as stream
     from uptake.errors import UptakeError as UptakeError
-    from uptake.evaluation.protocol import Holes as Holes
-    from uptake.evaluation.protocol import PerQuery as PerQuery
-    from uptake.evaluation.protocol import Running as Running
-    from uptake.evaluation.protocol import Whole as Whole
+    from uptake.evaluation.inputs import Inputs as Inputs
+    from uptake.evaluation.protocols.holes import Holes as Holes
+    from uptake.evaluation.protocols.per_query import PerQuery as PerQuery
+    from uptake.evaluation.protocols.running import Running as Running
+    from uptake.evaluation.protocols.stream import Stream as Stream
+    from uptake.evaluation.protocols.whole import Whole as Whole
+    from uptake.evaluation.run import read_json as read_json
     from uptake.lm.causal import load as load
     from uptake.report.page import write_page as write_page
-    from uptake.report.summary import read_json as read_json
     from uptake.report.summary import summary as summary
     from uptake.report.summary import table as table
     from uptake.report.summary import write_json as write_json
@@ -40,12 +42,14 @@ _WHERE = {
     "UptakeError": "errors",
     "LeakFilter": "text.overlap",
     "write_page": "report.page",
-    "Holes": "evaluation.protocol",
-    "PerQuery": "evaluation.protocol",
-    "Running": "evaluation.protocol",
-    "Whole": "evaluation.protocol",
+    "Holes": "evaluation.protocols.holes",
+    "Inputs": "evaluation.inputs",
+    "PerQuery": "evaluation.protocols.per_query",
+    "Running": "evaluation.protocols.running",
+    "Stream": "evaluation.protocols.stream",
+    "Whole": "evaluation.protocols.whole",
     "read": "text.readers",
-    "read_json": "report.summary",
+    "read_json": "evaluation.run",
     "summary": "report.summary",
     "table": "report.summary",
     "write_json": "report.summary",

@@ -1,21 +1,11 @@
-"""`uptake compare`: several ways of taking text up, side by side on the same text."""
+"""`uptake compare`: several methods, side by side on the same text."""
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import typer
-
-from uptake.cli import inputs, options, screen
-from uptake.errors import BadInput
+from uptake.cli import evaluating, inputs, options, screen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from uptake.evaluation.protocol import Protocol
-    from uptake.methods.contract.method import MethodSpec
     from uptake.store.datastore import Datastore
-    from uptake.tasks.holes import Around, Kind
 
 EXAMPLES = options.examples(
     "uptake compare -m gpt2 -s notes.store --data test.jsonl --html report.html",
@@ -41,6 +31,7 @@ def compare(
     segment: options.SegmentSize = 512,
     hole: options.Hole = "identifier",
     around: options.Around = "both",
+    questions: options.Questions = None,
     limit: options.Limit = None,
     leak_containment: options.Containment = 0.5,
     leak_jaccard: options.Jaccard = 0.8,
@@ -66,6 +57,7 @@ def compare(
 
     Every method scores the same bytes. With --json an interrupted run goes on when it is started again.
     """
+    given = locals()
     # What can be seen to be wrong is said before a file is read or a model loaded.
     names = inputs.methods(methods, "ttt-nn")
     report_file = inputs.report_file(json_path)
@@ -74,21 +66,13 @@ def compare(
         from itertools import islice
 
         from uptake import api
-        from uptake.evaluation.protocol import Holes, PerQuery, Running, Whole
+        from uptake.evaluation.inputs import Inputs
+        from uptake.evaluation.plan import Plan
         from uptake.lm import causal
         from uptake.methods.contract.spending import Budget
-        from uptake.report import summary as report
+        from uptake.tasks.questions import read_questions
         from uptake.text import readers
-    rules = {
-        each.name: each
-        for each in (
-            PerQuery(prefix, suffix, windows, search),
-            Whole(),
-            Running(segment, prefix),
-            Holes(cast("Kind", hole), windows, prefix, cast("Around", around)),
-        )
-    }
-    rule = rules[inputs.one_of("--protocol", protocol, list(rules))]
+    rule = evaluating.protocol(protocol, given)
     chosen = inputs.recipe(recipe)
     if chosen:
         names = list(dict.fromkeys([*names, chosen.method]))
@@ -98,13 +82,14 @@ def compare(
     specs = api.method_specs(names, settings or ())
     leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
     causal.check(device, dtype)
-    wanted = _wanted_store(store, specs, rule, ks)
+    wanted = evaluating.wanted_store(store, Plan(specs, rule, tuple(ks)))
     cluster = inputs.shards(ray, shard_rows, missing)
     inputs.set_threads(threads)
 
     skipped = readers.Skipped()
     with screen.status("reading documents"):
-        documents = list(islice(readers.read(data, skipped=skipped), limit))
+        documents = tuple(islice(readers.read(data, skipped=skipped), limit))
+        asked = read_questions(questions, skipped).questions if questions else ()
     screen.tell_skipped(skipped)
     opened: Datastore | None = None
     if wanted:
@@ -113,11 +98,7 @@ def compare(
     with screen.status("loading the model"):
         loaded = causal.load(model, device, dtype)
 
-    # A pipe or a device can be written to but not gone on from.
-    keeps = report_file is not None and (report_file.is_file() or not report_file.exists())
-    journal = Path(f"{report_file}.journal") if keeps else None
-    if fresh and journal:
-        journal.unlink(missing_ok=True)
+    journal = evaluating.journal(report_file, fresh)
     hint = (
         f"finished queries are in {journal}: the same command goes on from there"
         if journal
@@ -130,7 +111,7 @@ def compare(
     ):
         results = api.compare(
             loaded,
-            documents,
+            Inputs(documents, asked),
             names,
             store=opened,
             k=ks,
@@ -146,38 +127,4 @@ def compare(
             workers=workers,
             ray=ray,
         )
-    if json_path == "-":
-        typer.echo(json.dumps(report.summary(results), indent=1))
-    else:
-        from uptake.cli import tables
-
-        tables.show(results)
-    if report_file:
-        report.write_json(results, report_file)
-        screen.note(f"report: {report_file}")
-    if page_file:
-        from uptake.report.page import write_page
-
-        write_page(results, page_file)
-        screen.note(f"page: {page_file}")
-    if journal:  # what it held is in the report
-        journal.unlink(missing_ok=True)
-
-
-def _wanted_store(
-    store: str | None, specs: "Mapping[str, MethodSpec]", protocol: "Protocol", ks: "Sequence[int]"
-) -> str | None:
-    """Return the store if anything will be looked for in it; BadInput where one is wanted and not named."""
-    searching = [name for name, spec in specs.items() if spec.searches]
-    if protocol.retrieves and searching and max(ks) > 0:
-        if store is None:
-            raise BadInput(f"{searching[0]} reads neighbours and there is no store: name one with --store")
-        return store
-    if store is not None:
-        unread = (
-            "no method looks for neighbours"
-            if protocol.retrieves
-            else f"--protocol {protocol.name} needs none"
-        )
-        screen.note(f"--store {store} is not used: {unread if max(ks) > 0 or not searching else '-k is 0'}")
-    return None
+    evaluating.finish(results, json_path, report_file, page_file, journal)

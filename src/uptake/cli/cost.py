@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uptake.cli import compare as comparing
-from uptake.cli import inputs, options, screen
+from uptake.cli import evaluating, inputs, options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
@@ -36,20 +36,10 @@ def cost(**given: Any) -> None:
         from uptake import api
         from uptake.evaluation.cost import forecast
         from uptake.evaluation.plan import Plan
-        from uptake.evaluation.protocol import Holes, PerQuery, Running, Whole
         from uptake.lm import causal
         from uptake.methods.contract.spending import Budget
         from uptake.text import readers
-    rules = {
-        each.name: each
-        for each in (
-            PerQuery(given["prefix"], given["suffix"], given["windows"], given["search"]),
-            Whole(),
-            Running(given["segment"], given["prefix"]),
-            Holes(given["hole"], given["windows"], given["prefix"], given["around"]),
-        )
-    }
-    rule = rules[inputs.one_of("--protocol", given["protocol"], list(rules))]
+    rule = evaluating.protocol(given["protocol"], given)
     chosen, settings = inputs.recipe(given["recipe"]), given["settings"] or ()
     if chosen:
         names.append(chosen.method)
@@ -65,10 +55,10 @@ def cost(**given: Any) -> None:
         Budget(*(given[f"max_{name}"] for name in ("tokens", "steps", "cpu_seconds", "wall_seconds"))),
         inputs.leak_filter(given["leak_containment"], given["leak_jaccard"], given["no_leak_filter"]),
     )
-    if plan.sequential and given["workers"] > 1:
+    if plan.chained and given["workers"] > 1:
         raise BadInput("reference=true hands on from query to query: use one worker")
     causal.check(given["device"], given["dtype"])
-    wanted = comparing._wanted_store(given["store"], plan.methods, rule, ks)
+    wanted = evaluating.wanted_store(given["store"], plan)
     # Each of several workers has one thread.
     threads = 1 if given["workers"] > 1 else given["threads"]
     inputs.set_threads(threads)
@@ -103,7 +93,7 @@ def _show(found: "Forecast", as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from uptake.report.summary import many, number, size
+    from uptake.report.formatting import many, number, size
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("method", no_wrap=True)
@@ -149,7 +139,7 @@ _parameters = [
     *(
         parameter.replace(kind=_KEYWORD)
         for name, parameter in inspect.signature(comparing.compare).parameters.items()
-        if name not in ("json_path", "html", "fresh")
+        if name not in ("json_path", "html", "fresh", "questions")
     ),
     inspect.Parameter("queries", _KEYWORD, default=3, annotation=Queries),
     inspect.Parameter("as_json", _KEYWORD, default=False, annotation=options.AsJson),

@@ -1,4 +1,4 @@
-"""`uptake eval`: one way of taking text up; all else is as under `compare`."""
+"""`uptake eval`: one method; all else is as under `compare`."""
 
 import inspect
 from typing import Any

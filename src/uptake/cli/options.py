@@ -123,6 +123,9 @@ Around = Annotated[
         PROTOCOL, "SIDES", "What of the file may be read: both, before, after or none (holes).", "--around"
     ),
 ]
+Questions = Annotated[
+    str | None, option(PROTOCOL, "FILE", "Questions on the documents (stream).", "--questions")
+]
 SegmentSize = Annotated[
     int, option(PROTOCOL, "N", "Characters scored, then read (running).", "--segment", least=1)
 ]

@@ -55,7 +55,7 @@ def tune(
         from itertools import islice
 
         from uptake import api
-        from uptake.evaluation.protocol import PerQuery
+        from uptake.evaluation.protocols.per_query import PerQuery
         from uptake.evaluation.tune import Space
         from uptake.evaluation.tune import tune as choose
         from uptake.lm import causal

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from uptake.errors import BadInput
-from uptake.evaluation.plan import Plan, units
-from uptake.evaluation.protocol import Query
+from uptake.evaluation.inputs import Inputs
+from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocol import Batch, Unit
+from uptake.evaluation.queries import QueryProtocol, queries_of
 from uptake.evaluation.runner import Runner
 from uptake.lm.base import LM
 from uptake.methods.contract.method import MethodSpec
-from uptake.report.results import Row
+from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
 from uptake.text.types import Document
 
@@ -32,8 +34,8 @@ class Size:
     bytes: int  # UTF-8 bytes scored
 
     @classmethod
-    def of(cls, everything: Sequence[Sequence[Query]]) -> "Size":
-        queries = [query for unit in everything for query in unit]
+    def of(cls, everything: Sequence[Unit]) -> "Size":
+        queries = [query for unit in everything for query in queries_of(unit)]
         scored = sum(len(query.target.encode("utf8")) for query in queries)
         return cls(len(everything), len({query.document.id for query in queries}), scored)
 
@@ -56,7 +58,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one way will cost over the whole data; without `cpu_seconds` where all it was tried on failed."""
+    """What a method will cost over the whole data; without `cpu_seconds` where all it was tried on failed."""
 
     method: str
     k: tuple[int, ...]
@@ -90,27 +92,29 @@ def forecast(
     """Measure `queries` units of an evaluation and return what all of it will cost.
 
     For several `workers` measure with one thread, as each of them has. Raises BadInput where
-    nothing can be scored, or where neighbours are wanted and there is no store.
+    nothing can be scored, where neighbours are wanted and there is no store, or where the protocol
+    does not score queries.
     """
+    if not isinstance(plan.protocol, QueryProtocol):
+        raise BadInput(f"--protocol {plan.protocol.name}: what it costs cannot be told from a few queries")
     if queries < 1 or workers < 1:
         raise BadInput(f"queries {queries}, workers {workers}: use 1 or more of each")
-    everything = units(plan.protocol, documents)
+    everything = plan.protocol.units(plan, Inputs.of(documents))
     chosen = [everything[place] for place in spread(len(everything), queries)]
     runner = Runner(lm, plan, store)
     # What is done once, a library's first call, is no query's cost. One neighbour, but the whole batch:
     # the states of all its queries are held at once.
     first = Runner(lm, replace(plan, ks=(min(1, max(plan.ks)),)), store)
-    side_by_side = everything[: plan.batch] if plan.protocol.retrieves else everything[:1]
-    peaks = dict(first.batch(side_by_side).peaks)
-    rows: list[list[Row]] = []
+    peaks = _measured(first, everything[: plan.batch if plan.protocol.reads_neighbours else 1])[1]
+    rows: list[list[Scored]] = []
     wall = cpu = 0.0
     for unit in chosen:
         started, spent = time.perf_counter(), time.process_time()
-        outcome = runner.batch([unit])
+        found, most = _measured(runner, [unit])
         wall += time.perf_counter() - started
         cpu += time.process_time() - spent
-        rows.append(outcome.rows)
-        peaks = {name: max(peak, outcome.peaks[name]) for name, peak in peaks.items()}
+        rows.append(found)
+        peaks = {name: max(peak, most[name]) for name, peak in peaks.items()}
         progress(len(rows), len(chosen))
     size = Size.of(everything)
     hands = min(workers, _cores(), math.ceil(size.units / plan.batch))
@@ -120,10 +124,20 @@ def forecast(
     )
 
 
+def _measured(runner: Runner, units: Sequence[Unit]) -> tuple[list[Scored], dict[str, int]]:
+    """Return the rows of a batch of units, and the most memory each method held."""
+    rows: list[Scored] = []
+    peaks: dict[str, int] = {}
+    for part in runner.run(Batch(tuple(units), tuple(range(len(units))))):
+        rows += [row for some in part.rows.values() for row in some if isinstance(row, Scored)]
+        peaks |= {name: max(peak, peaks.get(name, 0)) for name, peak in part.peaks.items()}
+    return rows, peaks
+
+
 def estimate(
-    name: str, spec: MethodSpec, plan: Plan, rows: Sequence[Sequence[Row]], size: Size, peak: int = 0
+    name: str, spec: MethodSpec, plan: Plan, rows: Sequence[Sequence[Scored]], size: Size, peak: int = 0
 ) -> Estimate:
-    """Return the cost of one way over the whole; `rows` are those of each unit measured."""
+    """Return the cost of one method over the whole; `rows` are those of each unit measured."""
     mine = [[row for row in unit if row.method == name] for unit in rows]
     failed = next((row.failed for unit in mine for row in unit if row.failed), "")
     sound = [unit for unit in mine if unit and not any(row.failed for row in unit)]
@@ -135,7 +149,7 @@ def estimate(
 
 
 def wall_clock(
-    plan: Plan, rows: Sequence[Sequence[Row]], size: Size, hands: int, wall_per_cpu: float = 1.0
+    plan: Plan, rows: Sequence[Sequence[Scored]], size: Size, hands: int, wall_per_cpu: float = 1.0
 ) -> Span | None:
     """Return how long the whole takes, shared between `hands` processes; None where every unit failed.
 
@@ -144,7 +158,9 @@ def wall_clock(
     sound = [unit for unit in rows if unit and not any(row.failed for row in unit)]
     if not sound:
         return None
-    whole = [sum(_seconds(mine, plan.methods[n], plan, size) for n, mine in _by_way(unit)) for unit in sound]
+    whole = [
+        sum(_seconds(mine, plan.methods[n], plan, size) for n, mine in _by_method(unit)) for unit in sound
+    ]
     batches = math.ceil(size.units / plan.batch)
     share = min(1.0, math.ceil(batches / hands) * plan.batch / size.units)
     return Span.of(whole).times(share * wall_per_cpu)
@@ -156,7 +172,7 @@ def spread(count: int, wanted: int) -> list[int]:
     return [(2 * number + 1) * count // (2 * wanted) for number in range(wanted)]
 
 
-def _seconds(unit: Sequence[Row], spec: MethodSpec, plan: Plan, size: Size) -> float:
+def _seconds(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Size) -> float:
     """Return the CPU seconds of the whole, were all of it like this unit.
 
     Finding and learning grow with the number of queries, scoring with the bytes scored; under a
@@ -167,19 +183,23 @@ def _seconds(unit: Sequence[Row], spec: MethodSpec, plan: Plan, size: Size) -> f
     train = last.train_seconds if spec.method.cumulative else sum(row.train_seconds for row in unit)
     score = sum(row.score_seconds for row in unit)
     by_bytes = size.bytes / max(1, last.bytes)
-    if not plan.protocol.retrieves:
+    if not _reads_neighbours(plan):
         return (train + score) * by_bytes
     return (last.retrieve_seconds + train) * size.units + score * by_bytes
 
 
-def _tokens(unit: Sequence[Row], spec: MethodSpec, plan: Plan, size: Size) -> float:
+def _tokens(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Size) -> float:
     last = unit[-1]
     tokens = last.tokens_trained if spec.method.cumulative else sum(row.tokens_trained for row in unit)
-    return tokens * (size.units if plan.protocol.retrieves else size.bytes / max(1, last.bytes))
+    return tokens * (size.units if _reads_neighbours(plan) else size.bytes / max(1, last.bytes))
 
 
-def _by_way(unit: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
-    found: Mapping[str, list[Row]] = {row.method: [] for row in unit}
+def _reads_neighbours(plan: Plan) -> bool:
+    return isinstance(plan.protocol, QueryProtocol) and plan.protocol.reads_neighbours
+
+
+def _by_method(unit: Sequence[Scored]) -> Iterable[tuple[str, list[Scored]]]:
+    found: Mapping[str, list[Scored]] = {row.method: [] for row in unit}
     for row in unit:
         found[row.method].append(row)
     return found.items()

@@ -1,30 +1,29 @@
 """What a long run has done so far, kept on disk as it is done, so that it can go on.
 
-One JSON line a batch, flushed to the disk; a line cut short by a crash is that batch not done.
-A journal belongs to one plan: under another key it begins afresh.
+One JSON line a part, flushed to the disk; a line cut short by a crash is that part not done. Beside it
+lie the states that unfinished units go on from: a line names its state's file, so the two never
+disagree, and a state no line names was cut short and is not looked at. A journal belongs to one plan:
+under another key it begins afresh.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from uptake.codec import plain, typed, write_whole
 from uptake.errors import UptakeError
-from uptake.report.results import Row, Showcase
+from uptake.evaluation.protocol import Part, Resume
+from uptake.lm.base import LM
+from uptake.methods.contract.method import State
+from uptake.methods.contract.state import load_state, save_state
+from uptake.report.kind import ReportKind, tagged
+from uptake.report.results import Row
 
 ReadT = TypeVar("ReadT")
-
-
-@dataclass
-class Outcome:
-    """Rows and showcases of a run, and the most memory each way held, in bytes."""
-
-    rows: list[Row] = field(default_factory=list)
-    showcases: list[Showcase] = field(default_factory=list)
-    peaks: dict[str, int] = field(default_factory=dict)
+StateT = TypeVar("StateT", bound=State)
 
 
 @dataclass
@@ -85,27 +84,149 @@ class Lines:
 
 
 @dataclass
+class Outcome:
+    """All rows and showcases of a run, in the order of the plan, and the most bytes each method held."""
+
+    rows: list[Row] = field(default_factory=list)
+    showcases: list[Any] = field(default_factory=list)
+    peaks: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class UnitKept:
+    """What one unit has given so far."""
+
+    rows: list[Row] = field(default_factory=list)
+    showcases: list[Any] = field(default_factory=list)
+    done: int = 0  # steps
+    finished: bool = False
+    resume: Resume | None = None
+
+
+@dataclass
+class Kept:
+    """What a run has given so far, by the places of its units."""
+
+    units: dict[int, UnitKept] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
+
+    def add(self, part: Part) -> None:
+        """Add a part."""
+        for place in part.places:
+            if part.first and part.kept:
+                self.units[place] = UnitKept()
+            unit = self.units.setdefault(place, UnitKept())
+            unit.rows += part.rows.get(place, ())
+            unit.showcases += part.showcases.get(place, ())
+            # The units of a batch are as many steps each.
+            unit.done = part.done // len(part.places)
+            if part.kept:
+                unit.finished = part.finished
+                unit.resume = Resume(part.saved, part.data) if part.saved else None
+        for name, peak in part.peaks.items():
+            self.peaks[name] = max(self.peaks.get(name, 0), peak)
+
+    def finished(self, place: int) -> bool:
+        """Whether nothing is left to do of a unit."""
+        return place in self.units and self.units[place].finished
+
+    def resume(self, place: int) -> Resume | None:
+        """Return where a unit goes on, if it was begun and its state was kept."""
+        return self.units[place].resume if place in self.units else None
+
+    @property
+    def done(self) -> int:
+        """How many steps are done."""
+        return sum(unit.done for unit in self.units.values())
+
+    def outcome(self) -> Outcome:
+        """Return everything, in the order of the units."""
+        units = [self.units[place] for place in sorted(self.units)]
+        return Outcome(
+            [row for unit in units for row in unit.rows],
+            [showcase for unit in units for showcase in unit.showcases],
+            self.peaks,
+        )
+
+
+@dataclass(frozen=True)
+class States:
+    """The states that units go on from, in files named after the journal; without a path none is kept."""
+
+    path: Path | None = None
+
+    def save(self, state: State, place: int, done: int) -> str:
+        """Write the state of the unit at `place` after so many steps; return its file's name, "" for none."""
+        if self.path is None:
+            return ""
+        name = f"{self.path.name}.{place}.{done}.state"
+        save_state(state, self.path.with_name(name))
+        return name
+
+    def load(self, kind: type[StateT], name: str, lm: LM) -> StateT:
+        """Return a state; raises BadInput, Damaged or Mismatch where it is not what was written."""
+        assert self.path is not None
+        return load_state(kind, self.path.with_name(name), lm)
+
+    def clear(self, but: Iterable[str] = (), place: int | None = None, before: int | None = None) -> None:
+        """Remove states: all, or those of one unit, or those of its steps `before` a number."""
+        if self.path is None or not self.path.parent.is_dir():
+            return
+        kept = set(but)
+        for file in self.path.parent.iterdir():
+            own = file.name.removeprefix(f"{self.path.name}.")
+            numbers = own.removesuffix(".state").split(".")
+            if (
+                own in (file.name, ".".join(numbers))
+                or len(numbers) != 2
+                or not all(map(str.isdigit, numbers))
+            ):
+                continue
+            mine = place is None or int(numbers[0]) == place
+            if mine and (before is None or int(numbers[1]) < before) and file.name not in kept:
+                file.unlink(missing_ok=True)
+
+
+@dataclass
 class Journal:
-    """The batches of an evaluation in such a file."""
+    """The parts of an evaluation in such a file; without a path nothing is kept."""
 
     path: Path | None = None
     key: str = ""
 
-    def start(self, fresh: bool = False) -> Outcome:
-        """Return what is there already, and make the file ready to go on; `fresh` throws it away."""
-        outcome = Outcome()
-        for batch in self._lines.start(_batch, fresh):
-            outcome.rows += batch.rows
-            outcome.showcases += batch.showcases
-            outcome.peaks = batch.peaks
-        return outcome
+    @property
+    def states(self) -> States:
+        """The states beside it."""
+        return States(self.path)
 
-    def keep(self, rows: Sequence[Row], showcases: Sequence[Showcase], peaks: Mapping[str, int]) -> None:
-        """Write one batch down; it is on the disk when this returns."""
-        self._lines.keep({"rows": plain(rows), "showcases": plain(showcases), "peaks": dict(peaks)})
+    def start(self, report: ReportKind, fresh: bool = False) -> Kept:
+        """Return what is there already, and make the file ready to go on; `fresh` throws it away."""
+        kept = Kept()
+        for part in self._lines.start(lambda record: _read(record, report), fresh):
+            kept.add(part)
+        self.states.clear(but=[unit.resume.state for unit in kept.units.values() if unit.resume])
+        return kept
+
+    def keep(self, part: Part) -> None:
+        """Write one part down; it is on the disk when this returns, and earlier states are gone."""
+        record = {
+            "places": list(part.places),
+            "rows": {place: [tagged(row) for row in rows] for place, rows in part.rows.items()},
+            "showcases": {place: plain(some) for place, some in part.showcases.items()},
+            "peaks": part.peaks,
+            "done": part.done,
+            "finished": part.finished,
+            "first": part.first,
+            "data": plain(part.data),
+            "state": part.saved,
+        }
+        self._lines.keep(record)
+        for place in part.places:
+            self.states.clear(place=place, before=None if part.finished else part.done)
 
     def done(self) -> None:
-        """Remove the file: the report holds it all now."""
+        """Remove all files: the report holds it all now."""
+        self.states.clear()
         self._lines.done()
 
     @property
@@ -113,9 +234,18 @@ class Journal:
         return Lines(self.path, self.key)
 
 
-def _batch(record: Any) -> Outcome:
-    return Outcome(
-        list(typed(tuple[Row, ...], record["rows"], "rows")),
-        list(typed(tuple[Showcase, ...], record["showcases"], "showcases")),
-        dict(typed(Mapping[str, int], record["peaks"], "peaks")),
+def _read(record: Any, report: ReportKind) -> Part:
+    def each(name: str, read: Callable[[Any, str], Any]) -> dict[int, list[Any]]:
+        return {int(place): [read(item, name) for item in items] for place, items in record[name].items()}
+
+    return Part(
+        places=tuple(int(place) for place in record["places"]),
+        rows=each("rows", report.read_row),
+        showcases=each("showcases", report.read_showcase),
+        peaks=dict(typed(Mapping[str, int], record["peaks"], "peaks")),
+        done=int(record["done"]),
+        finished=bool(record["finished"]),
+        first=bool(record["first"]),
+        data=record["data"],
+        saved=str(record["state"]),
     )

@@ -1,134 +1,129 @@
-"""When text is taken up: what of a document retrieves, what is read, and what is scored.
+"""What a protocol is: when text is read, what is scored or asked, and what rows come of it.
 
-Splits fall between characters, so never inside a UTF-8 sequence, and depend on the document
-alone: every way of taking text up scores the same bytes.
+A protocol cuts an evaluation into units of work and does one unit under the methods of a plan. It
+yields parts, which the engine journals, and leaves the rest to the engine: order, workers, resuming,
+failures. Each lives in one file of protocols/.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from uptake.errors import BadInput
-from uptake.tasks.holes import Making
-from uptake.text.types import Document, Passage
+from uptake.evaluation.inputs import Inputs
+from uptake.methods.contract.method import MethodSpec, State
+from uptake.report.kind import ReportKind
+from uptake.report.results import Row
+
+if TYPE_CHECKING:
+    from uptake.evaluation.plan import Plan
+    from uptake.evaluation.runner import Runner
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One thing to score: `target` after `context`, by a model that may read what `search` finds."""
+@dataclass(frozen=True)
+class Unit:
+    """What is done in one go and may be done by any worker; protocols derive theirs from it.
+
+    `id` is what people call it, `steps` how much of the progress it is.
+    """
 
     id: str
-    document: Document
-    search: str
-    context: str
-    target: str
-    support: tuple[Passage, ...] = ()  # what else of the document may be read, before neighbours are
+    steps: int = 1
 
-    @property
-    def own(self) -> str:
-        """The query's own text as a method sees it: what stands before the target, if anything does."""
-        return self.context or self.search
+
+@dataclass(frozen=True)
+class Resume:
+    """Where an interrupted unit goes on: the name of its state's file, and the protocol's own plain data."""
+
+    state: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Units done side by side, with the place of each in the plan."""
+
+    units: tuple[Unit, ...]
+    places: tuple[int, ...]
+    resume: Resume | None = None  # of the one unit of a protocol that keeps states
+
+    def each(self) -> "list[Batch]":
+        """Return a batch for every unit."""
+        return [
+            Batch((unit,), (place,), self.resume) for unit, place in zip(self.units, self.places, strict=True)
+        ]
+
+
+@dataclass
+class Part:
+    """What came of a batch since its part before, by the places of its units.
+
+    One that is not `kept` only tells how far the batch is.
+    """
+
+    places: tuple[int, ...] = ()  # of the units it speaks of; the runner sets it
+    rows: dict[int, list[Row]] = field(default_factory=dict)  # by place
+    showcases: dict[int, list[Any]] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)  # most bytes each method held
+    done: int = 0  # steps of the batch that are done by now
+    label: str | None = None  # what was or is next done, for people; None: nothing to tell
+    kept: bool = True
+    finished: bool = True
+    first: bool = True  # what was kept of these units before is to be dropped
+    state: State | None = None  # to go on from
+    data: Mapping[str, Any] = field(default_factory=dict)  # plain, beside the state
+    saved: str = ""  # the state's file, once it is written
+
+    @classmethod
+    def progress(cls, done: int, label: str) -> "Part":
+        """Return a part that only says how far a batch is."""
+        return cls(done=done, label=label, kept=False, finished=False)
 
 
 class Protocol(ABC):
-    """A rule that makes queries of a document."""
+    """When text is read and what is measured. Final classes are frozen dataclasses of settings."""
 
     name: ClassVar[str]
-    retrieves: ClassVar[bool] = True  # False: what is taken up is the text itself, once scored
+    report: ClassVar[ReportKind]  # the rows it yields, and how they become figures
     wants: ClassVar[str] = "texts of two characters or more"
 
     @abstractmethod
-    def queries(self, document: Document) -> Iterator[Query]:
-        """Yield the queries of one document, in order; none if it is too short."""
+    def units(self, plan: "Plan", inputs: Inputs) -> list[Unit]:
+        """Return the units of work, in order. Raises BadInput where the inputs do not fit."""
 
+    @abstractmethod
+    def run(self, batch: Batch, runner: "Runner") -> Iterator[Part]:
+        """Do a batch of units under every method of the runner's plan that they are for."""
 
-@dataclass(frozen=True)
-class PerQuery(Protocol):
-    """Retrieve with a prefix, score what follows it, forget. The default, because nothing leaks.
+    @abstractmethod
+    def failed(self, unit: Unit, plan: "Plan", reason: str) -> list[Row]:
+        """Return the rows of a unit that could not be done at all: they count at the base's score."""
 
-    A document gives up to `windows` queries, one after another; one shorter than prefix and
-    suffix together is split in the middle. `search` shortens what retrieves to the end of the
-    prefix: what stands next to the scored text tells most of it, and an encoder reads no more
-    than its window from the beginning.
-    """
+    def side_by_side(self, plan: "Plan") -> int:
+        """Return how many units a batch holds."""
+        return 1
 
-    name: ClassVar[str] = "per-query"
-    prefix: int = 1024  # characters
-    suffix: int = 1024  # characters
-    windows: int = 1
-    search: int | None = None  # characters at the end of the prefix; None: all of it
+    def searches(self, plan: "Plan") -> bool:
+        """Whether any method will look for neighbours."""
+        return False
 
-    def __post_init__(self) -> None:
-        if min(self.prefix, self.suffix, self.windows, 1 if self.search is None else self.search) < 1:
-            raise BadInput(
-                f"prefix {self.prefix}, suffix {self.suffix}, windows {self.windows}, search {self.search}: "
-                "use 1 or more of each"
-            )
+    def needs_store(self, plan: "Plan") -> bool:
+        """Whether it cannot do without a store."""
+        return self.searches(plan)
 
-    def queries(self, document: Document) -> Iterator[Query]:
-        text = document.text
-        for number in range(self.windows):
-            start = number * (self.prefix + self.suffix)
-            left = len(text) - start
-            if left < 2 or (number > 0 and left <= self.prefix):
-                return
-            split = start + min(self.prefix, left // 2 if number == 0 else left)
-            prefix, target = text[start:split], text[split : split + self.suffix]
-            search = prefix if self.search is None else prefix[-self.search :]
-            yield Query(f"{document.id}#{number}", document, search, prefix, target)
+    def chained(self, plan: "Plan") -> bool:
+        """Whether each unit waits for the one before it, because a method hands something on."""
+        return False
 
+    def asked(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
+        """Return the numbers of neighbours a method is asked to read: only 0 where it reads none."""
+        return (0,)
 
-@dataclass(frozen=True)
-class Whole(Protocol):
-    """Retrieve with the whole document and score all of it, as the TTT-NN paper does by default.
+    def describe(self, inputs: Inputs) -> dict[str, str | int | float]:
+        """Return its settings, but those left out, as a report tells them."""
+        settings: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return {name: value for name, value in settings.items() if value is not None}
 
-    The text that is scored chooses its neighbours: gains are higher than a user would see.
-    """
-
-    name: ClassVar[str] = "whole"
-
-    def queries(self, document: Document) -> Iterator[Query]:
-        if document.text:
-            yield Query(f"{document.id}#0", document, document.text, "", document.text)
-
-
-@dataclass(frozen=True)
-class Running(Protocol):
-    """Score a segment, then take it up, to the end of the document: dynamic evaluation's order.
-
-    Segments are so many characters and may end within a word, which costs tokens: every way scores the same
-    ones, the base among them, but bits per byte grow with the number of cuts.
-    """
-
-    name: ClassVar[str] = "running"
-    retrieves: ClassVar[bool] = False
-    segment: int = 512  # characters
-    context: int = 1024  # characters before a segment that its score may see
-
-    def __post_init__(self) -> None:
-        if self.segment < 1 or self.context < 0:
-            raise BadInput(f"segment {self.segment}, context {self.context}: use 1 or more, and 0 or more")
-
-    def queries(self, document: Document) -> Iterator[Query]:
-        text = document.text
-        for number, start in enumerate(range(0, len(text), self.segment)):
-            context = text[max(0, start - self.context) : start]
-            target = text[start : start + self.segment]
-            yield Query(f"{document.id}#{number}", document, context, context, target)
-
-
-@dataclass(frozen=True)
-class Holes(Making, Protocol):
-    """Fill a hole of a source file, having read what stands around it, before *and after*.
-
-    This is the one protocol where a token may depend on later ones: those behind the hole's line.
-    """
-
-    name: ClassVar[str] = "holes"
-    wants: ClassVar[str] = "Python files"
-
-    def queries(self, document: Document) -> Iterator[Query]:
-        for number, hole in enumerate(self.holes(document)):
-            context, query = self.context(hole), f"{document.id}#{number}"
-            yield Query(query, document, context, context, hole.target, self.support(hole))
+    def shown(self, plan: "Plan", places: Sequence[int]) -> set[int]:
+        """Return which of these places are kept in full: the first of the whole, whoever does them."""
+        return {place for place in places if place < plan.showcases}

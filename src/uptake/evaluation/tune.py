@@ -1,4 +1,4 @@
-"""Choose a way's settings on validation text, under a budget of CPU seconds a query.
+"""Choose a method's settings on validation text, under a budget of CPU seconds a query.
 
 For each choice of what moves, the learning rate climbs by factors of three while the gain does;
 then the other settings are tried one after another from the best so far. A method that names its own
@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from uptake import api
 from uptake.codec import write_whole
 from uptake.errors import BadInput
+from uptake.evaluation.inputs import Inputs
+from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
+from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.run import run
 from uptake.lm.causal import Causal
+from uptake.methods.contract.naming import method_specs
 from uptake.report.metrics import gain
+from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
 from uptake.text.types import Document
 
@@ -42,7 +47,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way with chosen settings, as `eval`, `compare` and `generate` take it from a file."""
+    """A method with chosen settings, as `eval`, `compare` and `generate` take it from a file."""
 
     method: str
     k: int
@@ -148,6 +153,14 @@ class Tuning:
         return max(allowed, default=float("-inf"))
 
 
+def _trial(changed: tuple[str, ...], k: int, rows: Sequence[Scored]) -> Trial:
+    spent = [row.retrieve_seconds + row.train_seconds + row.score_seconds for row in rows]
+    saved = gain([row.bits for row in rows], [row.base_bits for row in rows])
+    # Weights that blew up are no candidate, whatever a comparison with nan would say.
+    saved = saved if math.isfinite(saved) else float("-inf")
+    return Trial(changed, k, saved, sum(spent) / len(spent), len(rows))
+
+
 def tune(
     model: Causal,
     documents: Iterable[Document],
@@ -170,31 +183,17 @@ def tune(
     """
     space = space or Space()
     if not space.choices:
-        space = replace(space, choices=api.method_specs([name], settings)[name].method.choices)
-    validation = list(documents)
+        space = replace(space, choices=method_specs([name], settings)[name].method.choices)
+    validation = Inputs.of(documents)
 
     def measure(changed: tuple[str, ...]) -> list[Trial]:
-        results = api.compare(
-            model,
-            validation,
-            [name],
-            store=store,
-            k=space.ks,
-            settings=[*settings, *changed],
-            protocol=protocol,
-            batch=batch,
-            seed=seed,
-            showcases=0,
-            workers=workers,
+        plan = Plan(
+            method_specs([name], [*settings, *changed]), protocol or PerQuery(), space.ks, seed, batch
         )
-        trials = []
-        for k in sorted({row.k for row in results.rows if row.method == name}):
-            rows = [row for row in results.rows if row.method == name and row.k == k]
-            spent = [row.retrieve_seconds + row.train_seconds + row.score_seconds for row in rows]
-            saved = gain([row.bits for row in rows], [row.base_bits for row in rows])
-            # Weights that blew up are no candidate, whatever a comparison with nan would say.
-            saved = saved if math.isfinite(saved) else float("-inf")
-            trials.append(Trial(changed, k, saved, sum(spent) / len(spent), len(rows)))
+        every = run(model, plan, validation, store, workers=workers).of(Scored)
+        trials = [
+            _trial(changed, k, [row for row in every if row.k == k]) for k in sorted({r.k for r in every})
+        ]
         made = len(search.trials) + 1
         progress(
             made, max((t for each in [*search.trials.values(), trials] for t in each), key=lambda t: t.gain)
@@ -212,5 +211,5 @@ def tune(
         "budget": budget,
         "seed": seed,
     }
-    # A way that is handed no passages reads as many whatever k is, and with k at 0 would not look at all.
+    # A method that is handed no passages reads as many whatever k is, and with k at 0 would not look at all.
     return Recipe(name, max(best.k, 1), (*settings, *best.settings), chosen), search

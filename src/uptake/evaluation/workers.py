@@ -1,7 +1,7 @@
 """Share an evaluation between processes of one machine: one model and one thread each, or one GPU each.
 
-A worker that dies has its batch done again by another. Batches travel through pipes that the
-parent makes and nobody else can reach.
+A worker that dies has its batch done again by another, from the last state that was kept. Batches
+travel through pipes that the parent makes and nobody else can reach.
 """
 
 import contextlib
@@ -15,23 +15,15 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
 from uptake.errors import BadInput, UptakeError
-from uptake.evaluation.journal import Outcome
+from uptake.evaluation.journal import States
 from uptake.evaluation.plan import Plan
-from uptake.evaluation.protocol import Query
+from uptake.evaluation.protocol import Batch, Part, Resume
 from uptake.evaluation.runner import Runner
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal, load
 from uptake.store.cluster import Cluster
 from uptake.store.datastore import Datastore
 from uptake.store.remote.objects import Location
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Units to score side by side, the first `shown` of them to be kept in full."""
-
-    units: list[list[Query]]
-    shown: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,13 +35,14 @@ class Job:
     device: str
     dtype: str
     plan: Plan
+    states: States
     store: Location | None
     version: int | None
     encoder: str | None
     cluster: Cluster | None
 
     @classmethod
-    def of(cls, lm: LM, plan: Plan, store: Datastore | None) -> "Job":
+    def of(cls, lm: LM, plan: Plan, store: Datastore | None, states: States) -> "Job":
         """Describe it; raises BadInput for a model that another process could not load."""
         if not isinstance(lm, Causal) or not lm.name:
             raise BadInput(
@@ -61,7 +54,7 @@ class Job:
             if store is None
             else (store.path, store.version, store.encoder_spec or None, store.cluster)
         )
-        return cls(lm.name, lm.fingerprint, str(lm.device), dtype, plan, *place)
+        return cls(lm.name, lm.fingerprint, str(lm.device), dtype, plan, states, *place)
 
     def runner(self) -> Runner:
         """Load the model and open the store, in the process that is to do the work: one thread for all."""
@@ -79,7 +72,7 @@ class Job:
                 self.store, encoder=self.encoder, version=self.version, threads=1, cluster=self.cluster
             )
         )
-        return Runner(lm, self.plan, store)
+        return Runner(lm, self.plan, store, self.states)
 
 
 @dataclass
@@ -89,11 +82,12 @@ class Workers:
     lm: LM
     plan: Plan
     store: Datastore | None
+    states: States
     count: int
     _alive: dict[Connection, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
-        job = Job.of(self.lm, self.plan, self.store)
+        job = Job.of(self.lm, self.plan, self.store, self.states)
         spawn = multiprocessing.get_context("spawn")
         for number in range(self.count):
             ours, theirs = spawn.Pipe()
@@ -110,8 +104,8 @@ class Workers:
             process.terminate()
             process.join()
 
-    def share(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Outcome]]:
-        """Yield each batch with what came of it, in the order of completion.
+    def share(self, batches: Sequence[Batch]) -> Iterator[Part]:
+        """Yield the parts of all batches as they come.
 
         Raises what a worker raised, and BadInput once no worker is left alive.
         """
@@ -124,14 +118,16 @@ class Workers:
                     self._send(connection, under_way[connection])
             for ready in wait(list(under_way)):
                 connection = next(each for each in under_way if each is ready)
-                batch = under_way.pop(connection)
-                made = self._receive(connection)
-                if made is None:
-                    waiting.append(batch)
-                elif isinstance(made, Outcome):
-                    yield batch, made
-                else:
-                    raise made
+                answer = self._receive(connection)
+                if answer is None or answer == _END:
+                    batch = under_way.pop(connection)
+                    if answer is None:
+                        waiting.append(batch)
+                elif isinstance(answer, Part):
+                    under_way[connection] = _from(under_way[connection], answer)
+                    yield answer
+                elif isinstance(answer, UptakeError):
+                    raise answer
             if not self._alive:
                 raise BadInput(
                     "every worker died, perhaps for want of memory: use fewer workers or a smaller batch"
@@ -142,14 +138,22 @@ class Workers:
         with contextlib.suppress(OSError):
             connection.send(batch)
 
-    def _receive(self, connection: Connection) -> Outcome | UptakeError | None:
+    def _receive(self, connection: Connection) -> Part | str | UptakeError | None:
         """Return a worker's answer, or None where it has died."""
         try:
-            answer: Outcome | UptakeError = connection.recv()
+            answer: Part | str | UptakeError = connection.recv()
         except (EOFError, OSError):
             self._alive.pop(connection).join()
             return None
         return answer
+
+
+_END = "end"  # what a worker sends after the last part of a batch
+
+
+def _from(batch: Batch, part: Part) -> Batch:
+    """Return the batch as another worker would go on with it after this part."""
+    return replace(batch, resume=Resume(part.saved, part.data)) if part.saved else batch
 
 
 @contextlib.contextmanager
@@ -179,7 +183,9 @@ def _work(job: Job, connection: Connection) -> None:
         runner = job.runner()
         while True:
             batch: Batch = connection.recv()
-            connection.send(runner.batch(batch.units, batch.shown))
+            for part in runner.run(batch):
+                connection.send(part)
+            connection.send(_END)
     except (EOFError, KeyboardInterrupt):
         return  # the parent has finished, or was told to stop
     except UptakeError as error:

@@ -1,35 +1,24 @@
-"""What an evaluation writes down: one row a query, way and k, and a header once.
+"""What an evaluation writes down: rows as its protocol makes them, and a header once.
 
 Plain data, so that a report can be made from a file long after the run.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from uptake.report.kind import ReportKind
+
+RowT = TypeVar("RowT", bound="Row")
+BASE, CONTROL = "base", "random"  # the methods every other is measured against
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One query under one way of taking text up. Bits are base 2; seconds are CPU seconds."""
+    """One measurement under one method; every kind of report derives its own rows from it."""
 
     method: str
-    k: int  # neighbours asked for; 0 where the way reads none
-    query: str
-    document: str  # the unit of the bootstrap
-    bytes: int  # UTF-8 bytes scored
-    bits: float  # where the query failed: the base model's
-    base_bits: float
-    neighbours: int = 0  # neighbours read
-    overlap: float = 0.0  # largest 13-gram containment of a neighbour read in the whole document
-    withheld: int = 0  # candidates the leak filter kept back
-    coverage: float = 1.0  # share of the store that was searched for them
-    tokens_trained: int = 0
-    tokens_read: int = 0  # tokens put in context
-    steps: int = 0
-    retrieve_seconds: float = 0.0
-    train_seconds: float = 0.0
-    score_seconds: float = 0.0
-    failed: str = ""  # why, where it failed
-    stopped: str = ""  # why not everything was read, where it was not: failure, or a budget that was spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +33,11 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class Showcase:
-    """One query in full: its text token by token, and what each way made of every token.
-
-    `tokens` are the pieces of the scored text in order; `log_probs[way][i]` is the natural
-    log-probability of piece i.
-    """
-
-    query: str
-    document: str
-    prefix: str
-    tokens: tuple[str, ...]
-    log_probs: Mapping[str, tuple[float, ...]]  # includes "base"
-    neighbours: tuple[Neighbour, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt continued by the base model and after taking text up."""
+    """One prompt continued by the base model and after reading."""
 
     prompt: str
-    continuations: Mapping[str, str]  # way -> text
+    continuations: Mapping[str, str]  # method -> text
     neighbours: tuple[Neighbour, ...] = ()
 
 
@@ -77,16 +50,21 @@ class Header:
     model: Mapping[str, str | int]
     store: Mapping[str, str | int]
     protocol: Mapping[str, str | int | float]
-    settings: Mapping[str, Mapping[str, object]]  # way -> every setting of its method
-    peak_rss_bytes: Mapping[str, int] = field(default_factory=dict)  # way -> most memory held
+    settings: Mapping[str, Mapping[str, object]]  # method -> every setting of it
+    peak_rss_bytes: Mapping[str, int] = field(default_factory=dict)  # method -> most memory held
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A whole evaluation."""
+    """A whole evaluation; `kind` says what its rows are and what is made of them."""
 
+    kind: "ReportKind"
     header: Header
     rows: tuple[Row, ...]
-    showcases: tuple[Showcase, ...] = ()
+    showcases: tuple[Any, ...] = ()
     samples: tuple[Sample, ...] = ()
+
+    def of(self, kind: type[RowT]) -> list[RowT]:
+        """Return the rows of one kind, in order."""
+        return [row for row in self.rows if isinstance(row, kind)]

@@ -1,7 +1,8 @@
 """The report as one HTML file that opens from a disk, with no network and no script needed to read it.
 
-view.py turns results into words, figures and charts; page.html.jinja places them; chart.css and page.css
-colour them; page.js lets a reader choose whose gains colour the text. All text is escaped by the template.
+The kind of the results says what stands on it (layout.py), view.py gathers that, page.html.jinja places
+it, chart.css and page.css colour it; page.js lets a reader choose whose gains colour
+the text. All text is escaped by the template.
 """
 
 import base64

@@ -1,25 +1,16 @@
-"""Which charts the page shows: the summary's figures in, SVG with a title and a caption out."""
+"""Which charts a page of scored text shows: the summary's figures in, SVG with a title and a caption out."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from uptake.report.formatting import ends, many, number, percent
 from uptake.report.page import chart
-from uptake.report.summary import BASE, CONTROL, ends, many, number, percent
+from uptake.report.page.layout import Plot, colours
+from uptake.report.results import BASE
 from uptake.text.overlap import OVERLAP_BINS
 
 Figures = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A chart in its place; `legend` is (name, colour class) where the chart does not name its series."""
-
-    title: str
-    caption: str
-    svg: str
-    legend: tuple[tuple[str, int], ...] = ()
-    wide: bool = False
 
 
 def plots(methods: Figures) -> list[Plot]:
@@ -28,37 +19,31 @@ def plots(methods: Figures) -> list[Plot]:
     return [one for one in made if one]
 
 
-def colours(methods: Figures) -> dict[str, int]:
-    """Return the colour class of each way: the base and the control keep theirs in every report."""
-    others = [way for way in methods if way not in (BASE, CONTROL)]
-    return {BASE: 0, CONTROL: 1} | {way: 2 + place % 6 for place, way in enumerate(others)}
-
-
 def strips(methods: Figures) -> dict[str, str]:
-    """Return a small picture of each way's gain and interval, all on one scale, for the table."""
-    measured = {way: method for way, method in _rivals(methods).items() if method["gain"] is not None}
+    """Return a small picture of each method's gain and interval, all on one scale, for the table."""
+    measured = {name: method for name, method in _rivals(methods).items() if method["gain"] is not None}
     reach = [end for method in measured.values() for end in (method["gain"], *(method["gain_ci"] or ()))]
     scale = min(0.0, 0.0, *reach), max(0.0, 0.0, *reach)
     colour = colours(methods)
     return {
-        way: chart.strip(method["gain"], method["gain_ci"], scale, colour[way])
-        for way, method in measured.items()
+        name: chart.strip(method["gain"], method["gain_ci"], scale, colour[name])
+        for name, method in measured.items()
     }
 
 
 def _neighbours(methods: Figures) -> Plot | None:
-    """Bits per byte against the number of neighbours; against the ways where each has one number only."""
+    """Bits per byte against the number of neighbours; against the methods where each has one number only."""
     rivals = _rivals(methods)
     several = any(len(method["by_k"]) > 1 for method in rivals.values())
     marks = {}
-    for place, (way, method) in enumerate(rivals.items()):
-        marks[way] = [
+    for place, (name, method) in enumerate(rivals.items()):
+        marks[name] = [
             chart.Mark(
                 at["k"] if several else place,
                 at["bits_per_byte"],
                 # The paired interval of the gain, on the scale of bits: what varies is what was saved.
                 at["gain_ci"] and [at["base_bits_per_byte"] * (1 - end) for end in at["gain_ci"]],
-                f"{_told(way, at)}: {number(at['bits_per_byte'], 3)} bits per byte",
+                f"{_told(name, at)}: {number(at['bits_per_byte'], 3)} bits per byte",
             )
             for at in method["by_k"]
             if at["bits_per_byte"] is not None
@@ -73,7 +58,7 @@ def _neighbours(methods: Figures) -> Plot | None:
         x = chart.names("", list(rivals))
         series = [replace(one, name="") for one in series]  # the axis names them
     return Plot(
-        "Bits per byte against neighbours" if several else "Bits per byte of each way",
+        "Bits per byte against neighbours" if several else "Bits per byte of each method",
         "Lower is better. Dashed: the base model. "
         f"{'Shaded' if several else 'Whiskers'}: the 95 % paired interval of the gain.",
         chart.draw(
@@ -81,7 +66,7 @@ def _neighbours(methods: Figures) -> Plot | None:
             series,
             x,
             chart.linear("bits per byte", [base, *_heights(series)], digits=2),
-            summary="Bits per byte of each way; the table gives those at the most neighbours.",
+            summary="Bits per byte of each method; the table gives those at the most neighbours.",
             reference=(base, BASE),
             width=2 * chart.WIDTH,
         ),
@@ -94,13 +79,13 @@ def _overlap(methods: Figures) -> Plot | None:
     met = {found["bin"] for method in _rivals(methods).values() for found in method["overlap_bins"]}
     labels = [label for label in OVERLAP_BINS if label in met]
     marks = {}
-    for way, method in _rivals(methods).items():
-        marks[way] = [
+    for name, method in _rivals(methods).items():
+        marks[name] = [
             chart.Mark(
                 labels.index(found["bin"]),
                 100 * found["gain"],
                 _percents(found),
-                f"{way}, {found['bin']}: {_gain(found)}, {many(found['queries'], 'query', 'queries')}",
+                f"{name}, {found['bin']}: {_gain(found)}, {many(found['queries'], 'query', 'queries')}",
                 note=str(found["queries"]),
             )
             for found in method["overlap_bins"]
@@ -118,22 +103,22 @@ def _overlap(methods: Figures) -> Plot | None:
             series,
             chart.names("largest overlap of a neighbour read", labels),
             chart.linear("gain", [0.0, *_heights(series)], unit=" %"),
-            summary="Gain of each way for each degree of overlap; the JSON report gives the figures.",
+            summary="Gain of each method for each degree of overlap; the JSON report gives the figures.",
         ),
         tuple((one.name, one.colour) for one in series),
     )
 
 
 def _cost(methods: Figures) -> Plot | None:
-    """Gain against CPU seconds a query: one point a way and number of neighbours."""
+    """Gain against CPU seconds a query: one point a method and number of neighbours."""
     marks = {}
-    for way, method in methods.items():
-        marks[way] = [
+    for name, method in methods.items():
+        marks[name] = [
             chart.Mark(
                 _cpu(at),
                 100 * at["gain"],
-                None if way == BASE else _percents(at),
-                f"{_told(way, at)}: {_gain(at)} for {_cpu(at):.2f} CPU seconds",
+                None if name == BASE else _percents(at),
+                f"{_told(name, at)}: {_gain(at)} for {_cpu(at):.2f} CPU seconds",
             )
             for at in method["by_k"]
             if at["gain"] is not None and _cpu(at) is not None
@@ -149,25 +134,25 @@ def _cost(methods: Figures) -> Plot | None:
     ]  # the line at 0 has its name
     return Plot(
         "Cost against gain",
-        "Up and to the left is better. A line joins one way’s points from few neighbours to many.",
+        "Up and to the left is better. A line joins one method’s points from few neighbours to many.",
         chart.draw(
             "points",
             series,
             chart.logarithmic(label, costs) if wide else chart.linear(label, [0.0, *costs]),
             chart.linear("gain", [0.0, *_heights(series)], unit=" %"),
-            summary="Gain of each way against its cost; the table gives those at the most neighbours.",
+            summary="Gain of each method against its cost; the table gives those at the most neighbours.",
             reference=(0.0, BASE),
         ),
     )
 
 
 def _rivals(methods: Figures) -> Figures:
-    return {way: method for way, method in methods.items() if way != BASE}
+    return {name: method for name, method in methods.items() if name != BASE}
 
 
 def _series(marks: Mapping[str, list[chart.Mark]], methods: Figures) -> list[chart.Series]:
     colour = colours(methods)
-    return [chart.Series(way, colour[way], tuple(some)) for way, some in marks.items() if some]
+    return [chart.Series(name, colour[name], tuple(some)) for name, some in marks.items() if some]
 
 
 def _heights(series: Iterable[chart.Series]) -> list[float]:
@@ -182,8 +167,8 @@ def _cpu(at: Figures) -> Any:
     return at["cpu_seconds_per_query"]["total"]
 
 
-def _told(way: str, at: Figures) -> str:
-    return f"{way}, {many(at['k'], 'neighbour', 'neighbours')}" if at["k"] else way
+def _told(name: str, at: Figures) -> str:
+    return f"{name}, {many(at['k'], 'neighbour', 'neighbours')}" if at["k"] else name
 
 
 def _gain(found: Figures) -> str:

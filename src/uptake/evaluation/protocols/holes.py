@@ -1,0 +1,25 @@
+"""Fill holes of source files, having read what stands around them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from uptake.evaluation.queries import Query, QueryProtocol
+from uptake.tasks.holes import Making
+from uptake.text.types import Document
+
+
+@dataclass(frozen=True)
+class Holes(Making, QueryProtocol):
+    """Fill a hole of a source file, having read what stands around it, before *and after*.
+
+    This is the one protocol where a token may depend on later ones: those behind the hole's line.
+    """
+
+    name: ClassVar[str] = "holes"
+    wants: ClassVar[str] = "Python files"
+
+    def queries(self, document: Document) -> Iterator[Query]:
+        for number, hole in enumerate(self.holes(document)):
+            context, query = self.context(hole), f"{document.id}#{number}"
+            yield Query(query, document, context, context, hole.target, self.support(hole))

@@ -1,0 +1,279 @@
+"""What protocols share that score text: the base, neighbours found for each query, a row a method and k.
+
+Splits fall between characters, so never inside a UTF-8 sequence, and depend on the document
+alone: every method scores the same bytes.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from uptake.errors import BadInput
+from uptake.evaluation.failures import attempt
+from uptake.evaluation.inputs import Inputs
+from uptake.evaluation.protocol import Batch, Part, Protocol, Unit
+from uptake.lm.base import Scores, Segment
+from uptake.methods.contract.method import Context, Evidence, MethodSpec
+from uptake.report.results import Neighbour, Row
+from uptake.report.scored import SCORED
+from uptake.report.scored.rows import Scored, Showcase
+from uptake.text.types import Document, Found, Passage, Source, stable_hash
+
+if TYPE_CHECKING:
+    from uptake.evaluation.plan import Plan
+    from uptake.evaluation.runner import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One thing to score: `target` after `context`, by a model that may read what `search` finds."""
+
+    id: str
+    document: Document
+    search: str
+    context: str
+    target: str
+    support: tuple[Passage, ...] = ()  # what else of the document may be read, before neighbours are
+
+    @property
+    def own(self) -> str:
+        """The query's own text as a method sees it: what stands before the target, if anything does."""
+        return self.context or self.search
+
+
+@dataclass(frozen=True)
+class QueryUnit(Unit):
+    """Queries done in one go: one alone, or all of a document where a method reads on between them."""
+
+    queries: tuple[Query, ...] = ()
+
+
+@dataclass
+class Asked:
+    """One unit under way, with what the base made of it and where its neighbours are."""
+
+    queries: Sequence[Query]
+    base: list[Scores]
+    base_seconds: float
+    source: Source | None = None
+    search_seconds: float = 0.0
+    scores: dict[str, Scores] = field(default_factory=dict)  # of the first query, by method
+
+    def row(self, method: str, k: int, scores: Sequence[Scores]) -> Scored:
+        """Return the row of these scores, nothing spent."""
+        first = self.queries[0]
+        return Scored(
+            method=method,
+            k=k,
+            query=first.id,
+            document=first.document.id,
+            bytes=sum(part.bytes for part in self.base),
+            bits=sum(part.bits for part in scores),
+            base_bits=sum(part.bits for part in self.base),
+        )
+
+
+class QueryProtocol(Protocol):
+    """A rule that makes queries of a document; each is scored by the base and under every method."""
+
+    report = SCORED
+    reads_neighbours: ClassVar[bool] = True  # False: what is read is the text itself, once scored
+
+    @abstractmethod
+    def queries(self, document: Document) -> Iterator[Query]:
+        """Yield the queries of one document, in order; none if it is too short."""
+
+    def cut(self, documents: Sequence[list[Query]]) -> list[list[Query]]:
+        """Return what is done in one go, from the queries of each document: a query by itself."""
+        return [[query] for queries in documents for query in queries]
+
+    def units(self, plan: "Plan", inputs: Inputs) -> list[Unit]:
+        made = [queries for document in inputs.documents if (queries := list(self.queries(document)))]
+        if not made:
+            raise BadInput(f"no document can be scored: give {self.wants}")
+        return [QueryUnit(queries[0].id, 1, tuple(queries)) for queries in self.cut(made)]
+
+    def side_by_side(self, plan: "Plan") -> int:
+        return 1 if self.chained(plan) else plan.batch
+
+    def chained(self, plan: "Plan") -> bool:
+        return any(spec.method.sequential for spec in plan.methods.values())
+
+    def searches(self, plan: "Plan") -> bool:
+        wanted = any(spec.searches for spec in plan.methods.values())
+        return self.reads_neighbours and max(plan.ks) > 0 and wanted
+
+    def asked(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
+        return plan.ks if self.reads_neighbours and spec.searches and spec.select.hands else (0,)
+
+    def run(self, batch: Batch, runner: "Runner") -> Iterator[Part]:
+        plan = runner.plan
+        asked = [_ask(queries_of(unit), runner) for unit in batch.units]
+        _find(asked, runner)
+        rows: dict[int, list[Row]] = {place: [] for place in batch.places}
+        for name, spec in plan.methods.items():
+            with runner.meter.memory(name):
+                made = self._attempt(name, spec, asked, runner)
+            for place, some in zip(batch.places, made, strict=True):
+                rows[place] += some
+        shown = self.shown(plan, batch.places)
+        showcases = {
+            place: [_showcase(one, max(plan.ks))]
+            for place, one in zip(batch.places, asked, strict=True)
+            if place in shown
+        }
+        label = queries_of(batch.units[-1])[0].document.id
+        yield Part(rows=rows, showcases=showcases, done=len(batch.units), label=label)
+
+    def failed(self, unit: Unit, plan: "Plan", reason: str) -> list[Row]:
+        # Not even the base has scored it, so nothing of it counts.
+        first = queries_of(unit)[0]
+        return [
+            Scored(name, k, first.id, first.document.id, 0, 0.0, 0.0, failed=reason)
+            for name, spec in plan.methods.items()
+            for k in self.asked(plan, spec)
+        ]
+
+    def _attempt(
+        self, name: str, spec: MethodSpec, asked: Sequence[Asked], runner: "Runner"
+    ) -> list[list[Scored]]:
+        if not spec.method.reads:
+            return [[replace(one.row(name, 0, one.base), score_seconds=one.base_seconds)] for one in asked]
+
+        def at_the_base(one: Asked, reason: str) -> list[Scored]:
+            one.scores[name] = one.base[0]
+            ks = self.asked(runner.plan, spec)
+            return [replace(one.row(name, k, one.base), failed=reason) for k in ks]
+
+        return attempt(asked, lambda some: self.score(name, spec, some, runner), at_the_base)
+
+    def score(
+        self, name: str, spec: MethodSpec, asked: Sequence[Asked], runner: "Runner"
+    ) -> list[list[Scored]]:
+        """Read neighbours and score under one method; return the rows of each unit, one a k."""
+        lm, plan, method, count = runner.lm, runner.plan, spec.method, len(asked)
+        choose: list[float] = []
+        with runner.meter.seconds(choose):
+            found = [_choose(spec, one, plan) for one in asked]
+        fresh = [runner.carried.get(name) or method.init(lm) for _ in asked]
+        searching = [one.search_seconds if spec.select.ranks else 0.0 for one in asked]
+        states, context = fresh, Context(plan.seed, plan.budget)
+        segments = [segment_of(one.queries[0]) for one in asked]
+        rows: list[list[Scored]] = [[] for _ in asked]
+        start, last = 0, max(self.asked(plan, spec))
+        for k in self.asked(plan, spec):
+            if not method.cumulative:
+                start, states, context = 0, fresh, Context(plan.seed, plan.budget)
+            evidence = [
+                _evidence(one, some.part(start, k), support=states is fresh)
+                for some, one in zip(found, asked, strict=True)
+            ]
+            context.continues = spec.segment is not None or (method.cumulative and k < last)
+            score: list[float] = []
+            # Methods charge each row its own work; what they do for all at once is shared.
+            with context.charging(range(count), lm.device):
+                states = method.adapt(states, lm, evidence, context)
+            train = [context.ledger(row).cpu_seconds for row in range(count)]
+            # Several k from one pass: what k neighbours taught is where the next few begin.
+            start = k
+            with runner.meter.seconds(score):
+                scores = spec.score(states, lm, segments, context)
+            for i, one in enumerate(asked):
+                # A reading that was given up counts at the base's score, as every failure does.
+                one.scores[name] = one.base[0] if context.ledger(i).failed else scores[i]
+                costs = (searching[i] + choose[0] / count, train[i], score[0] / count)
+                rows[i].append(_row(one, name, k, found[i].part(0, k), context, i, costs))
+        if method.sequential:
+            runner.carried[name] = method.next_state(states[-1], lm)
+        return rows
+
+
+def queries_of(unit: Unit) -> tuple[Query, ...]:
+    """Return the queries of a unit that a QueryProtocol made."""
+    assert isinstance(unit, QueryUnit)
+    return unit.queries
+
+
+def segment_of(query: Query) -> Segment:
+    """Return what of a query is scored."""
+    return Segment(query.target, query.context)
+
+
+def neighbours(found: Found) -> tuple[Neighbour, ...]:
+    """Return found passages as a report shows them."""
+    return tuple(
+        Neighbour(passage.document, passage.start, score, overlap, passage.text)
+        for passage, score, overlap in zip(found.passages, found.scores, found.overlaps, strict=True)
+    )
+
+
+def _ask(queries: Sequence[Query], runner: "Runner") -> Asked:
+    seconds: list[float] = []
+    with runner.meter.seconds(seconds):
+        base = [runner.lm.score([segment_of(query)])[0] for query in queries]
+    return Asked(queries, base, seconds[0], scores={"base": base[0]})
+
+
+def _find(asked: Sequence[Asked], runner: "Runner") -> None:
+    if runner.store is None:
+        return
+    seconds: list[float] = []
+    with runner.meter.seconds(seconds):
+        sources = runner.sources([(one.queries[0].search, one.queries[0].document) for one in asked])
+    for one, source in zip(asked, sources, strict=True):
+        one.source, one.search_seconds = source, seconds[0] / len(asked)
+
+
+def _choose(spec: MethodSpec, one: Asked, plan: "Plan") -> Found:
+    k = max(plan.asked(spec))
+    if one.source is None or k == 0:
+        return Found()
+    # Seeded by the query alone, so that no query's control depends on which others were run.
+    generator = np.random.default_rng(stable_hash(str(plan.seed), "choose", one.queries[0].id))
+    return spec.select.choose(one.source, k, generator)
+
+
+def _evidence(one: Asked, found: Found, support: bool) -> Evidence:
+    query = one.queries[0]
+    return Evidence(found.behind(query.support if support else ()), query.own, one.source, query.context)
+
+
+def _row(
+    one: Asked, name: str, k: int, found: Found, context: Context, i: int, costs: tuple[float, float, float]
+) -> Scored:
+    ledger = context.ledger(i)
+    retrieve, train, score = costs
+    return replace(
+        one.row(name, k, [one.scores[name]]),
+        failed=ledger.failed,
+        stopped=str(ledger.stopped or ""),
+        neighbours=len(found.passages),
+        overlap=max(found.overlaps, default=0.0),
+        withheld=found.withheld,
+        coverage=found.coverage,
+        tokens_trained=ledger.tokens_trained,
+        tokens_read=ledger.tokens_read,
+        steps=ledger.steps,
+        retrieve_seconds=retrieve,
+        train_seconds=train,
+        score_seconds=score,
+    )
+
+
+def _showcase(one: Asked, k: int) -> Showcase:
+    query, base = one.queries[0], one.base[0]
+    ends = [end for _, end in base.spans]
+    # Tokens of one character share its span: the character goes to the last of them.
+    pieces = [query.target[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    found = one.source.search(k) if one.source else Found()
+    return Showcase(
+        query=query.id,
+        document=query.document.id,
+        prefix=query.context,
+        tokens=tuple(pieces),
+        log_probs={name: tuple(scores.log_probs.tolist()) for name, scores in one.scores.items()},
+        neighbours=neighbours(found),
+    )

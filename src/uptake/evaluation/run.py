@@ -1,0 +1,76 @@
+"""From a plan and inputs to results, and results back from a file: the evaluation as callers see it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from uptake.errors import BadInput
+from uptake.evaluation import protocols
+from uptake.evaluation.engine import Progress, evaluate
+from uptake.evaluation.header import header_of, key_of
+from uptake.evaluation.inputs import Inputs
+from uptake.evaluation.journal import Journal
+from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocol import Protocol
+from uptake.lm.causal import Causal
+from uptake.report import summary
+from uptake.report.results import Results
+from uptake.report.scored.rows import Scored
+from uptake.store.datastore import Datastore
+
+
+def run(
+    model: Causal,
+    plan: Plan,
+    inputs: Inputs,
+    store: Datastore | None = None,
+    *,
+    journal: Path | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress = lambda done, total, name: None,
+    workers: int = 1,
+    ray: str | None = None,
+) -> Results:
+    """Do an evaluation and return its results; with `journal` an interrupted one goes on where it stopped.
+
+    Raises as `evaluate` does.
+    """
+    header = header_of(model, plan, inputs, store, notes)
+    kept = Journal(journal, key_of(header, inputs))
+    outcome = evaluate(model, plan, inputs, store, kept, progress, workers, ray)
+    results = Results(
+        plan.protocol.report,
+        replace(header, peak_rss_bytes=outcome.peaks),
+        tuple(outcome.rows),
+        tuple(outcome.showcases),
+    )
+    missing = _missing(results)
+    return replace(results, header=replace(results.header, notes=(*header.notes, *missing)))
+
+
+def _missing(results: Results) -> list[str]:
+    """Return a line where shards of a store were missing while neighbours were looked for."""
+    searched = [row.coverage for row in results.of(Scored)]
+    short = sum(each < 1 for each in searched)
+    if not short:
+        return []
+    return [
+        f"shards were missing: {short} of {len(searched)} rows searched less than the whole store, "
+        f"{min(searched):.1%} of it at the least"
+    ]
+
+
+def read_json(path: str | Path, protocol: type[Protocol] | None = None) -> Results:
+    """Return the results that `write_json` wrote to `path`, exactly. Raises Missing and BadInput.
+
+    Their protocol is found by the name that the file gives; `protocol` is one that is not installed.
+    """
+    if protocol is None:
+        settings = summary.read_data(path).get("protocol")
+        name = settings.get("name") if isinstance(settings, dict) else None
+        if not isinstance(name, str):
+            raise BadInput(
+                f"{path} is not an Uptake report: it names no protocol; give a file that --json wrote"
+            )
+        protocol = protocols.find(name)
+    return summary.read_json(path, protocol.report)

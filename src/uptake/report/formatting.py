@@ -1,0 +1,42 @@
+"""Figures as people read them: the table, the page and the command line say them the same way."""
+
+from collections.abc import Iterable, Sequence
+
+
+def number(value: float | None, digits: int, style: str = "") -> str:
+    """Return a number in `digits` decimals with a true minus sign; nothing for None."""
+    return "" if value is None else f"{value:{style}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share as "8.8 %"; nothing for None."""
+    return "" if share is None else f"{number(100 * share, digits)}\N{NO-BREAK SPACE}%"
+
+
+def points(share: float | None) -> str:
+    """Return a difference of shares in percentage points, "+5.1"; nothing for None."""
+    return "" if share is None else number(100 * share, 1, "+")
+
+
+def size(count: int | None) -> str:
+    """Return bytes in a unit people read: "1.2 GB"; nothing for None."""
+    if count is None:
+        return ""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def ends(interval: Sequence[float] | None) -> str:
+    """Return an interval of shares as " [6.1, 11.2]", in percent; nothing for None."""
+    return f" [{', '.join(number(100 * end, 1) for end in interval)}]" if interval else ""
+
+
+def many(count: int, one: str, more: str) -> str:
+    """Return "1 query" or "1,200 queries"."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
+def filled(lines: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Return lines of a table without the headings under which nothing stands."""
+    lines = list(lines)
+    said = [heading for heading in lines[0] if any(line[heading] for line in lines)] if lines else []
+    return [{heading: line[heading] for heading in said} for line in lines]

@@ -1,0 +1,78 @@
+"""What a kind of report is: which rows it is made of, and how they become figures, a table and a page.
+
+A protocol names the kind of its rows; whatever writes, reads or shows results asks the kind. A
+kind knows rows alone: no model, no store.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from uptake.codec import plain, typed
+from uptake.report.page.layout import Page
+from uptake.report.results import Results, Row
+
+Figures = dict[str, Any]
+Lines = list[dict[str, str]]
+
+
+class ReportKind(ABC):
+    """Final classes say what a protocol's rows mean; they have no state."""
+
+    rows: ClassVar[tuple[type[Row], ...]]
+    showcase: ClassVar[Any] = object  # what is shown in full of a few units
+    spared: ClassVar[tuple[str, ...]] = ()  # headings to do without on a narrow screen, in this order
+
+    @abstractmethod
+    def figures(self, results: Results) -> Figures:
+        """Return the figures as plain JSON data; `methods` holds each method's, with its `failures`."""
+
+    @abstractmethod
+    def lines(self, figures: Figures) -> Lines:
+        """Return the table: one line a method under the same headings, the first of them `method`."""
+
+    @abstractmethod
+    def caption(self, figures: Figures) -> str:
+        """Return what stands below the table in a terminal."""
+
+    @abstractmethod
+    def page(self, results: Results, figures: Figures) -> Page:
+        """Return what the page shows besides the table, the samples and the header."""
+
+    def details(self, figures: Figures) -> list[Lines]:
+        """Return further tables for a terminal, such as how figures came about; none by default."""
+        return []
+
+    def upshot(self, figures: Figures) -> str:
+        """Return the result in a sentence; nothing by default."""
+        return ""
+
+    def failures(self, figures: Figures) -> dict[str, tuple[str, list[str]]]:
+        """Return for each method with failures how many there were, in words, and a line on each."""
+        return {
+            method: (f"{len(found)} failed", [": ".join(map(str, one.values())) for one in found])
+            for method, told in figures["methods"].items()
+            if (found := told["failures"])
+        }
+
+    def read_row(self, data: Any, place: str) -> Row:
+        """Return the row that `tagged` wrote. Raises ValueError that says what is wrong and where."""
+        name = data.get("row") if isinstance(data, dict) else None
+        kind = next((kind for kind in self.rows if tag(kind) == name), None)
+        if kind is None:
+            raise ValueError(f"{place} is {data!r:.60}, no row of {', '.join(map(tag, self.rows))}")
+        row: Row = typed(kind, {key: value for key, value in data.items() if key != "row"}, place)
+        return row
+
+    def read_showcase(self, data: Any, place: str) -> Any:
+        """Return the showcase that `plain` wrote. Raises ValueError that says what is wrong and where."""
+        return typed(self.showcase, data, place)
+
+
+def tag(kind: type[Row]) -> str:
+    """Return what files call a kind of row."""
+    return kind.__name__.lower()
+
+
+def tagged(row: Row) -> dict[str, Any]:
+    """Return a row as JSON data that says which kind it is."""
+    return {"row": tag(type(row)), **plain(row)}

@@ -1,0 +1,56 @@
+"""Reports of protocols that score text: bits per byte and gain over the base, at every k."""
+
+from typing import Any, ClassVar
+
+from uptake.report.formatting import many
+from uptake.report.kind import Figures, Lines, ReportKind
+from uptake.report.page.layout import Page
+from uptake.report.results import Results
+from uptake.report.scored import figures as counting
+from uptake.report.scored.rows import Scored, Showcase
+
+
+class ScoredReport(ReportKind):
+    """Rows are `Scored`: queries, each paired with the base."""
+
+    rows = (Scored,)
+    showcase: ClassVar[Any] = Showcase
+    spared = ("peak memory", "tokens trained", "helped", "CPU seconds", "vs random")
+
+    def figures(self, results: Results) -> Figures:
+        """Return `methods`: each method at its largest k, and at every k under `by_k`."""
+        return counting.figures(results)
+
+    def lines(self, figures: Figures) -> Lines:
+        return counting.lines(figures)
+
+    def caption(self, figures: Figures) -> str:
+        gain = "gain: share of the base's bits saved [95 % interval, bootstrap by document]"
+        failed = any(method["failures"] for method in figures["methods"].values())
+        early = {name: method["stopped_early"] for name, method in figures["methods"].items()}
+        stopped = ", ".join(f"{count} under {name}" for name, count in early.items() if count)
+        return (
+            f"{gain}; costs are a query's"
+            + ("; what failed counts at the base's score" if failed else "")
+            + (f"\nstopped by the budget before all was read: {stopped}" if stopped else "")
+        )
+
+    def details(self, figures: Figures) -> list[Lines]:
+        return counting.details(figures)
+
+    def upshot(self, figures: Figures) -> str:
+        return counting.upshot(figures)
+
+    def failures(self, figures: Figures) -> dict[str, tuple[str, list[str]]]:
+        return {
+            method: (f"{many(len(lines), 'query', 'queries')} failed", lines)
+            for method, (_, lines) in super().failures(figures).items()
+        }
+
+    def page(self, results: Results, figures: Figures) -> Page:
+        from uptake.report.scored.page import page
+
+        return page(results, figures)
+
+
+SCORED = ScoredReport()

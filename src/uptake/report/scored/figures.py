@@ -1,0 +1,201 @@
+"""From scored rows to figures: bits per byte, gain beside its interval, what overlapped, what it cost."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from uptake.report import metrics
+from uptake.report.formatting import ends, filled, many, number, percent, points, size
+from uptake.report.results import BASE, CONTROL, Results
+from uptake.report.scored.rows import Scored
+from uptake.text.overlap import overlap_bin
+
+
+def figures(results: Results) -> dict[str, Any]:
+    """Return `methods`: each at its largest k; its `by_k` holds every k, smallest first.
+
+    A query that failed, or whose bits are not finite, counts at the base's score.
+    """
+    header = results.header
+    found: dict[str, dict[int, list[Scored]]] = {}
+    for row in results.of(Scored):
+        found.setdefault(row.method, {}).setdefault(row.k, []).append(_settled(row))
+    control = found.get(CONTROL, {})
+    methods = {}
+    for method, by_k in found.items():
+        every = [{"k": k, **_figures(by_k[k], header.seed)} for k in sorted(by_k)]
+        largest = max(by_k)
+        rows = by_k[largest]
+        methods[method] = {
+            **every[-1],
+            "failures": [{"query": row.query, "reason": row.failed} for row in rows if row.failed],
+            "tokens_trained_per_query": _mean(row.tokens_trained for row in rows),
+            "tokens_read_per_query": _mean(row.tokens_read for row in rows),
+            "neighbours_per_query": _mean(row.neighbours for row in rows),
+            "withheld_per_query": _mean(row.withheld for row in rows),
+            "peak_rss_bytes": header.peak_rss_bytes.get(method),
+            "overlap_bins": _overlap_bins(rows, header.seed),
+            "by_k": every,
+            "against_random": None
+            if method == CONTROL
+            else _against(rows, control.get(largest), header.seed),
+        }
+    return {"methods": methods}
+
+
+def _settled(row: Scored) -> Scored:
+    """Return the row as it counts: at the base's score where the query failed."""
+    failed = row.failed or ("" if math.isfinite(row.bits) else f"the loss became {row.bits}")
+    return dataclasses.replace(row, failed=failed, bits=row.base_bits if failed else row.bits)
+
+
+def _gained(rows: Sequence[Scored], seed: int) -> dict[str, Any]:
+    bits, base_bits = [row.bits for row in rows], [row.base_bits for row in rows]
+    interval = metrics.gain_interval(bits, base_bits, [row.document for row in rows], seed=seed)
+    return {"gain": _finite(metrics.gain(bits, base_bits)), "gain_ci": interval and list(interval)}
+
+
+def _figures(rows: Sequence[Scored], seed: int) -> dict[str, Any]:
+    """Return the figures of one method at one k."""
+    bits, base_bits, sizes = ([getattr(row, name) for row in rows] for name in ("bits", "base_bits", "bytes"))
+    seconds = {part: [getattr(row, f"{part}_seconds") for row in rows] for part in _PARTS}
+    seconds["total"] = [sum(parts) for parts in zip(*seconds.values(), strict=True)]
+    return {
+        "bits_per_byte": _finite(metrics.bits_per_byte(bits, sizes)),
+        "base_bits_per_byte": _finite(metrics.bits_per_byte(base_bits, sizes)),
+        **_gained(rows, seed),
+        "share_helped": metrics.share_helped(bits, base_bits),
+        "queries": len(rows),
+        "failed": sum(bool(row.failed) for row in rows),
+        "stopped_early": sum(bool(row.stopped) and not row.failed for row in rows),  # by a budget
+        "cpu_seconds_per_query": {part: _mean(values) for part, values in seconds.items()},
+    }
+
+
+_PARTS = ("retrieve", "train", "score")
+
+
+def _overlap_bins(rows: Sequence[Scored], seed: int) -> list[dict[str, Any]]:
+    """Return the gain for each degree of overlap that occurs, least first; none where nothing was read."""
+    if not any(row.neighbours for row in rows):
+        return []
+    bins: dict[str, list[Scored]] = {}
+    for row in sorted(rows, key=lambda row: row.overlap):
+        bins.setdefault(overlap_bin(row.overlap), []).append(row)
+    return [
+        {"bin": name, "queries": len(members), **_gained(members, seed)} for name, members in bins.items()
+    ]
+
+
+def _against(rows: Sequence[Scored], control: Sequence[Scored] | None, seed: int) -> dict[str, Any] | None:
+    """Return how far the gain exceeds the control's at the same k, over the queries both answered."""
+    theirs = _by_query(control or ())
+    pairs = [(row, theirs[key]) for key, row in _by_query(rows).items() if key in theirs]
+    if not pairs:
+        return None
+    found = metrics.gain_difference(
+        [mine.bits for mine, _ in pairs],
+        [other.bits for _, other in pairs],
+        [mine.base_bits for mine, _ in pairs],
+        [mine.document for mine, _ in pairs],
+        seed=seed,
+    )
+    return {"difference": _finite(found.value), "ci": found.interval and list(found.interval)}
+
+
+def _by_query(rows: Sequence[Scored]) -> dict[tuple[str, int], Scored]:
+    """Key rows by query; a query asked twice is told apart by its turn."""
+    turns: Counter[str] = Counter()
+    keyed = {}
+    for row in rows:
+        keyed[row.query, turns[row.query]] = row
+        turns[row.query] += 1
+    return keyed
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    return _finite(fmean(values))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def lines(figures: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the summary as lines of text under their headings, the base first, then one a method.
+
+    A heading under which nothing would stand is left out.
+    """
+    made = [_line(name, method) for name, method in figures["methods"].items()]
+    if made and BASE not in figures["methods"]:
+        # Nothing was run as the base, but every method was scored against it.
+        reference = next(iter(figures["methods"].values()))["base_bits_per_byte"]
+        made.append(dict.fromkeys(made[0], "") | {"method": BASE, "bits per byte": number(reference, 3)})
+    return sorted(filled(made), key=lambda line: line["method"] != BASE)
+
+
+def _line(name: str, method: dict[str, Any]) -> dict[str, str]:
+    against = method["against_random"] or {"difference": None, "ci": None}
+    line = {
+        "method": name,
+        "k": str(method["k"] or ""),
+        "bits per byte": number(method["bits_per_byte"], 3),
+        "gain": percent(method["gain"]) + ends(method["gain_ci"]),
+        "vs random": points(against["difference"]) + ends(against["ci"]),
+        "helped": percent(method["share_helped"], 0),
+        "CPU seconds": number(method["cpu_seconds_per_query"]["total"], 2),
+        "tokens trained": number(method["tokens_trained_per_query"], 0, ","),
+        "peak memory": size(method["peak_rss_bytes"]),
+    }
+    if name == BASE:  # it cannot gain on itself
+        line |= dict.fromkeys(("gain", "vs random", "helped"), "")
+    return line
+
+
+def details(figures: dict[str, Any]) -> list[list[dict[str, str]]]:
+    """Return the gain of every method at every k, where there are several."""
+    by_method = {name: {at["k"]: at for at in method["by_k"]} for name, method in figures["methods"].items()}
+    if not any(len(by_k) > 1 for by_k in by_method.values()):
+        return []
+    ks = sorted({k for by_k in by_method.values() for k in by_k} - {0})
+    return [
+        [
+            {"gain at k": name, **{str(k): percent(by_k[k]["gain"]) if k in by_k else "" for k in ks}}
+            for name, by_k in by_method.items()
+            if name != BASE and any(by_k)
+        ]
+    ]
+
+
+def upshot(figures: dict[str, Any]) -> str:
+    """Return in a sentence which method saved most, and how sure that is."""
+    methods = figures["methods"]
+    if not methods:
+        return ""
+    first = next(iter(methods.values()))
+    queries = many(first["queries"], "query", "queries")
+    others = {
+        name: method
+        for name, method in methods.items()
+        if name not in (BASE, CONTROL) and method["gain"] is not None
+    }
+    if not others:
+        return f"{queries} scored; the base needs {number(first['base_bits_per_byte'], 3)} bits a byte"
+    best = max(others, key=lambda way: others[way]["gain"])
+    gain, interval = others[best]["gain"], others[best]["gain_ci"]
+    saved = f"{percent(abs(gain))} of the base's bits" + (
+        f" (95 % interval {ends(interval).strip()})" if interval else ""
+    )
+    if gain <= 0:
+        most = "" if len(others) == 1 else ", as the best of them"
+        return (
+            f"{queries}: {best} saves nothing and costs {saved}{most}"
+            if gain
+            else f"{queries}: {best} saves nothing"
+        )
+    unsure = interval is not None and interval[0] <= 0
+    doubt = ", which may be chance: the interval holds 0" if unsure else ""
+    return f"{queries}: {best} saves {saved}{doubt}"
