@@ -32,13 +32,13 @@ from uptake.text.overlap import OVERLAP_BINS, overlap_bin
 from uptake.text.types import Document
 
 GUARDED, OWN = "ttt-nn-guarded", "ttt-nn, own prefix"
-SHOWN, SOME = ("random", "in-context", "ttt-nn", GUARDED), (OWN, "weights-and-context")
+SHOWN, SOME = ("random", "in-context", "ttt-nn", GUARDED), (OWN, "ttt-nn+in-context")
 MOVES = "trainable=top(layers=2)"
 # What validation text chose, for each way by itself.
 RATES = {
     "random": "1e-3",
     "ttt-nn": "1e-3",
-    "weights-and-context": "1e-3",
+    "ttt-nn+in-context": "1e-3",
 }
 SEARCH = 384  # characters of the prefix's end that retrieve
 KS, LARGEST = (1, 5, 20), 50
@@ -61,7 +61,7 @@ CALLS = (
     Call("ttt-nn", ("ttt-nn",), (*KS, LARGEST), KS),
     Call("random", ("random",), KS, AT),
     Call(OWN, ("ttt-nn",), KS[1:], more=("own_prefix=true",)),
-    Call("weights-and-context", ("weights-and-context",), AT),
+    Call("ttt-nn+in-context", ("ttt-nn+in-context",), AT),
 )
 
 

@@ -7,7 +7,7 @@ over the model as it is and over the trained ones.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -23,14 +23,12 @@ from uptake.evaluation.queries import Query
 from uptake.lm.base import Scores, Segment
 from uptake.lm.causal import Causal
 from uptake.lm.examples import encode, rolling_windows
-from uptake.methods.contract.composed import Together
-from uptake.methods.contract.method import Context, Evidence, Method, State
+from uptake.methods.contract.composed import Combined, combine
+from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
 from uptake.methods.knn_lm import KnnLm
 from uptake.methods.knn_lm.mixture import Constant, Fading
-from uptake.methods.weights_and_context import WeightsAndContext
-from uptake.methods.weights_and_tokens import WeightsAndTokens
 from uptake.store.datastore import Datastore
 from uptake.text.types import Found, Source, Tokens, stable_hash
 
@@ -115,7 +113,7 @@ class Asked:
         if subject is None:
             return "base"
         # Of passages in context the window holds a few; tokens come from the whole store.
-        own = isinstance(subject.method, Finetune | Together)
+        own = isinstance(subject.method, Finetune | Combined)
         return f"{subject.passages}{f' {self.k}' if own else ''} {subject.method!r}"
 
     def scored(self, subject: Subject) -> tuple[Scores, float]:
@@ -127,9 +125,9 @@ class Asked:
 
     def state(self, method: Method[Any], passages: str) -> tuple[State, float]:
         """Return what a method knows after reading, and the CPU seconds of that."""
-        if isinstance(method, Together):
-            (moved, one), (kept, two) = (self.state(m, passages) for m in (method.weights, method.beside))
-            return replace(method.init(self.model), weights=moved, beside=kept), one + two
+        if isinstance(method, Combined):
+            states, seconds = zip(*(self.state(part, passages) for _, part in method.parts), strict=True)
+            return method.joined(states, self.model), sum(seconds)
         # Nothing of tokens depends on the passages.
         key = repr((method, passages if not isinstance(method, KnnLm) else ""))
         if key not in self._states:
@@ -142,6 +140,12 @@ class Asked:
 
 
 FINETUNES = {rate: Finetune(trainable=Top(2), optimizer=AdamW(learning_rate=rate)) for rate in RATES}
+
+
+def both(weights: Finetune, beside: InContext | KnnLm) -> Method[Any]:
+    """Return what trains weights with another method beside it."""
+    name = "knn-lm" if isinstance(beside, KnnLm) else "in-context"
+    return combine({"ttt-nn": MethodSpec(weights), name: MethodSpec(beside)}).method
 
 
 @dataclass(frozen=True)
@@ -243,11 +247,11 @@ def choose(asked: Sequence[Asked], journal: Lines) -> list[Subject]:
         *_pair("in-context", ", random passages", InContext()),
         *_pair("found anew", ", random passages", InContext(refresh=REFRESH)),
     ]  # nothing is left to choose
-    for name, less, around in (
+    for name, less, beside in (
         ("ttt-nn", ", random passages", None),
-        (BESIDE, ", both random", WeightsAndContext),
+        (BESIDE, ", both random", InContext()),
     ):
-        options = {rate: around(weights) if around else weights for rate, weights in FINETUNES.items()}
+        options = {rate: both(weights, beside) if beside else weights for rate, weights in FINETUNES.items()}
         for passages, called, controls in (("nearest", name, [name + less]), ("random", name + less, [])):
             every = [
                 Subject(called, m, passages, tuple(controls), f"rate {rate}", 1 + float(nats.sum()) / before)
@@ -282,7 +286,7 @@ def choose(asked: Sequence[Asked], journal: Lines) -> list[Subject]:
         found = []
         for rate, weights in FINETUNES.items():
             nats, mixture = observed[draw].best(tried.own(Subject("", weights, passages)), (None, *REACHES))
-            method = WeightsAndTokens(weights, mixture.method(draw))
+            method = both(weights, mixture.method(draw))
             told, gained = f"rate {rate}, {mixture}", 1 - nats / before
             found.append(Subject(name, method, passages, others, told, gained))
         subjects.append(max(found, key=lambda subject: subject.gained))

@@ -11,14 +11,13 @@ import toys
 from test_retro_method import ids_of, untrained
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Segment
+from uptake.methods.contract.composed import combine
 from uptake.methods.contract.learned import Material
-from uptake.methods.contract.method import Context, Evidence, Method
+from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
 from uptake.methods.knn_lm.keys import Keys
 from uptake.methods.knn_lm.mixture import Constant
-from uptake.methods.weights_and_chunks import WeightsAndChunks
-from uptake.methods.weights_and_tokens import WeightsAndTokens
 from uptake.store import Datastore
 from uptake.text.types import Chunking, Document, Found
 
@@ -31,22 +30,29 @@ TEXT = "the dog and the cat sat on the hill and one fish sat too"
 LENGTH = 4  # tokens of a chunk
 
 
+def beside(**part: Method[Any]) -> Method[Any]:
+    """Return what trains weights with another method beside it."""
+    ((name, method),) = part.items()
+    trains = MethodSpec(Finetune.example())
+    return combine({"ttt-nn": trains, name.replace("_", "-"): MethodSpec(method)}).method
+
+
 def reading(name: str, lm: LM) -> Method[Any]:
     memory = {"neighbours": 6, "temperature": 30.0, "weight": Constant(0.4)}
     made: dict[str, Method[Any]] = {
         "retro": untrained(lm),
         "retro-random": untrained(lm, draw="random"),
-        "weights-and-chunks": WeightsAndChunks(Finetune.example(), untrained(lm)),
+        "ttt-nn+retro": beside(retro=untrained(lm)),
         "knn-lm": KnnLm(**memory),  # type: ignore[arg-type]
         "knn-lm-random": KnnLm(**memory, draw="random"),  # type: ignore[arg-type]
         "retomaton": KnnLm(**memory, pointers=1),  # type: ignore[arg-type]
-        "weights-and-tokens": WeightsAndTokens(Finetune.example(), KnnLm(**memory)),  # type: ignore[arg-type]
+        "ttt-nn+knn-lm": beside(knn_lm=KnnLm(**memory)),  # type: ignore[arg-type]
     }
     return made[name]
 
 
-METHODS = ("retro", "retro-random", "weights-and-chunks", "knn-lm", "knn-lm-random", "retomaton",
-           "weights-and-tokens")  # fmt: skip
+METHODS = ("retro", "retro-random", "ttt-nn+retro", "knn-lm", "knn-lm-random", "retomaton",
+           "ttt-nn+knn-lm")  # fmt: skip
 
 
 def store_of(path: Path, lm: LM, documents: list[Document]) -> Datastore:

@@ -106,7 +106,7 @@ def test_retro_is_trained_beside_a_store_and_read_with_it(run: Run, world: World
     ran = run(*command, *small, "--limit", 4, "--valid-documents", world.data, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["best"]["valid"] < ran.json["course"][0]["valid"]
-    ways = {"retro": "weights", "retro-random": "weights", "weights-and-chunks": "chunks.weights"}
+    ways = {"retro": "weights", "retro-random": "weights", "ttt-nn+retro": "retro.weights"}
     given = [word for way, name in ways.items() for word in ("--set", f"{way}.{name}={out}")]
     compared = run("compare", *model, *store, "--data", world.data, "--methods", ",".join(ways), "-k", 2,
                    *given, "--limit", 2, "--no-leak-filter", "--json", "-")  # fmt: skip

@@ -101,7 +101,7 @@ def output_name(lm: Causal) -> str:
 
 def test_what_is_more_than_weights_is_refused() -> None:
     lm, evidence = toys.lm(), [Evidence.of(*TEXTS)]
-    for name in ("ttt-nn", "in-context", "ttt-nn-guarded", "weights-and-context", "base"):
+    for name in ("ttt-nn", "in-context", "ttt-nn-guarded", "ttt-nn+in-context", "base"):
         method = type(methods.find(name).method).example()
         (state,) = method.adapt([method.init(lm)], lm, evidence, Context())
         if name == "ttt-nn":

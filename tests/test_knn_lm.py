@@ -11,13 +11,13 @@ from uptake.adaptation.optimizers import SGD
 from uptake.errors import BadInput
 from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.lm.base import Segment
+from uptake.methods.contract.composed import Combined, combine
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.contract.state import save_state
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
 from uptake.methods.knn_lm.keys import Keys
 from uptake.methods.knn_lm.mixture import Constant, Fading, KnnMixture, Mixing, TokenMemory
-from uptake.methods.weights_and_tokens import WeightsAndTokens
 from uptake.store import Datastore
 from uptake.store.views import key_index
 from uptake.text.overlap import LeakFilter
@@ -252,12 +252,13 @@ def test_the_mixture_can_be_differentiated(lm):
 def test_over_a_store_it_keeps_the_laws_that_need_no_disk(tmp_path):
     lm = toys.lm()
     store = store_for(lm, tmp_path / "s")
-    for method in (KnnLm(neighbours=8, temperature=20.0), KnnLm(neighbours=8, draw="random"),
-                   WeightsAndTokens(tokens=KnnLm(neighbours=8, temperature=20.0))):  # fmt: skip
+    memory = KnnLm(neighbours=8, temperature=20.0)
+    both = combine({"ttt-nn": MethodSpec(Finetune()), "knn-lm": MethodSpec(memory)})
+    for method in (memory, KnnLm(neighbours=8, draw="random"), both.method):
 
         def take(*names, method=method):
             read = [evidence(store, name) for name in names]
-            if isinstance(method, WeightsAndTokens):
+            if isinstance(method, Combined):
                 read = [Evidence(r.source.search(2), r.query, r.source) for r in read]
             return method.adapt([method.init(lm) for _ in names], lm, read, Context(seed=1))
 
@@ -281,7 +282,7 @@ def test_over_a_store_it_keeps_the_laws_that_need_no_disk(tmp_path):
             save_state(first, tmp_path / "state")
         own = [p.id for p in store.passages(store._table.ids) if p.document == "d2"]
         dropped = method.forget(first, lm, own)
-        view = dropped.view if isinstance(method, KnnLm) else dropped.beside.view
+        view = dropped.view if isinstance(method, KnnLm) else dropped.knn_lm.view
         assert not set(own) & set(view.view.stored.passages["id"][view.passages].tolist())
 
 
@@ -300,9 +301,9 @@ def test_it_is_one_row_a_query_whatever_k_and_beats_its_control(tmp_path, monkey
     lm = toys.lm(window=128)
     store = store_for(lm, tmp_path / "s")
     tests = [Document(f"t{i}", text[:-2] + "!") for i, text in enumerate(TEXTS)]
-    settings = [f"{name}.{each}" for name in ("knn-lm", "knn-lm-random", "retomaton", "weights-and-tokens")
+    settings = [f"{name}.{each}" for name in ("knn-lm", "knn-lm-random", "retomaton", "ttt-nn+knn-lm")
                 for each in ("neighbours=8", "temperature=20")]  # fmt: skip
-    ways = ["base", "knn-lm", "knn-lm-random", "retomaton", "weights-and-tokens"]
+    ways = ["base", "knn-lm", "knn-lm-random", "retomaton", "ttt-nn+knn-lm"]
     results = api.compare(
         lm, tests, ways, store=store, k=(1, 2), settings=settings, protocol=PerQuery(20, 40),
         leak=LeakFilter.off(),
@@ -313,7 +314,7 @@ def test_it_is_one_row_a_query_whatever_k_and_beats_its_control(tmp_path, monkey
         assert not row.failed
     assert {key: len(rows) for key, rows in by.items()} == {
         ("base", 0): 4, ("knn-lm", 0): 4, ("knn-lm-random", 0): 4, ("retomaton", 0): 4,
-        ("weights-and-tokens", 1): 4, ("weights-and-tokens", 2): 4,
+        ("ttt-nn+knn-lm", 1): 4, ("ttt-nn+knn-lm", 2): 4,
     }  # fmt: skip
     bits = {way: sum(row.bits for row in rows) for (way, _), rows in by.items()}
     assert bits["knn-lm"] < bits["knn-lm-random"] and bits["knn-lm"] < bits["base"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import toys
-from recipes.reading_settings import Asked, Drawn, Mixture, Observed, Subject
+from recipes.reading_settings import Asked, Drawn, Mixture, Observed, Subject, both
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import Top
 from uptake.evaluation.protocols.per_query import PerQuery
@@ -15,8 +15,6 @@ from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
 from uptake.methods.knn_lm.keys import Keys
-from uptake.methods.weights_and_context import WeightsAndContext
-from uptake.methods.weights_and_tokens import WeightsAndTokens
 from uptake.store import Datastore
 from uptake.text.types import Chunking, Document
 
@@ -44,7 +42,7 @@ def test_a_way_of_shared_parts_is_that_way(asked: list[Asked], passages: str) ->
         base = one.base[0].log_probs
         for method in (
             FINETUNE, mixture.method("nearest"), mixture.method("random"), InContext(refresh=4),
-            WeightsAndTokens(FINETUNE, mixture.method("nearest")), WeightsAndContext(FINETUNE),
+            both(FINETUNE, mixture.method("nearest")), both(FINETUNE, InContext()),
         ):  # fmt: skip
             found, seconds = one.scored(Subject("", method, passages))
             source = one.source if passages == "nearest" else Drawn(one.source)
@@ -66,7 +64,7 @@ def test_settings_tried_on_one_search_need_the_bits_that_the_method_needs(
         for reaches in ((None,), (30.0, 100.0)):
             nats, mixture = observed.best(np.concatenate(own), reaches)
             memory = mixture.method(draw)
-            way = Subject("", WeightsAndTokens(trained, memory) if trained else memory)
+            way = Subject("", both(trained, memory) if trained else memory)
             assert nats == pytest.approx(
                 -sum(one.scored(way)[0].log_probs.sum().item() for one in asked), rel=1e-6
             )

@@ -18,12 +18,12 @@ from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
 from uptake.lm.examples import encode, rolling_windows
 from uptake.lm.wrappers import Routed
+from uptake.methods.contract.composed import combine
 from uptake.methods.contract.learned import Material
-from uptake.methods.contract.method import Context, Evidence
+from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Episode, Retro
 from uptake.methods.retro.lm import RetroLM
-from uptake.methods.weights_and_chunks import WeightsAndChunks
 from uptake.text.chunks.view import BoundChunks, listed
 from uptake.text.overlap import LeakFilter, Overlap
 from uptake.text.types import Document, Found
@@ -345,15 +345,16 @@ def test_a_base_that_is_trained_along_is_kept_with_the_network(base: str, tmp_pa
 def test_together_with_weights_that_were_trained_on_the_passages() -> None:
     lm = toys.lm("gpt2", dtype=torch.float64)
     retro = untrained(lm)
-    both = WeightsAndChunks(Finetune.example(), retro)
+    trains = Finetune.example()
+    both = combine({"ttt-nn": MethodSpec(trains), "retro": MethodSpec(retro)}).method
     read = replace(evidence(CORPUS), found=Evidence.of("the cat sat on the hill. ").found)
     (state,) = both.adapt([both.init(lm)], lm, [read], Context())
     ids = ids_of(lm, TEXT)
     together, _ = both.adapted([state], lm).step(ids)
-    (moved,) = both.weights.adapt([both.weights.init(lm)], lm, [read], Context())
+    (moved,) = trains.adapt([trains.init(lm)], lm, [read], Context())
     expected, _ = consulting(retro, lm.overlay(moved.delta), CORPUS).step(ids)
     assert torch.allclose(together, expected, atol=1e-10)
-    for alone in (both.weights.adapted([moved], lm), consulting(retro, lm, CORPUS)):
+    for alone in (trains.adapted([moved], lm), consulting(retro, lm, CORPUS)):
         assert not torch.allclose(together, alone.step(ids)[0], atol=1e-3)
     # Two rows with weights of their own each.
     two = both.adapted([state, both.init(lm)], lm)

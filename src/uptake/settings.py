@@ -1,7 +1,7 @@
 """Settings as people write them: `learning_rate=1e-3`, `trainable=lora(rank=8)`, on any frozen dataclass.
 
 A name is looked for in the object's own fields, then in the fields of its settings; where two
-have it, a dot says which: `optimizer.learning_rate`.
+have it, a dot says which: `optimizer.learning_rate`. Names between may be left out.
 """
 
 import dataclasses
@@ -28,9 +28,7 @@ def apply(settings: SettingsT, *assignments: str) -> SettingsT:
 def find(settings: object, name: str) -> str:
     """Return the dotted path of the setting `name`; BadInput with the nearest name if there is none."""
     paths = _paths(settings)
-    found = [path for path in paths if path == name] or [
-        path for path in paths if path.split(".")[-1] == name
-    ]
+    found = [path for path in paths if path == name] or [path for path in paths if _leads(name, path)]
     if len(found) > 1:
         raise BadInput(f"setting {name!r} could be {' or '.join(found)}: write one of them")
     if not found:
@@ -38,6 +36,14 @@ def find(settings: object, name: str) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(paths) or 'none'}"
         raise BadInput(f"no setting {name!r}: {hint}")
     return found[0]
+
+
+def _leads(name: str, path: str) -> bool:
+    """Whether the words of `name` stand in `path` in their order, the last one last."""
+    *words, last = name.split(".")
+    *places, end = path.split(".")
+    rest = iter(places)
+    return last == end and all(word in rest for word in words)
 
 
 def describe(settings: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def methods(
         table.add_column("what it does")
         for each, entry in told.items():
             table.add_row(each, str(entry["summary"]))
-        hint = "`uptake methods NAME` shows a method's settings."
+        hint = "`uptake methods NAME` shows a method's settings. A+B is several at once: ttt-nn+in-context."
     else:
         typer.echo(f"{found.summary(name)}\n")
         spec = found.find(name)
@@ -59,7 +59,8 @@ def methods(
             table.add_row(*row)
         hint = "It has no settings."
         if rows:
-            first = rows[0][0]
+            # What can only be set part by part is no example.
+            first = next((row[0] for row in rows if row[2] != "as below"), rows[0][0])
             hint = f"Change one with --set {first}=..., for this method alone with --set {name}.{first}=..."
     console = screen.results()
     if table.row_count:

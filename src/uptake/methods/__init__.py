@@ -1,7 +1,7 @@
 """One file per method; each defines `spec`. Dropping a file in here is all it takes.
 
 Packages outside register theirs under the entry point group `uptake.methods`, each entry naming
-a module that defines `spec`.
+a module that defines `spec`. Several at once are asked for as `A+B`: see `contract/composed.py`.
 """
 
 import difflib
@@ -10,6 +10,7 @@ import pkgutil
 from importlib.metadata import entry_points
 
 from uptake.errors import BadInput
+from uptake.methods.contract.composed import combine
 from uptake.methods.contract.method import MethodSpec
 
 
@@ -21,7 +22,15 @@ def names() -> list[str]:
 
 
 def find(name: str) -> MethodSpec:
-    """Return the method called `name`; BadInput with the nearest name if there is none."""
+    """Return the method called `name`, or those called A and B at once for `A+B`.
+
+    Raises BadInput with the nearest name if there is none, with the reason where some cannot stand together.
+    """
+    parts = [part.strip() for part in name.split("+")]
+    if len(parts) > 1:
+        if len(set(parts)) < len(parts):
+            raise BadInput(f"{name} names a method twice: name each once")
+        return combine({part: find(part) for part in parts})
     spec = getattr(_module(name), "spec", None)
     if not isinstance(spec, MethodSpec):
         raise BadInput(f"the module of method {name!r} defines no `spec`: add `spec = MethodSpec(...)` to it")
@@ -30,6 +39,8 @@ def find(name: str) -> MethodSpec:
 
 def summary(name: str) -> str:
     """Return the first line of what the method's file says about itself."""
+    if "+" in name:
+        return f"{' and '.join(name.split('+'))} on one model, each reading what it reads alone."
     return (_module(name).__doc__ or "").strip().split("\n")[0]
 
 

@@ -27,7 +27,7 @@ from uptake.lm.base import LM
 from uptake.lm.causal import load
 from uptake.lm.examples import Piece, encode
 from uptake.lm.scoring import kl, losses, per_token
-from uptake.methods.contract.composed import Around
+from uptake.methods.contract.composed import Wrapping
 from uptake.methods.contract.learned import Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune, WeightState
@@ -50,7 +50,7 @@ Episode = tuple[Batch, ...]  # one walk from the base: each batch goes on where 
 
 
 @dataclass(frozen=True)
-class Camels(Learned[WeightState, Episode], Around[WeightState]):
+class Camels(Learned[WeightState, Episode], Wrapping[WeightState]):
     """Fine-tuning under learnt token weights; the steps it was trained with are the steps it takes.
 
     Training differentiates through the steps on `documents` documents at a time, and begins again
@@ -60,6 +60,8 @@ class Camels(Learned[WeightState, Episode], Around[WeightState]):
     which tokens the answers are made of, and no step is taken.
     `reader` names the small model to begin from, a folder or a hub name; left out it is the base.
     """
+
+    weights_alone: ClassVar[bool] = True
 
     steps: Finetune = field(default_factory=lambda: Finetune(optimizer=SGD(learning_rate=5e-4), clip=None))
     documents: int = 6

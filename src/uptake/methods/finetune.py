@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -91,6 +91,8 @@ class Finetune(Method[WeightState]):
     `key_penalty` times the mean squared length of the keys (what enters the last feed-forward) is added
     to the loss, as Ton et al. (2021, arXiv 2109.08249) train a model that kNN-LM is to search with.
     """
+
+    weights_alone: ClassVar[bool] = True
 
     trainable: Trainable = field(default_factory=All)
     optimizer: Optimizer = field(default_factory=AdamW)

@@ -6,7 +6,7 @@ beforehand so that those few steps lead far: by FOMAML or by Reptile.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
 from uptake.lm.examples import encode, rolling_windows
 from uptake.lm.scoring import losses, per_token
-from uptake.methods.contract.composed import Around
+from uptake.methods.contract.composed import Wrapping
 from uptake.methods.contract.learned import UNTRAINED, Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune, WeightState
@@ -48,12 +48,14 @@ class Episode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceCode(Learned[WeightState, Episode], Around[WeightState]):
+class SourceCode(Learned[WeightState, Episode], Wrapping[WeightState]):
     """`inner` adapts, 16 steps a hole as published; `weights` is where it sets out from.
 
     `outer` says how that start is trained, on holes made as `making` says. Nothing read, nothing
     moved: a trained start counts from the first passage on.
     """
+
+    weights_alone: ClassVar[bool] = True
 
     weights: str = UNTRAINED
     inner: Finetune = field(

@@ -7,13 +7,13 @@ from typing import Self
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.wrappers import Bayes
-from uptake.methods.contract.composed import Around
+from uptake.methods.contract.composed import Wrapping
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune, WeightState
 
 
 @dataclass(frozen=True)
-class Guarded(Around[WeightState]):
+class Guarded(Wrapping[WeightState]):
     """The base and the adapted model as one mixture, whose weights follow the tokens scored.
 
     With prior p on the adapted model a text costs at most log2(1 / (1 - p)) bits more than under

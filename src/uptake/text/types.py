@@ -275,16 +275,40 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Passages best first, with their scores (higher is nearer) and overlap with the query's document."""
+    """Passages best first, with their scores (higher is nearer) and overlap with the query's document.
+
+    What was found for several methods that each choose for themselves has a part for each; its own passages
+    are all of theirs, none twice.
+    """
 
     passages: tuple[Passage, ...] = ()
     scores: tuple[float, ...] = ()
     overlaps: tuple[float, ...] = ()
     withheld: int = 0  # how many nearer ones the leak filter kept back
     coverage: float = 1.0  # share of the store that was searched: less where a shard of a cluster was missing
+    parts: tuple["Found", ...] = ()
+
+    @classmethod
+    def of_each(cls, parts: Sequence["Found"]) -> "Found":
+        """Return what was found for several methods, one part each."""
+        rows = {
+            passage.id: (passage, score, overlap)
+            for part in parts
+            for passage, score, overlap in zip(part.passages, part.scores, part.overlaps, strict=True)
+        }
+        passages, scores, overlaps = zip(*rows.values(), strict=True) if rows else ((), (), ())
+        withheld = max((part.withheld for part in parts), default=0)
+        coverage = min((part.coverage for part in parts), default=1.0)
+        return cls(passages, scores, overlaps, withheld, coverage, tuple(parts))
+
+    def of(self, place: int) -> "Found":
+        """Return what the method at this place of several reads: its part, or the whole where all do."""
+        return self.parts[place] if self.parts else self
 
     def part(self, start: int, stop: int) -> "Found":
         """Return the passages from place `start` up to place `stop`."""
+        if self.parts:
+            return self.of_each([part.part(start, stop) for part in self.parts])
         cut = slice(start, stop)
         return replace(
             self, passages=self.passages[cut], scores=self.scores[cut], overlaps=self.overlaps[cut]
@@ -292,6 +316,8 @@ class Found:
 
     def behind(self, passages: Sequence[Passage]) -> "Found":
         """Return the same after passages that nobody had to search for; their scores are 0."""
+        if self.parts:
+            return self.of_each([part.behind(passages) for part in self.parts])
         zeros = (0.0,) * len(passages)
         return replace(
             self,

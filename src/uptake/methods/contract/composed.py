@@ -1,31 +1,27 @@
-"""Methods made of other methods: one within another, or one that trains the weights with one beside it.
+"""Methods made of other methods: one within another, or several that read beside each other.
 
-It knows no method by name; those in methods/ say which they are made of.
+It knows no method by name. `combine` makes the spec that people ask for as `A+B`.
 """
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+
+from uptake.errors import BadInput
 from uptake.lm.base import LM
-from uptake.methods.contract.method import Context, Evidence, Method, State, same_length
-
-
-@dataclass(frozen=True, kw_only=True)
-class Both(State):
-    """What the weights have learnt, and what stands beside them; final classes name the two kinds."""
-
-    weights: State
-    beside: State
-
+from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
+from uptake.text.select import Select
+from uptake.text.types import Found, Source
 
 StateT = TypeVar("StateT", bound=State)
-BothT = TypeVar("BothT", bound=Both)
 
 
-class Around(Method[StateT]):
+class Wrapping(Method[StateT]):
     """A method that leaves to another, `within`, whatever it does not say itself."""
 
     @property
@@ -61,11 +57,13 @@ class Around(Method[StateT]):
         return self.within.next_state(state, lm)
 
 
-class Beside(Method[StateT]):
-    """A method that moves no weight of the model and can so stand beside one whose weights were moved."""
+class BesideWeights(Method[StateT]):
+    """A method that trains no weight of the model and can so stand beside one that does."""
+
+    in_network: ClassVar[bool] = False  # True: it puts parts into the network itself, so it has to be there
 
     def under(self, lm: LM) -> LM:
-        """Return the LM whose weights may be moved under it: `lm`, unless it brings a base of its own."""
+        """Return the LM whose weights may be trained under it: `lm`, unless it brings a base of its own."""
         return lm
 
     @abstractmethod
@@ -76,50 +74,200 @@ class Beside(Method[StateT]):
         return self.around(states, self.under(lm), lm)
 
 
-class Together(Method[BothT]):
-    """Trains the model's weights on what is read, and lets another method read it beside them.
+@dataclass(frozen=True, kw_only=True)
+class CombinedState(State):
+    """The state of each part, in a field of the part's name."""
 
-    Final classes have a setting for each of the two and return them in `init` as their own `Both`.
+
+class Combined(Method[CombinedState]):
+    """Several methods on one model: the first may train its weights, each other one stands beside.
+
+    A class of this kind is made for the methods' names by `combine`; its settings are its parts. Each part
+    reads what its own selection found, the first one's LM stands innermost, then whatever has parts in the
+    network, then the others in their order.
     """
 
-    weights: Method[Any]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self).__name__, [part for _, part in self.parts])
+
+    @classmethod
+    def example(cls) -> "Combined":
+        return cls(**{part.name: part.type.example() for part in dataclasses.fields(cls)})  # type: ignore[arg-type, union-attr]
 
     @property
-    @abstractmethod
-    def beside(self) -> Beside[Any]:
-        """The method that stands beside the trained model."""
+    def parts(self) -> list[tuple[str, Method[Any]]]:
+        """The parts, each with the name of its setting and of its field in a state."""
+        return [(part.name, getattr(self, part.name)) for part in dataclasses.fields(self)]  # type: ignore[arg-type]
 
     @property
     def sequential(self) -> bool:
-        return self.weights.sequential
+        return any(part.sequential for _, part in self.parts)
 
     @property
     def cumulative(self) -> bool:
-        return self.weights.cumulative
+        return all(part.cumulative for _, part in self.parts)
+
+    def init(self, lm: LM) -> CombinedState:
+        return self.joined([part.init(lm) for _, part in self.parts], lm)
+
+    def joined(self, states: Sequence[State], lm: LM) -> CombinedState:
+        """Return the state that has these as its parts', with nothing in its own history."""
+        named = {name: state for (name, _), state in zip(self.parts, states, strict=True)}
+        kind = _state_kind(type(self).__name__, tuple((name, type(state)) for name, state in named.items()))
+        made: CombinedState = kind(base=lm.fingerprint, **named)
+        return made
 
     def adapt(
         self,
-        states: Sequence[BothT],
+        states: Sequence[CombinedState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[BothT]:
+    ) -> list[CombinedState]:
         same_length(states, evidence)
-        under = self.beside.under(lm)
-        weights = self.weights.adapt([state.weights for state in states], under, evidence, context, donate)
-        beside = self.beside.adapt([state.beside for state in states], lm, evidence, context, donate)
-        rows = zip(states, evidence, weights, beside, strict=True)
-        return [state.after(read, context, weights=moved, beside=kept) for state, read, moved, kept in rows]
+        changes: list[dict[str, Any]] = [{} for _ in states]
+        for place, (name, part, base) in enumerate(self._bases(lm)):
+            own = [dataclasses.replace(each, found=each.found.of(place)) for each in evidence]
+            before = [getattr(state, name) for state in states]
+            for row, after in enumerate(part.adapt(before, base, own, context, donate)):
+                changes[row][name] = after
+        rows = zip(states, evidence, changes, strict=True)
+        return [
+            state
+            if all(getattr(state, name) is part for name, part in change.items())
+            else state.after(read, context, **change)
+            for state, read, change in rows
+        ]
 
-    def adapted(self, states: Sequence[BothT], lm: LM) -> LM:
-        trained = self.weights.adapted([state.weights for state in states], self.beside.under(lm))
-        return self.beside.around([state.beside for state in states], trained, lm)
+    def adapted(self, states: Sequence[CombinedState], lm: LM) -> LM:
+        rest = self.parts
+        answering = self._under(lm)
+        if not isinstance(rest[0][1], BesideWeights):
+            (name, trained), *rest = rest
+            answering = trained.adapted([getattr(state, name) for state in states], answering)
+        beside = [(name, part) for name, part in rest if isinstance(part, BesideWeights)]
+        for name, part in sorted(beside, key=lambda each: not each[1].in_network):
+            answering = part.around([getattr(state, name) for state in states], answering, lm)
+        return answering
 
-    def forget(self, state: BothT, lm: LM, ids: Sequence[int], context: Context | None = None) -> BothT:
-        # A state that searches a store drops there; reading again would leave it without the store.
-        beside = self.beside.forget(state.beside, lm, ids, context)
-        return dataclasses.replace(super().forget(state, lm, ids, context), beside=beside)
+    def forget(
+        self, state: CombinedState, lm: LM, ids: Sequence[int], context: Context | None = None
+    ) -> CombinedState:
+        parts = {
+            name: part.forget(getattr(state, name), base, ids, context)
+            for name, part, base in self._bases(lm)
+        }
+        return dataclasses.replace(state, history=state.history_without(ids), **parts)
 
-    def next_state(self, state: BothT, lm: LM) -> BothT:
-        return dataclasses.replace(self.init(lm), weights=self.weights.next_state(state.weights, lm))
+    def next_state(self, state: CombinedState, lm: LM) -> CombinedState:
+        following = [part.next_state(getattr(state, name), base) for name, part, base in self._bases(lm)]
+        return self.joined(following, lm)
+
+    def _under(self, lm: LM) -> LM:
+        """Return the LM that stands under all that stands beside weights."""
+        for _, part in self.parts:
+            lm = part.under(lm) if isinstance(part, BesideWeights) else lm
+        return lm
+
+    def _bases(self, lm: LM) -> Iterator[tuple[str, Method[Any], LM]]:
+        """Yield each part's name, method and base: weights are trained under all that reads with `lm`."""
+        for name, part in self.parts:
+            yield name, part, lm if isinstance(part, BesideWeights) else self._under(lm)
+
+
+class EachOwn(Select):
+    """For each of several methods what its own selection, a field, chooses; equal ones choose once."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = tuple(part.name for part in dataclasses.fields(self))  # type: ignore[arg-type]
+        return _each_own, (names, tuple(getattr(self, name) for name in names))
+
+    def choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
+        chosen: dict[Select, Found] = {}
+        selects = [getattr(self, part.name) for part in dataclasses.fields(self)]  # type: ignore[arg-type]
+        for select in selects:
+            if select not in chosen:
+                chosen[select] = select.choose(source, k, generator)
+        return Found.of_each([chosen[select] for select in selects])
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
+        return self.choose(source, k, generator)
+
+
+def combine(specs: Mapping[str, MethodSpec]) -> MethodSpec:
+    """Return the spec of several methods at once, each with its own settings and its own selection.
+
+    Raises BadInput, with the reason, where they cannot stand together.
+    """
+    whole = "+".join(specs)
+    _check(whole, {name: spec.method for name, spec in specs.items()})
+    fields = tuple(name.replace("-", "_") for name in specs)
+    selects = tuple(spec.select for spec in specs.values())
+    select = selects[0] if len(set(selects)) == 1 else _each_own(fields, selects)
+    segments = [spec.segment for spec in specs.values() if spec.segment is not None]
+    method = _rebuilt(whole, [spec.method for spec in specs.values()])
+    return MethodSpec(method, select, min(segments, default=None))
+
+
+def _check(whole: str, methods: Mapping[str, Method[Any]]) -> None:
+    trains = [name for name, method in methods.items() if method.weights_alone]
+    inside = [name for name, method in methods.items() if getattr(method, "in_network", False)]
+    if len(trains) > 1:
+        raise BadInput(f"{whole}: {' and '.join(trains)} both train the model's weights: name one of them")
+    if len(inside) > 1:
+        raise BadInput(f"{whole}: {' and '.join(inside)} both put parts into the network: name one of them")
+    for name, method in methods.items():
+        if not method.weights_alone and not isinstance(method, BesideWeights):
+            raise BadInput(
+                f"{whole}: {name} answers by more than the model's weights and cannot stand with others: "
+                "name first one that trains weights alone, such as ttt-nn, then those that stand beside it, "
+                "such as in-context, knn-lm or retro"
+            )
+    if trains and trains[0] != next(iter(methods)):
+        order = "+".join([*trains, *(name for name in methods if name not in trains)])
+        raise BadInput(f"{whole}: others stand beside weights that were trained first: write {order}")
+
+
+Kinds = tuple[tuple[str, type[Any]], ...]
+
+
+@cache
+def _kind(name: str, parts: Kinds) -> type[Any]:
+    fields = [(each, kind, dataclasses.field(default_factory=kind)) for each, kind in parts]
+    return dataclasses.make_dataclass(name, fields, bases=(Combined,), frozen=True)
+
+
+@cache
+def _state_kind(name: str, parts: Kinds) -> type[Any]:
+    bases = (CombinedState,)
+    return dataclasses.make_dataclass(f"State of {name}", parts, bases=bases, frozen=True, kw_only=True)
+
+
+@cache
+def _select_kind(name: str, parts: Kinds, searches: bool, ranks: bool, hands: bool) -> type[Any]:
+    shared = {"searches": searches, "ranks": ranks, "hands": hands}
+    return dataclasses.make_dataclass(name, parts, bases=(EachOwn,), frozen=True, namespace=shared)
+
+
+# Classes made for names are found in no module: what is sent to another process is made there again.
+def _rebuilt(name: str, parts: Sequence[Method[Any]]) -> Combined:
+    fields = [part.replace("-", "_") for part in name.split("+")]
+    made: Combined = _kind(name, tuple(zip(fields, map(type, parts), strict=True)))(*parts)
+    return made
+
+
+def _each_own(fields: tuple[str, ...], selects: tuple[Select, ...]) -> EachOwn:
+    kind = _select_kind(
+        "+".join(select.name for select in selects),
+        tuple(zip(fields, map(type, selects), strict=True)),
+        any(select.searches for select in selects),
+        any(select.ranks for select in selects),
+        any(select.hands for select in selects),
+    )
+    made: EachOwn = kind(*selects)
+    return made

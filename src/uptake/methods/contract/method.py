@@ -128,9 +128,9 @@ class Reading:
     seed: int
     own: str | None = None
 
-    def evidence(self, passages: tuple[Passage, ...], scores: tuple[float, ...]) -> Evidence:
-        """Return what was read, with these of its passages."""
-        return Evidence(Found(passages, scores), self.query, own=self.own)
+    def evidence(self) -> Evidence:
+        """Return what was read."""
+        return Evidence(Found(self.passages, self.scores), self.query, own=self.own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +144,20 @@ class State:
     def passages(self) -> list[Passage]:
         """All passages read, in order."""
         return [passage for reading in self.history for passage in reading.passages]
+
+    def history_without(self, ids: Sequence[int]) -> tuple[Reading, ...]:
+        """Return the history as if the passages with these ids had not been there.
+
+        A reading left without passages is left out.
+        """
+        gone, left = set(ids), []
+        for reading in self.history:
+            pairs = list(zip(reading.passages, reading.scores, strict=True))
+            kept = [(passage, score) for passage, score in pairs if passage.id not in gone]
+            if kept or not pairs:
+                passages, scores = zip(*kept, strict=True) if kept else ((), ())
+                left.append(dataclasses.replace(reading, passages=passages, scores=scores))
+        return tuple(left)
 
     def after(self, evidence: Evidence, context: Context, **changes: object) -> Self:
         """Return this state with `changes`, having read the evidence."""
@@ -161,6 +175,8 @@ class Method(ABC, Generic[StateT]):
     reads: ClassVar[bool] = True  # False: takes nothing up, whatever it is given
     # What tune.py tries, each group from the best so far; none where a learning rate decides most.
     choices: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    # True: all it has read is in the weights of its LM, beside which others may stand (`BesideWeights`).
+    weights_alone: ClassVar[bool] = False
     ongoing: ClassVar[bool] = False  # True: its LM learns each token it scores, before the next one
 
     @property
@@ -219,17 +235,12 @@ class Method(ABC, Generic[StateT]):
     def forget(self, state: StateT, lm: LM, ids: Sequence[int], context: Context | None = None) -> StateT:
         """Return the state as if the passages with these ids had never been read.
 
-        This default reads everything else again. A reading left without passages is left out.
+        This default reads everything else again.
         """
-        gone = set(ids)
         fresh = self.init(lm)
-        for reading in state.history:
-            pairs = list(zip(reading.passages, reading.scores, strict=True))
-            kept = [(passage, score) for passage, score in pairs if passage.id not in gone]
-            if kept or not pairs:
-                passages, scores = zip(*kept, strict=True) if kept else ((), ())
-                replay = Context(reading.seed, (context or Context()).budget)
-                (fresh,) = self.adapt([fresh], lm, [reading.evidence(passages, scores)], replay)
+        for reading in state.history_without(ids):
+            replay = Context(reading.seed, (context or Context()).budget)
+            (fresh,) = self.adapt([fresh], lm, [reading.evidence()], replay)
         return fresh
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.wrappers import Prefixed
-from uptake.methods.contract.composed import Beside
+from uptake.methods.contract.composed import BesideWeights
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.in_context.refreshed import Fresh, Refreshed
 from uptake.text.types import Passage, Source
@@ -23,7 +23,7 @@ class Before(State):
 
 
 @dataclass(frozen=True)
-class InContext(Beside[Before]):
+class InContext(BesideWeights[Before]):
     """Puts passages before the text, the nearest one next to it, the farthest dropped first.
 
     Room is left for the query's own text and as much again, but at most `own_share` of the window;

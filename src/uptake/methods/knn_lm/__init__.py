@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
-from uptake.methods.contract.composed import Beside
+from uptake.methods.contract.composed import BesideWeights
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.knn_lm.keys import Keys
 from uptake.methods.knn_lm.mixture import Constant, KnnMixture, Mixing, Searched, TokenMemory, Weight
@@ -30,7 +30,7 @@ class Remembered(State):
 
 
 @dataclass(frozen=True)
-class KnnLm(Beside[Remembered]):
+class KnnLm(BesideWeights[Remembered]):
     """Looks for each place among the tokens of the whole store, or of the passages it is given.
 
     Over the `view` it needs a store whose tokens this model has read (`uptake index tokens`); text

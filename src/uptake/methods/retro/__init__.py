@@ -21,7 +21,7 @@ from uptake.adaptation.trainable import blocks
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.wrappers import Routed
-from uptake.methods.contract.composed import Beside
+from uptake.methods.contract.composed import BesideWeights
 from uptake.methods.contract.learned import UNTRAINED, Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.retro.lm import ChunkNeighbours, NeighbourSource, RetroLM, held
@@ -62,7 +62,7 @@ Found = tuple[list[int], Tensor, int]  # tokens, their neighbours, and how many 
 
 
 @dataclass(frozen=True)
-class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
+class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
     """Reads `neighbours` chunks of a store, or of the passages it is given, for every chunk of the text.
 
     With 0 neighbours it is the model without retrieval; `draw=random` reads chunks drawn at random, the
@@ -77,6 +77,7 @@ class Retro(Learned[Consults, Episode | Answering], Beside[Consults]):
     `Asking.align`).
     """
 
+    in_network: ClassVar[bool] = True
     choices: ClassVar[tuple[tuple[str, ...], ...]] = (("neighbours=1", "neighbours=4", "neighbours=10"),)
 
     neighbours: int = 2
