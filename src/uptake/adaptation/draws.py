@@ -57,7 +57,9 @@ class _Draws(TorchFunctionMode):
     ) -> Any:
         named = dict(kwargs or {})
         if func in _WITH_GENERATOR and named.get("generator") is None:
-            return func(*args, **named | {"generator": self._at(_device(args, named))})
+            device = _device(args, named)
+            # A tensor without storage, as a loader makes them first, draws nothing.
+            return func(*args, **named | ({} if device.type == "meta" else {"generator": self._at(device)}))
         if func is functional.dropout:
             return self._dropout(*args, **named)
         if func is functional.scaled_dot_product_attention:
