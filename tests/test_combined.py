@@ -15,7 +15,8 @@ from uptake.adaptation.optimizers import SGD
 from uptake.errors import BadInput
 from uptake.evaluation.engine import evaluate
 from uptake.evaluation.plan import Plan
-from uptake.evaluation.protocol import PerQuery, Running
+from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.protocols.running import Running
 from uptake.evaluation.tune import Recipe, Space, tune
 from uptake.lm.base import LM, Segment
 from uptake.lm.wrappers import Prefixed
