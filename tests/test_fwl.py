@@ -14,6 +14,7 @@ from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import LoRA, Top
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Segment
+from uptake.lm.capabilities import HiddenStates, capability
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
@@ -60,7 +61,8 @@ def ids_of(lm: LM, text: str = TEXT) -> Tensor:
 def test_logits_are_the_unembedding_of_the_last_hidden_states(shape: str) -> None:
     lm = toys.lm(shape)
     ids = ids_of(lm)
-    for model in (lm, Finetune.example().adapted([Finetune.example().init(lm)], lm)):
+    adapted = Finetune.example().adapted([Finetune.example().init(lm)], lm)
+    for model in (lm, capability(adapted, HiddenStates)):
         hidden, _ = model.hidden(ids)
         assert torch.allclose(model.unembedding.logits(hidden).log_softmax(-1), model.step(ids)[0], atol=1e-5)
     # The same with a cache, and with other tensors in place of the parameters.

@@ -13,7 +13,7 @@ import toys
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Segment
-from uptake.lm.capabilities import Slots
+from uptake.lm.capabilities import Layers, Slots, capability
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
@@ -338,4 +338,4 @@ def test_a_state_of_another_model_and_a_model_without_layers_are_refused() -> No
     with pytest.raises(Mismatch, match="load that model"):
         method.adapted([replace(state, base="other")], lm)
     with pytest.raises(BadInput, match="give its base"):
-        method.adapted([state], lm).layers(ASKED)
+        capability(method.adapted([state], lm), Layers)

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from torch import Tensor
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
-from uptake.lm.capabilities import Slots, Unembedding
 from uptake.lm.examples import Example, at_targets, encode, of_target, padded, rolling_windows
 from uptake.text.tokenizer import Tokenizer
 
 # Log-probabilities held at once while scoring: 256 MB of float32.
 LOG_PROBS = 1 << 26
 Cache = Any  # whatever `start` returns; None means: keep nothing
+LMT = TypeVar("LMT", bound="LM")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,6 @@ class LM(ABC):
     fingerprint: str  # of the base model underneath
     device: torch.device
     rows: int | None = None
-    relative: bool = False  # True: tokens know distances alone, so positions may go beyond the window
 
     @abstractmethod
     def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
@@ -88,51 +87,12 @@ class LM(ABC):
         """Return an empty cache for `step`."""
         return None
 
-    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        """Return the last hidden states [batch, time, width], which `unembedding` makes logits of.
+    def capable(self, kind: type[LMT]) -> LMT | None:
+        """Return this LM, or the one it passes everything on to, as one of this kind; None where it is not.
 
-        Otherwise as `step`. Raises BadInput where log-probabilities come about in another way.
+        Kinds stand in lm/capabilities.py, which asks.
         """
-        raise BadInput(self._no_hidden())
-
-    @property
-    def unembedding(self) -> Unembedding:
-        """What makes logits of the last hidden states. Raises BadInput as `hidden` does."""
-        raise BadInput(self._no_hidden())
-
-    def step_with_keys(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
-        """Return what `step` does and, second, the key of each place: what enters the last feed-forward.
-
-        Keys are [batch, time, width] (Khandelwal et al. 2020: after the norm that stands before it).
-        Raises BadInput for an LM that has no one network underneath.
-        """
-        raise BadInput(f"{type(self).__name__} has no one last feed-forward: take the model underneath it")
-
-    def keys(self, ids: Tensor) -> Tensor:
-        """Return the keys alone, without the cost of log-probabilities."""
-        return self.step_with_keys(ids)[1]
-
-    @property
-    def weights_fingerprint(self) -> str:
-        """Names the weights as they are; `fingerprint` names those of the base, moved or not."""
-        return self.fingerprint
-
-    def layers(self, ids: Tensor, cache: Cache = None) -> tuple[tuple[Tensor, ...], Cache]:
-        """Return what goes into the first layer and comes out of each, [batch, time, width], and the cache.
-
-        Raises BadInput for an LM that has no one network underneath.
-        """
-        raise BadInput(f"{type(self).__name__} has no one network whose layers could be read: give its base")
-
-    def beside(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
-        """Return log-probabilities after `ids`, each of which attends to slots of its own besides the text.
-
-        `ids`, [batch, n], stand at `places` in a text that `cache`, as `layers` left it, holds in whole;
-        the token at t sees the text before t, itself and its slots, and not the others of `ids`. Slots
-        have no place in the text: rotary keys come as they are, like those of a token at place 0. The
-        cache stays as it is. Raises BadInput as `layers` does.
-        """
-        raise BadInput(f"{type(self).__name__} has no one network to put slots beside: give its base")
+        return self if isinstance(self, kind) else None
 
     def at(self, rows: Sequence[int]) -> "LM":
         """Return the LM whose rows are these rows of this one."""
@@ -270,10 +230,6 @@ class LM(ABC):
                 # An LM that keeps no cache reads everything again.
                 pending = ids if cache is None else [token]
 
-    def _no_hidden(self) -> str:
-        name = type(self).__name__
-        return f"{name} has no one last hidden state: build on the model underneath, {name} around that"
-
     def _check_rows(self, count: int) -> None:
         if self.rows is not None and self.rows != count:
             raise BadInput(
@@ -291,7 +247,6 @@ class Wrapper(LM):
         self.fingerprint = inner.fingerprint
         self.device = inner.device
         self.rows = inner.rows
-        self.relative = inner.relative
 
     @abstractmethod
     def around(self, inner: LM) -> Self:

@@ -1,9 +1,17 @@
-"""What only some methods ask of a language model, beyond `step`: hidden states, keys, layers, slots."""
+"""What only some methods need of a language model: asked for by name, and refused with the cure.
 
-from typing import NamedTuple
+`capability(lm, Layers)` returns the LM, or the one underneath that it passes everything on to, as one that
+has it. Work with what it returns, its caches among it.
+"""
+
+from abc import abstractmethod
+from typing import ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
 from torch.nn import functional
+
+from uptake.errors import BadInput
+from uptake.lm.base import LM, Cache
 
 
 class Unembedding(NamedTuple):
@@ -27,3 +35,90 @@ class Slots(NamedTuple):
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     each: int
+
+
+class HiddenStates(LM):
+    """Tells its last hidden states, and what makes logits of them."""
+
+    lacking: ClassVar[str] = "one last hidden state: build on the model underneath, {name} around that"
+
+    @abstractmethod
+    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        """Return the last hidden states [batch, time, width], which `unembedding` makes logits of.
+
+        Otherwise as `step`. Raises BadInput where log-probabilities come about in another way.
+        """
+
+    @property
+    @abstractmethod
+    def unembedding(self) -> Unembedding:
+        """What makes logits of the last hidden states. Raises BadInput as `hidden` does."""
+
+
+class FeedForwardKeys(LM):
+    """Tells what enters its last feed-forward, by which kNN-LM searches."""
+
+    lacking: ClassVar[str] = "one last feed-forward: take the model underneath it"
+
+    @abstractmethod
+    def step_with_keys(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
+        """Return what `step` does and, second, the key of each place: what enters the last feed-forward.
+
+        Keys are [batch, time, width] (Khandelwal et al. 2020: after the norm that stands before it).
+        """
+
+    @abstractmethod
+    def keys(self, ids: Tensor) -> Tensor:
+        """Return the keys alone, without the cost of log-probabilities."""
+
+    @property
+    @abstractmethod
+    def weights_fingerprint(self) -> str:
+        """Names the weights as they are; `fingerprint` names those of the base, adapted or not."""
+
+
+class Layers(LM):
+    """Tells what every layer makes of a text, and lets tokens attend to more than the text."""
+
+    lacking: ClassVar[str] = "one network whose layers could be read or added to: give its base"
+
+    @abstractmethod
+    def layers(self, ids: Tensor, cache: Cache = None) -> tuple[tuple[Tensor, ...], Cache]:
+        """Return what enters the first layer and leaves each, [batch, time, width], and the cache."""
+
+    @abstractmethod
+    def beside(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
+        """Return log-probabilities after `ids`, each of which attends to slots of its own besides the text.
+
+        `ids`, [batch, n], stand at `places` in a text that `cache`, as `layers` left it, holds in whole;
+        the token at t sees the text before t, itself and its slots, and not the others of `ids`. Slots
+        have no place in the text: rotary keys come as they are, like those of a token at place 0. The
+        cache stays as it is.
+        """
+
+
+class KeyValueCache(LM):
+    """Goes on from any cache of keys and values, of transformers' kind, that it is given.
+
+    `relative` says that tokens know distances alone, so that positions may go beyond the window.
+    """
+
+    lacking: ClassVar[str] = "one cache of keys and values: adapt the model underneath it"
+    relative: bool
+
+
+CapabilityT = TypeVar("CapabilityT", HiddenStates, FeedForwardKeys, Layers, KeyValueCache)
+
+
+def capability(lm: LM, kind: type[CapabilityT]) -> CapabilityT:
+    """Return the LM as one that has this capability. Raises BadInput where it has not."""
+    found = lm.capable(kind)
+    if found is None:
+        raise BadInput(refusal(lm, kind))
+    return found
+
+
+def refusal(lm: LM, kind: type[CapabilityT]) -> str:
+    """Return one line that says what the LM lacks, and the cure."""
+    name = type(lm).__name__
+    return f"{name} has no {kind.lacking.format(name=name)}"

@@ -16,7 +16,15 @@ from uptake.adaptation.side_by_side import by_row
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput, Missing
 from uptake.lm.base import LM, Cache
-from uptake.lm.capabilities import Slots, Unembedding
+from uptake.lm.capabilities import (
+    FeedForwardKeys,
+    HiddenStates,
+    KeyValueCache,
+    Layers,
+    Slots,
+    Unembedding,
+    refusal,
+)
 from uptake.lm.feed_forward_input import FeedForwardInput
 from uptake.text.tokenizer import Tokenizer
 
@@ -28,7 +36,7 @@ DTYPES = {
 }
 
 
-class Causal(LM):
+class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
     """A causal language model; the module it is given is frozen and from then on never changed."""
 
     def __init__(
@@ -69,7 +77,7 @@ class Causal(LM):
     def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
         inner: Any = self.module.base_model
         if inner is self.module:
-            raise BadInput(self._no_hidden())
+            raise BadInput(refusal(self, HiddenStates))
         out = self._run(inner, ids, cache)
         return wide(out.last_hidden_state), None if cache is None else out.past_key_values
 

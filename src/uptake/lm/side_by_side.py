@@ -16,7 +16,7 @@ from uptake.adaptation.side_by_side import FEWEST, Ended, Stack, as_parameters, 
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.adaptation.transforms import GradientTransform
 from uptake.lm.base import LM, Cache, Wrapper
-from uptake.lm.capabilities import Unembedding
+from uptake.lm.capabilities import HiddenStates, Unembedding, capability
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Piece, of_targets, padded
 from uptake.lm.scoring import weighted
@@ -29,7 +29,7 @@ PLACES = 16
 ON_CPU, ELSEWHERE = 1 << 22, 1 << 26
 
 
-class SideBySide(Wrapper):
+class SideBySide(Wrapper, HiddenStates):
     """Row i is answered by `base` with `deltas[i]` on it, low-rank parts alone: one pass for all rows.
 
     With `slots` every pass has that many rows, idle ones among them, so that at one length a row's bits do
@@ -72,7 +72,7 @@ class SideBySide(Wrapper):
 
     @property
     def unembedding(self) -> Unembedding:
-        return self._apart.unembedding
+        return capability(self._apart, HiddenStates).unembedding
 
     @property
     def _apart(self) -> Routed:
@@ -83,7 +83,7 @@ class SideBySide(Wrapper):
         return log_probs[: len(ids)], cache
 
     def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        hidden, cache = self.inner.hidden(self._filled(ids, cache), cache)
+        hidden, cache = capability(self.inner, HiddenStates).hidden(self._filled(ids, cache), cache)
         return hidden[: len(ids)], cache
 
     def _filled(self, ids: Tensor, cache: Cache) -> Tensor:

@@ -12,8 +12,7 @@ from torch.nn.functional import logsigmoid
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
-from uptake.lm.capabilities import Unembedding
+from uptake.lm.base import LM, LMT, Cache, Scores, Segment, Wrapper
 from uptake.lm.examples import Example, padded
 
 
@@ -165,13 +164,8 @@ class Routed(Wrapper):
     ) -> tuple[LM, TrainableCopy]:
         return self._only.trainable_copy(trainable, start, generator)
 
-    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        hidden, kept = self._only.hidden(ids, None if cache is None else cache[0])
-        return hidden, None if cache is None else [kept]
-
-    @property
-    def unembedding(self) -> Unembedding:
-        return self._only.unembedding
+    def capable(self, kind: type[LMT]) -> LMT | None:
+        return self._only.capable(kind)
 
     @property
     def _only(self) -> LM:

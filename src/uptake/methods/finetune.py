@@ -17,6 +17,7 @@ from uptake.adaptation.trainable import All, Trainable
 from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Scores, Segment
+from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.lm.examples import Example, Piece, encode, even_pieces, of_targets, pieces, rolling_windows
 from uptake.lm.scoring import weighted
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
@@ -280,7 +281,8 @@ class Finetune(Method[WeightState]):
         if not self.key_penalty:
             scores = lm.token_log_probs([piece.example])
             return scores[0].detach(), weighted(scores, [piece.weights])[0]
-        log_probs, keys, _ = lm.step_with_keys(torch.tensor([piece.example.inputs], device=lm.device))
+        inputs = torch.tensor([piece.example.inputs], device=lm.device)
+        log_probs, keys, _ = capability(lm, FeedForwardKeys).step_with_keys(inputs)
         scores = of_targets(log_probs, [piece.example])
         loss = weighted(scores, [piece.weights])[0]
         return scores[0].detach(), loss + self.key_penalty * keys.square().sum(-1).mean()

@@ -17,6 +17,7 @@ from uptake.adaptation.delta import wide
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
+from uptake.lm.capabilities import KeyValueCache, capability
 from uptake.lm.examples import Example, of_target
 from uptake.methods.contract.method import (
     Context,
@@ -73,7 +74,8 @@ class Continued(Wrapper):
 
     def max_input_tokens(self, row: int) -> int:
         state = self.states[row]
-        taken = max(0, len(state.tokens) - 1) if self.relative else state.position
+        relative = capability(self.inner.at([row]), KeyValueCache).relative
+        taken = max(0, len(state.tokens) - 1) if relative else state.position
         return self.inner.max_input_tokens(row) - taken
 
     def start(self) -> Cache:
@@ -88,7 +90,7 @@ class Continued(Wrapper):
         return torch.cat([log_probs for log_probs, _ in rows]), cache and [after for _, after in rows]
 
     def _step_row(self, row: int, ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        inner, state = self.inner.at([row]), self.states[row]
+        inner, state = capability(self.inner.at([row]), KeyValueCache), self.states[row]
         if cache is not None:
             return inner.step(ids, cache)
         if not state.tokens:
@@ -178,6 +180,7 @@ class HiddenStateOptimisation(Method[Remembered]):
         self, row: int, state: Remembered, lm: LM, evidence: Evidence, context: Context
     ) -> tuple[Remembered, Tensor]:
         """Return the state after reading, and what the last piece was scored with."""
+        cached = capability(lm, KeyValueCache)
         texts = [(passage.prompt, passage.text) for passage in evidence.passages]
         if self.own_prefix and not state.history and evidence.prefix:
             texts = [("", evidence.prefix), *texts]
@@ -187,7 +190,7 @@ class HiddenStateOptimisation(Method[Remembered]):
                 for part, learnt in ((prompt, False), (text, True)):
                     for piece in self._pieces(lm, part):
                         learn = learnt and context.affords(row, len(piece))
-                        after, log_probs = self._step(after, lm, piece, learn)
+                        after, log_probs = self._step(after, cached, piece, learn)
                         ledger.tokens_read += len(piece)
                         if learn:
                             ledger.tokens_trained += len(piece)
@@ -198,7 +201,9 @@ class HiddenStateOptimisation(Method[Remembered]):
             return state, log_probs
         return after.after(evidence, context) if texts else state, log_probs
 
-    def _step(self, state: Remembered, lm: LM, ids: Sequence[int], learn: bool) -> tuple[Remembered, Tensor]:
+    def _step(
+        self, state: Remembered, lm: KeyValueCache, ids: Sequence[int], learn: bool
+    ) -> tuple[Remembered, Tensor]:
         """Return the state after one piece, and the log-probabilities that the state before gave it."""
         before = state.tokens or tuple(lm.tokenizer.opened(""))
         piece = Example(before[-1:], tuple(ids))
@@ -232,7 +237,7 @@ class HiddenStateOptimisation(Method[Remembered]):
         ).last(self._most(lm))
         return self._back_to_the_beginning(after, lm), log_probs.detach()
 
-    def _back_to_the_beginning(self, state: Remembered, lm: LM) -> Remembered:
+    def _back_to_the_beginning(self, state: Remembered, lm: KeyValueCache) -> Remembered:
         """Return the state with its slots at the first positions, if the last ones are near."""
         if lm.relative or state.position + self._size(lm) <= lm.window:
             return state

@@ -19,7 +19,7 @@ from uptake.adaptation.inner_loop import token_loss
 from uptake.adaptation.trainable import Trainable
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
-from uptake.lm.capabilities import Unembedding
+from uptake.lm.capabilities import HiddenStates, Unembedding, capability
 from uptake.lm.examples import Example, encode, pieces, rolling_windows
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import Learned, Material
@@ -74,6 +74,7 @@ class Adapting(Wrapper):
 
     def __init__(self, inner: LM, layer: FastWeights, sums: Sequence[Sums]) -> None:
         super().__init__(inner)
+        self.states = capability(inner, HiddenStates)
         self.layer, self.sums, self.rows = layer, list(sums), len(sums)
 
     def around(self, inner: LM) -> Self:
@@ -83,13 +84,13 @@ class Adapting(Wrapper):
         return Adapting(self.inner.at(rows), self.layer, [self.sums[row] for row in rows])
 
     def start(self) -> Cache:
-        inner = self.inner.start()
+        inner = self.states.start()
         return None if inner is None else Memory(inner, self.sums, None)
 
     def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
         kept, sums, last = cache or Memory(None, self.sums, None)
-        hidden, kept = self.inner.hidden(ids, kept)
-        out, answers, after = self.inner.unembedding, [], []
+        hidden, kept = self.states.hidden(ids, kept)
+        out, answers, after = self.states.unembedding, [], []
         with in_precision_of(out):
             # Row by row: each is at another place of its stretch.
             for row, own in enumerate(sums):
@@ -115,8 +116,8 @@ class Adapting(Wrapper):
     def _read(self, row: int, segment: Segment) -> tuple[Scores, Sums]:
         example = encode(self.tokenizer, segment.context, segment.text)
         parts, sums = [torch.zeros(0, dtype=torch.float64)], self.sums[row]
-        out = self.inner.unembedding
-        for hidden, labels in windows(self.inner, example, self.max_input_tokens(row)):
+        out = self.states.unembedding
+        for hidden, labels in windows(self.states, example, self.max_input_tokens(row)):
             with in_precision_of(out):
                 answers, sums = self.layer(hidden, labels, out, sums)
             log_probs = torch.log_softmax(out.logits(answers), -1)
@@ -124,7 +125,7 @@ class Adapting(Wrapper):
         return Scores(torch.cat(parts), example.spans, len(segment.text.encode("utf8"))), sums
 
 
-def windows(lm: LM, example: Example, max_inputs: int) -> Iterator[tuple[Tensor, Tensor]]:
+def windows(lm: HiddenStates, example: Example, max_inputs: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, window by window, the hidden states [1, time, width] before target tokens, and these."""
     for window in rolling_windows(example, max_inputs):
         hidden, _ = lm.hidden(torch.tensor([window.inputs], device=lm.device))
@@ -138,7 +139,7 @@ def in_precision_of(out: Unembedding) -> AbstractContextManager[object]:
 
 
 @torch.no_grad()
-def sampled(lm: LM, texts: int = 32, tokens: int = 96) -> Tensor:
+def sampled(lm: HiddenStates, texts: int = 32, tokens: int = 96) -> Tensor:
     """Return hidden states [number, width] of texts that the model makes up itself."""
     generator = torch.Generator().manual_seed(0)
     ids, cache, found = torch.full((texts, 1), lm.tokenizer.opening, device=lm.device), lm.start(), []
@@ -191,16 +192,17 @@ class FWL(Learned[Learnt, Example]):
     def build(self, lm: LM) -> Network:
         if self.start:
             return cast(Network, self.load(Path(self.start), lm))
-        states = sampled(lm)
+        base = capability(lm, HiddenStates)
+        states = sampled(base)
         layer = self._layer(lm)
-        layer.fit(states, lm.unembedding)
+        layer.fit(states, base.unembedding)
         return Network(layer, lm, self.trainable)
 
     def restore(self, lm: LM, about: Mapping[str, str]) -> Network:
         return Network(self._layer(lm), lm, self.trainable)
 
     def _layer(self, lm: LM) -> FastWeights:
-        width = lm.unembedding.weight.shape[1]
+        width = capability(lm, HiddenStates).unembedding.weight.shape[1]
         return FastWeights(width, self.hidden, pace=self.pace, stretch=self.stretch)
 
     def episodes(self, lm: LM, material: Material) -> list[Example]:
@@ -216,8 +218,9 @@ class FWL(Learned[Learnt, Example]):
     def loss(self, network: nn.Module, lm: LM, episode: Example) -> Tensor:
         assert isinstance(network, Network)
         sums, parts = network.layer.start(1), []
-        out = network.base.unembedding
-        for hidden, labels in windows(network.base, episode, lm.window):
+        base = capability(network.base, HiddenStates)
+        out = base.unembedding
+        for hidden, labels in windows(base, episode, lm.window):
             answers, sums = network.layer(hidden, labels, out, sums)
             loss = token_loss(torch.log_softmax(out.logits(answers), -1), labels)
             parts.append(loss * labels.shape[1])
@@ -276,14 +279,14 @@ class FWL(Learned[Learnt, Example]):
         passages = evidence.passages
         if self.own_prefix and not state.history and evidence.prefix:
             passages = (Passage.whole(Document("", evidence.prefix)), *passages)
-        sums = state.sums
+        base, sums = capability(lm, HiddenStates), state.sums
         for passage in passages:
             if not context.goes_on(row):
                 break
-            example = encode(lm.tokenizer, passage.prompt, passage.text)
-            for hidden, labels in windows(lm, example, lm.max_input_tokens(row)):
-                with in_precision_of(lm.unembedding):
-                    sums = layer.learn(hidden, labels, lm.unembedding, sums)
+            example = encode(base.tokenizer, passage.prompt, passage.text)
+            for hidden, labels in windows(base, example, lm.max_input_tokens(row)):
+                with in_precision_of(base.unembedding):
+                    sums = layer.learn(hidden, labels, base.unembedding, sums)
             context.ledger(row).tokens_read += len(example.target)
         return state.after(evidence, context, sums=sums) if passages else state
 

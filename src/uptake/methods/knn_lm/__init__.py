@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
+from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.methods.contract.composed import BesideWeights
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.knn_lm.keys import Keys
@@ -80,7 +81,8 @@ class KnnLm(BesideWeights[Remembered]):
     def around(self, states: Sequence[Remembered], lm: LM, base: LM) -> LM:
         """Return `lm` with these memories, which `base` has read: it may be `lm` before it was adapted."""
         same_base(states, base)
-        return KnnMixture(lm, base, [_memory(state) for state in states], self._mixing)
+        eye = capability(base, FeedForwardKeys)
+        return KnnMixture(lm, eye, [_memory(state) for state in states], self._mixing)
 
     def forget(
         self, state: Remembered, lm: LM, ids: Sequence[int], context: Context | None = None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
+from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.lm.examples import Example, encode, overlapping_windows, padded
 from uptake.text.types import Keyed
 
@@ -34,7 +35,7 @@ class Keys:
     """Reads texts in windows, each but the first seeing the last quarter of the one before it."""
 
     def __init__(self, lm: LM) -> None:
-        self._lm = lm
+        self._lm = capability(lm, FeedForwardKeys)
         self.name = str(getattr(lm, "name", ""))
         self.window = min(_WINDOW, lm.window)
         self.overlap = self.window // _OVERLAP

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.capabilities import FeedForwardKeys
 from uptake.lm.examples import Example, padded
 from uptake.text.types import Near
 
@@ -106,7 +107,9 @@ class KnnMixture(Wrapper):
     for neighbours of the scored places alone; pointers begin where a call to `step`, or scoring, does.
     """
 
-    def __init__(self, inner: LM, eye: LM, memories: Sequence[Searched | None], mixing: Mixing) -> None:
+    def __init__(
+        self, inner: LM, eye: FeedForwardKeys, memories: Sequence[Searched | None], mixing: Mixing
+    ) -> None:
         super().__init__(inner)
         self.eye, self.memories, self.mixing = eye, list(memories), mixing
         self.rows = len(self.memories)

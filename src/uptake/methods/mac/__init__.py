@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.capabilities import Layers, capability
 from uptake.lm.scoring import divergence
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import UNTRAINED, Learned, Material
@@ -94,7 +95,9 @@ class Mac(Learned[Bank, Episode]):
         return cls(weights=UNTRAINED, width=32, slots=2, heads=2, blocks=1)
 
     def build(self, lm: LM) -> nn.Module:
-        states, cache = lm.layers(torch.tensor([lm.tokenizer.opened("")], device=lm.device), lm.start())
+        first = torch.tensor([lm.tokenizer.opened("")], device=lm.device)
+        layered = capability(lm, Layers)
+        states, cache = layered.layers(first, layered.start())
         shapes = tuple((keys.shape[1], keys.shape[3], values.shape[3]) for keys, values, *_ in cache)
         sizes = Sizes(_features(states).shape[-1], shapes)
         return ContextMemory(sizes, self.width, self.slots, self.heads, self.blocks)
@@ -260,17 +263,18 @@ class Remembering(Wrapper):
 
     def __init__(self, inner: LM, network: nn.Module, bank: Tensor, group: int | None = None) -> None:
         super().__init__(inner)
+        self.layered = capability(inner, Layers)
         self.network, self.bank, self.group = network, bank, group
 
     def around(self, inner: LM) -> Self:
         return type(self)(inner, self.network, self.bank, self.group)
 
     def start(self) -> Cache:
-        return self.inner.start(), None
+        return self.layered.start(), None
 
     def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
         plain, before = self.start() if cache is None else cache
-        states, plain = self.inner.layers(ids, plain)
+        states, plain = self.layered.layers(ids, plain)
         features = _features(states)
         whole = features if before is None else torch.cat([before, features], 1)
         places = torch.arange(whole.shape[1] - ids.shape[1], whole.shape[1], device=ids.device)
@@ -278,7 +282,7 @@ class Remembering(Wrapper):
         network: Any = self.network
         asked = network.ask(whole.to(self.bank.dtype), places)
         slots = network.prefix(network.aggregate(asked, self.bank, None, self.group))
-        log_probs = self.inner.beside(ids, places, slots, plain)
+        log_probs = self.layered.beside(ids, places, slots, plain)
         return log_probs, None if cache is None else (plain, whole)
 
 
@@ -286,11 +290,12 @@ def _recalled(
     network: Any, lm: LM, ids: Tensor, places: Tensor, bank: Tensor, seen: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities at some places of texts, and what asked; gradients go to the network alone."""
+    layered = capability(lm, Layers)
     with torch.no_grad():
-        states, plain = lm.layers(ids, lm.start())
+        states, plain = layered.layers(ids, layered.start())
     asked = network.ask(_features(states).to(bank.dtype), places)
     slots = network.prefix(network.aggregate(asked, bank, seen))
-    return lm.beside(ids.gather(1, places), places, slots, plain), asked
+    return layered.beside(ids.gather(1, places), places, slots, plain), asked
 
 
 def _features(states: Sequence[Tensor]) -> Tensor:
@@ -302,7 +307,7 @@ def _features(states: Sequence[Tensor]) -> Tensor:
 def _encode(network: Any, lm: LM, documents: Sequence[Sequence[int]]) -> Tensor:
     ids, lengths = _padded(documents, lm)
     with torch.no_grad():
-        features = _features(lm.layers(ids)[0])
+        features = _features(capability(lm, Layers).layers(ids)[0])
     return network.encode(features.to(network.latents.dtype), lengths)  # type: ignore[no-any-return]
 
 
