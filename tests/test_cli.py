@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixture, write_lines  # noqa: F401
 from uptake.evaluation.journal import Journal
@@ -251,16 +253,26 @@ def test_a_journal_of_rubbish_is_begun_anew(run: Run, world: World, tmp_path: Pa
     assert ran.code == 0 and not (tmp_path / "o.json.journal").exists()
 
 
-def test_long_documents_cost_no_more_than_what_is_scored(run: Run, world: World, tmp_path: Path) -> None:
-    # Tokenized whole, either verb would run into the time that any test may take.
-    long = tmp_path / "long.jsonl"
-    with long.open("w") as file:
-        file.write('{"id": "long", "text": "' + "All the pumps of the world. " * (50_000_000 // 28) + '"}\n')
+def test_long_documents_cost_no_more_than_what_is_scored(
+    run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, real = [0], PreTrainedTokenizerBase.__call__
+
+    def counted(tokenizer: PreTrainedTokenizerBase, text: str, *more: object, **named: object) -> Any:
+        lengths.append(len(text))
+        return real(tokenizer, text, *more, **named)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", counted)
+    long = write_lines(
+        tmp_path / "long.jsonl", {"id": "long", "text": "All the pumps of the world. " * 100_000}
+    )
     asked = ("eval", "-m", world.model, "--data", long, "--method", "base", "--suffix", "80", "--json", "-")
     assert run(*asked).json["methods"]["base"]["queries"] == 1
+    assert 80 <= max(lengths) < 10_000, "what is scored and what stands before it, not the whole"
     built = run(
-        "index", "build", tmp_path / "s", long, "--retriever", "lexical", "--chunk", "1000000", "--json"
+        "index", "build", tmp_path / "s", long, "--retriever", "lexical", "--chunk", "50000", "--json"
     )
+    assert max(lengths) < 10_000
     assert built.json["documents"] == 1 and built.json["passages"] >= 50
 
 

@@ -1,7 +1,5 @@
 """Evaluation: protocols, fairness between ways, failures, resuming, and independence of queries."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
+from stubs import a_second
 from uptake import api, methods
 from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.errors import BadInput
@@ -414,11 +413,6 @@ def test_each_query_pays_for_what_it_learnt_while_it_was_scored() -> None:
 def test_random_neighbours_do_not_pay_for_a_search_they_do_not_make(
     store: Datastore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @contextmanager
-    def a_second(into: list[float]) -> Iterator[None]:
-        yield
-        into.append(1.0)
-
     monkeypatch.setattr(cost_meter, "cpu_seconds", a_second)
     rows = evaluate(toys.lm(), plan("random", "ttt-nn"), DOCUMENTS, store).rows
     # Of a batch each pays its share: one block chooses; where there is a ranking, another made it.

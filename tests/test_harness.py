@@ -185,8 +185,10 @@ def test_what_cannot_be_run_is_refused(words: str, arguments: dict[str, Any]) ->
         UptakeLM(toys.lm(), **arguments)
 
 
-def test_the_command_line_of_the_harness_has_our_model() -> None:
-    program = "import sys, uptake.harness as h; sys.argv = ['lm_eval', 'run', '--help']; h.main()"
-    for command in (["-c", program], ["-m", "uptake.harness", "run", "--help"]):
-        told = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-        assert told.returncode == 0 and "--model_args" in told.stdout, told.stderr
+PROGRAM = "import sys, uptake.harness as h; sys.argv = ['lm_eval', 'run', '--help']; h.main()"
+
+
+@pytest.mark.parametrize("command", [["-c", PROGRAM], ["-m", "uptake.harness", "run", "--help"]])
+def test_the_command_line_of_the_harness_has_our_model(command: list[str]) -> None:
+    told = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert told.returncode == 0 and "--model_args" in told.stdout, told.stderr
