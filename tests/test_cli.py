@@ -147,6 +147,22 @@ def test_generate(run: Run, world: World) -> None:
     assert base.code == 0 and base.err == ""
 
 
+def test_generate_says_what_stopped_reading(run: Run, world: World) -> None:
+    asked = ("generate", "-m", world.model, "-s", world.lexical, "-k", "3", "--tokens", "5", "The pump")
+    base = run("generate", "-m", world.model, "--method", "base", "--tokens", "5", "The pump").out
+    wild = run(*asked, "--set", "learning_rate=1e20")
+    assert wild.code == 3 and wild.out == base
+    assert "ttt-nn stopped" in wild.err and "smaller learning rate" in wild.err and wild.err.count("\n") == 1
+    told = run(*asked, "--set", "learning_rate=1e20", "--json")
+    assert told.code == 3 and told.json["stopped"]["kind"] == "diverged"
+    assert told.json["stopped"]["reason"] in wild.err
+    short = run(*asked, "--max-steps", "1")
+    assert short.code == 0 and "1 of 1 steps are taken; the answer is by what was read" in short.err
+    assert run(*asked, "--max-steps", "1", "--json").json["stopped"]["kind"] == "budget"
+    whole = run(*asked, "--json")
+    assert (whole.code, whole.json["stopped"], whole.err) == (0, None, "")
+
+
 def test_generate_says_when_nothing_was_found(run: Run, world: World) -> None:
     ran = run("generate", "-m", world.model, "-s", world.lexical, "--tokens", "1", "zzz")
     assert ran.code == 0 and "this is the base model's answer" in ran.err

@@ -305,10 +305,10 @@ def test_compare_writes_down_what_was_run(store: Datastore) -> None:
 def test_adapt_gives_a_model_and_leaves_the_base_alone(store: Datastore) -> None:
     lm = toys.lm()
     before = lm.generate("the cat", 8)
-    adapted, read = api.adapt(lm, "the cat", store=store, k=3, settings=["optimizer=sgd(learning_rate=0.1)"])
-    assert len(read) == 3 and lm.generate("the cat", 8) == before
-    assert adapted.score([Segment("the cat")])[0].bits < lm.score([Segment("the cat")])[0].bits
-    assert api.adapt(lm, "x", "base")[1] == ()
+    session = api.adapt(lm, "the cat", store=store, k=3, settings=["optimizer=sgd(learning_rate=0.1)"])
+    assert len(session.neighbours) == 3 and lm.generate("the cat", 8) == before
+    assert session.score("the cat").bits < lm.score([Segment("the cat")])[0].bits
+    assert api.adapt(lm, "x", "base").neighbours == ()
     with pytest.raises(BadInput, match="there is none"):
         api.adapt(lm, "x")
 
