@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
     ours = Path(arguments.model).resolve() == (HERE / "demo-model").resolve()
     settings = [*([f"learning_rate={LEARNING_RATE}"] if ours else []), *arguments.set]
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    console.optimizer("[bold]Uptake")
+    console.rule("[bold]Uptake")
     console.print(f"  base model   {Path(arguments.model).name}, {parameters / 1e6:,.1f} M parameters")
 
     documents = list(sources(arguments.corpus))
