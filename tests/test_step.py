@@ -144,3 +144,16 @@ def test_a_loss_that_is_not_finite_takes_no_step() -> None:
         with pytest.raises(Diverged, match="smaller learning rate"):
             descend(lambda x: Losses.one(loss(x), ""), {"w": weight}, [float("inf")], SGD(0.1), (Clip(1.0),))  # noqa: B023
     assert torch.equal(weight, torch.ones(2))
+
+
+@pytest.mark.parametrize("optimizer", RULES, ids=str)
+def test_how_a_gradient_lies_in_memory_does_not_matter(optimizer: Optimizer) -> None:
+    gradient = torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(3, 5)
+    found = []
+    for turned in (gradient, gradient.T.contiguous().T):
+        weight = nn.Parameter(torch.ones(3, 5, dtype=torch.float64))
+        descent = Descent({"w": weight}, optimizer)
+        for _ in range(2):
+            descent.apply([turned.clone()])  # clipping goes in place
+        found.append(weight.detach())
+    assert torch.equal(*found)

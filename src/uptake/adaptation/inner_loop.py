@@ -76,7 +76,11 @@ class Descent:
 
     def _move(self, gradients: Gradients) -> None:
         for name, parameter in self.parameters.items():
-            parameter.grad = gradients.get(name)
+            gradient = gradients.get(name)
+            if gradient is not None and gradient.stride() != parameter.stride():
+                # PyTorch's fused optimizers read a gradient as if it lay in memory as its parameter does.
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
