@@ -89,13 +89,19 @@ class _Stacked(nn.Module):
         self.transposed = not isinstance(layer, nn.Linear)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rows = len(inputs)
-        weight = self.weight.T if self.transposed else self.weight
-        base = nn.functional.linear(inputs, weight, self.bias)
-        within = torch.bmm(inputs, self.down[:rows].mT)
-        if self.scale is not None:
-            within = within * self.scale[:rows]
-        return torch.baddbmm(base, within, self.up[:rows].mT)
+        weight, down, up, scale = self.weight, self.down, self.up, self.scale
+        if len(inputs) != len(down):
+            down, up = down[: len(inputs)], up[: len(inputs)]
+            scale = None if scale is None else scale[: len(inputs)]
+        base = nn.functional.linear(inputs, weight.T if self.transposed else weight, self.bias)
+        # With one place a row, a matrix times a vector is quicker than a vector times a matrix.
+        single = inputs.shape[1] == 1
+        within = torch.bmm(down, inputs.mT).mT if single else torch.bmm(inputs, down.mT)
+        if scale is not None:
+            within = within * scale
+        if base.dtype == up.dtype:
+            return base.baddbmm_(within, up.mT)  # nothing else has seen `base`
+        return torch.baddbmm(base, within, up.mT)  # autocast, which does not reach what is done in place
 
     def hold(self, parts: Sequence[LowRank | None], slots: int, dtype: torch.dtype) -> None:
         """Have these parts, one a row, with zeros up to the largest rank and for rows that have none."""
