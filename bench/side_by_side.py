@@ -26,12 +26,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import uptake
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import Piece, descend, token_loss
+from uptake.adaptation.inner_loop import descend
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import LoRA
+from uptake.adaptation.transforms import Losses, chain
 from uptake.codec import write_whole
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.lm.examples import Example, Piece
+from uptake.lm.scoring import losses
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
 from uptake.lm.wrappers import Routed
 
@@ -133,30 +136,27 @@ def decoding(lm: Causal, rows: int, rank: int, load: Load) -> dict[str, Any]:
 def training(lm: Causal, rows: int, tokens: int, rank: int, load: Load) -> dict[str, Any]:
     """Measure whole readings: opening, steps of AdamW over so many tokens each, reading off the delta."""
     steps = load.pieces
-    generator = torch.Generator().manual_seed(1)
-    texts = torch.randint(1, len(lm.tokenizer), (rows, steps, 1, tokens + 1), generator=generator).to(
-        lm.device
-    )
-    weights = torch.ones(1, tokens, device=lm.device)
-    pieces = [[Piece(text[:, :-1], text[:, 1:], weights) for text in own] for own in texts]
-    start, trainable, optimizer = Delta(lm.fingerprint), LoRA(rank), AdamW(1e-4)
+    generator, weights = torch.Generator().manual_seed(1), torch.ones(tokens, device=lm.device)
+    texts = torch.randint(1, len(lm.tokenizer), (rows, steps, tokens + 1), generator=generator).tolist()
+    pieces = [[Piece(Example((text[0],), tuple(text[1:])), weights, "") for text in own] for own in texts]
+    start, trainable, optimizer, clip = Delta(lm.fingerprint), LoRA(rank), AdamW(1e-4), chain(1.0)
 
     def loop() -> float:
         started = clock(lm)
         for own in pieces:
             private, copy = lm.trainable_copy(trainable, start, torch.Generator().manual_seed(0))
 
-            def loss(piece: Piece, private: LM = private) -> Tensor:
-                return token_loss(private.step(piece.inputs)[0], piece.targets, piece.weights)
+            def losses_of(piece: Piece, private: LM = private) -> Losses:
+                return Losses.one(losses(private, [piece.example], [piece.weights])[0], "")
 
-            descend(loss, copy.parameters, own, optimizer)
+            descend(losses_of, copy.parameters, own, optimizer, clip)
             copy.delta()
         return clock(lm) - started
 
     def together() -> float:
         started = clock(lm)
         generators = [torch.Generator().manual_seed(0) for _ in range(rows)]
-        assert train_side_by_side(lm, trainable, [start] * rows, generators, pieces, optimizer) is not None
+        assert train_side_by_side(lm, trainable, [start] * rows, generators, pieces, optimizer, clip)
         return clock(lm) - started
 
     seconds = rounds({"loop": loop, "side_by_side": together}, (load.rounds + 1) // 2)
