@@ -207,7 +207,7 @@ def test_learnt_weights_serve_other_methods_models_and_tokenizers(tmp_path: Path
             each.adapt([each.init(larger)], larger, [Evidence.of(text)], Context())[0]
             for each in (method, at_hand, plain)
         ]
-        moved = [state.delta.dense["model.norm.weight"] for state in states]
+        moved = [state.delta.difference("model.norm.weight") for state in states]
         assert torch.equal(moved[0], moved[1]) and not torch.allclose(moved[0], moved[2], rtol=1e-2)
     words = [(0, 3), (3, 7), (7, 11)]  # as a tokenizer of words would have it
     by_words = learnt.of(Passage(0, "the cat sat"), words)

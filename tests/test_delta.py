@@ -19,7 +19,7 @@ NAME = "model.layers.0.mlp.up_proj.weight"
 
 
 def dense(seed: int, base: str = "b") -> Delta:
-    return Delta(
+    return Delta.dense(
         base, {NAME: torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)}
     )
 
@@ -28,7 +28,7 @@ def low(seed: int, rank: int = 2, transposed: bool = False) -> Delta:
     generator = torch.Generator().manual_seed(seed)
     up = torch.randn(4, rank, generator=generator, dtype=torch.float64)
     down = torch.randn(rank, 3, generator=generator, dtype=torch.float64)
-    return Delta("b", {}, {NAME: LowRank(up, down, 0.5, transposed)})
+    return Delta.of("b", {NAME: LowRank(up, down, 0.5, transposed)}, "lora")
 
 
 deltas = st.builds(lambda kind, seed: kind(seed), st.sampled_from([dense, low]), st.integers(0, 99))
@@ -151,7 +151,7 @@ def test_disk_round_trip_and_what_is_refused(tmp_path: Path) -> None:
         Delta.load(path, "b")
     lm = toys.lm()
     with pytest.raises(Mismatch, match="lacks"):
-        lm.overlay(Delta(lm.fingerprint, {"no.such": torch.zeros(1)}))
+        lm.overlay(Delta.dense(lm.fingerprint, {"no.such": torch.zeros(1)}))
 
 
 def test_moves_that_do_not_fit_say_so() -> None:

@@ -119,7 +119,7 @@ def test_lora_layers_are_made_without_the_global_generator() -> None:
 def learnt(lm: LM, dropout: bool, seed: int = 0) -> Tensor:
     method = replace(Finetune(optimizer=SGD(0.05)), dropout=dropout)
     (state,) = method.adapt([method.init(lm)], lm, [Evidence.of("the cat sat on the mat")], Context(seed))
-    return torch.cat([part.flatten() for part in state.delta.dense.values()])
+    return torch.cat([part.flatten() for part in state.delta.differences.values()])
 
 
 def test_dropout_in_training_is_seeded_and_leaves_the_global_generator_alone() -> None:

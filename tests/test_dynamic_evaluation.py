@@ -129,7 +129,9 @@ def test_token_weights_say_what_is_learnt_and_not_what_is_scored() -> None:
         method.adapt([method.init(lm)], lm, [found], Context())
         for found in (Evidence.of("the cat on a mat"), parts)
     )
-    assert all(torch.equal(moved, apart.delta.dense[name]) for name, moved in whole.delta.dense.items())
+    assert all(
+        torch.equal(moved, apart.delta.difference(name)) for name, moved in whole.delta.differences.items()
+    )
 
 
 RULES: list[Optimizer] = [SGD(0.0), AdamW(0.0, weight_decay=0.0), RMS(0.0, decay=0.3, statistics="even")]
@@ -158,7 +160,9 @@ def test_scoring_and_taking_in_one_pass_is_one_after_the_other(shape: str) -> No
         (wanted,) = method.adapted([apart], lm).score([segment])
         (apart,) = method.adapt([apart], lm, [Evidence.of(text, query=before)], Context())
         assert torch.equal(scores.log_probs, wanted.log_probs) and scores.bytes == wanted.bytes
-        assert all(torch.equal(state.delta.dense[n], part) for n, part in apart.delta.dense.items())
+        assert all(
+            torch.equal(state.delta.difference(n), part) for n, part in apart.delta.differences.items()
+        )
 
 
 def test_a_motif_gets_likelier_and_the_decay_forgets() -> None:
@@ -170,7 +174,7 @@ def test_a_motif_gets_likelier_and_the_decay_forgets() -> None:
     _, held = running(replace(method, optimizer=RMS(0.05, decay=0.5, statistics="even")), lm, motif)
 
     def moved(state: WeightState) -> float:
-        return sum(float(part.square().sum()) for part in state.delta.dense.values()) ** 0.5
+        return sum(float(part.square().sum()) for part in state.delta.differences.values()) ** 0.5
 
     assert moved(held) < 0.8 * moved(free)
 
@@ -265,4 +269,4 @@ def test_a_loss_that_is_not_finite_and_a_spent_budget_end_the_learning() -> None
     (scores,), (state,) = method.read([method.init(lm)], lm, [Segment(TEXT[:8])], context)
     (scores,), (after,) = method.read([state], lm, [Segment(TEXT[8:16], TEXT[:8])], context)
     assert context.ledger(0).tokens_trained == 8 and len(scores.log_probs) == 8
-    assert all(torch.equal(after.delta.dense[n], part) for n, part in state.delta.dense.items())
+    assert all(torch.equal(after.delta.difference(n), part) for n, part in state.delta.differences.items())

@@ -7,7 +7,7 @@ import torch
 
 import toys
 import uptake
-from uptake.adaptation.delta import fingerprint
+from uptake.adaptation.delta import LowRank, fingerprint
 from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.adaptation.trainable import LoRA
 from uptake.errors import BadInput
@@ -54,7 +54,7 @@ def test_the_seed_fixes_it_and_the_moves_bound_it() -> None:
     first, again = (retune(lm, QUESTIONS, ASKING, Retuning(batch=2, seed=3)) for _ in range(2))
     assert all(torch.equal(first.difference(name), again.difference(name)) for name in first.names)
     small = retune(lm, QUESTIONS, ASKING, Retuning(trainable=LoRA(2)))
-    assert small.low_rank and not small.dense
+    assert small.kinds == {LowRank}
 
 
 def test_documents_and_long_questions_fit_the_window() -> None:

@@ -29,7 +29,7 @@ def test_values_of_every_kind() -> None:
     assert apply(Finetune(), "trainable=top", "optimizer=sgd(learning_rate=0.1,momentum=0.9)") == Finetune(
         Top(), SGD(0.1, 0.9)
     )
-    assert describe(changed)["trainable"] == {"kind": "LoRA", "rank": 8, "alpha": 32}
+    assert describe(changed)["trainable"] == {"kind": "LoRA", "rank": 8, "alpha": 32, "owner": "lora"}
 
 
 @pytest.mark.parametrize(

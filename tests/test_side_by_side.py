@@ -43,7 +43,7 @@ def deltas(lm: Causal, ranks: Sequence[int] = (3, 1, 5, 2), seed: int = 0) -> li
             )
             for name, part in begun.items()
         }
-        made.append(Delta(lm.fingerprint, {}, parts))
+        made.append(Delta.of(lm.fingerprint, parts, "lora"))
     return made
 
 
@@ -90,7 +90,9 @@ def test_what_is_built_on_it_is_what_is_built_on_the_loop(shape: str) -> None:
     some = deltas(lm)
     model, apart, ids = side_by_side(lm, some), loop(lm, some), texts(4)
     further = deltas(lm, [2], seed=1)[0]
-    dense = Delta(lm.fingerprint, {next(iter(further.names)): further.difference(next(iter(further.names)))})
+    dense = Delta.dense(
+        lm.fingerprint, {next(iter(further.names)): further.difference(next(iter(further.names)))}
+    )
     pairs: list[tuple[LM, LM]] = [
         (model.at([2, 0, 0, 3]), apart.at([2, 0, 0, 3])),
         (model.at([1]).at([0, 0, 0, 0]), apart.at([1]).at([0, 0, 0, 0])),
@@ -123,16 +125,20 @@ def test_what_is_built_on_it_is_what_is_built_on_the_loop(shape: str) -> None:
 def test_anything_else_takes_the_loop() -> None:
     lm = toys.lm()
     some, base = deltas(lm), Delta(lm.fingerprint)
-    dense = Delta(lm.fingerprint, {name: torch.ones_like(p) for name, p in lm.module.named_parameters()})
+    dense = Delta.dense(
+        lm.fingerprint, {name: torch.ones_like(p) for name, p in lm.module.named_parameters()}
+    )
     tied = "model.embed_tokens.weight"  # the output embedding as well
     rows = lm.module.get_parameter(tied).shape
-    in_two_places = Delta(lm.fingerprint, {}, {tied: LowRank(torch.ones(rows[0], 1), torch.ones(1, rows[1]))})
+    in_two_places = Delta.of(
+        lm.fingerprint, {tied: LowRank(torch.ones(rows[0], 1), torch.ones(1, rows[1]))}, "lora"
+    )
     turned = {
         name: LowRank(part.up, part.down, transposed=True)
-        for name, part in some[0].low_rank.items()
+        for name, part in some[0].parts_of(LowRank).items()
         if "q_proj" in name
     }
-    for other in (dense, in_two_places, Delta(lm.fingerprint, {}, turned)):
+    for other in (dense, in_two_places, Delta.of(lm.fingerprint, turned, "lora")):
         assert isinstance(side_by_side(lm, [*some, other]), Routed)
     assert isinstance(side_by_side(lm, [base, base]), Routed)
     assert isinstance(side_by_side(lm, some[:1]), Routed)
@@ -280,7 +286,7 @@ def test_training_together_is_training_one_by_one(
 
 
 def halves(delta: Delta) -> list[Tensor]:
-    return [half for _, part in sorted(delta.low_rank.items()) for half in (part.up, part.down)]
+    return [half for _, part in sorted(delta.parts_of(LowRank).items()) for half in (part.up, part.down)]
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
@@ -367,7 +373,7 @@ def test_lora_starts_from_the_seed_alone() -> None:
         changed = replace(method, **changes)
         evidence = [Evidence.of("one fish", query=query)]
         (state,) = changed.adapt([changed.init(lm)], lm, evidence, Context(seed=seed))
-        return [part.down for _, part in sorted(state.delta.low_rank.items())]
+        return [part.down for _, part in sorted(state.delta.parts_of(LowRank).items())]
 
     first = starts("so ", 0)
     for same in (starts("something else", 0), starts("so ", 0, dropout=True)):
@@ -384,7 +390,7 @@ def test_the_stack_alone_on_a_plain_module() -> None:
     stack, inputs = Stack(module, ["0.weight"]), torch.randn(3, 6, 4).double()
     stack.put(rows)
     wanted = [
-        torch.nn.functional.linear(inputs[i], module[0].weight + parts[i].dense(), module[0].bias)
+        torch.nn.functional.linear(inputs[i], module[0].weight + parts[i].difference(), module[0].bias)
         for i in range(3)
     ]
     assert torch.allclose(stack.module(inputs), torch.stack(wanted), atol=1e-12)

@@ -176,7 +176,7 @@ def test_fomaml_takes_its_gradient_where_adaptation_ends_and_gives_it_to_the_sta
 
     # The walk by hand, as a function of the start.
     _, opened = lm.trainable_copy(
-        method.inner.trainable, Delta(lm.fingerprint, network.values()), torch.Generator()
+        method.inner.trainable, Delta.dense(lm.fingerprint, network.values()), torch.Generator()
     )
     start = {name: value.detach().requires_grad_() for name, value in opened.parameters.items()}
     pieces = []
@@ -208,7 +208,9 @@ def test_one_step_of_reptile_is_a_step_of_the_inner_rule_made_smaller() -> None:
     _, gradients = method.gradients(network, lm, one)
     moved = [-epsilon * gradient for gradient in gradients]  # plain descent at epsilon
 
-    private, opened = lm.trainable_copy(inner.trainable, Delta(lm.fingerprint, before), torch.Generator())
+    private, opened = lm.trainable_copy(
+        inner.trainable, Delta.dense(lm.fingerprint, before), torch.Generator()
+    )
     ids = torch.tensor([[lm.tokenizer.opening, *lm.tokenizer.encode(one.evidence.passages[0].text)[0]]])
     ids = ids[:, : lm.window + 1]
     loss = token_loss(private.step(ids[:, :-1])[0], ids[:, 1:])
@@ -244,7 +246,9 @@ def test_a_trained_start_leads_further_and_counts_from_the_first_passage_on(oute
     still = replace(trained, inner=replace(trained.inner, max_steps=0))
     (state,) = still.adapt([unread], lm, [Evidence.of("x = 1")], Context())
     wanted = trained.network(lm).values()
-    assert all(torch.allclose(state.delta.dense[name], value, atol=1e-6) for name, value in wanted.items())
+    assert all(
+        torch.allclose(state.delta.difference(name), value, atol=1e-6) for name, value in wanted.items()
+    )
     assert max(value.abs().max() for value in wanted.values()) > 1e-4
 
 

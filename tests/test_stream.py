@@ -171,7 +171,7 @@ class Breaking(Finetune):
         errors = {"raise": RuntimeError("out of numbers\nand more"), "missing": Missing("no such library")}
         if self.how in errors:
             raise errors[self.how]
-        name, tensor = next(iter(after[0].delta.dense.items()))
+        name, tensor = next(iter(after[0].delta.differences.items()))
         return [replace(after[0], delta=replace(after[0].delta, dense={name: tensor * float("inf")}))]
 
 

@@ -361,7 +361,7 @@ def test_the_fingerprint_names_model_tokenizer_and_moved_weights():
     lm = toys.lm()
     name = next(iter(dict(lm.module.named_parameters())))
     moved = lm.overlay(
-        Delta(lm.fingerprint, {name: torch.ones_like(dict(lm.module.named_parameters())[name])})
+        Delta.dense(lm.fingerprint, {name: torch.ones_like(dict(lm.module.named_parameters())[name])})
     )
     assert moved.fingerprint == lm.fingerprint and Keys(moved).fingerprint != Keys(lm).fingerprint
     assert Keys(toys.lm()).fingerprint == Keys(lm).fingerprint != Keys(toys.lm(seed=1)).fingerprint

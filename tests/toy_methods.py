@@ -110,7 +110,7 @@ class Weights(Method[Shift]):
                 weight = lm.module.get_parameter("model.embed_tokens.weight")  # type: ignore[attr-defined]
                 step = torch.zeros_like(weight)
                 step[ids] = self.amount
-                delta = delta + Delta(lm.fingerprint, {"model.embed_tokens.weight": step})
+                delta = delta + Delta.dense(lm.fingerprint, {"model.embed_tokens.weight": step})
             out.append(state.after(found, context, delta=delta) if found.passages else state)
         return out
 

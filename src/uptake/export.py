@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from uptake.adaptation.delta import Delta, LowRank
+from uptake.adaptation.delta import Delta, Dense, LowRank
 from uptake.codec import write_whole
 from uptake.errors import BadInput
 from uptake.lm.base import LM
@@ -87,19 +87,22 @@ def _exportable(delta: Delta, module: nn.Module) -> dict[str, LowRank]:
     """Return the low-rank parts by the name of their layer, or BadInput that says what cannot be exported."""
     from transformers.pytorch_utils import Conv1D
 
-    if delta.dense:
-        raise BadInput(
-            f"{min(delta.dense)} moved in all its entries and a LoRA adapter holds low-rank parts only: "
-            "adapt with --set trainable=lora, or keep the delta with Delta.save"
-        )
-    if not any(bool(part.up.any()) and bool(part.down.any()) for part in delta.low_rank.values()):
+    for place, other in sorted(delta.parts.items(), key=lambda item: item[0]):
+        if not isinstance(other, LowRank):
+            what = "moved in all its entries" if isinstance(other, Dense) else f"has a {type(other).__name__}"
+            raise BadInput(
+                f"{place.path or 'the model'} {what} and a LoRA adapter holds low-rank parts only: "
+                "adapt with --set trainable=lora, or keep the delta with Delta.save"
+            )
+    low_rank = delta.parts_of(LowRank)
+    if not any(bool(part.up.any()) and bool(part.down.any()) for part in low_rank.values()):
         raise BadInput("nothing moved, so there is no adapter to export: let the model read something first")
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     head = getattr(module, "get_output_embeddings", lambda: None)()
     parts = {}
-    for name, part in sorted(delta.low_rank.items()):
+    for name, part in sorted(low_rank.items()):
         layer = name.removesuffix(".weight")
         weight = module.get_parameter(name)
         if head is not None and weight is head.weight:

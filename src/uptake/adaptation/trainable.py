@@ -1,6 +1,6 @@
-"""Which weights may move: an argument of every gradient method, not a method of its own.
+"""What is trained: an argument of every gradient method, not a method of its own.
 
-`open` gives a private copy of the module with fresh parameters to train; `delta` on what it
+`copy` gives a private copy of the module with fresh parameters to train; `delta` on what it
 returns says how far they have moved. This file knows no language model, only modules.
 """
 
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uptake.adaptation.delta import Delta, LowRank, skeleton, wide
+from uptake.adaptation.delta import Delta, LowRank, Overlay, Part, skeleton, wide
+from uptake.adaptation.delta.delta import WEIGHTS
+from uptake.adaptation.delta.dense import Dense
 from uptake.adaptation.draws import drawing_from
 from uptake.errors import BadInput
 
@@ -28,7 +30,10 @@ class TrainableCopy:
 
 
 class Trainable(ABC):
-    """A choice of what moves."""
+    """A choice of what is trained. Its parts of a delta are `owner`'s; those of others stay as they are."""
+
+    owner: str = WEIGHTS
+    neutral: bool = True  # a copy that has taken no step computes what the model at its start does
 
     @abstractmethod
     def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
@@ -90,6 +95,7 @@ class LoRA(Trainable):
 
     rank: int = 16
     alpha: int = 32
+    owner: str = "lora"  # two trainings under two owners stand in one delta
 
     @property
     def scale(self) -> float:
@@ -100,7 +106,7 @@ class LoRA(Trainable):
         from peft import LoraConfig, inject_adapter_in_model
 
         rest, begun = self._begin(module, start, generator)
-        private = rest.over(module, start.base)
+        private = rest.without(lambda _, part: part.order > 0).over(module, start.base)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -111,6 +117,10 @@ class LoRA(Trainable):
         # peft's layers draw from the global generator as they are made, though we set their values.
         with drawing_from(torch.Generator()):
             inject_adapter_in_model(config, private, adapter_name="uptake")
+        # What stands on a layer stands on the layer with its factors.
+        site = Overlay(private)
+        rest.without(lambda _, part: part.order == 0).put(site)
+        private = site.module
         halves: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         for name, part in begun.items():
             layer: Any = private.get_submodule(name.removesuffix(".weight"))
@@ -125,7 +135,7 @@ class LoRA(Trainable):
                 name: LowRank(_value(up), _value(down), self.scale, begun[name].transposed)
                 for name, (down, up) in halves.items()
             }
-            return Delta(start.base, rest.dense, {**rest.low_rank, **parts})
+            return rest + Delta.of(start.base, parts, self.owner)
 
         moving = {id(half) for pair in halves.values() for half in pair}
         parameters = {name: half for name, half in private.named_parameters() if id(half) in moving}
@@ -135,7 +145,7 @@ class LoRA(Trainable):
         self, module: nn.Module, start: Delta, generator: torch.Generator
     ) -> dict[str, LowRank] | None:
         rest, begun = self._begin(module, start, generator)
-        return None if rest.names else begun
+        return None if rest.parts else begun
 
     def _begin(
         self, module: nn.Module, start: Delta, generator: torch.Generator
@@ -144,13 +154,14 @@ class LoRA(Trainable):
         if self.rank < 1:
             raise BadInput(f"LoRA rank {self.rank}: use 1 or more")
         matrices = block_matrices(module)
-        # The part of the start that is not this LoRA's own stays where it is.
-        own = {
-            name: part
-            for name, part in start.low_rank.items()
-            if name in matrices and part.down.shape[0] == self.rank
-        }
-        rest = Delta(start.base, start.dense, {n: p for n, p in start.low_rank.items() if n not in own})
+        own = {n: part for n, part in start.parts_of(LowRank, self.owner).items() if n in matrices}
+        for name, part in own.items():
+            if len(part.down) != self.rank:
+                raise BadInput(
+                    f"{name} has a part of rank {len(part.down)} that is {self.owner}'s: train at that rank, "
+                    f"or give rank {self.rank} an owner of its own, lora(rank={self.rank},owner=second)"
+                )
+        rest = start.without(lambda name, _: name.owner == self.owner and name.path in own)
         begun = {}
         for name, transposed in matrices.items():
             weight = wide(module.get_parameter(name))
@@ -204,22 +215,55 @@ def block_matrices(module: nn.Module) -> dict[str, bool]:
 
 
 def _open_dense(module: nn.Module, names: list[str], start: Delta) -> TrainableCopy:
-    base = dict(module.named_parameters())
-    dense = {name: tensor for name, tensor in start.dense.items() if name not in names}
-    under = Delta(start.base, dense, {n: part for n, part in start.low_rank.items() if n not in names})
+    own = {path: part.values for path, part in start.parts_of(Dense, WEIGHTS).items() if path in names}
+    rest = start.without(lambda name, _: name.owner == WEIGHTS and name.path in own)
+    if names and any(part.holds_weights for part in rest.parts.values()):
+        raise BadInput(
+            "weights cannot be trained under a gated difference of weights: train first, then gate"
+        )
+    # What of the start is others' stays where it is, under the weights that are trained.
+    under = rest.over(module, start.base) if rest.parts else module
+    stand = dict(under.named_parameters())
     with torch.no_grad():
-        at = {
-            n: wide(base[n]) + start.difference(n) if n in start.names else wide(base[n]).clone()
-            for n in names
-        }
+        at = {n: wide(stand[n]) + own[n] if n in own else wide(stand[n]).clone() for n in names}
     parameters = {name: nn.Parameter(tensor) for name, tensor in at.items()}
-    private = skeleton(under.over(module, start.base) if under.names else module, parameters)
 
     def delta() -> Delta:
-        moved = {name: _value(parameters[name]) - wide(base[name]) for name in names}
-        return Delta(start.base, {**under.dense, **moved}, under.low_rank)
+        moved = {name: _value(parameters[name]) - wide(stand[name]) for name in names}
+        return rest + Delta.dense(start.base, moved)
 
-    return TrainableCopy(private, parameters, delta)
+    return TrainableCopy(skeleton(under, parameters), parameters, delta)
+
+
+def open_parts(module: nn.Module, parts: Mapping[str, Part], owner: str, start: Delta) -> TrainableCopy:
+    """Return a private copy that stands at `start`, ready to train one owner's parts, of any kinds.
+
+    Parts that the start has of this owner go on; `parts` says, by what they stand on, what others begin
+    with. Raises BadInput for a part that has nothing to train.
+    """
+    begun = {**Delta.of(start.base, parts, owner).parts}
+    begun |= {name: part for name, part in start.parts.items() if name in begun}
+    site = Overlay(module)
+    whole = Delta(start.base, {**start.parts, **begun})
+    found = {name: leaves for name, leaves in whole.put(site).items() if name in begun}
+    for name, leaves in found.items():
+        if not leaves:
+            raise BadInput(
+                f"{name.path!r}: nothing of a {type(begun[name]).__name__} trains as a part; use All, or LoRA"
+            )
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+    known = {id(leaf) for leaves in found.values() for leaf in leaves.values()}
+    parameters = {name: leaf for name, leaf in site.module.named_parameters() if id(leaf) in known}
+
+    def delta() -> Delta:
+        now = {
+            name: begun[name].holding({key: _value(leaf) for key, leaf in leaves.items()})
+            for name, leaves in found.items()
+        }
+        return Delta(start.base, {**start.parts, **now})
+
+    return TrainableCopy(site.module, parameters, delta)
 
 
 def _value(parameter: nn.Parameter) -> Tensor:

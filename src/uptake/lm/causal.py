@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from uptake.adaptation.delta import Delta, fingerprint, skeleton, wide
+from uptake.adaptation.delta.overlay import input_tokens_taken
 from uptake.adaptation.side_by_side import by_row
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput, Missing
@@ -49,7 +50,8 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         self.tokenizer = tokenizer
         self.name = name
         config: Any = module.config
-        self.window = _window(config, tokenizer)
+        # Parts of a delta that stand before the text, as a soft prompt, take inputs up.
+        self.window = _window(config, tokenizer) - input_tokens_taken(module)
         self.relative = _relative(config)
         first = next(module.parameters())
         self.device, self.dtype = first.device, first.dtype
@@ -98,15 +100,17 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         return found
 
     def step_with_keys(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
-        watched = self._watched  # two threads may both have made one
-        out = self._run(watched.module, ids, cache)
+        out = self._run(self._watched.module, ids, cache)
         log_probs = torch.log_softmax(wide(out.logits), -1)
-        return log_probs, wide(watched.seen()), None if cache is None else out.past_key_values
+        return (
+            log_probs,
+            wide(self._watched.seen()[:, -ids.shape[1] :]),
+            None if cache is None else out.past_key_values,
+        )
 
     def keys(self, ids: Tensor) -> Tensor:
-        watched = self._watched
-        self._run(watched.module.base_model, ids, None)  # type: ignore[arg-type]
-        return wide(watched.seen())
+        self._run(self._watched.module.base_model, ids, None)  # type: ignore[arg-type]
+        return wide(self._watched.seen()[:, -ids.shape[1] :])
 
     @cached_property
     def _watched(self) -> FeedForwardInput:

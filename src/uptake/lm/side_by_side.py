@@ -38,8 +38,8 @@ class SideBySide(Wrapper, HiddenStates):
     """
 
     def __init__(self, base: Causal, deltas: Sequence[Delta], slots: int = 0) -> None:
-        stack = Stack(base.module, sorted({name for delta in deltas for name in delta.low_rank}))
-        stack.put([delta.low_rank for delta in deltas], max(slots, FEWEST))
+        stack = Stack(base.module, sorted({name for delta in deltas for name in delta.names}))
+        stack.put([delta.parts_of(LowRank) for delta in deltas], max(slots, FEWEST))
         super().__init__(base.around(stack.module))
         self.base, self.deltas, self.slots = base, list(deltas), slots
         self.rows = len(self.deltas)
@@ -102,12 +102,12 @@ def side_by_side(lm: LM, deltas: Sequence[Delta], slots: int = 0) -> LM:
     """
     for delta in deltas:
         delta.check(lm.fingerprint)
-    parts = [delta.low_rank for delta in deltas]
+    parts = [delta.parts_of(LowRank) for delta in deltas]
     if (
         isinstance(lm, Causal)
         and (len(deltas) > 1 or slots)
         and any(parts)
-        and not any(delta.dense for delta in deltas)
+        and all(delta.kinds <= {LowRank} for delta in deltas)
         and _stands(lm, parts)
     ):
         return SideBySide(lm, deltas, slots)
@@ -169,7 +169,7 @@ def train_side_by_side(
         stack, begun, pieces, losses_of, passes_of, optimizer, transforms, optimizer_states, draws, slots
     )
     deltas = [
-        Delta(start.base, {}, {name: _still(part) for name, part in row.items()})
+        Delta.of(start.base, {name: _still(part) for name, part in row.items()}, trainable.owner)
         for start, row in zip(starts, begun, strict=True)
     ]
     return list(zip(deltas, ended, strict=True))

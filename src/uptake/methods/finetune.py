@@ -161,9 +161,8 @@ class Finetune(Method[WeightState]):
         if after is None:
             after = []
             for reading in readings:
-                pieces = self.pieces(lm, reading.passages, reading.state.passages)
                 with context.charging([reading.row], lm.device):
-                    after.append(self._learn(reading, lm, pieces, context)[0])
+                    after.append(self._learn(reading, lm, context)[0])
         adapted = {reading.row: state for reading, state in zip(readings, after, strict=True)}
         return [adapted.get(row, state) for row, state in enumerate(states)]
 
@@ -198,12 +197,13 @@ class Finetune(Method[WeightState]):
         pieces = [*self.pieces(lm, reading.passages, state.passages)]
         example = encode(lm.tokenizer, segment.context, segment.text)
         alike = [piece.example for piece in pieces] == [*rolling_windows(example, lm.window)]
-        # Dropout learns from another pass than the one that scores.
-        if len(pieces) != 1 or not alike or self.dropout or not self._affords(pieces[0], context, row):
+        # Dropout, or a part that changes something untrained, learns from another pass than scores.
+        same = self.trainable.neutral and not self.dropout and not state.delta.input_tokens
+        if len(pieces) != 1 or not alike or not same or not self._affords(pieces[0], context, row):
             (scores,), (state,) = super().read([state], lm, [segment], context.of(row))
             return scores, state
         with context.charging([row], lm.device):
-            state, own = self._learn(reading, lm, pieces, context)
+            state, own = self._learn(reading, lm, context, pieces)
         return Scores(own.double().cpu(), example.spans, len(segment.text.encode("utf8"))), state
 
     def _passages(self, state: WeightState, evidence: Evidence) -> Sequence[Passage]:
@@ -248,9 +248,12 @@ class Finetune(Method[WeightState]):
         return after
 
     def _learn(
-        self, reading: _Reading, lm: LM, pieces: Iterable[Piece], context: Context
+        self, reading: _Reading, lm: LM, context: Context, pieces: Iterable[Piece] | None = None
     ) -> tuple[WeightState, Tensor]:
-        """Return the state after a step on each piece, and what the last of these made of its targets."""
+        """Return the state after a step on each piece, and what the last of these made of its targets.
+
+        Where no pieces are given they are cut to what the copy that trains can take.
+        """
         private, opened = lm.trainable_copy(self.trainable, reading.state.delta, context.generator("moves"))
         opened.module.train(self.dropout)
         known = self.optimizer.known(opened.parameters, lm.fingerprint)
@@ -261,6 +264,8 @@ class Finetune(Method[WeightState]):
             {**reading.state.resumed(), **known},
             reading.generator(context),
         )
+        if pieces is None:
+            pieces = self.pieces(private, reading.passages, reading.state.passages)
         scores = torch.zeros(0)
         draws = context.generator("dropout", reading.evidence.query)
         with drawing_from(draws) if self.dropout else nullcontext():

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from uptake.adaptation.delta import Delta
+from uptake.adaptation.delta import Delta, Dense
 from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
@@ -81,7 +81,7 @@ class SourceCode(Learned[WeightState, Episode], Wrapping[WeightState]):
         _, opened = lm.trainable_copy(
             self.inner.trainable, Delta(lm.fingerprint), Context().generator("moves")
         )
-        if opened.delta().low_rank:
+        if opened.delta().kinds - {Dense}:
             raise BadInput("source-code trains whole weights: set inner.trainable to all or top")
         return Start({name: value.shape for name, value in opened.parameters.items()})
 
@@ -110,11 +110,11 @@ class SourceCode(Learned[WeightState, Episode], Wrapping[WeightState]):
         """Return the gradient where adaptation ends (FOMAML), or the way from there back (Reptile)."""
         start = _delta(network, lm)
         ended = self._adapted(network, lm, episode)
-        names = list(start.dense)
+        names = [name.path for name in start.parts]
         if self.outer == "reptile":
             with torch.no_grad():
                 loss = hole_loss(lm.overlay(ended), episode.hole)
-            return loss.item(), [start.dense[name] - ended.dense[name] for name in names]
+            return loss.item(), [start.difference(name) - ended.difference(name) for name in names]
         private, opened = lm.trainable_copy(self.inner.trainable, ended, Context().generator("moves"))
         loss = hole_loss(private, episode.hole)
         ends = [opened.parameters[name] for name in names]
@@ -155,7 +155,7 @@ def hole_loss(lm: LM, hole: Segment) -> Tensor:
 
 def _delta(network: nn.Module, lm: LM) -> Delta:
     assert isinstance(network, Start)
-    return Delta(lm.fingerprint, network.values())
+    return Delta.dense(lm.fingerprint, network.values())
 
 
 spec = MethodSpec(SourceCode(), Nothing())

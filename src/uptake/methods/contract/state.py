@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+from uptake.adaptation.delta.delta import Delta, PackedDelta
 from uptake.adaptation.tensors import read_tensors, write_tensors
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM
@@ -52,6 +53,8 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[name] = value.detach().contiguous().clone()
         return name
+    if isinstance(value, Delta):
+        value = value.packed()  # parts of many kinds as plain data
     if dataclasses.is_dataclass(value):
         return {
             f.name: _encode(getattr(value, f.name), f"{name}/{f.name}", tensors)
@@ -67,6 +70,8 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 def _decode(hint: Any, tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     if hint is Tensor:
         return tensors[tree]
+    if hint is Delta:
+        return Delta.unpacked(_decode(PackedDelta, tree, tensors))
     if dataclasses.is_dataclass(hint):
         hints = get_type_hints(hint)
         return hint(**{name: _decode(hints[name], part, tensors) for name, part in tree.items()})  # type: ignore[operator]
