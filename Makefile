@@ -1,18 +1,21 @@
 # Every target makes what it needs first, so that on a fresh machine `make demo` or `make test` is enough.
 # The environment is .venv. PYTHON names the interpreter it is made with; ARGS goes to the program that runs.
+# Tests are shared between JOBS processes, a file to each at a time; with ARGS one process runs them.
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest $(if $(ARGS),,--numprocesses $(JOBS) --dist loadfile)
 
 # The last act of an installation, so that one cut short is taken up again.
 PRODUCT := $(VENV)/.product-is-installed
 DEV := $(VENV)/.dev-is-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test test-slow check lint types imports docs clean
+.PHONY: help demo demo-model test test-long test-all test-slow check lint types imports docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -24,12 +27,18 @@ demo-model: $(PRODUCT) ## train the small model that comes with the repository (
 	$(BIN)/python examples/make_demo_model.py $(ARGS)
 
 test: $(DEV) ## run the tests; ARGS="tests/test_lm.py -k cache" for some
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-long: $(DEV) ## run what takes longer: whole recipes and trainings, Ray clusters, killed processes
+	$(PYTEST) -m long $(ARGS)
+
+test-all: $(DEV) ## run both
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(DEV) ## run the tests of effects, on a real base model
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-check: lint types imports docs test ## all that must pass before a change goes in
+check: lint types imports docs test-all ## all that must pass before a change goes in
 
 lint: $(DEV) ## ruff: faults and format
 	$(BIN)/ruff check .

@@ -75,7 +75,7 @@ def deltas(lm: Causal, rows: int, rank: int) -> list[Delta]:
             name: replace(part, up=torch.randn(part.up.shape, generator=generator).to(part.up) / 100)
             for name, part in begun.items()
         }
-        made.append(Delta(lm.fingerprint, {}, parts))
+        made.append(Delta.of(lm.fingerprint, parts, "lora"))
     return made
 
 

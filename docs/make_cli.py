@@ -15,8 +15,9 @@ HEAD = """# From the command line
 *This page is made by `docs/make_cli.py` from the command line itself.*
 
 Results go to standard output, everything else to standard error. The exit code is 0; 2 where what was given
-cannot be used, and one line says why and what to do; 130 after Ctrl-C. Building a store, and scoring with
-`--json FILE`, keep what was finished by then: the same command goes on from there.
+cannot be used, and one line says why and what to do; 3 where `uptake generate` answers as the base model
+because training diverged; 130 after Ctrl-C. Building a store, and scoring with `--json FILE`, keep what was
+finished by then: the same command goes on from there.
 """
 
 

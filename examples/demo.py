@@ -158,14 +158,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     prompt = arguments.prompt or (test[0].text[:300] if arguments.corpus else PROMPT)
     with console.status("reading the neighbours of one prompt"):
-        adapted, read = uptake.adapt(model, prompt, store=store, k=max(KS), settings=settings)
+        session = uptake.adapt(model, prompt, store=store, k=max(KS), settings=settings)
         sample = Sample(
             prompt,
             {
                 "base": model.generate(prompt, 48, stop=["\n\n"]),
-                "ttt-nn": adapted.generate(prompt, 48, stop=["\n\n"]),
+                "ttt-nn": session.generate(prompt, 48, stop=["\n\n"]),
             },
-            read,
+            session.neighbours,
         )
     for name, text in (
         ("before", sample.continuations["base"]),
@@ -173,8 +173,8 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         shown = Text(sample.prompt, style="dim").append(text, style="bold")
         console.print(Panel(shown, title=name, title_align="left", width=console.width))
-    nearest = " · ".join(dict.fromkeys(one.document for one in read[:4]))
-    console.print(Text(f"  read: {nearest} and {max(0, len(read) - 4)} more\n", style="dim"))
+    nearest = " · ".join(dict.fromkeys(one.document for one in session.neighbours[:4]))
+    console.print(Text(f"  read: {nearest} and {max(0, len(session.neighbours) - 4)} more\n", style="dim"))
 
     with bar("scoring held-out documents") as progress:
         task = progress.add_task("", total=len(test))

@@ -4,9 +4,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two threads in each of two processes get in each other's way, FAISS's above all. Set before any of them is
+# loaded, and handed on to the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No test is about time: on a busy machine an example may take as long as it likes.
+settings.register_profile("any time", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any time")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,5 +1,6 @@
 """Neighbours missing, not the model's, or gone: refused or masked by every method that reads them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,43 @@ def told(model: LM, text: str = TEXT) -> Tensor:
         return model.step(ids_of(model, text))[0]
 
 
+LATER = Document("d", "no cat, no dog, no fish: nothing of what was there before")
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Stores that the toy has read; nothing more is written to any of them."""
+
+    alike: Datastore  # of all documents
+    fresh: Datastore  # of what is left at the end, in other chunks
+    own: Datastore  # of one document
+    none: Datastore
+    gone: Datastore  # of one document that was taken away
+
+
+@pytest.fixture(name="stores", scope="module")
+def stores_fixture(tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    lm, here = toys.lm(dtype=torch.float64), tmp_path_factory.mktemp("stores")
+    fresh = store_of(here / "fresh", lm, [DOCUMENTS[1], LATER])
+    gone = store_of(here / "gone", lm, DOCUMENTS[:1])
+    gone.remove(["a"])
+    return Stores(
+        store_of(here / "alike", lm, DOCUMENTS),
+        read(fresh, lm, length=LENGTH + 1, fresh=True),
+        store_of(here / "own", lm, DOCUMENTS[:1]),
+        store_of(here / "none", lm, []),
+        gone,
+    )
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_a_store_made_anew_under_a_running_model_changes_nothing_for_it(name: str, tmp_path: Path) -> None:
+def test_a_store_made_anew_under_a_running_model_changes_nothing_for_it(
+    name: str, stores: Stores, tmp_path: Path
+) -> None:
     lm = toys.lm(dtype=torch.float64)
     method = reading(name, lm)
     store = store_of(tmp_path / "s", lm, DOCUMENTS)
-    alike = over(method, lm, store_of(tmp_path / "alike", lm, DOCUMENTS))
+    alike = over(method, lm, stores.alike)
     running = over(method, lm, store)
     assert torch.equal(told(running), told(alike))
     with_cache = running.start()
@@ -91,7 +123,7 @@ def test_a_store_made_anew_under_a_running_model_changes_nothing_for_it(name: st
         _, with_cache = running.step(ids_of(lm, TEXT)[:, :20], with_cache)
     other = Datastore.open(store.path)
     other.remove(["a", "c"], purge=True)
-    other.add([Document("d", "no cat, no dog, no fish: nothing of what was there before")])
+    other.add([LATER])
     read(other, lm, length=LENGTH + 1, fresh=True)
     # What was looked for before and what never was, from the start and from a cache.
     assert torch.equal(told(running), told(alike))
@@ -102,24 +134,22 @@ def test_a_store_made_anew_under_a_running_model_changes_nothing_for_it(name: st
         assert torch.allclose(rest, told(alike)[:, 20:], atol=1e-10)
     # Whoever opens it now reads what is there now, and nothing else.
     now = over(method, lm, Datastore.open(store.path))
-    left = [DOCUMENTS[1], Document("d", "no cat, no dog, no fish: nothing of what was there before")]
-    fresh = store_of(tmp_path / "fresh", lm, left)
-    read(fresh, lm, length=LENGTH + 1, fresh=True)
     if not name.endswith("random"):
-        assert torch.allclose(told(now), told(over(method, lm, fresh)), atol=1e-10)
+        assert torch.allclose(told(now), told(over(method, lm, stores.fresh)), atol=1e-10)
     assert not torch.allclose(told(now), told(running), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_where_no_neighbour_is_left_it_is_the_base_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_where_no_neighbour_is_left_it_is_the_base_bit_for_bit(name: str, stores: Stores) -> None:
     lm = toys.lm(dtype=torch.float64)
     method = reading(name, lm)
     # All there is was written by who asks; or there is nothing at all.
-    own = over(method, lm, store_of(tmp_path / "own", lm, DOCUMENTS[:1]), "a")
-    none = over(method, lm, store_of(tmp_path / "none", lm, []))
-    gone = store_of(tmp_path / "gone", lm, DOCUMENTS[:1])
-    gone.remove(["a"])
-    for model in (own, none, over(method, lm, gone)):
+    own, none, gone = (
+        over(method, lm, stores.own, "a"),
+        over(method, lm, stores.none),
+        over(method, lm, stores.gone),
+    )
+    for model in (own, none, gone):
         assert torch.equal(told(model), told(lm))
         (found,), (base,) = (one.score([Segment(TEXT, "so ")]) for one in (model, lm))
         assert torch.equal(found.log_probs, base.log_probs)

@@ -42,7 +42,7 @@ def every(chunks):
     return torch.from_numpy(chunks._view.columns.records["id"].copy())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(TEXT, max_size=5), st.integers(2, 9))
 def test_every_token_is_cut_once_and_texts_join_to_the_document(texts, length):
     encode = tokenizer()
@@ -63,7 +63,7 @@ def test_every_token_is_cut_once_and_texts_join_to_the_document(texts, length):
     assert place == len(columns.records) == len(set(columns.records["id"].tolist()))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(TEXT, min_size=1, max_size=5), st.integers(2, 9))
 def test_a_chunk_is_read_with_what_continues_it_in_its_own_document(texts, length):
     encode = tokenizer()

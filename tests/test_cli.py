@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixture, write_lines  # noqa: F401
 from uptake.evaluation.journal import Journal
@@ -145,6 +147,22 @@ def test_generate(run: Run, world: World) -> None:
     assert base.code == 0 and base.err == ""
 
 
+def test_generate_says_what_stopped_reading(run: Run, world: World) -> None:
+    asked = ("generate", "-m", world.model, "-s", world.lexical, "-k", "3", "--tokens", "5", "The pump")
+    base = run("generate", "-m", world.model, "--method", "base", "--tokens", "5", "The pump").out
+    wild = run(*asked, "--set", "learning_rate=1e20")
+    assert wild.code == 3 and wild.out == base
+    assert "ttt-nn stopped" in wild.err and "smaller learning rate" in wild.err and wild.err.count("\n") == 1
+    told = run(*asked, "--set", "learning_rate=1e20", "--json")
+    assert told.code == 3 and told.json["stopped"]["kind"] == "diverged"
+    assert told.json["stopped"]["reason"] in wild.err
+    short = run(*asked, "--max-steps", "1")
+    assert short.code == 0 and "1 of 1 steps are taken; the answer is by what was read" in short.err
+    assert run(*asked, "--max-steps", "1", "--json").json["stopped"]["kind"] == "budget"
+    whole = run(*asked, "--json")
+    assert (whole.code, whole.json["stopped"], whole.err) == (0, None, "")
+
+
 def test_generate_says_when_nothing_was_found(run: Run, world: World) -> None:
     ran = run("generate", "-m", world.model, "-s", world.lexical, "--tokens", "1", "zzz")
     assert ran.code == 0 and "this is the base model's answer" in ran.err
@@ -251,16 +269,26 @@ def test_a_journal_of_rubbish_is_begun_anew(run: Run, world: World, tmp_path: Pa
     assert ran.code == 0 and not (tmp_path / "o.json.journal").exists()
 
 
-def test_long_documents_cost_no_more_than_what_is_scored(run: Run, world: World, tmp_path: Path) -> None:
-    # Tokenized whole, either verb would run into the time that any test may take.
-    long = tmp_path / "long.jsonl"
-    with long.open("w") as file:
-        file.write('{"id": "long", "text": "' + "All the pumps of the world. " * (50_000_000 // 28) + '"}\n')
+def test_long_documents_cost_no_more_than_what_is_scored(
+    run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, real = [0], PreTrainedTokenizerBase.__call__
+
+    def counted(tokenizer: PreTrainedTokenizerBase, text: str, *more: object, **named: object) -> Any:
+        lengths.append(len(text))
+        return real(tokenizer, text, *more, **named)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", counted)
+    long = write_lines(
+        tmp_path / "long.jsonl", {"id": "long", "text": "All the pumps of the world. " * 100_000}
+    )
     asked = ("eval", "-m", world.model, "--data", long, "--method", "base", "--suffix", "80", "--json", "-")
     assert run(*asked).json["methods"]["base"]["queries"] == 1
+    assert 80 <= max(lengths) < 10_000, "what is scored and what stands before it, not the whole"
     built = run(
-        "index", "build", tmp_path / "s", long, "--retriever", "lexical", "--chunk", "1000000", "--json"
+        "index", "build", tmp_path / "s", long, "--retriever", "lexical", "--chunk", "50000", "--json"
     )
+    assert max(lengths) < 10_000
     assert built.json["documents"] == 1 and built.json["passages"] >= 50
 
 

@@ -30,6 +30,8 @@ ray = pytest.importorskip("ray", reason="a cluster needs uptake[ray]")
 import clusters  # noqa: E402
 from clusters import nodes_fixture  # noqa: E402, F401
 
+pytestmark = pytest.mark.long
+
 ROWS = 100  # of a shard
 QUERIES = ["amber birch north", "knoll larch", "oasis oasis delta", "fjord"]
 

@@ -7,10 +7,12 @@ import pytest
 
 import toys
 from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixture  # noqa: F401
+from stubs import a_second
 from test_evaluate import SMALL, sentence
 from uptake import api
 from uptake.cli.cost import duration
 from uptake.errors import BadInput
+from uptake.evaluation import cost_meter
 from uptake.evaluation.cost import Size, Span, estimate, forecast, spread, wall_clock
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
@@ -123,7 +125,9 @@ def test_a_forecast_of_reading_as_one_goes() -> None:
     assert found.size.units == 2 and found.methods[0].tokens_trained is not None
 
 
-def test_the_verb_tells_what_a_comparison_will_take(run: Run, world: World) -> None:
+def test_the_verb_tells_what_a_comparison_will_take(
+    run: Run, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     common = ("-m", world.model, "--data", world.data, "--suffix", "80", "-k", "1,2", "--queries", "2")
     ran = run("cost", *common, "-s", world.lexical)
     assert ran.code == 0 and ran.out.startswith("method")
@@ -134,13 +138,15 @@ def test_the_verb_tells_what_a_comparison_will_take(run: Run, world: World) -> N
         "ttt-nn",
     ]
     assert "6 documents: about" in ran.out and "2 measured" in ran.out
+    monkeypatch.setattr(cost_meter, "cpu_seconds", a_second)
     told = run("cost", *common, "-s", world.lexical, "--methods", "ttt-nn", "--workers", "2", "--json").json
     assert [one["method"] for one in told["methods"]] == ["base", "ttt-nn"] and told["methods"][1]["k"] == [
         1,
         2,
     ]
     assert told["size"]["units"] == 6 and told["measured"] == 2
-    assert told["methods"][1]["cpu_seconds"]["value"] > told["methods"][0]["cpu_seconds"]["value"]
+    base, ttt = (one["cpu_seconds"]["value"] for one in told["methods"])
+    assert base == 6.0 and ttt >= 4 * base, "at either k a training and a scoring, and the search"
     running = run("cost", *common, "--methods", "finetune", "--protocol", "running")
     assert running.code == 0 and "finetune" in running.out
 

@@ -73,6 +73,7 @@ def test_states_do_not_depend_on_order_and_odd_texts_pass(model):
     assert encoder.embed([]).shape == (0, 32)
 
 
+@pytest.mark.long
 def test_fingerprints_tell_encoders_apart_in_every_process(model, tmp_path):
     here = [make_encoder(f"lm:{model}", dtype=dtype).fingerprint for dtype in ("float32", "bfloat16")]
     code = "import sys; from uptake.store import make_encoder; print(make_encoder(sys.argv[1]).fingerprint)"

@@ -1,7 +1,5 @@
 """Evaluation: protocols, fairness between ways, failures, resuming, and independence of queries."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
+from stubs import a_second
 from uptake import api, methods
 from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.errors import BadInput
@@ -306,10 +305,10 @@ def test_compare_writes_down_what_was_run(store: Datastore) -> None:
 def test_adapt_gives_a_model_and_leaves_the_base_alone(store: Datastore) -> None:
     lm = toys.lm()
     before = lm.generate("the cat", 8)
-    adapted, read = api.adapt(lm, "the cat", store=store, k=3, settings=["optimizer=sgd(learning_rate=0.1)"])
-    assert len(read) == 3 and lm.generate("the cat", 8) == before
-    assert adapted.score([Segment("the cat")])[0].bits < lm.score([Segment("the cat")])[0].bits
-    assert api.adapt(lm, "x", "base")[1] == ()
+    session = api.adapt(lm, "the cat", store=store, k=3, settings=["optimizer=sgd(learning_rate=0.1)"])
+    assert len(session.neighbours) == 3 and lm.generate("the cat", 8) == before
+    assert session.score("the cat").bits < lm.score([Segment("the cat")])[0].bits
+    assert api.adapt(lm, "x", "base").neighbours == ()
     with pytest.raises(BadInput, match="there is none"):
         api.adapt(lm, "x")
 
@@ -414,11 +413,6 @@ def test_each_query_pays_for_what_it_learnt_while_it_was_scored() -> None:
 def test_random_neighbours_do_not_pay_for_a_search_they_do_not_make(
     store: Datastore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @contextmanager
-    def a_second(into: list[float]) -> Iterator[None]:
-        yield
-        into.append(1.0)
-
     monkeypatch.setattr(cost_meter, "cpu_seconds", a_second)
     rows = evaluate(toys.lm(), plan("random", "ttt-nn"), DOCUMENTS, store).rows
     # Of a batch each pays its share: one block chooses; where there is a ranking, another made it.

@@ -161,12 +161,10 @@ def test_the_verb_writes_an_adapter_and_says_what_cannot_be_one(
     assert code == 0 and "read 2 neighbours" in said
     lm = load(str(tmp_path / "model"))
     store = Datastore.open(tmp_path / "s")
-    adapted, _ = api.adapt(
-        lm, "the cat and a dog", store=store, k=2, settings=[rate, "trainable=lora(rank=2)"]
-    )
+    session = api.adapt(lm, "the cat and a dog", store=store, k=2, settings=[rate, "trainable=lora(rank=2)"])
     ids = torch.tensor([[0, 117, 105, 102, 33, 100]])
     with torch.no_grad():
-        expected = adapted.step(ids)[0]
+        expected = session.adapted.step(ids)[0]
         found = torch.log_softmax(stock("gpt2", tmp_path / "adapter")(ids).logits, -1)
     assert (found - expected).abs().max() < 1e-4
     assert run(folder="adapter")[0] == 2
@@ -174,6 +172,7 @@ def test_the_verb_writes_an_adapter_and_says_what_cannot_be_one(
         "moved in all its entries": ("--set", "trainable=all"),
         "by more than weights": ("--method", "in-context"),
         "nothing moved": ("--max-steps", "0"),
+        "nothing was learnt, and no adapter written": ("--set", "learning_rate=1e38"),
         "did you mean 'learning_rate'": ("--set", "learning_rat=1"),
     }.items():
         code, said = run(*more)

@@ -44,6 +44,7 @@ def test_a_task_is_one_projection_and_one_permutation() -> None:
     assert sorted(tasks.permutations[0].tolist()) == [0, 1, 2]
 
 
+@pytest.mark.long
 def test_few_tasks_are_memorised_and_unlimited_ones_are_learnt() -> None:
     generator = torch.Generator().manual_seed(2)
     few, unseen = (Tasks.draw(prototypes(), count, generator) for count in (16, 256))

@@ -72,6 +72,7 @@ def test_the_closed_form_is_the_best_step() -> None:
     assert found[1] == pytest.approx(loss, rel=0.02) and found[1] == min(found.values())
 
 
+@pytest.mark.long
 def test_a_trained_layer_is_the_best_step() -> None:
     gain, _ = best_step(10, 10)
     problems = linear_problems(2000, 10, 10, 10, torch.Generator().manual_seed(9))

@@ -98,14 +98,28 @@ def test_generation_is_the_adapted_models(tmp_path: Path) -> None:
     how = {"until": ["#"], "max_gen_toks": 12, "do_sample": False}
     (text,) = ours.generate_until(asked("generate_until", ("the cat", how)), disable_tqdm=True)
     settings = ["optimizer=sgd(learning_rate=2)"]
-    adapted, read = api.adapt(lm, "the cat", "ttt-nn", store=store, k=3, settings=settings)
-    assert len(read) == 3
-    assert text == adapted.generate("the cat", 12, stop=["#"])
+    session = api.adapt(lm, "the cat", "ttt-nn", store=store, k=3, settings=settings)
+    assert len(session.neighbours) == 3
+    assert text == session.generate("the cat", 12, stop=["#"])
     assert text != lm.generate("the cat", 12, stop=["#"])
     sampled = {**how, "do_sample": True, "temperature": 1.0}
     twice = asked("generate_until", ("the cat", sampled), ("the cat", sampled))
     drawn = ours.generate_until(twice, disable_tqdm=True)
     assert drawn[0] != drawn[1] and drawn == ours.generate_until(twice, disable_tqdm=True)
+
+
+def test_what_stopped_reading_is_counted_and_told(tmp_path: Path) -> None:
+    lm, store = toys.lm(), store_of(tmp_path / "s")
+    wild = UptakeLM(lm, store, k=3, set=["optimizer=sgd(learning_rate=1e38)"], leak_filter=False)
+    requests = asked("loglikelihood", ("the cat", " sat"), ("so the cat", " ran"))
+    with pytest.warns(UserWarning, match="smaller learning rate.*the base answers") as told:
+        answers = wild.loglikelihood(requests, disable_tqdm=True)
+    assert len(told) == 1 and wild.get_model_info() == {"uptake_stopped": {"diverged": 2}}
+    assert answers == UptakeLM(lm, method="base").loglikelihood(requests, disable_tqdm=True)
+    short = UptakeLM(lm, store, k=3, max_steps=1, leak_filter=False)
+    with pytest.warns(UserWarning, match="1 of 1 steps are taken.*not all that was found"):
+        short.adapted("the cat")
+    assert short.get_model_info() == {"uptake_stopped": {"budget": 1}}
 
 
 def test_rolling_windows_are_found_by_the_window_before(tmp_path: Path) -> None:
@@ -185,8 +199,10 @@ def test_what_cannot_be_run_is_refused(words: str, arguments: dict[str, Any]) ->
         UptakeLM(toys.lm(), **arguments)
 
 
-def test_the_command_line_of_the_harness_has_our_model() -> None:
-    program = "import sys, uptake.harness as h; sys.argv = ['lm_eval', 'run', '--help']; h.main()"
-    for command in (["-c", program], ["-m", "uptake.harness", "run", "--help"]):
-        told = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-        assert told.returncode == 0 and "--model_args" in told.stdout, told.stderr
+PROGRAM = "import sys, uptake.harness as h; sys.argv = ['lm_eval', 'run', '--help']; h.main()"
+
+
+@pytest.mark.parametrize("command", [["-c", PROGRAM], ["-m", "uptake.harness", "run", "--help"]])
+def test_the_command_line_of_the_harness_has_our_model(command: list[str]) -> None:
+    told = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert told.returncode == 0 and "--model_args" in told.stdout, told.stderr

@@ -376,8 +376,8 @@ def test_a_prompt_is_continued_with_a_stores_tokens(tmp_path):
     lm = toys.lm()
     store = store_for(lm, tmp_path / "s")
     settings = ["weight=constant(share=0.9)", "temperature=5", "neighbours=4"]
-    model, neighbours = api.adapt(lm, "the old ", "knn-lm", store=store, settings=settings)
-    assert not neighbours and model.generate("the old ", tokens=8) != lm.generate("the old ", tokens=8)
+    model = api.adapt(lm, "the old ", "knn-lm", store=store, settings=settings)
+    assert not model.neighbours and model.generate("the old ", tokens=8) != lm.generate("the old ", tokens=8)
     store.add([Document("new", "a text that came later")])
     with pytest.raises(BadInput, match="1 of its documents have no tokens yet"):
         api.adapt(lm, "the old ", "knn-lm", store=store)

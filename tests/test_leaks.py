@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import toys
-from test_conformance import SUBJECTS
+from test_conformance import SUBJECTS, every_subject
 from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import Context, Evidence, Method
@@ -73,9 +73,9 @@ class Peeking:
         return self.method.adapted(states, model).score(segments), states
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_letters_that_nobody_can_foretell_are_not_foretold(name: str) -> None:
-    assert spent(SUBJECTS[name], lm()) >= SEGMENT * COUNT * math.log(len(LETTERS)) - SLACK
+@every_subject
+def test_letters_that_nobody_can_foretell_are_not_foretold(method: Method[Any]) -> None:
+    assert spent(method, lm()) >= SEGMENT * COUNT * math.log(len(LETTERS)) - SLACK
 
 
 @pytest.mark.parametrize("name", ["finetune", "dynamic-evaluation"])

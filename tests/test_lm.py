@@ -103,7 +103,7 @@ def test_generation_stops_streams_and_repeats() -> None:
         lm.generate("ab", temperature=-1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.text(max_size=50), st.text(max_size=50))
 def test_any_text_is_scored_byte_for_byte(text: str, context: str) -> None:
     (scores,) = toys.lm().score([Segment(text, context)])

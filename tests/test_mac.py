@@ -304,6 +304,7 @@ def right(way: Mac, lm: LM, read: Material, asked: Material) -> int:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.long
 def test_a_trained_memory_answers_on_keys_it_never_saw(seed: int) -> None:
     lm, method = trained(seed)
     asked, others = world(KEYS[48:], 7, times=4), world(KEYS[48:], 8, times=4)

@@ -46,6 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Datastore:
     return made
 
 
+@pytest.mark.long
 def test_two_workers_give_bit_for_bit_what_one_gives(model: Causal, store: Datastore) -> None:
     alone = evaluate(model, PLAN, DOCUMENTS, store)
     shared = evaluate(model, PLAN, DOCUMENTS, store, workers=2)
@@ -55,6 +56,7 @@ def test_two_workers_give_bit_for_bit_what_one_gives(model: Causal, store: Datas
     assert shared.showcases == alone.showcases and shared.peaks.keys() == alone.peaks.keys()
 
 
+@pytest.mark.long
 def test_a_killed_workers_batch_is_done_again_and_no_worker_is_an_error(
     model: Causal, store: Datastore
 ) -> None:
@@ -73,13 +75,17 @@ def test_a_killed_workers_batch_is_done_again_and_no_worker_is_an_error(
             list(hands.share(batches))
 
 
-def test_what_a_worker_cannot_do_is_told(model: Causal, store: Datastore, tmp_path: Path) -> None:
-    nameless = Causal(toys.module(), model.tokenizer)
-    with pytest.raises(BadInput, match=r"uptake\.load"):
-        evaluate(nameless, PLAN, DOCUMENTS, store, workers=2)
+@pytest.mark.long
+def test_what_workers_cannot_load_is_told(model: Causal, store: Datastore, tmp_path: Path) -> None:
     gone = Causal(toys.module(), model.tokenizer, str(tmp_path / "no-such-model"))
     with pytest.raises((BadInput, Missing), match="no-such-model"):
         evaluate(gone, PLAN, DOCUMENTS, store, workers=2)
+
+
+def test_what_a_worker_cannot_do_is_told(model: Causal, store: Datastore) -> None:
+    nameless = Causal(toys.module(), model.tokenizer)
+    with pytest.raises(BadInput, match=r"uptake\.load"):
+        evaluate(nameless, PLAN, DOCUMENTS, store, workers=2)
     with pytest.raises(BadInput, match="one worker"):
         ways = api.method_specs(["ttt-nn"], ["reference=true"])
         evaluate(model, Plan(ways, SMALL), DOCUMENTS, store, workers=2)

@@ -34,7 +34,7 @@ def searched(table, rows, queries, k, **how):
     return merge(*stacked, k, 1.0)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     pieces=some.lists(some.integers(1, 20), min_size=1, max_size=5),
     gone=some.sets(some.integers(0, 60)),

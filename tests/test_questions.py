@@ -130,7 +130,7 @@ def test_our_own_lines(tmp_path: Path) -> None:
         ("q.jsonl", b"", "it is empty"),
         ("q.json", b"{}", "no question"),
         ("q.jsonl", b"{broken\n", "broken JSON"),
-        ("q.json.gz", gzip.compress(b'{"question": "x", "answers": ["y"]}')[:-9], "truncated"),
+        ("q.json.gz", gzip.compress(b'{"question": "x", "answers": ["y"]}', mtime=0)[:-9], "truncated"),
         ("q.jsonl.xz", b"nonsense", "damaged"),
     ],
 )

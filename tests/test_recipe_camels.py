@@ -37,6 +37,7 @@ def test_names_of_one_split_never_occur_in_another_and_documents_tell_what_is_as
         assert told == question.answers[0]
 
 
+@pytest.mark.long
 def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -> None:
     small = "--tiny --larger --episodes 1 --valid 3 --test 4 --long 5 --seeds 2 --factors 0.5 1 --most-kl 100"
     places = {"work": tmp_path / "work", "out": tmp_path / "out.json", "plots": tmp_path}
@@ -126,6 +127,7 @@ def squad(articles: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path: Path, capsys: Any) -> None:
     lm = toys.lm(window=256)
     recipe.common.save(lm.module, lm.tokenizer, tmp_path / "model")

@@ -15,6 +15,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield from recipe_modules.imported("mac", monkeypatch)
 
 
+@pytest.mark.long
 def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -> None:
     common = recipe.common
     tokenizer = common.toy_tokenizer(recipe.Names.syllables())

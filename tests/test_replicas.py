@@ -50,6 +50,7 @@ def store(tmp_path):
     return made
 
 
+@pytest.mark.long
 def test_replicas_take_turns_and_stand_in(nodes, store, monkeypatch):
     monkeypatch.setattr(replicas_module, "Shard", Gated)
     nodes.have(2)
@@ -82,6 +83,7 @@ def test_replicas_take_turns_and_stand_in(nodes, store, monkeypatch):
         same(reader.search(QUERIES, 5), expected)
 
 
+@pytest.mark.long
 def test_a_late_replica_is_not_waited_for(nodes, store, monkeypatch):
     monkeypatch.setattr(replicas_module, "Shard", Gated)
     nodes.have(2)
@@ -112,6 +114,7 @@ def test_hedging_wants_a_second_replica_and_a_share(settings):
         Cluster(**settings)
 
 
+@pytest.mark.long
 def test_readers_see_one_version_while_others_write(nodes, store):
     """Two search on and on while a third adds and removes: each answer is that of its version, whole."""
     nodes.have(2)
@@ -155,6 +158,7 @@ def test_readers_see_one_version_while_others_write(nodes, store):
             same(found, expected[k])
 
 
+@pytest.mark.long
 def test_the_status_tells_all(nodes, store):
     nodes.have(2)
     reader = opened(store, nodes, rows=60)
@@ -175,6 +179,7 @@ def test_the_status_tells_all(nodes, store):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("prometheus_client"), reason="metrics need ray[default]")
+@pytest.mark.long
 def test_metrics_are_on_rays_page(nodes, store):
     nodes.have(2)
     reader = opened(store, nodes, rows=60)

@@ -168,7 +168,7 @@ ROWS = st.builds(
 
 
 @given(st.lists(ROWS, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_rows_make_strict_json_and_come_back(tmp_path_factory, few_resamples, rows):
     path = tmp_path_factory.getbasetemp() / "any.json"
     report.write_json(Results(SCORED, EMPTY, tuple(rows)), path)

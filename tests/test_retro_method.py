@@ -125,6 +125,7 @@ def test_a_fresh_network_finds_words_in_hidden_states_that_a_few_dimensions_fill
     assert loss(1.0, 0.1) < loss(0.0, 0.1) - 0.06
 
 
+@pytest.mark.long
 def test_it_learns_to_copy_from_the_right_neighbours_and_from_no_others() -> None:
     taught, held = documents(256, "t"), documents(16, "v", seed=1)
     copies = [Document("copy of " + document.id, document.text) for document in (*taught, *held)]

@@ -41,6 +41,7 @@ def world(count: int, seed: int) -> tuple[list[Document], list[Question]]:
     return documents, [Question(name, name, (value,)) for name, value in means.items()]
 
 
+@pytest.mark.long
 def test_answers_come_from_the_right_text_and_from_no_other() -> None:
     (taught, asked), (held, unseen) = world(320, 0), world(40, 1)
     view = listed([*taught, *held], toys.lm().tokenizer, 6)

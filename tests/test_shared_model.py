@@ -40,7 +40,7 @@ def test_bits_per_byte_is_that_of_a_plain_forward_pass(model: Causal, peps: Path
 
 def test_reading_its_own_continuation_makes_a_text_likelier(model: Causal, peps: Path) -> None:
     document = next(uptake.read(peps / "test.jsonl.xz"))
-    lm, _ = uptake.adapt(model, "x", "base")
+    lm = uptake.adapt(model, "x", "base").adapted
     assert lm.generate("def ", 8) == model.generate("def ", 8)
     from uptake.adaptation.optimizers import AdamW
     from uptake.methods.contract.method import Context, Evidence

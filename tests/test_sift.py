@@ -36,7 +36,7 @@ def check(points: NDArray, query: NDArray, chosen: Sequence[int], noise: float, 
         assert after[best] <= lowest + 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 30),

@@ -93,7 +93,7 @@ def test_a_changed_document_replaces_its_old_passages(tmp_path):
     assert set(store._table.ids.tolist()) == expected and store.verify() == []
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     metric=some.sampled_from(["cosine", "ip", "l2"]),
     steps=some.lists(

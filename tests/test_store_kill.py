@@ -12,8 +12,9 @@ from uptake.store import Datastore
 
 KILLS = 4
 
+pytestmark = pytest.mark.long
 
-@pytest.mark.timeout(120)
+
 def test_killed_writers_lose_nothing(tmp_path):
     store, random = tmp_path / "s", np.random.default_rng()
     generations = [0]
@@ -33,7 +34,6 @@ def test_killed_writers_lose_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-@pytest.mark.timeout(120)
 def test_a_killed_build_is_finished_by_the_same_command(tmp_path):
     store, random = tmp_path / "s", np.random.default_rng()
     command = {"do": "build", "path": store, "generation": 0}

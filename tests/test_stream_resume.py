@@ -143,6 +143,7 @@ here.stream(here.Path({path!r}), progress=lambda done, total, name: print(done, 
 """
 
 
+@pytest.mark.long
 def test_killed_it_goes_on(tmp_path: Path, whole: Results) -> None:
     path = tmp_path / "journal"
     program = PROGRAM.format(tests=str(Path(__file__).parent), path=str(path))

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from uptake.evaluation.protocols.whole import Whole as Whole
     from uptake.evaluation.run import read_json as read_json
     from uptake.lm.causal import load as load
+    from uptake.methods.contract.spending import Budget as Budget
     from uptake.report.page import write_page as write_page
     from uptake.report.summary import summary as summary
     from uptake.report.summary import table as table
     from uptake.report.summary import write_json as write_json
+    from uptake.session import Session as Session
     from uptake.store.datastore import Datastore as Datastore
     from uptake.tasks.asking import Asking as Asking
     from uptake.tasks.questions import Question as Question
@@ -53,6 +55,8 @@ _WHERE = {
     "summary": "report.summary",
     "table": "report.summary",
     "write_json": "report.summary",
+    "Session": "session",
+    "Budget": "methods.contract.spending",
     "Datastore": "store.datastore",
     "Asking": "tasks.asking",
     "Question": "tasks.questions",

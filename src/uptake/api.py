@@ -6,8 +6,6 @@ The command line is a thin skin over this file.
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from uptake.errors import BadInput
 from uptake.evaluation.engine import Progress
 from uptake.evaluation.inputs import Inputs
@@ -15,19 +13,19 @@ from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
 from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.evaluation.protocols.stream import Stream, in_stream
-from uptake.evaluation.queries import neighbours
 from uptake.evaluation.run import run
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
+from uptake.methods.contract.method import MethodSpec
 from uptake.methods.contract.naming import method_specs as method_specs
 from uptake.methods.contract.spending import Budget
-from uptake.report.results import Neighbour, Results
+from uptake.report.results import Results
+from uptake.session import Session
 from uptake.store.datastore import Datastore
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.overlap import LeakFilter
-from uptake.text.types import Chunking, Document, Found, stable_hash
+from uptake.text.types import Chunking, Document
 
 DEFAULT_METHODS = ("base", "random", "in-context", "ttt-nn")
 
@@ -134,7 +132,7 @@ def stream(
 def adapt(
     model: LM,
     prompt: str,
-    name: str = "ttt-nn",
+    name: str | MethodSpec = "ttt-nn",
     *,
     store: Datastore | None = None,
     k: int = 20,
@@ -142,43 +140,22 @@ def adapt(
     seed: int = 0,
     budget: Budget | None = None,
     leak: LeakFilter | None = None,
-) -> tuple[LM, tuple[Neighbour, ...]]:
-    """Return the model as it is after taking up what the store holds near `prompt`, and what it read.
+    continues: bool = False,
+) -> Session:
+    """Return a session that has read what the store holds near `prompt` and answers from it.
 
-    The model given is untouched.
+    The model given is untouched. Where the session is to read more, it `continues`: see Session.
     """
-    spec = method_specs([name], settings)[name]
-    state, found = take_up(model, prompt, spec, store=store, k=k, seed=seed, budget=budget, leak=leak)
-    return spec.method.adapted([state], model), neighbours(found)
-
-
-def take_up(
-    model: LM,
-    prompt: str,
-    spec: MethodSpec,
-    *,
-    store: Datastore | None = None,
-    k: int = 20,
-    seed: int = 0,
-    budget: Budget | None = None,
-    leak: LeakFilter | None = None,
-    whole_text: str = "",
-) -> tuple[State, Found]:
-    """Return the state of a way after taking up what is found near `prompt`, and what was found.
-
-    `leak` is off where none is given; it weighs what is found against `whole_text`, or the prompt.
-    """
-    if k < 0:
-        raise BadInput(f"k = {k}: ask for 0 or more neighbours")
-    found = Found()
-    source = None
-    if spec.searches and k > 0:
-        if store is None:
-            raise BadInput(f"selection {spec.select.name!r} looks in a store and there is none: give one")
-        # A prompt is no evaluated document: the passage that holds it is what a person wants found.
-        source = store.source(prompt, whole_text=whole_text, leak=leak or LeakFilter.off())
-        found = spec.select.choose(source, k, np.random.default_rng(stable_hash(str(seed), "choose", prompt)))
-    context = Context(seed, budget or Budget(), continues=False)
-    evidence = [Evidence(found, prompt, source)]
-    (state,) = spec.method.adapt([spec.method.init(model)], model, evidence, context)
-    return state, found
+    session = Session(
+        model,
+        name,
+        settings=settings,
+        store=store,
+        k=k,
+        seed=seed,
+        budget=budget,
+        leak=leak,
+        continues=continues,
+    )
+    session.adapt(prompt)
+    return session

@@ -8,6 +8,7 @@ context alone, never with what is scored; the adapted model answers that request
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from uptake.lm import causal
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, of_target, rolling_windows
-from uptake.methods.contract.spending import Budget
+from uptake.methods.contract.spending import Budget, Stop
+from uptake.session import Session
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import LeakFilter
 
@@ -80,6 +82,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
             store = Datastore.open(store, encoder=encoder, device=device)
         self.store, self.k, self.seed = store, k, seed
         self.budget = Budget(max_tokens, max_steps)
+        self.stopped: Counter[str] = Counter()  # requests whose reading ended early, by why
         self.leak = LeakFilter() if leak_filter else LeakFilter.off()
         self.base = pretrained if isinstance(pretrained, Causal) else causal.load(pretrained, device, dtype)
         self.tokenizer = self.base.tokenizer.inner
@@ -161,18 +164,31 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         """Return the model after taking up what is found with `context`; the base where there is none."""
         if not self.way.method.reads or not context.strip():
             return self.base
-        state, _ = api.take_up(
+        session = Session(
             self.base,
-            context,
             self.way,
             store=self.store,
             k=self.k,
             seed=self.seed,
             budget=self.budget,
             leak=self.leak,
-            whole_text=whole_text,
+            continues=False,
         )
-        return self.way.method.adapted([state], self.base)
+        session.adapt(context, whole_text=whole_text)
+        if session.stopped:
+            self._note(session.stopped)
+        return session.adapted
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what the harness writes beside its results: what ended readings early, and how many."""
+        return {"uptake_stopped": dict(self.stopped)}
+
+    def _note(self, stopped: Stop) -> None:
+        """Count what ended a reading early, and warn of the first of each kind."""
+        self.stopped[stopped.kind] += 1
+        if self.stopped[stopped.kind] == 1:
+            whose = "the base answers" if stopped.kind == "diverged" else "not all that was found was read"
+            warnings.warn(f"{stopped}; for that request {whose} (further ones are counted)", stacklevel=2)
 
     def _windows(self, text: str) -> Iterator[tuple[LM, list[int], list[int]]]:
         """Yield a text's windows, as the harness cuts them: who scores it, the tokens before, its tokens."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from uptake.cli import inputs, options, screen
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Diverged
 
 EXAMPLES = options.examples(
     'uptake adapt -m gpt2 -s notes.store --set "trainable=lora(rank=8)" "The pump is reset" adapter/',
@@ -34,7 +34,8 @@ def adapt(
 ) -> None:
     """Read a prompt's neighbours and write what the model learnt as a peft LoRA adapter.
 
-    Low-rank parts are moved unless `--set moves=...` says otherwise; an adapter can hold no others.
+    Low-rank parts are moved unless `--set trainable=...` says otherwise; an adapter can hold no others.
+    Nothing is written where training diverges.
     """
     prompt = inputs.given_text(prompt)
     with screen.status("starting"):
@@ -60,7 +61,12 @@ def adapt(
         base = causal.load(model, device, dtype)
     with screen.status("reading neighbours"):
         budget = Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds)
-        state, found = api.take_up(base, prompt, spec, store=opened, k=k, seed=seed, budget=budget)
-        delta = moved_alone(state, spec.method.adapted([state], base))
+        session = api.adapt(base, prompt, spec, store=opened, k=k, seed=seed, budget=budget)
+        stopped = session.stopped
+        if stopped and stopped.kind == "diverged":
+            raise Diverged(f"{stopped}; nothing was learnt, and no adapter written")
+        delta = moved_alone(session.state, session.adapted)
         written = export_peft(delta, base, folder)
-    screen.note(f"read {len(found.passages)} neighbours and wrote a LoRA adapter to {written}")
+    if stopped:
+        screen.note(f"{method} stopped: {stopped}; the adapter holds what was learnt until then")
+    screen.note(f"read {len(session.neighbours)} neighbours and wrote a LoRA adapter to {written}")

@@ -15,6 +15,7 @@ EXAMPLES = options.examples(
     "uptake generate -m gpt2 -s notes.store --neighbours - < prompt.txt",
 )
 WRITING = "What is written"
+DIVERGED = 3  # exit code where the answer is the base's because reading diverged
 
 
 def generate(
@@ -47,14 +48,21 @@ def generate(
         options.option(options.OUTPUT, "", "Show on standard error what was read.", "--neighbours"),
     ] = False,
     as_json: Annotated[
-        bool, options.option(options.OUTPUT, "", "Print prompt, text and neighbours as JSON.", "--json")
+        bool,
+        options.option(
+            options.OUTPUT, "", "Print prompt, text, neighbours and what stopped reading as JSON.", "--json"
+        ),
     ] = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Continue a prompt with the model as it is after reading the prompt's neighbours."""
+    """Continue a prompt with the model as it is after reading the prompt's neighbours.
+
+    Where training diverges the base model's answer is printed, a line on standard error says why, and the
+    exit code is 3.
+    """
     prompt = inputs.given_text(prompt)
     with screen.status("starting"):
         from uptake import api
@@ -83,29 +91,41 @@ def generate(
     with screen.status("loading the model"):
         base = causal.load(model, device, dtype)
     with screen.status("reading neighbours"):
-        lm, read = api.adapt(
+        session = api.adapt(
             base,
             prompt,
-            method,
+            spec,
             store=opened,
             k=k,
-            settings=settings or (),
             seed=seed,
             budget=Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds),
         )
+    read, stopped = session.neighbours, session.stopped
+    diverged = stopped is not None and stopped.kind == "diverged"
     if reads and not read:
         screen.note("the store holds no neighbour of this prompt: this is the base model's answer")
+    if stopped:
+        kept = "this is the base model's answer" if diverged else "the answer is by what was read until then"
+        screen.note(f"{method} stopped: {stopped}; {kept}")
     if show_neighbours:
         for neighbour in read:
             where = screen.one_line(f"{neighbour.document}@{neighbour.start}")
             screen.note(f"{neighbour.score:.3f}  {where}  {screen.one_line(neighbour.text, 80)}")
     if as_json:
-        text = lm.generate(prompt, tokens, temperature, seed, stop or ())
-        told = {"prompt": prompt, "text": text, "method": method, "neighbours": plain(read)}
+        text = session.generate(prompt, tokens, temperature, seed, stop or ())
+        told = {
+            "prompt": prompt,
+            "text": text,
+            "method": method,
+            "stopped": plain(stopped),
+            "neighbours": plain(read),
+        }
         typer.echo(json.dumps(told, indent=1))
-        return
-    typer.echo(prompt, nl=False)
-    for piece in lm.stream(prompt, tokens, temperature, seed, stop or ()):
-        typer.echo(piece, nl=False)
-        sys.stdout.flush()
-    typer.echo()
+    else:
+        typer.echo(prompt, nl=False)
+        for piece in session.stream(prompt, tokens, temperature, seed, stop or ()):
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
+        typer.echo()
+    if diverged:
+        raise typer.Exit(DIVERGED)

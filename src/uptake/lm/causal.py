@@ -100,17 +100,16 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         return found
 
     def step_with_keys(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
-        out = self._run(self._watched.module, ids, cache)
+        watched = self._watched  # two threads may both have made one
+        out = self._run(watched.module, ids, cache)
         log_probs = torch.log_softmax(wide(out.logits), -1)
-        return (
-            log_probs,
-            wide(self._watched.seen()[:, -ids.shape[1] :]),
-            None if cache is None else out.past_key_values,
-        )
+        keys = wide(watched.seen()[:, -ids.shape[1] :])
+        return log_probs, keys, None if cache is None else out.past_key_values
 
     def keys(self, ids: Tensor) -> Tensor:
-        self._run(self._watched.module.base_model, ids, None)  # type: ignore[arg-type]
-        return wide(self._watched.seen()[:, -ids.shape[1] :])
+        watched = self._watched
+        self._run(watched.module.base_model, ids, None)  # type: ignore[arg-type]
+        return wide(watched.seen()[:, -ids.shape[1] :])
 
     @cached_property
     def _watched(self) -> FeedForwardInput:
