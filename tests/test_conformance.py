@@ -1,82 +1,90 @@
-"""Every method found and three toys, each once, under every law."""
+"""Every method that has a name, several at once, and toys, under every law."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import conformance
 import toy_methods
 import toys
+from conformance import Subject
 from uptake import methods
-from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.optimizers import RMS, AdamW
 from uptake.adaptation.trainable import LoRA, Top
 from uptake.lm.causal import Causal
-from uptake.methods.contract.method import Method
 from uptake.methods.finetune import Finetune
+from uptake.methods.in_context import InContext
+from uptake.text.select import Nearest
+
+COMBINED = (
+    "ttt-nn+in-context", "ttt-nn+knn-lm", "ttt-nn+retro", "random+in-context+knn-lm", "in-context+retomaton",
+    "dynamic-evaluation+knn-lm", "source-code+in-context",
+)  # fmt: skip
 
 
-def subject(name: str) -> Method[Any]:
-    """Return a method's `example()` with what else its name stands for, such as how passages are drawn."""
-    method = methods.find(name).method
-    plain, example = type(method)(), type(method).example()
-    own = {
-        field.name: getattr(method, field.name)
-        for field in fields(method)
-        if getattr(method, field.name) != getattr(plain, field.name) == getattr(example, field.name)
+def subjects() -> dict[str, Subject]:
+    """Return every subject by a name, none that does what another does."""
+    named = {name: Subject(conformance.example(methods.find(name))) for name in (*methods.names(), *COMBINED)}
+    found: dict[str, Subject] = {}
+    told: set[str] = set()
+    for name, subject in named.items():
+        # Reading bare texts, methods that differ in their selection alone are one.
+        if repr(subject.method) not in told:
+            told.add(repr(subject.method))
+            found[name] = subject
+        # What the nearest passages give is what bare texts give.
+        if subject.spec.searches and subject.spec.select != Nearest():
+            found[f"{name} from a store"] = replace(subject, stored=True)
+    anew = replace(methods.find("in-context"), method=InContext(refresh=4))
+    rms = RMS(learning_rate=0.1, decay=0.1, statistics="even")
+    dynamic = named["dynamic-evaluation"].method
+    return found | {
+        "in-context found anew": Subject(anew, stored=True),
+        "dynamic-evaluation rms": Subject.of(replace(dynamic, optimizer=rms)),
+        "toy memory": Subject.of(toy_methods.Memory.example()),
+        "toy weights": Subject.of(toy_methods.Weights.example()),
+        "toy router": Subject.of(toy_methods.Router.example()),
+        "finetune lora": Subject.of(
+            replace(Finetune.example(), trainable=LoRA(rank=4), optimizer=AdamW(1e-2))
+        ),
+        "finetune top": Subject.of(replace(Finetune.example(), trainable=Top(1))),
+        "finetune dropout": Subject.of(replace(Finetune.example(), dropout=True)),
     }
-    return replace(example, **own)
 
 
-SUBJECTS: dict[str, Method[Any]] = {name: subject(name) for name in methods.names()}
-SUBJECTS |= {
-    "toy memory": toy_methods.Memory.example(),
-    "toy weights": toy_methods.Weights.example(),
-    "toy router": toy_methods.Router.example(),
-    "finetune lora": replace(Finetune.example(), trainable=LoRA(rank=4), optimizer=AdamW(1e-2)),
-    "finetune top": replace(Finetune.example(), trainable=Top(1)),
-    "finetune dropout": replace(Finetune.example(), dropout=True),
-}
-
-
-def apart(subjects: dict[str, Method[Any]]) -> dict[str, Method[Any]]:
-    """Return each method once, under all its names: what differs in passages alone obeys the same laws."""
-    names: list[tuple[Method[Any], list[str]]] = []
-    for name, method in subjects.items():
-        known = next((told for same, told in names if same == method), None)
-        if known is None:
-            names.append((method, [name]))
-        else:
-            known.append(name)
-    return {"=".join(told): method for method, told in names}
-
-
-APART = apart(SUBJECTS)
-every_subject = pytest.mark.parametrize("method", APART.values(), ids=APART)
+SUBJECTS = subjects()
 
 
 @cache
-def other(shape: str = "llama") -> Causal:
-    """Return a base that no state belongs to; nothing is ever read with it."""
-    return toys.lm(shape, seed=1)
+def lm(shape: str, seed: int = 0) -> Causal:
+    """The laws hold that nothing changes it, so all share it."""
+    return toys.lm(shape, seed=seed)
 
 
 @pytest.mark.parametrize("law", conformance.LAWS.values(), ids=lambda law: law.__name__[4:])
-@every_subject
-def test_law(law: conformance.Law, method: Method[Any], tmp_path: Path) -> None:
-    law(method, toys.lm("llama"), other(), tmp_path)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_law(law: conformance.Law, name: str, tmp_path: Path) -> None:
+    law(SUBJECTS[name], lm("llama"), lm("llama", seed=1), tmp_path)
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "neox"])
 @pytest.mark.parametrize("law", conformance.LAWS.values(), ids=lambda law: law.__name__[4:])
 def test_law_on_other_shapes(law: conformance.Law, shape: str, tmp_path: Path) -> None:
-    for name in ("ttt-nn", "in-context", "finetune lora"):
-        law(SUBJECTS[name], toys.lm(shape), other(shape), tmp_path)
+    for name in ("finetune", "in-context", "ttt-nn+knn-lm", "finetune lora"):
+        (tmp_path / name).mkdir()
+        law(SUBJECTS[name], lm(shape), lm(shape, seed=1), tmp_path / name)
 
 
-def test_every_method_file_is_a_way() -> None:
+def test_every_name_meets_the_laws_by_itself_or_as_one_that_does_the_same() -> None:
+    met = {repr(subject.method) for subject in SUBJECTS.values()}
     for name in methods.names():
-        assert methods.find(name).method is not None
+        assert repr(conformance.example(methods.find(name)).method) in met
         assert len(methods.summary(name)) > 20
+    for name, setting in (
+        ("retomaton from a store", "pointers=16"),
+        ("knn-lm-random from a store", "draw='random'"),
+        ("retro-random from a store", "draw='random'"),
+    ):
+        assert setting in repr(SUBJECTS[name].method) and SUBJECTS[name].stored

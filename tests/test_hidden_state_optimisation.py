@@ -143,7 +143,9 @@ def test_where_positions_end_the_slots_go_back_to_the_beginning_with_what_was_ad
     assert state.position == 24
     (after,) = method.adapt([state], lm, [Evidence.of(TEXT[24:32])], Context())
     assert after.position == 16 and len(after.tokens) == 17
-    plain = conformance.read(replace(method, optimizer=AdamW(0.0, weight_decay=0.0)), lm, TEXT[15:32])
+    plain = conformance.read(
+        conformance.Subject.of(replace(method, optimizer=AdamW(0.0, weight_decay=0.0))), lm, TEXT[15:32]
+    )
     for name in after.slots:
         fresh = after.slots[name] - after.memory[f"{name}|shift"]
         assert plain.slots.keys() == after.slots.keys() and fresh.shape == plain.slots[name].shape

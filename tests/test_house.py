@@ -171,4 +171,4 @@ def test_the_method_in_contributing_keeps_the_laws(shape: str, tmp_path: Path) -
     method = type(written_method(tmp_path).spec.method).example()
     for name, law in conformance.LAWS.items():
         (tmp_path / name).mkdir()
-        law(method, toys.lm(shape), toys.lm(shape, seed=1), tmp_path / name)
+        law(conformance.Subject.of(method), toys.lm(shape), toys.lm(shape, seed=1), tmp_path / name)

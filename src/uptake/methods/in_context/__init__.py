@@ -1,7 +1,7 @@
 """The nearest passages before the prompt, as many as the window holds; no weight moves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from uptake.errors import BadInput
@@ -20,6 +20,7 @@ class Before(State):
     tokens: tuple[int, ...] = ()
     source: Source | None = None
     query: str = ""  # what was looked for first
+    forgotten: tuple[int, ...] = ()  # passages that are not to be found again
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,18 @@ class InContext(BesideWeights[Before]):
                     tokens=tuple(tokens),
                     source=source,
                     query=found.query,
+                    forgotten=tuple(sorted({*state.forgotten} - {passage.id for passage in found.passages})),
                 )
             )
         return after
+
+    def forget(self, state: Before, lm: LM, ids: Sequence[int], context: Context | None = None) -> Before:
+        left = super().forget(state, lm, ids, context)
+        if state.source is None or not left.history:
+            return left
+        # Reading again knows no store: the place to look in stays, without what is forgotten.
+        forgotten = tuple(sorted({*state.forgotten, *ids}))
+        return replace(left, source=state.source, query=state.query, forgotten=forgotten)
 
     def around(self, states: Sequence[Before], lm: LM, base: LM) -> LM:
         same_base(states, base)
@@ -93,7 +103,9 @@ class InContext(BesideWeights[Before]):
 
         def find(text: str) -> list[int]:
             assert source is not None
-            return self._tokens(lm, source.again(text[-self.recent :]).search(read).passages, room)
+            found = source.again(text[-self.recent :]).search(read + len(state.forgotten)).passages
+            left = [passage for passage in found if passage.id not in state.forgotten]
+            return self._tokens(lm, left[:read], room)
 
         known = 1 + len(lm.tokenizer.encode(state.query)[0])
         return Fresh(list(state.tokens), known, room, None if source is None else find)
