@@ -90,6 +90,7 @@ class Outcome:
     rows: list[Row] = field(default_factory=list)
     showcases: list[Any] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
+    gpu_peaks: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Kept:
 
     units: dict[int, UnitKept] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
+    gpu_peaks: dict[str, int] = field(default_factory=dict)
 
     def add(self, part: Part) -> None:
         """Add a part."""
@@ -123,8 +125,9 @@ class Kept:
             if part.kept:
                 unit.finished = part.finished
                 unit.resume = Resume(part.saved, part.data) if part.saved else None
-        for name, peak in part.peaks.items():
-            self.peaks[name] = max(self.peaks.get(name, 0), peak)
+        for mine, theirs in ((self.peaks, part.peaks), (self.gpu_peaks, part.gpu_peaks)):
+            for name, peak in theirs.items():
+                mine[name] = max(mine.get(name, 0), peak)
 
     def finished(self, place: int) -> bool:
         """Whether nothing is left to do of a unit."""
@@ -146,6 +149,7 @@ class Kept:
             [row for unit in units for row in unit.rows],
             [showcase for unit in units for showcase in unit.showcases],
             self.peaks,
+            self.gpu_peaks,
         )
 
 
@@ -214,6 +218,7 @@ class Journal:
             "rows": {place: [tagged(row) for row in rows] for place, rows in part.rows.items()},
             "showcases": {place: plain(some) for place, some in part.showcases.items()},
             "peaks": part.peaks,
+            "gpu_peaks": part.gpu_peaks,
             "done": part.done,
             "finished": part.finished,
             "first": part.first,
@@ -243,6 +248,7 @@ def _read(record: Any, report: ReportKind) -> Part:
         rows=each("rows", report.read_row),
         showcases=each("showcases", report.read_showcase),
         peaks=dict(typed(Mapping[str, int], record["peaks"], "peaks")),
+        gpu_peaks=dict(typed(Mapping[str, int], record["gpu_peaks"], "gpu_peaks")),
         done=int(record["done"]),
         finished=bool(record["finished"]),
         first=bool(record["first"]),

@@ -1,10 +1,12 @@
-"""The most memory a stretch of work held, on Linux exactly, elsewhere since the process began."""
+"""The most memory a stretch of work held: exactly on Linux and on a GPU, else since the process began."""
 
 import contextlib
 import ctypes
 import resource
 import sys
 from pathlib import Path
+
+import torch
 
 
 def reset_peak() -> None:
@@ -28,3 +30,14 @@ def peak_bytes() -> int:
         pass
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def reset_gpu_peak(device: torch.device) -> None:
+    """Let the next `gpu_peak_bytes` speak of what happens from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def gpu_peak_bytes(device: torch.device) -> int:
+    """Return the most bytes that tensors held on a GPU since the last reset; 0 for another device."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0

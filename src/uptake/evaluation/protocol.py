@@ -65,6 +65,7 @@ class Part:
     rows: dict[int, list[Row]] = field(default_factory=dict)  # by place
     showcases: dict[int, list[Any]] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)  # most bytes each method held
+    gpu_peaks: dict[str, int] = field(default_factory=dict)  # on a GPU, where there is one
     done: int = 0  # steps of the batch that are done by now
     label: str | None = None  # what was or is next done, for people; None: nothing to tell
     kept: bool = True

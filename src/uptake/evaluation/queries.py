@@ -172,19 +172,19 @@ class QueryProtocol(Protocol):
                 for some, one in zip(found, asked, strict=True)
             ]
             context.continues = spec.segment is not None or (method.cumulative and k < last)
-            score: list[float] = []
+            score, gpu = list[float](), list[float]()
             # Methods charge each row its own work; what they do for all at once is shared.
             with context.charging(range(count), lm.device):
                 states = method.adapt(states, lm, evidence, context)
             train = [context.ledger(row).cpu_seconds for row in range(count)]
             # Several k from one pass: what k neighbours taught is where the next few begin.
             start = k
-            with runner.meter.seconds(score):
+            with runner.meter.seconds(score, gpu):
                 scores = spec.score(states, lm, segments, context)
             for i, one in enumerate(asked):
                 # A reading that was given up counts at the base's score, as every failure does.
                 one.scores[name] = one.base[0] if context.ledger(i).failed else scores[i]
-                costs = (searching[i] + choose[0] / count, train[i], score[0] / count)
+                costs = (searching[i] + choose[0] / count, train[i], score[0] / count, gpu[0] / count)
                 rows[i].append(_row(one, name, k, found[i].part(0, k), context, i, costs))
         if method.sequential:
             runner.carried[name] = method.next_state(states[-1], lm)
@@ -242,10 +242,16 @@ def _evidence(one: Asked, found: Found, support: bool) -> Evidence:
 
 
 def _row(
-    one: Asked, name: str, k: int, found: Found, context: Context, i: int, costs: tuple[float, float, float]
+    one: Asked,
+    name: str,
+    k: int,
+    found: Found,
+    context: Context,
+    i: int,
+    costs: Sequence[float],
 ) -> Scored:
     ledger = context.ledger(i)
-    retrieve, train, score = costs
+    retrieve, train, score, gpu = costs
     return replace(
         one.row(name, k, [one.scores[name]]),
         failed=ledger.failed,
@@ -260,6 +266,7 @@ def _row(
         retrieve_seconds=retrieve,
         train_seconds=train,
         score_seconds=score,
+        gpu_seconds=ledger.gpu_seconds + gpu,
     )
 
 

@@ -40,7 +40,7 @@ def run(
     outcome = evaluate(model, plan, inputs, store, kept, progress, workers, ray)
     results = Results(
         plan.protocol.report,
-        replace(header, peak_rss_bytes=outcome.peaks),
+        replace(header, peak_rss_bytes=outcome.peaks, peak_gpu_bytes=outcome.gpu_peaks),
         tuple(outcome.rows),
         tuple(outcome.showcases),
     )

@@ -35,6 +35,7 @@ class Runner:
     meter: CostMeter = field(default_factory=CostMeter)
 
     def __post_init__(self) -> None:
+        self.meter.device = self.lm.device
         if not self.plan.searches:
             self.store = None
         elif self.store is None and self.plan.protocol.needs_store(self.plan):
@@ -46,7 +47,7 @@ class Runner:
 
         Units that fail together are done one by one; one that fails alone is a failure of its rows.
         """
-        self.meter.peaks.clear()
+        self.meter.clear()
         parts = self.plan.protocol.run(batch, self)
         while True:
             try:
@@ -86,4 +87,5 @@ class Runner:
     def _saved(self, part: Part, batch: Batch) -> Part:
         saved = self.states.save(part.state, batch.places[0], part.done) if part.state is not None else ""
         # A state stays where it was made: what travels is the name of its file.
-        return replace(part, places=batch.places, state=None, saved=saved, peaks={**self.meter.peaks})
+        peaks, gpu_peaks = {**self.meter.peaks}, {**self.meter.gpu_peaks}
+        return replace(part, places=batch.places, state=None, saved=saved, peaks=peaks, gpu_peaks=gpu_peaks)

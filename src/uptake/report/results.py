@@ -52,6 +52,7 @@ class Header:
     protocol: Mapping[str, str | int | float]
     settings: Mapping[str, Mapping[str, object]]  # method -> every setting of it
     peak_rss_bytes: Mapping[str, int] = field(default_factory=dict)  # method -> most memory held
+    peak_gpu_bytes: Mapping[str, int] = field(default_factory=dict)  # the same on a GPU, where there is one
     notes: tuple[str, ...] = ()
 
 

@@ -38,6 +38,7 @@ def write_json(results: Results, path: str | Path) -> None:
     whole = {
         **summary(results),
         "peak_rss_bytes": plain(results.header.peak_rss_bytes),
+        "peak_gpu_bytes": plain(results.header.peak_gpu_bytes),
         "rows": [tagged(row) for row in results.rows],
         "showcases": plain(results.showcases),
         "samples": plain(results.samples),

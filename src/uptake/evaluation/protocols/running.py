@@ -51,9 +51,9 @@ class Running(QueryProtocol):
         lm, method, plan = runner.lm, spec.method, runner.plan
         context = Context(plan.seed, plan.budget)
         states = [runner.carried.get(name) or method.init(lm)]
-        seconds: list[float] = []
+        seconds, gpu = list[float](), list[float]()
         scores: list[Scores] = []
-        with runner.meter.seconds(seconds):
+        with runner.meter.seconds(seconds, gpu):
             for query in one.queries:
                 found, states = method.read(states, lm, [segment_of(query)], context)
                 scores += found
@@ -72,4 +72,5 @@ class Running(QueryProtocol):
             steps=ledger.steps,
             train_seconds=training,
             score_seconds=seconds[0] - training,
+            gpu_seconds=gpu[0],
         )

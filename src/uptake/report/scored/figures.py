@@ -37,6 +37,8 @@ def figures(results: Results) -> dict[str, Any]:
             "neighbours_per_query": _mean(row.neighbours for row in rows),
             "withheld_per_query": _mean(row.withheld for row in rows),
             "peak_rss_bytes": header.peak_rss_bytes.get(method),
+            "peak_gpu_bytes": header.peak_gpu_bytes.get(method),
+            "gpu_seconds_per_query": _mean(row.gpu_seconds for row in rows),
             "overlap_bins": _overlap_bins(rows, header.seed),
             "by_k": every,
             "against_random": None
@@ -149,6 +151,9 @@ def _line(name: str, method: dict[str, Any]) -> dict[str, str]:
         "CPU seconds": number(method["cpu_seconds_per_query"]["total"], 2),
         "tokens trained": number(method["tokens_trained_per_query"], 0, ","),
         "peak memory": size(method["peak_rss_bytes"]),
+        # Where there is no GPU nothing stands under these, and they are left out.
+        "GPU seconds": number(method["gpu_seconds_per_query"] or None, 3),
+        "GPU memory": size(method["peak_gpu_bytes"]),
     }
     if name == BASE:  # it cannot gain on itself
         line |= dict.fromkeys(("gain", "vs random", "helped"), "")

@@ -26,6 +26,7 @@ class Scored(Row):
     retrieve_seconds: float = 0.0
     train_seconds: float = 0.0
     score_seconds: float = 0.0
+    gpu_seconds: float = 0.0  # of training and scoring, where there is a GPU
     failed: str = ""  # why, where it failed
     stopped: str = ""  # why not everything was read, where it was not: failure, or a budget that was spent
 

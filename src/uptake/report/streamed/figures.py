@@ -44,6 +44,7 @@ def figures(results: Results) -> dict[str, Any]:
             "at": every,
             "failures": _failures(results, method),
             "peak_rss_bytes": results.header.peak_rss_bytes.get(method),
+            "peak_gpu_bytes": results.header.peak_gpu_bytes.get(method),
         }
     last = max(stops, default=0)
     final = {
