@@ -130,7 +130,7 @@ def law_reading_shows_and_reading_nothing_does_not(subject: Subject, lm: LM, oth
     base = lm.score(SEGMENTS[:1])[0].log_probs
     nothing = subject.method.adapt([subject.method.init(lm)], lm, [Evidence.of()], Context())[0]
     before = logs(subject, lm, nothing)
-    if subject.method.ongoing:
+    if subject.method.learns_while_scoring:
         # The second token is scored by a model that has learnt the first: only there it is the base.
         assert torch.equal(before, logs(subject, lm, subject.method.init(lm)))
         assert torch.allclose(before[:1], base[:1], atol=1e-5)

@@ -1,8 +1,8 @@
-"""The contract: how text is taken up.
+"""The contract: how a model adapts to text.
 
 A method turns evidence into a state, and a state into an LM. It says nothing of *when* text is
-taken up (protocol.py does) and nothing of where text comes from (store/ does). States are plain
-frozen values: `take` returns new ones and the old stay valid.
+read (protocols do) and nothing of where text comes from (store/ does). States are plain frozen
+values: `adapt` returns new ones and the old stay valid.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from uptake.text.types import Found, Passage, Source, stable_hash
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one query may take up: passages found for it, in the order to read them, and where more is.
+    """What one query may read: passages found for it, in the order to read them, and where more is.
 
     `source` searches one view and one version of a store under this query's leak filter. `own` is
     what of the query's text may be learnt, where that is not `query`: what is yet to be scored is not.
@@ -120,7 +120,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Reading:
-    """One `take` as a state remembers it, so that it can be replayed without some of its passages."""
+    """One `adapt` as a state remembers it, so that it can be replayed without some of its passages."""
 
     passages: tuple[Passage, ...]
     scores: tuple[float, ...]
@@ -170,23 +170,25 @@ StateT = TypeVar("StateT", bound=State)
 
 
 class Method(ABC, Generic[StateT]):
-    """A way of taking text up. Final classes are frozen dataclasses whose fields are the settings."""
+    """How a model adapts to text. Final classes are frozen dataclasses whose fields are the settings."""
 
-    reads: ClassVar[bool] = True  # False: takes nothing up, whatever it is given
+    reads: ClassVar[bool] = True  # False: reads nothing, whatever it is given
     # What tune.py tries, each group from the best so far; none where a learning rate decides most.
     choices: ClassVar[tuple[tuple[str, ...], ...]] = ()
     # True: all it has read is in the weights of its LM, beside which others may stand (`BesideWeights`).
     weights_alone: ClassVar[bool] = False
-    ongoing: ClassVar[bool] = False  # True: its LM learns each token it scores, before the next one
+    learns_while_scoring: ClassVar[bool] = (
+        False  # True: its LM learns each token it scores, before the next one
+    )
 
     @property
     def sequential(self) -> bool:
-        """Whether each query must wait for the one before it, because `follow` hands something on."""
+        """Whether each query must wait for the one before it, because `next_state` hands something on."""
         return False
 
     @property
     def cumulative(self) -> bool:
-        """Whether reading passages in parts, one `take` after another, is reading them at once."""
+        """Whether reading passages in parts, one `adapt` after another, is reading them at once."""
         return True
 
     @classmethod
@@ -219,13 +221,13 @@ class Method(ABC, Generic[StateT]):
     def read(
         self, states: Sequence[StateT], lm: LM, segments: Sequence[Segment], context: Context
     ) -> tuple[list[Scores], list[StateT]]:
-        """Score each segment, then take it up: no token is scored by a model that has seen it."""
+        """Score each segment, then read it: no token is scored by a model that has seen it."""
         scores = self.adapted(states, lm).score(segments)
         evidence = [self.evidence_of(segment) for segment in segments]
         return scores, self.adapt(states, lm, evidence, context)
 
     def evidence_of(self, segment: Segment) -> Evidence:
-        """Return a segment as what `read` takes up once it is scored."""
+        """Return a segment as what `read` adapts to once it is scored."""
         return Evidence.of(segment.text, query=segment.context)
 
     def next_state(self, state: StateT, lm: LM) -> StateT:

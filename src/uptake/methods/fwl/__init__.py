@@ -164,7 +164,7 @@ class FWL(Learned[Learnt, Example]):
     may begin where another ended, `start`: the slow weights take long and are cheap to train at pace 0.
     """
 
-    ongoing: ClassVar[bool] = True
+    learns_while_scoring: ClassVar[bool] = True
 
     pace: float = 1.0
     stretch: int = 128
