@@ -20,6 +20,7 @@ from shelf import Shelf
 from uptake.adaptation.delta import Delta, fingerprint
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Scores, Segment
+from uptake.lm.rows import left_padded
 from uptake.methods.contract.composed import Combined
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.contract.state import load_state, save_state
@@ -276,6 +277,25 @@ def law_reading_in_parts_is_reading_at_once(subject: Subject, lm: LM, other: LM,
         (state,) = subject.method.adapt([state], lm, [part], Context())
     if subject.method.cumulative:
         assert torch.allclose(logs(subject, lm, together), logs(subject, lm, state), atol=1e-5)
+
+
+def law_rows_of_different_length_go_on_as_each_by_itself(
+    subject: Subject, lm: LM, other: LM, folder: Path
+) -> None:
+    model = subject.method.adapted([read(subject, lm, A), subject.method.init(lm), read(subject, lm, B)], lm)
+    rows = [model.tokenizer.opened(text) for text in ("so the cat", "so a", "so one fish, two")]
+    with torch.no_grad():
+        ids, lengths = left_padded(rows, model.device)
+        first, cache = model.step(ids, model.start(), lengths)
+        if cache is None:  # what keeps none reads everything again
+            ids, lengths = left_padded([[*row, 60] for row in rows], model.device)
+            second = model.step(ids, None, lengths)[0][:, -1:]
+        else:
+            second, _ = model.step(torch.full((3, 1), 60), cache)
+        for row, own in enumerate(rows):
+            alone, _ = model.at([row]).step(torch.tensor([[*own, 60]]))
+            assert torch.allclose(first[row, -len(own) :], alone[0, :-1], atol=1e-4)
+            assert torch.allclose(second[row], alone[0, -1:], atol=1e-4)
 
 
 def law_donated_equals_copied(subject: Subject, lm: LM, other: LM, folder: Path) -> None:

@@ -69,11 +69,9 @@ class Scripted(LM):
     def start(self):
         return 0 if self.cached else None
 
-    def step(self, ids, cache=None):
-        if self.cached:
-            self.read = cache + ids.shape[1]
-        else:
-            self.read = ids.shape[1]
+    def step(self, ids, cache=None, lengths=None):
+        fresh = lengths[0] if lengths else ids.shape[1]
+        self.read = cache + fresh if self.cached else fresh
         out = torch.full((*ids.shape, len(self.tokenizer)), -50.0)
         out[:, -1, self.says[min(self.read - self.prompt, len(self.says) - 1)]] = 0.0
         return out, self.read if self.cached else None

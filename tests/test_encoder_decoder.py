@@ -64,7 +64,9 @@ class EncoderDecoder(LM):
             found.append(torch.log_softmax(logits, -1))
         return found
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         raise BadInput("an encoder-decoder reads a context first: ask for predictions")
 
     def overlay(self, delta: Delta) -> LM:

@@ -13,6 +13,7 @@ import toys
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
+from uptake.lm.generation import Decoding
 from uptake.lm.wrappers import Bayes, Mixed, Prefixed, Routed
 from uptake.text.tokenizer import Tokenizer
 
@@ -94,7 +95,8 @@ def test_generation_stops_streams_and_repeats() -> None:
         == lm.generate("ab", 30, temperature=1.0, seed=4)
         != lm.generate("ab", 30, temperature=1.0, seed=5)
     )
-    assert "".join(lm.stream("ab", 30, temperature=1.0, seed=4)) == sampled
+    decoding = Decoding(tokens=30, temperature=1.0, seed=4)
+    assert "".join(token.text for token in lm.stream("ab", decoding)) == sampled
     word = sampled[6:8]
     assert lm.generate("ab", 30, 1.0, 4, stop=[word]) == sampled[: sampled.index(word)]
     # Longer than the window: goes on from its later half.

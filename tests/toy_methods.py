@@ -9,6 +9,7 @@ from torch import Tensor
 
 from uptake.adaptation.delta import Delta
 from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.rows import each_row
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.method import Context, Evidence, Method, State, same_length
 from uptake.methods.finetune import Finetune, WeightState
@@ -32,8 +33,10 @@ class Unigram(Wrapper):
     def at(self, rows: Sequence[int]) -> LM:
         return Unigram(self.inner.at(rows), self.counts[list(rows)], self.share)
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        log_probs, cache = self.inner.step(ids, cache)
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        log_probs, cache = self.inner.step(ids, cache, lengths)
         total = self.counts.sum(-1, keepdim=True)
         share = torch.where(total > 0, self.share, 0.0)[:, None]
         memory = (self.counts / total.clamp(min=1))[:, None]
@@ -134,7 +137,11 @@ class Gate(Wrapper):
     def start(self) -> Cache:
         return None
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        if lengths is not None:
+            return each_row(self, ids, cache, lengths)
         hit = torch.tensor(
             [[int(token) in scope for token in row] for row, scope in zip(ids, self.scope, strict=True)]
         )

@@ -16,6 +16,7 @@ from uptake.errors import BadInput
 from uptake.evaluation.failures import finite
 from uptake.evaluation.queries import neighbours
 from uptake.lm.base import LM, Scores, Segment
+from uptake.lm.generation import Decoding, Token
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
 from uptake.methods.contract.naming import method_specs
 from uptake.methods.contract.spending import Budget, Ledger, Stop
@@ -167,7 +168,7 @@ class Session:
         stop: Sequence[str] = (),
     ) -> str:
         """Return the continuation of a prompt, as `LM.generate` does, or what there is when cancelled."""
-        return "".join(self.stream(prompt, tokens, temperature, seed, stop))
+        return "".join(token.text for token in self.stream(prompt, tokens, temperature, seed, stop))
 
     def stream(
         self,
@@ -176,15 +177,20 @@ class Session:
         temperature: float = 0.0,
         seed: int | None = None,
         stop: Sequence[str] = (),
-    ) -> Iterator[str]:
-        """Yield piece by piece what `generate` returns, until the session is cancelled."""
-        if self.cancelled:
-            return
-        seed = self._seed if seed is None else seed
-        for piece in self.adapted.stream(prompt, tokens, temperature, seed, stop):
-            if self.cancelled:
-                return
-            yield piece
+        alternatives: int = 0,
+    ) -> Iterator[Token]:
+        """Yield token by token what `generate` returns, each with as many alternatives as asked for.
+
+        The last says in `finish` what ended the text, `cancelled` where the session was.
+        """
+        decoding = Decoding(
+            tokens=tokens,
+            temperature=temperature,
+            seed=self._seed if seed is None else seed,
+            stop=tuple(stop),
+            alternatives=alternatives,
+        )
+        return self.adapted.stream(prompt, decoding, self._cancelled.is_set)
 
     def save(self, path: str | Path) -> None:
         """Write what was learnt and read into one file. Raises BadInput where it hangs on a store."""

@@ -123,8 +123,8 @@ def generate(
         typer.echo(json.dumps(told, indent=1))
     else:
         typer.echo(prompt, nl=False)
-        for piece in session.stream(prompt, tokens, temperature, seed, stop or ()):
-            typer.echo(piece, nl=False)
+        for token in session.stream(prompt, tokens, temperature, seed, stop or ()):
+            typer.echo(token.text, nl=False)
             sys.stdout.flush()
         typer.echo()
     if diverged:

@@ -6,7 +6,7 @@ never learn which method made it, nor what kind of network is underneath.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -17,6 +17,7 @@ from uptake.adaptation.delta import Delta
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
 from uptake.lm.examples import Example, at_targets, encode, of_target, padded, rolling_windows
+from uptake.lm.generation import Decoding, Token, stream
 from uptake.text.tokenizer import Tokenizer
 
 # Log-probabilities held at once while scoring: 256 MB of float32.
@@ -75,12 +76,16 @@ class LM(ABC):
     rows: int | None = None
 
     @abstractmethod
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         """Return log-probabilities [batch, time, vocabulary] of the token after each of `ids`.
 
         `ids` is [batch, time] and goes on from `cache`, which this call uses up; the new cache is
         returned with the result (None in, None out). Differentiable. Position t sees ids up to t,
-        so anything may stand to the right of a row's end.
+        so anything may stand to the right of a row's end. With `lengths` row i is the last `lengths[i]`
+        of its ids alone: what is left of them is padding, which no token sees and whose log-probabilities
+        mean nothing. Rows of a cache keep their own lengths, so only what is read into an empty one has them.
         """
 
     def start(self) -> Cache:
@@ -175,60 +180,28 @@ class LM(ABC):
 
         Ends after `tokens` tokens, at the model's end token, or before the first of `stop`.
         """
-        return "".join(self.stream(prompt, tokens, temperature, seed, stop))
+        decoding = Decoding(tokens=tokens, temperature=temperature, seed=seed, stop=tuple(stop))
+        return self.generate_rows([prompt], decoding)[0]
+
+    def generate_rows(self, prompts: Sequence[str], decoding: Decoding) -> list[str]:
+        """Return the continuation of each prompt, in one batch; prompt i by row i where the LM has rows."""
+        texts = [""] * len(prompts)
+        for row, token in self.stream_rows(prompts, decoding):
+            texts[row] += token.text
+        return texts
 
     def stream(
-        self,
-        prompt: str,
-        tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> Iterator[str]:
-        """Yield piece by piece what `generate` returns."""
-        self._check_rows(1)
-        if not 0 <= temperature < float("inf"):
-            raise BadInput(f"temperature {temperature}: use a finite number, 0 for greedy")
-        shown = ""
-        whole: list[int] = []
-        held = max((len(word) for word in stop), default=1) - 1
-        for token in self._sample(prompt, tokens, temperature, seed):
-            whole.append(token)
-            text = self.tokenizer.decode(whole)
-            cut = min((at for word in stop if word and (at := text.find(word)) >= 0), default=-1)
-            if cut >= 0:
-                yield text[len(shown) : cut]
-                return
-            # A character may be cut between two tokens, a stop word too: wait until they are whole.
-            safe = len(text.rstrip("\ufffd")) - held
-            if safe > len(shown):
-                yield text[len(shown) : safe]
-                shown = text[:safe]
-        yield self.tokenizer.decode(whole)[len(shown) :]
+        self, prompt: str, decoding: Decoding, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Token]:
+        """Yield the tokens of a continuation one by one; `cancelled` is asked before each."""
+        return (token for _, token in self.stream_rows([prompt], decoding, cancelled))
 
-    def _sample(self, prompt: str, tokens: int, temperature: float, seed: int) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(seed)
-        room = self.max_input_tokens(0)
-        ids = self.tokenizer.opened(prompt)[-room:]
-        cache, pending = self.start(), ids
-        with torch.no_grad():
-            for _ in range(tokens):
-                if len(ids) > room:
-                    # The window is full: go on from its later half, read afresh.
-                    ids = pending = ids[-(room // 2) :]
-                    cache = self.start()
-                log_probs, cache = self.step(torch.tensor([pending], device=self.device), cache)
-                last = log_probs[0, -1].float().cpu()
-                if temperature == 0:
-                    token = int(last.argmax())
-                else:
-                    token = int(torch.multinomial((last / temperature).softmax(-1), 1, generator=generator))
-                if token == self.tokenizer.end:
-                    return
-                yield token
-                ids = [*ids, token]
-                # An LM that keeps no cache reads everything again.
-                pending = ids if cache is None else [token]
+    def stream_rows(
+        self, prompts: Sequence[str], decoding: Decoding, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, Token]]:
+        """Yield (row, token) of the continuations of many prompts, as `generation.stream` does."""
+        self._check_rows(len(prompts))
+        return stream(self, prompts, decoding, cancelled)
 
     def _check_rows(self, count: int) -> None:
         if self.rows is not None and self.rows != count:

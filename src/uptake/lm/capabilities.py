@@ -5,6 +5,7 @@ has it. Work with what it returns, its caches among it.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -43,7 +44,9 @@ class HiddenStates(LM):
     lacking: ClassVar[str] = "one last hidden state: build on the model underneath, {name} around that"
 
     @abstractmethod
-    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def hidden(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         """Return the last hidden states [batch, time, width], which `unembedding` makes logits of.
 
         Otherwise as `step`. Raises BadInput where log-probabilities come about in another way.
@@ -61,14 +64,16 @@ class FeedForwardKeys(LM):
     lacking: ClassVar[str] = "one last feed-forward: take the model underneath it"
 
     @abstractmethod
-    def step_with_keys(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
+    def step_with_keys(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, Cache]:
         """Return what `step` does and, second, the key of each place: what enters the last feed-forward.
 
         Keys are [batch, time, width] (Khandelwal et al. 2020: after the norm that stands before it).
         """
 
     @abstractmethod
-    def keys(self, ids: Tensor) -> Tensor:
+    def keys(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Return the keys alone, without the cost of log-probabilities."""
 
     @property

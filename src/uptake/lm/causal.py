@@ -1,7 +1,8 @@
 """Any Hugging Face causal language model as an LM."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from uptake.lm.capabilities import (
     refusal,
 )
 from uptake.lm.feed_forward_input import FeedForwardInput
+from uptake.lm.rows import RowCaches, each_row
 from uptake.text.tokenizer import Tokenizer
 
 DTYPES = {
@@ -72,15 +74,21 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
 
         return DynamicCache()
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        out = self._run(self.module, ids, cache)
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        if self._blind and (lengths is not None or isinstance(cache, RowCaches)):
+            return each_row(self, ids, cache, lengths)
+        out = self._run(self.module, ids, cache, lengths)
         return torch.log_softmax(wide(out.logits), -1), None if cache is None else out.past_key_values
 
-    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def hidden(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         inner: Any = self.module.base_model
         if inner is self.module:
             raise BadInput(refusal(self, HiddenStates))
-        out = self._run(inner, ids, cache)
+        out = self._run(inner, ids, cache, lengths)
         return wide(out.last_hidden_state), None if cache is None else out.past_key_values
 
     @cached_property
@@ -99,16 +107,18 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
             )
         return found
 
-    def step_with_keys(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Tensor, Cache]:
+    def step_with_keys(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, Cache]:
         watched = self._watched  # two threads may both have made one
-        out = self._run(watched.module, ids, cache)
+        out = self._run(watched.module, ids, cache, lengths)
         log_probs = torch.log_softmax(wide(out.logits), -1)
         keys = wide(watched.seen()[:, -ids.shape[1] :])
         return log_probs, keys, None if cache is None else out.past_key_values
 
-    def keys(self, ids: Tensor) -> Tensor:
+    def keys(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         watched = self._watched
-        self._run(watched.module.base_model, ids, None)  # type: ignore[arg-type]
+        self._run(watched.module.base_model, ids, None, lengths)  # type: ignore[arg-type]
         return wide(watched.seen()[:, -ids.shape[1] :])
 
     @cached_property
@@ -137,8 +147,21 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         out = self._run(self.module, ids, joined, position_ids=places, attention_mask=barred)
         return torch.log_softmax(wide(out.logits), -1)
 
-    def _run(self, module: nn.Module, ids: Tensor, cache: Cache, **more: Any) -> Any:
-        arguments = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None, **more}
+    def _run(
+        self,
+        module: nn.Module,
+        ids: Tensor,
+        cache: Cache,
+        lengths: Sequence[int] | None = None,
+        **more: Any,
+    ) -> Any:
+        arguments = {
+            "input_ids": ids,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+            **self._places(module, ids, cache, lengths),
+            **more,
+        }
         # On a bfloat16 base, weights that move are float32: autocast lets the two meet.
         mixed = self.dtype.itemsize < 4
         with torch.autocast(self.device.type, self.dtype) if mixed else contextlib.nullcontext():
@@ -151,6 +174,34 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
             # Fused attention has no second derivative.
             with sdpa_kernel(SDPBackend.MATH):
                 return functional_call(module, given, (), arguments)
+
+    @property
+    def _blind(self) -> bool:
+        """Whether padding, which sees no token, would be no number: eager attention is float32 at most."""
+        config: Any = self.module.config
+        return self.dtype == torch.float64 and getattr(config, "_attn_implementation", "") == "eager"
+
+    def _places(
+        self, module: nn.Module, ids: Tensor, cache: Cache, lengths: Sequence[int] | None
+    ) -> dict[str, Tensor]:
+        """Return what tells the module of rows of different length: the mask, and each token's position."""
+        gaps: Tensor | None = getattr(cache, "gaps", None)
+        if lengths is not None:
+            if self._blind:
+                raise BadInput(
+                    "float64 with eager attention cannot hold rows of different length: use float32"
+                )
+            gaps = ids.shape[1] - torch.tensor(lengths, device=self.device)[:, None]
+            if cache is not None:
+                cache.gaps = gaps  # what reads on from this cache has to know
+        if gaps is None:
+            return {}
+        known = 0 if cache is None else cache.get_seq_length()
+        columns = torch.arange(known + ids.shape[1], device=self.device)
+        found = {"attention_mask": (columns >= gaps).long()}
+        if "position_ids" in inspect.signature(module.forward).parameters:  # else they come of the mask
+            found["position_ids"] = (columns - gaps)[:, known:].clamp(min=0)
+        return found
 
     def _now(self, parameter: Any) -> Any:
         """Return what stands in place of a parameter."""

@@ -78,12 +78,19 @@ class SideBySide(Wrapper, HiddenStates):
     def _apart(self) -> Routed:
         return Routed([self.base.overlay(delta) for delta in self.deltas])
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        log_probs, cache = self.inner.step(self._filled(ids, cache), cache)
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        filled = self._filled(ids, cache)
+        log_probs, cache = self.inner.step(filled, cache, _filled(lengths, filled))
         return log_probs[: len(ids)], cache
 
-    def hidden(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        hidden, cache = capability(self.inner, HiddenStates).hidden(self._filled(ids, cache), cache)
+    def hidden(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        filled = self._filled(ids, cache)
+        inner = capability(self.inner, HiddenStates)
+        hidden, cache = inner.hidden(filled, cache, _filled(lengths, filled))
         return hidden[: len(ids)], cache
 
     def _filled(self, ids: Tensor, cache: Cache) -> Tensor:
@@ -92,6 +99,11 @@ class SideBySide(Wrapper, HiddenStates):
         few = cache is not None or ids.numel() < FEWEST
         idle = (self.slots or (FEWEST if few else 0)) - len(ids)
         return nn.functional.pad(ids, (0, 0, 0, idle)) if idle > 0 else ids
+
+
+def _filled(lengths: Sequence[int] | None, ids: Tensor) -> list[int] | None:
+    """Return the lengths of rows with those of idle rows below them."""
+    return None if lengths is None else [*lengths, *[ids.shape[1]] * (len(ids) - len(lengths))]
 
 
 def side_by_side(lm: LM, deltas: Sequence[Delta], slots: int = 0) -> LM:

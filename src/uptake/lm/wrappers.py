@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
 from uptake.lm.base import LM, LMT, Cache, Scores, Segment, Wrapper
 from uptake.lm.examples import Example, padded
+from uptake.lm.rows import left_padded, row_by_row
 
 
 class Prefixed(Wrapper):
@@ -55,31 +56,38 @@ class Prefixed(Wrapper):
         ]
 
     def start(self) -> Cache:
-        # One cache a row, because prefixes differ in length; empty ones stand for "not yet read".
-        return [None] * len(self.prefixes)
+        inner = self.inner.start()
+        return None if inner is None else _PrefixCache(inner)
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
-        if cache is not None:
-            rows = [self._step_row(row, ids[row : row + 1], cache[row]) for row in range(len(ids))]
-            return torch.cat([log_probs for log_probs, _ in rows]), [kept for _, kept in rows]
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        if cache is not None and cache.begun:
+            log_probs, inner = self.inner.step(ids, cache.inner)
+            return log_probs, _PrefixCache(inner, True)
         time = ids.shape[1]
-        whole = [self._joined(row, ids[row].tolist()) for row in range(len(ids))]
+        gaps = [time - length for length in lengths or [time] * len(ids)]
+        whole = [self._joined(row, ids[row, gap:].tolist()) for row, gap in enumerate(gaps)]
+        if cache is not None or lengths is not None:
+            joined, known = left_padded(whole, ids.device)
+            log_probs, inner = self.inner.step(joined, cache and cache.inner, known)
+            missing = max(0, time - joined.shape[1])
+            return pad(log_probs[:, -time:], (0, 0, missing, 0)), cache and _PrefixCache(inner, True)
         log_probs, _ = self.inner.step(padded(whole).to(ids.device))
-        return torch.stack(
-            [log_probs[row, len(whole[row]) - time : len(whole[row])] for row in range(len(ids))]
-        ), None
-
-    def _step_row(self, row: int, ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        inner = self.inner.at([row])
-        if cache is not None:
-            return inner.step(ids, cache)
-        whole = torch.tensor([self._joined(row, ids[0].tolist())], device=ids.device)
-        log_probs, cache = inner.step(whole, inner.start())
-        return log_probs[:, -ids.shape[1] :], cache
+        ends = [len(each) for each in whole]
+        return torch.stack([log_probs[row, end - time : end] for row, end in enumerate(ends)]), None
 
     def _joined(self, row: int, ids: Sequence[int]) -> list[int]:
         prefix = self.prefixes[row]
         return [*prefix, *(ids[1:] if prefix and ids[0] == self.tokenizer.opening else ids)]
+
+
+@dataclass(frozen=True, slots=True)
+class _PrefixCache:
+    """The inner LM's cache, and whether the prefixes have been read into it."""
+
+    inner: Cache
+    begun: bool = False
 
 
 class Mixed(Wrapper):
@@ -115,11 +123,13 @@ class Mixed(Wrapper):
         return min(part.max_input_tokens(row) for part in self.parts)
 
     def start(self) -> Cache:
-        return [part.start() for part in self.parts]
+        return _all_or_none([part.start() for part in self.parts])
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         caches = cache if cache is not None else [None] * len(self.parts)
-        stepped = [part.step(ids, kept) for part, kept in zip(self.parts, caches, strict=True)]
+        stepped = [part.step(ids, kept, lengths) for part, kept in zip(self.parts, caches, strict=True)]
         mixed = self._mixed([log_probs for log_probs, _ in stepped])
         return mixed, None if cache is None else [kept for _, kept in stepped]
 
@@ -187,19 +197,18 @@ class Routed(Wrapper):
         return [log_probs for part, example in pairs for log_probs in part.token_log_probs([example])]
 
     def start(self) -> Cache:
-        return [part.start() for part in self.parts]
+        return _all_or_none([part.start() for part in self.parts])
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         self._check_rows(len(ids))
         caches = cache if cache is not None else [None] * len(self.parts)
-        stepped = [
-            part.step(ids[row : row + 1], kept)
-            for row, (part, kept) in enumerate(zip(self.parts, caches, strict=True))
-        ]
-        return (
-            torch.cat([log_probs for log_probs, _ in stepped]),
-            None if cache is None else [kept for _, kept in stepped],
-        )
+        log_probs, after = row_by_row(self._step_row, ids, caches, lengths)
+        return log_probs, None if cache is None else after
+
+    def _step_row(self, row: int, ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        return self.parts[row].step(ids, cache)
 
 
 class Bayes(Wrapper):
@@ -229,13 +238,20 @@ class Bayes(Wrapper):
         return Bayes(self.inner.overlay(delta), self.adapted.overlay(delta), self.prior)
 
     def start(self) -> Cache:
-        return [self.inner.start(), self.adapted.start(), None]
+        both = _all_or_none([self.inner.start(), self.adapted.start()])
+        return None if both is None else [*both, None]
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         caches = cache if cache is not None else [None, None, None]
-        base, base_cache = self.inner.step(ids, caches[0])
-        adapted, adapted_cache = self.adapted.step(ids, caches[1])
+        base, base_cache = self.inner.step(ids, caches[0], lengths)
+        adapted, adapted_cache = self.adapted.step(ids, caches[1], lengths)
         ahead = (adapted - base)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        if lengths is not None:
+            # No token of padding was predicted, nor was a row's first one.
+            gaps = ids.shape[1] - torch.tensor(lengths, device=ids.device)[:, None]
+            ahead = torch.where(torch.arange(1, ids.shape[1], device=ids.device) > gaps, ahead, 0.0)
         if caches[2] is None:
             first = torch.full_like(base[:, 0, 0], self._logit)
         else:
@@ -271,6 +287,11 @@ class Bayes(Wrapper):
     @property
     def _logit(self) -> float:
         return math.log(self.prior / (1 - self.prior))
+
+
+def _all_or_none(caches: list[Cache]) -> list[Cache] | None:
+    """Return the caches, or None where one of the LMs keeps none: then all of them read everything again."""
+    return None if any(cache is None for cache in caches) else caches
 
 
 def _mix(base: Tensor, adapted: Tensor, odds: Tensor) -> Tensor:

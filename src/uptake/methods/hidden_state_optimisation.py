@@ -19,6 +19,7 @@ from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
 from uptake.lm.capabilities import KeyValueCache, capability
 from uptake.lm.examples import Example, of_target
+from uptake.lm.rows import row_by_row
 from uptake.methods.contract.method import (
     Context,
     Evidence,
@@ -82,12 +83,14 @@ class Continued(Wrapper):
         # One cache a row, because rows remember different lengths; None stands for "not yet begun".
         return [None] * len(self.states)
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         if cache is None and not any(state.tokens for state in self.states):
-            return self.inner.step(ids)
+            return self.inner.step(ids, None, lengths)
         kept = cache if cache is not None else [None] * len(self.states)
-        rows = [self._step_row(row, ids[row : row + 1], kept[row]) for row in range(len(ids))]
-        return torch.cat([log_probs for log_probs, _ in rows]), cache and [after for _, after in rows]
+        log_probs, after = row_by_row(self._step_row, ids, kept, lengths)
+        return log_probs, cache and after
 
     def _step_row(self, row: int, ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         inner, state = capability(self.inner.at([row]), KeyValueCache), self.states[row]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
 from uptake.lm.examples import encode, rolling_windows
+from uptake.lm.generation import Decoding
 from uptake.lm.scoring import kl
 from uptake.tasks import answers
 from uptake.tasks.questions import Question
@@ -111,49 +111,19 @@ def _likelihoods(lm: LM, questions: Sequence[Question], asking: Asking) -> list[
 def generate(lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64) -> list[str]:
     """Return for each prompt what the model says after it, greedily, up to the end of the line.
 
-    Prompts of like length go side by side, so that no row needs padding. One that leaves no room
-    for `tokens` in the window keeps its end.
+    Prompts of like length go side by side, `batch` at a time. One that leaves no room for `tokens` in the
+    window keeps its end.
     """
-    room = lm.max_input_tokens(0)
-    most = max(1, room - tokens)
-    encoded = [lm.tokenizer.opened(prompt)[-most:] for prompt in prompts]
     said = [""] * len(prompts)
-    by_length: dict[int, list[int]] = {}
-    for place, ids in enumerate(encoded):
-        by_length.setdefault(len(ids), []).append(place)
-    for places in by_length.values():
-        for start in range(0, len(places), batch):
-            some = places[start : start + batch]
-            prompt = torch.tensor([encoded[place] for place in some], device=lm.device)
-            spoken = _greedy(_spread(lm, len(some)), prompt, min(tokens, room - prompt.shape[1] + 1))
-            for place, text in zip(some, spoken, strict=True):
-                said[place] = text
+    lengths = [len(lm.tokenizer.encode(prompt)[0]) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lengths.__getitem__)
+    decoding = Decoding(tokens=tokens, stop=("\n",), beyond_window=False)
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch]
+        texts = _spread(lm, len(places)).generate_rows([prompts[place] for place in places], decoding)
+        for place, text in zip(places, texts, strict=True):
+            said[place] = text.strip()
     return said
-
-
-def _greedy(lm: LM, ids: Tensor, tokens: int) -> list[str]:
-    """Continue rows of ids, all of one length."""
-    rows: list[list[int]] = [[] for _ in ids]
-    lines = [""] * len(rows)
-    running = [True] * len(rows)
-    cache, pending = lm.start(), ids
-    with torch.no_grad():
-        for _ in range(tokens):
-            log_probs, cache = lm.step(pending, cache)
-            last = log_probs[:, -1].argmax(-1, keepdim=True)
-            for row, token in enumerate(last[:, 0].tolist()):
-                if not running[row]:
-                    continue
-                if token != lm.tokenizer.end:
-                    rows[row].append(token)
-                    lines[row] = lm.tokenizer.decode(rows[row])
-                running[row] = token != lm.tokenizer.end and "\n" not in lines[row]
-            if not any(running):
-                break
-            ids = torch.cat([ids, last], 1)
-            # An LM that keeps no cache reads everything again.
-            pending = ids if cache is None else last
-    return [line.partition("\n")[0].strip() for line in lines]
 
 
 def divergence(base: LM, adapted: LM, text: str) -> tuple[float, int]:

@@ -21,6 +21,7 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
 from uptake.lm.capabilities import HiddenStates, Unembedding, capability
 from uptake.lm.examples import Example, encode, pieces, rolling_windows
+from uptake.lm.rows import RowCaches, each_row
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_length
@@ -87,7 +88,11 @@ class Adapting(Wrapper):
         inner = self.states.start()
         return None if inner is None else Memory(inner, self.sums, None)
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        if lengths is not None or isinstance(cache, RowCaches):
+            return each_row(self, ids, cache, lengths)
         kept, sums, last = cache or Memory(None, self.sums, None)
         hidden, kept = self.states.hidden(ids, kept)
         out, answers, after = self.states.unembedding, [], []

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.examples import Example
+from uptake.lm.rows import row_by_row
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,14 @@ class Refreshed(Wrapper):
     def start(self) -> Cache:
         return [None] * len(self.fresh)
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         before = cache if cache is not None else self.start()
-        rows = [self._row(row, ids[row].tolist(), before[row]) for row in range(len(ids))]
-        kept = None if cache is None else [after for _, after in rows]
-        return torch.cat([log_probs for log_probs, _ in rows]), kept
+        log_probs, after = row_by_row(
+            lambda row, own, kept: self._row(row, own[0].tolist(), kept), ids, before, lengths
+        )
+        return log_probs, None if cache is None else after
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         self._check_rows(len(examples))

@@ -121,16 +121,21 @@ class KnnMixture(Wrapper):
         return KnnMixture(self.inner.at(rows), self.eye, [self.memories[row] for row in rows], self.mixing)
 
     def start(self) -> Cache:
-        eye = None if self.inner is self.eye else self.eye.start()
-        return [self.inner.start(), eye, [None] * len(self.memories)]
+        inner, eye = self.inner.start(), None if self.inner is self.eye else self.eye.start()
+        return None if inner is None else [inner, eye, [None] * len(self.memories)]
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         inner, eye, last = cache if cache is not None else (None, None, [None] * len(self.memories))
-        log_probs, keys, inner, eye = self._look(ids, inner, eye)
+        log_probs, keys, inner, eye = self._look(ids, inner, eye, lengths)
         mixed, kept = [], []
         for row in range(len(ids)):
-            near = self._near(row, keys[row], ids[row], last[row])
-            mixed.append(log_probs[row] if near is None else self._mix(log_probs[row], near))
+            gap = 0 if lengths is None else ids.shape[1] - lengths[row]
+            own = log_probs[row, gap:]
+            near = self._near(row, keys[row, gap:], ids[row, gap:], last[row])
+            whole = own if near is None else self._mix(own, near)
+            mixed.append(torch.cat([log_probs[row, :gap], whole]) if gap else whole)
             kept.append(near and Near(near.places[-1:], near.distances[-1:], near.values[-1:]))
         return torch.stack(mixed), None if cache is None else [inner, eye, kept]
 
@@ -160,15 +165,17 @@ class KnnMixture(Wrapper):
             places = slice(len(inputs[row]) - len(example.target), len(inputs[row]))
             yield log_probs[row, places], self._near(row, keys[row, places], ids[row, places], None)
 
-    def _look(self, ids: Tensor, inner: Cache, eye: Cache) -> tuple[Tensor, Tensor, Cache, Cache]:
+    def _look(
+        self, ids: Tensor, inner: Cache, eye: Cache, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, Cache, Cache]:
         if self.inner is self.eye:
-            log_probs, keys, inner = self.eye.step_with_keys(ids, inner)
+            log_probs, keys, inner = self.eye.step_with_keys(ids, inner, lengths)
         else:
-            log_probs, inner = self.inner.step(ids, inner)
+            log_probs, inner = self.inner.step(ids, inner, lengths)
             if eye is None:
-                keys = self.eye.keys(ids)
+                keys = self.eye.keys(ids, lengths)
             else:
-                _, keys, eye = self.eye.step_with_keys(ids, eye)
+                _, keys, eye = self.eye.step_with_keys(ids, eye, lengths)
         return log_probs, keys, inner, eye
 
     def _near(self, row: int, keys: Tensor, ids: Tensor, last: Near | None) -> Near | None:

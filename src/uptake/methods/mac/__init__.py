@@ -18,6 +18,7 @@ from torch.nn import functional
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.capabilities import Layers, capability
+from uptake.lm.rows import RowCaches, each_row
 from uptake.lm.scoring import divergence
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import UNTRAINED, Learned, Material
@@ -272,7 +273,11 @@ class Remembering(Wrapper):
     def start(self) -> Cache:
         return self.layered.start(), None
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        if lengths is not None or isinstance(cache, RowCaches):
+            return each_row(self, ids, cache, lengths)
         plain, before = self.start() if cache is None else cache
         states, plain = self.layered.layers(ids, plain)
         features = _features(states)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.examples import Example, at_targets, padded
+from uptake.lm.rows import RowCaches, each_row
 from uptake.methods.retro.network import Retro
 from uptake.methods.retro.retrofit import Retrofitted
 from uptake.text.chunks.view import listed
@@ -145,8 +146,13 @@ class RetroLM(Wrapper):
         inner = self.inner.start()
         return None if inner is None else (inner, None)
 
-    def step(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
         self._check_rows(len(ids))
+        # Chunks begin where a row does: rows that begin in different places are read one by one.
+        if lengths is not None or isinstance(cache, RowCaches):
+            return each_row(self, ids, cache, lengths)
         return self._step(ids, cache, [ids.shape[1]] * len(ids))
 
     def _step(self, ids: Tensor, cache: Cache, lengths: Sequence[int]) -> tuple[Tensor, Cache]:

@@ -1,0 +1,189 @@
+"""Continuing texts token by token: one prompt or many side by side, as a stream of tokens.
+
+It knows no kind of model: whatever has `step` can be continued.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from uptake.errors import BadInput
+from uptake.lm.rows import left_padded
+from uptake.text.detokenizer import Detokenizer
+from uptake.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from uptake.lm.base import LM
+
+Finish = Literal["", "stop", "end", "length", "window", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a continuation, and the text that became certain with it.
+
+    Texts join to the continuation; one may be empty, where a character or a stop word may still be under
+    way. `log_prob` is natural, of the model itself whatever the temperature, and `alternatives` are the
+    likeliest tokens with theirs, the likeliest first. The last value says in `finish` what ended the text:
+    a stop word, the end token, the number of tokens, the window, or the caller. Where no token came with
+    the end, `id` is None.
+    """
+
+    id: int | None
+    text: str
+    log_prob: float = 0.0
+    alternatives: tuple[tuple[int, float], ...] = ()
+    finish: Finish = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How texts go on: greedy at temperature 0, else sampled, every row from the same `seed`.
+
+    At most `tokens` tokens, up to the first of the `stop` words, which is not part of the text. Where the
+    window is full the text goes on from its later half. Without `beyond_window` it ends there, and a prompt
+    that leaves no room for `tokens` keeps its end alone.
+    """
+
+    tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    alternatives: int = 0
+    beyond_window: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise BadInput(f"temperature {self.temperature}: use a finite number, 0 for greedy")
+        if min(self.tokens, self.alternatives) < 0:
+            raise BadInput(f"tokens {self.tokens}, alternatives {self.alternatives}: use 0 or more of each")
+
+
+def stream(
+    lm: "LM",
+    prompts: Sequence[str],
+    decoding: Decoding,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, Token]]:
+    """Yield (row, token) as texts go on, row i from `prompts[i]` and by row i where the LM has rows.
+
+    One forward pass a token for all rows; a row goes on as it would by itself, up to rounding. A prompt that
+    is too long loses its beginning. `cancelled` is asked before every pass.
+    """
+    rows = [
+        _Row(lm.tokenizer, prompt, lm.max_input_tokens(row), decoding) for row, prompt in enumerate(prompts)
+    ]
+    running = list(range(len(rows)))
+    batch: _Batch | None = None
+    while running:
+        if not decoding.tokens or cancelled():
+            finish: Finish = "cancelled" if decoding.tokens else "length"
+            yield from ((row, rows[row].ended(finish)) for row in running)
+            return
+        if batch is None or batch.full:
+            some = lm if len(running) == len(rows) else lm.at(running)
+            batch = _Batch(some, running, [rows[row] for row in running])
+        for row, log_probs in batch.step():
+            yield row, rows[row].take(log_probs)
+        running = [row for row in running if not rows[row].done]
+
+
+class _Batch:
+    """Rows that go on together. One that is done stays, so that the others' grid is what it was."""
+
+    def __init__(self, lm: "LM", numbers: Sequence[int], rows: "Sequence[_Row]") -> None:
+        self._lm, self._numbers, self._rows = lm, list(numbers), list(rows)
+        for row in rows:
+            row.fit()
+        self._cache, self._begun = lm.start(), False
+
+    @property
+    def full(self) -> bool:
+        """Whether a row has filled its window, so that all have to be read afresh."""
+        return any(len(row.ids) > row.most for row in self._rows)
+
+    def step(self) -> list[tuple[int, Tensor]]:
+        """Return each row that goes on, and the log-probabilities [vocabulary] of its next token."""
+        lengths = None
+        if self._begun and self._cache is not None:
+            ids = torch.tensor([row.ids[-1:] for row in self._rows], device=self._lm.device)
+        else:
+            # An LM that keeps no cache reads everything again.
+            ids, lengths = left_padded([row.ids for row in self._rows], self._lm.device)
+        with torch.no_grad():
+            log_probs, self._cache = self._lm.step(ids, self._cache, lengths)
+        self._begun = True
+        last = log_probs[:, -1].float().cpu()
+        going_on = []
+        for number, row, own in zip(self._numbers, self._rows, last, strict=True):
+            if row.done:
+                row.ids.append(0)
+            else:
+                going_on.append((number, own))
+        return going_on
+
+
+class _Row:
+    """One text that goes on: its tokens, what was given out of it, and what is held back."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str, most: int, decoding: Decoding) -> None:
+        opening, *before = tokenizer.opened(prompt)
+        kept = most if decoding.beyond_window else max(1, most - decoding.tokens)
+        self.ids, self.most, self.done = [opening, *before][-kept:], most, False
+        self._end, self._decoding = tokenizer.end, decoding
+        self._generator = torch.Generator().manual_seed(decoding.seed)
+        self._detokenizer = Detokenizer(tokenizer, before)
+        self._count, self._held = 0, ""
+
+    def fit(self) -> None:
+        """Go on from the later half of the window where it is full."""
+        if len(self.ids) > self.most:
+            self.ids = self.ids[-(self.most // 2) :]
+
+    def take(self, log_probs: Tensor) -> Token:
+        """Choose the next token from its log-probabilities [vocabulary]."""
+        if self._decoding.temperature == 0:
+            token = int(log_probs.argmax())
+        else:
+            shares = (log_probs / self._decoding.temperature).softmax(-1)
+            token = int(torch.multinomial(shares, 1, generator=self._generator))
+        best = log_probs.topk(min(self._decoding.alternatives, len(log_probs)))
+        alternatives = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        self.ids.append(token)
+        self._count += 1
+        finish: Finish = ""
+        if token == self._end:
+            finish = "end"
+        else:
+            self._held += self._detokenizer.push(token)
+            if self._count == self._decoding.tokens:
+                finish = "length"
+            elif not self._decoding.beyond_window and len(self.ids) > self.most:
+                finish = "window"
+        text, finish = self._let_out(finish)
+        return Token(token, text, float(log_probs[token]), alternatives, finish)
+
+    def ended(self, finish: Finish) -> Token:
+        """Return the rest of the text, which goes on no further."""
+        text, finish = self._let_out(finish)
+        return Token(None, text, finish=finish)
+
+    def _let_out(self, finish: Finish) -> tuple[str, Finish]:
+        """Return the text that is certain now, and how the text ended, if it did."""
+        if finish:
+            self._held += self._detokenizer.flush()
+        stop = self._decoding.stop
+        cut = min((at for word in stop if word and (at := self._held.find(word)) >= 0), default=-1)
+        if cut >= 0:
+            finish, safe = "stop", cut
+        else:
+            # What may be the beginning of a stop word waits.
+            waits = 0 if finish else max((len(word) for word in stop), default=1) - 1
+            safe = max(0, len(self._held) - waits)
+        text, self._held = self._held[:safe], self._held[safe:]
+        self.done = bool(finish)
+        return text, finish
