@@ -18,6 +18,8 @@ from transformers import (
 )
 
 import toys
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.delta.prompt import Prompt
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
@@ -126,6 +128,7 @@ def wrapped(lm: LM) -> dict[str, LM]:
         "routed": Routed([lm, other, lm, other]),
         "bayes": Bayes(lm, Routed([other, lm, other, other]), 0.4),
         "nested": Prefixed(Mixed([lm, Routed([other, lm, lm, lm])], [0.5, 0.5]), prefixes),
+        "soft prompt": lm.overlay(Delta.of(lm.fingerprint, {"": Prompt(torch.randn(3, 32))}, "prompt")),
         "outer": Bayes(Prefixed(lm, prefixes), Prefixed(other, prefixes[::-1]), 0.5),
     }
 

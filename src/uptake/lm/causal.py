@@ -53,7 +53,8 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         self.name = name
         config: Any = module.config
         # Parts of a delta that stand before the text, as a soft prompt, take inputs up.
-        self.window = _window(config, tokenizer) - input_tokens_taken(module)
+        self._taken = input_tokens_taken(module)
+        self.window = _window(config, tokenizer) - self._taken
         self.relative = _relative(config)
         first = next(module.parameters())
         self.device, self.dtype = first.device, first.dtype
@@ -196,7 +197,8 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
                 cache.gaps = gaps  # what reads on from this cache has to know
         if gaps is None:
             return {}
-        known = 0 if cache is None else cache.get_seq_length()
+        # What a soft prompt has in the cache, the module itself adds to mask and positions.
+        known = 0 if cache is None else max(0, cache.get_seq_length() - self._taken)
         columns = torch.arange(known + ids.shape[1], device=self.device)
         found = {"attention_mask": (columns >= gaps).long()}
         if "position_ids" in inspect.signature(module.forward).parameters:  # else they come of the mask
