@@ -142,3 +142,30 @@ def test_an_interrupted_stream_goes_on_from_what_was_kept(
     assert ran.code == 130 and "every 2 documents" in ran.err and not out.exists()
     ran = streamed(run, world, files, *more)
     assert ran.code == 0 and "2 of 6 are done" in ran.err and len(taken) == 4 + 4, ran.err
+
+
+def test_compare_runs_the_same_protocol_with_its_defaults(
+    run: Run, world: World, files: tuple[Path, Path]
+) -> None:
+    common = ("-m", world.model, "--methods", "online", "--json", "-")
+    given = ("--protocol", "stream", "--data", files[0])
+    compared = run("compare", *common, *given, "--questions", files[1]).json
+    streamed = run("stream", *common, "--documents", files[0], "--questions", files[1]).json
+    for told in (compared, streamed):
+        for at in (told["methods"]["online"], *told["methods"]["online"]["at"]):
+            for name in ("adapt_seconds", "ask_seconds", "retrieve_seconds", "peak_rss_bytes"):
+                at.pop(name, None)
+        told["protocol"].pop("batch")
+    assert compared == streamed and compared["protocol"]["name"] == "stream"
+    refused(run("compare", *common, *given), "no question to ask")
+    refused(run("cost", "-m", world.model, "--methods", "online", *given), "--protocol stream")
+
+
+def test_workers_and_a_store_serve_a_stream(run: Run, world: World, files: tuple[Path, Path]) -> None:
+    more = ("--methods", "online,ttt-nn", "-s", world.lexical, "-k", "1", "--json", "-")
+    alone, shared = (streamed(run, world, files, *more, "--workers", count).json for count in ("1", "2"))
+    for name in ("online", "ttt-nn"):
+        mine, theirs = (told["methods"][name] for told in (alone, shared))
+        assert mine["nll"] == theirs["nll"] and mine["tokens_trained"] == theirs["tokens_trained"]
+    assert alone["methods"]["ttt-nn"]["tokens_trained"] > alone["methods"]["online"]["tokens_trained"]
+    assert alone["protocol"]["k"] == "1" and alone["store"]["passages"] > 0

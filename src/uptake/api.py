@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from uptake.errors import BadInput
+from uptake.evaluation.course import in_stream
 from uptake.evaluation.engine import Progress
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
 from uptake.evaluation.protocols.per_query import PerQuery
-from uptake.evaluation.protocols.stream import Stream, in_stream
+from uptake.evaluation.protocols.stream import Stream
 from uptake.evaluation.run import run
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal

@@ -99,7 +99,8 @@ ProtocolName = Annotated[
         "NAME",
         "per-query: retrieve with a prefix, score what follows. whole: retrieve with what is scored, as "
         "the paper does. running: score a segment, then read it; needs no store. holes: fill in holes of "
-        "Python files, after reading the rest of the file.",
+        "Python files, after reading the rest of the file. stream: documents one after another, then "
+        "--questions; `uptake stream` has all its options.",
         "--protocol",
     ),
 ]

@@ -7,13 +7,13 @@ it is kept and the results name it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from uptake.codec import plain, typed
 from uptake.errors import BadInput
+from uptake.evaluation.course import Course
 from uptake.evaluation.failures import finite, reason_of
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.protocol import Batch, Part, Protocol, Unit
@@ -22,8 +22,8 @@ from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
 from uptake.report.formatting import many
 from uptake.report.results import BASE, Row
 from uptake.report.streamed import STREAMED
-from uptake.report.streamed.rows import Answered, Asked, Drifted, Spent, Stopped
-from uptake.tasks.asking import Asking, ask, divergence
+from uptake.report.streamed.rows import Asked, Spent, Stopped
+from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.types import Chunking, Document, Found, Passage, stable_hash
 
@@ -58,7 +58,7 @@ class Stream(Protocol):
             raise BadInput(f"save every {self.save_every} documents: use 1 or more")
 
     def units(self, plan: "Plan", inputs: Inputs) -> list[Unit]:
-        course = Course(self, inputs)
+        course = Course(self.checkpoints, self.asking, inputs)
         course.check()
         if len(plan.ks) > 1:
             raise BadInput(f"k {', '.join(map(str, plan.ks))}: a stream is read once, give one k")
@@ -79,7 +79,7 @@ class Stream(Protocol):
         counted = ("documents", "questions", "unrelated", "rehearsal")
         return {
             **{name: len(getattr(inputs, name)) for name in counted},
-            "checkpoints": ", ".join(map(str, Course(self, inputs).stops)),
+            "checkpoints": ", ".join(map(str, Course(self.checkpoints, self.asking, inputs).stops)),
             **asdict(self.asking),
             "chunk_characters": self.chunking.characters if self.chunking else "whole documents",
         }
@@ -108,7 +108,7 @@ class Stream(Protocol):
 class Walk(Unit):
     """One method's way through the stream; the base's asks alone."""
 
-    course: "Course" = field(kw_only=True)
+    course: Course = field(kw_only=True)
 
 
 def _walk(unit: Unit) -> Walk:
@@ -116,120 +116,9 @@ def _walk(unit: Unit) -> Walk:
     return unit
 
 
-@dataclass(frozen=True)
-class Course:
-    """Which documents come in which order, and which question is asked when."""
-
-    protocol: Stream
-    inputs: Inputs
-
-    def check(self) -> None:
-        """Raise BadInput where there is nothing to read or to ask, or a name is there twice."""
-        documents, questions = self.inputs.documents, self.inputs.questions
-        if not documents:
-            raise BadInput("the stream is empty: give at least one document")
-        if not questions:
-            raise BadInput("no question to ask: give at least one whose document is in the stream")
-        _once("document", [document.id for document in documents])
-        _once("question", [question.id for question in questions])
-        for question in questions:
-            if question.document and question.document not in self.places:
-                raise BadInput(
-                    f"question {question.id!r}: its document {question.document!r} is not in the stream"
-                )
-        wrong = [count for count in self.protocol.checkpoints if not 1 <= count <= len(documents)]
-        if wrong:
-            count = len(documents)
-            raise BadInput(f"checkpoint {wrong[0]}: the stream has {count} documents, use 1 to {count}")
-
-    @property
-    def stops(self) -> list[int]:
-        """The numbers of documents after which is asked, the end included."""
-        return sorted({*self.protocol.checkpoints, len(self.inputs.documents)})
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """The number of each document in the stream, from 1, by its id."""
-        return {document.id: place for place, document in enumerate(self.inputs.documents, 1)}
-
-    def place(self, question: Question) -> int:
-        """Return the number of the question's document, 0 where it names none."""
-        return self.places[question.document] if question.document else 0
-
-    def group(self, question: Question) -> str:
-        """Return the unit of the bootstrap: its document's group, or else document, or else itself."""
-        place = self.place(question)
-        return (self.inputs.documents[place - 1].group or question.document) if place else question.id
-
-    def asked(self, taken: int) -> list[Question]:
-        """Return the questions to ask once so many documents have been read."""
-        last = taken == len(self.inputs.documents)
-        return [
-            question
-            for question in self.inputs.questions
-            if (0 < self.place(question) <= taken or (last and not question.document))
-            # What no document of this stream changes stays right.
-            and self.places.get(question.until, taken + 1) > taken
-        ]
-
-    def ever(self) -> list[Question]:
-        """Return the questions that are asked at all."""
-        ids = {question.id for taken in self.stops for question in self.asked(taken)}
-        return [question for question in self.inputs.questions if question.id in ids]
-
-    def shown(self, count: int) -> list[Question]:
-        """Return a few of the questions asked at the end, evenly spread over them."""
-        asked = self.asked(len(self.inputs.documents))
-        step = max(1, len(asked) // max(1, count))
-        return asked[::step][:count]
-
-    def ask(self, runner: "Runner", adapted: LM, spent: Spent, questions: Sequence[Question]) -> list[Row]:
-        """Ask, and measure the drift; return the rows of both, and what had been spent by then."""
-        method, taken = spent.method, spent.taken
-        seconds: list[float] = []
-        with runner.meter.seconds(seconds):
-            found = ask(adapted, questions, self.protocol.asking)
-        answers = [
-            Answered(method, taken, question.id, self.group(question), self.place(question), **asdict(answer))
-            for question, answer in zip(questions, found, strict=True)
-        ]
-        # The base does not differ from itself.
-        drift = [
-            Drifted(method, taken, text.id, *divergence(runner.lm, adapted, text.text))
-            for text in (self.inputs.unrelated if adapted is not runner.lm else ())
-        ]
-        return [*answers, *drift, replace(spent, ask_seconds=seconds[0])]
-
-    def unanswered(
-        self, method: str, taken: int, questions: Sequence[Question], reason: str
-    ) -> list[Answered]:
-        """Return the rows of questions that could not be asked."""
-        return [
-            Answered(method, taken, one.id, self.group(one), self.place(one), 0.0, 0, "", 0.0, 0.0, reason)
-            for one in questions
-        ]
-
-
-def _once(what: str, names: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise BadInput(f"{what} id {name!r} is there twice: give each an id of its own")
-        seen.add(name)
-
-
-def in_stream(
-    documents: Sequence[Document], questions: Sequence[Question]
-) -> tuple[tuple[Question, ...], list[str]]:
-    """Return the questions whose documents are in the stream, and a line on those left out, if any."""
-    there = {document.id for document in documents}
-    kept = tuple(question for question in questions if not question.document or question.document in there)
-    left = [question for question in questions if question.document and question.document not in there]
-    if not left:
-        return kept, []
-    named = ", ".join(f"{question.id} (document {question.document})" for question in left[:3])
-    count = many(len(left), "question", "questions")
-    return kept, [f"left out, their documents are not in the stream: {count}, {named}"]
+def _protocol(runner: "Runner") -> Stream:
+    assert isinstance(runner.plan.protocol, Stream)
+    return runner.plan.protocol
 
 
 def _follow(walk: Walk, place: int, batch: Batch, runner: "Runner") -> Iterator[Part]:
@@ -240,19 +129,19 @@ def _follow(walk: Walk, place: int, batch: Batch, runner: "Runner") -> Iterator[
     spent, rows = Spent(name, 0), list[Row]()
     if batch.resume is not None and (left := runner.resume(batch, type(state))) is not None:
         state, spent = left, typed(Spent, batch.resume.data, "spent")
-    first = spent.taken == 0
+    first, save_every = spent.taken == 0, _protocol(runner).save_every
     runner.meter.start()
     for number in range(spent.taken + 1, len(documents) + 1):
         document = documents[number - 1]
         spent = replace(spent, taken=number)
-        state, spent, failed = _read_document(state, spec, course, document, spent, runner)
+        state, spent, failed = _read_document(state, spec, document, spent, runner)
         rows += [Stopped(name, document.id, number, failed)] if failed else []
         label = f"{name} {document.id}"
         if number in stops:
             asked = course.asked(number)
             yield Part.progress(number - 1, f"{name} {_asking(asked)}")
             rows += _ask(state, spec, course, spent, asked, runner)
-        if number in stops or number % course.protocol.save_every == 0:
+        if number in stops or number % save_every == 0:
             end = number == len(documents)
             runner.meter.note(name)
             yield Part(
@@ -287,10 +176,10 @@ def _ask(
 
 
 def _read_document(
-    state: Any, spec: MethodSpec, course: Course, document: Document, spent: Spent, runner: "Runner"
+    state: Any, spec: MethodSpec, document: Document, spent: Spent, runner: "Runner"
 ) -> tuple[Any, Spent, str]:
     """Return the state after one document, what is spent by then, and why it was passed over, if it was."""
-    plan, chunking = runner.plan, course.protocol.chunking
+    plan, chunking = runner.plan, _protocol(runner).chunking
     # Seeded by the document, so that what is random differs from one to the next.
     context = Context(stable_hash(str(plan.seed), "stream", document.id), plan.budget)
     passages = tuple(chunking.passages(document)) if chunking else (Passage.whole(document),)
@@ -332,7 +221,7 @@ def _rehearsed(state: Any, spec: MethodSpec, course: Course, runner: "Runner") -
     """
     if not course.inputs.rehearsal:
         return state, ""
-    asking = course.protocol.asking
+    asking = course.asking
     passages = tuple(
         Passage(stable_hash("rehearsal", question.id), text, asking.prompt(question))
         for question in course.inputs.rehearsal
