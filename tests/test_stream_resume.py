@@ -118,7 +118,7 @@ def test_a_state_that_is_lost_or_damaged_costs_its_way_alone(tmp_path: Path, who
     for ruin in (Path.unlink, lambda file: file.write_bytes(b"no tensors")):
         with pytest.raises(StoppedError):
             stream(path, progress=interrupt)
-        (state,) = tmp_path.glob("journal.*.state")
+        (state,) = tmp_path.glob("journal.states/*.state")
         ruin(state)
     seen: list[int] = []
     assert timeless(stream(path, progress=lambda done, total, name: seen.append(done))) == whole

@@ -56,6 +56,7 @@ def evaluate(
         kept.add(part)
         if part.label is not None:
             progress(kept.done, total, part.label)
+    journal.states.clear()  # all is done: nothing goes on from one
     return kept.outcome()
 
 

@@ -1,7 +1,7 @@
 """What a long run has done so far, kept on disk as it is done, so that it can go on.
 
-One JSON line a part, flushed to the disk; a line cut short by a crash is that part not done. Beside it
-lie the states that unfinished units go on from: a line names its state's file, so the two never
+One JSON line a part, flushed to the disk; a line cut short by a crash is that part not done. In a folder
+beside it lie the states that unfinished units go on from: a line names its state's file, so the two never
 disagree, and a state no line names was cut short and is not looked at. A journal belongs to one plan:
 under another key it begins afresh.
 """
@@ -155,39 +155,46 @@ class Kept:
 
 @dataclass(frozen=True)
 class States:
-    """The states that units go on from, in files named after the journal; without a path none is kept."""
+    """The states that units go on from, in a folder beside the journal; without a `path` none is kept."""
 
     path: Path | None = None
 
+    @property
+    def folder(self) -> Path | None:
+        """Where they lie: nothing else does, so what a killed process left half written goes with them."""
+        return self.path and self.path.with_name(f"{self.path.name}.states")
+
     def save(self, state: State, place: int, done: int) -> str:
         """Write the state of the unit at `place` after so many steps; return its file's name, "" for none."""
-        if self.path is None:
+        if self.folder is None:
             return ""
-        name = f"{self.path.name}.{place}.{done}.state"
-        save_state(state, self.path.with_name(name))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"{place}.{done}.state"
+        save_state(state, self.folder / name)
         return name
 
     def load(self, kind: type[StateT], name: str, lm: LM) -> StateT:
         """Return a state; raises BadInput, Damaged or Mismatch where it is not what was written."""
-        assert self.path is not None
-        return load_state(kind, self.path.with_name(name), lm)
+        assert self.folder is not None
+        return load_state(kind, self.folder / name, lm)
 
-    def clear(self, but: Iterable[str] = (), place: int | None = None, before: int | None = None) -> None:
-        """Remove states: all, or those of one unit, or those of its steps `before` a number."""
-        if self.path is None or not self.path.parent.is_dir():
+    def clear(self, but: Iterable[str] = ()) -> None:
+        """Remove all states but those named."""
+        if self.folder is None or not self.folder.is_dir():
             return
         kept = set(but)
-        for file in self.path.parent.iterdir():
-            own = file.name.removeprefix(f"{self.path.name}.")
-            numbers = own.removesuffix(".state").split(".")
-            if (
-                own in (file.name, ".".join(numbers))
-                or len(numbers) != 2
-                or not all(map(str.isdigit, numbers))
-            ):
-                continue
-            mine = place is None or int(numbers[0]) == place
-            if mine and (before is None or int(numbers[1]) < before) and file.name not in kept:
+        for file in self.folder.iterdir():
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
+        if not kept:
+            self.folder.rmdir()
+
+    def drop(self, place: int, before: int | None = None) -> None:
+        """Remove the states of one unit, or those `before` a number of steps."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for file in self.folder.glob(f"{place}.*.state"):
+            if before is None or int(file.name.split(".")[1]) < before:
                 file.unlink(missing_ok=True)
 
 
@@ -227,7 +234,7 @@ class Journal:
         }
         self._lines.keep(record)
         for place in part.places:
-            self.states.clear(place=place, before=None if part.finished else part.done)
+            self.states.drop(place, before=None if part.finished else part.done)
 
     def done(self) -> None:
         """Remove all files: the report holds it all now."""
