@@ -85,7 +85,7 @@ def ratio_interval(
 ) -> Interval | None:
     """Return the percentile interval of sum(above) / sum(below), documents drawn with replacement.
 
-    The same seed draws the same documents, so intervals of several ways can be compared. None where
+    The same seed draws the same documents, so intervals of several methods can be compared. None where
     there are fewer than two documents or the ratio is not finite. Raises BadInput on uneven lengths.
     """
     above, below = _columns(above, below)

@@ -1,4 +1,4 @@
-// Colour a text by what the chosen way gained: data-levels holds one class a way.
+// Colour a text by what the chosen method gained: data-levels holds one class a method.
 document.querySelectorAll(".showcase").forEach((showcase) => {
   showcase.addEventListener("change", (event) => {
     showcase.querySelectorAll("[data-levels]").forEach((token) => {

@@ -189,7 +189,7 @@ def upshot(figures: dict[str, Any]) -> str:
     }
     if not others:
         return f"{queries} scored; the base needs {number(first['base_bits_per_byte'], 3)} bits a byte"
-    best = max(others, key=lambda way: others[way]["gain"])
+    best = max(others, key=lambda name: others[name]["gain"])
     gain, interval = others[best]["gain"], others[best]["gain_ci"]
     saved = f"{percent(abs(gain))} of the base's bits" + (
         f" (95 % interval {ends(interval).strip()})" if interval else ""
