@@ -378,10 +378,14 @@ def test_a_file_of_an_unknown_kind_or_without_its_tensors_says_so(tmp_path: Path
     Rotation.__name__ = "Forgotten"
     try:
         delta(lm, "guest").save(tmp_path / "delta")
+        save_state(WeightState(base=lm.fingerprint, delta=delta(lm, "guest")), tmp_path / "state")
     finally:
         Rotation.__name__ = "Rotation"
-    with pytest.raises(Mismatch, match=r"'Forgotten' are not known here.*import the module that defines it"):
+    unknown = r"'Forgotten' are not known here.*import the module that defines it"
+    with pytest.raises(Mismatch, match=unknown):
         Delta.load(tmp_path / "delta", lm.fingerprint)
+    with pytest.raises(Mismatch, match=unknown):
+        load_state(WeightState, tmp_path / "state", lm)
     monkeypatch.setattr(Dense, "tensors", lambda self: {})
     delta(lm, "dense").save(tmp_path / "hollow")
     monkeypatch.undo()

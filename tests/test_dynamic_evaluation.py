@@ -13,7 +13,7 @@ import toys
 from uptake import api, methods
 from uptake.adaptation.gradient_statistics import GradientStatistics
 from uptake.adaptation.optimizers import RMS, SGD, AdamW, Optimizer
-from uptake.adaptation.tensors import write_tensors
+from uptake.adaptation.tensors import NetworkAbout, to_metadata, write_tensors
 from uptake.adaptation.token_weights import Spans, TokenWeights
 from uptake.adaptation.trainable import LoRA, Top
 from uptake.errors import BadInput, Mismatch
@@ -21,7 +21,7 @@ from uptake.evaluation.engine import evaluate
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocols.running import Running
 from uptake.lm.base import LM, Segment
-from uptake.methods.contract.learned import FORMAT, Material
+from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.spending import Budget
 from uptake.methods.dynamic_evaluation import GradientCounting, spec
@@ -241,7 +241,7 @@ def test_where_the_rule_needs_a_file_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="trainable=all or trainable=top"):
         running(dynamic(optimizer=rms, trainable=LoRA(2)), lm)
     running(dynamic(optimizer=rms, trainable=Top(1)), lm)
-    write_tensors(path, {}, {"format": FORMAT, "kind": "Camels"})
+    write_tensors(path, {}, to_metadata(NetworkAbout("Camels", lm.fingerprint, {}, {})))
     with pytest.raises(Mismatch, match="a network of Camels"):
         dynamic(optimizer=rms).init(lm)
     counting = GradientCounting()

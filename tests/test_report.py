@@ -196,7 +196,7 @@ def _written(tmp_path):
     [
         (lambda data: data.pop("format"), "format"),
         (lambda data: data.pop("seed"), "seed"),
-        (lambda data: data["rows"][3].pop("bits"), r"rows\[3\] lacks one of bits"),
+        (lambda data: data["rows"][3].pop("bits"), r"rows\[3\]\.bits is missing"),
         (lambda data: data["rows"][0].update(bits="many"), r"rows\[0\]\.bits is 'many'"),
         (lambda data: data["rows"][0].update(k=True), r"rows\[0\]\.k is True"),
         (lambda data: data["rows"][0].update(bits=10**400), "too large"),
@@ -222,11 +222,13 @@ def test_what_is_no_report_is_refused(tmp_path, content):
         report.read_json(path, SCORED)
 
 
-def test_a_newer_file_with_more_keys_is_read(tmp_path):
+@pytest.mark.parametrize("where", [lambda data: data, lambda data: data["rows"][0]], ids=["report", "row"])
+def test_fields_that_nobody_knows_are_refused(tmp_path, where):
     path, data = _written(tmp_path)
-    data["rows"][0]["later"] = data["later"] = 1
+    where(data)["later"] = 1
     path.write_text(json.dumps(data))
-    assert report.read_json(path, SCORED) == synthetic.results(ks=(5,), documents=2)
+    with pytest.raises(BadInput, match="has fields that nobody knows: 'later'"):
+        report.read_json(path, SCORED)
 
 
 def test_a_missing_file_is_missing(tmp_path):

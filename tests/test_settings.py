@@ -1,15 +1,44 @@
 """Settings written as text."""
 
+import dataclasses
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, reject
+from hypothesis import settings as checks
 from hypothesis import strategies as st
 
-from uptake.adaptation.optimizers import SGD, AdamW
-from uptake.adaptation.trainable import LoRA, Top
+from uptake import api, methods
+from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
+from uptake.adaptation.token_weights import Camels as Learnt
+from uptake.adaptation.token_weights import TfIdf, TokenWeights
+from uptake.adaptation.trainable import All, LoRA, Top, Trainable
 from uptake.errors import BadInput
+from uptake.methods.camels import Camels
 from uptake.methods.finetune import Finetune
 from uptake.methods.hidden_state_optimisation import HiddenStateOptimisation
-from uptake.settings import apply, describe
+from uptake.methods.in_context import InContext
+from uptake.methods.retro import Retro
+from uptake.settings import Miss, NoSuchSetting, apply, describe, fields, find, parse, values, written
+
+
+@dataclass(frozen=True)
+class Several:
+    """Settings of kinds that no method has yet."""
+
+    ks: tuple[int, ...] = (1, 5)
+    pair: tuple[float, str] = (0.5, "a")
+    names: tuple[str, ...] = ()
+    nested: tuple[tuple[int, ...], ...] = ()
+    moved: tuple[Trainable, ...] = (All(), LoRA(8))
+    some: tuple[int, ...] | None = None
+    mixed: int | str = 0
+    level: Literal[1, 2, "all"] = 1
+    note: str | None = None
+    steps: Finetune = field(default_factory=lambda: Finetune(passes=3))
 
 
 def test_values_of_every_kind() -> None:
@@ -30,6 +59,71 @@ def test_values_of_every_kind() -> None:
         Top(), SGD(0.1, 0.9)
     )
     assert describe(changed)["trainable"] == {"kind": "LoRA", "rank": 8, "alpha": 32, "owner": "lora"}
+    assert apply(Finetune(), "clip=None", "own_prefix=TRUE", "optimizer=SGD", "dropout=False") == Finetune(
+        optimizer=SGD(), clip=None, own_prefix=True
+    )
+
+
+def test_they_nest_to_any_depth() -> None:
+    steps = Finetune(optimizer=SGD(learning_rate=1e-3, momentum=0.9))
+    assert apply(Camels(), "steps=finetune(optimizer=sgd(learning_rate=1e-3,momentum=0.9))").steps == steps
+    deep = apply(
+        Several(),
+        "steps = finetune( trainable=lora(rank=2), token-weights=tfidf(keep=.5), optimizer.beta1=0.5, "
+        "epsilon=-1e-8, order = farthest-first, clip=NONE, dropout=True)",
+    ).steps
+    assert deep == Finetune(
+        LoRA(2), AdamW(beta1=0.5, epsilon=-1e-8), None, token_weights=TfIdf(0.5),
+        order="farthest-first", dropout=True,
+    )  # fmt: skip
+    # What is not said is as the class has it, not as the field did.
+    assert apply(Several(), "steps=finetune(own_prefix=true)").steps == Finetune(own_prefix=True)
+
+
+def test_tuples() -> None:
+    for text in ("(1,5,20)", "1,5,20", "[1, 5, 20]", "( 1, 5,\t20, )"):
+        assert apply(Several(), f"ks={text}").ks == (1, 5, 20)
+    assert apply(Several(), "ks=5").ks == apply(Several(), "ks=(5)").ks == (5,)
+    assert apply(Several(), "ks=()").ks == ()
+    assert apply(Several(), "ks=(-1, +2)").ks == (-1, 2)
+    assert apply(Several(), "pair=(-1e-3, s3://b/k)").pair == (-1e-3, "s3://b/k")
+    assert apply(Several(), "names=('a, (b)', /c/d.txt, e-f, \"it's\")").names == (
+        "a, (b)", "/c/d.txt", "e-f", "it's",
+    )  # fmt: skip
+    assert apply(Several(), "nested=((1,2),(),(3,))").nested == ((1, 2), (), (3,))
+    assert apply(Several(), "moved=(top(layers=1), all)").moved == (Top(1), All())
+    assert apply(Several(), "some=(1,)").some == (1,) and apply(Several(some=(1,)), "some=none").some is None
+    assert values(Several())["ks"] == "(whole number, ...)"
+    assert values(Several())["pair"] == "(number, text)"
+    assert describe(Several())["moved"][1] == {"kind": "LoRA", "rank": 8, "alpha": 32, "owner": "lora"}
+
+
+PATHS = [
+    "build/x.safetensors", "/tmp/a-1/b.2/x", "s3://bucket/key?version=3", "~/01/x", "a b", "x#1", "./x.y",
+    "no", "1", "-", "none", "$HOME/x", "été/ü", "a:b", "lambda", "x=y",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [*PATHS, "it's", "f(1)/(2", "a, b", "'", '"', "", "'a' or 'b'"])
+def test_bare_text_is_what_it_says(path: str) -> None:
+    assert apply(Camels(), f"weights={path}").weights == path
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_bare_text_within_a_choice_too(path: str) -> None:
+    text = f"token_weights=camels(weights={path})"
+    assert apply(Finetune(), text).token_weights == Learnt(path)
+    inner = apply(Several(), f"steps=finetune({text}, passes=2)").steps
+    assert inner == Finetune(token_weights=Learnt(path), passes=2)
+
+
+def test_quotes_keep_text_as_it_is() -> None:
+    assert apply(InContext(), r"separator='\n- '").separator == "\n- "
+    assert apply(InContext(), r"separator=\n").separator == r"\n"
+    assert apply(Finetune(), "token_weights=camels(weights='a, (b)=c')").token_weights == Learnt("a, (b)=c")
+    assert apply(Several(), "note=none").note is None and apply(Several(), "note='none'").note == "none"
+    assert apply(Several(), "mixed=5").mixed == 5 and apply(Several(), "mixed='5'").mixed == "5"
+    assert apply(Several(), "level=2").level == 2 and apply(Several(), "level='all'").level == "all"
 
 
 @pytest.mark.parametrize(
@@ -37,12 +131,21 @@ def test_values_of_every_kind() -> None:
     [
         ("learning_rate", "write name=value"),
         ("learning_rate=fast", "use a number"),
+        ("learning_rate='1'", "learning_rate='1': use a number"),
         ("passes=1.5", "use a whole number"),
         ("dropout=1", "use true or false"),
         ("order=random", "nearest-first"),
+        ("order=none", "nearest-first"),
         ("trainable=everything", "use one of all, top, named, lora"),
+        ("trainable=none", "use one of all, top, named, lora"),
         ("trainable=lora(size=3)", "no setting 'size'"),
         ("trainable=lora(rank=3", "use one of"),
+        ("trainable=lora(rank=3))", "use one of"),
+        ("trainable=lora(3)", "trainable=lora(3): in parentheses write setting=value"),
+        ("trainable=lora(**rank)", "in parentheses write setting=value"),
+        ("trainable=lora(rank=top)", "rank=top: use a whole number"),
+        ("trainable=_frozen", "use one of all"),
+        ("optimizer=sgd(learning_rate=/x)", "learning_rate='/x': use a number"),
         ("learning_rat=1", "did you mean 'learning_rate'"),
         ("learning_rate=-1", "0 or more"),
         ("clip=0", "positive"),
@@ -51,8 +154,39 @@ def test_values_of_every_kind() -> None:
     ],
 )
 def test_mistakes_are_named_with_the_cure(text: str, words: str) -> None:
-    with pytest.raises(BadInput, match=words.replace("(", r"\(")):
+    with pytest.raises(BadInput, match=words.replace("(", r"\(").replace(")", r"\)").replace("*", r"\*")):
         apply(Finetune(), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ks=(1,x)", "ks=x: use a whole number"),
+        ("ks=(1", r"ks=\(1: write \(whole number, ...\)"),
+        ("pair=1", r"pair=1: write \(number, text\)"),
+        ("pair=(1,2,3)", "write"),
+        ("level=3", "use one of 1, 2, all"),
+        ("moved=(all,some)", "moved=some: use one of all"),
+    ],
+)
+def test_mistakes_in_tuples_too(text: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        apply(Several(), text)
+
+
+def test_what_cannot_be_written_is_said() -> None:
+    with pytest.raises(BadInput, match=r"cannot be written as text; set it from Python"):
+        parse(bytes, "x", "raw")
+    with pytest.raises(BadInput, match="use whole number or number"):
+        parse(int | float, "x", "size")
+
+
+def test_settings_that_need_each_other_come_in_any_order() -> None:
+    wanted = Retro(chunk=600, episode_tokens=700)
+    for pair in (["chunk=600", "episode_tokens=700"], ["episode_tokens=700", "chunk=600"]):
+        assert apply(Retro(), *pair) == wanted == parse(Retro, f"retro({','.join(pair)})", "it")
+    with pytest.raises(BadInput, match="more than a chunk"):
+        apply(Retro(), "chunk=600")
 
 
 def test_a_field_of_one_class_takes_its_settings_and_names_it() -> None:
@@ -62,9 +196,163 @@ def test_a_field_of_one_class_takes_its_settings_and_names_it() -> None:
         apply(method, "optimizer=sgd")
 
 
+def test_a_name_that_is_no_setting_says_how() -> None:
+    def miss(settings: object, name: str) -> NoSuchSetting:
+        with pytest.raises(NoSuchSetting) as caught:
+            find(settings, name)
+        return caught.value
+
+    pair = dataclasses.make_dataclass(
+        "Pair", [("one", Optimizer, SGD()), ("two", Optimizer, SGD())], frozen=True
+    )()
+    several = miss(pair, "momentum")
+    assert several.miss is Miss.AMBIGUOUS and several.names == ("one.momentum", "two.momentum")
+    near = miss(pair, "momentun")
+    assert near.miss is Miss.NEAR and near.names == ("momentum",)
+    unknown = miss(LoRA(), "zzz")
+    assert unknown.miss is Miss.UNKNOWN and unknown.names == ("rank", "alpha", "owner")
+
+
+def test_the_nearest_miss_of_several_ways_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(names: list[str], setting: str) -> NoSuchSetting:
+        with pytest.raises(NoSuchSetting) as caught:
+            api.method_specs(names, [setting])
+        return caught.value
+
+    assert told(["base", "finetune"], "zzz=1").names[0] == "trainable"
+    assert told(["in-context", "finetune"], "learning_rat=1").names == ("learning_rate",)
+    assert told(["base", "finetune+retro"], "retro.chunk_token=1").miss is Miss.NEAR
+    # Whatever the messages say: the kind decides.
+    monkeypatch.setattr(NoSuchSetting, "__str__", lambda error: "did you mean: there are could be")
+    assert told(["in-context", "finetune"], "learning_rat=1").names == ("learning_rate",)
+    assert api.method_specs(["base", "finetune"], ["passes=2"])["finetune"].method == Finetune(passes=2)
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_a_setting_or_bad_input(text: str) -> None:
     try:
         assert isinstance(apply(Finetune(), text), Finetune)
     except BadInput as error:
         assert "\n" not in str(error) or "\n" in text
+
+
+PIECES = [
+    "steps=",
+    "finetune",
+    "(",
+    ")",
+    ",",
+    "=",
+    "rule",
+    "sgd",
+    "'",
+    '"',
+    "1e-3",
+    "\\",
+    "[",
+    "#",
+    "*",
+    ":",
+    "\0",
+]
+NAMES = ["steps", "ks", "names", "moved", "nested", "mixed", "note", "level", "pair"]
+
+
+@given(st.sampled_from(NAMES), st.lists(st.sampled_from(PIECES) | st.characters(), max_size=30))
+def test_any_pieces_of_a_value_are_a_value_or_bad_input(name: str, pieces: list[str]) -> None:
+    try:
+        assert isinstance(apply(Several(), f"{name}={''.join(pieces)}"), Several)
+    except BadInput as error:
+        assert type(error) in (BadInput, NoSuchSetting)
+
+
+@given(st.text(max_size=40).filter(lambda text: text[:1] not in ("'", '"')))
+def test_any_bare_text_is_itself(text: str) -> None:
+    assert apply(Camels(), f"weights={text}").weights == text.strip()
+
+
+def test_parentheses_without_end_are_no_traceback() -> None:
+    for text in (
+        "(" * 10_000,
+        "top(layers=" * 2000,
+        "-" * 100_000 + "1",
+        "lora(rank=" + "[" * 150 + "]" * 150 + ")",
+    ):
+        with pytest.raises(BadInput):
+            apply(Finetune(), f"trainable={text}")
+
+
+# Whatever can be set can be written, and is read back as it was.
+
+
+def anything(hint: Any) -> st.SearchStrategy[Any]:
+    """Return values for a field of type `hint`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return st.one_of(*map(anything, arguments))
+    if origin is Literal:
+        return st.sampled_from(arguments)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return st.lists(anything(arguments[0]), max_size=3).map(tuple)
+    if origin is tuple:
+        return st.tuples(*map(anything, arguments))
+    plain: dict[Any, st.SearchStrategy[Any]] = {
+        type(None): st.none(),
+        bool: st.booleans(),
+        int: st.integers(),
+        float: st.floats(allow_nan=False),
+        str: st.text(max_size=8) | st.text(st.characters(), max_size=4) | st.sampled_from(PATHS),
+    }
+    return plain[hint] if hint in plain else st.one_of(*(instances(each) for each in classes(hint)))
+
+
+def classes(kind: type[Any]) -> Iterator[type[Any]]:
+    if dataclasses.is_dataclass(kind) and not kind.__name__.startswith("_"):
+        yield kind
+    for each in kind.__subclasses__():
+        if each.__module__.startswith("uptake."):
+            yield from classes(each)
+
+
+@st.composite
+def instances(draw: st.DrawFn, kind: type[Any]) -> Any:
+    """Return an object of a class with a few of its settings changed."""
+    hints, names = get_type_hints(kind), [part.name for part in fields(kind)]
+    changed = draw(st.lists(st.sampled_from(names), max_size=3, unique=True)) if names else []
+    try:
+        return kind(**{name: draw(anything(hints[name])) for name in changed})
+    except BadInput:
+        reject()
+
+
+SPECS = [methods.find(name) for name in methods.names()]
+REGISTERED = {
+    *(type(part) for spec in SPECS for part in (spec.method, spec.select)),
+    *(each for kind in (Trainable, Optimizer, TokenWeights) for each in classes(kind)),
+    Several,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(REGISTERED, key=lambda kind: kind.__qualname__))
+@checks(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_what_is_written_is_read_back(kind: type[Any], data: st.DataObject) -> None:
+    made = data.draw(instances(kind))
+    back = parse(kind, written(made), "it")
+    assert back == made and describe(back) == describe(made)
+    # And within something that is read: as one of several, and as a part of a part.
+    assert parse(tuple[kind, ...], f"({written(made)}, {written(made)})", "it") == (made, made)
+
+
+def test_what_is_written_is_short() -> None:
+    assert written(Finetune()) == "finetune"
+    assert written(Finetune(optimizer=SGD(learning_rate=0.5), order="farthest-first", clip=None)) == (
+        "finetune(optimizer=sgd(learning_rate=0.5), clip=none, order=farthest-first)"
+    )
+    assert written(Learnt("a/b.safetensors")) == "camels(weights=a/b.safetensors)"
+    assert written(Learnt("a b")) == "camels(weights='a b')"
+    assert written(Several(ks=(3,), note="none")) == "several(ks=(3,), note='none')"

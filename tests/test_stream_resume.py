@@ -1,6 +1,5 @@
 """A stream that is interrupted goes on and ends as if it had not been, wherever it was cut."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import toy_methods
 import toys
 import uptake
 from uptake.adaptation.optimizers import AdamW
+from uptake.codec import dumps
 from uptake.evaluation import journal as journals
 from uptake.evaluation.journal import Lines
 from uptake.methods.contract.method import MethodSpec
@@ -98,7 +98,7 @@ def test_cut_while_it_is_written_down(
         if calls[0] == turn:
             if what == "line":
                 with path.open("a") as file:
-                    file.write(json.dumps(given[1])[:40])
+                    file.write(dumps(given[1])[:40])
             raise StoppedError
         real(*given)
 

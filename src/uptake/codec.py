@@ -1,6 +1,7 @@
-"""Dataclasses to JSON data and back, exactly, and files written whole or not at all.
+"""Dataclasses to JSON data and back, exactly, by their type hints; and files written whole or not at all.
 
-JSON has no infinity, so such a float becomes the text that `float` reads back.
+What is read is refused unless it is what the hints say: no field more or less, no number where text is
+meant. JSON has no infinity, so such a float becomes the text that `float` reads back.
 """
 
 import dataclasses
@@ -10,14 +11,27 @@ import math
 import numbers
 import os
 import secrets
-import typing
-from collections.abc import Mapping
+import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from uptake.errors import BadInput, Missing
+from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError, transform_error
+from cattrs.cols import (
+    homogenous_tuple_structure_factory,
+    is_mapping,
+    list_structure_factory,
+    mapping_structure_factory,
+)
 
-ReportT = typing.TypeVar("ReportT")
+from uptake.errors import BadInput, Mismatch, UptakeError
+
+ReadT = TypeVar("ReadT")
+Hook = Callable[[Any, Any], Any]  # (JSON data, type hint) -> value
+
+
+class Malformed(ValueError):
+    """Data that is not what a type hint says; the message says on one line where and why."""
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -43,78 +57,199 @@ def write_whole(path: str | Path, content: bytes) -> None:
         ) from None
 
 
-def plain(value: object) -> Any:
-    """Return `value` as JSON data: dataclasses as dicts, odd floats and any other object as their text."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        return number if math.isfinite(number) else str(number)
-    if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value)
+def plain(value: object, kind: Any = None) -> Any:
+    """Return `value` as JSON data: dataclasses as dicts, odd floats and any other object as their text.
+
+    With `kind`, a class it is derived from, the fields of that class alone.
+    """
+    return _usual().unstructure(value, unstructure_as=kind)
 
 
-def read_report(kind: type[ReportT], path: str | Path, form: str, what: str) -> ReportT:
-    """Return the report in a file, whose fields lie beside those of its header, as `kind`.
+def dumps(value: object) -> str:
+    """Return `value` as JSON text, as `plain` gives it."""
+    return json.dumps(plain(value), allow_nan=False)
 
-    `form` is the format it names, `what` how people call it. Raises Missing and BadInput.
+
+def load(kind: type[ReadT], data: object, by: Converter | None = None) -> ReadT:
+    """Return JSON data as `kind`: a dataclass, or a tuple, list, mapping or union of such and of scalars.
+
+    `object` stands for data of any shape, whose lists come back as tuples. Raises Malformed, and the
+    Mismatch of a hook as it is. `by` is a converter with more hooks than the usual one.
     """
     try:
-        data = json.loads(Path(path).read_bytes())
-        if not isinstance(data, dict) or data.get("format") != form:
-            raise ValueError(f'it has no "format": "{form}"')
-        return typing.cast(ReportT, typed(kind, {**data, "header": data}, "report"))
-    except OSError as error:
-        raise Missing(f"cannot read {path}: {error.strerror}; give a file that --json wrote") from None
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise BadInput(f"{path} is not {what}: {error}; give a file that --json wrote") from None
+        return (by or _usual()).structure(data, kind)
+    except (BaseValidationError, UptakeError, Malformed, RecursionError) as error:
+        raise _mismatch(error) or Malformed(_line(error)) from None
 
 
-def typed(kind: Any, value: Any, place: str) -> Any:
-    """Return JSON data `value` as `kind`: a dataclass, tuple, mapping or scalar as results.py uses them.
-
-    `object` stands for data of any shape, whose lists come back as tuples. Keys nobody asked for are
-    passed over, so that a newer file can be read. Raises ValueError that says what is wrong and where.
-    """
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return _record(kind, value, place)
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple and isinstance(value, list):
-        return tuple(typed(inner[0], item, f"{place}[{n}]") for n, item in enumerate(value))
-    if origin is Mapping and isinstance(value, dict):
-        return {key: typed(inner[1], item, f"{place}.{key}") for key, item in value.items()}
-    if kind is float and (type(value) in (int, float) or value in ("nan", "inf", "-inf")):
-        return float(value)
-    if kind is object:
-        return _frozen(value)
-    if type(value) is kind or (inner and (value is None or isinstance(value, str | int | float))):
-        return value
-    raise ValueError(f"{place} is {value!r:.60}")
-
-
-def _record(kind: Any, value: dict[str, Any], place: str) -> Any:
-    hints = _hints(kind)
-    given = {name: typed(hints[name], value[name], f"{place}.{name}") for name in hints if name in value}
+def loads(kind: type[ReadT], text: str | bytes) -> ReadT:
+    """Return JSON text as `kind`. Raises Malformed."""
     try:
-        return kind(**given)
-    except TypeError:
-        lacking = [name for name in hints if name not in given]
-        raise ValueError(f"{place} lacks one of {', '.join(lacking)}") from None
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"it is no JSON: {error}") from None
+    return load(kind, data)
+
+
+def converter(other: Callable[[Any], object]) -> Converter:
+    """Return a converter between dataclasses and JSON data; `other` writes what has no place in JSON."""
+    made = Converter(
+        forbid_extra_keys=True,
+        # What is declared as anything at all, or as an abstract class, is written by what it is.
+        unstructure_fallback_factory=lambda kind: (
+            lambda value: other(value) if type(value) is kind else made.unstructure(value)
+        ),
+        unstruct_collection_overrides={tuple: list},
+    )
+
+    def writes(fits: Callable[[Any], bool], hook: Callable[[Any], object]) -> None:
+        made.register_unstructure_hook_func(fits, hook)
+
+    # cattrs would turn "1" into 1 and "ab" into ("a", "b"): here a scalar is of its kind already, and
+    # what holds others is of its shape, or both are refused.
+    def reads(kind: type, hook: Callable[[Any], Any] | None = None) -> None:
+        def read(value: Any, _: Any) -> Any:
+            if type(value) is kind:
+                return value
+            if hook is None:
+                raise _not(value, _SCALARS[kind])
+            return hook(value)
+
+        made.register_structure_hook(kind, read)
+
+    def holds(fits: Callable[[Any], bool], shape: type, what: str, factory: Callable[..., Hook]) -> None:
+        def checked(kind: Any, by: Converter) -> Hook:
+            inner = factory(kind, by)
+
+            def read(value: Any, _: Any) -> Any:
+                if not isinstance(value, shape):
+                    raise _not(value, what)
+                return inner(value, kind)
+
+            return read
+
+        made.register_structure_hook_factory(fits, checked)
+
+    writes(lambda kind: kind in (type(None), bool), lambda value: value)
+    writes(_whole, int)
+    writes(_real, _finite)
+    made.register_unstructure_hook_factory(
+        is_mapping, lambda kind: made.gen_unstructure_mapping(kind, unstructure_to=dict, key_handler=_key)
+    )
+
+    reads(str)
+    reads(bool)
+    reads(int)
+    reads(float, _float)
+    made.register_structure_hook_func(lambda kind: kind in (object,), lambda value, _: _frozen(value))
+    made.register_structure_hook_func(_made_of(Literal), _literal)
+    made.register_structure_hook_func(_scalars, _one_of)
+    holds(dataclasses.is_dataclass, dict, "an object", lambda kind, by: by.gen_structure_attrs_fromdict(kind))
+    holds(is_mapping, dict, "an object", mapping_structure_factory)
+    holds(_made_of(list), list, "a list", list_structure_factory)
+    holds(_made_of(tuple), list, "a list", _tuple)
+    return made
+
+
+_SCALARS: dict[type, str] = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
+}  # fmt: skip
+
+
+_ODD = ("nan", "inf", "-inf")  # where text is meant as well, they stay text
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _usual() -> Converter:
+    return converter(str)
+
+
+def _whole(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, numbers.Integral) and kind is not bool
+
+
+def _real(kind: Any) -> bool:
+    return (
+        isinstance(kind, type) and issubclass(kind, numbers.Real) and not issubclass(kind, numbers.Integral)
+    )
+
+
+def _made_of(origin: Any) -> Callable[[Any], bool]:
+    return lambda kind: get_origin(kind) is origin
+
+
+def _key(key: Any, _: object = None) -> str:
+    return str(key)
+
+
+def _finite(value: Any) -> float | str:
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _float(value: Any) -> float:
+    if type(value) is not int and value not in _ODD:
+        raise _not(value, _SCALARS[float])
+    try:
+        return float(value)
+    except OverflowError:
+        raise Malformed("is too large a number") from None
+
+
+def _literal(value: Any, kind: Any) -> Any:
+    for each in get_args(kind):
+        if type(each) is type(value) and each == value:
+            return each
+    raise _not(value, f"one of {', '.join(map(str, get_args(kind)))}")
+
+
+def _scalars(kind: Any) -> bool:
+    """Whether a hint is a union of several scalars, with None or without."""
+    union, members = get_origin(kind) in (Union, types.UnionType), set(get_args(kind))
+    return union and len(members - {type(None)}) > 1 and members <= _SCALARS.keys()
+
+
+def _one_of(value: Any, kind: Any) -> Any:
+    members = get_args(kind)
+    if type(value) in members:
+        return value
+    if float in members and (type(value) is int or (str not in members and value in _ODD)):
+        return _float(value)
+    raise _not(value, " or ".join(_SCALARS[each] for each in members))
+
+
+def _tuple(kind: Any, by: Converter) -> Hook:
+    if get_args(kind)[-1] is Ellipsis:
+        return homogenous_tuple_structure_factory(kind, by)
+    return by.gen_structure_hetero_tuple(kind)
 
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_frozen, value))
     return {key: _frozen(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _not(value: Any, what: str) -> Malformed:
+    return Malformed(f"is {value!r:.60}, not {what}")
+
+
+def _mismatch(error: BaseException) -> Mismatch | None:
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(_mismatch, error.exceptions)), None)
+    return error if isinstance(error, Mismatch) else None
+
+
+def _line(error: BaseException) -> str:
+    """Return what is wrong first, and how much else is."""
+    first, *more = transform_error(error, "$", _why)
+    why, _, place = first.rpartition(" @ $")
+    return f"{place.removeprefix('.') or 'it'} {why}" + (f" (and {len(more)} more)" if more else "")
+
+
+def _why(error: BaseException, kind: object) -> str:
+    if isinstance(error, KeyError):
+        return "is missing"
+    if isinstance(error, ForbiddenExtraKeysError):
+        return f"has fields that nobody knows: {', '.join(map(repr, sorted(error.extra_fields)))}"
+    return str(error) if isinstance(error, Malformed) else f"cannot be: {' '.join(str(error).split())}"

@@ -1,13 +1,24 @@
 """Settings as people write them: `learning_rate=1e-3`, `trainable=lora(rank=8)`, on any frozen dataclass.
 
-A name is looked for in the object's own fields, then in the fields of its settings; where two
-have it, a dot says which: `optimizer.learning_rate`. Names between may be left out.
+A value is a number, true, false, none, a bare word or path, text in quotes, several in parentheses, or a
+choice with its own settings, to any depth: `steps=finetune(optimizer=sgd(learning_rate=1e-3),clip=none)`.
+Python's own parser takes it apart. A name is looked for in the object's own fields, then in the fields
+of its settings; where two have it, a dot says which: `optimizer.learning_rate`. Names between may be
+left out.
 """
 
+import ast
+import copy
 import dataclasses
 import difflib
+import inspect
+import numbers
 import re
 import types
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from uptake.errors import BadInput
@@ -15,26 +26,52 @@ from uptake.errors import BadInput
 SettingsT = TypeVar("SettingsT")
 
 
+class Miss(IntEnum):
+    """How a name fails to be a setting, the nearest miss first."""
+
+    AMBIGUOUS = 0  # several have it
+    NEAR = 1  # one is spelt much like it
+    UNKNOWN = 2
+
+
+class NoSuchSetting(BadInput):
+    """A name that is not one setting's; `names` are those that may have been meant."""
+
+    def __init__(self, message: str, miss: Miss = Miss.UNKNOWN, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.miss, self.names = miss, tuple(names)
+
+
 def apply(settings: SettingsT, *assignments: str) -> SettingsT:
-    """Return the settings with `name=value` texts applied in order; BadInput names what does not fit."""
+    """Return the settings with `name=value` texts applied in order; BadInput names what does not fit.
+
+    What the settings themselves refuse is checked once all are in place.
+    """
+    pairs = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise BadInput(f"setting {assignment!r}: write name=value")
-        settings = _set(settings, find(settings, name.strip().replace("-", "_")).split("."), text.strip())
-    return settings
+        pairs.append((name.strip(), _Value.read(text.strip())))
+    changed: SettingsT = _applied(settings, pairs)
+    return changed
 
 
 def find(settings: object, name: str) -> str:
-    """Return the dotted path of the setting `name`; BadInput with the nearest name if there is none."""
+    """Return the dotted path of the setting `name`; NoSuchSetting unless exactly one has it."""
     paths = _paths(settings)
     found = [path for path in paths if path == name] or [path for path in paths if _leads(name, path)]
     if len(found) > 1:
-        raise BadInput(f"setting {name!r} could be {' or '.join(found)}: write one of them")
+        raise NoSuchSetting(
+            f"setting {name!r} could be {' or '.join(found)}: write one of them", Miss.AMBIGUOUS, found
+        )
     if not found:
         near = difflib.get_close_matches(name, [*paths, *(path.split(".")[-1] for path in paths)], 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(paths) or 'none'}"
-        raise BadInput(f"no setting {name!r}: {hint}")
+        if near:
+            raise NoSuchSetting(f"no setting {name!r}: did you mean {near[0]!r}?", Miss.NEAR, near)
+        raise NoSuchSetting(
+            f"no setting {name!r}: there are {', '.join(paths) or 'none'}", Miss.UNKNOWN, paths
+        )
     return found[0]
 
 
@@ -46,12 +83,21 @@ def _leads(name: str, path: str) -> bool:
     return last == end and all(word in rest for word in words)
 
 
+def parse(hint: Any, text: str, name: str) -> Any:
+    """Return the value of type `hint` that `text` writes; BadInput, calling it `name`, if it writes none."""
+    return _parsed(hint, _Value.read(text.strip()), name)
+
+
+def written(settings: Any) -> str:
+    """Return the shortest text that `parse` reads back: `finetune(optimizer=sgd, passes=2)`."""
+    return _written(settings, type(settings), everything=False)
+
+
 def describe(settings: Any) -> dict[str, Any]:
     """Return all settings as plain data, each choice under the name of its class."""
     out: dict[str, Any] = {"kind": type(settings).__name__}
     for part in fields(settings):
-        value = getattr(settings, part.name)
-        out[part.name] = _described(value)
+        out[part.name] = _described(getattr(settings, part.name))
     return out
 
 
@@ -85,16 +131,14 @@ def _values(hint: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin is tuple:
-        return f"({_values(arguments[0])}, ...)"
+        several = arguments[-1] is Ellipsis
+        inner = [_values(each) for each in (arguments[:1] if several else arguments)]
+        return f"({', '.join(inner)}{', ...' if several else ''})"
     plain: dict[Any, str] = {bool: "true | false", int: "whole number", float: "number", str: "text"}
-    return plain[hint] if hint in plain else " | ".join(map(_call, _choices(hint).values())) or "as below"
-
-
-def _call(choice: Any) -> str:
-    """Write a choice as it is asked for, with its settings if it has any."""
-    inner = ", ".join(f"{part.name}={part.default}" for part in fields(choice))
-    name: str = choice.__name__.lower()
-    return f"{name}({inner})" if inner else name
+    if hint in plain:
+        return plain[hint]
+    choices = [each for each in _choices(hint).values() if each is not hint]
+    return " | ".join(_written(each(), each, everything=True) for each in choices) or "as below"
 
 
 def _paths(settings: Any, prefix: str = "") -> list[str]:
@@ -107,54 +151,188 @@ def _paths(settings: Any, prefix: str = "") -> list[str]:
     return out
 
 
-def _set(settings: Any, path: list[str], text: str) -> Any:
+# What a text says in Python. Text in quotes stays as it is; bare text that is no Python, such as
+# /a/path or s3://bucket/key, is put in quotes; and since keywords have neither dashes nor dots,
+# `chunk-tokens=` becomes `chunk_tokens=` and `optimizer.beta1=` becomes `optimizer__beta1=`.
+_PARTS = re.compile(
+    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+    r"""|(?P<name>(?<=[(,])\s*[\w.-]+\s*=)"""
+    r"""|(?P<bare>[^\s'"(),\[\]=][^'"(),\[\]]*+)(?=[,)\]]|\Z)""",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """One value as it was written. `node` is where it stands in `source`, or None where that is no Python."""
+
+    text: str
+    source: str
+    node: ast.expr | None
+
+    @classmethod
+    def read(cls, text: str) -> "_Value":
+        source = _PARTS.sub(_python, text)
+        return cls(text, source, _tree(source))
+
+    def at(self, node: ast.expr) -> "_Value":
+        """Return the value that stands at a node within this one."""
+        return _Value(ast.get_source_segment(self.source, node) or "", self.source, node)
+
+    @property
+    def quoted(self) -> str | None:
+        """The text between quotes, None where it is not in quotes."""
+        if isinstance(self.node, ast.Constant) and isinstance(self.node.value, str):
+            return self.node.value
+        return None
+
+    @property
+    def parts(self) -> "list[_Value]":
+        """The values between parentheses or brackets, or the only one; none where it is no Python."""
+        if self.node is None:
+            return []
+        nodes = self.node.elts if isinstance(self.node, ast.Tuple | ast.List) else [self.node]
+        return [self.at(each) for each in nodes]
+
+
+def _python(match: re.Match[str]) -> str:
+    if match["name"]:
+        return match["name"].replace("-", "_").replace(".", "__")
+    if match["bare"] and _tree(f"_(_={match['bare']})") is None:
+        return repr(match["bare"].rstrip())
+    return match[0]
+
+
+def _tree(source: str) -> ast.expr | None:
+    with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.parse(source, mode="eval").body
+    return None
+
+
+def _applied(settings: Any, pairs: Sequence[tuple[str, _Value]]) -> Any:
+    for name, value in pairs:
+        settings = _set(settings, find(settings, name.replace("-", "_")).split("."), value)
+    return _checked(settings) if pairs else settings
+
+
+def _set(settings: Any, path: list[str], value: _Value) -> Any:
+    """Return the settings with one of them changed and nothing checked: what comes next may make it fit."""
     name, rest = path[0], path[1:]
     hint = get_type_hints(type(settings))[name]
-    value = _set(getattr(settings, name), rest, text) if rest else parse(hint, text, name)
-    return dataclasses.replace(settings, **{name: value})
+    new = _set(getattr(settings, name), rest, value) if rest else _parsed(hint, value, name)
+    changed = copy.copy(settings)
+    object.__setattr__(changed, name, new)
+    return changed
 
 
-def parse(hint: Any, text: str, name: str) -> Any:
-    """Return the value of type `hint` that `text` writes; BadInput if it writes none."""
+def _checked(settings: Any) -> Any:
+    inner = {part.name: getattr(settings, part.name) for part in fields(settings)}
+    nested = {name: _checked(value) for name, value in inner.items() if dataclasses.is_dataclass(value)}
+    return dataclasses.replace(settings, **nested)
+
+
+def _parsed(hint: Any, value: _Value, name: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        if text.lower() == "none" and type(None) in arguments:
-            return None
-        return parse(next(each for each in arguments if each is not type(None)), text, name)
+        return _one_of(arguments, value, name)
     if origin is Literal:
-        if text not in arguments:
-            raise BadInput(f"{name}={text}: use one of {', '.join(map(str, arguments))}")
-        return text
+        known = {each if isinstance(each, str) else str(each).lower(): each for each in arguments}
+        said = _text(value)
+        if said not in known:
+            raise BadInput(f"{name}={value.text}: use one of {', '.join(known)}")
+        return known[said]
     if origin is tuple:
-        return (parse(arguments[0], text, name),)
+        return _tuple(hint, value, name)
     if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise BadInput(f"{name}={text}: use true or false")
-        return text.lower() == "true"
-    if hint in (int, float, str):
+        if value.text.lower() not in ("true", "false"):
+            raise BadInput(f"{name}={value.text}: use true or false")
+        return value.text.lower() == "true"
+    if hint is str:
+        return _text(value)
+    if hint in (int, float):
         try:
-            return hint(text)
+            return hint(value.text)
         except ValueError:
             kind = "a whole number" if hint is int else "a number"
-            raise BadInput(f"{name}={text}: use {kind}") from None
-    return _choice(hint, text, name)
+            raise BadInput(f"{name}={value.text}: use {kind}") from None
+    return _choice(hint, value, name)
 
 
-def _choice(kind: type[Any], text: str, name: str) -> Any:
-    """Return an instance of a subclass of `kind`, written as its class name and perhaps its settings."""
-    # A field of one final class has no choice but its settings.
-    choices = _choices(kind) or {kind.__name__.lower(): kind}
-    match = re.fullmatch(r"([\w-]+)(?:\((.*)\))?", text)
-    if not match or match[1].lower() not in choices:
+def _text(value: _Value) -> str:
+    return value.text if value.quoted is None else value.quoted
+
+
+def _one_of(arguments: Sequence[Any], value: _Value, name: str) -> Any:
+    members = [each for each in arguments if each is not type(None)]
+    if len(members) < len(arguments) and value.text.lower() == "none":
+        return None
+    if len(members) == 1:
+        return _parsed(members[0], value, name)
+    for each in sorted(members, key=lambda each: each is str):  # any text is a str: it comes last
+        with suppress(BadInput):
+            return _parsed(each, value, name)
+    raise BadInput(f"{name}={value.text}: use {' or '.join(map(_values, members))}")
+
+
+def _tuple(hint: Any, value: _Value, name: str) -> tuple[Any, ...]:
+    parts, hints = value.parts, get_args(hint)
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(parts)
+    if value.node is None or len(parts) != len(hints):
+        raise BadInput(f"{name}={value.text}: write {_values(hint)}, text in quotes")
+    return tuple(_parsed(each, part, name) for each, part in zip(hints, parts, strict=True))
+
+
+def _choice(kind: Any, value: _Value, name: str) -> Any:
+    """Return an instance of `kind` or a subclass, written as its class name and perhaps its settings."""
+    choices, node = _choices(kind), value.node
+    if not choices:
+        raise BadInput(f"{name}={value.text}: it cannot be written as text; set it from Python")
+    call = node if isinstance(node, ast.Call) else None
+    wanted = (value.at(call.func) if call else value).text.lower()
+    if wanted not in choices:
         raise BadInput(
-            f"{name}={text}: use one of {', '.join(choices)}, with settings as in name(setting=value)"
+            f"{name}={value.text}: use one of {', '.join(choices)}, with settings as in name(setting=value)"
         )
-    inner = [part for part in (match[2] or "").split(",") if part.strip()]
-    return apply(choices[match[1].lower()](), *inner)
+    pairs = []
+    for each in [*call.args, *call.keywords] if call else []:
+        if not isinstance(each, ast.keyword) or each.arg is None:
+            raise BadInput(f"{name}={value.text}: in parentheses write setting=value")
+        pairs.append((each.arg.replace("__", "."), value.at(each.value)))
+    return _applied(choices[wanted](), pairs)
 
 
-def _choices(kind: type[Any]) -> dict[str, type[Any]]:
-    """Return the subclasses that may be asked for by name: an underscore keeps one to ourselves."""
-    return {
-        each.__name__.lower(): each for each in kind.__subclasses__() if not each.__name__.startswith("_")
-    }
+def _choices(kind: Any) -> dict[str, type[Any]]:
+    """Return the classes that may be asked for by name: an underscore keeps one to ourselves."""
+    return {each.__name__.lower(): each for each in _classes(kind) if not each.__name__.startswith("_")}
+
+
+def _classes(kind: Any) -> Iterator[Any]:
+    if dataclasses.is_dataclass(kind) and not inspect.isabstract(kind):
+        yield kind
+    for each in kind.__subclasses__():
+        yield from _classes(each)
+
+
+def _written(value: Any, hint: Any, everything: bool) -> str:
+    """Write a value for a field of type `hint`; of its settings those that are not usual, or everything."""
+    if dataclasses.is_dataclass(value):
+        kind: Any = type(value)
+        usual, hints = kind(), get_type_hints(kind)
+        inner = [
+            f"{part.name}={_written(mine, hints[part.name], everything)}"
+            for part in fields(value)
+            if (mine := getattr(value, part.name)) != getattr(usual, part.name) or everything
+        ]
+        name: str = kind.__name__.lower()
+        return f"{name}({', '.join(inner)})" if inner else name
+    if isinstance(value, tuple):
+        inner = [_written(each, Any, everything) for each in value]
+        return f"({', '.join(inner)}{',' * (len(inner) == 1)})"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # Where it can be nothing but text, a word needs no quotes.
+        bare = hint is str or get_origin(hint) is Literal
+        return value if bare and re.fullmatch(r"[A-Za-z_][\w./:-]*", value, re.ASCII) else repr(value)
+    return repr(int(value) if isinstance(value, numbers.Integral) else float(value))

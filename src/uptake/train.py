@@ -5,7 +5,6 @@ the rule's memory and the best network so far, so that an interrupted training e
 uninterrupted one would.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from uptake.adaptation.delta import fingerprint
 from uptake.adaptation.inner_loop import Descent
 from uptake.adaptation.optimizers import AdamW, Optimizer
-from uptake.adaptation.tensors import fill, read_tensors, write_tensors
+from uptake.adaptation.tensors import fill, from_metadata, read_tensors, to_metadata, write_tensors
 from uptake.adaptation.transforms import GradientTransform, chain
 from uptake.codec import plain
 from uptake.errors import BadInput, Diverged, Mismatch
@@ -57,6 +56,16 @@ class Point:
     total: int
     loss: float
     valid: float | None = None
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a checkpoint says beside its tensors."""
+
+    base: str
+    key: str  # of the training
+    points: tuple[Point, ...]
+    format: str = FORMAT
 
 
 @dataclass
@@ -197,15 +206,15 @@ def _order(count: int, training: Training) -> list[int]:
 def _save(path: Path, state: _Progress, lm: LM, key: str) -> None:
     parts = {"network": state.network.state_dict(), "memory": state.memory, "best": state.best}
     tensors = {f"{part}/{name}": t.detach() for part, named in parts.items() for name, t in named.items()}
-    points = json.dumps([plain(point) for point in state.points])
-    write_tensors(path, tensors, {"format": FORMAT, "base": lm.fingerprint, "key": key, "points": points})
+    write_tensors(path, tensors, to_metadata(_About(lm.fingerprint, key, tuple(state.points))))
 
 
 def _load(path: Path, state: _Progress, lm: LM, key: str) -> None:
-    about, tensors = read_tensors(path, "training")
-    if about["base"] != lm.fingerprint:
-        raise Mismatch(f"{path} was trained on model {about['base']}, not {lm.fingerprint}: load that model")
-    if about["key"] != key:
+    metadata, tensors = read_tensors(path, "training")
+    about = from_metadata(_About, metadata, path, "training")
+    if about.base != lm.fingerprint:
+        raise Mismatch(f"{path} was trained on model {about.base}, not {lm.fingerprint}: load that model")
+    if about.key != key:
         raise Mismatch(
             f"{path} is of a training with other settings or episodes: give those, or begin a new file "
             "(--fresh)"
@@ -216,6 +225,4 @@ def _load(path: Path, state: _Progress, lm: LM, key: str) -> None:
         parts[part][name] = tensor
     fill(state.network, parts["network"], path)
     state.memory, state.best = parts["memory"], parts["best"]
-    state.points = [
-        Point(p["step"], p["total"], float(p["loss"]), p["valid"]) for p in json.loads(about["points"])
-    ]
+    state.points = list(about.points)

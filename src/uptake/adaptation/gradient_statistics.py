@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from uptake.adaptation.tensors import read_tensors
-from uptake.errors import BadInput, Mismatch
+from uptake.adaptation.tensors import NetworkAbout, from_metadata, read_tensors
+from uptake.errors import BadInput, Damaged, Mismatch
 
 KIND = "GradientCounting"  # what a file of a network says it is of
 
@@ -51,17 +51,20 @@ def read_rms(path: Path, base: str) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=2)
 def _read_rms(path: Path, base: str, changed: int, size: int) -> dict[str, Tensor]:
-    about, tensors = read_tensors(path, "network")
-    if about.get("kind") != KIND:
+    metadata, tensors = read_tensors(path, "network")
+    about = from_metadata(NetworkAbout, metadata, path, "network")
+    if about.kind != KIND:
         raise Mismatch(
-            f"{path} is a network of {about.get('kind')}, no gradient statistics: count them with "
+            f"{path} is a network of {about.kind}, no gradient statistics: count them with "
             "`uptake train dynamic-evaluation`"
         )
-    if about["base"] != base:
+    if about.base != base:
         raise Mismatch(
-            f"{path} was counted on model {about['base']}, not {base}: load that model, or count again on "
+            f"{path} was counted on model {about.base}, not {base}: load that model, or count again on "
             "this one"
         )
+    if "count" not in tensors:
+        raise Damaged(f"{path} lacks the tensor 'count': count again with `uptake train dynamic-evaluation`")
     count = tensors.pop("count")
     return {buffer.replace("/", "."): (squares / count).sqrt() for buffer, squares in tensors.items()}
 

@@ -4,14 +4,30 @@ The words hold a sum over the tensors, for safetensors itself does not notice a 
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from uptake.codec import write_whole
+from uptake.codec import dumps, load, write_whole
 from uptake.errors import BadInput, Damaged, Mismatch
+
+AboutT = TypeVar("AboutT")
+
+
+@dataclass(frozen=True)
+class NetworkAbout:
+    """What the file of a trained network says beside its tensors."""
+
+    kind: str  # the class of its method
+    base: str  # fingerprint of the model it was trained on
+    settings: Mapping[str, Any]  # of its method, as `describe` gives them
+    about: Mapping[str, str]  # what the network is made by, before the tensors go in
+    format: str = "uptake-network-1"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
@@ -45,6 +61,27 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tenso
     if about.pop("sum", None) not in (None, digest(sorted(tensors.items()))):  # older files have none
         raise Damaged(f"{path} is not the {what} that was written: restore it from a copy, or make it anew")
     return about, tensors
+
+
+def to_metadata(about: Any) -> dict[str, str]:
+    """Return a dataclass as `write_tensors` takes it: texts as they are, the rest as JSON."""
+    hints = get_type_hints(type(about))
+    named = {name: getattr(about, name) for name in hints}
+    return {name: value if hints[name] is str else dumps(value) for name, value in named.items()}
+
+
+def from_metadata(kind: type[AboutT], about: Mapping[str, str], path: Path, what: str) -> AboutT:
+    """Return what a file says beside its tensors as the dataclass it was. Raises Damaged."""
+    hints = get_type_hints(kind)
+    try:
+        return load(
+            kind,
+            {name: text if hints.get(name, str) is str else json.loads(text) for name, text in about.items()},
+        )
+    except (ValueError, RecursionError) as error:
+        raise Damaged(
+            f"{path} is no readable {what} ({error}): restore it from a copy, or make it anew"
+        ) from None
 
 
 def digest(named: Iterable[tuple[str, Tensor]]) -> str:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uptake.codec import plain, typed, write_whole
+from uptake.codec import dumps, load, write_whole
 from uptake.errors import UptakeError
 from uptake.evaluation.protocol import Part, Resume
 from uptake.lm.base import LM
 from uptake.methods.contract.method import State
 from uptake.methods.contract.state import load_state, save_state
-from uptake.report.kind import ReportKind, tagged
+from uptake.report.kind import ReportKind, Shown, reader, tagged
 from uptake.report.results import Row
 
 ReadT = TypeVar("ReadT")
@@ -36,7 +36,7 @@ class Lines:
     def start(self, read: Callable[[Any], ReadT], fresh: bool = False) -> list[ReadT]:
         """Return what `read` makes of each record there is, and make the file ready to go on.
 
-        The first record that `read` refuses (ValueError, KeyError, TypeError) and all after it are
+        The first record that `read` refuses, by Malformed or another ValueError, and all after it are
         dropped; `fresh` drops them all.
         """
         if self.path is None:
@@ -52,7 +52,7 @@ class Lines:
                     break
                 if number > 0:
                     records.append(read(record))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, RecursionError):
                 break
             whole.append(line)
         whole = whole or [json.dumps({"key": self.key}).encode()]
@@ -62,13 +62,13 @@ class Lines:
             write_whole(self.path, content)
         return records
 
-    def keep(self, record: Mapping[str, object]) -> None:
-        """Write one record down; it is on the disk when this returns."""
+    def keep(self, record: object) -> None:
+        """Write one record down, as JSON data; it is on the disk when this returns."""
         if self.path is None:
             return
         try:
             with self.path.open("a", encoding="utf8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -198,6 +198,37 @@ class States:
                 file.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class _Record:
+    """A line: a part, its rows and showcases one list a place, in the order of `places`."""
+
+    places: tuple[int, ...]
+    rows: tuple[list[Row], ...]
+    showcases: tuple[list[Shown], ...]
+    peaks: dict[str, int]
+    gpu_peaks: dict[str, int]
+    done: int
+    finished: bool
+    first: bool
+    data: Mapping[str, Any]
+    state: str
+
+    def part(self) -> Part:
+        """Return the part; ValueError where a place has no list or a list no place."""
+        return Part(
+            places=self.places,
+            rows=dict(zip(self.places, self.rows, strict=True)),
+            showcases=dict(zip(self.places, self.showcases, strict=True)),
+            peaks=self.peaks,
+            gpu_peaks=self.gpu_peaks,
+            done=self.done,
+            finished=self.finished,
+            first=self.first,
+            data=self.data,
+            saved=self.state,
+        )
+
+
 @dataclass
 class Journal:
     """The parts of an evaluation in such a file; without a path nothing is kept."""
@@ -212,8 +243,8 @@ class Journal:
 
     def start(self, report: ReportKind, fresh: bool = False) -> Kept:
         """Return what is there already, and make the file ready to go on; `fresh` throws it away."""
-        kept = Kept()
-        for part in self._lines.start(lambda record: _read(record, report), fresh):
+        kept, by = Kept(), reader(report)
+        for part in self._lines.start(lambda data: load(_Record, data, by).part(), fresh):
             kept.add(part)
         self.states.clear(but=[unit.resume.state for unit in kept.units.values() if unit.resume])
         return kept
@@ -221,15 +252,15 @@ class Journal:
     def keep(self, part: Part) -> None:
         """Write one part down; it is on the disk when this returns, and earlier states are gone."""
         record = {
-            "places": list(part.places),
-            "rows": {place: [tagged(row) for row in rows] for place, rows in part.rows.items()},
-            "showcases": {place: plain(some) for place, some in part.showcases.items()},
+            "places": part.places,
+            "rows": [[tagged(row) for row in part.rows.get(place, ())] for place in part.places],
+            "showcases": [part.showcases.get(place, ()) for place in part.places],
             "peaks": part.peaks,
             "gpu_peaks": part.gpu_peaks,
             "done": part.done,
             "finished": part.finished,
             "first": part.first,
-            "data": plain(part.data),
+            "data": part.data,
             "state": part.saved,
         }
         self._lines.keep(record)
@@ -244,21 +275,3 @@ class Journal:
     @property
     def _lines(self) -> Lines:
         return Lines(self.path, self.key)
-
-
-def _read(record: Any, report: ReportKind) -> Part:
-    def each(name: str, read: Callable[[Any, str], Any]) -> dict[int, list[Any]]:
-        return {int(place): [read(item, name) for item in items] for place, items in record[name].items()}
-
-    return Part(
-        places=tuple(int(place) for place in record["places"]),
-        rows=each("rows", report.read_row),
-        showcases=each("showcases", report.read_showcase),
-        peaks=dict(typed(Mapping[str, int], record["peaks"], "peaks")),
-        gpu_peaks=dict(typed(Mapping[str, int], record["gpu_peaks"], "gpu_peaks")),
-        done=int(record["done"]),
-        finished=bool(record["finished"]),
-        first=bool(record["first"]),
-        data=record["data"],
-        saved=str(record["state"]),
-    )

@@ -9,10 +9,10 @@ the same pass. Nothing here ever sees test text.
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from uptake.codec import write_whole
+from uptake.codec import Malformed, load, plain, write_whole
 from uptake.errors import BadInput
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
@@ -56,25 +56,22 @@ class Recipe:
 
     def write(self, path: str | Path) -> None:
         """Write the recipe as JSON. Raises BadInput where the file cannot be written."""
-        write_whole(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode() + b"\n")
+        write_whole(path, json.dumps({"format": FORMAT, **plain(self)}, indent=1).encode() + b"\n")
 
     @classmethod
     def read(cls, path: str | Path) -> "Recipe":
         """Read what `write` wrote. Raises BadInput for anything else."""
         try:
-            found = json.loads(Path(path).read_text(encoding="utf8"))
-            if found.pop("format") != FORMAT:
-                raise ValueError("another format")
-            recipe = cls(
-                str(found["method"]), int(found["k"]), tuple(map(str, found["settings"])), found["chosen"]
-            )
+            found = json.loads(Path(path).read_bytes())
+            if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+                raise Malformed(f'it has no "format": "{FORMAT}"')
+            return load(cls, found)
         except OSError as error:
             raise BadInput(
                 f"recipe {path} cannot be read ({error.strerror}): give a file `uptake tune` wrote"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{path} is no recipe ({error}): give a file that `uptake tune` wrote") from None
-        return recipe
 
 
 @dataclass(frozen=True)

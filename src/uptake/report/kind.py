@@ -5,9 +5,12 @@ kind knows rows alone: no model, no store.
 """
 
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any, ClassVar
 
-from uptake.codec import plain, typed
+from cattrs import Converter
+
+from uptake.codec import Malformed, converter, plain
 from uptake.report.page.layout import Page
 from uptake.report.results import Results, Row
 
@@ -19,6 +22,7 @@ class ReportKind(ABC):
     """Final classes say what a protocol's rows mean; they have no state."""
 
     rows: ClassVar[tuple[type[Row], ...]]
+    figure_names: ClassVar[tuple[str, ...]] = ("methods",)  # of the figures, which follow from the rest
     showcase: ClassVar[Any] = object  # what is shown in full of a few units
     spared: ClassVar[tuple[str, ...]] = ()  # headings to do without on a narrow screen, in this order
 
@@ -54,18 +58,30 @@ class ReportKind(ABC):
             if (found := told["failures"])
         }
 
-    def read_row(self, data: Any, place: str) -> Row:
-        """Return the row that `tagged` wrote. Raises ValueError that says what is wrong and where."""
-        name = data.get("row") if isinstance(data, dict) else None
-        kind = next((kind for kind in self.rows if tag(kind) == name), None)
-        if kind is None:
-            raise ValueError(f"{place} is {data!r:.60}, no row of {', '.join(map(tag, self.rows))}")
-        row: Row = typed(kind, {key: value for key, value in data.items() if key != "row"}, place)
-        return row
 
-    def read_showcase(self, data: Any, place: str) -> Any:
-        """Return the showcase that `plain` wrote. Raises ValueError that says what is wrong and where."""
-        return typed(self.showcase, data, place)
+class Shown:
+    """Stands for the showcase of a report's kind in the type hints of files about any kind."""
+
+
+@cache
+def reader(report: ReportKind) -> Converter:
+    """Return what `load` reads files about such a report by.
+
+    A Row in a type hint is any of its rows, as `tagged` wrote it, and Shown its showcase.
+    """
+    made, kinds = converter(str), {tag(kind): kind for kind in report.rows}
+
+    def row(data: Any, _: Any) -> Any:
+        name = data.get("row") if isinstance(data, dict) else None
+        if not isinstance(name, str) or name not in kinds:
+            raise Malformed(f"is {data!r:.60}, no row of {', '.join(kinds)}")
+        return made.structure({key: value for key, value in data.items() if key != "row"}, kinds[name])
+
+    made.register_structure_hook_func(lambda kind: kind is Row, row)
+    made.register_structure_hook_func(
+        lambda kind: kind is Shown, lambda data, _: made.structure(data, report.showcase)
+    )
+    return made
 
 
 def tag(kind: type[Row]) -> str:

@@ -5,19 +5,30 @@ The summary is the one place where rows become figures; the file, the table and 
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uptake.codec import plain, typed, write_whole
+from uptake.codec import Malformed, load, plain, write_whole
 from uptake.errors import BadInput, Missing
-from uptake.report.kind import ReportKind, tagged
-from uptake.report.results import Header, Results, Sample
+from uptake.report.kind import ReportKind, Shown, reader, tagged
+from uptake.report.results import Header, Results, Row, Sample
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = "uptake report 2"
 _HEADER = ("seed", "versions", "model", "store", "protocol", "settings", "notes")
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a report's file says beside its figures; the fields of `header` lie beside the others."""
+
+    header: Header
+    rows: tuple[Row, ...]
+    showcases: tuple[Shown, ...]
+    samples: tuple[Sample, ...]
 
 
 def summary(results: Results) -> dict[str, Any]:
@@ -65,23 +76,13 @@ def read_json(path: str | Path, kind: ReportKind) -> Results:
     Settings come back as plain data: lists as tuples, objects as their text.
     """
     data = read_data(path)
+    rest = {name: value for name, value in data.items() if name not in ("format", *kind.figure_names)}
+    header = {part.name: rest.pop(part.name) for part in fields(Header) if part.name in rest}
     try:
-        header = typed(Header, data, "report")
-        rows = [kind.read_row(row, f"rows[{n}]") for n, row in enumerate(_list(data, "rows"))]
-        showcases = [
-            kind.read_showcase(one, f"showcases[{n}]") for n, one in enumerate(_list(data, "showcases"))
-        ]
-        samples = typed(tuple[Sample, ...], _list(data, "samples"), "samples")
-    except (ValueError, OverflowError) as error:
+        said = load(_Content, {**rest, "header": header}, reader(kind))
+    except Malformed as error:
         raise _no_report(path, error) from None
-    return Results(kind, header, tuple(rows), tuple(showcases), samples)
-
-
-def _list(data: dict[str, Any], name: str) -> list[Any]:
-    value = data.get(name)
-    if not isinstance(value, list):
-        raise ValueError(f"{name} is {value!r:.60}")
-    return value
+    return Results(kind, said.header, said.rows, said.showcases, said.samples)
 
 
 def _no_report(path: str | Path, why: object) -> BadInput:

@@ -4,9 +4,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Damaged
 from uptake.store.files import plain_errors, read_json, write_json
 from uptake.store.remote.objects import Location
@@ -34,6 +35,7 @@ class View:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise BadInput(f"metric {self.metric!r}: use {', '.join(METRICS)}")
+        _ = self.chunking
 
     @classmethod
     def of(cls, encoder: Embedder | None, chunking: Chunking, metric: str) -> "View":
@@ -67,12 +69,14 @@ class Layout:
         for name, value, known in (("retriever", self.retriever, RETRIEVERS), ("index", self.index, INDEXES)):
             if value not in known:
                 raise BadInput(f"{name} {value!r}: use {', '.join(known)}")
+        if not re.fullmatch("[0-9a-f]{32}", self.uid) or "passages" not in self.views:
+            raise BadInput(
+                f"uid {self.uid!r}, views {', '.join(self.views)}: use 32 hexadecimal digits, passages"
+            )
 
     def write(self, store: Location) -> None:
         """Write store.json, whole or not at all."""
-        views = {name: asdict(view) for name, view in self.views.items()}
-        rest = {"uid": self.uid, "retriever": self.retriever, "index": self.index}
-        write_json(store / "store.json", {"format": FORMAT, **rest, "views": views})
+        write_json(store / "store.json", {"format": FORMAT, **plain(self)})
 
     @classmethod
     def read(cls, store: Location) -> "Layout":
@@ -84,28 +88,12 @@ class Layout:
                     raise Damaged(f"{path}: missing; put it back from a copy or build the store again")
                 raise BadInput(f"{store}: not a datastore; make one with `uptake index build {store} CORPUS`")
             data = read_json(path)
-        if isinstance(data.get("format"), int) and data["format"] > FORMAT:
-            raise BadInput(
-                f"{path}: format {data['format']} is newer than this Uptake reads ({FORMAT}); update Uptake"
-            )
+        form = data.pop("format", None)
+        if isinstance(form, int) and form > FORMAT:
+            raise BadInput(f"{path}: format {form} is newer than this Uptake reads ({FORMAT}); update Uptake")
         try:
-            views = {str(name): _view(about) for name, about in data["views"].items()}
-            layout = cls(data["uid"], data["retriever"], data["index"], views)
-            if (
-                data["format"] != FORMAT
-                or "passages" not in views
-                or not re.fullmatch("[0-9a-f]{32}", layout.uid)
-            ):
-                raise ValueError("format, uid or the passages view")
-        except (KeyError, TypeError, AttributeError, ValueError, BadInput) as error:
+            if form != FORMAT:
+                raise Malformed(f"format is {form!r}")
+            return load(cls, data)
+        except Malformed as error:
             raise Damaged(f"{path}: not what was written ({error}); put it back from a copy") from error
-        return layout
-
-
-def _view(about: Mapping[str, Any]) -> View:
-    view = View(**about)
-    for name, kind in View.__annotations__.items():
-        if kind in (str, int) and type(getattr(view, name)) is not kind:
-            raise TypeError(f"{name} is no {kind.__name__}")
-    Chunking(view.characters)
-    return view

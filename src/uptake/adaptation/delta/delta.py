@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from uptake.adaptation.delta.dense import Dense
 from uptake.adaptation.delta.overlay import Overlay
 from uptake.adaptation.delta.part import Name, Part, WeightPart, kind_of
-from uptake.adaptation.tensors import digest, read_tensors, write_tensors
+from uptake.adaptation.tensors import digest, from_metadata, read_tensors, to_metadata, write_tensors
+from uptake.codec import Malformed
 from uptake.errors import BadInput, Damaged, Mismatch
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -28,13 +29,28 @@ WEIGHTS = "weights"  # who owns the differences of weights that are trained them
 
 
 @dataclass(frozen=True)
-class PackedPart:
-    """A part as plain data: its kind and settings, as JSON, and its tensors by their names in it."""
+class _PartAbout:
+    """What a file says of a part beside its tensors."""
 
     owner: str
     path: str
     kind: str
-    settings: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _About:
+    """What the file of a delta says beside the tensors, whose names begin with the number of their part."""
+
+    base: str
+    parts: tuple[_PartAbout, ...]
+    format: str = FORMAT
+
+
+@dataclass(frozen=True)
+class PackedPart(_PartAbout):
+    """A part as plain data: its kind, its settings as JSON data, and its tensors by their names in it."""
+
     tensors: dict[str, Tensor]
 
 
@@ -94,7 +110,10 @@ class Delta:
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change whenever the base, a name, a kind, a setting or a value does."""
         return digest(
-            (f"{part.owner}/{part.path}/{part.kind}/{part.settings}/{name}", tensor)
+            (
+                f"{part.owner}/{part.path}/{part.kind}/{json.dumps(part.settings, sort_keys=True)}/{name}",
+                tensor,
+            )
             for part in self.packed().parts
             for name, tensor in (("", torch.zeros(0)), *sorted(part.tensors.items()))
         )
@@ -179,16 +198,14 @@ class Delta:
         return PackedDelta(
             self.base,
             tuple(
-                PackedPart(
-                    *name, type(part).__name__, json.dumps(part.settings(), sort_keys=True), part.tensors()
-                )
+                PackedPart(*name, type(part).__name__, part.settings(), part.tensors())
                 for name, part in sorted(self.parts.items(), key=lambda item: item[0])
             ),
         )
 
     @classmethod
     def unpacked(cls, packed: PackedDelta) -> "Delta":
-        """Return the delta that was packed. Raises Mismatch for a kind of part that is not known here."""
+        """Return the delta that was packed. Raises Mismatch for an unknown kind of part, Malformed."""
         return cls(packed.base, dict(map(_unpacked, packed.parts)))
 
     def save(self, path: Path) -> None:
@@ -199,24 +216,25 @@ class Delta:
             for number, part in enumerate(packed.parts)
             for name, tensor in part.tensors.items()
         }
-        parts = [(part.owner, part.path, part.kind, part.settings) for part in packed.parts]
-        write_tensors(path, tensors, {"format": FORMAT, "base": self.base, "parts": json.dumps(parts)})
+        parts = tuple(_PartAbout(part.owner, part.path, part.kind, part.settings) for part in packed.parts)
+        write_tensors(path, tensors, to_metadata(_About(self.base, parts)))
 
     @classmethod
     def load(cls, path: Path, base: str) -> "Delta":
         """Read a delta; Mismatch unless it belongs to `base`, BadInput or Damaged if it cannot be read."""
-        about, tensors = read_tensors(path, "delta")
-        inner: dict[int, dict[str, Tensor]] = {}
+        metadata, tensors = read_tensors(path, "delta")
+        about = from_metadata(_About, metadata, path, "delta")
+        inner: dict[str, dict[str, Tensor]] = {}
+        for full_name, tensor in tensors.items():
+            number, _, name = full_name.partition("/")
+            inner.setdefault(number, {})[name] = tensor
+        parts = tuple(
+            PackedPart(**vars(part), tensors=inner.get(str(number), {}))
+            for number, part in enumerate(about.parts)
+        )
         try:
-            for full_name, tensor in tensors.items():
-                number, _, name = full_name.partition("/")
-                inner.setdefault(int(number), {})[name] = tensor
-            parts = tuple(
-                PackedPart(owner, stands_on, kind, settings, inner.get(number, {}))
-                for number, (owner, stands_on, kind, settings) in enumerate(json.loads(about["parts"]))
-            )
-            delta = cls.unpacked(PackedDelta(about["base"], parts))
-        except (KeyError, ValueError, TypeError) as error:
+            delta = cls.unpacked(PackedDelta(about.base, parts))
+        except Malformed as error:
             raise Damaged(
                 f"{path} is no readable delta ({error}): restore it from a copy, or make it anew"
             ) from None
@@ -226,4 +244,4 @@ class Delta:
 
 def _unpacked(packed: PackedPart) -> tuple[Name, Part]:
     kind: type[Part] = kind_of(Part, packed.kind)
-    return Name(packed.owner, packed.path), kind.restored(packed.tensors, json.loads(packed.settings))
+    return Name(packed.owner, packed.path), kind.restored(packed.tensors, packed.settings)

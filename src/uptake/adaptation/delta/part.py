@@ -9,12 +9,16 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, get_type_hints
 
+from cattrs import Converter
 from torch import Tensor, nn
 
 from uptake.adaptation.delta.overlay import Overlay, wide
-from uptake.errors import Mismatch
+from uptake.codec import Malformed, converter, load, plain
+from uptake.errors import BadInput, Mismatch
 
 StoredT = TypeVar("StoredT", bound="Stored")
 
@@ -48,35 +52,63 @@ class Stored:
             if isinstance(value, Stored):
                 out[name] = {"kind": type(value).__name__, "settings": value.settings()}
             elif not isinstance(value, Tensor) and not _tensors(value):
-                out[name] = value
+                out[name] = plain(value)
         return out
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Self:
-        """Return what has these tensors and settings. Raises Mismatch for an unknown kind, KeyError."""
+        """Return what has these tensors and settings. Raises Mismatch for an unknown kind, Malformed."""
         found: dict[str, Any] = {}
-        for name, value in settings.items():
-            inner = {
-                key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")
-            }
-            nested = isinstance(value, Mapping) and value.keys() == {"kind", "settings"}
-            found[name] = (
-                kind_of(Stored, value["kind"]).restored(inner, value["settings"]) if nested else value
-            )
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # every final class is a dataclass
-            if field.name in tensors:
-                found[field.name] = tensors[field.name]
-            elif field.name not in found:
-                start = f"{field.name}/"
-                inner = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
-                if not inner:
-                    raise KeyError(f"no tensor {field.name} of a {cls.__name__}")
-                found[field.name] = inner
-        return cls(**found)
+        hints = get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # every final class is one
+        for name in settings.keys() - set(names):
+            raise Malformed(f"a {cls.__name__} has no {name!r}")
+        for name in names:
+            start = f"{name}/"
+            inner = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
+            if name in settings:
+                found[name] = _setting(hints[name], settings[name], inner, f"{name} of a {cls.__name__}")
+            elif name in tensors or inner:
+                found[name] = tensors.get(name, inner)
+            else:
+                raise Malformed(f"no tensor {name} of a {cls.__name__}")
+        try:
+            return cls(**found)
+        except BadInput as error:
+            raise Malformed(f"no {cls.__name__}: {error}") from None
 
     def _fields(self) -> Iterator[tuple[str, Any]]:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             yield field.name, getattr(self, field.name)
+
+
+@dataclass(frozen=True)
+class _Within:
+    """What stands in the settings for a part within another."""
+
+    kind: str
+    settings: Mapping[str, Any]
+
+
+def _setting(hint: Any, data: Any, tensors: Mapping[str, Tensor], called: str) -> Any:
+    try:
+        if isinstance(hint, type) and issubclass(hint, Stored):
+            within = load(_Within, data)
+            return kind_of(hint, within.kind).restored(tensors, within.settings)
+        return load(hint, data, _plain_data())
+    except Malformed as error:
+        raise Malformed(f"{called}: {error}") from None
+
+
+@cache
+def _plain_data() -> Converter:
+    made = converter(str)
+
+    def refuse(data: Any, _: Any) -> Tensor:
+        raise Malformed(f"is {data!r:.60}, not a tensor")
+
+    made.register_structure_hook(Tensor, refuse)
+    return made
 
 
 class Part(Stored, ABC):

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uptake.adaptation.tensors import fill, read_tensors
-from uptake.errors import BadInput, Mismatch
+from uptake.adaptation.tensors import NetworkAbout, fill, from_metadata, read_tensors
+from uptake.codec import Malformed, loads
+from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.text.tokenizer import Tokenizer
 
 Spans = Sequence[tuple[int, int]]
@@ -92,12 +93,16 @@ def restore(about: Mapping[str, str]) -> Weighing:
     """Return a network of the shape that `about` tells of, its weights at random.
 
     Neither a hub nor code from elsewhere is asked. Raises BadInput for a kind of small model that
-    transformers does not know.
+    transformers does not know, KeyError and Malformed for what `Weighing.about` does not say.
     """
     from tokenizers import Tokenizer as Backend
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-    told = json.loads(about["config"])
+    told, special = loads(dict[str, Any], about["config"]), loads(dict[str, str | None], about["special"])
+    window, hidden = loads(int, about["window"]), loads(int, about["hidden"])
+    dtype = getattr(torch, about["dtype"], None)
+    if not isinstance(dtype, torch.dtype):
+        raise Malformed(f"dtype is {about['dtype']!r}")
     kind = told.pop("model_type")
     for name in ("dtype", "torch_dtype", "auto_map", "transformers_version"):
         told.pop(name, None)
@@ -107,19 +112,26 @@ def restore(about: Mapping[str, str]) -> Weighing:
         raise BadInput(
             f"the small model is a {kind!r}, which transformers does not know: give a reader that it knows"
         ) from None
+    try:
+        backend = Backend.from_str(about["tokenizer"])
+    except Exception as error:  # tokenizers has no kind of its own
+        raise Malformed(f"no tokenizer: {error}") from None
     inner = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=Backend.from_str(about["tokenizer"]), **json.loads(about["special"])
+        tokenizer_object=backend, **special
     )
-    reader = reader.to(getattr(torch, about["dtype"]))
-    return Weighing(reader, Tokenizer(inner), int(about["window"]), int(about["hidden"]))
+    return Weighing(reader.to(dtype), Tokenizer(inner), window, hidden)
 
 
 def from_file(path: Path) -> Weighing:
     """Read what `uptake train camels` wrote. Raises BadInput, Damaged, or Mismatch for another network."""
-    about, tensors = read_tensors(path, "network")
-    if about.get("kind") != KIND:
-        raise Mismatch(f"{path} is a network of {about.get('kind')}, not of {KIND}: give its own")
-    network = restore(json.loads(about["about"]))
+    metadata, tensors = read_tensors(path, "network")
+    about = from_metadata(NetworkAbout, metadata, path, "network")
+    if about.kind != KIND:
+        raise Mismatch(f"{path} is a network of {about.kind}, not of {KIND}: give its own")
+    try:
+        network = restore(about.about)
+    except (KeyError, Malformed) as error:
+        raise Damaged(f"{path} lacks what its network is made by ({error}): make it anew") from None
     fill(network, tensors, path)
     return network
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from uptake.codec import plain, typed
+from uptake.codec import load, plain
 from uptake.errors import BadInput
 from uptake.evaluation.course import Course
 from uptake.evaluation.failures import finite, reason_of
@@ -128,7 +128,7 @@ def _follow(walk: Walk, place: int, batch: Batch, runner: "Runner") -> Iterator[
     state: Any = spec.method.init(runner.lm)
     spent, rows = Spent(name, 0), list[Row]()
     if batch.resume is not None and (left := runner.resume(batch, type(state))) is not None:
-        state, spent = left, typed(Spent, batch.resume.data, "spent")
+        state, spent = left, load(Spent, batch.resume.data)
     first, save_every = spent.taken == 0, _protocol(runner).save_every
     runner.meter.start()
     for number in range(spent.taken + 1, len(documents) + 1):

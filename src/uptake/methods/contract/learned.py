@@ -5,7 +5,6 @@ as it is before training, the control of every learned method.
 """
 
 import dataclasses
-import json
 import threading
 import warnings
 from abc import ABC, abstractmethod
@@ -19,9 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.draws import drawing_from
-from uptake.adaptation.tensors import fill, read_tensors, write_tensors
-from uptake.codec import plain
-from uptake.errors import BadInput, Mismatch
+from uptake.adaptation.tensors import (
+    NetworkAbout,
+    fill,
+    from_metadata,
+    read_tensors,
+    to_metadata,
+    write_tensors,
+)
+from uptake.codec import Malformed, plain
+from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.lm.base import LM
 from uptake.methods.contract.method import Method, MethodSpec, State
 from uptake.settings import describe
@@ -30,7 +36,6 @@ from uptake.text.types import Document, Source
 
 StateT = TypeVar("StateT", bound=State)
 EpisodeT = TypeVar("EpisodeT")
-FORMAT = "uptake-network-1"
 UNTRAINED = "untrained"
 _loaded: OrderedDict[tuple[object, ...], nn.Module] = OrderedDict()
 _loading = threading.RLock()
@@ -121,33 +126,29 @@ class Learner(ABC, Generic[EpisodeT]):
 
     def save(self, network: nn.Module, lm: LM, path: Path) -> None:
         """Write a network, whole or not at all."""
-        about = {
-            "format": FORMAT,
-            "kind": type(self).__name__,
-            "base": lm.fingerprint,
-            "settings": json.dumps(plain(describe(self))),
-            "about": json.dumps(dict(self.about(network))),
-        }
-        write_tensors(path, network.state_dict(), about)
+        about = NetworkAbout(type(self).__name__, lm.fingerprint, describe(self), self.about(network))
+        write_tensors(path, network.state_dict(), to_metadata(about))
 
     def load(self, path: Path, lm: LM) -> nn.Module:
         """Read a network. Raises BadInput, Damaged, or Mismatch where it is another method's or base's."""
-        about, tensors = read_tensors(path, "network")
-        if about.get("kind") != type(self).__name__:
+        metadata, tensors = read_tensors(path, "network")
+        about = from_metadata(NetworkAbout, metadata, path, "network")
+        if about.kind != type(self).__name__:
+            raise Mismatch(f"{path} is a network of {about.kind}, not of {type(self).__name__}: give its own")
+        if not self.portable and about.base != lm.fingerprint:
             raise Mismatch(
-                f"{path} is a network of {about.get('kind')}, not of {type(self).__name__}: give its own"
-            )
-        if not self.portable and about["base"] != lm.fingerprint:
-            raise Mismatch(
-                f"{path} was trained on model {about['base']}, not {lm.fingerprint}: "
+                f"{path} was trained on model {about.base}, not {lm.fingerprint}: "
                 "load that model, or train again on this one"
             )
-        with drawing_from(torch.Generator()):
-            network = self.restore(lm, json.loads(about["about"]))
+        try:
+            with drawing_from(torch.Generator()):
+                network = self.restore(lm, about.about)
+        except (KeyError, Malformed) as error:
+            raise Damaged(f"{path} lacks what its network is made by ({error}): make it anew") from None
         try:
             fill(network, tensors, path)
         except Mismatch:
-            others = ", ".join(_others(json.loads(about["settings"]), plain(describe(self))))
+            others = ", ".join(_others(about.settings, plain(describe(self))))
             if not others:
                 raise
             raise Mismatch(f"{path} was trained with {others}: give the same settings, with --set") from None
@@ -202,10 +203,10 @@ def _others(theirs: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = ""
     """Yield the settings, as `describe` gives them, that are not mine; what files are named says nothing."""
     for name, value in theirs.items():
         own = mine.get(name)
-        if isinstance(value, Mapping) and isinstance(own, Mapping) and value["kind"] == own["kind"]:
+        if isinstance(value, Mapping) and isinstance(own, Mapping) and value.get("kind") == own["kind"]:
             yield from _others(value, own, f"{prefix}{name}.")
         elif value != own and name not in ("kind", "weights", "start"):
-            written = value["kind"] if isinstance(value, Mapping) else value
+            written = value.get("kind") if isinstance(value, Mapping) else value
             plainly = isinstance(value, str | int | float) and not isinstance(value, bool)
             yield f"{prefix}{name}={written if plainly else str(written).lower()}"
 

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from uptake import methods
-from uptake.errors import BadInput
 from uptake.methods.contract.method import MethodSpec
-from uptake.settings import apply, find
+from uptake.settings import NoSuchSetting, apply, find
 
 
 def method_specs(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, MethodSpec]:
@@ -29,29 +28,24 @@ def method_specs(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str
     return chosen
 
 
-def _unknown(chosen: Mapping[str, MethodSpec], setting: str) -> BadInput:
+def _unknown(chosen: Mapping[str, MethodSpec], setting: str) -> NoSuchSetting:
     """Return the error of a setting that no method has, with the nearest name that any of them knows."""
     told = []
     for spec in chosen.values():
         try:
             _place(spec, setting)
-        except BadInput as error:
+        except NoSuchSetting as error:
             told.append(error)
     return _nearest(told)
 
 
-def _nearest(told: Iterable[BadInput]) -> BadInput:
-    """Return the error that says most of what may have been meant."""
-    # "could be" is nearer than "did you mean", and that than a list; a method without settings says least.
-    marks = ("could be", "did you mean", "there are")
-    lines = [str(error) for error in told]
-    return BadInput(
-        min(lines, key=lambda line: (next(i for i, m in enumerate(marks) if m in line), -len(line)))
-    )
+def _nearest(told: Iterable[NoSuchSetting]) -> NoSuchSetting:
+    """Return the error that says most of what may have been meant: a method without settings says least."""
+    return min(told, key=lambda error: (error.miss, -len(error.names)))
 
 
 def _place(spec: MethodSpec, setting: str) -> tuple[str, str]:
-    """Return which part of the spec has the setting, and the setting as that part knows it, or BadInput.
+    """Return which part of the spec has the setting, and the setting as that part knows it, or NoSuchSetting.
 
     Parts are its method and its selection; `select.` before a name means the selection alone.
     """
@@ -62,7 +56,7 @@ def _place(spec: MethodSpec, setting: str) -> tuple[str, str]:
         try:
             find(getattr(spec, part), own)
             return part, setting.strip().removeprefix("select.")
-        except BadInput as error:
+        except NoSuchSetting as error:
             told.append(error)
     raise _nearest(told)
 
@@ -75,6 +69,6 @@ def _with(spec: MethodSpec, setting: str) -> MethodSpec:
 def _has(spec: MethodSpec, setting: str) -> bool:
     try:
         _place(spec, setting)
-    except BadInput:
+    except NoSuchSetting:
         return False
     return True

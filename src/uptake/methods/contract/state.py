@@ -3,17 +3,17 @@
 Nothing is unpickled: a state is read back by the type hints of its class.
 """
 
-import dataclasses
-import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
+from cattrs import Converter
 from torch import Tensor
 
 from uptake.adaptation.delta.delta import Delta, PackedDelta
-from uptake.adaptation.tensors import read_tensors, write_tensors
-from uptake.errors import BadInput, Mismatch
+from uptake.adaptation.tensors import from_metadata, read_tensors, to_metadata, write_tensors
+from uptake.codec import Malformed, converter, load
+from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.lm.base import LM
 from uptake.methods.contract.method import State
 
@@ -21,65 +21,61 @@ StateT = TypeVar("StateT", bound=State)
 FORMAT = "uptake-state-1"
 
 
+@dataclass(frozen=True)
+class _About:
+    """What the file says beside the tensors; in `state` a tensor is the name it has in the file."""
+
+    kind: str
+    state: Any
+    format: str = FORMAT
+
+
 def save_state(state: State, path: Path) -> None:
-    """Write a state, with all it has read, into one file."""
+    """Write a state, with all it has read, into one file. Raises BadInput for what cannot be saved."""
     tensors: dict[str, Tensor] = {}
-    tree = _encode(state, "", tensors)
-    about = {"format": FORMAT, "kind": type(state).__name__, "state": json.dumps(tree, default=_no_data)}
-    write_tensors(path, tensors, about)
+    tree = _converter(tensors).unstructure(state)
+    write_tensors(path, tensors, to_metadata(_About(type(state).__name__, tree)))
 
 
 def load_state(kind: type[StateT], path: Path, lm: LM) -> StateT:
     """Read a state of class `kind`; Mismatch unless made on `lm`, BadInput or Damaged if unreadable."""
     metadata, tensors = read_tensors(path, "state")
-    if metadata.get("kind") != kind.__name__:
-        raise Mismatch(
-            f"{path} holds a {metadata.get('kind')}, not a {kind.__name__}: load it with its own method"
-        )
-    state: StateT = _decode(kind, json.loads(metadata["state"]), tensors)
+    about = from_metadata(_About, metadata, path, "state")
+    if about.kind != kind.__name__:
+        raise Mismatch(f"{path} holds a {about.kind}, not a {kind.__name__}: load it with its own method")
+    try:
+        state = load(kind, about.state, _converter(tensors))
+    except Malformed as error:
+        raise Damaged(f"{path} holds no {about.kind} that can be read ({error}): make it anew") from None
     if state.base != lm.fingerprint:
         raise Mismatch(f"{path} was made on model {state.base}, not {lm.fingerprint}: load that model")
     return state
 
 
-def _no_data(value: object) -> object:
+def _converter(tensors: dict[str, Tensor]) -> Converter:
+    """Return a converter for states that puts tensors aside by name, and takes them from there."""
+    made = converter(_no_data)
+
+    def write(tensor: Tensor) -> str:
+        name = str(len(tensors))
+        tensors[name] = tensor.detach().contiguous().clone()
+        return name
+
+    def read(name: Any, _: Any) -> Tensor:
+        if not isinstance(name, str) or name not in tensors:
+            raise Malformed(f"is {name!r:.60}, and there is no such tensor")
+        return tensors[name]
+
+    made.register_unstructure_hook(Tensor, write)
+    made.register_structure_hook(Tensor, read)
+    # Parts of many kinds as plain data.
+    made.register_unstructure_hook(Delta, lambda delta: made.unstructure(delta.packed()))
+    made.register_structure_hook(Delta, lambda data, _: Delta.unpacked(made.structure(data, PackedDelta)))
+    return made
+
+
+def _no_data(value: object) -> NoReturn:
     raise BadInput(
         f"the state holds a {type(value).__name__} of a store, which is searched and not saved: take the "
         "text up again from that store"
     )
-
-
-def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        tensors[name] = value.detach().contiguous().clone()
-        return name
-    if isinstance(value, Delta):
-        value = value.packed()  # parts of many kinds as plain data
-    if dataclasses.is_dataclass(value):
-        return {
-            f.name: _encode(getattr(value, f.name), f"{name}/{f.name}", tensors)
-            for f in dataclasses.fields(value)
-        }
-    if isinstance(value, Mapping):
-        return {key: _encode(part, f"{name}/{key}", tensors) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_encode(part, f"{name}/{i}", tensors) for i, part in enumerate(value)]
-    return value
-
-
-def _decode(hint: Any, tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if hint is Tensor:
-        return tensors[tree]
-    if hint is Delta:
-        return Delta.unpacked(_decode(PackedDelta, tree, tensors))
-    if dataclasses.is_dataclass(hint):
-        hints = get_type_hints(hint)
-        return hint(**{name: _decode(hints[name], part, tensors) for name, part in tree.items()})  # type: ignore[operator]
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is tuple and arguments[-1] is Ellipsis:
-        return tuple(_decode(arguments[0], part, tensors) for part in tree)
-    if origin is tuple:
-        return tuple(_decode(each, part, tensors) for each, part in zip(arguments, tree, strict=True))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {key: _decode(arguments[1], part, tensors) for key, part in tree.items()}
-    return tree

@@ -6,7 +6,6 @@ weights stay as they are; from scratch, everything is trained together.
 """
 
 import dataclasses
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from uptake.adaptation.delta import wide
 from uptake.adaptation.trainable import blocks
+from uptake.codec import dumps, loads
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.wrappers import Routed
@@ -134,11 +134,10 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
 
     def about(self, network: nn.Module) -> Mapping[str, str]:
         assert isinstance(network, Network)
-        return {"sizes": json.dumps(network.parts.sizes), "base": network.kind}
+        return {"sizes": dumps(network.parts.sizes), "base": network.kind}
 
     def restore(self, lm: LM, about: Mapping[str, str]) -> Network:
-        model, embedding, layers, *rest = json.loads(about["sizes"])
-        return self._made(lm, Sizes(model, embedding, tuple(layers), *rest), about["base"])
+        return self._made(lm, loads(Sizes, about["sizes"]), about["base"])
 
     def episodes(self, lm: LM, material: Material) -> list[Episode | Answering]:
         """Return episodes of windows of like length, each with its neighbours found.

@@ -14,6 +14,7 @@ class StreamReport(ReportKind):
     """Rows are answers, drift, costs and failures; the base's answers stand with `taken` 0, each once."""
 
     rows = (Answered, Drifted, Spent, Stopped)
+    figure_names = ("documents", "base", "methods", "pairs")
     showcase: ClassVar[Any] = Asked
     spared = ("failed", "tokens trained", "CPU seconds", "F1", "vs base")
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from uptake.codec import load, plain
 from uptake.errors import BadInput, Damaged
 from uptake.store.cluster.pool import Pool
 from uptake.store.files import delete_below, plain_errors, read_json, write_json
@@ -77,6 +78,13 @@ class Block:
         return f"{hashlib.sha256(self.ids.astype('<i8').tobytes()).hexdigest()[:32]}.json"
 
 
+@dataclass(frozen=True)
+class _Note:
+    """What says that a block is done: the fragments it was written into."""
+
+    fragments: tuple[str, ...]
+
+
 class Builder:
     """A worker: reads groups and embeds blocks."""
 
@@ -124,7 +132,7 @@ class Builder:
         passages = list(found.values())
         vectors = embedded([passage.text for passage in passages], self._embed)
         fragments = Table.open(self._store / TABLE).draft(passages, vectors)
-        write_json(self._store / BUILDING / block.note, {"fragments": fragments})
+        write_json(self._store / BUILDING / block.note, plain(_Note(tuple(fragments))))
         return len(passages)
 
     def _passages(self, block: Block) -> Iterator[Passage]:
@@ -218,10 +226,10 @@ class _Plan:
             yield Block(group, first, len(read.keys), np.array(wanted, np.int64))
 
 
-def _noted(store: Location, block: Block, used: set[str]) -> list[str] | None:
+def _noted(store: Location, block: Block, used: set[str]) -> Sequence[str] | None:
     """Return a block's fragments if its note is there and so are they, in no table yet; else None."""
     try:
-        fragments = [str(text) for text in read_json(store / BUILDING / block.note)["fragments"]]
+        fragments = load(_Note, read_json(store / BUILDING / block.note)).fragments
         files = [file["path"] for text in fragments for file in json.loads(text)["files"]]
     except (FileNotFoundError, KeyError, TypeError, ValueError, Damaged):
         return None

@@ -21,6 +21,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.codec import load
 from uptake.errors import Damaged, UptakeError
 from uptake.store.files import format_sums, one_line, parse_sums, read_json, sha256, write_json
 from uptake.store.passages.table import Ids, Table
@@ -160,7 +161,7 @@ class Cache:
         try:
             problem = ", ".join(damaged(folder))
             if not problem:
-                about = read_json(folder / "about.json")
+                about = load(dict[str, str | int], read_json(folder / "about.json"))
                 if any(about.get(name) != value for name, value in self._settings.items()):
                     return None
                 ids = np.fromfile(folder / "ids", "<i8").astype(np.int64)

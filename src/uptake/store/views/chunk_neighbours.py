@@ -135,7 +135,7 @@ class Remembered:
 
     def _found(self, document: str, chunks: Chunks, queries: Sequence[str], k: int) -> Ids:
         if self._growing is None:
-            about = About(NEIGHBOURS, "", "", chunks.fingerprint, k)
+            about = About("", "", chunks.fingerprint, k, kind=NEIGHBOURS)
             self._growing = Growing(self._folder, begin(about))
         _check_same(self._folder, self._growing.about, chunks.fingerprint, k)
         if (key := _key(document, queries)) not in self._known:

@@ -44,7 +44,7 @@ def read_chunks(
     view = layout.views["passages"]
     settings: dict[str, str | int] = {"length": length, "encoder": view.encoder_fingerprint}
     about = About.read(CHUNKS, store)
-    empty = About(CHUNKS, "", name, encode.fingerprint, view.dimensions, settings)
+    empty = About("", name, encode.fingerprint, view.dimensions, settings, kind=CHUNKS)
     if about is not None and _made(about) != _made(empty):
         raise Mismatch(
             f"{store}: its chunks are {_made(about)}, asked for are {_made(empty)}; ask for the same, "

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.codec import load, plain
 from uptake.errors import UptakeError
 from uptake.store.files import format_sums, one_line, read_json, sha256, write_json
 from uptake.store.passages.index_cache import Floats, cache_folder, clear_drafts, damaged, discard, private
@@ -31,6 +33,13 @@ _LISTS, _PROBED = 4096, 32  # the most inverted lists, and how many are looked i
 _PARTS = 128  # the most parts a key is quantised in, four bits each: 64 bytes, as in the paper
 _GROWN = 4  # lists trained on so many times fewer keys are trained anew
 _SAMPLE = 64  # keys a list is trained on
+
+
+@dataclass(frozen=True)
+class _About:
+    """The content of the lists' about.json."""
+
+    trained: int  # how many keys the lists were trained on
 
 
 class KeyIndex:
@@ -131,7 +140,7 @@ class KeyIndex:
             try:
                 problem = ", ".join(damaged(path))
                 if not problem:
-                    trained = int(read_json(path / "about.json")["trained"])
+                    trained = load(_About, read_json(path / "about.json")).trained
                     if trained * _GROWN < len(self.keys):
                         return None
                     ivf = faiss.read_index(str(path / "ivf"))
@@ -182,7 +191,7 @@ class KeyIndex:
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
         try:
             faiss.write_index(ivf, str(draft / "ivf"))
-            write_json(draft / "about.json", {"trained": trained})
+            write_json(draft / "about.json", plain(_About(trained)))
             sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
             (draft / "sums").write_bytes(format_sums(sums))
             home = folder / f"{self._family}-{self._id}-{ivf.ntotal}"

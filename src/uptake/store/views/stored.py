@@ -7,7 +7,7 @@ documents added since are missing, those removed or changed are passed over.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Damaged, UptakeError
 from uptake.store.files import plain_errors, read_json, write_json
 from uptake.store.passages.table import Ids, Table
@@ -59,16 +60,22 @@ class Commit:
 
 
 @dataclass(frozen=True)
-class About:
+class _Written:
     """The content of about.json. `fingerprint` is of what read the text, `settings` what else decides."""
 
-    kind: Kind = field(repr=False)
     id: str
     name: str  # of the model, as a person would give it again
     fingerprint: str
     dimensions: int  # of a vector, 0 for none
     settings: Mapping[str, str | int] = field(default_factory=dict)
     commits: tuple[Commit, ...] = ()
+
+
+@dataclass(frozen=True)
+class About(_Written):
+    """What is known of one view: what its about.json says, and which kind it is of."""
+
+    kind: Kind = field(kw_only=True, repr=False)
 
     @property
     def ends(self) -> dict[str, int]:
@@ -91,30 +98,33 @@ class About:
             return None
         with plain_errors(path):
             data = read_json(path)
+        form = data.pop("format", None)
+        if type(form) is int and form != FORMAT:
+            raise BadInput(f"{path}: format {form} is not {FORMAT}; {kind.anew(store)}")
         try:
-            if data["format"] != FORMAT:
-                raise BadInput(f"{path}: format {data['format']} is not {FORMAT}; {kind.anew(store)}")
-            commits = tuple(Commit(dict(each["bytes"]), dict(each["sums"])) for each in data["commits"])
-            dimensions = int(data["dimensions"])
-            settings = dict(data.get("settings", {}))
-            about = cls(
-                kind, str(data["id"]), data["name"], data["fingerprint"], dimensions, settings, commits
-            )
-            row = {name: type_.itemsize for name, type_ in kind.files.items()}
-            row[kind.wide] *= max(dimensions, 1)
-            if not about.id.isalnum() or dimensions < 0 or settings.keys() != set(kind.settings):
-                raise ValueError("an id, a size or a setting that cannot be")
-            if any(each.bytes[name] % row[name] for each in commits for name in kind.files):
-                raise ValueError("a size that cannot be")
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if form != FORMAT:
+                raise Malformed(f"format is {form!r}")
+            about = cls(**vars(load(_Written, data)), kind=kind)
+            about.check()
+        except Malformed as error:
             raise Damaged(f"{path}: not what was written ({error}); {kind.anew(store)}") from error
         return about
 
+    def check(self) -> None:
+        """Raise Malformed for what no view of this kind can be."""
+        row = {name: type_.itemsize for name, type_ in self.kind.files.items()}
+        row[self.kind.wide] *= max(self.dimensions, 1)
+        if not self.id.isalnum() or self.dimensions < 0 or self.settings.keys() != set(self.kind.settings):
+            raise Malformed("an id, a size or a setting that cannot be")
+        for each in self.commits:
+            if each.bytes.keys() != row.keys() or each.sums.keys() != row.keys():
+                raise Malformed("other files than there can be")
+            if any(each.bytes[name] % size or each.bytes[name] < 0 for name, size in row.items()):
+                raise Malformed("a size that cannot be")
+
     def write(self, store: Path) -> None:
         """Replace about.json: from here on this is what the view is."""
-        told = {name: value for name, value in vars(self).items() if name not in ("kind", "commits")}
-        commits = [asdict(each) for each in self.commits]
-        write_json(store / self.kind.name / "about.json", {**told, "commits": commits, "format": FORMAT})
+        write_json(store / self.kind.name / "about.json", {**plain(self, _Written), "format": FORMAT})
 
     def folder(self, store: Path) -> Path:
         return store / self.kind.name / self.id

@@ -33,7 +33,7 @@ def read_tokens(
             f"{store}: its tokens were read by {about.name or 'a model'} ({about.fingerprint}), not by "
             f"{keyer.name or 'this one'} ({keyer.fingerprint}); give that model, or --fresh to read them anew"
         )
-    empty = About(TOKENS, "", keyer.name, keyer.fingerprint, keyer.dimensions)
+    empty = About("", keyer.name, keyer.fingerprint, keyer.dimensions, kind=TOKENS)
     return grow(store, table, empty, lambda growing, documents: _put(growing, documents, keyer), progress)
 
 
