@@ -21,6 +21,7 @@ from uptake.lm.base import LM, Segment
 from uptake.lm.capabilities import HiddenStates, capability
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, Piece
+from uptake.lm.generation import Decoding, Token
 from uptake.lm.side_by_side import SideBySide, side_by_side, train_side_by_side
 from uptake.lm.wrappers import Prefixed, Routed
 from uptake.methods.contract.method import Budget, Context, Evidence
@@ -189,6 +190,24 @@ def test_no_neighbour_changes_a_bit(shape: str, rows: int) -> None:
         grid = side_by_side(lm, some, slots)
         with torch.no_grad():
             assert torch.equal(decoded(grid, ids)[0], wanted[1])
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_texts_of_different_length_go_on_side_by_side(shape: str) -> None:
+    lm = toys.lm(shape)
+    some, prompts = deltas(lm, [3, 3, 2, 1, 4]), ["one fish", "two fish, red fish and", "", "blue", "so "]
+    decoding = Decoding(tokens=6, alternatives=2)
+    told = side_by_side(lm, some).generate_rows(prompts, decoding)
+    assert told == [
+        lm.overlay(delta).generate(prompt, 6) for delta, prompt in zip(some, prompts, strict=True)
+    ]
+
+    def mine(others: Sequence[Delta], texts: Sequence[str]) -> list[Token]:
+        rows = side_by_side(lm, [some[0], *others]).stream_rows([prompts[0], *texts], decoding)
+        return [token for row, token in rows if row == 0]
+
+    wanted = mine(some[1:], prompts[1:])
+    assert mine([delta * math.nan for delta in some[1:]], ["something", "", "else", "so"]) == wanted
 
 
 def test_few_rows_are_filled_up_with_idle_ones() -> None:
