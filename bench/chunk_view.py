@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from token_view import documents, seconds
 
-from uptake.lm import causal
+from uptake.lm import loading
 from uptake.store import Datastore
 from uptake.store.views.chunk_neighbours import queries_of
 
@@ -29,7 +29,7 @@ LENGTH, K = 64, 2
 def told(folder: Path, shared: Path, tokens: int, retriever: str, queries: int) -> dict[str, Any]:
     """Make a store of about so many tokens and measure it."""
     model = shared / "models/base-5m"
-    tokenizer, pile = causal.load_tokenizer(str(model)), shared / "data/minipile"
+    tokenizer, pile = loading.load_tokenizer(str(model)), shared / "data/minipile"
     domains = sorted(path.name for path in pile.iterdir() if path.is_dir())
     shutil.rmtree(folder, ignore_errors=True)
     store = Datastore.create(

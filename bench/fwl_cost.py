@@ -24,7 +24,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import uptake
 from uptake.lm.capabilities import Unembedding
-from uptake.lm.causal import DTYPES, Causal
+from uptake.lm.causal import Causal
+from uptake.lm.loading import DTYPES
 from uptake.methods.fwl import FWL, Adapting
 from uptake.methods.fwl.network import FastWeights
 

@@ -31,7 +31,8 @@ from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import SalientSpans, TfIdf, TokenWeights
 from uptake.adaptation.trainable import Named, Trainable
 from uptake.evaluation.journal import Lines
-from uptake.lm.causal import Causal, load
+from uptake.lm.causal import Causal
+from uptake.lm.loading import load
 from uptake.methods.camels import Camels
 from uptake.methods.contract.learned import Material
 from uptake.methods.finetune import Finetune

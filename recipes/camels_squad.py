@@ -33,7 +33,8 @@ from uptake.adaptation.token_weights import Camels as Learnt
 from uptake.adaptation.token_weights import SalientSpans, Spans, TfIdf, TokenWeights, Uniform
 from uptake.adaptation.token_weights.base import covering
 from uptake.evaluation.journal import Lines
-from uptake.lm.causal import Causal, load
+from uptake.lm.causal import Causal
+from uptake.lm.loading import load
 from uptake.methods.camels import Camels
 from uptake.methods.contract.learned import Material
 from uptake.methods.finetune import Finetune

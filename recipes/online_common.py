@@ -21,7 +21,8 @@ from uptake.adaptation.token_weights import Spans, TokenWeights
 from uptake.adaptation.token_weights.base import covering
 from uptake.api import stream
 from uptake.evaluation.journal import Lines
-from uptake.lm.causal import Causal, load
+from uptake.lm.causal import Causal
+from uptake.lm.loading import load
 from uptake.methods.camels import Camels
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import MethodSpec

@@ -22,7 +22,8 @@ from uptake.adaptation.inner_loop import unroll
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.trainable import All, Trainable
 from uptake.adaptation.transforms import Losses
-from uptake.lm.causal import Causal, load
+from uptake.lm.causal import Causal
+from uptake.lm.loading import load
 from uptake.text.types import Passage
 
 

@@ -186,7 +186,7 @@ def test_ctrl_c(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.Monk
         ran = evaluated(run, world)
         assert (ran.code, ran.err) == (130, "uptake: interrupted; nothing is kept without --json FILE\n")
     with monkeypatch.context() as patched:
-        patched.setattr("uptake.lm.causal.load", pressed)
+        patched.setattr("uptake.lm.loading.load", pressed)
         ran = run("generate", "-m", world.model, "--method", "base", "x")
         assert (ran.code, ran.err) == (130, "uptake: interrupted\n")
     with monkeypatch.context() as patched:
@@ -202,5 +202,5 @@ def test_ctrl_c(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.Monk
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 GB")]
 )
 def test_too_little_memory(run: Run, world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr("uptake.lm.causal.load", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("uptake.lm.loading.load", lambda *_: (_ for _ in ()).throw(error))
     refused(run("generate", "-m", world.model, "--method", "base", "x"), "out of memory")

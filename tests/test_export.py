@@ -15,7 +15,8 @@ from uptake.adaptation.trainable import LoRA, Top, Trainable, block_matrices
 from uptake.cli.main import main
 from uptake.errors import BadInput, Mismatch
 from uptake.export import export_peft, moved_alone
-from uptake.lm.causal import Causal, load
+from uptake.lm.causal import Causal
+from uptake.lm.loading import load
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.store.datastore import Datastore

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from uptake.evaluation.protocols.stream import Stream as Stream
     from uptake.evaluation.protocols.whole import Whole as Whole
     from uptake.evaluation.run import read_json as read_json
-    from uptake.lm.causal import load as load
+    from uptake.lm.loading import load as load
     from uptake.methods.contract.spending import Budget as Budget
     from uptake.report.page import write_page as write_page
     from uptake.report.summary import summary as summary
@@ -40,7 +40,7 @@ _WHERE = {
     "adapt": "api",
     "compare": "api",
     "stream": "api",
-    "load": "lm.causal",
+    "load": "lm.loading",
     "UptakeError": "errors",
     "LeakFilter": "text.overlap",
     "write_page": "report.page",

@@ -1,4 +1,4 @@
-"""The lm-evaluation-harness plug-in: its model `uptake`, which takes text up for every request.
+"""The lm-evaluation-harness plug-in: its model `uptake`, which adapts it to every request.
 
     python -m uptake.harness run --model uptake --model_args pretrained=gpt2,store=my-store,k=20 --tasks ...
 
@@ -16,7 +16,7 @@ import torch
 
 from uptake import api
 from uptake.errors import BadInput, Missing, UptakeError
-from uptake.lm import causal
+from uptake.lm import loading
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, of_target, rolling_windows
@@ -38,7 +38,7 @@ Answer = tuple[float, bool]
 
 
 class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
-    """A base model and a way of taking text up, as the harness asks models.
+    """A base model and a method that adapts it, as the harness asks models.
 
     `pretrained` and `store` are folders, names or what `load` and `Datastore.open` gave. `set` holds
     settings as on the command line, with semicolons between. Tokens are those of the harness's own
@@ -68,15 +68,15 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         for name in others:
             raise BadInput(f"model argument {name!r}: settings of a method go into set=name=value;name=value")
         settings = [part for part in set.split(";") if part.strip()] if isinstance(set, str) else list(set)
-        self.way = api.method_specs([method], settings)[method]
-        _check(method, self.way.segment, self.way.method.sequential)
+        self.spec = api.method_specs([method], settings)[method]
+        _check(method, self.spec.segment, self.spec.method.sequential)
         if threads is not None:
             torch.set_num_threads(threads)
         if device.startswith("cuda") and not torch.cuda.is_available():
             # The harness asks for cuda:0 by default, whether there is one or not.
             warnings.warn(f"no CUDA device is usable here: {device} becomes cpu", stacklevel=2)
             device = "cpu"
-        if self.way.searches and k > 0 and store is None:
+        if self.spec.searches and k > 0 and store is None:
             raise BadInput(f"{method} reads neighbours and there is no store: give store=DIR or k=0")
         if isinstance(store, str):
             store = Datastore.open(store, encoder=encoder, device=device)
@@ -84,7 +84,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         self.budget = Budget(max_tokens, max_steps)
         self.stopped: Counter[str] = Counter()  # requests whose reading ended early, by why
         self.leak = LeakFilter() if leak_filter else LeakFilter.off()
-        self.base = pretrained if isinstance(pretrained, Causal) else causal.load(pretrained, device, dtype)
+        self.base = pretrained if isinstance(pretrained, Causal) else loading.load(pretrained, device, dtype)
         self.tokenizer = self.base.tokenizer.inner
         self._device = self.base.device
 
@@ -135,7 +135,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Score whole texts, window after window, none of which is found by its own words.
 
-        The base scores the first window; each later one is scored by the base after taking up what is
+        The base scores the first window; each later one is scored by the base adapted to what is
         found with the window before it. Passages that overlap with the text are withheld.
         """
         totals = []
@@ -161,12 +161,12 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         return [texts[place] for place in range(len(requests))]
 
     def adapted(self, context: str, whole_text: str = "") -> LM:
-        """Return the model after taking up what is found with `context`; the base where there is none."""
-        if not self.way.method.reads or not context.strip():
+        """Return the model adapted to what is found with `context`; the base where there is none."""
+        if not self.spec.method.reads or not context.strip():
             return self.base
         session = Session(
             self.base,
-            self.way,
+            self.spec,
             store=self.store,
             k=self.k,
             seed=self.seed,
@@ -206,7 +206,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
 
 def _check(method: str, segment: int | None, sequential: bool) -> None:
-    """Raise BadInput for ways whose answers would not be a request's own."""
+    """Raise BadInput for methods whose answers would not be a request's own."""
     if segment is not None:
         raise BadInput(f"{method} learns while it scores, which the harness cannot ask: use `uptake compare`")
     if sequential:

@@ -41,7 +41,7 @@ def adapt(
     with screen.status("starting"):
         from uptake import api
         from uptake.export import check_folder, export_peft, moved_alone
-        from uptake.lm import causal
+        from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
 
     spec = api.method_specs([method], settings or ())[method]
@@ -51,14 +51,14 @@ def adapt(
     if searches and store is None:
         raise BadInput(f"{method} reads neighbours and there is no store: name one with --store")
     check_folder(folder)
-    causal.check(device, dtype)
+    loading.check(device, dtype)
     inputs.set_threads(threads)
     opened = None
     if searches and store:
         with screen.status("opening the store"):
             opened = inputs.open_store(store, encoder, device, threads)
     with screen.status("loading the model"):
-        base = causal.load(model, device, dtype)
+        base = loading.load(model, device, dtype)
     with screen.status("reading neighbours"):
         budget = Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds)
         session = api.adapt(base, prompt, spec, store=opened, k=k, seed=seed, budget=budget)

@@ -68,7 +68,7 @@ def compare(
         from uptake import api
         from uptake.evaluation.inputs import Inputs
         from uptake.evaluation.plan import Plan
-        from uptake.lm import causal
+        from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
         from uptake.tasks.questions import read_questions
         from uptake.text import readers
@@ -81,7 +81,7 @@ def compare(
     ks = inputs.counts(k or str(chosen.k if chosen else 20), "-k")
     specs = api.method_specs(names, settings or ())
     leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
-    causal.check(device, dtype)
+    loading.check(device, dtype)
     wanted = evaluating.wanted_store(store, Plan(specs, rule, tuple(ks)))
     cluster = inputs.shards(ray, shard_rows, missing)
     inputs.set_threads(threads)
@@ -96,7 +96,7 @@ def compare(
         with screen.status("opening the store"):
             opened = inputs.open_store(wanted, encoder, device, threads, cluster)
     with screen.status("loading the model"):
-        loaded = causal.load(model, device, dtype)
+        loaded = loading.load(model, device, dtype)
 
     journal = evaluating.journal(report_file, fresh)
     hint = (

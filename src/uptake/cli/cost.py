@@ -36,7 +36,7 @@ def cost(**given: Any) -> None:
         from uptake import api
         from uptake.evaluation.cost import forecast
         from uptake.evaluation.plan import Plan
-        from uptake.lm import causal
+        from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
         from uptake.text import readers
     rule = evaluating.protocol(given["protocol"], given)
@@ -57,7 +57,7 @@ def cost(**given: Any) -> None:
     )
     if plan.chained and given["workers"] > 1:
         raise BadInput("reference=true hands on from query to query: use one worker")
-    causal.check(given["device"], given["dtype"])
+    loading.check(given["device"], given["dtype"])
     wanted = evaluating.wanted_store(given["store"], plan)
     # Each of several workers has one thread.
     threads = 1 if given["workers"] > 1 else given["threads"]
@@ -71,7 +71,7 @@ def cost(**given: Any) -> None:
         with screen.status("opening the store"):
             store = inputs.open_store(wanted, given["encoder"], given["device"], threads)
     with screen.status("loading the model"):
-        loaded = causal.load(given["model"], given["device"], given["dtype"])
+        loaded = loading.load(given["model"], given["device"], given["dtype"])
     with screen.interruptible("nothing is kept of an estimate"), screen.progress("measuring") as update:
         found = forecast(
             loaded,

@@ -67,7 +67,7 @@ def generate(
     with screen.status("starting"):
         from uptake import api
         from uptake.codec import plain
-        from uptake.lm import causal
+        from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
 
     chosen = inputs.recipe(recipe)
@@ -82,14 +82,14 @@ def generate(
     reads = spec.searches and k > 0
     if reads and store is None:
         raise BadInput(f"{method} reads neighbours and there is no store: name one with --store")
-    causal.check(device, dtype)
+    loading.check(device, dtype)
     inputs.set_threads(threads)
     opened = None
     if reads and store:
         with screen.status("opening the store"):
             opened = inputs.open_store(store, encoder, device, threads)
     with screen.status("loading the model"):
-        base = causal.load(model, device, dtype)
+        base = loading.load(model, device, dtype)
     with screen.status("reading neighbours"):
         session = api.adapt(
             base,

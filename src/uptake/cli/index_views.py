@@ -42,13 +42,13 @@ def tokens(
     dimensions.
     """
     with screen.status("starting"):
-        from uptake.lm import causal
+        from uptake.lm import loading
         from uptake.methods.knn_lm.keys import Keys
-    causal.check(device, dtype)
+    loading.check(device, dtype)
     inputs.set_threads(threads)
     opened = inputs.open_store(store, None, "cpu", threads)
     with screen.status("loading the model"):
-        keys = Keys(causal.load(model, device, dtype))
+        keys = Keys(loading.load(model, device, dtype))
     _read(opened, lambda update: opened.read_tokens(keys, fresh=fresh, progress=update), as_json)
 
 
@@ -76,10 +76,10 @@ def chunks(
     same command cuts what is new, and an interrupted one goes on where it stopped.
     """
     with screen.status("starting"):
-        from uptake.lm import causal
+        from uptake.lm import loading
     inputs.set_threads(threads)
     opened = inputs.open_store(store, encoder, device, threads)
-    tokenizer = causal.load_tokenizer(model)
+    tokenizer = loading.load_tokenizer(model)
     _read(
         opened,
         lambda update: opened.read_chunks(tokenizer, length=length, name=model, fresh=fresh, progress=update),

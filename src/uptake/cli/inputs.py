@@ -90,9 +90,9 @@ def set_threads(threads: int | None) -> None:
 def check_device(device: str) -> None:
     """Raise BadInput for a device that is not here; the processor is."""
     if device != "cpu":
-        from uptake.lm import causal
+        from uptake.lm import loading
 
-        causal.check_device(device)
+        loading.check_device(device)
 
 
 def leak_filter(containment: float, jaccard: float, off: bool) -> "LeakFilter":

@@ -137,7 +137,7 @@ def stream(
         from uptake import api
         from uptake.evaluation.plan import Plan
         from uptake.evaluation.protocols.stream import Stream
-        from uptake.lm import causal
+        from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
         from uptake.tasks.asking import Asking
         from uptake.tasks.questions import read_questions
@@ -150,7 +150,7 @@ def stream(
         template.replace(r"\n", "\n"), inputs.one_of("--likelihood", likelihood, ["first", "best"]),  # type: ignore[arg-type]
         answer_tokens, batch, align,
     )  # fmt: skip
-    causal.check(device, dtype)
+    loading.check(device, dtype)
     wanted = store and evaluating.wanted_store(store, Plan(specs, Stream(), tuple(ks)))
     cluster = inputs.shards(ray, shard_rows, missing)
     inputs.set_threads(threads)
@@ -171,7 +171,7 @@ def stream(
         with screen.status("opening the store"):
             opened = inputs.open_store(wanted, encoder, device, threads, cluster)
     with screen.status("loading the model"):
-        loaded = causal.load(model, device, dtype)
+        loaded = loading.load(model, device, dtype)
 
     journal = evaluating.journal(report_file, fresh)
     hint = (

@@ -96,7 +96,7 @@ def train(
         from uptake import methods
         from uptake import train as outer
         from uptake.adaptation.optimizers import AdamW
-        from uptake.lm import causal
+        from uptake.lm import loading
         from uptake.methods.contract.learned import learner_of
         from uptake.settings import apply
         from uptake.store.views.chunk_neighbours import Remembered
@@ -105,7 +105,7 @@ def train(
         learned = [name for name in methods.names() if learner_of(methods.find(name)) is not None]
         raise BadInput(f"{method} has no network to train; these have: {', '.join(learned) or 'none'}")
     learner = apply(found, *(settings or ()))
-    causal.check(device, dtype)
+    loading.check(device, dtype)
     inputs.set_threads(threads)
     if file is None:
         raise BadInput("--out: name a file for the network")
@@ -120,7 +120,7 @@ def train(
         material = _material(documents, questions, unrelated, limit, sources)
         shown = _material(valid_documents, valid_questions, unrelated, limit, sources)
         with screen.status("loading the model"):
-            loaded = causal.load(model, device, dtype)
+            loaded = loading.load(model, device, dtype)
             begun = None if start is None else learner.load(Path(start), loaded)
         with screen.status("making episodes"):
             episodes = learner.episodes(loaded, material)

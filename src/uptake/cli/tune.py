@@ -58,14 +58,14 @@ def tune(
         from uptake.evaluation.protocols.per_query import PerQuery
         from uptake.evaluation.tune import Space
         from uptake.evaluation.tune import tune as choose
-        from uptake.lm import causal
+        from uptake.lm import loading
         from uptake.text import readers
     spec = api.method_specs([method], settings or ())[method]
     if not spec.searches or max(ks) < 1:
         raise BadInput(
             f"--method {method} -k {k}: tune chooses how neighbours are read, name a method that reads some"
         )
-    causal.check(device, dtype)
+    loading.check(device, dtype)
     inputs.set_threads(threads)
     skipped = readers.Skipped()
     with screen.status("reading documents"):
@@ -74,7 +74,7 @@ def tune(
     with screen.status("opening the store"):
         opened = inputs.open_store(store, encoder, device, threads)
     with screen.status("loading the model"):
-        loaded = causal.load(model, device, dtype)
+        loaded = loading.load(model, device, dtype)
     with screen.interruptible("nothing is kept of a search"), screen.status("trying settings"):
         recipe, tuning = choose(
             loaded,

@@ -20,7 +20,8 @@ from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Batch, Part, Resume
 from uptake.evaluation.runner import Runner
 from uptake.lm.base import LM
-from uptake.lm.causal import Causal, load
+from uptake.lm.causal import Causal
+from uptake.lm.loading import load
 from uptake.store.cluster import Cluster
 from uptake.store.datastore import Datastore
 from uptake.store.remote.objects import Location

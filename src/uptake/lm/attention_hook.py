@@ -1,7 +1,7 @@
 """Something put behind the attention of some of a transformer's blocks; only ever on a private copy.
 
 A sequential block computes h = x + a, a its attention's part, and from h its feed-forward. `find`
-looks, in one small forward pass, for the module that gives `a`; `Placed` adds to what it gives, so that
+finds, in one small forward pass, the module that gives `a`; `AttentionHook` adds to what it gives, so that
 everything behind it sees h + add(h). It knows no method, and no model by name.
 """
 

@@ -111,14 +111,14 @@ class LM(ABC):
     def trainable_copy(
         self, trainable: Trainable, start: Delta, generator: torch.Generator
     ) -> tuple["LM", TrainableCopy]:
-        """Return a private copy of this LM that stands at `start`, and its weights that may move."""
+        """Return a private copy of this LM that stands at `start`, and its weights that train."""
 
     @abstractmethod
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "LM":
         """Return this LM computed with these tensors in place of its parameters of the same names.
 
-        Differentiable twice in them. Names are those of `Opened.parameters`; ask the LM that `open`
-        gave, or, dearer, any other: what is not given stays as it is here.
+        Differentiable twice in them. Names are those of `TrainableCopy.parameters`; ask the LM that
+        `trainable_copy` returned, or, dearer, any other: parameters without one stay as they are here.
         """
 
     def max_input_tokens(self, row: int) -> int:

@@ -2,9 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from uptake.adaptation.delta import Delta, fingerprint, skeleton, wide
 from uptake.adaptation.delta.overlay import input_tokens_taken
 from uptake.adaptation.side_by_side import by_row
 from uptake.adaptation.trainable import Trainable, TrainableCopy
-from uptake.errors import BadInput, Missing
+from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache
 from uptake.lm.capabilities import (
     FeedForwardKeys,
@@ -31,13 +30,6 @@ from uptake.lm.feed_forward_input import FeedForwardInput
 from uptake.lm.rows import RowCaches, each_row
 from uptake.text.tokenizer import Tokenizer
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
-
 
 class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
     """A causal language model; the module it is given is frozen and from then on never changed."""
@@ -47,7 +39,7 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
     ) -> None:
         # Copies of one model share its fingerprint: it names the base a delta belongs to.
         self._base = base
-        self._given: dict[str, Tensor] | None = None
+        self._replaced: dict[str, Tensor] | None = None
         self.module = module.eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -111,19 +103,19 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
     def step_with_keys(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, Cache]:
-        watched = self._watched  # two threads may both have made one
-        out = self._run(watched.module, ids, cache, lengths)
+        keyed = self._with_keys  # two threads may both have made one
+        out = self._run(keyed.module, ids, cache, lengths)
         log_probs = torch.log_softmax(wide(out.logits), -1)
-        keys = wide(watched.seen()[:, -ids.shape[1] :])
+        keys = wide(keyed.seen()[:, -ids.shape[1] :])
         return log_probs, keys, None if cache is None else out.past_key_values
 
     def keys(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        watched = self._watched
-        self._run(watched.module.base_model, ids, None, lengths)  # type: ignore[arg-type]
-        return wide(watched.seen()[:, -ids.shape[1] :])
+        keyed = self._with_keys
+        self._run(keyed.module.base_model, ids, None, lengths)  # type: ignore[arg-type]
+        return wide(keyed.seen()[:, -ids.shape[1] :])
 
     @cached_property
-    def _watched(self) -> FeedForwardInput:
+    def _with_keys(self) -> FeedForwardInput:
         return FeedForwardInput(self.module)
 
     def layers(self, ids: Tensor, cache: Cache = None) -> tuple[tuple[Tensor, ...], Cache]:
@@ -163,18 +155,18 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
             **self._places(module, ids, cache, lengths),
             **more,
         }
-        # On a bfloat16 base, weights that move are float32: autocast lets the two meet.
+        # On a bfloat16 base, weights that train are float32: autocast lets the two meet.
         mixed = self.dtype.itemsize < 4
         with torch.autocast(self.device.type, self.dtype) if mixed else contextlib.nullcontext():
-            if self._given is None:
+            if self._replaced is None:
                 return module(**arguments)
             prefix = "" if type(module) is type(self.module) else f"{self.module.base_model_prefix}."
-            given = {
-                name.removeprefix(prefix): t for name, t in self._given.items() if name.startswith(prefix)
+            replaced = {
+                name.removeprefix(prefix): t for name, t in self._replaced.items() if name.startswith(prefix)
             }
             # Fused attention has no second derivative.
             with sdpa_kernel(SDPBackend.MATH):
-                return functional_call(module, given, (), arguments)
+                return functional_call(module, replaced, (), arguments)
 
     @property
     def _blind(self) -> bool:
@@ -208,12 +200,12 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
     def _now(self, parameter: Any) -> Any:
         """Return what stands in place of a parameter."""
         names = {id(own): name for name, own in self.module.named_parameters()}
-        return (self._given or {}).get(names.get(id(parameter), ""), parameter)
+        return (self._replaced or {}).get(names.get(id(parameter), ""), parameter)
 
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Causal":
         # For as long as it runs, functional_call puts the tensors into the module: not into the base's.
         copy = self.around(self.module if self._base else skeleton(self.module))
-        copy._given = dict(parameters)
+        copy._replaced = dict(parameters)
         return copy
 
     def overlay(self, delta: Delta) -> "Causal":
@@ -229,7 +221,7 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
     @cached_property
     def by_row(self) -> dict[str, bool]:
         """The weights that rows of a batch may differ in, and whether each is stored [in, out]."""
-        if self._given is not None:
+        if self._replaced is not None:
             return {}
         return by_row(self.module, lambda module, ids: self._run(module, ids.to(self.device), None))
 
@@ -240,116 +232,18 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         return copy
 
 
-def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
-    """Load a causal language model and its tokenizer by hub name or folder.
-
-    Weights are read from safetensors only and no code of the repository is run. Raises BadInput
-    or Missing, in one line, where there is no usable model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    check(device, dtype)
-    folder = Path(name)
-    if folder.is_dir():
-        _check_folder(folder)
-    tokenizer = load_tokenizer(name)
-    module, told = _or_missing(
-        name,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        ),
-    )
-    # The loader would make weights up at random and say so in a log.
-    if lacking := sorted(told["missing_keys"]):
-        raise BadInput(
-            f"model {name!r}: its files lack {lacking[0]} and {len(lacking) - 1} more of the weights that "
-            "config.json promises; give a causal language model, whole"
-        )
-    try:
-        module = module.to(device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise BadInput(f"device {device!r} cannot hold {name!r} in {dtype}: {_first_line(error)}") from error
-    return Causal(module, tokenizer, name)
-
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """Load a model's tokenizer by hub name or folder. Raises BadInput or Missing, in one line."""
-    from transformers import AutoTokenizer, logging
-
-    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/", "~"))):
-        raise BadInput(
-            f"model {name!r} is no folder: give a folder with config.json and *.safetensors, or a hub name"
-        )
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return Tokenizer(_or_missing(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False)))
-
-
-def check(device: str, dtype: str) -> None:
-    """Raise BadInput for a number format there is not, or a device that is not here."""
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-    check_device(device)
-
-
-def check_device(device: str) -> None:
-    """Raise BadInput for a device that cannot hold a number here and give it back."""
-    try:
-        torch.ones(1, device=device).item()
-    except Exception as error:  # every backend has its own way of not being there
-        raise BadInput(
-            f"device {device!r} cannot be used here ({_first_line(error)[:80]}): use cpu, cuda, cuda:1 or mps"
-        ) from error
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} has no config.json: give the folder that save_pretrained wrote")
-    if not any(folder.glob("*.safetensors")):
-        cure = (
-            "convert pytorch_model.bin to safetensors first"
-            if any(folder.glob("*.bin"))
-            else "copy its weights"
-        )
-        raise BadInput(f"{folder} has no *.safetensors weights: {cure}")
-
-
 def _window(config: Any, tokenizer: Tokenizer) -> int:
     """Return the most tokens the model takes: what its configuration says, else what its tokenizer does."""
-    told = getattr(config, "max_position_embeddings", None) or tokenizer.inner.model_max_length
+    most = getattr(config, "max_position_embeddings", None) or tokenizer.inner.model_max_length
     # A tokenizer that knows no limit answers with a number of thirty digits.
-    if told > 1 << 30:
+    if most > 1 << 30:
         raise BadInput(
             "the model names no longest input: set `model_max_length` in its tokenizer_config.json"
         )
-    return int(told)
+    return int(most)
 
 
 def _relative(config: Any) -> bool:
     """Return whether positions are rotations whose speed does not depend on the length of the text."""
-    told = getattr(config, "rope_parameters", None) or {}
-    return told.get("rope_type") in ("default", "linear", "llama3", "yarn")
-
-
-def _or_missing(name: str, make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except Exception as error:  # the hub client and the loaders raise many kinds
-        if "ignore_mismatched_sizes" in str(error):
-            raise BadInput(
-                f"model {name!r}: its weights are not of the sizes that config.json says; put both back from "
-                "one copy"
-            ) from error
-        raise Missing(
-            f"model {name!r} cannot be loaded ({_first_line(error)}): give a folder that holds it"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    first = next(iter(str(error).strip().splitlines()), "").rstrip(" .:")[:200]
-    # A bare KeyError tells no more than a word.
-    return first if " " in first else f"{type(error).__name__} {first}".strip()
+    rotary = getattr(config, "rope_parameters", None) or {}
+    return rotary.get("rope_type") in ("default", "linear", "llama3", "yarn")

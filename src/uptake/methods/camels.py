@@ -24,8 +24,8 @@ from uptake.adaptation.trainable import All
 from uptake.adaptation.transforms import Losses, chain
 from uptake.errors import BadInput
 from uptake.lm.base import LM
-from uptake.lm.causal import load
 from uptake.lm.examples import Piece, encode
+from uptake.lm.loading import load
 from uptake.lm.scoring import kl, losses, per_token
 from uptake.methods.contract.composed import Wrapping
 from uptake.methods.contract.learned import Learned, Material
@@ -216,9 +216,9 @@ class Camels(Learned[WeightState, Episode], Wrapping[WeightState]):
 
 def answer_loss(lm: LM, questions: Sequence[Question]) -> Tensor:
     """Return the negative log-likelihood of the questions' first answers, a token; differentiable."""
-    asking = Asking()
+    asking, most = Asking(), lm.max_input_tokens(0)
     examples = [
-        encode(lm.tokenizer, asking.prompt(question), asking.answer(question.answers[0])).ending(lm.window)
+        encode(lm.tokenizer, asking.prompt(question), asking.answer(question.answers[0])).ending(most)
         for question in questions
     ]
     # Answer tokens alone are there to be averaged: no padding among them.
@@ -251,7 +251,8 @@ def drift(lm: LM, adapted: LM, text: str) -> Tensor:
     """Return KL(base || adapted), in nats a token of the text's first window; differentiable."""
     whole = encode(lm.tokenizer, "", text)
     # Up to the place after the last token, where the text ends.
-    ended = replace(whole, target=(*whole.target, lm.tokenizer.opening)[: lm.window])
+    most = min(lm.max_input_tokens(0), adapted.max_input_tokens(0))
+    ended = replace(whole, target=(*whole.target, lm.tokenizer.opening)[:most])
     (found,) = kl(lm, adapted, [ended])
     return found.mean()
 

@@ -148,7 +148,7 @@ class SourceCode(Learned[WeightState, Episode], Wrapping[WeightState]):
 def hole_loss(lm: LM, hole: Segment) -> Tensor:
     """Return the mean negative log-likelihood of a hole's tokens, differentiable."""
     example = encode(lm.tokenizer, hole.context, hole.text)
-    windows = [*rolling_windows(example, lm.window)]
+    windows = [*rolling_windows(example, lm.max_input_tokens(0))]
     # A window at a time, as they are scored: none is padded.
     return per_token(torch.cat([losses(lm, [window]) for window in windows]), windows)
 

@@ -54,7 +54,7 @@ def retune(
     documents: Sequence[Document] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Delta:
-    """Return how far the weights move when the model learns to answer; the model itself is untouched.
+    """Return the difference in weights when the model learns to answer; the model itself is untouched.
 
     Each question is learnt with its first answer, from the prompt that `asking` makes of it, closed
     book. With `documents`, mixed in, it can also learn that what documents say is what is asked.

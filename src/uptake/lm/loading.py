@@ -1,0 +1,116 @@
+"""Language models and tokenizers from a hub or a folder. Weights come from safetensors; no code is run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uptake.errors import BadInput, Missing
+from uptake.lm.causal import Causal
+from uptake.text.tokenizer import Tokenizer
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
+    """Load a causal language model and its tokenizer by hub name or folder.
+
+    Weights are read from safetensors only and no code of the repository is run. Raises BadInput
+    or Missing, in one line, where there is no usable model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check(device, dtype)
+    folder = Path(name)
+    if folder.is_dir():
+        _check_folder(folder)
+    tokenizer = load_tokenizer(name)
+    module, report = _or_missing(
+        name,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        ),
+    )
+    # The loader would make weights up at random and say so in a log.
+    if lacking := sorted(report["missing_keys"]):
+        raise BadInput(
+            f"model {name!r}: its files lack {lacking[0]} and {len(lacking) - 1} more of the weights that "
+            "config.json promises; give a causal language model, whole"
+        )
+    try:
+        module = module.to(device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise BadInput(f"device {device!r} cannot hold {name!r} in {dtype}: {_first_line(error)}") from error
+    return Causal(module, tokenizer, name)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load a model's tokenizer by hub name or folder. Raises BadInput or Missing, in one line."""
+    from transformers import AutoTokenizer, logging
+
+    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/", "~"))):
+        raise BadInput(
+            f"model {name!r} is no folder: give a folder with config.json and *.safetensors, or a hub name"
+        )
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return Tokenizer(_or_missing(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False)))
+
+
+def check(device: str, dtype: str) -> None:
+    """Raise BadInput for a number format there is not, or a device that is not here."""
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    check_device(device)
+
+
+def check_device(device: str) -> None:
+    """Raise BadInput for a device that cannot hold a number here and give it back."""
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # every backend fails in a manner of its own
+        raise BadInput(
+            f"device {device!r} cannot be used here ({_first_line(error)[:80]}): use cpu, cuda, cuda:1 or mps"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} has no config.json: give the folder that save_pretrained wrote")
+    if not any(folder.glob("*.safetensors")):
+        cure = (
+            "convert pytorch_model.bin to safetensors first"
+            if any(folder.glob("*.bin"))
+            else "copy its weights"
+        )
+        raise BadInput(f"{folder} has no *.safetensors weights: {cure}")
+
+
+def _or_missing(name: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # the hub client and the loaders raise many kinds
+        if "ignore_mismatched_sizes" in str(error):
+            raise BadInput(
+                f"model {name!r}: its weights are not of the sizes that config.json says; put both back from "
+                "one copy"
+            ) from error
+        raise Missing(
+            f"model {name!r} cannot be loaded ({_first_line(error)}): give a folder that holds it"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    first = next(iter(str(error).strip().splitlines()), "").rstrip(" .:")[:200]
+    # A bare KeyError tells no more than a word.
+    return first if " " in first else f"{type(error).__name__} {first}".strip()
