@@ -1,5 +1,7 @@
 """Toy models made in the test: GPT-2, Llama and NeoX shapes over a byte-level tokenizer."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.trainable import LoRA
 from uptake.lm.causal import Causal
 from uptake.text.tokenizer import Tokenizer
 
@@ -57,3 +61,20 @@ def module(shape: str = "llama", seed: int = 0, window: int = 64, dtype: torch.d
 
 def lm(shape: str = "llama", seed: int = 0, window: int = 64, dtype: torch.dtype = torch.float32) -> Causal:
     return Causal(module(shape, seed, window, dtype), Tokenizer(tokenizer()), f"toy-{shape}")
+
+
+def low_rank(lm: Causal, ranks: Sequence[int] = (3, 1, 5, 2), seed: int = 0) -> list[Delta]:
+    """Random low-rank deltas over the blocks, of different ranks and scales."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for place, rank in enumerate(ranks):
+        begun = LoRA(rank).factors(lm.module, Delta(lm.fingerprint), generator)
+        assert begun is not None
+        parts = {
+            name: replace(
+                part, up=torch.randn(part.up.shape, generator=generator).to(part.up) / 9, scale=1 + place / 2
+            )
+            for name, part in begun.items()
+        }
+        made.append(Delta.of(lm.fingerprint, parts, "lora"))
+    return made
