@@ -128,7 +128,13 @@ def test_what_cannot_be_loaded_is_told_in_one_line(model, tmp_path):
 def test_foreign_modules_are_not_run(model, tmp_path):
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_bytes((model / name).read_bytes())
-    for modules in ('[{"idx": 0, "name": "0", "path": "", "type": "os.path"}]', "{", '["x"]', "[1]"):
+    for modules in (
+        '[{"idx": 0, "name": "0", "path": "", "type": "os.path"}]',
+        "{",
+        '["x"]',
+        "[1]",
+        "[" * 100_000,
+    ):
         (tmp_path / "modules.json").write_text(modules)
         with pytest.raises(BadInput, match=r"modules\.json"):
             make_encoder(str(tmp_path))

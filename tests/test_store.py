@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import hypothesis.strategies as some
+import lance
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -407,7 +408,7 @@ def test_missing_and_broken_parts_are_told_with_their_cure(tmp_path):
     assert any("missing" in line and "copy" in line for line in store.verify())
     data.write_bytes(kept)
     layout = (home / "store.json").read_bytes()
-    for broken in (b"", b"{", b"[]", b"{}", layout.replace(b'"format": 1', b'"format": "1"')):
+    for broken in (b"", b"{", b"[]", b"{}", b"[" * 100_000, layout.replace(b'"format": 1', b'"format": "1"')):
         (home / "store.json").write_bytes(broken)
         assert any("store.json" in line for line in store.verify())
         with pytest.raises(Damaged):
@@ -423,6 +424,16 @@ def test_missing_and_broken_parts_are_told_with_their_cure(tmp_path):
     (home / "passages.lance").rename(home / "elsewhere")
     with pytest.raises(Damaged, match="missing"):
         Datastore.open(home)
+
+
+@pytest.mark.parametrize("meta", ["", "[1]", "7", "{", "[" * 100_000])
+def test_a_meta_that_is_none_is_told(tmp_path, meta):
+    make(tmp_path / "s", retriever="lexical", encoder=None).add([document("a")])
+    lance.dataset(str(tmp_path / "s" / "passages.lance")).update({"meta": f"'{meta}'"})
+    store = Datastore.open(tmp_path / "s")
+    with pytest.raises(Damaged, match=r"passages\.lance: a passage's meta is not .*put it back") as caught:
+        store.passages(store._table.ids)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_text_index_is_mended_by_a_purge(tmp_path):

@@ -101,10 +101,13 @@ def test_tf_idf_keeps_the_words_that_stand_out_by_hand(tmp_path: Path) -> None:
     assert kept(TfIdf(0.5), text, "the cat sat", "the dog ran", "The Cat ran") == ["and", "owl", "owl"]
     (tmp_path / "corpus.jsonl").write_text('{"text": "and and"}\n{"text": "and the"}\n')
     assert kept(TfIdf(0.25, str(tmp_path / "corpus.jsonl")), text) == ["owl", "owl"]
-    for name, reason in (("none.txt", "cannot read"), ("bad.jsonl", "lines of text")):
-        (tmp_path / "bad.jsonl").write_text('{"no": 1}\n')
-        with pytest.raises(BadInput, match=reason):
-            kept(TfIdf(0.25, str(tmp_path / name)), text)
+    with pytest.raises(BadInput, match="cannot read"):
+        kept(TfIdf(0.25, str(tmp_path / "none.txt")), text)
+    for number, line in enumerate(('{"no": 1}', '{"text": 1}', "[1]", "{", "[" * 100_000)):
+        bad = tmp_path / f"bad{number}.jsonl"
+        bad.write_text(f"{line}\n")
+        with pytest.raises(BadInput, match="lines of text"):
+            kept(TfIdf(0.25, str(bad)), text)
     with pytest.raises(BadInput, match="share above 0"):
         TfIdf(0.0)
 

@@ -77,7 +77,7 @@ def read_json(path: Location) -> dict[str, Any]:
     """Read one JSON object; raises Damaged where it is none and lets FileNotFoundError through."""
     try:
         data = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path}: not the JSON that was written; put it back from a copy") from error
     if not isinstance(data, dict):
         raise Damaged(f"{path}: not a JSON object; put it back from a copy")

@@ -1,6 +1,5 @@
 """TF-IDF with a cut (Hu et al. 2023, as a baseline): only the words that stand out in a text count."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -8,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from uptake.adaptation.token_weights.base import Spans, TokenWeights, covering
+from uptake.codec import loads
 from uptake.errors import BadInput
 from uptake.text.files import RECORDS, SkipError, read_chunks, read_lines, suffix
 from uptake.text.types import Passage
@@ -91,4 +91,4 @@ def _texts(path: Path) -> Iterator[str]:
     records = suffix(path) in RECORDS
     for line in read_lines(read_chunks(path, _MOST_BYTES), _LINE):
         if line is not None and line.strip():
-            yield json.loads(line)["text"] if records else line.decode("utf8", "replace")
+            yield loads(dict[str, Any], line)["text"] if records else line.decode("utf8", "replace")

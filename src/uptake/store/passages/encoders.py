@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.codec import loads
 from uptake.errors import BadInput, Missing
 from uptake.store.files import one_line
 from uptake.store.passages.table import storable
@@ -191,7 +192,7 @@ def _check_modules(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        for module in json.loads(path.read_bytes()):
+        for module in loads(list[dict[str, Any]], path.read_bytes()):
             part = folder / module["path"]
             if not module["type"].startswith("sentence_transformers."):
                 raise BadInput(

@@ -21,6 +21,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from lance.query import MatchQuery
 from numpy.typing import NDArray
 
+from uptake.codec import Malformed, loads
 from uptake.errors import BadInput, Damaged, UptakeError
 from uptake.store.files import one_line, plain_errors
 from uptake.store.remote.objects import Location, ObjectPath
@@ -158,9 +159,18 @@ class Table:
         return np.where(self.ids[found] == wanted, found, -1).astype(np.int64)
 
     def rows(self, ids: Sequence[int] | Ids) -> list[Passage]:
-        """Return the passages of these ids, in their order; raises BadInput for an id that is not here."""
+        """Return the passages of these ids, in their order; BadInput for an id that is not here, Damaged."""
         columns = self._adapt(ids, _FIELDS)
-        return [Passage(**row | {"meta": json.loads(row["meta"])}) for row in columns.to_pylist()]
+        try:
+            # What people put there is theirs: any JSON data by name.
+            return [
+                Passage(**row | {"meta": loads(dict[str, Any], row["meta"])}) for row in columns.to_pylist()
+            ]
+        except Malformed as error:
+            raise Damaged(
+                f"{self.path}: a passage's meta is not what was written ({error}); put it back from a copy "
+                "or build the store again"
+            ) from None
 
     def vectors(self, ids: Sequence[int] | Ids) -> NDArray[np.float32]:
         """Return one row of float32 an id, in their order; raises BadInput as `rows` does."""
