@@ -5,7 +5,9 @@ set -u
 out="${OUT:-bench}"
 export PYTHONPATH="src:.${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
 failed=0
-python3 -m pytest -q tests/test_memory.py tests/test_spending.py tests/test_side_by_side.py || failed=1
+for tests in tests/test_memory.py tests/test_side_by_side.py tests/test_spending.py; do
+    python3 -m pytest -q "$tests" || failed=1
+done
 python3 bench/gpu.py --device cuda --out "$out/gpu.json" || failed=1
 python3 bench/side_by_side.py --device cuda --gpt2 --out "$out/side_by_side_gpu.json" || failed=1
 exit $failed
