@@ -15,7 +15,7 @@ from uptake.errors import BadInput, Missing
 from uptake.report import metrics
 from uptake.report import summary as report
 from uptake.report.results import Header, Results
-from uptake.report.scored import SCORED
+from uptake.report.scored import SCORED, ScoredReport
 from uptake.report.scored.rows import Scored
 
 EMPTY = Header(0, {}, {}, {}, {}, {})
@@ -229,6 +229,16 @@ def test_fields_that_nobody_knows_are_refused(tmp_path, where):
     path.write_text(json.dumps(data))
     with pytest.raises(BadInput, match="has fields that nobody knows: 'later'"):
         report.read_json(path, SCORED)
+
+
+def test_a_figure_that_its_kind_does_not_name_is_never_written(tmp_path):
+    class Careless(ScoredReport):
+        def figures(self, results):
+            return {**super().figures(results), "later": 1}
+
+    with pytest.raises(TypeError, match=r"Careless\.figure_names .*'later'"):
+        report.write_json(Results(Careless(), EMPTY, (row(),)), tmp_path / "out.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_file_is_missing(tmp_path):

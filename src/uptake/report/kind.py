@@ -28,7 +28,10 @@ class ReportKind(ABC):
 
     @abstractmethod
     def figures(self, results: Results) -> Figures:
-        """Return the figures as plain JSON data; `methods` holds each method's, with its `failures`."""
+        """Return the figures as plain JSON data by `figure_names`.
+
+        `methods` holds each method's, with its `failures`.
+        """
 
     @abstractmethod
     def lines(self, figures: Figures) -> Lines:

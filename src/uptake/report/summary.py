@@ -37,9 +37,12 @@ def summary(results: Results) -> dict[str, Any]:
     `methods` holds each method's figures and failures; the rest depends on the protocol. What failed
     counts at the base's score. Seconds are CPU seconds.
     """
+    figures = results.kind.figures(results)
+    if odd := figures.keys() ^ set(results.kind.figure_names):
+        raise TypeError(f"{type(results.kind).__name__}.figure_names and its figures differ in {sorted(odd)}")
     return {
         "format": FORMAT,
-        **results.kind.figures(results),
+        **figures,
         **{name: plain(getattr(results.header, name)) for name in _HEADER},
     }
 
