@@ -4,6 +4,7 @@ It knows no method by name. `combine` makes the spec that people ask for as `A+B
 """
 
 import dataclasses
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -244,8 +245,9 @@ def _kind(name: str, parts: Kinds) -> type[Any]:
 
 @cache
 def _state_kind(name: str, parts: Kinds) -> type[Any]:
-    bases = (CombinedState,)
-    return dataclasses.make_dataclass(f"State of {name}", parts, bases=bases, frozen=True, kw_only=True)
+    # The codec writes code that defines functions by the class's name: it has to be one that Python takes.
+    called = "StateOf_" + re.sub(r"\W", lambda mark: "_and_" if mark[0] == "+" else "_", name)
+    return dataclasses.make_dataclass(called, parts, bases=(CombinedState,), frozen=True, kw_only=True)
 
 
 @cache
