@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import uptake
 from uptake.adaptation.delta import fingerprint
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Missing
+from uptake.evaluation.cost_meter import CostMeter
 from uptake.evaluation.failures import finite
 from uptake.lm.base import LM
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
@@ -25,6 +27,7 @@ from uptake.report import summary as report
 from uptake.report.page import page
 from uptake.report.results import Results
 from uptake.report.scored import SCORED
+from uptake.report.streamed import STREAMED
 from uptake.report.streamed.rows import Answered, Drifted, Spent, Stopped
 from uptake.tasks.asking import Asking, ask, divergence
 from uptake.tasks.questions import Question
@@ -110,6 +113,27 @@ def test_costs_add_up_along_the_stream() -> None:
     assert first.tokens_trained == sum(tokens[:2]) - 2
     assert last.tokens_trained == sum(tokens) - 4
     assert 0 < first.adapt_seconds < last.adapt_seconds
+
+
+def test_gpu_seconds_add_up_and_stand_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(row.gpu_seconds == 0 for row in stream().of(Spent)), "where there is no GPU"
+    assert "GPU seconds" not in STREAMED.lines(uptake.summary(stream()))[0]
+
+    @contextmanager
+    def seconds(meter: CostMeter, into: list[float], gpu: list[float] | None = None) -> Iterator[None]:
+        yield
+        into.append(1.0)
+        if gpu is not None:
+            gpu.append(0.5)
+
+    monkeypatch.setattr(CostMeter, "seconds", seconds)
+    results = stream()
+    spent = [(row.taken, row.gpu_seconds) for row in results.of(Spent) if row.method == "learner"]
+    assert spent == [(2, 1.0), (4, 2.0)]
+    figures = uptake.summary(results)
+    assert [at["gpu_seconds"] for at in figures["methods"]["learner"]["at"]] == [1.0, 2.0]
+    lines = {line["method"]: line["GPU seconds"] for line in STREAMED.lines(figures)}
+    assert lines == {"base": "", "learner": "2.0"}
 
 
 def test_progress_says_when_questions_are_asked() -> None:

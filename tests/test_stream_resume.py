@@ -51,7 +51,7 @@ def stream(journal: Path | None, **more: Any) -> Results:
 def timeless(results: Results) -> Results:
     header = replace(results.header, peak_rss_bytes=dict.fromkeys(results.header.peak_rss_bytes, 0))
     rows = tuple(
-        replace(row, adapt_seconds=0.0, ask_seconds=0.0, retrieve_seconds=0.0)
+        replace(row, adapt_seconds=0.0, ask_seconds=0.0, retrieve_seconds=0.0, gpu_seconds=0.0)
         if isinstance(row, Spent)
         else row
         for row in results.rows

@@ -17,22 +17,12 @@ if TYPE_CHECKING:
     from uptake.report.results import Results
 
 
-def protocol(name: str, given: "Mapping[str, Any]") -> "Protocol":
-    """Return the protocol of this name, with the options given for it; others have their defaults."""
+def protocol(name: str, values: "Mapping[str, Any]") -> "Protocol":
+    """Return the protocol of this name; `values` are those of the verb's options, by their names."""
     from uptake.evaluation import protocols
-    from uptake.evaluation.protocols.holes import Holes
-    from uptake.evaluation.protocols.per_query import PerQuery
-    from uptake.evaluation.protocols.running import Running
 
     inputs.one_of("--protocol", name, protocols.names())
-    prefix, windows = given["prefix"], given["windows"]
-    if name == PerQuery.name:
-        return PerQuery(prefix, given["suffix"], windows, given["search"])
-    if name == Running.name:
-        return Running(given["segment"], prefix)
-    if name == Holes.name:
-        return Holes(given["hole"], windows, prefix, given["around"])
-    return protocols.find(name)()
+    return protocols.find(name).from_options(values)
 
 
 def wanted_store(store: str | None, plan: "Plan") -> str | None:

@@ -8,7 +8,7 @@ failures. Each lives in one file of protocols/.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from uptake.evaluation.inputs import Inputs
 from uptake.methods.contract.method import MethodSpec, State
@@ -87,6 +87,12 @@ class Protocol(ABC):
     name: ClassVar[str]
     report: ClassVar[ReportKind]  # the rows it yields, and how they become figures
     wants: ClassVar[str] = "texts of two characters or more"
+    options: ClassVar[Mapping[str, str]] = {}  # its settings that the command line sets -> option names
+
+    @classmethod
+    def from_options(cls, values: Mapping[str, Any]) -> Self:
+        """Return the protocol with its settings from the values of options; the rest has its defaults."""
+        return cls(**{setting: values[option] for setting, option in cls.options.items()})
 
     @abstractmethod
     def units(self, plan: "Plan", inputs: Inputs) -> list[Unit]:

@@ -1,6 +1,6 @@
 """Fill holes of source files, having read what stands around them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +18,12 @@ class Holes(Making, QueryProtocol):
 
     name: ClassVar[str] = "holes"
     wants: ClassVar[str] = "Python files"
+    options: ClassVar[Mapping[str, str]] = {
+        "kind": "hole",
+        "count": "windows",
+        "prefix": "prefix",
+        "around": "around",
+    }
 
     def queries(self, document: Document) -> Iterator[Query]:
         for number, hole in enumerate(self.holes(document)):

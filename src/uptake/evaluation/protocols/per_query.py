@@ -1,6 +1,6 @@
 """Retrieve with a prefix, score what follows it: the default protocol."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +20,12 @@ class PerQuery(QueryProtocol):
     """
 
     name: ClassVar[str] = "per-query"
+    options: ClassVar[Mapping[str, str]] = {
+        "prefix": "prefix",
+        "suffix": "suffix",
+        "windows": "windows",
+        "search": "search",
+    }
     prefix: int = 1024  # characters
     suffix: int = 1024  # characters
     windows: int = 1

@@ -1,6 +1,6 @@
 """Score a segment of a document, then read it: what a method makes of the text so far."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +24,7 @@ class Running(QueryProtocol):
     """
 
     name: ClassVar[str] = "running"
+    options: ClassVar[Mapping[str, str]] = {"segment": "segment", "context": "prefix"}
     reads_neighbours: ClassVar[bool] = False
     segment: int = 512  # characters
     context: int = 1024  # characters before a segment that its score may see

@@ -183,10 +183,10 @@ def _read_document(
     # Seeded by the document, so that what is random differs from one to the next.
     context = Context(stable_hash(str(plan.seed), "stream", document.id), plan.budget)
     passages = tuple(chunking.passages(document)) if chunking else (Passage.whole(document),)
-    finding, reading = list[float](), list[float]()
+    finding, reading, gpu = list[float](), list[float](), list[float]()
     with runner.meter.seconds(finding):
         evidence = _evidence(spec, document, passages, runner)
-    with runner.meter.seconds(reading):
+    with runner.meter.seconds(reading, gpu):
         after, failed = _read(state, spec, evidence, context, runner.lm)
     ledger = context.ledger(0)
     spent = replace(
@@ -196,6 +196,7 @@ def _read_document(
         steps=spent.steps + ledger.steps,
         retrieve_seconds=spent.retrieve_seconds + finding[0],
         adapt_seconds=spent.adapt_seconds + reading[0],
+        gpu_seconds=spent.gpu_seconds + gpu[0],
     )
     return after, spent, failed
 

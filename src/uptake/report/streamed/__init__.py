@@ -16,7 +16,7 @@ class StreamReport(ReportKind):
     rows = (Answered, Drifted, Spent, Stopped)
     figure_names = ("documents", "base", "methods", "pairs")
     showcase: ClassVar[Any] = Asked
-    spared = ("failed", "tokens trained", "CPU seconds", "F1", "vs base")
+    spared = ("failed", "GPU memory", "tokens trained", "CPU seconds", "F1", "vs base")
 
     def figures(self, results: Results) -> Figures:
         """Return `documents`, `base`, `methods` with every checkpoint under `at`, and `pairs` of methods."""

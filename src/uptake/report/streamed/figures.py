@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from uptake.report import metrics
-from uptake.report.formatting import filled, many, number, percent
+from uptake.report.formatting import filled, many, number, percent, size
 from uptake.report.results import BASE, Results
 from uptake.report.streamed.rows import Answered, Drifted, Spent, Stopped
 
@@ -118,7 +118,15 @@ def _interval(
     return found and list(found)
 
 
-_COSTS = ("tokens_trained", "tokens_read", "steps", "retrieve_seconds", "adapt_seconds", "ask_seconds")
+_COSTS = (
+    "tokens_trained",
+    "tokens_read",
+    "steps",
+    "retrieve_seconds",
+    "adapt_seconds",
+    "gpu_seconds",
+    "ask_seconds",
+)
 
 
 def _at(
@@ -195,6 +203,9 @@ def _line(name: str, found: dict[str, Any]) -> dict[str, str]:
         "KL": number(found.get("kl"), 4),
         "CPU seconds": number(_seconds(found), 1),
         "tokens trained": number(found.get("tokens_trained"), 0, ","),
+        # Without a GPU both are empty, and left out.
+        "GPU seconds": number(found.get("gpu_seconds") or None, 1),
+        "GPU memory": size(found.get("peak_gpu_bytes") or None),
         "failed": str(len(found.get("failures", ())) or ""),
     }
 

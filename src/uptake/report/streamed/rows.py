@@ -44,6 +44,7 @@ class Spent(Row):
     steps: int = 0
     retrieve_seconds: float = 0.0  # finding neighbours of documents, where there is a store
     adapt_seconds: float = 0.0
+    gpu_seconds: float = 0.0  # of adapting, where there is a GPU
     ask_seconds: float = 0.0  # at this checkpoint alone
 
 
