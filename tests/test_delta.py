@@ -154,6 +154,17 @@ def test_disk_round_trip_and_what_is_refused(tmp_path: Path) -> None:
         lm.overlay(Delta.dense(lm.fingerprint, {"no.such": torch.zeros(1)}))
 
 
+@pytest.mark.parametrize("same", [True, False], ids=["one tensor", "overlapping views"])
+def test_parts_that_share_memory_are_saved_each_in_full(tmp_path: Path, same: bool) -> None:
+    memory = torch.arange(15.0).reshape(5, 3)
+    values = {"a": memory[:4], "b": memory[:4] if same else memory[1:], "c": memory.T}
+    Delta.dense("b", values).save(tmp_path / "delta")
+    loaded = Delta.load(tmp_path / "delta", "b")
+    assert all(torch.equal(loaded.difference(name), wanted) for name, wanted in values.items())
+    loaded.difference("a").zero_()
+    assert torch.equal(loaded.difference("b"), values["b"])
+
+
 def test_moves_that_do_not_fit_say_so() -> None:
     lm = toys.lm()
     start = Delta(lm.fingerprint)

@@ -31,11 +31,14 @@ class NetworkAbout:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write tensors and words, whole or not at all. Raises BadInput where the file cannot be written."""
+    """Write tensors and words, whole or not at all. Raises BadInput where the file cannot be written.
+
+    Tensors that share memory are each written in full, and share none when they are read again.
+    """
     from safetensors.torch import save
 
     words = {**about, "sum": digest(sorted(tensors.items()))}
-    write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, words))
+    write_whole(path, save(_separate(tensors), words))
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -92,6 +95,18 @@ def digest(named: Iterable[tuple[str, Tensor]]) -> str:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         found.update(raw.numpy().data)
     return found.hexdigest()
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors of which no two share memory: safetensors refuses any that do."""
+    found: dict[str, Tensor] = {}
+    storages: set[tuple[torch.device, int]] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().contiguous()
+        storage = whole.device, whole.untyped_storage().data_ptr()
+        found[name] = whole.clone() if storage in storages else whole
+        storages.add(storage)
+    return found
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
