@@ -17,10 +17,13 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Segment
 from uptake.lm.capabilities import Layers, capability
 from uptake.lm.examples import Example, encode, of_target
+from uptake.lm.generation import Decoding
 from uptake.lm.scoring import kl, losses
 from uptake.lm.wrappers import Bayes, Mixed, Routed
-from uptake.methods.contract.method import Context, Evidence
+from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune
+from uptake.session import Session
+from uptake.text.select import Nearest
 from uptake.text.tokenizer import Tokenizer
 
 WIDTH, VOCABULARY = 16, 257
@@ -47,6 +50,7 @@ class EncoderDecoder(LM):
     """The context goes to the encoder, the target to the decoder, behind the token it begins with."""
 
     window = 64
+    has_step = False
     device = torch.device("cpu")
 
     def __init__(self, module: nn.Module, base: str = "", given: Mapping[str, Tensor] | None = None) -> None:
@@ -67,7 +71,7 @@ class EncoderDecoder(LM):
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:
-        raise BadInput("an encoder-decoder reads a context first: ask for predictions")
+        raise BadInput("an encoder-decoder reads a context first: use predictions")
 
     def overlay(self, delta: Delta) -> LM:
         return EncoderDecoder(delta.over(self.module, self.fingerprint), self.fingerprint)
@@ -165,6 +169,41 @@ def test_gradients_go_through_given_parameters() -> None:
     assert math.isclose(loss.item(), losses(model, [example])[0].item())
     gradients = torch.autograd.grad(loss, list(given.values()))
     assert all(bool(gradient.abs().sum() > 0) for gradient in gradients)
+
+
+def continued(model: EncoderDecoder, prompt: str, tokens: int) -> str:
+    """Return the greedy continuation, each token from the whole context and all that was written."""
+    context, written = torch.tensor(model.tokenizer.opened(prompt)), [model.tokenizer.opening]
+    for _ in range(tokens):
+        token = int(model.module(context, torch.tensor(written))[-1].argmax())
+        if token == model.tokenizer.end:
+            break
+        written.append(token)
+    return model.tokenizer.decode(written[1:])
+
+
+def test_it_continues_texts_alone_in_rows_in_wrappers_and_in_a_session() -> None:
+    model, other = lm(), lm(1)
+    prompts = [QUESTION, "max"]
+    expected = [continued(model, prompt, 12) for prompt in prompts]
+    assert expected[0] and expected[0] != expected[1] and expected[0] != continued(other, QUESTION, 12)
+    assert [model.generate(prompt, tokens=12) for prompt in prompts] == expected
+    assert model.generate_rows(prompts, Decoding(tokens=12)) == expected
+    assert Mixed([model, other], [1.0, 0.0]).generate(QUESTION, tokens=12) == expected[0]
+    routed = Routed([model, other]).generate_rows([QUESTION] * 2, Decoding(tokens=12))
+    assert routed == [expected[0], continued(other, QUESTION, 12)]
+    session = Session(model, MethodSpec(Finetune(optimizer=SGD(0.5), clip=None), Nearest()))
+    session.read("max saw lou. " * 3)
+    assert session.stopped is None and session.generate(QUESTION, 12) == session.adapted.generate(
+        QUESTION, 12
+    )
+    assert session.generate(QUESTION, 12) != expected[0]
+
+
+def test_it_goes_on_beyond_the_window() -> None:
+    model = lm()
+    tokens = list(model.stream(QUESTION, Decoding(tokens=200)))
+    assert len(tokens) == 200 and tokens[-1].finish == "length"
 
 
 def test_what_it_cannot_do_is_refused_with_the_cure() -> None:

@@ -16,6 +16,7 @@ from uptake.errors import BadInput
 from uptake.evaluation.failures import finite
 from uptake.evaluation.queries import neighbours
 from uptake.lm.base import LM, Scores, Segment
+from uptake.lm.examples import Example
 from uptake.lm.generation import Decoding, Token
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
 from uptake.methods.contract.naming import method_specs
@@ -232,9 +233,9 @@ class Session:
 
 def _finite_after(lm: LM, text: str) -> bool:
     """Whether an LM has a probability for every token after the end of a text."""
-    ids = lm.tokenizer.opened(text)[-min(PROBED, lm.max_input_tokens(0)) :]
+    context, *ids = lm.tokenizer.opened(text)[-min(PROBED, lm.max_input_tokens(0)) :]
     with torch.no_grad():
-        log_probs, _ = lm.step(torch.tensor([ids], device=lm.device))
+        (log_probs,) = lm.predictions([Example((context,), (*ids, context))])  # any token may stand last
     return not bool(torch.isnan(log_probs).any())
 
 

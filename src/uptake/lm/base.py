@@ -74,6 +74,7 @@ class LM(ABC):
     fingerprint: str  # of the base model underneath
     device: torch.device
     rows: int | None = None
+    has_step: bool = True  # False: it has `predictions` alone, and texts are continued by these
 
     @abstractmethod
     def step(
@@ -156,8 +157,8 @@ class LM(ABC):
         """Return log-probabilities [targets, vocabulary] at each place of each example's target.
 
         One forward pass, differentiable; example i by row i where the LM has rows. Losses, scores and
-        divergences all stand on this: an encoder-decoder writes it in place of `step`. Examples have
-        at most `max_input_tokens` inputs.
+        divergences all stand on this. An encoder-decoder writes it in place of `step`, which it refuses, and
+        sets `has_step` to False. Examples have at most `max_input_tokens` inputs.
         """
         self._check_rows(len(examples))
         log_probs, _ = self.step(padded([example.inputs for example in examples]).to(self.device))
@@ -220,6 +221,7 @@ class Wrapper(LM):
         self.fingerprint = inner.fingerprint
         self.device = inner.device
         self.rows = inner.rows
+        self.has_step = inner.has_step
 
     @abstractmethod
     def around(self, inner: LM) -> Self:

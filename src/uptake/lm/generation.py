@@ -1,6 +1,7 @@
 """Continuing texts token by token: one prompt or many side by side, as a stream of tokens.
 
-It knows no kind of model: whatever has `step` can be continued.
+A model with `step` reads each token once. One that has `predictions` alone, such as an encoder-decoder, reads
+what it has written again for each token.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from uptake.errors import BadInput
+from uptake.lm.examples import Example
 from uptake.lm.rows import left_padded
 from uptake.text.detokenizer import Detokenizer
 from uptake.text.tokenizer import Tokenizer
@@ -108,6 +110,20 @@ class _Batch:
 
     def step(self) -> list[tuple[int, Tensor]]:
         """Return each row that goes on, and the log-probabilities [vocabulary] of its next token."""
+        going_on = []
+        for number, row, own in zip(self._numbers, self._rows, self._next(), strict=True):
+            if row.done:
+                row.ids.append(0)
+            else:
+                going_on.append((number, own))
+        return going_on
+
+    def _next(self) -> Sequence[Tensor]:
+        """Return the log-probabilities [vocabulary] of every row's next token."""
+        if not self._lm.has_step:
+            with torch.no_grad():
+                found = self._lm.predictions([row.example for row in self._rows])
+            return [log_probs[-1].float().cpu() for log_probs in found]
         lengths = None
         if self._begun and self._cache is not None:
             ids = torch.tensor([row.ids[-1:] for row in self._rows], device=self._lm.device)
@@ -117,14 +133,7 @@ class _Batch:
         with torch.no_grad():
             log_probs, self._cache = self._lm.step(ids, self._cache, lengths)
         self._begun = True
-        last = log_probs[:, -1].float().cpu()
-        going_on = []
-        for number, row, own in zip(self._numbers, self._rows, last, strict=True):
-            if row.done:
-                row.ids.append(0)
-            else:
-                going_on.append((number, own))
-        return going_on
+        return list(log_probs[:, -1].float().cpu())
 
 
 class _Row:
@@ -134,15 +143,22 @@ class _Row:
         opening, *before = tokenizer.opened(prompt)
         kept = most if decoding.beyond_window else max(1, most - decoding.tokens)
         self.ids, self.most, self.done = [opening, *before][-kept:], most, False
+        self._context = len(self.ids)  # tokens that an encoder reads; those after them were written
         self._end, self._decoding = tokenizer.end, decoding
         self._generator = torch.Generator().manual_seed(decoding.seed)
         self._detokenizer = Detokenizer(tokenizer, before)
         self._count, self._held = 0, ""
 
+    @property
+    def example(self) -> Example:
+        """What `predictions` reads to foretell the next token, in whose place any token stands."""
+        return Example(tuple(self.ids[: self._context]), (*self.ids[self._context :], 0))
+
     def fit(self) -> None:
-        """Go on from the later half of the window where it is full."""
+        """Go on from the later half of the window where it is full: all of it becomes context."""
         if len(self.ids) > self.most:
             self.ids = self.ids[-(self.most // 2) :]
+            self._context = len(self.ids)
 
     def take(self, log_probs: Tensor) -> Token:
         """Choose the next token from its log-probabilities [vocabulary]."""

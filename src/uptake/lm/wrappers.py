@@ -101,6 +101,7 @@ class Mixed(Wrapper):
         super().__init__(parts[0])
         self.parts, self.weights = list(parts), list(weights)
         self.rows = next((part.rows for part in parts if part.rows is not None), None)
+        self.has_step = all(part.has_step for part in parts)
 
     def around(self, inner: LM) -> Self:
         return type(self)([inner, *self.parts[1:]], self.weights)
@@ -153,6 +154,7 @@ class Routed(Wrapper):
         super().__init__(parts[0])
         self.parts = list(parts)
         self.rows = len(self.parts)
+        self.has_step = all(part.has_step for part in parts)
 
     def around(self, inner: LM) -> Self:
         return type(self)([inner, *self.parts[1:]])
@@ -224,6 +226,7 @@ class Bayes(Wrapper):
         super().__init__(inner)
         self.adapted, self.prior = adapted, prior
         self.rows = adapted.rows if inner.rows is None else inner.rows
+        self.has_step = inner.has_step and adapted.has_step
 
     def around(self, inner: LM) -> Self:
         return type(self)(inner, self.adapted, self.prior)
