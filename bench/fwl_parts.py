@@ -23,7 +23,7 @@ from torch.nn import functional
 import uptake
 from uptake.lm.base import LM
 from uptake.lm.examples import encode
-from uptake.methods.fwl import Network, windows
+from uptake.methods.fwl import FastWeightNetwork, windows
 from uptake.methods.fwl.network import FAST, FastWeights
 from uptake.text.types import Document
 
@@ -124,7 +124,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lm = uptake.load(str(arguments.shared / "models/base-5m"))
     network = replace(LEARNT, pace=0.0, weights=str(arguments.static)).network(lm)
-    assert isinstance(network, Network)
+    assert isinstance(network, FastWeightNetwork)
     told: dict[str, Any] = {"documents": arguments.documents, "gain_over_static_layer": {}}
     for domain in arguments.domains:
         texts = documents(arguments.shared / "data/minipile", "valid", domain, arguments.documents)

@@ -29,7 +29,7 @@ from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.knn_lm import KnnLm
-from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.store.datastore import Datastore
 from uptake.store.views.token_source import BoundTokens
 from uptake.text.types import stable_hash
@@ -71,7 +71,7 @@ def made(model: Causal, pile: Path, folder: Path, arguments: argparse.Namespace)
                 break
         store = Datastore.open(folder)
         note(add_seconds=seconds(lambda: store.add(chosen)), passages=store.count)
-    keys, store = Keys(model), Datastore.open(folder, threads=1)
+    keys, store = TokenKeyer(model), Datastore.open(folder, threads=1)
     if "tokens" not in took:
         # What an interruption loses was read, and is counted.
         before, started = took.get("read_seconds", 0.0), time.process_time()
@@ -126,7 +126,7 @@ def main() -> None:
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     model = uptake.load(str(arguments.shared / "models/base-5m"))
-    keys, pile = Keys(model), arguments.shared / "data/minipile"
+    keys, pile = TokenKeyer(model), arguments.shared / "data/minipile"
     folder = arguments.work / f"{arguments.domain}-{arguments.tokens}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     store, told = made(model, pile, folder, arguments)

@@ -29,7 +29,7 @@ from squad_figures import MINE, PLACES, PUBLISHED, compared, helped
 from torch import Tensor
 
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
-from uptake.adaptation.token_weights import Camels as Learnt
+from uptake.adaptation.token_weights import Camels as CamelsWeights
 from uptake.adaptation.token_weights import SalientSpans, Spans, TfIdf, TokenWeights, Uniform
 from uptake.adaptation.token_weights.base import covering
 from uptake.evaluation.journal import Lines
@@ -145,7 +145,9 @@ def part(
 
 def subjects(learnt: Mapping[str, Camels], made: World, rehearsal: World, most: int) -> list[Subject]:
     """Return every way at each of its rates, of each at `most` so many."""
-    token_weights: dict[str, TokenWeights] = {way: Learnt(camels.weights) for way, camels in learnt.items()}
+    token_weights: dict[str, TokenWeights] = {
+        way: CamelsWeights(camels.weights) for way, camels in learnt.items()
+    }
     token_weights |= {
         "salient spans": SalientSpans(),
         "TF-IDF": TfIdf(0.25),

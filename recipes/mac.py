@@ -33,7 +33,7 @@ from uptake.adaptation.optimizers import AdamW
 from uptake.evaluation.journal import Lines
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import UNTRAINED, Material
-from uptake.methods.mac import Episode, Mac
+from uptake.methods.mac import Mac, MacEpisode
 from uptake.settings import apply
 from uptake.text.readers import read
 from uptake.train import Point, Training, train
@@ -47,8 +47,8 @@ SIZES = (1, 4, 16, 64, VALID)  # of the memory that a question is asked with bef
 class Stage:
     """A part of the training, each from where the one before it stopped."""
 
-    learnt: Sequence[Episode]
-    valid: Sequence[Episode]
+    learnt: Sequence[MacEpisode]
+    valid: Sequence[MacEpisode]
     rate: float
     method: Mac
 
@@ -69,7 +69,7 @@ def made_up(method: Mac, args: argparse.Namespace, seed: int) -> Job:
     lm = uptake.load(args.model)
     names = Names.fitting(lm.tokenizer)
 
-    def episode(documents: int, distractors: int, split: Any, seed: int) -> Episode:
+    def episode(documents: int, distractors: int, split: Any, seed: int) -> MacEpisode:
         made = common.world(names, documents, distractors, split, seed)
         shown = Material(made.documents, made.questions, tuple(map(beginning, made.unrelated)))
         return replace(method, documents=documents).episodes(lm, shown)[0]

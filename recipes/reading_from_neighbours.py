@@ -25,7 +25,7 @@ import uptake
 from uptake.evaluation.journal import Lines
 from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.lm.causal import Causal
-from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.report.metrics import gain, gain_difference, gain_interval
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import OVERLAP_BINS, OVERLAP_EDGES, overlap_bin
@@ -57,7 +57,7 @@ def opened(folder: Path, data: Path, passages: int, model: Causal) -> tuple[Data
                 break
         store.add(chosen)
     started = time.process_time()
-    read = store.read_tokens(Keys(model))
+    read = store.read_tokens(TokenKeyer(model))
     about: dict[str, float] = {"tokens": read.total, "passages": store.count}
     for name in ("tokens", "passages.lance"):
         files = [file for file in (folder / name).rglob("*") if file.is_file()]

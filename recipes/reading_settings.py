@@ -28,7 +28,7 @@ from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
 from uptake.methods.knn_lm import KnnLm
-from uptake.methods.knn_lm.mixture import Constant, Fading
+from uptake.methods.knn_lm.mixture import Constant, DistanceDecay
 from uptake.store.datastore import Datastore
 from uptake.text.types import Found, Source, Tokens, stable_hash
 
@@ -158,7 +158,7 @@ class Mixture:
     reach: float | None  # of a share that fades; None: the same everywhere
 
     def method(self, draw: str, pointers: int = 0) -> KnnLm:
-        weight = Constant(self.share) if self.reach is None else Fading(self.share, self.reach)
+        weight = Constant(self.share) if self.reach is None else DistanceDecay(self.share, self.reach)
         return KnnLm(self.neighbours, self.temperature, weight, pointers, draw=draw)  # type: ignore[arg-type]
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ from rich.table import Table
 import uptake
 from uptake.adaptation.optimizers import AdamW
 from uptake.lm.causal import Causal
-from uptake.methods.retro import Episode, Retro
+from uptake.methods.retro import Retro, TextEpisode
 from uptake.report.metrics import gain, gain_interval
 from uptake.store.datastore import Datastore
 from uptake.text.types import Document
@@ -31,7 +31,7 @@ from uptake.train import Training, train
 
 
 def trained(
-    name: str, method: Retro, model: Causal, made: list[Episode], valid: list[Episode], arguments: Any
+    name: str, method: Retro, model: Causal, made: list[TextEpisode], valid: list[TextEpisode], arguments: Any
 ) -> tuple[Retro, dict]:
     """Return the method with its network, trained or read from an earlier call, and its course."""
     file, told = arguments.work / f"{name}.safetensors", arguments.work / f"{name}.json"
@@ -77,7 +77,7 @@ def figures(rows: Sequence[Any], against: Sequence[float]) -> dict:
     }  # fmt: skip
 
 
-def without(episode: Episode, neighbours: int) -> Episode:
+def without(episode: TextEpisode, neighbours: int) -> TextEpisode:
     return episode._replace(tokens=episode.tokens[:, :, :neighbours])
 
 

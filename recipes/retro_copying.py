@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from uptake.adaptation.optimizers import AdamW
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import Material
-from uptake.methods.retro import Episode, Retro
+from uptake.methods.retro import Retro, TextEpisode
 from uptake.text.chunks.view import Chunked, listed
 from uptake.text.overlap import LeakFilter, Overlap
 from uptake.text.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def model() -> Causal:
     return Causal(LlamaForCausalLM(config), Tokenizer(inner), "made up")
 
 
-def episodes(method: Retro, lm: Causal, documents: list[Document], store: Chunked) -> list[Episode]:
+def episodes(method: Retro, lm: Causal, documents: list[Document], store: Chunked) -> list[TextEpisode]:
     chunks = store.bound("", "", Overlap(""), LeakFilter.off())
     source: Any = type("Copies", (), {"chunks": lambda self, fingerprint: chunks})()
     return method.episodes(lm, Material(tuple(documents), sources=lambda document: source))

@@ -35,7 +35,7 @@ from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
-from uptake.methods.retro import Episode, Retro, plant
+from uptake.methods.retro import Retro, TextEpisode, insert_copies
 from uptake.report.metrics import gain
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import LeakFilter
@@ -89,7 +89,7 @@ def domain_store(folder: Path, data: Path, passages: int, model: Causal, chunk: 
 
 def episodes(
     file: Path, method: Retro, model: Causal, texts: Sequence[Document], store: Datastore
-) -> list[Episode]:
+) -> list[TextEpisode]:
     """Return episodes whose neighbours are found once and then lie in a file."""
     if not file.exists():
         material = Material(
@@ -102,7 +102,7 @@ def episodes(
         write_tensors(file, parts, {"format": "uptake-episodes-1"})
     _, tensors = read_tensors(file, "episodes")
     count = len({name.partition("/")[0] for name in tensors})
-    return [Episode(*(tensors[f"{i}/{name}"] for name in Episode._fields)) for i in range(count)]
+    return [TextEpisode(*(tensors[f"{i}/{name}"] for name in TextEpisode._fields)) for i in range(count)]
 
 
 def trained(model: Causal, pile: Path, arguments: Any) -> tuple[Retro, dict[str, Any]]:
@@ -133,7 +133,7 @@ def trained(model: Causal, pile: Path, arguments: Any) -> tuple[Retro, dict[str,
         ("copying", 0.3, made[: arguments.steps[0]], False),
         ("reading", arguments.planted, (made * passes)[: arguments.steps[1]], True),
     ):
-        planted = [plant(each, arguments.chunk, share, generator) for each in texts]
+        planted = [insert_copies(each, arguments.chunk, share, generator) for each in texts]
         seen += sum(int((each.lengths - 1).sum()) for each in planted)
         checkpoint = arguments.work / f"{name}.training"
 
@@ -157,7 +157,7 @@ def trained(model: Causal, pile: Path, arguments: Any) -> tuple[Retro, dict[str,
         # Without the cache: it would keep the weights as they were at the first step.
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             network, _ = train(
-                replace(method, planted=share), model, planted,
+                replace(method, copied_share=share), model, planted,
                 Training(AdamW(learning_rate=arguments.rate, weight_decay=0.0), save_every=200, fade=fade),
                 checkpoint, look, start=network,
             )  # fmt: skip

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.methods.contract.method import Evidence
-from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.methods.knn_lm.mixture import TokenMemory
-from uptake.methods.retro.lm import NeighbourSource, held
+from uptake.methods.retro.lm import NeighbourSource, chunks_in_memory
 from uptake.text.types import Found, Near, Passage, stable_hash
 
 Places = NDArray[np.int64]
@@ -49,7 +49,7 @@ class Shelf:
         return np.ones(6, np.float32)
 
     def tokens(self, fingerprint: str) -> "ShelfTokens":
-        keys = Keys(self.lm)
+        keys = TokenKeyer(self.lm)
         assert keys.fingerprint == fingerprint
         read = [keys.read([passage.text])[0] for passage in self.passages]
         lengths = [len(each.values) for each in read]
@@ -104,7 +104,7 @@ class ShelfChunks:
         self.fingerprint = str(stable_hash(*(passage.text for passage in passages)))
         table = lm.module.get_input_embeddings().weight  # type: ignore[attr-defined]
         texts = [passage.text for passage in passages]
-        self._held: NeighbourSource = held(texts, lm.tokenizer, table, length)
+        self._held: NeighbourSource = chunks_in_memory(texts, lm.tokenizer, table, length)
 
     def search(self, queries: Sequence[str], k: int) -> torch.Tensor:
         return self._held.search(queries, k)

@@ -17,7 +17,7 @@ from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
-from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.methods.knn_lm.mixture import Constant
 from uptake.store import Datastore
 from uptake.text.types import Chunking, Document, Found
@@ -63,7 +63,7 @@ def store_of(path: Path, lm: LM, documents: list[Document]) -> Datastore:
 
 
 def read(store: Datastore, lm: LM, **settings: Any) -> Datastore:
-    store.read_tokens(Keys(lm), fresh=bool(settings))
+    store.read_tokens(TokenKeyer(lm), fresh=bool(settings))
     store.read_chunks(lm.tokenizer, **{"length": LENGTH, **settings})
     return store
 
@@ -192,7 +192,7 @@ def test_a_view_that_another_model_made_is_refused(name: str, tmp_path: Path) ->
     with pytest.raises(BadInput, match=r"holds no (tokens|chunks)"):
         over(method, lm, store)
     other = toys.lm(seed=3)
-    store.read_tokens(Keys(other))
+    store.read_tokens(TokenKeyer(other))
 
     class Stranger:
         """Another tokenizer."""

@@ -17,7 +17,7 @@ import toys
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import token_loss, unroll
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
-from uptake.adaptation.token_weights import Camels as Learnt
+from uptake.adaptation.token_weights import Camels as CamelsWeights
 from uptake.adaptation.token_weights.network import Weighing
 from uptake.adaptation.trainable import All
 from uptake.adaptation.transforms import Losses
@@ -26,7 +26,7 @@ from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.scoring import losses
 from uptake.methods import find
-from uptake.methods.camels import Batch, Camels, answer_loss, drift
+from uptake.methods.camels import Camels, DocumentBatch, answer_loss, drift
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
@@ -77,7 +77,7 @@ def test_untrained_weights_are_ln_2_over_3_and_see_no_later_token() -> None:
 def test_the_hypergradient_of_one_step_through_the_whole_method(shape: str) -> None:
     """dQ/dw_t = -(alpha / N) <grad Q(theta'), grad nll_t(theta)>, then the chain rule into the network."""
     lm = double(shape)
-    network, batch = awake(METHOD, lm), Batch((DOCUMENT,), ASKED, OTHER)
+    network, batch = awake(METHOD, lm), DocumentBatch((DOCUMENT,), ASKED, OTHER)
     loss, found = METHOD.gradients(network, lm, (batch,))
 
     private, opened = lm.trainable_copy(All(), Delta(lm.fingerprint), torch.Generator())
@@ -195,14 +195,14 @@ def test_learnt_weights_serve_other_methods_models_and_tokenizers(tmp_path: Path
     larger = toys.lm("llama", window=128)
     text = "the cat sat. " * 9  # longer than the small model's window
     spans = larger.tokenizer.encode(text)[1]
-    learnt = Learnt(weights=str(path))
+    learnt = CamelsWeights(weights=str(path))
     assert torch.equal(learnt.of(Passage(0, text), spans), network.of(text, spans))
     assert replace(METHOD, weights=str(path)).init(larger).base == larger.fingerprint
     for way in ("finetune", "ttt-nn", "online", "dynamic-evaluation"):
         plain = find(way).method
         method = apply(plain, f"token_weights=camels(weights={path})")
         assert method.token_weights == learnt
-        at_hand = replace(plain, token_weights=Learnt(network=network))
+        at_hand = replace(plain, token_weights=CamelsWeights(network=network))
         states = [
             each.adapt([each.init(larger)], larger, [Evidence.of(text)], Context())[0]
             for each in (method, at_hand, plain)
@@ -214,10 +214,10 @@ def test_learnt_weights_serve_other_methods_models_and_tokenizers(tmp_path: Path
     own = network.weigh("the cat sat")[0]
     assert torch.allclose(by_words, torch.stack([own[start:end].mean() for start, end in words]))
     with pytest.raises(BadInput, match="uptake train camels"):
-        Learnt(weights=str(tmp_path / "none")).of(Passage(0, "x"), [(0, 1)])
+        CamelsWeights(weights=str(tmp_path / "none")).of(Passage(0, "x"), [(0, 1)])
     Delta(small.fingerprint).save(tmp_path / "delta")
     with pytest.raises(BadInput, match="holds no network"):
-        Learnt(weights=str(tmp_path / "delta")).of(Passage(0, "x"), [(0, 1)])
+        CamelsWeights(weights=str(tmp_path / "delta")).of(Passage(0, "x"), [(0, 1)])
 
     class Other(Camels):
         pass
@@ -225,7 +225,7 @@ def test_learnt_weights_serve_other_methods_models_and_tokenizers(tmp_path: Path
     replace_kind = Other(steps=STEPS)
     replace_kind.save(network, small, tmp_path / "other")
     with pytest.raises(Mismatch, match="not of Camels"):
-        Learnt(weights=str(tmp_path / "other")).of(Passage(0, "x"), [(0, 1)])
+        CamelsWeights(weights=str(tmp_path / "other")).of(Passage(0, "x"), [(0, 1)])
 
 
 def test_the_small_model_may_be_another_than_the_base(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_the_small_model_may_be_another_than_the_base(tmp_path: Path) -> None:
     lm, method = toys.lm("llama", window=128), replace(METHOD, reader=str(small))
     network = awake(method, lm)
     assert network.window == 48 and type(network.reader).__name__ == "GPT2Model"
-    _, gradients = method.gradients(network, lm, (Batch((DOCUMENT,), ASKED, OTHER),))
+    _, gradients = method.gradients(network, lm, (DocumentBatch((DOCUMENT,), ASKED, OTHER),))
     moved = dict(zip((name for name, _ in network.named_parameters()), gradients, strict=True))
     assert all(tensor is not None and tensor.abs().sum() > 0 for tensor in moved.values())
     method.save(network, lm, path)
@@ -257,7 +257,7 @@ def test_material_that_lacks_something_is_refused() -> None:
         with pytest.raises(BadInput, match=words):
             METHOD.episodes(lm, material)
     with pytest.raises(BadInput, match="learns its own"):
-        Camels(steps=replace(STEPS, token_weights=Learnt("x")))
+        Camels(steps=replace(STEPS, token_weights=CamelsWeights("x")))
     with pytest.raises(BadInput, match="use 1 or more"):
         Camels(documents=0)
     with pytest.raises(BadInput, match="use answers or places"):

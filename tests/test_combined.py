@@ -25,7 +25,7 @@ from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
 from uptake.methods.knn_lm import KnnLm
-from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.methods.knn_lm.mixture import KnnMixture
 from uptake.store import Datastore
 from uptake.text.overlap import LeakFilter
@@ -154,7 +154,7 @@ def test_what_cannot_stand_together_is_refused_with_the_reason(name: str, said: 
 
 def test_it_goes_through_the_engine_at_every_k_and_through_other_processes(store: Datastore) -> None:
     lm, name = toys.lm(window=128), "random+in-context+knn-lm"
-    store.read_tokens(Keys(lm))
+    store.read_tokens(TokenKeyer(lm))
     specs = api.method_specs([name, "random", "in-context"], [FINETUNE, "knn_lm.neighbours=4"])
     plan = Plan(specs, PerQuery(20, 40), ks=(1, 2), batch=2, leak=LeakFilter.off())
     documents = [Document(f"t{place}", text[:-2] + "!") for place, text in enumerate(TEXTS[:2])]

@@ -7,7 +7,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from uptake.lm.capabilities import Unembedding
-from uptake.methods.fwl.network import EPSILON, FAST, LENGTH, QUICK, FastWeights, Sums
+from uptake.methods.fwl.network import EPSILON, FAST, LENGTH, RATE_SPEED, FastWeights, Sums
 
 WIDTH, VOCABULARY, TIME = 6, 11, 9
 
@@ -20,7 +20,7 @@ def network(chunk: int = 4, stretch: int = 0) -> FastWeights:
             # Every rate another one, large enough for the step to show.
             rates = name.startswith("log_rates")
             parameter.copy_(
-                (torch.randn_like(parameter) / 2 - 1) / QUICK if rates else torch.randn_like(parameter)
+                (torch.randn_like(parameter) / 2 - 1) / RATE_SPEED if rates else torch.randn_like(parameter)
             )
     return made
 

@@ -19,7 +19,7 @@ from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.fwl import FWL
-from uptake.methods.fwl.network import QUICK
+from uptake.methods.fwl.network import RATE_SPEED
 from uptake.methods.in_context import InContext
 from uptake.text.types import Document
 from uptake.train import Training, train
@@ -35,7 +35,9 @@ def trained(lm: LM, **settings: Any) -> FWL:
     with torch.no_grad():
         for name, parameter in network.layer.named_parameters():  # type: ignore[union-attr]
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_((noise / 2 - 2) / QUICK if "rates" in name else noise / len(parameter) ** 0.5)
+            parameter.copy_(
+                (noise / 2 - 2) / RATE_SPEED if "rates" in name else noise / len(parameter) ** 0.5
+            )
     return replace(method, trained=network.requires_grad_(False).to(next(lm.module.parameters()).dtype))  # type: ignore[attr-defined]
 
 

@@ -16,7 +16,7 @@ from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Segment
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.spending import Budget
-from uptake.methods.hidden_state_optimisation import HiddenStateOptimisation, Remembered
+from uptake.methods.hidden_state_optimisation import CacheState, HiddenStateOptimisation
 
 TEXT = "the cat sat on the mat and a dog ran over the hill to see what the cat saw there, and back."
 METHOD = HiddenStateOptimisation(AdamW(learning_rate=0.1, weight_decay=0.0), chunk_tokens=8, slots=20)
@@ -84,7 +84,7 @@ def test_it_is_the_naive_loop(shape: str) -> None:
             wanted = torch.stack([slot["x"][layer, kind] for slot in slots], 1)[None]
             assert torch.allclose(state.slots[f"{layer}.{name}"], wanted, atol=1e-10)
             moments = torch.stack([slot["m"][layer, kind] for slot in slots], 1)[None]
-            assert torch.allclose(state.memory[f"{layer}.{name}|exp_avg"], moments, atol=1e-12)
+            assert torch.allclose(state.optimizer_state[f"{layer}.{name}|exp_avg"], moments, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
@@ -99,7 +99,9 @@ def test_only_the_cache_moves_and_every_layer_of_it(shape: str) -> None:
         # Adam's first step is the rate, whatever the gradient's size.
         assert moved.abs().max() == pytest.approx(0.1, rel=1e-3)
         assert ((moved.abs() - 0.1).abs() < 1e-3).float().mean() > 0.9
-        assert torch.equal(second.memory[f"{name}|step"].flatten(), torch.tensor([1.0] * 8 + [0.0] * 8))
+        assert torch.equal(
+            second.optimizer_state[f"{name}|step"].flatten(), torch.tensor([1.0] * 8 + [0.0] * 8)
+        )
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
@@ -107,11 +109,11 @@ def test_moments_stay_with_their_slots_as_the_cache_slides(shape: str) -> None:
     lm = toys.lm(shape)
     _, state = running(METHOD, lm)
     assert state.text == TEXT and state.tokens == tuple(lm.tokenizer.encode(TEXT)[0][-21:])
-    assert all(tensor.shape[-2] == 20 for tensor in (*state.slots.values(), *state.memory.values()))
+    assert all(tensor.shape[-2] == 20 for tensor in (*state.slots.values(), *state.optimizer_state.values()))
     # A slot has been through one step for every piece after its own: 3 of 95 tokens are the last piece.
     pieces = [place // 8 for place in range(len(TEXT) - 21, len(TEXT) - 1)]
     expected = [(len(TEXT) - 1) // 8 - (place + 1) // 8 for place in range(len(TEXT) - 21, len(TEXT) - 1)]
-    assert len(pieces) == 20 and state.memory["0.keys|step"].flatten().tolist() == expected
+    assert len(pieces) == 20 and state.optimizer_state["0.keys|step"].flatten().tolist() == expected
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
@@ -147,9 +149,9 @@ def test_where_positions_end_the_slots_go_back_to_the_beginning_with_what_was_ad
         conformance.Subject.of(replace(method, optimizer=AdamW(0.0, weight_decay=0.0))), lm, TEXT[15:32]
     )
     for name in after.slots:
-        fresh = after.slots[name] - after.memory[f"{name}|shift"]
+        fresh = after.slots[name] - after.optimizer_state[f"{name}|shift"]
         assert plain.slots.keys() == after.slots.keys() and fresh.shape == plain.slots[name].shape
-    assert after.memory["0.keys|shift"].abs().max() > 0.05
+    assert after.optimizer_state["0.keys|shift"].abs().max() > 0.05
     still = replace(method, optimizer=AdamW(0.0, weight_decay=0.0))
     _, unmoved = running(still, lm, TEXT[:32])
     with torch.no_grad():
@@ -189,6 +191,6 @@ def test_it_generates_on_from_what_was_read() -> None:
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="use 1 or more"):
         HiddenStateOptimisation(slots=0)
-    state = Remembered(base="other")
+    state = CacheState(base="other")
     with pytest.raises(Mismatch, match="load that model"):
         METHOD.adapted([state], toys.lm())

@@ -16,8 +16,8 @@ from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.contract.state import save_state
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
-from uptake.methods.knn_lm.keys import Keys
-from uptake.methods.knn_lm.mixture import Constant, Fading, KnnMixture, Mixing, TokenMemory
+from uptake.methods.knn_lm.keys import TokenKeyer
+from uptake.methods.knn_lm.mixture import Constant, DistanceDecay, KnnMixture, Mixing, TokenMemory
 from uptake.store import Datastore
 from uptake.store.views import key_index
 from uptake.text.overlap import LeakFilter
@@ -39,7 +39,7 @@ def lm(request):
 def store_for(lm, path, documents=DOCUMENTS):
     store = Datastore.create(path, retriever="lexical", chunking=Chunking(48))
     store.add(documents)
-    store.read_tokens(Keys(lm))
+    store.read_tokens(TokenKeyer(lm))
     return store
 
 
@@ -50,7 +50,7 @@ def evidence(store, document_id="query", query="so "):
 
 def memory_of(lm, texts):
     """Return every token's key, as a store keeps it, and the token."""
-    read = Keys(lm).read(texts)
+    read = TokenKeyer(lm).read(texts)
     return np.concatenate([r.keys for r in read]).astype(np.float64), np.concatenate([r.values for r in read])
 
 
@@ -70,7 +70,7 @@ def naive(lm, ids, keys, values, k, temperature, share):
 
 
 @pytest.mark.parametrize("over", ["view", "passages"])
-@pytest.mark.parametrize("weight", [Constant(0.3), Fading(0.6, 50.0)])
+@pytest.mark.parametrize("weight", [Constant(0.3), DistanceDecay(0.6, 50.0)])
 def test_it_is_the_formula_by_brute_force(lm, tmp_path, over, weight):
     method = KnnLm(neighbours=12, temperature=20.0, weight=weight, over=over)
     read = evidence(store_for(lm, tmp_path / "s")) if over == "view" else Evidence.of(*TEXTS, query="so ")
@@ -223,7 +223,7 @@ def test_missing_neighbours_are_masked_at_every_place(lm):
 
     ids = torch.tensor([[0, 3, 4, 5]])
     with torch.no_grad():
-        model = KnnMixture(lm, lm, [Holes()], Mixing(3, 1.0, Fading(0.5, 10.0)))
+        model = KnnMixture(lm, lm, [Holes()], Mixing(3, 1.0, DistanceDecay(0.5, 10.0)))
         log_probs, base = model.step(ids)[0][0], lm.step(ids)[0][0]
     assert torch.isfinite(log_probs).all() and torch.equal(log_probs[2], base[2])
     share = 0.5 * np.exp(-1.0)
@@ -336,8 +336,8 @@ def test_a_store_whose_tokens_were_not_read_is_refused(tmp_path):
         (lambda: KnnLm(pointers=-1), "pointers -1"),
         (lambda: KnnLm(over="nothing"), "over 'nothing'"),
         (lambda: Constant(1.0), "share 1.0"),
-        (lambda: Fading(-0.1), "share -0.1"),
-        (lambda: Fading(0.5, 0.0), "reach 0.0"),
+        (lambda: DistanceDecay(-0.1), "share -0.1"),
+        (lambda: DistanceDecay(0.5, 0.0), "reach 0.0"),
     ],
 )
 def test_bad_settings_are_refused(bad, told):
@@ -346,9 +346,13 @@ def test_bad_settings_are_refused(bad, told):
 
 
 def test_settings_are_written_as_people_write_them():
-    (way,) = api.method_specs(["knn-lm"], ["weight=fading(most=0.4,reach=80)", "neighbours=64"]).values()
+    (way,) = api.method_specs(
+        ["knn-lm"], ["weight=distancedecay(most=0.4,reach=80)", "neighbours=64"]
+    ).values()
     assert (
-        isinstance(way, MethodSpec) and way.method.weight == Fading(0.4, 80.0) and way.method.neighbours == 64
+        isinstance(way, MethodSpec)
+        and way.method.weight == DistanceDecay(0.4, 80.0)
+        and way.method.neighbours == 64
     )
 
 
@@ -382,5 +386,5 @@ def test_a_prompt_is_continued_with_a_stores_tokens(tmp_path):
     with pytest.raises(BadInput, match="1 of its documents have no tokens yet"):
         api.adapt(lm, "the old ", "knn-lm", store=store)
     assert model.generate("the old ", tokens=8), "what was taken up before still answers"
-    store.read_tokens(Keys(lm), fresh=True)
+    store.read_tokens(TokenKeyer(lm), fresh=True)
     assert model.generate("the old ", tokens=8), "from the version it was bound to"

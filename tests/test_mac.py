@@ -17,8 +17,8 @@ from uptake.lm.capabilities import Layers, Slots, capability
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
-from uptake.methods.mac import Bank, Mac
-from uptake.methods.mac.network import ContextMemory, Sizes
+from uptake.methods.mac import Mac, MacState
+from uptake.methods.mac.network import BaseShapes, ContextMemory
 from uptake.tasks.questions import Question
 from uptake.text.tokenizer import Tokenizer
 from uptake.text.types import Document
@@ -30,7 +30,7 @@ ASKED = torch.tensor([[0, *b"who sat there"], [0, *b"where it was."]])
 
 def network(seed: int = 0, **settings: Any) -> ContextMemory:
     torch.manual_seed(seed)
-    made = ContextMemory(Sizes(24, ((2, 5, 3), (1, 4, 4))), width=16, slots=3, heads=2, **settings)
+    made = ContextMemory(BaseShapes(24, ((2, 5, 3), (1, 4, 4))), width=16, slots=3, heads=2, **settings)
     return made.double().requires_grad_(False)
 
 
@@ -44,7 +44,7 @@ def double(lm: LM, **settings: Any) -> Mac:
     return replace(method, trained=method.fresh(lm).double().requires_grad_(False))
 
 
-def taken(method: Mac, lm: LM, *texts: str) -> Bank:
+def taken(method: Mac, lm: LM, *texts: str) -> MacState:
     return method.adapt([method.init(lm)], lm, [Evidence.of(*texts)], Context())[0]
 
 

@@ -14,7 +14,7 @@ from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
-from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.store import Datastore
 from uptake.text.types import Chunking, Document
 
@@ -29,7 +29,7 @@ def asked_fixture(tmp_path: Path) -> list[Asked]:
     lm = toys.lm(dtype=torch.float64)
     store = Datastore.create(tmp_path / "s", retriever="lexical", chunking=Chunking(48))
     store.add([Document(str(place), text) for place, text in enumerate(TEXTS)])
-    store.read_tokens(Keys(lm))
+    store.read_tokens(TokenKeyer(lm))
     texts = ("the old dog sat on the cat, and the red hen on it", "the wet fish sat on the box on the hill")
     documents = [Document(text, text) for text in texts]
     return [Asked(lm, store, query, 3) for d in documents for query in PerQuery(16, 24).queries(d)]

@@ -11,7 +11,7 @@ import toys
 from uptake.lm.attention_hook import find
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.methods.retro.network import PACE, CrossAttention, Retro, Sizes
+from uptake.methods.retro.network import BIAS_SPEED, CrossAttention, RetroParts, RetroSizes
 from uptake.methods.retro.retrofit import Retrofitted
 from uptake.text.tokenizer import Tokenizer
 
@@ -29,10 +29,10 @@ def model(shape: str) -> Causal:
     return Causal(Qwen2ForCausalLM(config).double(), Tokenizer(toys.tokenizer()))
 
 
-def network(lm: LM, layers: tuple[int, ...] = (0, 1), seed: int = 0) -> Retro:
+def network(lm: LM, layers: tuple[int, ...] = (0, 1), seed: int = 0) -> RetroParts:
     """New parts as training might leave them: nothing zero, no two heads alike."""
     torch.manual_seed(seed)
-    made = Retro(Sizes(32, 32, layers, 16, 2, M), spread=1.0).double()
+    made = RetroParts(RetroSizes(32, 32, layers, 16, 2, M), initial_scale=1.0).double()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) / 5)
@@ -180,13 +180,13 @@ def naive(part: CrossAttention, hidden: Tensor, states: Tensor, seen: Tensor, he
             logits = []
             for (_, i), one in zip(keys, read, strict=True):
                 distance = max(-attention.reach, min(attention.reach, place - chunk * M - i))
-                bias = PACE * attention.bias[head, distance + attention.reach]
+                bias = BIAS_SPEED * attention.bias[head, distance + attention.reach]
                 logits.append(asking[cut] @ attention.keys(one)[cut] / size**0.5 + bias)
             shares = torch.stack(logits).softmax(0)
             parts.append(
                 sum(share * attention.values(one)[cut] for share, one in zip(shares, read, strict=True))
             )
-        out[place] = PACE * part.gate * attention.out(torch.cat(parts))  # type: ignore[arg-type]
+        out[place] = BIAS_SPEED * part.gate * attention.out(torch.cat(parts))  # type: ignore[arg-type]
     return out
 
 

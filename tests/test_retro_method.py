@@ -22,7 +22,7 @@ from uptake.methods.contract.composed import combine
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune
-from uptake.methods.retro import Episode, Retro
+from uptake.methods.retro import Retro, TextEpisode
 from uptake.methods.retro.lm import RetroLM
 from uptake.text.chunks.view import BoundChunks, listed
 from uptake.text.overlap import LeakFilter, Overlap
@@ -59,7 +59,7 @@ def evidence(corpus: list[Document], query: str = "so ") -> Evidence:
 
 def untrained(lm: LM, **settings: Any) -> Retro:
     """The parts before training, of an output that is not zero; in float64 where the base is."""
-    method = Retro(**{"chunk": 4, "spread": 4.0, **settings})
+    method = Retro(**{"chunk": 4, "initial_scale": 4.0, **settings})
     return replace(method, trained=method.fresh(lm).requires_grad_(False).eval())
 
 
@@ -83,7 +83,7 @@ def test_what_is_planted_is_a_stretch_of_what_comes_next_and_nothing_else() -> N
     bare = Retro(chunk=12, episode_tokens=60, windows=3, draw="random")
     material = Material(tuple(texts), sources=lambda document: Source(others))  # type: ignore[arg-type, return-value]
     for plain, planted in zip(
-        bare.episodes(lm, material), replace(bare, planted=1.0).episodes(lm, material), strict=True
+        bare.episodes(lm, material), replace(bare, copied_share=1.0).episodes(lm, material), strict=True
     ):
         assert torch.equal(plain.ids, planted.ids)
         assert torch.equal(plain.tokens < 0, planted.tokens < 0)
@@ -118,7 +118,7 @@ def test_a_fresh_network_finds_words_in_hidden_states_that_a_few_dimensions_fill
         for cross in network.parts.cross.values():  # type: ignore[union-attr, operator]
             torch.nn.init.constant_(cross.gate, opened)
         with torch.no_grad():
-            made = replace(method, planted=planted).episodes(lm, material)
+            made = replace(method, copied_share=planted).episodes(lm, material)
             return sum(method.loss(network, lm, episode).item() for episode in made) / len(made)
 
     assert loss(1.0, 0.0) == pytest.approx(loss(0.0, 0.0))
@@ -131,7 +131,7 @@ def test_it_learns_to_copy_from_the_right_neighbours_and_from_no_others() -> Non
     copies = [Document("copy of " + document.id, document.text) for document in (*taught, *held)]
     view = listed(copies, toys.lm().tokenizer, 12)
 
-    def made(method: Retro, lm: LM, texts: list[Document]) -> list[Episode]:
+    def made(method: Retro, lm: LM, texts: list[Document]) -> list[TextEpisode]:
         bound = view.bound("", "", Overlap(""), LeakFilter.off())
         source: Any = type("Here", (), {"chunks": lambda self, fingerprint: bound})()
         return method.episodes(lm, Material(tuple(texts), sources=lambda document: source))

@@ -14,7 +14,7 @@ from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
-from uptake.methods.retro import Answering, Retro
+from uptake.methods.retro import QuestionEpisode, Retro
 from uptake.tasks.asking import Asking, ask
 from uptake.tasks.questions import Question
 from uptake.text.chunks.view import listed
@@ -96,7 +96,7 @@ def test_the_loss_is_that_of_the_answers_tokens_beside_what_is_found_with_the_qu
     assert method.trained is not None
     seen = 0
     for episode in episodes:
-        assert isinstance(episode, Answering)
+        assert isinstance(episode, QuestionEpisode)
         told = []
         for row, length, asked in zip(*episode.windows[:2], episode.asked, strict=True):
             text = lm.tokenizer.decode(row[asked:length].tolist()).strip()
@@ -131,7 +131,7 @@ def test_a_question_too_long_loses_its_first_chunks_and_never_its_answer() -> No
     method = Retro(chunk=8, episode_tokens=40, windows=1, neighbours=0, base="trained")
     for answer, said in (("because", "Answer: because\n"), ("because " * 20, "Answer: because because")):
         (episode,) = method.episodes(lm, Material((), (Question("1", "why? " * 30, (answer,)),)))
-        assert isinstance(episode, Answering)
+        assert isinstance(episode, QuestionEpisode)
         (row,), (asked,) = episode.windows.ids.tolist(), episode.asked.tolist()
         assert len(row) <= 41 and asked % 8 == 0 and asked >= 8
         assert said in lm.tokenizer.decode(row)

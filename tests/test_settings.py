@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from uptake import api, methods
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
-from uptake.adaptation.token_weights import Camels as Learnt
+from uptake.adaptation.token_weights import Camels as CamelsWeights
 from uptake.adaptation.token_weights import TfIdf, TokenWeights
 from uptake.adaptation.trainable import All, LoRA, Top, Trainable
 from uptake.errors import BadInput
@@ -112,15 +112,17 @@ def test_bare_text_is_what_it_says(path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_bare_text_within_a_choice_too(path: str) -> None:
     text = f"token_weights=camels(weights={path})"
-    assert apply(Finetune(), text).token_weights == Learnt(path)
+    assert apply(Finetune(), text).token_weights == CamelsWeights(path)
     inner = apply(Several(), f"steps=finetune({text}, passes=2)").steps
-    assert inner == Finetune(token_weights=Learnt(path), passes=2)
+    assert inner == Finetune(token_weights=CamelsWeights(path), passes=2)
 
 
 def test_quotes_keep_text_as_it_is() -> None:
     assert apply(InContext(), r"separator='\n- '").separator == "\n- "
     assert apply(InContext(), r"separator=\n").separator == r"\n"
-    assert apply(Finetune(), "token_weights=camels(weights='a, (b)=c')").token_weights == Learnt("a, (b)=c")
+    assert apply(Finetune(), "token_weights=camels(weights='a, (b)=c')").token_weights == CamelsWeights(
+        "a, (b)=c"
+    )
     assert apply(Several(), "note=none").note is None and apply(Several(), "note='none'").note == "none"
     assert apply(Several(), "mixed=5").mixed == 5 and apply(Several(), "mixed='5'").mixed == "5"
     assert apply(Several(), "level=2").level == 2 and apply(Several(), "level='all'").level == "all"
@@ -353,6 +355,6 @@ def test_what_is_written_is_short() -> None:
     assert written(Finetune(optimizer=SGD(learning_rate=0.5), order="farthest-first", clip=None)) == (
         "finetune(optimizer=sgd(learning_rate=0.5), clip=none, order=farthest-first)"
     )
-    assert written(Learnt("a/b.safetensors")) == "camels(weights=a/b.safetensors)"
-    assert written(Learnt("a b")) == "camels(weights='a b')"
+    assert written(CamelsWeights("a/b.safetensors")) == "camels(weights=a/b.safetensors)"
+    assert written(CamelsWeights("a b")) == "camels(weights='a b')"
     assert written(Several(ks=(3,), note="none")) == "several(ks=(3,), note='none')"

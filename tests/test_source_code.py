@@ -20,7 +20,7 @@ from uptake.lm.base import LM, Segment
 from uptake.methods.contract.learned import Material
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
-from uptake.methods.source_code import Episode, SourceCode, Start, hole_loss
+from uptake.methods.source_code import HoleEpisode, SourceCode, TrainedStart, hole_loss
 from uptake.store.datastore import Datastore
 from uptake.tasks.holes import Hole, Making
 from uptake.text.types import Document, Found
@@ -153,10 +153,10 @@ def test_the_protocol_gives_the_support_and_hides_the_line(tmp_path) -> None:
     assert rows["both"]["ttt-nn", 1].steps == rows["both"]["ttt-nn", 0].steps + alone
 
 
-def started(method: SourceCode, lm: LM, seed: int = 3) -> Start:
+def started(method: SourceCode, lm: LM, seed: int = 3) -> TrainedStart:
     """A start away from the base, so that where a gradient is taken shows."""
     network = method.build(lm)
-    assert isinstance(network, Start)
+    assert isinstance(network, TrainedStart)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in network.parameters():
@@ -164,7 +164,7 @@ def started(method: SourceCode, lm: LM, seed: int = 3) -> Start:
     return network
 
 
-def episode(lm: LM) -> Episode:
+def episode(lm: LM) -> HoleEpisode:
     return SourceCode(making=Making(count=1, size=64, prefix=40)).episodes(lm, Material((FILE,)))[0]
 
 

@@ -8,7 +8,7 @@ import torch
 
 import toys
 from uptake.errors import BadInput, Damaged, Mismatch
-from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.store import Datastore
 from uptake.store.passages.index_cache import cache_folder
 from uptake.store.views import growing, key_index, token_reading
@@ -346,7 +346,7 @@ def test_keys_are_what_enters_the_last_feed_forward(shape):
         assert torch.allclose(torch.cat([first, second], 1), keys, atol=1e-12)
     assert not any(part._forward_pre_hooks for part in lm.module.modules())
     # A text longer than the window of 64: each window but the first sees 16 tokens before its own.
-    (read,) = Keys(lm).read([text])
+    (read,) = TokenKeyer(lm).read([text])
     assert read.values.tolist() == ids[1:] and read.starts.tolist() == list(range(len(text)))
     for place in (0, 30, 63, 64, 80, len(text) - 1):
         start = 0 if place < 64 else 64 - 16
@@ -363,9 +363,13 @@ def test_the_fingerprint_names_model_tokenizer_and_moved_weights():
     moved = lm.overlay(
         Delta.dense(lm.fingerprint, {name: torch.ones_like(dict(lm.module.named_parameters())[name])})
     )
-    assert moved.fingerprint == lm.fingerprint and Keys(moved).fingerprint != Keys(lm).fingerprint
-    assert Keys(toys.lm()).fingerprint == Keys(lm).fingerprint != Keys(toys.lm(seed=1)).fingerprint
-    assert Keys(toys.lm(window=32)).fingerprint != Keys(lm).fingerprint
+    assert moved.fingerprint == lm.fingerprint and TokenKeyer(moved).fingerprint != TokenKeyer(lm).fingerprint
+    assert (
+        TokenKeyer(toys.lm()).fingerprint
+        == TokenKeyer(lm).fingerprint
+        != TokenKeyer(toys.lm(seed=1)).fingerprint
+    )
+    assert TokenKeyer(toys.lm(window=32)).fingerprint != TokenKeyer(lm).fingerprint
 
 
 def test_a_model_without_a_known_feed_forward_is_refused():

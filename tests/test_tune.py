@@ -10,7 +10,7 @@ from test_evaluate import SMALL, sentence
 from uptake import api, methods
 from uptake.errors import BadInput
 from uptake.evaluation.tune import Recipe, Space, Trial, Tuning, tune
-from uptake.methods.knn_lm.keys import Keys
+from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.store.datastore import Datastore
 from uptake.text.types import Chunking, Document
 
@@ -107,7 +107,7 @@ def test_a_method_that_names_its_choices_has_those_tried(tmp_path: Path) -> None
     lm = toys.lm()
     store = Datastore.create(tmp_path / "s", retriever="lexical", chunking=Chunking(characters=100))
     store.add([Document(f"train/{i}", sentence(100 + i)) for i in range(8)])
-    store.read_tokens(Keys(lm))
+    store.read_tokens(TokenKeyer(lm))
     documents = [Document(f"valid/{i}", sentence(i)) for i in range(2)]
     recipe, search = tune(lm, documents, "knn-lm", store=store, protocol=SMALL)
     groups = methods.find("knn-lm").method.choices

@@ -43,12 +43,12 @@ def tokens(
     """
     with screen.status("starting"):
         from uptake.lm import loading
-        from uptake.methods.knn_lm.keys import Keys
+        from uptake.methods.knn_lm.keys import TokenKeyer
     loading.check(device, dtype)
     inputs.set_threads(threads)
     opened = inputs.open_store(store, None, "cpu", threads)
     with screen.status("loading the model"):
-        keys = Keys(loading.load(model, device, dtype))
+        keys = TokenKeyer(loading.load(model, device, dtype))
     _read(opened, lambda update: opened.read_tokens(keys, fresh=fresh, progress=update), as_json)
 
 

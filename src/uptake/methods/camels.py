@@ -15,7 +15,7 @@ from torch.nn import functional
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import unroll
 from uptake.adaptation.optimizers import SGD
-from uptake.adaptation.token_weights import Camels as Learnt
+from uptake.adaptation.token_weights import Camels as CamelsWeights
 from uptake.adaptation.token_weights import Uniform
 from uptake.adaptation.token_weights import network as weighing
 from uptake.adaptation.token_weights.base import covering
@@ -38,7 +38,7 @@ from uptake.text.types import Document, Passage
 
 
 @dataclass(frozen=True)
-class Batch:
+class DocumentBatch:
     """Documents to take up one after another, then questions on them and a text they should not touch."""
 
     documents: tuple[Document, ...]
@@ -46,11 +46,13 @@ class Batch:
     unrelated: Document
 
 
-Episode = tuple[Batch, ...]  # one walk from the base: each batch goes on where the one before it ended
+BatchSequence = tuple[
+    DocumentBatch, ...
+]  # one walk from the base: each batch goes on where the one before it ended
 
 
 @dataclass(frozen=True)
-class Camels(Learned[WeightState, Episode], Wrapping[WeightState]):
+class Camels(Learned[WeightState, BatchSequence], Wrapping[WeightState]):
     """Fine-tuning under learnt token weights; the steps it was trained with are the steps it takes.
 
     Training differentiates through the steps on `documents` documents at a time, and begins again
@@ -107,7 +109,7 @@ class Camels(Learned[WeightState, Episode], Wrapping[WeightState]):
     def weighed(self, network: nn.Module) -> Finetune:
         """Return the fine-tuning whose token weights are the network's."""
         assert isinstance(network, Weighing)
-        return replace(self.steps, token_weights=Learnt(network=network))
+        return replace(self.steps, token_weights=CamelsWeights(network=network))
 
     def build(self, lm: LM) -> Weighing:
         read = load(self.reader) if self.reader else lm
@@ -126,7 +128,7 @@ class Camels(Learned[WeightState, Episode], Wrapping[WeightState]):
     def restore(self, lm: LM, about: Mapping[str, str]) -> Weighing:
         return weighing.restore(about)
 
-    def episodes(self, lm: LM, material: Material) -> list[Episode]:
+    def episodes(self, lm: LM, material: Material) -> list[BatchSequence]:
         """Return walks over the documents in their order; texts not related come round in turn.
 
         Each question is asked once its document has been read. What does not fill a walk is left out,
@@ -145,7 +147,7 @@ class Camels(Learned[WeightState, Episode], Wrapping[WeightState]):
         other = material.unrelated or (Document("", ""),)
         size = self.documents
         batches = [
-            Batch(
+            DocumentBatch(
                 tuple(documents[at : at + size]),
                 tuple(question for document in documents[at : at + size] for question in asked[document.id]),
                 other[at // size % len(other)],
@@ -156,12 +158,12 @@ class Camels(Learned[WeightState, Episode], Wrapping[WeightState]):
         whole = [walk for walk in walks if sum(len(b.documents) for b in walk) == size * self.batches]
         return whole or walks
 
-    def loss(self, network: nn.Module, lm: LM, episode: Episode) -> Tensor:
+    def loss(self, network: nn.Module, lm: LM, episode: BatchSequence) -> Tensor:
         """Return the mean loss of a walk's batches; of a network in evaluation mode the number alone."""
         return torch.stack([*self._losses(network, lm, episode)]).mean()
 
     def gradients(
-        self, network: nn.Module, lm: LM, episode: Episode
+        self, network: nn.Module, lm: LM, episode: BatchSequence
     ) -> tuple[float, Sequence[Tensor | None]]:
         # One batch's graph at a time: batches hang together by numbers, not by gradients.
         parameters = list(network.parameters())
@@ -172,7 +174,7 @@ class Camels(Learned[WeightState, Episode], Wrapping[WeightState]):
             summed = [each if more is None else each + more for each, more in zip(summed, found, strict=True)]
         return total, summed
 
-    def _losses(self, network: nn.Module, lm: LM, episode: Episode) -> Iterator[Tensor]:
+    def _losses(self, network: nn.Module, lm: LM, episode: BatchSequence) -> Iterator[Tensor]:
         """Yield each batch's loss, a function of the weights that the network gave to that batch."""
         assert isinstance(network, Weighing)
         if self.aim == "places":
@@ -206,7 +208,7 @@ class Camels(Learned[WeightState, Episode], Wrapping[WeightState]):
             values = {name: value.detach().requires_grad_() for name, value in values.items()}
             optimizer_state = {name: value.detach() for name, value in optimizer_state.items()}
 
-    def outer(self, lm: LM, adapted: LM, batch: Batch) -> Tensor:
+    def outer(self, lm: LM, adapted: LM, batch: DocumentBatch) -> Tensor:
         """Return how badly the adapted model answers a batch's questions, and how far it has drifted."""
         loss = answer_loss(adapted, batch.questions)
         if self.locality:
@@ -225,7 +227,7 @@ def answer_loss(lm: LM, questions: Sequence[Question]) -> Tensor:
     return per_token(losses(lm, examples), examples)
 
 
-def places_loss(network: Weighing, batch: Batch) -> Tensor:
+def places_loss(network: Weighing, batch: DocumentBatch) -> Tensor:
     """Return how badly weights foretell which tokens answers are made of: cross-entropy, nats a token.
 
     They foretell by the odds expm1(3 w)^2, so that a weight grows as the square root of small odds: weights

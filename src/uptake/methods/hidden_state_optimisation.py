@@ -33,10 +33,10 @@ from uptake.text.select import Nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembered(State):
+class CacheState(State):
     """The keys and values of the last tokens read, a slot each, and Adam's moments of every slot.
 
-    Tensors are [1, heads, slots, width], `slots` by `layer.keys` and `layer.values`, `memory` by
+    Tensors are [1, heads, slots, width], `slots` by `layer.keys` and `layer.values`, `optimizer_state` by
     these and what is remembered of them. The last of `tokens` has no slot yet: it is the first
     input of whatever comes next, at `position`.
     """
@@ -45,7 +45,7 @@ class Remembered(State):
     tokens: tuple[int, ...] = ()
     position: int = 0
     slots: dict[str, Tensor] = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)
 
     def last(self, count: int) -> Self:
         """Return this state with its last slots alone, `count` of them at most."""
@@ -53,7 +53,7 @@ class Remembered(State):
             self,
             tokens=self.tokens[-count - 1 :],
             slots={name: tensor[..., -count:, :] for name, tensor in self.slots.items()},
-            memory={name: tensor[..., -count:, :] for name, tensor in self.memory.items()},
+            optimizer_state={name: tensor[..., -count:, :] for name, tensor in self.optimizer_state.items()},
         )
 
 
@@ -63,7 +63,7 @@ class Continued(Wrapper):
     They stand for the opening token and, in `score`, for a context that was just read.
     """
 
-    def __init__(self, inner: LM, states: Sequence[Remembered]) -> None:
+    def __init__(self, inner: LM, states: Sequence[CacheState]) -> None:
         super().__init__(inner)
         self.states, self.rows = list(states), len(states)
 
@@ -113,7 +113,7 @@ class Continued(Wrapper):
 
 
 @dataclass(frozen=True)
-class HiddenStateOptimisation(Method[Remembered]):
+class HiddenStateOptimisation(Method[CacheState]):
     """One step of Adam on all slots for each piece of at most `chunk_tokens`, then slots of its own.
 
     A slot's moments stay with it until it is the oldest of more than `slots` and goes. Where
@@ -134,17 +134,17 @@ class HiddenStateOptimisation(Method[Remembered]):
     def example(cls) -> Self:
         return cls(optimizer=AdamW(learning_rate=0.1, weight_decay=0.0), chunk_tokens=8, slots=40)
 
-    def init(self, lm: LM) -> Remembered:
-        return Remembered(base=lm.fingerprint)
+    def init(self, lm: LM) -> CacheState:
+        return CacheState(base=lm.fingerprint)
 
     def adapt(
         self,
-        states: Sequence[Remembered],
+        states: Sequence[CacheState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Remembered]:
+    ) -> list[CacheState]:
         same_length(states, evidence)
         rows = enumerate(zip(states, evidence, strict=True))
         after = []
@@ -153,13 +153,13 @@ class HiddenStateOptimisation(Method[Remembered]):
                 after.append(self._adapt(row, state, lm, found, context)[0])
         return after
 
-    def adapted(self, states: Sequence[Remembered], lm: LM) -> LM:
+    def adapted(self, states: Sequence[CacheState], lm: LM) -> LM:
         same_base(states, lm)
         return Continued(lm, states)
 
     def read(
-        self, states: Sequence[Remembered], lm: LM, segments: Sequence[Segment], context: Context
-    ) -> tuple[list[Scores], list[Remembered]]:
+        self, states: Sequence[CacheState], lm: LM, segments: Sequence[Segment], context: Context
+    ) -> tuple[list[Scores], list[CacheState]]:
         """Score each segment, then take it up: in one forward pass, where it is taken in one piece."""
         read = [
             self._read(row, state, lm, segment, context)
@@ -168,8 +168,8 @@ class HiddenStateOptimisation(Method[Remembered]):
         return [scores for scores, _ in read], [state for _, state in read]
 
     def _read(
-        self, row: int, state: Remembered, lm: LM, segment: Segment, context: Context
-    ) -> tuple[Scores, Remembered]:
+        self, row: int, state: CacheState, lm: LM, segment: Segment, context: Context
+    ) -> tuple[Scores, CacheState]:
         evidence = Evidence.of(segment.text, query=segment.context)
         ids, spans = lm.tokenizer.encode(segment.text)
         if not state.text.endswith(segment.context) or not 0 < len(ids) <= self._size(lm):
@@ -180,8 +180,8 @@ class HiddenStateOptimisation(Method[Remembered]):
         return Scores(log_probs.double().cpu(), spans, len(segment.text.encode("utf8"))), after
 
     def _adapt(
-        self, row: int, state: Remembered, lm: LM, evidence: Evidence, context: Context
-    ) -> tuple[Remembered, Tensor]:
+        self, row: int, state: CacheState, lm: LM, evidence: Evidence, context: Context
+    ) -> tuple[CacheState, Tensor]:
         """Return the state after reading, and what the last piece was scored with."""
         cached = capability(lm, KeyValueCache)
         texts = [(passage.prompt, passage.text) for passage in evidence.passages]
@@ -205,8 +205,8 @@ class HiddenStateOptimisation(Method[Remembered]):
         return after.after(evidence, context) if texts else state, log_probs
 
     def _step(
-        self, state: Remembered, lm: KeyValueCache, ids: Sequence[int], learn: bool
-    ) -> tuple[Remembered, Tensor]:
+        self, state: CacheState, lm: KeyValueCache, ids: Sequence[int], learn: bool
+    ) -> tuple[CacheState, Tensor]:
         """Return the state after one piece, and the log-probabilities that the state before gave it."""
         before = state.tokens or tuple(lm.tokenizer.opened(""))
         piece = Example(before[-1:], tuple(ids))
@@ -216,37 +216,45 @@ class HiddenStateOptimisation(Method[Remembered]):
         with torch.set_grad_enabled(learn):
             log_probs, cache = lm.step(inputs, cache)
             log_probs = of_target(log_probs[0], piece)
-        slots, memory = dict(state.slots), dict(state.memory)
+        slots, optimizer_state = dict(state.slots), dict(state.optimizer_state)
         if learn and leaves:
             if not torch.isfinite(log_probs).all():
                 raise Diverged("the loss is not finite: use a smaller learning rate")
             # The sum, not the mean: Adam knows no scale, and its epsilon should stay small beside it.
             gradients = torch.autograd.grad(-log_probs.sum(), list(leaves.values()))
-            slots, memory = self.optimizer.update(slots, dict(zip(leaves, gradients, strict=True)), memory)
+            slots, optimizer_state = self.optimizer.update(
+                slots, dict(zip(leaves, gradients, strict=True)), optimizer_state
+            )
             for name in [] if lm.relative else slots:
-                memory[f"{name}|shift"] = memory[f"{name}|shift"] + slots[name] - state.slots[name]
+                optimizer_state[f"{name}|shift"] = (
+                    optimizer_state[f"{name}|shift"] + slots[name] - state.slots[name]
+                )
         for name, fresh in _tensors(cache, len(before) - 1).items():
             slots[name] = _join(slots.get(name), fresh)
             for key in ("exp_avg", "exp_avg_sq", *(() if lm.relative else ("shift",))):
-                memory[f"{name}|{key}"] = _join(memory.get(f"{name}|{key}"), torch.zeros_like(fresh))
+                optimizer_state[f"{name}|{key}"] = _join(
+                    optimizer_state.get(f"{name}|{key}"), torch.zeros_like(fresh)
+                )
             steps = torch.zeros_like(fresh[:, :1, :, :1])
-            memory[f"{name}|step"] = _join(memory.get(f"{name}|step"), steps)
+            optimizer_state[f"{name}|step"] = _join(optimizer_state.get(f"{name}|step"), steps)
         after = replace(
             state,
             tokens=(*before, *ids),
             position=state.position + len(ids),
             slots=slots,
-            memory=memory,
+            optimizer_state=optimizer_state,
         ).last(self._most(lm))
         return self._back_to_the_beginning(after, lm), log_probs.detach()
 
-    def _back_to_the_beginning(self, state: Remembered, lm: KeyValueCache) -> Remembered:
+    def _back_to_the_beginning(self, state: CacheState, lm: KeyValueCache) -> CacheState:
         """Return the state with its slots at the first positions, if the last ones are near."""
         if lm.relative or state.position + self._size(lm) <= lm.window:
             return state
         with torch.no_grad():
             _, cache = lm.step(torch.tensor([state.tokens[:-1]], device=lm.device), lm.start())
-        slots = {name: fresh + state.memory[f"{name}|shift"] for name, fresh in _tensors(cache, 0).items()}
+        slots = {
+            name: fresh + state.optimizer_state[f"{name}|shift"] for name, fresh in _tensors(cache, 0).items()
+        }
         return replace(state, slots=slots, position=len(state.tokens) - 1)
 
     def _pieces(self, lm: LM, text: str) -> Iterator[list[int]]:
@@ -274,7 +282,7 @@ def _tensors(cache: Any, start: int) -> dict[str, Tensor]:
     }
 
 
-def _cache(state: Remembered, slots: Mapping[str, Tensor]) -> Any:
+def _cache(state: CacheState, slots: Mapping[str, Tensor]) -> Any:
     """Return a cache that holds the slots, as of tokens up to the state's position."""
     from transformers import DynamicCache
 
@@ -290,7 +298,7 @@ def _layer() -> type:
     # Made on first use, because transformers is slow to import.
     from transformers.cache_utils import DynamicLayer
 
-    class Slid(DynamicLayer):  # type: ignore[no-untyped-call]
+    class SlidingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """A cache layer whose first slots, `gone` of them, are no longer there."""
 
         def __init__(self, keys: Tensor, values: Tensor, gone: int) -> None:
@@ -315,7 +323,7 @@ def _layer() -> type:
             assert self.keys is not None and self.values is not None
             return self.keys, self.values
 
-    return Slid
+    return SlidingLayer
 
 
 spec = MethodSpec(HiddenStateOptimisation(), Nothing(), segment=256)

@@ -26,7 +26,7 @@ from uptake.text.select import Nothing
 from uptake.text.types import Found
 
 
-class Start(nn.Module):
+class TrainedStart(nn.Module):
     """Where adaptation sets out: how far each weight that moves is from the base."""
 
     def __init__(self, shapes: dict[str, torch.Size]) -> None:
@@ -40,7 +40,7 @@ class Start(nn.Module):
 
 
 @dataclass(frozen=True)
-class Episode:
+class HoleEpisode:
     """One hole: what may be read for it, and what is to be filled in after which context."""
 
     evidence: Evidence
@@ -48,7 +48,7 @@ class Episode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceCode(Learned[WeightState, Episode], Wrapping[WeightState]):
+class SourceCode(Learned[WeightState, HoleEpisode], Wrapping[WeightState]):
     """`inner` adapts, 16 steps a hole as published; `weights` is where it sets out from.
 
     `outer` says how that start is trained, on holes made as `making` says. Nothing read, nothing
@@ -83,12 +83,12 @@ class SourceCode(Learned[WeightState, Episode], Wrapping[WeightState]):
         )
         if opened.delta().kinds - {Dense}:
             raise BadInput("source-code trains whole weights: set inner.trainable to all or top")
-        return Start({name: value.shape for name, value in opened.parameters.items()})
+        return TrainedStart({name: value.shape for name, value in opened.parameters.items()})
 
-    def episodes(self, lm: LM, material: Material) -> Sequence[Episode]:
+    def episodes(self, lm: LM, material: Material) -> Sequence[HoleEpisode]:
         making = self.making
         found = [
-            Episode(
+            HoleEpisode(
                 Evidence(Found().behind(making.support(hole)), query=making.context(hole)),
                 Segment(hole.target, making.context(hole)),
             )
@@ -99,13 +99,13 @@ class SourceCode(Learned[WeightState, Episode], Wrapping[WeightState]):
             raise BadInput("no hole to train on: give Python files")
         return found
 
-    def loss(self, network: nn.Module, lm: LM, episode: Episode) -> Tensor:
+    def loss(self, network: nn.Module, lm: LM, episode: HoleEpisode) -> Tensor:
         ended = self._adapted(network, lm, episode)
         with torch.no_grad():
             return hole_loss(lm.overlay(ended), episode.hole)
 
     def gradients(
-        self, network: nn.Module, lm: LM, episode: Episode
+        self, network: nn.Module, lm: LM, episode: HoleEpisode
     ) -> tuple[float, Sequence[Tensor | None]]:
         """Return the gradient where adaptation ends (FOMAML), or the way from there back (Reptile)."""
         start = _delta(network, lm)
@@ -139,7 +139,7 @@ class SourceCode(Learned[WeightState, Episode], Wrapping[WeightState]):
             for state, before, after in zip(states, begun, ended, strict=True)
         ]
 
-    def _adapted(self, network: nn.Module, lm: LM, episode: Episode) -> Delta:
+    def _adapted(self, network: nn.Module, lm: LM, episode: HoleEpisode) -> Delta:
         begun = replace(self.inner.init(lm), delta=_delta(network, lm))
         (state,) = self.inner.adapt([begun], lm, [episode.evidence], Context(continues=False))
         return state.delta
@@ -154,7 +154,7 @@ def hole_loss(lm: LM, hole: Segment) -> Tensor:
 
 
 def _delta(network: nn.Module, lm: LM) -> Delta:
-    assert isinstance(network, Start)
+    assert isinstance(network, TrainedStart)
     return Delta.dense(lm.fingerprint, network.values())
 
 

@@ -33,13 +33,13 @@ SHORTEST = 64  # tokens of an episode: less teaches nothing about learning from 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learnt(State):
+class FastWeightState(State):
     """The gradients of all that was read, by parameter of the layer, [1, ...]."""
 
     sums: Sums
 
 
-class Network(nn.Module):
+class FastWeightNetwork(nn.Module):
     """The layer, and the weights of the base that were trained along, if any."""
 
     def __init__(self, layer: FastWeights, lm: LM, trainable: Trainable | None) -> None:
@@ -57,7 +57,7 @@ class Network(nn.Module):
         return lm if self._opened is None else lm.overlay(self._opened.delta())
 
 
-class Memory(NamedTuple):
+class FastWeightCache(NamedTuple):
     """A cache: the inner LM's, each row's sums, and the last hidden states, whose labels are to come."""
 
     inner: Cache
@@ -65,7 +65,7 @@ class Memory(NamedTuple):
     last: Tensor | None
 
 
-class Adapting(Wrapper):
+class FastWeightLM(Wrapper):
     """An LM that learns every token it reads: row i goes on from `sums[i]`.
 
     In `score` only the scored tokens are learnt, through as many windows as the text takes; in
@@ -82,18 +82,18 @@ class Adapting(Wrapper):
         return type(self)(inner, self.layer, self.sums)
 
     def at(self, rows: Sequence[int]) -> LM:
-        return Adapting(self.inner.at(rows), self.layer, [self.sums[row] for row in rows])
+        return FastWeightLM(self.inner.at(rows), self.layer, [self.sums[row] for row in rows])
 
     def start(self) -> Cache:
         inner = self.states.start()
-        return None if inner is None else Memory(inner, self.sums, None)
+        return None if inner is None else FastWeightCache(inner, self.sums, None)
 
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:
         if lengths is not None or isinstance(cache, RowCaches):
             return each_row(self, ids, cache, lengths)
-        kept, sums, last = cache or Memory(None, self.sums, None)
+        kept, sums, last = cache or FastWeightCache(None, self.sums, None)
         hidden, kept = self.states.hidden(ids, kept)
         out, answers, after = self.states.unembedding, [], []
         with in_precision_of(out):
@@ -106,7 +106,7 @@ class Adapting(Wrapper):
                 answers.append(answer)
                 after.append(own)
         log_probs = torch.log_softmax(out.logits(torch.cat(answers)), -1)
-        return log_probs, None if cache is None else Memory(kept, after, hidden[:, -1:])
+        return log_probs, None if cache is None else FastWeightCache(kept, after, hidden[:, -1:])
 
     def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
         return self.read(segments)[0]
@@ -158,7 +158,7 @@ def sampled(lm: HiddenStates, texts: int = 32, tokens: int = 96) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FWL(Learned[Learnt, Example]):
+class FWL(Learned[FastWeightState, Example]):
     """Learns every token it reads, by a trained layer on top of the model.
 
     `pace` times the learnt learning rates: at 0 the layer is there and does not learn, the control.
@@ -194,17 +194,17 @@ class FWL(Learned[Learnt, Example]):
     def example(cls) -> Self:
         return cls(weights="untrained")
 
-    def build(self, lm: LM) -> Network:
+    def build(self, lm: LM) -> FastWeightNetwork:
         if self.start:
-            return cast(Network, self.load(Path(self.start), lm))
+            return cast(FastWeightNetwork, self.load(Path(self.start), lm))
         base = capability(lm, HiddenStates)
         states = sampled(base)
         layer = self._layer(lm)
         layer.fit(states, base.unembedding)
-        return Network(layer, lm, self.trainable)
+        return FastWeightNetwork(layer, lm, self.trainable)
 
-    def restore(self, lm: LM, about: Mapping[str, str]) -> Network:
-        return Network(self._layer(lm), lm, self.trainable)
+    def restore(self, lm: LM, about: Mapping[str, str]) -> FastWeightNetwork:
+        return FastWeightNetwork(self._layer(lm), lm, self.trainable)
 
     def _layer(self, lm: LM) -> FastWeights:
         width = capability(lm, HiddenStates).unembedding.weight.shape[1]
@@ -221,7 +221,7 @@ class FWL(Learned[Learnt, Example]):
         return found
 
     def loss(self, network: nn.Module, lm: LM, episode: Example) -> Tensor:
-        assert isinstance(network, Network)
+        assert isinstance(network, FastWeightNetwork)
         sums, parts = network.layer.start(1), []
         base = capability(network.base, HiddenStates)
         out = base.unembedding
@@ -231,17 +231,17 @@ class FWL(Learned[Learnt, Example]):
             parts.append(loss * labels.shape[1])
         return torch.stack(parts).sum() / len(episode.target)
 
-    def init(self, lm: LM) -> Learnt:
-        return Learnt(base=lm.fingerprint, sums=self._network(lm).layer.start(1))
+    def init(self, lm: LM) -> FastWeightState:
+        return FastWeightState(base=lm.fingerprint, sums=self._network(lm).layer.start(1))
 
     def adapt(
         self,
-        states: Sequence[Learnt],
+        states: Sequence[FastWeightState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Learnt]:
+    ) -> list[FastWeightState]:
         same_length(states, evidence)
         network = self._network(lm)
         under = network.under(lm)
@@ -252,16 +252,16 @@ class FWL(Learned[Learnt, Example]):
                 after.append(self._adapt(network.layer, row, state, under, read, context))
         return after
 
-    def adapted(self, states: Sequence[Learnt], lm: LM) -> LM:
+    def adapted(self, states: Sequence[FastWeightState], lm: LM) -> LM:
         network = self._network(lm)
         under, sums = network.under(lm), [state.sums for state in states]
         if lm.rows is None:
-            return Adapting(under, network.layer, sums)
-        return Routed([Adapting(under.at([row]), network.layer, [own]) for row, own in enumerate(sums)])
+            return FastWeightLM(under, network.layer, sums)
+        return Routed([FastWeightLM(under.at([row]), network.layer, [own]) for row, own in enumerate(sums)])
 
     def read(
-        self, states: Sequence[Learnt], lm: LM, segments: Sequence[Segment], context: Context
-    ) -> tuple[list[Scores], list[Learnt]]:
+        self, states: Sequence[FastWeightState], lm: LM, segments: Sequence[Segment], context: Context
+    ) -> tuple[list[Scores], list[FastWeightState]]:
         scores, after = [], []
         for row, (state, segment) in enumerate(zip(states, segments, strict=True)):
             model: Any = self.adapted([state], lm.at([row]))
@@ -279,8 +279,14 @@ class FWL(Learned[Learnt, Example]):
 
     @torch.no_grad()
     def _adapt(
-        self, layer: FastWeights, row: int, state: Learnt, lm: LM, evidence: Evidence, context: Context
-    ) -> Learnt:
+        self,
+        layer: FastWeights,
+        row: int,
+        state: FastWeightState,
+        lm: LM,
+        evidence: Evidence,
+        context: Context,
+    ) -> FastWeightState:
         passages = evidence.passages
         if self.own_prefix and not state.history and evidence.prefix:
             passages = (Passage.whole(Document("", evidence.prefix)), *passages)
@@ -295,9 +301,9 @@ class FWL(Learned[Learnt, Example]):
             context.ledger(row).tokens_read += len(example.target)
         return state.after(evidence, context, sums=sums) if passages else state
 
-    def _network(self, lm: LM) -> Network:
+    def _network(self, lm: LM) -> FastWeightNetwork:
         network = self.network(lm)
-        assert isinstance(network, Network)
+        assert isinstance(network, FastWeightNetwork)
         return network
 
 

@@ -27,13 +27,13 @@ from uptake.lm.capabilities import Unembedding
 EPSILON = 1.0
 # Every learning rate begins at this, on the sum of the losses.
 FIRST_RATE = 3e-3
-QUICK = 20.0  # how much faster than a weight the logarithm of a rate moves in training
+RATE_SPEED = 20.0  # how much faster than a weight the logarithm of a rate moves in training
 LENGTH = 10.0  # of every position's features
 THRESHOLD = 1.5  # standard deviations of its input that a fresh feature waits for
 FAST = ("second", "second_bias", "gain", "bias")  # the weights that learn as the text is read
 
 
-class Keys(NamedTuple):
+class PositionGradients(NamedTuple):
     """The gradient of each position's loss, in factors, [batch, time, ...].
 
     The gradient of `second` is `features` times `at_second`, of `second_bias` `at_second`; of `gain` it
@@ -73,7 +73,7 @@ class FastWeights(nn.Module):
     What the ReLU leaves is brought to the same length at every position, so that a step means the same
     at each. `second` is zero at first: untrained and with nothing read, what comes in goes out. `last`
     turns the block's output into the space of hidden states; like `first` it does not learn as it reads.
-    `log_rates` are the logarithms of the learnt step sizes over QUICK: of `second` one an input (the
+    `log_rates` are the logarithms of the learnt step sizes over RATE_SPEED: of `second` one an input (the
     last is the bias's, a weight whose input is always one) and one an output, whose product it is; of
     gain and bias one a dimension. The steps are on the *sum* of the losses: with a mean, what a token
     teaches would depend on how long the text is. `pace` times them all; 0 is the slow weights alone,
@@ -101,7 +101,7 @@ class FastWeights(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         self.last = nn.Parameter(torch.eye(width))
         sizes = {"gain": width, "bias": width, "second_in": hidden + 1, "second_out": width}
-        every = math.log(FIRST_RATE) / QUICK
+        every = math.log(FIRST_RATE) / RATE_SPEED
         self.log_rates = nn.ParameterDict(
             {
                 name: nn.Parameter(torch.full((size,), every / (2 if "_" in name else 1)))
@@ -120,12 +120,12 @@ class FastWeights(nn.Module):
         it away.
         """
         mean = hidden.mean(0)
-        first = _evened(torch.cov(hidden.T, correction=0)) @ self.first
+        first = _half_whitened(torch.cov(hidden.T, correction=0)) @ self.first
         deviation = ((hidden - mean) @ first).std()
         self.first.copy_(first / deviation)
         self.first_bias.copy_(-(mean @ first) / deviation - THRESHOLD)
         words = unembedding.weight.to(self.last.dtype)
-        last = _evened(words.mT @ words / len(words))
+        last = _half_whitened(words.mT @ words / len(words))
         self.last.copy_(last * (words.square().sum() / (words @ last).square().sum()).sqrt())
 
     @property
@@ -141,7 +141,7 @@ class FastWeights(nn.Module):
         }
 
     def _factors(self) -> dict[str, Tensor]:
-        factors = {name: (QUICK * log_rate).exp() for name, log_rate in self.log_rates.items()}
+        factors = {name: (RATE_SPEED * log_rate).exp() for name, log_rate in self.log_rates.items()}
         return {n: own if n.endswith("_in") else self.pace * own for n, own in factors.items()}
 
     def start(self, rows: int) -> Sums:
@@ -217,7 +217,7 @@ class FastWeights(nn.Module):
         labels: Tensor,
         unembedding: Unembedding,
         weights: Mapping[str, Tensor],
-    ) -> Keys:
+    ) -> PositionGradients:
         """Return what the loss of each position with a label asks of the weights that stand."""
         known = labels.shape[1]
         gain = weights["gain"][:, None]
@@ -231,13 +231,13 @@ class FastWeights(nn.Module):
         at_normal = at_bias * gain
         along = (at_normal * normal).mean(-1, keepdim=True)
         at_second = scale * (at_normal - at_normal.mean(-1, keepdim=True) - normal * along)
-        return Keys(features[:, :known], at_second, at_bias * normal, at_bias)
+        return PositionGradients(features[:, :known], at_second, at_bias * normal, at_bias)
 
     def _fast(
         self,
         features: Tensor,
         output: Tensor,
-        keys: Keys,
+        keys: PositionGradients,
         weights: Mapping[str, Tensor],
         rates: Mapping[str, Tensor],
         sums: Sums,
@@ -266,7 +266,7 @@ def _added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, 
     return {name: total + more[name] for name, total in sums.items()}
 
 
-def _evened(spread: Tensor) -> Tensor:
+def _half_whitened(spread: Tensor) -> Tensor:
     """Return the map [size, size] that takes half of what is unequal out of a symmetric matrix."""
     values, vectors = torch.linalg.eigh(spread)
     halfway: Tensor = vectors * values.clamp(min=1e-5 * values[-1]) ** -0.25 @ vectors.T

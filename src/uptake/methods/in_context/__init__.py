@@ -9,12 +9,12 @@ from uptake.lm.base import LM
 from uptake.lm.wrappers import Prefixed
 from uptake.methods.contract.composed import BesideWeights
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
-from uptake.methods.in_context.refreshed import Fresh, Refreshed
+from uptake.methods.in_context.refreshed import Refreshed, RowPrefix
 from uptake.text.types import Passage, Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Before(State):
+class PrefixState(State):
     """Token ids to put before the text; and where to look again, once the text has gone on."""
 
     tokens: tuple[int, ...] = ()
@@ -24,7 +24,7 @@ class Before(State):
 
 
 @dataclass(frozen=True)
-class InContext(BesideWeights[Before]):
+class InContext(BesideWeights[PrefixState]):
     """Puts passages before the text, the nearest one next to it, the farthest dropped first.
 
     Room is left for the query's own text and as much again, but at most `own_share` of the window;
@@ -50,17 +50,17 @@ class InContext(BesideWeights[Before]):
     def example(cls) -> Self:
         return cls()
 
-    def init(self, lm: LM) -> Before:
-        return Before(base=lm.fingerprint)
+    def init(self, lm: LM) -> PrefixState:
+        return PrefixState(base=lm.fingerprint)
 
     def adapt(
         self,
-        states: Sequence[Before],
+        states: Sequence[PrefixState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Before]:
+    ) -> list[PrefixState]:
         same_length(states, evidence)
         after = []
         for row, (state, found) in enumerate(zip(states, evidence, strict=True)):
@@ -72,7 +72,7 @@ class InContext(BesideWeights[Before]):
             context.ledger(row).tokens_read += max(0, len(tokens) - len(state.tokens))
             source = found.source if self.refresh else None
             after.append(
-                Before(
+                PrefixState(
                     base=read.base,
                     history=read.history,
                     tokens=tuple(tokens),
@@ -83,7 +83,9 @@ class InContext(BesideWeights[Before]):
             )
         return after
 
-    def forget(self, state: Before, lm: LM, ids: Sequence[int], context: Context | None = None) -> Before:
+    def forget(
+        self, state: PrefixState, lm: LM, ids: Sequence[int], context: Context | None = None
+    ) -> PrefixState:
         left = super().forget(state, lm, ids, context)
         if state.source is None or not left.history:
             return left
@@ -91,13 +93,13 @@ class InContext(BesideWeights[Before]):
         forgotten = tuple(sorted({*state.forgotten, *ids}))
         return replace(left, source=state.source, query=state.query, forgotten=forgotten)
 
-    def around(self, states: Sequence[Before], lm: LM, base: LM) -> LM:
+    def around(self, states: Sequence[PrefixState], lm: LM, base: LM) -> LM:
         same_base(states, base)
         if self.refresh is None or all(state.source is None for state in states):
             return Prefixed(lm, [state.tokens for state in states])
         return Refreshed(lm, [self._fresh(state, lm) for state in states], self.refresh)
 
-    def _fresh(self, state: Before, lm: LM) -> Fresh:
+    def _fresh(self, state: PrefixState, lm: LM) -> RowPrefix:
         room, source = self._room(lm, state.query), state.source
         read = sum(len(reading.passages) for reading in state.history)
 
@@ -108,7 +110,7 @@ class InContext(BesideWeights[Before]):
             return self._tokens(lm, left[:read], room)
 
         known = 1 + len(lm.tokenizer.encode(state.query)[0])
-        return Fresh(list(state.tokens), known, room, None if source is None else find)
+        return RowPrefix(list(state.tokens), known, room, None if source is None else find)
 
     def _room(self, lm: LM, query: str) -> int:
         """Return how many tokens of passages stand before the text of this query."""
@@ -126,7 +128,7 @@ class InContext(BesideWeights[Before]):
         return [lm.tokenizer.opening, *tokens[-room:]] if room > 0 and tokens else []
 
 
-def _nearest(state: Before) -> list[Passage]:
+def _nearest(state: PrefixState) -> list[Passage]:
     """Return what was read, nearest first; of what has no score, in a stream, the latest is the nearest."""
     read = [pair for reading in state.history for pair in zip(reading.passages, reading.scores, strict=True)]
     return [read[i][0] for i in sorted(range(len(read)), key=lambda i: (-read[i][1], -i))]

@@ -13,7 +13,7 @@ from uptake.lm.rows import row_by_row
 
 
 @dataclass(frozen=True)
-class Fresh:
+class RowPrefix:
     """What one row reads: `tokens` first, and from then on what `find` gives for its text so far.
 
     `known` is how many tokens, the opening one among them, the first passages were found with, and
@@ -27,7 +27,7 @@ class Fresh:
 
 
 @dataclass
-class _Kept:
+class _RowProgress:
     """How far a row is: the inputs so far, what stands before them, and the place of the next search."""
 
     ids: list[int]
@@ -44,7 +44,7 @@ class Refreshed(Wrapper):
     passages and the text so far. A prefix stands where the opening token would.
     """
 
-    def __init__(self, inner: LM, fresh: Sequence[Fresh], every: int) -> None:
+    def __init__(self, inner: LM, fresh: Sequence[RowPrefix], every: int) -> None:
         super().__init__(inner)
         self.fresh, self.every = list(fresh), every
         self.rows = len(self.fresh)
@@ -77,15 +77,15 @@ class Refreshed(Wrapper):
         pairs = zip(rows, examples, strict=True)
         return [found[0, found.shape[1] - len(example.target) :] for found, example in pairs]
 
-    def _row(self, row: int, new: list[int], before: _Kept | None) -> tuple[Tensor, _Kept]:
+    def _row(self, row: int, new: list[int], before: _RowProgress | None) -> tuple[Tensor, _RowProgress]:
         fresh, inner = self.fresh[row], self.inner.at([row])
         # The prediction of the first token beyond the known ones still goes by the first passages.
-        kept = before or _Kept([], fresh.tokens, fresh.known - 1 + self.every)
+        kept = before or _RowProgress([], fresh.tokens, fresh.known - 1 + self.every)
         parts = []
         while new:
             if len(kept.ids) >= kept.until and fresh.find is not None:
                 text = self.tokenizer.decode([*kept.ids, new[0]][1:])
-                kept = _Kept(kept.ids, fresh.find(text), kept.until + self.every)
+                kept = _RowProgress(kept.ids, fresh.find(text), kept.until + self.every)
             count = len(new) if fresh.find is None else min(len(new), kept.until - len(kept.ids))
             now, new = new[:count], new[count:]
             ids = [*kept.ids, *now]
@@ -96,7 +96,7 @@ class Refreshed(Wrapper):
                 whole = [*kept.tokens, *(ids[1:] if opened else ids)]
                 log_probs, cache = inner.step(self._tensor(whole), inner.start())
             parts.append(log_probs[:, -count:])
-            kept = _Kept(ids, kept.tokens, kept.until, cache)
+            kept = _RowProgress(ids, kept.tokens, kept.until, cache)
         return torch.cat(parts, 1), kept
 
     def _tensor(self, ids: list[int]) -> Tensor:

@@ -14,14 +14,14 @@ from uptake.lm.base import LM
 from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.methods.contract.composed import BesideWeights
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
-from uptake.methods.knn_lm.keys import Keys
-from uptake.methods.knn_lm.mixture import Constant, KnnMixture, Mixing, Searched, TokenMemory, Weight
+from uptake.methods.knn_lm.keys import TokenKeyer
+from uptake.methods.knn_lm.mixture import Constant, KnnMixture, Mixing, SearchableTokens, TokenMemory, Weight
 from uptake.text.select import Everywhere
 from uptake.text.types import Tokens, stable_hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembered(State):
+class KnnState(State):
     """The tokens of what was read, with their keys; or those of a whole store, which are searched there."""
 
     keys: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [tokens, width]
@@ -31,7 +31,7 @@ class Remembered(State):
 
 
 @dataclass(frozen=True)
-class KnnLm(BesideWeights[Remembered]):
+class KnnLm(BesideWeights[KnnState]):
     """Looks for each place among the tokens of the whole store, or of the passages it is given.
 
     Over the `view` it needs a store whose tokens this model has read (`uptake index tokens`); text
@@ -62,31 +62,29 @@ class KnnLm(BesideWeights[Remembered]):
     def example(cls) -> Self:
         return cls(neighbours=8, temperature=30.0)
 
-    def init(self, lm: LM) -> Remembered:
-        return Remembered(base=lm.fingerprint)
+    def init(self, lm: LM) -> KnnState:
+        return KnnState(base=lm.fingerprint)
 
     def adapt(
         self,
-        states: Sequence[Remembered],
+        states: Sequence[KnnState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Remembered]:
+    ) -> list[KnnState]:
         same_length(states, evidence)
-        keys = Keys(lm)
+        keys = TokenKeyer(lm)
         rows = enumerate(zip(states, evidence, strict=True))
         return [self._adapt(row, state, keys, read, context) for row, (state, read) in rows]
 
-    def around(self, states: Sequence[Remembered], lm: LM, base: LM) -> LM:
+    def around(self, states: Sequence[KnnState], lm: LM, base: LM) -> LM:
         """Return `lm` with these memories, which `base` has read: it may be `lm` before it was adapted."""
         same_base(states, base)
-        eye = capability(base, FeedForwardKeys)
-        return KnnMixture(lm, eye, [_memory(state) for state in states], self._mixing)
+        key_model = capability(base, FeedForwardKeys)
+        return KnnMixture(lm, key_model, [_memory(state) for state in states], self._mixing)
 
-    def forget(
-        self, state: Remembered, lm: LM, ids: Sequence[int], context: Context | None = None
-    ) -> Remembered:
+    def forget(self, state: KnnState, lm: LM, ids: Sequence[int], context: Context | None = None) -> KnnState:
         if state.view is None:
             return super().forget(state, lm, ids, context)
         return dataclasses.replace(state, view=state.view.without(ids))
@@ -96,8 +94,8 @@ class KnnLm(BesideWeights[Remembered]):
         return Mixing(self.neighbours, self.temperature, self.weight, self.pointers)
 
     def _adapt(
-        self, row: int, state: Remembered, keys: Keys, evidence: Evidence, context: Context
-    ) -> Remembered:
+        self, row: int, state: KnnState, keys: TokenKeyer, evidence: Evidence, context: Context
+    ) -> KnnState:
         if self.over == "view" and evidence.source is not None:
             view = evidence.source.tokens(keys.fingerprint)
             if self.draw == "random":
@@ -122,7 +120,7 @@ class KnnLm(BesideWeights[Remembered]):
         return state.after(evidence, context, keys=joined[0], values=joined[1], ends=joined[2])
 
 
-def _memory(state: Remembered) -> Searched | None:
+def _memory(state: KnnState) -> SearchableTokens | None:
     if state.view is not None:
         return state.view
     return TokenMemory(state.keys, state.values, state.ends) if len(state.values) else None

@@ -31,7 +31,7 @@ class _Piece:
     window: Example
 
 
-class Keys:
+class TokenKeyer:
     """Reads texts in windows, each but the first seeing the last quarter of the one before it."""
 
     def __init__(self, lm: LM) -> None:

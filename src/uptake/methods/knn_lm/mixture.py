@@ -25,7 +25,7 @@ Floats = NDArray[np.floating]
 Places = NDArray[np.int64]
 
 
-class Searched(Protocol):
+class SearchableTokens(Protocol):
     """What a model looks into: the part of `text.Tokens` that prediction needs."""
 
     def search(self, keys: Floats, k: int) -> Near: ...
@@ -57,7 +57,7 @@ class Constant(Weight):
 
 
 @dataclass(frozen=True)
-class Fading(Weight):
+class DistanceDecay(Weight):
     """`most` times exp(-d / reach), d the nearest neighbour's squared distance: the nearer, the more.
 
     Drozdov et al. (2022, arXiv 2210.15859) let the share depend on how near the nearest is, by bins
@@ -102,33 +102,42 @@ class Mixing:
 class KnnMixture(Wrapper):
     """Row i mixes what `inner` predicts with what followed the places near to its own in `memories[i]`.
 
-    Keys are those of `eye`, the model that read the memory; where that is `inner` itself, one pass
+    Keys are those of `key_model`, the model that read the memory; where that is `inner` itself, one pass
     serves both. A row without a memory, or with nothing near, is `inner` bit for bit. `score` looks
     for neighbours of the scored places alone; pointers begin where a call to `step`, or scoring, does.
     """
 
     def __init__(
-        self, inner: LM, eye: FeedForwardKeys, memories: Sequence[Searched | None], mixing: Mixing
+        self,
+        inner: LM,
+        key_model: FeedForwardKeys,
+        memories: Sequence[SearchableTokens | None],
+        mixing: Mixing,
     ) -> None:
         super().__init__(inner)
-        self.eye, self.memories, self.mixing = eye, list(memories), mixing
+        self.key_model, self.memories, self.mixing = key_model, list(memories), mixing
         self.rows = len(self.memories)
 
     def around(self, inner: LM) -> Self:
-        return type(self)(inner, self.eye, self.memories, self.mixing)
+        return type(self)(inner, self.key_model, self.memories, self.mixing)
 
     def at(self, rows: Sequence[int]) -> "KnnMixture":
-        return KnnMixture(self.inner.at(rows), self.eye, [self.memories[row] for row in rows], self.mixing)
+        return KnnMixture(
+            self.inner.at(rows), self.key_model, [self.memories[row] for row in rows], self.mixing
+        )
 
     def start(self) -> Cache:
-        inner, eye = self.inner.start(), None if self.inner is self.eye else self.eye.start()
-        return None if inner is None else [inner, eye, [None] * len(self.memories)]
+        inner, key_model = (
+            self.inner.start(),
+            None if self.inner is self.key_model else self.key_model.start(),
+        )
+        return None if inner is None else [inner, key_model, [None] * len(self.memories)]
 
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:
-        inner, eye, last = cache if cache is not None else (None, None, [None] * len(self.memories))
-        log_probs, keys, inner, eye = self._look(ids, inner, eye, lengths)
+        inner, key_model, last = cache if cache is not None else (None, None, [None] * len(self.memories))
+        log_probs, keys, inner, key_model = self._look(ids, inner, key_model, lengths)
         mixed, kept = [], []
         for row in range(len(ids)):
             gap = 0 if lengths is None else ids.shape[1] - lengths[row]
@@ -137,7 +146,7 @@ class KnnMixture(Wrapper):
             whole = own if near is None else self._mix(own, near)
             mixed.append(torch.cat([log_probs[row, :gap], whole]) if gap else whole)
             kept.append(near and Near(near.places[-1:], near.distances[-1:], near.values[-1:]))
-        return torch.stack(mixed), None if cache is None else [inner, eye, kept]
+        return torch.stack(mixed), None if cache is None else [inner, key_model, kept]
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         return [own if near is None else self._mix(own, near) for own, near in self._at_targets(examples)]
@@ -166,17 +175,17 @@ class KnnMixture(Wrapper):
             yield log_probs[row, places], self._near(row, keys[row, places], ids[row, places], None)
 
     def _look(
-        self, ids: Tensor, inner: Cache, eye: Cache, lengths: Sequence[int] | None = None
+        self, ids: Tensor, inner: Cache, key_model: Cache, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, Cache, Cache]:
-        if self.inner is self.eye:
-            log_probs, keys, inner = self.eye.step_with_keys(ids, inner, lengths)
+        if self.inner is self.key_model:
+            log_probs, keys, inner = self.key_model.step_with_keys(ids, inner, lengths)
         else:
             log_probs, inner = self.inner.step(ids, inner, lengths)
-            if eye is None:
-                keys = self.eye.keys(ids, lengths)
+            if key_model is None:
+                keys = self.key_model.keys(ids, lengths)
             else:
-                _, keys, eye = self.eye.step_with_keys(ids, eye, lengths)
-        return log_probs, keys, inner, eye
+                _, keys, key_model = self.key_model.step_with_keys(ids, key_model, lengths)
+        return log_probs, keys, inner, key_model
 
     def _near(self, row: int, keys: Tensor, ids: Tensor, last: Near | None) -> Near | None:
         """Return the neighbours at each place of a row, None where there are none at all."""
@@ -213,7 +222,9 @@ def _joined(log_probs: Tensor, mass: Tensor, share: Tensor) -> Tensor:
     return torch.where(share > 0, mixed, log_probs)
 
 
-def _walk(memory: Searched, keys: Floats, ids: Sequence[int], last: Near | None, mixing: Mixing) -> Near:
+def _walk(
+    memory: SearchableTokens, keys: Floats, ids: Sequence[int], last: Near | None, mixing: Mixing
+) -> Near:
     """Return the neighbours of consecutive places, following pointers while enough of them are live."""
     found: list[Near] = []
     for place, token in enumerate(ids):

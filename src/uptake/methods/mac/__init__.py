@@ -23,7 +23,7 @@ from uptake.lm.scoring import divergence
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import UNTRAINED, Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
-from uptake.methods.mac.network import ContextMemory, Sizes
+from uptake.methods.mac.network import BaseShapes, ContextMemory
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.select import Nothing
@@ -31,7 +31,7 @@ from uptake.text.types import Document
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bank(State):
+class MacState(State):
     """The slots of all that was read, [pieces, slots, width]; passage i of the history has `pieces[i]`."""
 
     slots: Tensor
@@ -39,7 +39,7 @@ class Bank(State):
 
 
 @dataclass(frozen=True)
-class Episode:
+class MacEpisode:
     """Documents, and questions each of which may see some of them: token ids throughout.
 
     `own` is the document each question is on, `seen` is [questions, documents], `kept` the documents
@@ -56,7 +56,7 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class Mac(Learned[Bank, Episode]):
+class Mac(Learned[MacState, MacEpisode]):
     """A memory of documents as slots, read by attention; no weight of the model moves.
 
     `width`, `slots`, `heads` and `blocks` are the network's; with `group` no more documents than that
@@ -100,22 +100,22 @@ class Mac(Learned[Bank, Episode]):
         layered = capability(lm, Layers)
         states, cache = layered.layers(first, layered.start())
         shapes = tuple((keys.shape[1], keys.shape[3], values.shape[3]) for keys, values, *_ in cache)
-        sizes = Sizes(_features(states).shape[-1], shapes)
+        sizes = BaseShapes(_features(states).shape[-1], shapes)
         return ContextMemory(sizes, self.width, self.slots, self.heads, self.blocks)
 
-    def init(self, lm: LM) -> Bank:
+    def init(self, lm: LM) -> MacState:
         network = self.network(lm)
         latents = network.latents
-        return Bank(base=lm.fingerprint, slots=latents.new_zeros(0, *latents.shape))  # type: ignore[operator,misc]
+        return MacState(base=lm.fingerprint, slots=latents.new_zeros(0, *latents.shape))  # type: ignore[operator,misc]
 
     def adapt(
         self,
-        states: Sequence[Bank],
+        states: Sequence[MacState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Bank]:
+    ) -> list[MacState]:
         same_length(states, evidence)
         after = []
         for row, (state, found) in enumerate(zip(states, evidence, strict=True)):
@@ -123,7 +123,7 @@ class Mac(Learned[Bank, Episode]):
                 after.append(self._adapt(row, state, lm, found, context))
         return after
 
-    def _adapt(self, row: int, state: Bank, lm: LM, evidence: Evidence, context: Context) -> Bank:
+    def _adapt(self, row: int, state: MacState, lm: LM, evidence: Evidence, context: Context) -> MacState:
         if not evidence.passages:
             return state
         network = self.network(lm)
@@ -140,17 +140,14 @@ class Mac(Learned[Bank, Episode]):
             pieces.append(len(parts))
         return state.after(evidence, context, slots=torch.cat(made), pieces=tuple(pieces))
 
-    def adapted(self, states: Sequence[Bank], lm: LM) -> LM:
+    def adapted(self, states: Sequence[MacState], lm: LM) -> LM:
         same_base(states, lm)
         network = self.network(lm)
         return Routed(
-            [
-                Remembering(lm, network, _in_order(state), self.group) if len(state.slots) else lm
-                for state in states
-            ]
+            [MacLM(lm, network, _in_order(state), self.group) if len(state.slots) else lm for state in states]
         )
 
-    def forget(self, state: Bank, lm: LM, ids: Sequence[int], context: Context | None = None) -> Bank:
+    def forget(self, state: MacState, lm: LM, ids: Sequence[int], context: Context | None = None) -> MacState:
         """Return the state without these passages; the rest is not read again."""
         gone, history, kept = set(ids), [], []
         for reading in state.history:
@@ -169,7 +166,7 @@ class Mac(Learned[Bank, Episode]):
             pieces=pieces,
         )
 
-    def episodes(self, lm: LM, material: Material) -> Sequence[Episode]:
+    def episodes(self, lm: LM, material: Material) -> Sequence[MacEpisode]:
         """Return episodes of `documents` documents with all their questions, shuffled once.
 
         How many of them a question may see, its own always among them, is drawn from 1 to all, small
@@ -193,7 +190,7 @@ class Mac(Learned[Bank, Episode]):
         asked: Mapping[str, Sequence[Question]],
         random: Random,
         unrelated: tuple[int, ...],
-    ) -> Episode:
+    ) -> MacEpisode:
         count, asking = len(documents), Asking(self.template)
         prompts, answers, own, seen = [], [], [], []
         for place, document in enumerate(documents):
@@ -208,7 +205,7 @@ class Mac(Learned[Bank, Episode]):
                 seen.append([other in visible for other in range(count)])
         kept = random.sample(range(count), round(self.backward * count))
         texts = tuple(self._ids(lm, document.text) for document in documents)
-        return Episode(
+        return MacEpisode(
             texts, tuple(prompts), tuple(answers), tuple(own), torch.tensor(seen), tuple(kept), unrelated
         )
 
@@ -220,7 +217,7 @@ class Mac(Learned[Bank, Episode]):
     def _ids(self, lm: LM, text: str) -> tuple[int, ...]:
         return tuple(lm.tokenizer.opened(text)[: lm.window])
 
-    def loss(self, network: nn.Module, lm: LM, episode: Episode) -> Tensor:
+    def loss(self, network: nn.Module, lm: LM, episode: MacEpisode) -> Tensor:
         """Return the mean negative log-likelihood of the answers' tokens, and what else counts.
 
         That is, by `matching`, how unlikely each of these tokens is to attend to its own document among
@@ -256,7 +253,7 @@ class Mac(Learned[Bank, Episode]):
         return loss
 
 
-class Remembering(Wrapper):
+class MacLM(Wrapper):
     """An LM each of whose predictions first asks a bank of slots, [documents, slots, width], in one order.
 
     Every token is read twice: once as the base reads it, to ask; once beside what was found.
@@ -316,7 +313,7 @@ def _encode(network: Any, lm: LM, documents: Sequence[Sequence[int]]) -> Tensor:
     return network.encode(features.to(network.latents.dtype), lengths)  # type: ignore[no-any-return]
 
 
-def _bank(network: nn.Module, lm: LM, episode: Episode, training: bool) -> Tensor:
+def _bank(network: nn.Module, lm: LM, episode: MacEpisode, training: bool) -> Tensor:
     """Return the slots of the episode's documents; in training some of them are constants."""
     if not training or len(episode.kept) == len(episode.documents):
         return _encode(network, lm, episode.documents)
@@ -336,7 +333,7 @@ def _padded(rows: Sequence[Sequence[int]], lm: LM) -> tuple[Tensor, Tensor]:
     )
 
 
-def _in_order(state: Bank) -> Tensor:
+def _in_order(state: MacState) -> Tensor:
     """Return the slots ordered by passage, so that the order of reading changes no bit."""
     ids = [passage.id for reading in state.history for passage in reading.passages]
     rows = [key for key, count in zip(ids, state.pieces, strict=True) for _ in range(count)]

@@ -15,7 +15,7 @@ from torch.nn import functional
 from uptake.lm.capabilities import Slots
 
 
-class Sizes(NamedTuple):
+class BaseShapes(NamedTuple):
     """What a network stands beside: the width of the states that come in, and each layer's heads.
 
     `layers` holds (heads, width of a key, width of a value) of the language model's cache.
@@ -25,7 +25,7 @@ class Sizes(NamedTuple):
     layers: tuple[tuple[int, int, int], ...]
 
 
-class Attention(nn.Module):
+class SetAttention(nn.Module):
     """Multi-head attention from one set of vectors to another, with no order in either."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -58,7 +58,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.asking, self.asked, self.between = (nn.LayerNorm(width) for _ in range(3))
-        self.attention = Attention(width, heads)
+        self.attention = SetAttention(width, heads)
         self.forwards = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def begin_as_copy(self) -> None:
@@ -115,7 +115,7 @@ class ContextMemory(nn.Module):
     """
 
     def __init__(
-        self, sizes: Sizes, width: int = 256, slots: int = 4, heads: int = 4, blocks: int = 2
+        self, sizes: BaseShapes, width: int = 256, slots: int = 4, heads: int = 4, blocks: int = 2
     ) -> None:
         super().__init__()
         self.sizes, self.slots = sizes, slots

@@ -24,23 +24,22 @@ from uptake.lm.wrappers import Routed
 from uptake.methods.contract.composed import BesideWeights
 from uptake.methods.contract.learned import UNTRAINED, Learned, Material
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
-from uptake.methods.retro.lm import ChunkNeighbours, NeighbourSource, RetroLM, held
-from uptake.methods.retro.network import Retro as Parts
-from uptake.methods.retro.network import Sizes
-from uptake.methods.retro.retrofit import Network, acquaint, module_of
+from uptake.methods.retro.lm import ChunkNeighbours, NeighbourSource, RetroLM, chunks_in_memory
+from uptake.methods.retro.network import RetroParts, RetroSizes
+from uptake.methods.retro.retrofit import RetroNetwork, initialise_from_base, module_of
 from uptake.tasks.asking import Asking
 from uptake.text.select import Everywhere
 from uptake.text.types import Chunks, Document
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consults(State):
+class RetroState(State):
     """Where neighbours are looked for: a store's chunks, or else the passages of the history."""
 
     chunks: Chunks | None = None
 
 
-class Episode(NamedTuple):
+class TextEpisode(NamedTuple):
     """Windows of texts, [batch, time + 1], how long each is, and the neighbours of their chunks.
 
     `tokens` is [batch, chunks, k, r], -1 where there is none.
@@ -51,10 +50,10 @@ class Episode(NamedTuple):
     tokens: Tensor
 
 
-class Answering(NamedTuple):
+class QuestionEpisode(NamedTuple):
     """Questions with their answers, and how many tokens of each come before its answer, [batch]."""
 
-    windows: Episode
+    windows: TextEpisode
     asked: Tensor
 
 
@@ -62,19 +61,19 @@ Found = tuple[list[int], Tensor, int]  # tokens, their neighbours, and how many 
 
 
 @dataclass(frozen=True)
-class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
+class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[RetroState]):
     """Reads `neighbours` chunks of a store, or of the passages it is given, for every chunk of the text.
 
     With 0 neighbours it is the model without retrieval; `draw=random` reads chunks drawn at random, the
-    control. The others are of training and are then kept with the network: `chunk` tokens, `width` and
+    control. The other settings are for training and are stored with the network: `chunk` tokens, `width` and
     `heads` of the new parts (the model's own if none), `encoder` layers that read a neighbour, which
     `layers` have cross-attention (1,2,...; from the middle on, every quarter of the depth, if none), and
-    what becomes of the `base`: frozen (RETROfit), trained along, or made anew and trained (RETRO from
-    scratch). An episode is `windows` windows of `episode_tokens`; `planted` is the share of a text's
-    neighbours into which `plant` puts something to copy; `spread` is the size of the new parts' outputs
-    before training, where 0 leaves the model as it is. Given questions it learns their answers alone, each
-    beside what is found with its question, which ends where a chunk ends (section 4.3; ask so too,
-    `Asking.align`).
+    what becomes of the `base`: frozen (RETROfit), trained along, or initialised anew and trained (RETRO from
+    scratch). An episode is `windows` windows of `episode_tokens`. `copied_share` is the share of a text's
+    neighbours into which `insert_copies` puts text to copy. `initial_scale` is the size of the new parts'
+    outputs before training; 0 leaves the model as it is. Given questions, it learns their answers alone,
+    each with what was found for its question, whose prompt ends where a chunk ends (section 4.3; put
+    questions in the same way at test time: `Asking.align`).
     """
 
     in_network: ClassVar[bool] = True
@@ -90,8 +89,8 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
     base: Literal["frozen", "trained", "fresh"] = "frozen"
     episode_tokens: int = 512
     windows: int = 4
-    planted: float = 0.0
-    spread: float = 0.0
+    copied_share: float = 0.0
+    initial_scale: float = 0.0
 
     def __post_init__(self) -> None:
         if self.neighbours < 0 or self.chunk < 1 or self.windows < 1 or self.episode_tokens <= self.chunk:
@@ -103,17 +102,19 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
             raise BadInput(
                 f"draw {self.draw!r}, base {self.base!r}: use nearest or random, and frozen, trained or fresh"
             )
-        if self.encoder < 1 or not 0 <= self.planted <= 1:
-            raise BadInput(f"encoder {self.encoder}, planted {self.planted}: use 1 or more, and 0 to 1")
-        if not 0 <= self.spread < float("inf"):
-            raise BadInput(f"spread {self.spread}: use 0, or a finite number")
+        if self.encoder < 1 or not 0 <= self.copied_share <= 1:
+            raise BadInput(
+                f"encoder {self.encoder}, copied_share {self.copied_share}: use 1 or more, and 0 to 1"
+            )
+        if not 0 <= self.initial_scale < float("inf"):
+            raise BadInput(f"initial_scale {self.initial_scale}: use 0, or a finite number")
         _ = self._layers
 
     @classmethod
     def example(cls) -> Self:
-        return cls(weights=UNTRAINED, chunk=3, spread=1.0)
+        return cls(weights=UNTRAINED, chunk=3, initial_scale=1.0)
 
-    def build(self, lm: LM) -> Network:
+    def build(self, lm: LM) -> RetroNetwork:
         module = module_of(lm)
         config, depth = module.config, len(blocks(module)[1])
         embedding = module.get_input_embeddings().weight.shape[1]
@@ -122,24 +123,24 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
             raise BadInput(f"width {width}, heads {heads}: use a width that the heads divide")
         every = tuple(range(max(1, depth // 2), depth + 1, max(1, depth // 4)))
         layers = tuple(layer - 1 for layer in self._layers or every)
-        sizes = Sizes(config.hidden_size, embedding, layers, width, heads, self.chunk, self.encoder)
+        sizes = RetroSizes(config.hidden_size, embedding, layers, width, heads, self.chunk, self.encoder)
         network = self._made(lm, sizes, self.base)
         if self.base != "fresh":
-            acquaint(network)
+            initialise_from_base(network)
         return network
 
-    def _made(self, lm: LM, sizes: Sizes, base: str) -> Network:
+    def _made(self, lm: LM, sizes: RetroSizes, base: str) -> RetroNetwork:
         dtype = wide(next(module_of(lm).parameters())).dtype
-        return Network(lm, Parts(sizes, self.spread).to(dtype), base)
+        return RetroNetwork(lm, RetroParts(sizes, self.initial_scale).to(dtype), base)
 
     def about(self, network: nn.Module) -> Mapping[str, str]:
-        assert isinstance(network, Network)
+        assert isinstance(network, RetroNetwork)
         return {"sizes": dumps(network.parts.sizes), "base": network.kind}
 
-    def restore(self, lm: LM, about: Mapping[str, str]) -> Network:
-        return self._made(lm, loads(Sizes, about["sizes"]), about["base"])
+    def restore(self, lm: LM, about: Mapping[str, str]) -> RetroNetwork:
+        return self._made(lm, loads(RetroSizes, about["sizes"]), about["base"])
 
-    def episodes(self, lm: LM, material: Material) -> list[Episode | Answering]:
+    def episodes(self, lm: LM, material: Material) -> list[TextEpisode | QuestionEpisode]:
         """Return episodes of windows of like length, each with its neighbours found.
 
         Where there are questions, of them alone. Raises BadInput without a store to find neighbours in,
@@ -158,7 +159,7 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
         if material.questions:
             return [_answering(part) for part in parts]
         generator = np.random.default_rng(0)
-        return [plant(_episode(part), self.chunk, self.planted, generator) for part in parts]
+        return [insert_copies(_episode(part), self.chunk, self.copied_share, generator) for part in parts]
 
     def _read(self, lm: LM, material: Material) -> Iterator[Found]:
         """Yield the windows of the documents."""
@@ -197,8 +198,8 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
         tokens, seen = neighbours.of([piece[at * self.chunk :][: self.chunk] for at in range(count)])
         return tokens.masked_fill(~seen, -1).int()
 
-    def loss(self, network: nn.Module, lm: LM, episode: Episode | Answering) -> Tensor:
-        assert isinstance(network, Network)
+    def loss(self, network: nn.Module, lm: LM, episode: TextEpisode | QuestionEpisode) -> Tensor:
+        assert isinstance(network, RetroNetwork)
         windows, asked = _parts(episode)
         ids, lengths, tokens = (each.to(lm.device) for each in windows)
         log_probs, _ = network.fitted.step(ids[:, :-1], tokens.clamp(min=0).long(), tokens >= 0)
@@ -208,26 +209,26 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
         return nll[learnt].mean()
 
     def gradients(
-        self, network: nn.Module, lm: LM, episode: Episode | Answering
+        self, network: nn.Module, lm: LM, episode: TextEpisode | QuestionEpisode
     ) -> tuple[float, Sequence[Tensor | None]]:
-        assert isinstance(network, Network)
+        assert isinstance(network, RetroNetwork)
         if network.kind == "frozen" and not (_parts(episode)[0].tokens >= 0).any():
             # Nothing was found for any chunk: no weight that may move has a part in the loss.
             with torch.no_grad():
                 return self.loss(network, lm, episode).item(), [None for _ in network.parameters()]
         return super().gradients(network, lm, episode)
 
-    def init(self, lm: LM) -> Consults:
-        return Consults(base=lm.fingerprint)
+    def init(self, lm: LM) -> RetroState:
+        return RetroState(base=lm.fingerprint)
 
     def adapt(
         self,
-        states: Sequence[Consults],
+        states: Sequence[RetroState],
         lm: LM,
         evidence: Sequence[Evidence],
         context: Context,
         donate: bool = False,
-    ) -> list[Consults]:
+    ) -> list[RetroState]:
         same_length(states, evidence)
         after = []
         for row, (state, found) in enumerate(zip(states, evidence, strict=True)):
@@ -245,7 +246,7 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
         """Return the LM that the new parts stand in: `lm`, with the base as it was trained along."""
         return self._network(lm).under(lm)
 
-    def around(self, states: Sequence[Consults], lm: LM, base: LM) -> LM:
+    def around(self, states: Sequence[RetroState], lm: LM, base: LM) -> LM:
         """Return `lm`, `under(base)` or what became of it, with the new parts in it that consult."""
         same_base(states, base)
         network = self._network(base)
@@ -259,12 +260,14 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
             parts.append(own if one is None else RetroLM(own, network.parts, network.places, [one]))
         return Routed(parts)
 
-    def forget(self, state: Consults, lm: LM, ids: Sequence[int], context: Context | None = None) -> Consults:
+    def forget(
+        self, state: RetroState, lm: LM, ids: Sequence[int], context: Context | None = None
+    ) -> RetroState:
         if state.chunks is None:
             return super().forget(state, lm, ids, context)
         return dataclasses.replace(state, chunks=state.chunks.without(ids))
 
-    def _consulted(self, state: Consults, lm: LM, network: Network) -> ChunkNeighbours | None:
+    def _consulted(self, state: RetroState, lm: LM, network: RetroNetwork) -> ChunkNeighbours | None:
         seed = state.history[-1].seed if state.history else 0
         if state.chunks is not None:
             return self._searched(lm, state.chunks, seed)
@@ -272,16 +275,16 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
             return None
         texts = [passage.text for passage in state.passages]
         table, chunk = network.fitted.embedding, network.parts.sizes.chunk
-        return self._searched(lm, held(texts, lm.tokenizer, table, chunk), seed)
+        return self._searched(lm, chunks_in_memory(texts, lm.tokenizer, table, chunk), seed)
 
     def _searched(self, lm: LM, source: NeighbourSource | None, seed: int) -> ChunkNeighbours | None:
         if source is None or not self.neighbours:
             return None
         return ChunkNeighbours(source, lm.tokenizer, self.neighbours, seed if self.draw == "random" else None)
 
-    def _network(self, lm: LM) -> Network:
+    def _network(self, lm: LM) -> RetroNetwork:
         network = self.network(lm)
-        assert isinstance(network, Network)
+        assert isinstance(network, RetroNetwork)
         return network
 
     @property
@@ -292,26 +295,28 @@ class Retro(Learned[Consults, Episode | Answering], BesideWeights[Consults]):
         return tuple(sorted({int(part) for part in parts}))
 
 
-def _episode(windows: Sequence[Found]) -> Episode:
+def _episode(windows: Sequence[Found]) -> TextEpisode:
     lengths = torch.tensor([len(ids) for ids, *_ in windows])
     ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, *_ in windows], batch_first=True)
     # A shorter window has neighbours for its own chunks alone; the places of others read nothing.
     found = [tokens for _, tokens, _ in windows]
-    return Episode(ids, lengths, nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1))
+    return TextEpisode(ids, lengths, nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1))
 
 
-def _answering(windows: Sequence[Found]) -> Answering:
-    return Answering(_episode(windows), torch.tensor([asked for *_, asked in windows]))
+def _answering(windows: Sequence[Found]) -> QuestionEpisode:
+    return QuestionEpisode(_episode(windows), torch.tensor([asked for *_, asked in windows]))
 
 
-def _parts(episode: Episode | Answering) -> Answering:
+def _parts(episode: TextEpisode | QuestionEpisode) -> QuestionEpisode:
     """Return an episode as one of questions; of a text nothing but the first token is asked."""
-    if isinstance(episode, Answering):
+    if isinstance(episode, QuestionEpisode):
         return episode
-    return Answering(episode, torch.ones_like(episode.lengths))
+    return QuestionEpisode(episode, torch.ones_like(episode.lengths))
 
 
-def plant(episode: Episode, chunk: int, share: float, generator: np.random.Generator) -> Episode:
+def insert_copies(
+    episode: TextEpisode, chunk: int, share: float, generator: np.random.Generator
+) -> TextEpisode:
     """Return the episode with a stretch of what comes next put into this share of the neighbours.
 
     A stretch is at least 4 tokens (fewer where a chunk has fewer) of the chunk that is to be predicted

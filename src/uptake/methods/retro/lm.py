@@ -20,7 +20,7 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.examples import Example, at_targets, padded
 from uptake.lm.rows import RowCaches, each_row
-from uptake.methods.retro.network import Retro
+from uptake.methods.retro.network import RetroParts
 from uptake.methods.retro.retrofit import Retrofitted
 from uptake.text.chunks.view import listed
 from uptake.text.overlap import LeakFilter, Overlap
@@ -77,7 +77,9 @@ class ChunkNeighbours:
         return torch.cat([self.source.sample(1, self.k, np.random.default_rng(seed)) for seed in seeds])
 
 
-def held(texts: Sequence[str], tokenizer: Tokenizer, table: Tensor, length: int) -> NeighbourSource:
+def chunks_in_memory(
+    texts: Sequence[str], tokenizer: Tokenizer, table: Tensor, length: int
+) -> NeighbourSource:
     """Return the chunks of a few texts in memory; `table` is a model's token embeddings."""
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
     chunks = listed(documents, tokenizer, length, _Averages(tokenizer, table))
@@ -115,7 +117,7 @@ class RetroLM(Wrapper):
     def __init__(
         self,
         inner: LM,
-        network: Retro,
+        network: RetroParts,
         places: Mapping[int, str],
         neighbours: Sequence[ChunkNeighbours | None],
     ) -> None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PACE = 10.0  # biases are numbers by themselves where dot products are sums of many: let them move as fast
+BIAS_SPEED = (
+    10.0  # biases are numbers by themselves where dot products are sums of many: let them move as fast
+)
 
 
-class Sizes(NamedTuple):
+class RetroSizes(NamedTuple):
     """What the network stands beside, and its own measures.
 
     `model` is the width of the model's hidden states, `embedding` that of its token embeddings,
@@ -30,7 +32,7 @@ class Sizes(NamedTuple):
     encoder: int = 2  # layers of the encoder
 
 
-class Attention(nn.Module):
+class DistanceAttention(nn.Module):
     """Multi-head attention from one set of vectors to another, with a bias for each head and distance.
 
     Distances beyond `reach` count as `reach`.
@@ -55,7 +57,7 @@ class Attention(nn.Module):
         distances = torch.arange(-self.reach, self.reach + 1)
         for head in range(self.heads):
             sought = 1 if head and head == self.heads - 1 else -1
-            self.bias.data[head] = -2.0 * (distances - sought).abs().clamp(max=8) / PACE
+            self.bias.data[head] = -2.0 * (distances - sought).abs().clamp(max=8) / BIAS_SPEED
 
     def forward(self, asking: Tensor, asked: Tensor, distance: Tensor, seen: Tensor | None = None) -> Tensor:
         """Return [batch, n, width of asking] for asking [batch, n, ...] and asked [batch, s, ...].
@@ -67,7 +69,9 @@ class Attention(nn.Module):
             made.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for made in (self.queries(asking), self.keys(asked), self.values(asked))
         )
-        bias = PACE * self.bias[:, distance.clamp(-self.reach, self.reach) + self.reach].to(q.dtype)[None]
+        bias = (
+            BIAS_SPEED * self.bias[:, distance.clamp(-self.reach, self.reach) + self.reach].to(q.dtype)[None]
+        )
         if seen is not None:
             # The least number and not minus infinity, which would make a row without anything NaN.
             bias = bias.masked_fill(~seen[:, None, None], torch.finfo(bias.dtype).min)
@@ -78,14 +82,14 @@ class Attention(nn.Module):
 class EncoderLayer(nn.Module):
     """Attention within a neighbour, both ways; attention to the chunk it was found for; a feed-forward."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: RetroSizes) -> None:
         super().__init__()
         width, reach = sizes.width, 2 * sizes.chunk
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.chunk_norm = nn.LayerNorm(sizes.model)
-        self.within = Attention(width, width, width, sizes.heads, reach)
+        self.within = DistanceAttention(width, width, width, sizes.heads, reach)
         self.within.near()
-        self.to_chunk = Attention(width, sizes.model, width, sizes.heads, reach)
+        self.to_chunk = DistanceAttention(width, sizes.model, width, sizes.heads, reach)
         self.forwards = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, states: Tensor, chunk: Tensor, seen: Tensor) -> Tensor:
@@ -99,14 +103,16 @@ class EncoderLayer(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Chunked cross-attention of one block; before training what it adds is zero times `spread`."""
+    """Chunked cross-attention of one block; before training what it adds is zero times `initial_scale`."""
 
-    def __init__(self, sizes: Sizes, spread: float) -> None:
+    def __init__(self, sizes: RetroSizes, initial_scale: float) -> None:
         super().__init__()
         self.chunk = sizes.chunk
         self.norm, self.states_norm = nn.LayerNorm(sizes.model), nn.LayerNorm(sizes.width)
-        self.attention = Attention(sizes.model, sizes.width, sizes.width, sizes.heads, 2 * sizes.chunk)
-        self.gate = nn.Parameter(torch.full((sizes.model,), spread / PACE))
+        self.attention = DistanceAttention(
+            sizes.model, sizes.width, sizes.width, sizes.heads, 2 * sizes.chunk
+        )
+        self.gate = nn.Parameter(torch.full((sizes.model,), initial_scale / BIAS_SPEED))
 
     def forward(self, hidden: Tensor, states: Tensor, seen: Tensor, lead: int) -> Tensor:
         """Return what to add to hidden [batch, time, model].
@@ -130,14 +136,14 @@ class CrossAttention(nn.Module):
         # A chunk's last token is the first place that attends to its neighbours.
         asked = torch.arange(read.shape[1], device=hidden.device) % r
         found = self.attention(rows, read, m - 1 + places[:, None] - asked, masks)
-        found = torch.where(masks.any(-1)[:, None, None], PACE * self.gate * found, 0.0)
+        found = torch.where(masks.any(-1)[:, None, None], BIAS_SPEED * self.gate * found, 0.0)
         return found.reshape(batch, -1, hidden.shape[-1])[:, before_pad : before_pad + time]
 
 
-class Retro(nn.Module):
+class RetroParts(nn.Module):
     """The neighbour encoder, and a cross-attention for each of the chosen blocks."""
 
-    def __init__(self, sizes: Sizes, spread: float = 0.0) -> None:
+    def __init__(self, sizes: RetroSizes, initial_scale: float = 0.0) -> None:
         super().__init__()
         self.sizes = sizes
         # Embeddings come in at all sizes; without the norm attention would drown small ones.
@@ -145,7 +151,9 @@ class Retro(nn.Module):
         if sizes.embedding != sizes.width:
             self.enter.append(nn.Linear(sizes.embedding, sizes.width, bias=False))
         self.encoder = nn.ModuleList(EncoderLayer(sizes) for _ in range(sizes.encoder))
-        self.cross = nn.ModuleDict({str(layer): CrossAttention(sizes, spread) for layer in sizes.layers})
+        self.cross = nn.ModuleDict(
+            {str(layer): CrossAttention(sizes, initial_scale) for layer in sizes.layers}
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,10 +178,10 @@ class Retro(nn.Module):
         return self.cross[str(layer)](hidden, states, seen, lead)  # type: ignore[no-any-return]
 
 
-def even(norm: nn.LayerNorm, inputs: Tensor) -> None:
+def standardise(norm: nn.LayerNorm, inputs: Tensor) -> None:
     """Set a norm so that over these inputs, [n, width], each dimension has mean 0 and variance 1."""
     with torch.no_grad():
         bare = functional.layer_norm(inputs, inputs.shape[-1:], eps=norm.eps)
-        spread = bare.std(0).clamp(min=1e-3)
-        norm.weight.copy_(1 / spread)
-        norm.bias.copy_(-bare.mean(0) / spread)
+        initial_scale = bare.std(0).clamp(min=1e-3)
+        norm.weight.copy_(1 / initial_scale)
+        norm.bias.copy_(-bare.mean(0) / initial_scale)

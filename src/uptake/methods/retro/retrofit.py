@@ -10,7 +10,7 @@ from uptake.adaptation.delta import Delta, wide
 from uptake.adaptation.trainable import FROZEN, All
 from uptake.lm.attention_hook import AttentionHook, find
 from uptake.lm.base import LM, Cache
-from uptake.methods.retro.network import Attention, Retro, even
+from uptake.methods.retro.network import DistanceAttention, RetroParts, standardise
 
 _ROWS, _PLACES, _TIMES = 24, 512, 2  # of the text from which hidden states are known
 _RIDGE = 1e-2  # of the least squares
@@ -29,7 +29,7 @@ class Past(NamedTuple):
 class Retrofitted:
     """A language model with a network's cross-attention in its blocks, given the neighbours to read."""
 
-    def __init__(self, lm: LM, network: Retro, places: Mapping[int, str]) -> None:
+    def __init__(self, lm: LM, network: RetroParts, places: Mapping[int, str]) -> None:
         self.lm, opened = lm.trainable_copy(FROZEN, Delta(lm.fingerprint), torch.Generator())
         self.network, self._placed = network, AttentionHook(opened.module, places)
         self._embed: Any = opened.module.get_input_embeddings()  # type: ignore[operator]
@@ -86,7 +86,7 @@ class _Run:
     """One forward pass: neighbours are encoded where the first layer comes by, and read in every layer."""
 
     def __init__(
-        self, network: Retro, embed: Any, ids: Tensor, tokens: Tensor, seen: Tensor, past: Past | None
+        self, network: RetroParts, embed: Any, ids: Tensor, tokens: Tensor, seen: Tensor, past: Past | None
     ) -> None:
         self.network, self.embed, self.tokens, self.before = network, embed, tokens, past
         self.ids = ids if past is None else torch.cat([past.ids, ids], 1)
@@ -121,10 +121,10 @@ class _Run:
         return Past(self.ids[:, done:], self.hidden[:, done:], self.states[:, -1:], self.seen[:, -1:])
 
 
-class Network(nn.Module):
+class RetroNetwork(nn.Module):
     """The new parts, and the weights of the base that were trained along, if any."""
 
-    def __init__(self, lm: LM, parts: Retro, base: str) -> None:
+    def __init__(self, lm: LM, parts: RetroParts, base: str) -> None:
         super().__init__()
         self.parts, self.kind, self._opened = parts, base, None
         under, moved = lm, dict[str, nn.Parameter]()
@@ -142,7 +142,7 @@ class Network(nn.Module):
         return lm if self._opened is None else lm.overlay(self._opened.delta())
 
 
-def acquaint(network: Network) -> None:
+def initialise_from_base(network: RetroNetwork) -> None:
     """Let the new parts begin as what finds the words read last in a neighbour and reads off the next one.
 
     Trained models put most of a hidden state's size into a few dimensions that hardly tell tokens apart;
@@ -157,7 +157,7 @@ def acquaint(network: Network) -> None:
     parts.to(table.device)
     m = parts.sizes.chunk
     with torch.no_grad():
-        even(parts.enter[0], table.to(parts.dtype))  # type: ignore[arg-type]
+        standardise(parts.enter[0], table.to(parts.dtype))  # type: ignore[arg-type]
         places = min(_PLACES, fitted.lm.window)
         ids = fitted.likely(max(_ROWS, -(-8 * m // places)), places)
         fitted.visit(ids, lambda layer, hidden: found.update({layer: hidden.to(parts.dtype).flatten(0, 1)}))
@@ -177,7 +177,7 @@ def acquaint(network: Network) -> None:
         for name, cross in parts.cross.items():
             hidden, normed = found[int(name)][:count], cross.states_norm(states)  # type: ignore[operator]
             own = _SHARP * _guess(cross.norm, hidden, normed)  # type: ignore[arg-type]
-            attention: Attention = cross.attention  # type: ignore[assignment]
+            attention: DistanceAttention = cross.attention  # type: ignore[assignment]
             attention.queries.weight.copy_(attention.keys.weight @ own)
             values = attention.values(normed[inner])
             attention.out.weight.copy_(hidden.pow(2).mean().sqrt() * _map(values, coming.to(values)))
@@ -185,7 +185,7 @@ def acquaint(network: Network) -> None:
 
 def _guess(norm: nn.LayerNorm, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Set the norm for these hidden states, [n, model], and return the map from it to tokens, [n, width]."""
-    even(norm, hidden)
+    standardise(norm, hidden)
     return _map(norm(hidden), tokens)
 
 
