@@ -45,6 +45,7 @@ def results(
             "fingerprint": "41b0dd9e5c7712aa",
         },
         protocol={
+            "leak_enabled": True,
             "name": "per-query",
             "prefix share": 0.5,
             "max containment": 0.5,

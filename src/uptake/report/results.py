@@ -49,7 +49,7 @@ class Header:
     versions: Mapping[str, str]
     model: Mapping[str, str | int]
     store: Mapping[str, str | int]
-    protocol: Mapping[str, str | int | float]
+    protocol: Mapping[str, str | int | float | bool]
     settings: Mapping[str, Mapping[str, object]]  # method -> every setting of it
     peak_rss_bytes: Mapping[str, int] = field(default_factory=dict)  # method -> most memory held
     peak_gpu_bytes: Mapping[str, int] = field(default_factory=dict)  # the same on a GPU, where there is one

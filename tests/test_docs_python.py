@@ -1,0 +1,60 @@
+"""The Python of docs/python.md and docs/adapters.md runs as it stands, on the demo's model."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+NOTE = "def note_{0}(value):\n    # Keeps the value under the number {0}.\n    return table.set({0}, value)\n"
+
+
+def blocks(page: str) -> str:
+    """Return the Python blocks of a page as one program."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf8"), re.S))
+
+
+def run(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Run a program in a folder, with the demo's model in place of GPT-2."""
+    demo = str(ROOT / "examples" / "demo-model")
+    script = folder / "program.py"
+    script.write_text(code.replace('"gpt2"', repr(demo)), encoding="utf8")
+    monkeypatch.chdir(folder)
+    return runpy.run_path(str(script))
+
+
+def write_lines(path: Path, documents: dict[str, str]) -> None:
+    lines = [json.dumps({"id": name, "text": text}) for name, text in documents.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf8")
+
+
+@pytest.mark.long
+def test_the_python_of_the_docs_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(tmp_path / "corpus.jsonl", {"an-id": "import numpy as np\n", "another": "import os\n"})
+    (tmp_path / "src").mkdir()
+    for number in range(3):
+        (tmp_path / "src" / f"note_{number}.py").write_text(NOTE.format(number), encoding="utf8")
+    write_lines(tmp_path / "test.jsonl", {"unseen": NOTE.format(9) * 2})
+    made = run(tmp_path, blocks("python.md"), monkeypatch)
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) > 8
+    assert made["uptake"].read_json(tmp_path / "report.json") == made["results"]  # type: ignore[attr-defined]
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert made["store"].info()["documents"] == 4  # type: ignore[attr-defined]  # of 5, one was removed
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {
+        "session.safetensors",
+        "state.safetensors",
+        "delta.safetensors",
+    }
+    _, exporting = blocks("adapters.md").split("from uptake.export", 1)
+    code = f'import uptake\nmodel = uptake.load("gpt2")\nfrom uptake.export{exporting}'
+    run(tmp_path, code, monkeypatch)
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
