@@ -7,6 +7,7 @@ On a GPU they are seconds of the clock.
 
     OMP_NUM_THREADS=1 python bench/side_by_side.py             # writes bench/side_by_side.json
     OMP_NUM_THREADS=1 python bench/side_by_side.py --gpt2      # a random GPT-2 shape of 110 M as well
+    OMP_NUM_THREADS=1 python bench/side_by_side.py --model M   # any causal model, by name or folder, as well
 """
 
 import argparse
@@ -171,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("bench/side_by_side.json"))
     parser.add_argument("--gpt2", action="store_true", help="a random GPT-2 shape of 110 M too; takes 2 GB")
+    parser.add_argument("--model", help="a name or folder: this model too, at as few rounds as GPT-2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rank", type=int, default=16)
     arguments = parser.parse_args()
@@ -178,8 +180,13 @@ def main() -> None:
     demo = uptake.load(str(DEMO), device=arguments.device)
     found: dict[str, Any] = {"device": arguments.device, "torch": torch.__version__, "rank": arguments.rank}
     found |= measured("demo", demo, arguments.rank, Load())
+    load = SMALL if arguments.device == "cpu" else Load()
+    if arguments.model:
+        name = Path(arguments.model).name
+        found[name] = measured(
+            name, uptake.load(arguments.model, device=arguments.device), arguments.rank, load
+        )
     if arguments.gpt2:
-        load = SMALL if arguments.device == "cpu" else Load()
         found["gpt2"] = measured("GPT-2", gpt2(demo.tokenizer, arguments.device), arguments.rank, load)
     write_whole(arguments.out, json.dumps(found, indent=1).encode())
 
