@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import clusters  # noqa: E402
 from stubs import StubEncoder  # noqa: E402
 from uptake.store import datastore as datastore_module  # noqa: E402
-from uptake.store import writing as writing_module  # noqa: E402
+from uptake.store.passages import writing as writing_module  # noqa: E402
 from uptake.store.cluster import Cluster  # noqa: E402
 from uptake.store.cluster import build as build_module  # noqa: E402
 from uptake.store.datastore import Datastore  # noqa: E402
