@@ -20,10 +20,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 import clusters  # noqa: E402
 from stubs import StubEncoder  # noqa: E402
 from uptake.store import datastore as datastore_module  # noqa: E402
-from uptake.store.passages import writing as writing_module  # noqa: E402
 from uptake.store.cluster import Cluster  # noqa: E402
 from uptake.store.cluster import build as build_module  # noqa: E402
 from uptake.store.datastore import Datastore  # noqa: E402
+from uptake.store.passages import writing as writing_module  # noqa: E402
 from uptake.text import readers  # noqa: E402
 
 FILES, WORDS = 24, 12_000  # of the corpus
