@@ -1,4 +1,4 @@
-"""Neighbours found ahead: those that a search finds, none of a document's own, resumed and refused."""
+"""ChunkNeighbours found ahead: those that a search finds, none of a document's own, resumed and refused."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from uptake.errors import BadInput, Busy, Damaged, Mismatch
 from uptake.store import Datastore
 from uptake.store.remote.lease import FileLease
 from uptake.store.views import chunk_neighbours
-from uptake.store.views.chunk_neighbours import Neighbours, Remembered, find_neighbours, queries_of
+from uptake.store.views.chunk_neighbours import ChunkNeighbours, NeighbourCache, find_neighbours, queries_of
 from uptake.text.chunks.cutting import cut
 from uptake.text.chunks.view import BoundChunks
 from uptake.text.types import stable_hash
@@ -32,18 +32,18 @@ def corpus(documents=DOCUMENTS):
 
 
 def test_what_is_kept_is_what_a_search_finds_and_nothing_finds_itself(store, tmp_path):
-    told = []
-    find_neighbours(tmp_path / "n", corpus(), chunks_for(store), 3, told.append)
-    assert told == [1, 2, 3, 4, 5, 6]
+    counts = []
+    find_neighbours(tmp_path / "n", corpus(), chunks_for(store), 3, counts.append)
+    assert counts == [1, 2, 3, 4, 5, 6]
     fingerprint = chunks_for(store)(DOCUMENTS[0]).fingerprint
-    kept = Neighbours.read(tmp_path / "n", fingerprint)
+    stored = ChunkNeighbours.read(tmp_path / "n", fingerprint)
     view = chunks_for(store)(DOCUMENTS[0])._view
     whose = dict(
         zip(view.columns.records["id"].tolist(), view.columns.records["document"].tolist(), strict=True)
     )
     found = 0
     for each, queries in corpus():
-        ids = kept.of(each.id, queries)
+        ids = stored.of(each.id, queries)
         assert ids.shape == (len(queries), 3) and ids.dtype == np.int64
         assert ids.tolist() == chunks_for(store)(each).search(queries, 3).tolist()
         assert stable_hash(each.id) not in {whose[key] for key in ids[ids >= 0].tolist()}
@@ -51,10 +51,10 @@ def test_what_is_kept_is_what_a_search_finds_and_nothing_finds_itself(store, tmp
     assert found > 50
     free = store.source("x").chunks(Counting().fingerprint).search(corpus()[0][1], 1)
     assert stable_hash("0") in {whose[key] for key in free[:, 0].tolist()}, "without its name it finds itself"
-    with pytest.raises(BadInput, match="document 'stranger': nobody looked"):
-        kept.of("stranger", [])
-    with pytest.raises(BadInput, match="document '0': nobody looked"):
-        kept.of("0", ["other queries"])
+    with pytest.raises(BadInput, match="document 'stranger': no neighbours are stored"):
+        stored.of("stranger", [])
+    with pytest.raises(BadInput, match="document '0': no neighbours are stored"):
+        stored.of("0", ["other queries"])
 
 
 def test_queries_are_a_documents_full_chunks():
@@ -82,8 +82,8 @@ def test_an_interruption_is_resumed_and_says_the_same(store, tmp_path, monkeypat
     find_neighbours(tmp_path / "n", corpus(), chunks_for(store), 2)
     find_neighbours(tmp_path / "whole", corpus(), chunks_for(store), 2)
     fingerprint = chunks_for(store)(DOCUMENTS[0]).fingerprint
-    one, other = (Neighbours.read(tmp_path / name, fingerprint) for name in ("n", "whole"))
-    assert len(one.about.commits) > 1 and (one.arrays["ids"] == other.arrays["ids"]).all()
+    one, other = (ChunkNeighbours.read(tmp_path / name, fingerprint) for name in ("n", "whole"))
+    assert len(one.metadata.commits) > 1 and (one.arrays["ids"] == other.arrays["ids"]).all()
     assert len(one.arrays["documents"]) == len(DOCUMENTS)
 
 
@@ -95,14 +95,14 @@ def test_another_store_another_k_damage_and_a_second_writer_are_refused(store, t
     with pytest.raises(BadInput, match="k = 0"):
         find_neighbours(tmp_path / "n", corpus(), chunks_for(store), 0)
     with pytest.raises(BadInput, match="holds no neighbours"):
-        Neighbours.read(tmp_path / "nothing", fingerprint)
+        ChunkNeighbours.read(tmp_path / "nothing", fingerprint)
     with FileLease(tmp_path / "n" / "writer.lock"), pytest.raises(Busy):
         find_neighbours(tmp_path / "n", corpus(), chunks_for(store), 2)
     Datastore.open(store.path).remove(["5"])
     changed = Datastore.open(store.path)
     now = chunks_for(changed)(DOCUMENTS[0]).fingerprint
     for attempt in (
-        lambda: Neighbours.read(tmp_path / "n", now),
+        lambda: ChunkNeighbours.read(tmp_path / "n", now),
         lambda: find_neighbours(tmp_path / "n", corpus(), chunks_for(changed), 2),
     ):
         with pytest.raises(
@@ -111,15 +111,15 @@ def test_another_store_another_k_damage_and_a_second_writer_are_refused(store, t
             attempt()
     (file,) = (tmp_path / "n" / "neighbours").glob("*/documents")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(Damaged, match="delete it and look for the neighbours anew"):
-        Neighbours.read(tmp_path / "n", fingerprint)
+    with pytest.raises(Damaged, match="delete it and search for the neighbours again"):
+        ChunkNeighbours.read(tmp_path / "n", fingerprint)
 
 
 def test_a_corpus_of_nothing_long_enough_has_no_neighbours(store, tmp_path):
     short = document("short", 1)
     find_neighbours(tmp_path / "n", corpus([short]), chunks_for(store), 2)
-    kept = Neighbours.read(tmp_path / "n", chunks_for(store)(short).fingerprint)
-    assert kept.of("short", []).shape == (0, 2)
+    stored = ChunkNeighbours.read(tmp_path / "n", chunks_for(store)(short).fingerprint)
+    assert stored.of("short", []).shape == (0, 2)
 
 
 def test_a_search_is_made_once_and_never_again_by_whoever_asks(store, tmp_path, monkeypatch):
@@ -134,20 +134,20 @@ def test_a_search_is_made_once_and_never_again_by_whoever_asks(store, tmp_path, 
     monkeypatch.setattr(BoundChunks, "search", listening)
     source = store.source("x", document_id="0")
 
-    def ask(name, kept, queries, k=2):
+    def ask(name, stored, queries, k=2):
         return (
-            source.remembering(lambda chunks: kept.chunks(name, chunks))
+            source.with_chunks(lambda chunks: stored.chunks(name, chunks))
             .chunks(fingerprint)
             .search(queries, k)
         )
 
     (_, one), (_, two) = corpus()[:2]
-    with Remembered(tmp_path / "n") as kept:
-        first = ask("d", kept, one)
-        assert ask("d", kept, one).tolist() == first.tolist() and searched == [one]
-        with pytest.raises(Busy), Remembered(tmp_path / "n"):
+    with NeighbourCache(tmp_path / "n") as stored:
+        first = ask("d", stored, one)
+        assert ask("d", stored, one).tolist() == first.tolist() and searched == [one]
+        with pytest.raises(Busy), NeighbourCache(tmp_path / "n"):
             pass
-        there = source.remembering(lambda chunks: kept.chunks("d", chunks)).chunks(fingerprint)
+        there = source.with_chunks(lambda chunks: stored.chunks("d", chunks)).chunks(fingerprint)
         bare = source.chunks(fingerprint)
         assert (there.length, there.fingerprint) == (bare.length, bare.fingerprint)
         assert all(map(torch.equal, there.tokens(first), bare.tokens(first)))
@@ -155,20 +155,20 @@ def test_a_search_is_made_once_and_never_again_by_whoever_asks(store, tmp_path, 
         assert torch.equal(there.sample(3, 2, next(seeds)), bare.sample(3, 2, next(seeds)))
         assert there.without([]).search(one, 2).tolist() == first.tolist()
     searched.clear()
-    with pytest.raises(KeyboardInterrupt), Remembered(tmp_path / "n") as kept:
-        assert ask("d", kept, one).tolist() == first.tolist() and not searched
-        ask("e", kept, one)
-        ask("d", kept, two)
+    with pytest.raises(KeyboardInterrupt), NeighbourCache(tmp_path / "n") as stored:
+        assert ask("d", stored, one).tolist() == first.tolist() and not searched
+        ask("e", stored, one)
+        ask("d", stored, two)
         assert searched == [one, two], "another document, other queries"
         raise KeyboardInterrupt
     searched.clear()
-    with Remembered(tmp_path / "n") as kept:
-        ask("d", kept, one)
-        ask("e", kept, one)
-        assert searched == [one], "what was not yet written down is looked for again"
+    with NeighbourCache(tmp_path / "n") as stored:
+        ask("d", stored, one)
+        ask("e", stored, one)
+        assert searched == [one], "what was not yet written down is searched for again"
         with pytest.raises(Mismatch, match="holds 2 neighbours each, not 3"):
-            ask("d", kept, one, 3)
+            ask("d", stored, one, 3)
     Datastore.open(store.path).remove(["5"])
     source = Datastore.open(store.path).source("x")
-    with Remembered(tmp_path / "n") as kept, pytest.raises(Mismatch, match="the store has changed"):
-        ask("d", kept, one)
+    with NeighbourCache(tmp_path / "n") as stored, pytest.raises(Mismatch, match="the store has changed"):
+        ask("d", stored, one)

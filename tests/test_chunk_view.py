@@ -11,7 +11,7 @@ import toys
 from stubs import Letters, StubEncoder
 from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.store import Datastore
-from uptake.store.views import growing, key_index
+from uptake.store.views import key_index, view_writer
 from uptake.text.chunks.view import listed
 from uptake.text.overlap import LeakFilter, Overlap
 from uptake.text.tokenizer import Tokenizer
@@ -133,7 +133,7 @@ def test_removed_documents_are_gone_and_new_ones_wanted(tmp_path):
 
 
 def test_a_changed_document_has_its_new_chunks_and_back_again_its_old_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(growing, "_DEAD", 1.0)
+    monkeypatch.setattr(view_writer, "_DEAD", 1.0)
     store, encode = made(tmp_path / "s", [document("b"), document("a")])
     first = contents(chunks_of(store))
     for seed in (1, 2):  # the same document, dead and alive, lies side by side in the files
@@ -190,7 +190,7 @@ def test_another_tokenizer_length_or_encoder_is_refused(tmp_path):
     with pytest.raises(Mismatch, match="were embedded by stranger, the store has stub"):
         chunks_of(Datastore.open(tmp_path / "s", encoder=StubEncoder()))
     about.write_text(about.read_text().replace('"length"', '"width"'))
-    with pytest.raises(Damaged, match=r"a setting that cannot be.*--fresh` cuts them anew"):
+    with pytest.raises(Damaged, match=r"invalid id, size or setting.*--fresh` cuts them anew"):
         chunks_of(store)
     store.read_chunks(encode, length=9, fresh=True)
     assert chunks_of(store).length == 9 and store.info()["chunk_tokens"] == 9
@@ -240,8 +240,8 @@ def test_purging_leaves_no_chunk_of_what_was_removed(tmp_path):
 
 
 def test_an_interruption_loses_only_what_was_not_committed(tmp_path, monkeypatch):
-    monkeypatch.setattr(growing, "COMMIT", 200)
-    monkeypatch.setattr(growing, "CHARACTERS", 100)
+    monkeypatch.setattr(view_writer, "COMMIT", 200)
+    monkeypatch.setattr(view_writer, "CHARACTERS", 100)
     documents = [document(str(i)) for i in range(8)]
     store, first, second = make(tmp_path / "s", documents), Counting(), Counting()
     first.fails_after = 1200
@@ -259,8 +259,8 @@ import sys
 sys.path[:0] = {path!r}
 from stubs import Letters
 from uptake.store import Datastore
-from uptake.store.views import growing
-growing.COMMIT, growing.CHARACTERS = 100, 100
+from uptake.store.views import view_writer
+view_writer.COMMIT, view_writer.CHARACTERS = 100, 100
 store = Datastore.open(sys.argv[1])
 store.read_chunks(Letters(), length=8, progress=lambda done, every: print(done, flush=True))
 """

@@ -42,7 +42,7 @@ from uptake.report.scored.rows import Scored, Showcase
 from uptake.report.streamed.rows import Answered, Asked, Drifted, Spent, Stopped
 from uptake.store.layout import METRICS, Layout, View
 from uptake.store.views.chunk_neighbours import NEIGHBOURS
-from uptake.store.views.stored import About, Commit
+from uptake.store.views.view_files import Commit, ViewMetadata
 from uptake.train import Point, Training, train
 
 
@@ -368,13 +368,13 @@ def test_an_about_json_of_other_kinds_is_refused(tmp_path: Path, change: dict[st
     folder = tmp_path / NEIGHBOURS.name
     folder.mkdir()
     good = Commit({"ids": 16, "documents": 16}, {"ids": "", "documents": ""})
-    about = About("abc", "", "f", 2, commits=(good,), kind=NEIGHBOURS)
+    about = ViewMetadata("abc", "", "f", 2, commits=(good,), kind=NEIGHBOURS)
     about.write(tmp_path)
-    assert About.read(NEIGHBOURS, tmp_path) == about
+    assert ViewMetadata.read(NEIGHBOURS, tmp_path) == about
     file = folder / "about.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(Damaged, match=r"about\.json: not what was written \(.*\); delete it and look"):
-        About.read(NEIGHBOURS, tmp_path)
+    with pytest.raises(Damaged, match=r"about\.json: not what was written \(.*\); delete it and search"):
+        ViewMetadata.read(NEIGHBOURS, tmp_path)
 
 
 def test_a_line_of_a_journal_that_is_no_part_is_a_part_not_done(tmp_path: Path) -> None:

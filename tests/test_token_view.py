@@ -11,7 +11,7 @@ from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.store import Datastore
 from uptake.store.passages.index_cache import cache_folder
-from uptake.store.views import growing, key_index, token_reading
+from uptake.store.views import key_index, token_reading, view_writer
 from uptake.text.overlap import LeakFilter, Overlap
 from uptake.text.types import Chunking, Document, Keyed, stable_hash
 
@@ -213,8 +213,8 @@ def test_a_changed_document_has_its_new_tokens_and_an_older_version_is_refused(t
 
 
 def test_a_crash_loses_only_what_was_not_committed(tmp_path, monkeypatch):
-    monkeypatch.setattr(growing, "COMMIT", 200)
-    monkeypatch.setattr(growing, "CHARACTERS", 100)
+    monkeypatch.setattr(view_writer, "COMMIT", 200)
+    monkeypatch.setattr(view_writer, "CHARACTERS", 100)
     monkeypatch.setattr(token_reading, "CHARACTERS", 100)
     documents = [document(str(i)) for i in range(8)]
     store, reader = make(tmp_path / "s", documents), StubKeyer()

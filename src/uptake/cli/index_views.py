@@ -10,7 +10,7 @@ from uptake.cli import inputs, options, screen
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore
-    from uptake.store.views.growing import ReadTokens
+    from uptake.store.views.view_writer import ReadTokens
 
 TOKENS = options.examples(
     "uptake index tokens notes.store -m gpt2",

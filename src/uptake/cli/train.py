@@ -16,7 +16,7 @@ from uptake.errors import BadInput
 if TYPE_CHECKING:
     from uptake.methods.contract.learned import Material
     from uptake.store.datastore import Datastore
-    from uptake.store.views.chunk_neighbours import Remembered
+    from uptake.store.views.chunk_neighbours import NeighbourCache
     from uptake.text.types import Document, Source
     from uptake.train import Point
 
@@ -99,7 +99,7 @@ def train(
         from uptake.lm import loading
         from uptake.methods.contract.learned import learner_of
         from uptake.settings import apply
-        from uptake.store.views.chunk_neighbours import Remembered
+        from uptake.store.views.chunk_neighbours import NeighbourCache
     found = learner_of(methods.find(method))
     if found is None:
         learned = [name for name in methods.names() if learner_of(methods.find(name)) is not None]
@@ -116,7 +116,7 @@ def train(
         sources = None
         if store is not None:
             opened = inputs.open_store(store, threads=threads)
-            sources = _sources(opened, closing.enter_context(Remembered(neighbours)))
+            sources = _sources(opened, closing.enter_context(NeighbourCache(neighbours)))
         material = _material(documents, questions, unrelated, limit, sources)
         shown = _material(valid_documents, valid_questions, unrelated, limit, sources)
         with screen.status("loading the model"):
@@ -163,7 +163,7 @@ def train(
     _show(points, file, as_json)
 
 
-def _sources(store: "Datastore", kept: "Remembered") -> "Sources":
+def _sources(store: "Datastore", cache: "NeighbourCache") -> "Sources":
     from uptake.text.types import stable_hash
 
     def source(document: "Document") -> "Source":
@@ -171,7 +171,7 @@ def _sources(store: "Datastore", kept: "Remembered") -> "Sources":
         found = store.source("", document_id=document.id, group=document.group, whole_text=document.text)
         # The same text of the same name: what it may read, and so what it finds, is the same.
         name = f"{document.id} {stable_hash(document.group, document.text)}"
-        return found.remembering(lambda chunks: kept.chunks(name, chunks))
+        return found.with_chunks(lambda chunks: cache.chunks(name, chunks))
 
     return source
 

@@ -29,8 +29,8 @@ from uptake.store.passages.writing import Added, Writing
 from uptake.store.remote.lease import lease
 from uptake.store.remote.objects import Location, locate
 from uptake.store.views.chunk_reading import read_chunks
-from uptake.store.views.growing import ReadTokens
 from uptake.store.views.token_reading import read_tokens
+from uptake.store.views.view_writer import ReadTokens
 from uptake.store.views.views import Views
 from uptake.text.chunks.cutting import LENGTH
 from uptake.text.overlap import LeakFilter

@@ -10,7 +10,7 @@ from uptake.store.layout import TABLE, WATCHED, Layout
 from uptake.store.passages.index_cache import check_bases
 from uptake.store.passages.table import Table
 from uptake.store.remote.objects import Location, locate
-from uptake.store.views.stored import check
+from uptake.store.views.view_files import check_view
 from uptake.store.views.views import KINDS
 from uptake.text.types import passage_id, stable_hash
 
@@ -39,7 +39,7 @@ def verify_store(path: str | Location) -> list[str]:
             table.match("the words of any text", 1)
     except UptakeError as error:
         faults.append(str(error))
-    views = [line for kind in KINDS for line in check(kind, store)] if isinstance(store, Path) else []
+    views = [line for kind in KINDS for line in check_view(kind, store)] if isinstance(store, Path) else []
     return faults + views + check_bases(layout.uid)
 
 

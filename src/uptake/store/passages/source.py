@@ -142,25 +142,25 @@ class BoundSource:
         self._table = ranking.snapshot.table
         self._passages: dict[int, Passage] = {}
         self._judged: dict[int, Verdict] = {}
-        self._remember: Callable[[Chunks], Chunks] = lambda chunks: chunks
+        self._change_chunks: Callable[[Chunks], Chunks] = lambda chunks: chunks
 
-    def remembering(self, remember: Callable[[Chunks], Chunks]) -> "BoundSource":
-        """Return this source with chunks that `remember` makes of its own: what was found is kept there."""
+    def with_chunks(self, change: Callable[[Chunks], Chunks]) -> "BoundSource":
+        """Return this source with its chunks replaced by what `change` makes of them."""
         other = copy.copy(self)
-        other._remember = remember
+        other._change_chunks = change
         return other
 
     def search(self, k: int) -> Found:
         """Return the k nearest passages that do not leak, best first; fewer where the store has no more."""
         check_count(k)
-        found = self._adapt(k, self._candidates())
+        found = self._select(k, self._candidates())
         return replace(found, coverage=self._ranking.coverage)
 
     def sample(self, k: int, generator: np.random.Generator) -> Found:
         """Return k passages drawn evenly without replacement from all that do not leak; scores are 0."""
         check_count(k)
         ids = self._ranking.snapshot.sorted_ids
-        return self._adapt(k, ((int(ids[place]), 0.0) for place in _shuffled(len(ids), generator)))
+        return self._select(k, ((int(ids[place]), 0.0) for place in _shuffled(len(ids), generator)))
 
     def vectors(self, ids: Sequence[int]) -> Floats:
         """Return one row a passage id; raises BadInput for an unknown id or a lexical store."""
@@ -195,7 +195,7 @@ class BoundSource:
         """Return the chunks this query may read; raises BadInput, Mismatch, Damaged (see open_chunks)."""
         view = self._ranking.snapshot.chunks(fingerprint)
         query = self._query
-        return self._remember(view.bound(query.document_id, query.group, self._overlap, self._leak))
+        return self._change_chunks(view.bound(query.document_id, query.group, self._overlap, self._leak))
 
     def read_ahead(self, passages: dict[int, Passage]) -> None:
         """Take over passages that were read for a whole batch."""
@@ -203,7 +203,7 @@ class BoundSource:
             {key: passages[key] for key in self._ranking.ids[:_READ_AHEAD] if key in passages}
         )
 
-    def _adapt(self, k: int, candidates: Iterator[tuple[int, float]]) -> Found:
+    def _select(self, k: int, candidates: Iterator[tuple[int, float]]) -> Found:
         found: list[tuple[Passage, float, float]] = []
         withheld = 0
         while len(found) < k:

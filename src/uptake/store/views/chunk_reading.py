@@ -10,9 +10,9 @@ from uptake.errors import BadInput, Mismatch
 from uptake.store.layout import Layout
 from uptake.store.passages.table import Table
 from uptake.store.views.chunks import CHUNKS
-from uptake.store.views.growing import Growing, ReadTokens, forget, grow
-from uptake.store.views.stored import About
 from uptake.store.views.token_reading import passage_records, runs
+from uptake.store.views.view_files import ViewMetadata
+from uptake.store.views.view_writer import ReadTokens, ViewWriter, delete_view, extend_view
 from uptake.text.chunks.cutting import LENGTH, Columns, check_length, cut, joined
 from uptake.text.types import Encodes, Passage
 
@@ -40,24 +40,24 @@ def read_chunks(
     """
     check_length(length)
     if fresh:
-        forget(CHUNKS, store)
+        delete_view(CHUNKS, store)
     view = layout.views["passages"]
     settings: dict[str, str | int] = {"length": length, "encoder": view.encoder_fingerprint}
-    about = About.read(CHUNKS, store)
-    empty = About("", name, encode.fingerprint, view.dimensions, settings, kind=CHUNKS)
-    if about is not None and _made(about) != _made(empty):
+    metadata = ViewMetadata.read(CHUNKS, store)
+    empty = ViewMetadata("", name, encode.fingerprint, view.dimensions, settings, kind=CHUNKS)
+    if metadata is not None and _made(metadata) != _made(empty):
         raise Mismatch(
-            f"{store}: its chunks are {_made(about)}, asked for are {_made(empty)}; ask for the same, "
+            f"{store}: its chunks are {_made(metadata)}, asked for are {_made(empty)}; ask for the same, "
             "or give --fresh to cut them anew"
         )
     cutting = _Cutting(encode, length, embed if view.dimensions else None, layout.retriever != "dense")
-    return grow(store, table, empty, cutting.put, progress)
+    return extend_view(store, table, empty, cutting.append, progress)
 
 
-def _made(about: About) -> str:
-    settings = about.settings
+def _made(metadata: ViewMetadata) -> str:
+    settings = metadata.settings
     encoder = f", embedded by {settings['encoder']}" if settings["encoder"] else ""
-    return f"of {settings['length']} tokens, cut by tokenizer {about.fingerprint}{encoder}"
+    return f"of {settings['length']} tokens, cut by tokenizer {metadata.fingerprint}{encoder}"
 
 
 class _Cutting:
@@ -66,7 +66,7 @@ class _Cutting:
     def __init__(self, encode: Encodes, length: int, embed: Embed | None, words: bool) -> None:
         self._encode, self._length, self._embed, self._words = encode, length, embed, words
 
-    def put(self, growing: Growing, documents: Sequence[list[Passage]]) -> None:
+    def append(self, writer: ViewWriter, documents: Sequence[list[Passage]]) -> None:
         found, records = [], []
         for document in documents:
             pieces = [(run[0].start, "".join(passage.text for passage in run)) for run in runs(document)]
@@ -76,7 +76,7 @@ class _Cutting:
         columns = joined(found)
         if not self._words:
             columns.records["words"] = 0
-        growing.put(
+        writer.append(
             {
                 "values": columns.values,
                 "passages": np.concatenate(records),

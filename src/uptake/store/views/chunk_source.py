@@ -13,7 +13,7 @@ from uptake.store.layout import Layout
 from uptake.store.passages.table import Table
 from uptake.store.views.chunks import CHUNKS, columns_of
 from uptake.store.views.key_index import KeyIndex
-from uptake.store.views.stored import Kept
+from uptake.store.views.view_files import StoredView
 from uptake.text.chunks.cutting import Ids, Mask
 from uptake.text.chunks.finding import ByBoth, ByWords, Finder, stacked
 from uptake.text.chunks.view import Chunked
@@ -54,40 +54,40 @@ def open_chunks(
     Raises BadInput where there are none, or none of some documents yet, Damaged, and Mismatch for
     another tokenizer or encoder.
     """
-    kept, command = Kept.open(CHUNKS, store), f"`uptake index chunks {store} --model M`"
-    if kept is None:
+    stored, command = StoredView.open(CHUNKS, store), f"`uptake index chunks {store} --model M`"
+    if stored is None:
         raise BadInput(f"{store}: holds no chunks; cut them with {command}")
-    about, view = kept.about, layout.views["passages"]
-    if fingerprint != about.fingerprint:
+    metadata, view = stored.metadata, layout.views["passages"]
+    if fingerprint != metadata.fingerprint:
         raise Mismatch(
-            f"{store}: its chunks were cut by the tokenizer of {about.name or 'a model'} "
-            f"({about.fingerprint}), not by this one ({fingerprint}); give that model, or "
+            f"{store}: its chunks were cut by the tokenizer of {metadata.name or 'a model'} "
+            f"({metadata.fingerprint}), not by this one ({fingerprint}); give that model, or "
             "`uptake index chunks --fresh` with this one"
         )
-    if about.settings["encoder"] != view.encoder_fingerprint:
+    if metadata.settings["encoder"] != view.encoder_fingerprint:
         raise Mismatch(
-            f"{store}: its chunks were embedded by {about.settings['encoder']}, the store has "
-            f"{view.encoder_fingerprint}; {CHUNKS.anew(store)}"
+            f"{store}: its chunks were embedded by {metadata.settings['encoder']}, the store has "
+            f"{view.encoder_fingerprint}; {CHUNKS.rebuild_hint(store)}"
         )
-    live = kept.live(table)
-    if left := len(kept.missing(live, table)):
+    live = stored.live(table)
+    if left := len(stored.missing(live, table)):
         raise BadInput(f"{store}: {left} of its documents have no chunks yet; cut them with {command}")
-    columns, passages = columns_of(kept), kept.passages
+    columns, passages = columns_of(stored), stored.passages
     whose = np.searchsorted(np.cumsum(passages["tokens"]), columns.tokens_at[:-1], side="right")
     alive = live[whose]
-    told = [about.fingerprint, dict(about.settings), layout.retriever, layout.uid, table.version]
+    named = [metadata.fingerprint, dict(metadata.settings), layout.retriever, layout.uid, table.version]
     finders: list[Finder] = []
     if layout.retriever != "dense":
         finders.append(ByWords(columns, alive))
     if layout.retriever != "lexical":
         finders.append(
-            ByIndex(KeyIndex(kept, layout.uid, layout.index, threads), columns.records["id"], embed)
+            ByIndex(KeyIndex(stored, layout.uid, layout.index, threads), columns.records["id"], embed)
         )
     return Chunked(
         columns,
         alive,
         finders[0] if len(finders) == 1 else ByBoth(finders[0], finders[1], columns),
         (passages["id"], passages["tokens"]),
-        int(about.settings["length"]),
-        hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16],
+        int(metadata.settings["length"]),
+        hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16],
     )

@@ -1,6 +1,6 @@
 """The chunks of a store's documents on disk, as one tokenizer cut them and the store's encoder embedded them.
 
-Of their files (see kept.py), `chunks` says what each is, `texts` holds their text, `words` its words
+Of their files (see view_files.py), `chunks` says what each is, `texts` holds their text, `words` its words
 for a search by words and `vectors` one vector each for a search by vectors.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from uptake.store.passages.table import Ids
-from uptake.store.views.stored import PASSAGE, Arrays, Kept, Kind, documents_of
+from uptake.store.views.view_files import PASSAGE, Arrays, StoredView, ViewKind, documents_of
 from uptake.text.chunks.cutting import RECORD, Columns, edges_of
 
 
@@ -36,7 +36,7 @@ _FILES: dict[str, np.dtype[Any]] = {
     "words": np.dtype("<u8"),
     "vectors": np.dtype("<f2"),
 }
-CHUNKS = Kind(
+CHUNKS = ViewKind(
     "chunks",
     MappingProxyType(_FILES),
     "vectors",
@@ -47,6 +47,6 @@ CHUNKS = Kind(
 )
 
 
-def columns_of(kept: Kept) -> Columns:
+def columns_of(stored: StoredView) -> Columns:
     """Return the chunks as they lie on the disk."""
-    return Columns(*(kept.arrays[name] for name in ("chunks", "values", "texts", "words")))
+    return Columns(*(stored.arrays[name] for name in ("chunks", "values", "texts", "words")))

@@ -23,7 +23,7 @@ from uptake.errors import UptakeError
 from uptake.store.files import format_sums, one_line, read_json, sha256, write_json
 from uptake.store.passages.index_cache import Floats, cache_folder, clear_drafts, damaged, discard, private
 from uptake.store.passages.table import Ids
-from uptake.store.views.stored import Kept
+from uptake.store.views.view_files import StoredView
 
 LARGE = 65_536  # keys from which "auto" takes inverted lists: below, an exact search is as fast
 _BLOCK = 65_536  # keys made float32 at a time
@@ -45,10 +45,10 @@ class _About:
 class KeyIndex:
     """The vectors of a view. `kind` is flat, ivf or auto; `threads` is how many FAISS may use."""
 
-    def __init__(self, kept: Kept, uid: str, kind: str, threads: int | None) -> None:
+    def __init__(self, kept: StoredView, uid: str, kind: str, threads: int | None) -> None:
         self.keys = kept.vectors
         self._threads = threads
-        self._uid, self._family, self._id = uid, kept.about.kind.name, kept.about.id
+        self._uid, self._family, self._id = uid, kept.metadata.kind.name, kept.metadata.id
         self.lists = kind == "ivf" or (kind == "auto" and len(self.keys) >= LARGE)
         self._ivf: Any = None
         self._wide: Floats | None = None

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from uptake.errors import Mismatch
 from uptake.store.passages.table import Table
-from uptake.store.views.growing import CHARACTERS, Growing, ReadTokens, forget, grow
-from uptake.store.views.stored import PASSAGE, About, Records
 from uptake.store.views.tokens import TOKENS
+from uptake.store.views.view_files import PASSAGE, Records, ViewMetadata
+from uptake.store.views.view_writer import CHARACTERS, ReadTokens, ViewWriter, delete_view, extend_view
 from uptake.text.overlap import Shingles
 from uptake.text.types import Keyed, Keyer, Passage, stable_hash
 
@@ -26,18 +26,20 @@ def read_tokens(
     unless `fresh` says to begin anew, and Damaged.
     """
     if fresh:
-        forget(TOKENS, store)
-    about = About.read(TOKENS, store)
-    if about is not None and about.fingerprint != keyer.fingerprint:
+        delete_view(TOKENS, store)
+    metadata = ViewMetadata.read(TOKENS, store)
+    if metadata is not None and metadata.fingerprint != keyer.fingerprint:
         raise Mismatch(
-            f"{store}: its tokens were read by {about.name or 'a model'} ({about.fingerprint}), not by "
+            f"{store}: its tokens were read by {metadata.name or 'a model'} ({metadata.fingerprint}), not by "
             f"{keyer.name or 'this one'} ({keyer.fingerprint}); give that model, or --fresh to read them anew"
         )
-    empty = About("", keyer.name, keyer.fingerprint, keyer.dimensions, kind=TOKENS)
-    return grow(store, table, empty, lambda growing, documents: _put(growing, documents, keyer), progress)
+    empty = ViewMetadata("", keyer.name, keyer.fingerprint, keyer.dimensions, kind=TOKENS)
+    return extend_view(
+        store, table, empty, lambda writer, documents: _append(writer, documents, keyer), progress
+    )
 
 
-def _put(growing: Growing, documents: Sequence[list[Passage]], keyer: Keyer) -> None:
+def _append(writer: ViewWriter, documents: Sequence[list[Passage]], keyer: Keyer) -> None:
     found = [(place == 0, run) for document in documents for place, run in enumerate(runs(document))]
     while found:
         some, size = 0, 0
@@ -47,14 +49,14 @@ def _put(growing: Growing, documents: Sequence[list[Passage]], keyer: Keyer) -> 
         now, found = found[:some], found[some:]
         texts = ["".join(passage.text for passage in run) for _, run in now]
         for (first, run), keyed in zip(now, keyer.read(texts), strict=True):
-            _put_run(growing, run, keyed, first)
+            _append_run(writer, run, keyed, first)
 
 
-def _put_run(growing: Growing, run: Sequence[Passage], keyed: Keyed, first: bool) -> None:
+def _append_run(writer: ViewWriter, run: Sequence[Passage], keyed: Keyed, first: bool) -> None:
     words = [Shingles(passage.text).words for passage in run]
     records = passage_records(run, keyed.starts, first)
     records["words"] = [len(each) for each in words]
-    growing.put(
+    writer.append(
         {"keys": keyed.keys, "values": keyed.values, "passages": records, "words": np.concatenate(words)}
     )
 

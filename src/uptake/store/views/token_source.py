@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from uptake.errors import BadInput
 from uptake.store.passages.table import Ids, Table
 from uptake.store.views.key_index import KeyIndex
-from uptake.store.views.tokens import Stored
+from uptake.store.views.tokens import StoredTokens
 from uptake.text.overlap import LeakFilter, Overlap
 from uptake.text.types import Near, Tokens, stable_hash
 
@@ -21,14 +21,14 @@ Mask = NDArray[np.bool_]
 class TokenView:
     """The tokens of one version of a store. Raises BadInput where documents of it are not read yet."""
 
-    def __init__(self, stored: Stored, table: Table, index: KeyIndex) -> None:
+    def __init__(self, stored: StoredTokens, table: Table, index: KeyIndex) -> None:
         self.stored, self.table, self.index = stored, table, index
         self.live = stored.live(table)
         if left := len(stored.missing(self.live, table)):
             store = table.path.parent
             raise BadInput(
                 f"{store}: {left} of its documents have no tokens yet; read them with "
-                f"`uptake index tokens {store} --model {stored.about.name or 'M'}`"
+                f"`uptake index tokens {store} --model {stored.metadata.name or 'M'}`"
             )
 
     @cached_property
@@ -54,10 +54,10 @@ class TokenView:
             allowed &= records["document"] != stable_hash(document_id)
         if leak.same_group and group:
             allowed &= records["group"] != stable_hash(group)
-        asked = np.flatnonzero(allowed & self.stored.collection.suspects(overlap, leak))
-        passages = self.table.rows(records["id"][asked])
+        suspects = np.flatnonzero(allowed & self.stored.collection.suspects(overlap, leak))
+        passages = self.table.rows(records["id"][suspects])
         verdicts = [leak.judge(overlap, document_id, group, passage).leaks for passage in passages]
-        allowed[asked[np.array(verdicts, bool)]] = False
+        allowed[suspects[np.array(verdicts, bool)]] = False
         return allowed
 
 
@@ -104,8 +104,8 @@ class BoundTokens:
         return BoundTokens(self.view, self.passages, np.sort(chosen))
 
     def without(self, passages: Sequence[int]) -> Tokens:
-        kept = self.passages & ~np.isin(self.view.stored.passages["id"], np.asarray(passages, np.int64))
-        return BoundTokens(self.view, kept, self.places)
+        left = self.passages & ~np.isin(self.view.stored.passages["id"], np.asarray(passages, np.int64))
+        return BoundTokens(self.view, left, self.places)
 
     def _ranked(self, keys: Floats, places: Ids, k: int) -> Near:
         """Return the k nearest of each key's row of `places`, none of which leaks."""
@@ -131,6 +131,6 @@ class BoundTokens:
         return values[np.maximum(places, 0)] if len(values) else np.zeros(places.shape, np.int32)
 
     def _check(self, keys: NDArray[np.floating]) -> None:
-        width = self.view.stored.about.dimensions
+        width = self.view.stored.metadata.dimensions
         if keys.ndim != 2 or keys.shape[1] != width:
             raise BadInput(f"keys of shape {keys.shape}: the store's tokens have keys of {width} numbers")

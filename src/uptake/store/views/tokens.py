@@ -1,6 +1,6 @@
 """The tokens of a store's passages on disk, each with the key of the place before it, as one model read them.
 
-Of their files (see kept.py), `keys` holds the keys, mapped, and `words` the passages' words for the
+Of their files (see view_files.py), `keys` holds the keys, mapped, and `words` the passages' words for the
 leak filter.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput, Mismatch
 from uptake.store.passages.table import Ids
-from uptake.store.views.stored import PASSAGE, Arrays, Kept, Kind, documents_of
+from uptake.store.views.view_files import PASSAGE, Arrays, StoredView, ViewKind, documents_of
 from uptake.text.chunks.cutting import edges_of
 from uptake.text.overlap import Collection
 
@@ -31,7 +31,7 @@ _FILES: dict[str, np.dtype[Any]] = {
     "passages": PASSAGE,
     "words": np.dtype("<u8"),
 }
-TOKENS = Kind(
+TOKENS = ViewKind(
     "tokens",
     MappingProxyType(_FILES),
     "keys",
@@ -41,11 +41,11 @@ TOKENS = Kind(
 )
 
 
-class Stored(Kept):
+class StoredTokens(StoredView):
     """The tokens of a store."""
 
     @classmethod
-    def of(cls, store: Path, fingerprint: str) -> "Stored":
+    def of(cls, store: Path, fingerprint: str) -> "StoredTokens":
         """Map the tokens that a model with this fingerprint read.
 
         Raises BadInput where there are none, Mismatch where another model read them, Damaged.
@@ -55,11 +55,12 @@ class Stored(Kept):
             raise BadInput(
                 f"{store}: holds no tokens; read them with `uptake index tokens {store} --model M`"
             )
-        about = found.about
-        if fingerprint != about.fingerprint:
+        metadata = found.metadata
+        if fingerprint != metadata.fingerprint:
             raise Mismatch(
-                f"{store}: its tokens were read by {about.name or 'a model'} ({about.fingerprint}), not by "
-                f"this one ({fingerprint}); give that model, or `uptake index tokens --fresh` with this one"
+                f"{store}: its tokens were read by {metadata.name or 'a model'} ({metadata.fingerprint}), "
+                f"not by this one ({fingerprint}); give that model, "
+                "or `uptake index tokens --fresh` with this one"
             )
         return found
 

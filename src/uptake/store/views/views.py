@@ -1,4 +1,4 @@
-"""The views of a store that are kept beside its table."""
+"""The views of a store that lie in files beside its table."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from uptake.store.passages.table import Table
 from uptake.store.remote.objects import Location
 from uptake.store.views.chunk_source import open_chunks
 from uptake.store.views.chunks import CHUNKS
-from uptake.store.views.growing import purge
 from uptake.store.views.key_index import KeyIndex
-from uptake.store.views.stored import About
 from uptake.store.views.token_source import TokenView
-from uptake.store.views.tokens import TOKENS, Stored
+from uptake.store.views.tokens import TOKENS, StoredTokens
+from uptake.store.views.view_files import ViewMetadata
+from uptake.store.views.view_writer import purge_view
 from uptake.text.chunks.view import Chunked
 
 KINDS = (TOKENS, CHUNKS)
@@ -25,14 +25,14 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
 
 
 class Views:
-    """The tokens and the chunks of the store at `path`; `embed` is its own way of embedding."""
+    """The tokens and the chunks of the store at `path`; `embed` is the store's encoder."""
 
     def __init__(self, path: Location, layout: Layout, embed: Embed, threads: int | None) -> None:
         self._path, self._layout, self._embed, self._threads = path, layout, embed, threads
 
     @property
     def store(self) -> Path:
-        """The folder that the views lie in; raises BadInput where the store is none."""
+        """The store's folder; raises BadInput where the store lies in object storage."""
         if isinstance(self._path, Path):
             return self._path
         raise BadInput(
@@ -41,7 +41,7 @@ class Views:
 
     def tokens(self, table: Table, fingerprint: str) -> TokenView:
         """Return the tokens of a version as the keyer of this fingerprint read them."""
-        stored = Stored.of(self.store, fingerprint)
+        stored = StoredTokens.of(self.store, fingerprint)
         index = KeyIndex(stored, self._layout.uid, self._layout.index, self._threads)
         return TokenView(stored, table, index)
 
@@ -50,18 +50,18 @@ class Views:
         return open_chunks(self.store, table, self._layout, self._embed, self._threads, fingerprint)
 
     def info(self) -> dict[str, str | int]:
-        """Return what a person wants to know of those that are there."""
-        told: dict[str, str | int] = {}
+        """Return what `uptake index info` shows of the views there are."""
+        facts: dict[str, str | int] = {}
         if not isinstance(self._path, Path):
-            return told
-        if tokens := About.read(TOKENS, self._path):
-            told |= {"tokens": tokens.tokens, "tokens_read_by": tokens.name}
-        if chunks := About.read(CHUNKS, self._path):
-            told |= {"chunks": chunks.count("chunks"), "chunk_tokens": chunks.settings["length"]}
-        return told
+            return facts
+        if tokens := ViewMetadata.read(TOKENS, self._path):
+            facts |= {"tokens": tokens.tokens, "tokens_read_by": tokens.name}
+        if chunks := ViewMetadata.read(CHUNKS, self._path):
+            facts |= {"chunks": chunks.count("chunks"), "chunk_tokens": chunks.settings["length"]}
+        return facts
 
     def purge(self, table: Table) -> None:
-        """Leave no byte of what is gone from the table."""
+        """Erase from the views whatever the table no longer holds."""
         if isinstance(self._path, Path):
             for kind in KINDS:
-                purge(kind, self._path, table)
+                purge_view(kind, self._path, table)

@@ -1,8 +1,8 @@
-"""Views of a store that are kept in files beside its table: what they hold and how far it is good.
+"""Views of a store in files beside its table: their metadata, their checksums, and how they are mapped.
 
-STORE/KIND/about.json says how a view was made and how far the files in STORE/KIND/ID/ are good. Files
-only grow: what stands beyond the last commit is what a crash left. All of it is derived from the table:
-documents added since are missing, those removed or changed are passed over.
+STORE/KIND/about.json says how a view was made and how many bytes of the files in STORE/KIND/ID/ are
+valid. Files only grow: bytes beyond the last commit were left by a crash. All of it is derived from the
+table: documents added since are missing from the view, those removed or changed are ignored.
 """
 
 import hashlib
@@ -35,20 +35,20 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of view, or of what else grows so. A view has `values`, its tokens, and `passages`."""
+class ViewKind:
+    """One kind of view: its files and their record types. Tokens and chunks have `values` and `passages`."""
 
-    name: str  # of its folder, and what people call what it holds
+    name: str  # of its folder, and of its content in messages
     files: Mapping[str, np.dtype[Any]]
-    wide: str  # the file of vectors: the largest, and plain numbers, so `verify` alone sums it
-    fresh: str  # what makes it anew, and what mends it
-    mend: str
+    vectors_file: str  # the largest, and plain numbers: only `verify` checks its sum
+    rebuild: str  # the command that makes it anew, with {store} for the store's path
+    repair: str  # the command that mends it after damage
     edges: Callable[[Arrays], dict[str, Ids]]  # where each document's rows of each file begin
-    settings: tuple[str, ...] = ()  # what decides how it is made, besides what reads the text
+    settings: tuple[str, ...] = ()  # the names of the settings it is made with
 
-    def anew(self, store: Path) -> str:
-        """Say how a view that is damaged is mended."""
-        return self.fresh.format(store=store)
+    def rebuild_hint(self, store: Path) -> str:
+        """Return how to make a damaged view anew, for an error message."""
+        return self.rebuild.format(store=store)
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Commit:
 
 
 @dataclass(frozen=True)
-class _Written:
-    """The content of about.json. `fingerprint` is of what read the text, `settings` what else decides."""
+class _SavedMetadata:
+    """The content of about.json. `fingerprint` names the model or tokenizer that read the text."""
 
     id: str
-    name: str  # of the model, as a person would give it again
+    name: str  # of the model, as given on the command line
     fingerprint: str
     dimensions: int  # of a vector, 0 for none
     settings: Mapping[str, str | int] = field(default_factory=dict)
@@ -72,14 +72,14 @@ class _Written:
 
 
 @dataclass(frozen=True)
-class About(_Written):
-    """What is known of one view: what its about.json says, and which kind it is of."""
+class ViewMetadata(_SavedMetadata):
+    """The metadata of one view: the content of its about.json, and its kind."""
 
-    kind: Kind = field(kw_only=True, repr=False)
+    kind: ViewKind = field(kw_only=True, repr=False)
 
     @property
     def ends(self) -> dict[str, int]:
-        """How many bytes of each file are good."""
+        """How many bytes of each file are valid."""
         return self.commits[-1].bytes if self.commits else dict.fromkeys(self.kind.files, 0)
 
     @property
@@ -91,8 +91,8 @@ class About(_Written):
         return self.ends[name] // self.kind.files[name].itemsize
 
     @classmethod
-    def read(cls, kind: Kind, store: Path) -> "About | None":
-        """Return what is told of a store's view, None where there is none. Raises Damaged, BadInput."""
+    def read(cls, kind: ViewKind, store: Path) -> "ViewMetadata | None":
+        """Return the metadata of a store's view, None where there is none. Raises Damaged, BadInput."""
         path = store / kind.name / "about.json"
         if not path.is_file():
             return None
@@ -100,31 +100,31 @@ class About(_Written):
             data = read_json(path)
         form = data.pop("format", None)
         if type(form) is int and form != FORMAT:
-            raise BadInput(f"{path}: format {form} is not {FORMAT}; {kind.anew(store)}")
+            raise BadInput(f"{path}: format {form} is not {FORMAT}; {kind.rebuild_hint(store)}")
         try:
             if form != FORMAT:
                 raise Malformed(f"format is {form!r}")
-            about = cls(**vars(load(_Written, data)), kind=kind)
-            about.check()
+            metadata = cls(**vars(load(_SavedMetadata, data)), kind=kind)
+            metadata.check()
         except Malformed as error:
-            raise Damaged(f"{path}: not what was written ({error}); {kind.anew(store)}") from error
-        return about
+            raise Damaged(f"{path}: not what was written ({error}); {kind.rebuild_hint(store)}") from error
+        return metadata
 
     def check(self) -> None:
-        """Raise Malformed for what no view of this kind can be."""
+        """Raise Malformed where the metadata cannot belong to a view of this kind."""
         row = {name: type_.itemsize for name, type_ in self.kind.files.items()}
-        row[self.kind.wide] *= max(self.dimensions, 1)
+        row[self.kind.vectors_file] *= max(self.dimensions, 1)
         if not self.id.isalnum() or self.dimensions < 0 or self.settings.keys() != set(self.kind.settings):
-            raise Malformed("an id, a size or a setting that cannot be")
+            raise Malformed("an invalid id, size or setting")
         for each in self.commits:
             if each.bytes.keys() != row.keys() or each.sums.keys() != row.keys():
-                raise Malformed("other files than there can be")
+                raise Malformed("files that this kind of view does not have")
             if any(each.bytes[name] % size or each.bytes[name] < 0 for name, size in row.items()):
-                raise Malformed("a size that cannot be")
+                raise Malformed("an invalid size")
 
     def write(self, store: Path) -> None:
-        """Replace about.json: from here on this is what the view is."""
-        write_json(store / self.kind.name / "about.json", {**plain(self, _Written), "format": FORMAT})
+        """Replace about.json by this metadata."""
+        write_json(store / self.kind.name / "about.json", {**plain(self, _SavedMetadata), "format": FORMAT})
 
     def folder(self, store: Path) -> Path:
         return store / self.kind.name / self.id
@@ -136,7 +136,7 @@ class About(_Written):
         for number, commit in enumerate(self.commits):
             for name in self.kind.files:
                 if (
-                    (everything or name != self.kind.wide)
+                    (everything or name != self.kind.vectors_file)
                     and commit.sums[name] != _sum(self.folder(store) / name, before[name], commit.bytes[name])
                 ) or _length(self.folder(store) / name) < commit.bytes[name]:
                     found.append((number, name))
@@ -145,42 +145,43 @@ class About(_Written):
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A view of a store, mapped; which of it counts depends on the table's version."""
+class StoredView:
+    """A view of a store, mapped from its files; the table's version decides which rows are live."""
 
-    about: About
+    metadata: ViewMetadata
     arrays: Arrays = field(repr=False)
 
     @classmethod
-    def mapped(cls, about: About, store: Path) -> Self:
-        """Map the files as far as they are told to be good, without looking into them. Raises Damaged."""
+    def mapped(cls, metadata: ViewMetadata, store: Path) -> Self:
+        """Map the valid part of the files without checking their sums. Raises Damaged."""
 
         def array(name: str) -> NDArray[Any]:
-            kind = about.kind.files[name]
-            count = about.ends[name] // kind.itemsize
+            dtype = kind.files[name]
+            count = metadata.ends[name] // dtype.itemsize
             if not count:  # nothing cannot be mapped
-                return np.empty(0, kind)
-            found = np.memmap(about.folder(store) / name, dtype=kind, mode="c", shape=(count,))
-            return np.array(found) if kind.names else np.asarray(found)
+                return np.empty(0, dtype)
+            found = np.memmap(metadata.folder(store) / name, dtype=dtype, mode="c", shape=(count,))
+            return np.array(found) if dtype.names else np.asarray(found)
 
-        arrays = {name: array(name) for name in about.kind.files}
-        wide = about.kind.wide
-        arrays[wide] = arrays[wide].reshape(-1, about.dimensions) if about.dimensions else arrays[wide]
-        kept = cls(about, arrays)
-        if any(len(arrays[name]) != edges[-1] for name, edges in kept.edges.items()):
-            raise Damaged(f"{about.folder(store)}: sizes do not agree; {about.kind.anew(store)}")
-        return kept
+        kind = metadata.kind
+        arrays = {name: array(name) for name in kind.files}
+        if metadata.dimensions:
+            arrays[kind.vectors_file] = arrays[kind.vectors_file].reshape(-1, metadata.dimensions)
+        view = cls(metadata, arrays)
+        if any(len(arrays[name]) != edges[-1] for name, edges in view.edges.items()):
+            raise Damaged(f"{metadata.folder(store)}: sizes do not agree; {kind.rebuild_hint(store)}")
+        return view
 
     @classmethod
-    def open(cls, kind: Kind, store: Path) -> Self | None:
-        """Map a view after a look at its checksums; None where there is none. Raises Damaged."""
-        about = About.read(kind, store)
-        if about is None:
+    def open(cls, kind: ViewKind, store: Path) -> Self | None:
+        """Check a view's sums and map it; None where there is none. Raises Damaged."""
+        metadata = ViewMetadata.read(kind, store)
+        if metadata is None:
             return None
         with plain_errors(store / kind.name):
-            if faults := about.faults(store):
-                raise Damaged(f"{about.folder(store) / faults[0][1]}: not what was written; {kind.mend}")
-            return cls.mapped(about, store)
+            if faults := metadata.faults(store):
+                raise Damaged(f"{metadata.folder(store) / faults[0][1]}: not what was written; {kind.repair}")
+            return cls.mapped(metadata, store)
 
     @property
     def passages(self) -> Records:
@@ -188,15 +189,15 @@ class Kept:
 
     @property
     def vectors(self) -> NDArray[np.float16]:
-        return self.arrays[self.about.kind.wide]
+        return self.arrays[self.metadata.kind.vectors_file]
 
     @cached_property
     def edges(self) -> dict[str, Ids]:
         """Where each document's rows of each file begin, and where the last's end: [documents + 1]."""
-        return self.about.kind.edges(self.arrays)
+        return self.metadata.kind.edges(self.arrays)
 
     def live(self, table: Table) -> NDArray[np.bool_]:
-        """Return which passages count: those of documents that are in the table just as they were read."""
+        """Return which passages are live: those of documents that the table still holds unchanged."""
         if not len(self.passages):
             return np.zeros(0, bool)
         block = np.cumsum(self.passages["first"]) - 1
@@ -216,9 +217,9 @@ class Kept:
         known = np.isin(keys, self.passages["document"][live])
         return keys[~known][np.argsort(first[~known])]
 
-    def parts(self, kept: NDArray[np.bool_]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield the rows of each document that is kept; `kept` says so of every passage."""
-        for number in np.flatnonzero(kept[self.edges["passages"][:-1]]).tolist():
+    def documents(self, chosen: NDArray[np.bool_]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the rows of each chosen document; `chosen` is [passages]."""
+        for number in np.flatnonzero(chosen[self.edges["passages"][:-1]]).tolist():
             yield {
                 name: array[self.edges[name][number] : self.edges[name][number + 1]]
                 for name, array in self.arrays.items()
@@ -230,15 +231,15 @@ def documents_of(passages: Records) -> Ids:
     return np.append(np.flatnonzero(passages["first"]), len(passages))
 
 
-def check(kind: Kind, store: Path) -> list[str]:
+def check_view(kind: ViewKind, store: Path) -> list[str]:
     """Return a line for each fault of a view; none where there is no such view."""
     try:
-        about = About.read(kind, store)
-        faults = about.faults(store, everything=True) if about else []
+        metadata = ViewMetadata.read(kind, store)
+        faults = metadata.faults(store, everything=True) if metadata else []
     except (UptakeError, OSError) as error:
         return [str(error)]
     names = sorted({name for _, name in faults})
-    return [f"{kind.name}/{name}: not what was written; {kind.anew(store)}" for name in names]
+    return [f"{kind.name}/{name}: not what was written; {kind.rebuild_hint(store)}" for name in names]
 
 
 def _sum(path: Path, start: int, end: int) -> str:
