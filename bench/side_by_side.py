@@ -27,7 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import uptake
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import descend
+from uptake.adaptation.inner_loop import gradient_descent
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import LoRA
 from uptake.adaptation.transforms import Losses, chain
@@ -150,7 +150,7 @@ def training(lm: Causal, rows: int, tokens: int, rank: int, load: Load) -> dict[
             def losses_of(piece: Piece, private: LM = private) -> Losses:
                 return Losses.one(losses(private, [piece.example], [piece.weights])[0], "")
 
-            descend(losses_of, copy.parameters, own, optimizer, clip)
+            gradient_descent(losses_of, copy.parameters, own, optimizer, clip)
             copy.delta()
         return clock(lm) - started
 

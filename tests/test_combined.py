@@ -97,7 +97,7 @@ def test_selections_and_settings_are_those_of_the_parts() -> None:
     assert find("ttt-nn+in-context").select == Nearest()
     select = find("random+in-context+knn-lm").select
     assert [select.random, select.in_context, select.knn_lm] == [Random(), Nearest(), Everywhere()]
-    assert select.searches and select.ranks and select.hands
+    assert select.searches and select.ranks and select.gives_passages
     running = find("dynamic-evaluation+knn-lm")
     assert running.segment == 256 and running.select.dynamic_evaluation == Nothing()
     name = "sift+knn-lm"

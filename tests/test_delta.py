@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import toys
 from uptake.adaptation.delta import Delta, LowRank, fingerprint, skeleton
-from uptake.adaptation.inner_loop import descend, token_loss
+from uptake.adaptation.inner_loop import gradient_descent, token_loss
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.trainable import All, LoRA, Named, Top, Trainable, block_matrices
 from uptake.adaptation.transforms import Losses, chain
@@ -80,7 +80,7 @@ def test_what_was_trained_is_what_the_delta_puts_back(shape: str, trainable: Tra
 
     with torch.no_grad():
         assert torch.equal(private.step(ids)[0], lm.step(ids)[0]), "nothing has moved yet"
-    descend(losses, opened.parameters, [ids, ids], SGD(0.1), chain(1.0))
+    gradient_descent(losses, opened.parameters, [ids, ids], SGD(0.1), chain(1.0))
     with torch.no_grad():
         trained, again = private.step(ids)[0], lm.overlay(opened.delta()).step(ids)[0]
     assert torch.allclose(trained, again, atol=1e-12)
@@ -112,7 +112,7 @@ def test_the_inner_loop_goes_on_from_its_memory(optimizer: Optimizer) -> None:
         memory: dict[str, torch.Tensor] = {}
         for part in parts:
             before = {} if forget else memory
-            memory = descend(
+            memory = gradient_descent(
                 lambda x: Losses.one((weight - x).pow(2).sum(), ""),
                 {"w": weight},
                 part,

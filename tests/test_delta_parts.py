@@ -17,7 +17,7 @@ from uptake.adaptation.delta.gated import Gated, Near
 from uptake.adaptation.delta.module import Bottleneck, Inserted
 from uptake.adaptation.delta.prompt import Prompt
 from uptake.adaptation.delta.scale import Scale
-from uptake.adaptation.inner_loop import descend, token_loss
+from uptake.adaptation.inner_loop import gradient_descent, token_loss
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.trainable import All, LoRA, Trainable, TrainableCopy, open_parts
 from uptake.adaptation.transforms import Losses
@@ -453,7 +453,7 @@ def trained(copy: TrainableCopy, lm: Causal, steps: int = 2) -> Tensor:
             torch.stack([token_loss(private.step(row[None, :-1])[0], row[None, 1:]) for row in ids]), "ab"
         )
 
-    descend(losses, copy.parameters, [IDS] * steps, SGD(0.5))
+    gradient_descent(losses, copy.parameters, [IDS] * steps, SGD(0.5))
     return log_probs(private)
 
 

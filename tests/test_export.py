@@ -14,7 +14,7 @@ from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import LoRA, Top, Trainable, block_matrices
 from uptake.cli.main import main
 from uptake.errors import BadInput, Mismatch
-from uptake.export import export_peft, moved_alone
+from uptake.export import export_peft, only_delta
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.contract.method import Context, Evidence
@@ -80,9 +80,9 @@ def test_what_is_no_adapter_is_refused_by_its_reason(tmp_path: Path) -> None:
     llama, neox = toys.lm("llama"), toys.lm("neox")
     unmoved = {name: LowRank(torch.zeros(2, 1), torch.ones(1, 2)) for name in block_matrices(llama.module)}
     refused = [
-        ("moved in all its entries.*trainable=lora", learnt(llama, Top(1)), llama),
-        ("nothing moved", Delta(llama.fingerprint), llama),
-        ("nothing moved", Delta.of(llama.fingerprint, unmoved, "lora"), llama),
+        ("has a dense difference.*trainable=lora", learnt(llama, Top(1)), llama),
+        ("the delta is empty", Delta(llama.fingerprint), llama),
+        ("the delta is empty", Delta.of(llama.fingerprint, unmoved, "lora"), llama),
         ("is the output embedding", on(llama, "model.embed_tokens.weight"), llama),  # they are tied
         ("is the output embedding", on(neox, output_name(neox)), neox),
         ("a layer of kind Embedding", on(neox, "gpt_neox.embed_in.weight"), neox),
@@ -106,10 +106,10 @@ def test_what_is_more_than_weights_is_refused() -> None:
         method = type(methods.find(name).method).example()
         (state,) = method.adapt([method.init(lm)], lm, evidence, Context())
         if name == "ttt-nn":
-            assert moved_alone(state, method.adapted([state], lm)) is state.delta
+            assert only_delta(state, method.adapted([state], lm)) is state.delta
             continue
-        with pytest.raises(BadInput, match="by more than weights"):
-            moved_alone(state, method.adapted([state], lm))
+        with pytest.raises(BadInput, match="more than weights"):
+            only_delta(state, method.adapted([state], lm))
 
 
 def test_tied_layers_are_refused(tmp_path: Path) -> None:
@@ -170,9 +170,9 @@ def test_the_verb_writes_an_adapter_and_says_what_cannot_be_one(
     assert (found - expected).abs().max() < 1e-4
     assert run(folder="adapter")[0] == 2
     for words, more in {
-        "moved in all its entries": ("--set", "trainable=all"),
-        "by more than weights": ("--method", "in-context"),
-        "nothing moved": ("--max-steps", "0"),
+        "has a dense difference": ("--set", "trainable=all"),
+        "more than weights": ("--method", "in-context"),
+        "the delta is empty": ("--max-steps", "0"),
         "nothing was learnt, and no adapter written": ("--set", "learning_rate=1e38"),
         "did you mean 'learning_rate'": ("--set", "learning_rat=1"),
     }.items():

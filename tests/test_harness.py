@@ -190,7 +190,7 @@ def test_a_task_of_the_harness_runs(tmp_path: Path) -> None:
         ("there is no store: give store=DIR", {}),
         ("model argument 'learning_rate'", {"learning_rate": 1e-3}),
         ("learns while it scores", {"method": "dynamic-evaluation"}),
-        ("hands on from query to query", {"set": "reference=true"}),
+        ("carries state from query to query", {"set": "reference=true"}),
         ("did you mean 'learning_rate'", {"set": "learning_rat=1"}),
     ],
 )

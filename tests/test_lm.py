@@ -118,7 +118,7 @@ def test_rows_must_match() -> None:
     with pytest.raises(BadInput, match="2 rows"):
         model.score([Segment("a")])
     assert len(model.at([1]).score([Segment("a")])) == 1
-    with pytest.raises(BadInput, match="leave room"):
+    with pytest.raises(BadInput, match="use a shorter one"):
         Prefixed(toys.lm(), [[1] * 64])
     with pytest.raises(BadInput, match="adding up to 1"):
         Mixed([toys.lm()], [0.5])

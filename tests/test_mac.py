@@ -56,7 +56,9 @@ def test_slots_stand_beside_the_text_and_out_of_each_others_sight(shape: str) ->
     made = [torch.randn(2, 2, 3 * 2, 16, dtype=torch.float64, generator=wide) for _ in range(4)]
     _, plain = lm.layers(ASKED, lm.start())
     before = [tensor.clone() for layer in plain for tensor in layer[:2]]
-    found = lm.beside(ASKED.gather(1, places), places, Slots(tuple(made[:2]), tuple(made[2:]), 2), plain)
+    found = lm.step_with_slots(
+        ASKED.gather(1, places), places, Slots(tuple(made[:2]), tuple(made[2:]), 2), plain
+    )
     assert all(
         torch.equal(*pair) for pair in zip(before, (t for layer in plain for t in layer[:2]), strict=True)
     )

@@ -115,13 +115,13 @@ def test_asking_so_that_a_question_ends_where_a_chunk_does() -> None:
     for align in (1, 7, 64):
         asking = Asking(align=align, tokens=4)
         for question in QUESTIONS:
-            placed = asking.placed(question, lm.tokenizer)
+            placed = asking.aligned_prompt(question, lm.tokenizer)
             assert placed.endswith(asking.prompt(question))
             assert align == 1 or (1 + len(lm.tokenizer.encode(placed)[0])) % align == 0
             (answer,) = ask(lm, [question], asking)
             bare = Asking(template=placed.replace(question.text, "{question}"), tokens=4)
             assert answer == ask(lm, [question], bare)[0]
-    assert Asking().placed(QUESTIONS[0], lm.tokenizer) == Asking().prompt(QUESTIONS[0])
+    assert Asking().aligned_prompt(QUESTIONS[0], lm.tokenizer) == Asking().prompt(QUESTIONS[0])
     with pytest.raises(BadInput, match="align 0"):
         Asking(align=0)
 

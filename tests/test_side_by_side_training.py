@@ -12,7 +12,7 @@ from torch import Tensor
 import toys
 from toys import low_rank
 from uptake.adaptation.delta import Delta, LowRank
-from uptake.adaptation.inner_loop import descend, token_loss
+from uptake.adaptation.inner_loop import gradient_descent, token_loss
 from uptake.adaptation.optimizers import RMS, SGD, AdamW, Optimizer
 from uptake.adaptation.trainable import LoRA
 from uptake.adaptation.transforms import Clip, GradientTransform, Losses, Mask
@@ -53,7 +53,7 @@ def trained_alone(
     state: dict[str, Tensor],
     transforms: Sequence[GradientTransform],
 ) -> tuple[Delta, dict[str, Tensor]]:
-    """One row through peft and `descend`."""
+    """One row through peft and `gradient_descent`."""
     private, opened = lm.trainable_copy(LoRA(3), start, *generators(1))
 
     def losses_of(piece: Piece) -> Losses:
@@ -61,7 +61,7 @@ def trained_alone(
         loss = token_loss(log_probs, torch.tensor([piece.example.target]), piece.weights[None])
         return Losses.one(loss, piece.document)
 
-    after = descend(losses_of, opened.parameters, own, optimizer, transforms, state)
+    after = gradient_descent(losses_of, opened.parameters, own, optimizer, transforms, state)
     return opened.delta(), after
 
 

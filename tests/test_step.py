@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import toys
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import Descent, descend, token_loss, unroll
+from uptake.adaptation.inner_loop import GradientDescent, gradient_descent, token_loss, unroll
 from uptake.adaptation.optimizers import RMS, SGD, AdamW, Optimizer
 from uptake.adaptation.trainable import All, LoRA, Top, Trainable
 from uptake.adaptation.transforms import Clip, Losses, Mask
@@ -50,7 +50,9 @@ def test_unrolled_is_in_place(optimizer: Optimizer, transforms: Any) -> None:
     parameters = {name: nn.Parameter(value.detach()) for name, value in start().items()}
     rms = {f"{name}|rms": torch.linspace(0.5, 2, len(value)).double() for name, value in start().items()}
     optimizer_state = rms if isinstance(optimizer, RMS) else {}
-    descend(lambda x: quadratic(parameters, x), parameters, PARTS, optimizer, transforms, optimizer_state)
+    gradient_descent(
+        lambda x: quadratic(parameters, x), parameters, PARTS, optimizer, transforms, optimizer_state
+    )
     for order in (0, 1, 2):
         values, kept = unroll(quadratic, start(), PARTS, optimizer, order, transforms, optimizer_state)  # type: ignore[arg-type]
         for name, parameter in parameters.items():
@@ -129,7 +131,7 @@ def test_given_nothing_is_the_model_itself_and_the_base_stays() -> None:
 def test_dynamic_evaluations_rule_by_hand() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     rms, rate, decay, epsilon = torch.tensor([0.5, 1.5]), 0.1, 0.4, 1e-3
-    descent = Descent({"w": weight}, RMS(rate, decay, epsilon), (), {"w|rms": rms})
+    descent = GradientDescent({"w": weight}, RMS(rate, decay, epsilon), (), {"w|rms": rms})
     expected = torch.tensor([1.0, 2.0])
     for gradient in (torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0])):
         descent.apply([gradient])
@@ -142,7 +144,8 @@ def test_a_loss_that_is_not_finite_takes_no_step() -> None:
     weight = nn.Parameter(torch.ones(2))
     for loss in (lambda x: (weight * x).sum(), lambda x: (weight * x).sum().sqrt() * 0 + weight.sum() * x):
         with pytest.raises(Diverged, match="smaller learning rate"):
-            descend(lambda x: Losses.one(loss(x), ""), {"w": weight}, [float("inf")], SGD(0.1), (Clip(1.0),))  # noqa: B023
+            losses = Losses.one(loss(float("inf")), "")
+            gradient_descent(lambda _, losses=losses: losses, {"w": weight}, [0], SGD(0.1), (Clip(1.0),))
     assert torch.equal(weight, torch.ones(2))
 
 
@@ -152,7 +155,7 @@ def test_how_a_gradient_lies_in_memory_does_not_matter(optimizer: Optimizer) -> 
     found = []
     for turned in (gradient, gradient.T.contiguous().T):
         weight = nn.Parameter(torch.ones(3, 5, dtype=torch.float64))
-        descent = Descent({"w": weight}, optimizer)
+        descent = GradientDescent({"w": weight}, optimizer)
         for _ in range(2):
             descent.apply([turned])
         found.append(weight.detach())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import toys
-from uptake.adaptation.inner_loop import descend, unroll
+from uptake.adaptation.inner_loop import gradient_descent, unroll
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.trainable import LoRA
 from uptake.adaptation.transforms import (
@@ -130,7 +130,7 @@ def test_a_mask_leaves_all_else_where_it_is() -> None:
     some[1] = True
     mask = Mask("in", {"in.weight": some})
     # Weight decay too passes by what is masked whole.
-    descend(lambda x: losses(values, "ab"), values, [0, 0], SGD(0.1, weight_decay=0.5), (mask,))
+    gradient_descent(lambda x: losses(values, "ab"), values, [0, 0], SGD(0.1, weight_decay=0.5), (mask,))
     assert torch.equal(values["out.weight"], before["out.weight"])
     assert not torch.equal(values["in.weight"][1], before["in.weight"][1])
     with pytest.raises(BadInput, match="no parameter that trains is called so"):
@@ -164,7 +164,9 @@ def test_noise_is_a_file_of_its_own_and_draws_from_the_generator_it_is_given() -
         for name, value in before.items():
             values[name].data.copy_(value.data)
         generator = torch.Generator().manual_seed(7)
-        descend(lambda x: losses(values, documents), values, [0], SGD(0.1), noise, generator=generator)
+        gradient_descent(
+            lambda x: losses(values, documents), values, [0], SGD(0.1), noise, generator=generator
+        )
 
     torch.manual_seed(0)
     untouched = torch.random.get_rng_state()
@@ -181,7 +183,7 @@ def test_noise_is_a_file_of_its_own_and_draws_from_the_generator_it_is_given() -
     )
     assert all(torch.allclose(unrolled[name], values[name], atol=1e-12) for name in values)
     with pytest.raises(BadInput, match="noise draws random numbers: give the loop a generator"):
-        descend(lambda x: losses(values, documents), values, [0], SGD(0.1), noise)
+        gradient_descent(lambda x: losses(values, documents), values, [0], SGD(0.1), noise)
 
 
 def test_a_guest_is_a_setting_of_fine_tuning_by_its_name() -> None:

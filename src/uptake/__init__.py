@@ -1,4 +1,4 @@
-"""Uptake: a trained language model takes new text up, under one honest evaluation.
+"""Uptake: adapts a trained language model to new text, and measures honestly whether that helps.
 
 Importing this costs nothing: what is named below is loaded when it is first used.
 """

@@ -68,9 +68,9 @@ def compare(
         leak or LeakFilter(),
         showcases,
     )
-    given = Inputs.of(documents)
+    inputs = Inputs.of(documents)
     return run(
-        model, plan, given, store, journal=journal, notes=notes, progress=progress, workers=workers, ray=ray
+        model, plan, inputs, store, journal=journal, notes=notes, progress=progress, workers=workers, ray=ray
     )
 
 
@@ -101,9 +101,9 @@ def stream(
     """Let each method read the documents in order, then ask the questions, closed book; the base beside.
 
     It is `compare` under the protocol `Stream`. The questions on documents read so far are asked at
-    each of `checkpoints` (numbers of documents) as well. How far a method has moved what the model says
-    of texts that have nothing to do with the stream is measured on `unrelated`. Questions whose document
-    is not in the stream are left out, and the notes say so. With `journal` state and rows are kept every
+    each of `checkpoints` (numbers of documents) as well. How far a method changes what the model predicts on
+    texts that have nothing to do with the stream is measured on `unrelated`. Questions whose document
+    is not in the stream are left out, and the notes say so. With `journal` state and rows are saved every
     `save_every` documents. With a `store` methods read each document behind its `k` neighbours. Raises
     BadInput for an empty stream or no question.
     """
@@ -145,7 +145,7 @@ def adapt(
 ) -> Session:
     """Return a session that has read what the store holds near `prompt` and answers from it.
 
-    The model given is untouched. Where the session is to read more, it `continues`: see Session.
+    The model itself is unchanged. Where the session is to read more, it `continues`: see Session.
     """
     session = Session(
         model,

@@ -53,7 +53,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise BadInput(
-            f"cannot write {path}: {error.strerror}; give a folder with room that you may write to"
+            f"cannot write {path}: {error.strerror}; give a folder with free space that you may write to"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The few kinds of error a caller may want to tell apart.
+"""The kinds of error that Uptake raises.
 
 Every message is one line that names the offending value and the cure. The command line prints
 that line and exits 2; a server answers 4xx with it.
@@ -22,7 +22,7 @@ class Damaged(UptakeError):
 
 
 class Busy(UptakeError):
-    """Somebody else holds what this call needs, such as a store's writer lease."""
+    """Another process holds what this call needs, such as a store's writer lease."""
 
 
 class Missing(UptakeError):

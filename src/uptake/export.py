@@ -1,7 +1,7 @@
 """A delta as a stock peft LoRA adapter, for whoever serves models and knows nothing of Uptake.
 
-Only what peft's LoRA can say is exported: low-rank parts on the weight matrices of linear layers.
-Everything else is refused by its reason. `Delta.save` keeps any delta, in a format of our own.
+Only what peft's LoRA can express is exported: low-rank parts on the weight matrices of linear layers.
+Everything else is refused with the reason. `Delta.save` writes any delta, in a format of our own.
 """
 
 import json
@@ -44,7 +44,7 @@ def export_peft(delta: Delta, lm: Causal, folder: str | Path) -> Path:
         base_model_name_or_path=lm.name or None,
     )
     settings = config.to_dict()  # type: ignore[no-untyped-call]
-    told = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
+    described = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     tensors = {}
     for name, part in parts.items():
         down, up = _padded(part, rank)
@@ -55,7 +55,7 @@ def export_peft(delta: Delta, lm: Causal, folder: str | Path) -> Path:
     except OSError as error:
         raise BadInput(f"cannot make {folder}: {error.strerror}; give a folder you may write to") from None
     write_whole(folder / WEIGHTS, save(tensors, {"format": "pt", "uptake_base": delta.base}))
-    write_whole(folder / CONFIG, json.dumps(told, indent=2, sort_keys=True).encode())
+    write_whole(folder / CONFIG, json.dumps(described, indent=2, sort_keys=True).encode())
     return folder
 
 
@@ -67,18 +67,18 @@ def check_folder(folder: str | Path) -> Path:
     return folder
 
 
-def moved_alone(state: object, answering: LM) -> Delta:
+def only_delta(state: object, answering: LM) -> Delta:
     """Return the delta of a state whose LM, `answering`, is its base with that delta and nothing else.
 
-    Raises BadInput where more than weights has taken the text up: a context, a memory, a mixture.
+    Raises BadInput where the method changes more than weights: a context, a memory, a mixture.
     """
     while isinstance(answering, Routed) and len(answering.parts) == 1:
         answering = answering.parts[0]
     delta = getattr(state, "delta", None)
     if not isinstance(delta, Delta) or not isinstance(answering, Causal):
         raise BadInput(
-            f"text was taken up by more than weights ({type(answering).__name__}), which no adapter holds: "
-            "choose a method that moves weights alone, such as ttt-nn"
+            f"the method changes more than weights ({type(answering).__name__}), which no adapter can hold: "
+            "choose a method that changes weights alone, such as ttt-nn"
         )
     return delta
 
@@ -89,14 +89,16 @@ def _exportable(delta: Delta, module: nn.Module) -> dict[str, LowRank]:
 
     for place, other in sorted(delta.parts.items(), key=lambda item: item[0]):
         if not isinstance(other, LowRank):
-            what = "moved in all its entries" if isinstance(other, Dense) else f"has a {type(other).__name__}"
+            what = "has a dense difference" if isinstance(other, Dense) else f"has a {type(other).__name__}"
             raise BadInput(
                 f"{place.path or 'the model'} {what} and a LoRA adapter holds low-rank parts only: "
-                "adapt with --set trainable=lora, or keep the delta with Delta.save"
+                "adapt with --set trainable=lora, or save the delta with Delta.save"
             )
     low_rank = delta.parts_of(LowRank)
     if not any(bool(part.up.any()) and bool(part.down.any()) for part in low_rank.values()):
-        raise BadInput("nothing moved, so there is no adapter to export: let the model read something first")
+        raise BadInput(
+            "the delta is empty and there is no adapter to export: let the model read something first"
+        )
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -107,18 +109,18 @@ def _exportable(delta: Delta, module: nn.Module) -> dict[str, LowRank]:
         weight = module.get_parameter(name)
         if head is not None and weight is head.weight:
             raise BadInput(
-                f"{name} is the output embedding, which an exported adapter leaves be: "
-                "adapt with --set trainable=lora, which moves the blocks alone"
+                f"{name} is the output embedding, which an exported adapter does not change: "
+                "adapt with --set trainable=lora, which trains the blocks alone"
             )
         if len(names[id(weight)]) > 1:
             raise BadInput(
                 f"{name} is tied to {next(n for n in names[id(weight)] if n != name)} and a LoRA adapter "
-                "would move one of them alone: take the part that moves it out of the delta"
+                "would change one of them alone: remove its part from the delta"
             )
         if layer == name or not isinstance(module.get_submodule(layer), nn.Linear | Conv1D):
             kind = type(module.get_submodule(name.rpartition(".")[0])).__name__
             raise BadInput(
-                f"{name} belongs to a layer of kind {kind}, and an exported adapter moves linear "
+                f"{name} belongs to a layer of kind {kind}, and an exported adapter changes linear "
                 "layers alone: adapt with --set trainable=lora"
             )
         parts[layer] = part

@@ -38,7 +38,7 @@ Answer = tuple[float, bool]
 
 
 class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
-    """A base model and a method that adapts it, as the harness asks models.
+    """A base model and a method that adapts it, as a model of the harness.
 
     `pretrained` and `store` are folders, names or what `load` and `Datastore.open` gave. `set` holds
     settings as on the command line, with semicolons between. Tokens are those of the harness's own
@@ -127,8 +127,8 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         for context, places in self._by_context([pair[0] for pair, _, _ in requests], disable_tqdm):
             lm = self.adapted(context)
             for place in places:
-                pair, given, wanted = requests[place]
-                answers[place] = _score(lm, given, wanted)
+                pair, context_ids, ids = requests[place]
+                answers[place] = _score(lm, context_ids, ids)
                 self.cache_hook.add_partial("loglikelihood", pair, answers[place])
         return [answers[place] for place in range(len(requests))]
 
@@ -141,7 +141,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         totals = []
         for request in _progress(requests, "texts", disable_tqdm):
             (text,) = request.args
-            total = sum(_score(lm, given, wanted)[0] for lm, given, wanted in self._windows(text))
+            total = sum(_score(lm, context_ids, ids)[0] for lm, context_ids, ids in self._windows(text))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
             totals.append(total)
         return totals
@@ -180,7 +180,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         return session.adapted
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what the harness writes beside its results: what ended readings early, and how many."""
+        """Return what the harness writes with its results: what ended readings early, and how many."""
         return {"uptake_stopped": dict(self.stopped)}
 
     def _note(self, stopped: Stop) -> None:
@@ -208,10 +208,10 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
 def _check(method: str, segment: int | None, sequential: bool) -> None:
     """Raise BadInput for methods whose answers would not be a request's own."""
     if segment is not None:
-        raise BadInput(f"{method} learns while it scores, which the harness cannot ask: use `uptake compare`")
+        raise BadInput(f"{method} learns while it scores, which the harness cannot do: use `uptake compare`")
     if sequential:
         raise BadInput(
-            f"{method} hands on from query to query, and the harness reorders: set reference=false"
+            f"{method} carries state from query to query, and the harness reorders: set reference=false"
         )
 
 
@@ -220,11 +220,11 @@ def _score(lm: LM, context: list[int], ids: list[int]) -> Answer:
 
     Where both do not fit into one window the context loses its beginning, as in the harness.
     """
-    room = lm.max_input_tokens(0)
-    if len(ids) <= room:
-        context = context[-(room + 1 - len(ids)) :]
+    most = lm.max_input_tokens(0)
+    if len(ids) <= most:
+        context = context[-(most + 1 - len(ids)) :]
     total, greedy = 0.0, True
-    for window in rolling_windows(Example(tuple(context), tuple(ids)), room):
+    for window in rolling_windows(Example(tuple(context), tuple(ids)), most):
         with torch.no_grad():
             (log_probs,) = lm.predictions([window])
         total += of_target(log_probs, window).double().sum().item()

@@ -1,4 +1,4 @@
-"""One request: a base model, what it has read for somebody, and what answers from it.
+"""A session: one base model adapted for one request, which reads, answers and forgets.
 
 A session never changes the model it is given, so any number of them may share one, in threads of their own:
 each gives bit for bit what it gives alone. Whatever is random in it comes from its seed.
@@ -27,7 +27,7 @@ from uptake.store.datastore import Datastore
 from uptake.text.overlap import LeakFilter
 from uptake.text.types import Found, Passage, stable_hash
 
-PROBED = 32  # tokens of a prompt that an adapted model must have finite log-probabilities for
+CHECKED = 32  # tokens of a prompt that an adapted model must have finite log-probabilities for
 
 
 class Session:
@@ -36,8 +36,8 @@ class Session:
     `method` is a name, with `settings` as on the command line, or a method spec. `adapt` reads what `store`
     holds near a prompt and `read` any text; `generate`, `stream` and `score` answer from all of it, and
     `forget` takes passages back. `budget` bounds all readings of the session together. A session that does
-    not `continue` reads once and answers: what only further reading needs is not kept, for AdamW on all
-    weights twice the memory of the model.
+    not `continue` reads once and answers: the optimizer state, for AdamW on all weights
+    twice the memory of the model, is dropped.
 
     What ended a reading early stands in `stopped`: after a divergence the session answers as if that text
     had never been read. Every method may be called from any thread, and readings wait for each other.
@@ -71,7 +71,7 @@ class Session:
 
     @property
     def state(self) -> State:
-        """What the method knows by now: a plain value that later readings leave as it is."""
+        """The state of the method: a plain value that later readings leave as it is."""
         return self._state
 
     @property
@@ -115,7 +115,7 @@ class Session:
             if self.spec.searches and k > 0:
                 if self._store is None:
                     kind = self.spec.select.name
-                    raise BadInput(f"selection {kind!r} looks in a store and there is none: give one")
+                    raise BadInput(f"selection {kind!r} searches a store and there is none: give a store")
                 # A prompt is no evaluated document: the passage that holds it is what a person wants found.
                 source = self._store.source(prompt, whole_text=whole_text, leak=self._leak)
                 generator = np.random.default_rng(stable_hash(str(self._seed), "choose", prompt))
@@ -137,7 +137,7 @@ class Session:
         with self._one_reading():
             segments = [Segment(text, context)]
             (scores,), (state,) = self.spec.method.read([self._state], self.model, segments, self._context)
-            self._keep(state, context + text)
+            self._answer_from(state, context + text)
         return scores
 
     def forget(self, ids: Sequence[int]) -> None:
@@ -180,7 +180,7 @@ class Session:
         stop: Sequence[str] = (),
         alternatives: int = 0,
     ) -> Iterator[Token]:
-        """Yield token by token what `generate` returns, each with as many alternatives as asked for.
+        """Yield token by token what `generate` returns, each with this number of `alternatives`.
 
         The last says in `finish` what ended the text, `cancelled` where the session was.
         """
@@ -194,7 +194,7 @@ class Session:
         return self.adapted.stream(prompt, decoding, self._cancelled.is_set)
 
     def save(self, path: str | Path) -> None:
-        """Write what was learnt and read into one file. Raises BadInput where it hangs on a store."""
+        """Write what was learnt and read into one file. Raises BadInput where it depends on a store."""
         save_state(self._state, Path(path))
 
     def load(self, path: str | Path) -> None:
@@ -205,7 +205,7 @@ class Session:
 
     @contextmanager
     def _one_reading(self) -> Iterator[None]:
-        """Around one reading: others wait, the time it takes is charged, and what stopped it is said anew."""
+        """Around one reading: others wait, the time it takes is charged, and `stopped` is set anew."""
         with self._reading:
             if self._state.history and not self.continues:
                 raise BadInput("this session has read and answers: make one with continues=True to read on")
@@ -218,10 +218,10 @@ class Session:
             self.ledger.stop("cancelled", "cancelled before anything was read")
             return
         (state,) = self.spec.method.adapt([self._state], self.model, [evidence], self._context)
-        self._keep(state, evidence.query)
+        self._answer_from(state, evidence.query)
 
-    def _keep(self, state: State, text: str) -> None:
-        """Answer from a state from now on, unless it is none to answer from."""
+    def _answer_from(self, state: State, text: str) -> None:
+        """Answer from this state from now on, unless its probabilities are not finite."""
         if state is self._state:
             return
         adapted = self.spec.method.adapted([state], self.model)
@@ -233,7 +233,7 @@ class Session:
 
 def _finite_after(lm: LM, text: str) -> bool:
     """Whether an LM has a probability for every token after the end of a text."""
-    context, *ids = lm.tokenizer.opened(text)[-min(PROBED, lm.max_input_tokens(0)) :]
+    context, *ids = lm.tokenizer.opened(text)[-min(CHECKED, lm.max_input_tokens(0)) :]
     with torch.no_grad():
         (log_probs,) = lm.predictions([Example((context,), (*ids, context))])  # any token may stand last
     return not bool(torch.isnan(log_probs).any())
@@ -241,5 +241,5 @@ def _finite_after(lm: LM, text: str) -> bool:
 
 def _checked(k: int) -> int:
     if k < 0:
-        raise BadInput(f"k = {k}: ask for 0 or more neighbours")
+        raise BadInput(f"k = {k}: use 0 or more neighbours")
     return k

@@ -303,7 +303,7 @@ def _choice(kind: Any, value: _Value, name: str) -> Any:
 
 
 def _choices(kind: Any) -> dict[str, type[Any]]:
-    """Return the classes that may be asked for by name: an underscore keeps one to ourselves."""
+    """Return the classes that a setting may name: those with an underscore are private."""
     return {each.__name__.lower(): each for each in _classes(kind) if not each.__name__.startswith("_")}
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import fingerprint
-from uptake.adaptation.inner_loop import Descent
+from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import AdamW, Optimizer
 from uptake.adaptation.tensors import fill, from_metadata, read_tensors, to_metadata, write_tensors
 from uptake.adaptation.transforms import GradientTransform, chain
@@ -160,7 +160,7 @@ def _stretch(
     network = state.network.train()
     total = training.passes * len(episodes)
     share = (1 - state.done / total if state.done else FIRST_SHARE) if training.fade else 1.0
-    descent = Descent(
+    descent = GradientDescent(
         dict(network.named_parameters()),
         training.optimizer.times(share),
         chain(training.clip, training.transforms),

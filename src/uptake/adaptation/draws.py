@@ -2,7 +2,7 @@
 
 torch has one global generator for a whole process: whoever seeds it or draws from it changes what others
 draw, in other threads too. Within `drawing_from` whatever this thread draws comes from a generator of its
-own, and the global one is neither read nor moved.
+own, and the global one is neither read nor changed.
 """
 
 import math
@@ -20,7 +20,7 @@ from uptake.errors import BadInput
 
 _now = threading.local()
 
-# What takes a `generator`, and would take the global one if it were given none.
+# These accept a `generator`, and without one use the global one.
 _WITH_GENERATOR: frozenset[Callable[..., Any]] = frozenset(
     (
         *(torch.rand, torch.randn, torch.randint, torch.randperm),
@@ -41,7 +41,7 @@ _UNKNOWN: frozenset[Callable[..., Any]] = frozenset(
 
 
 class _Draws(TorchFunctionMode):
-    """Sees every function of torch that this thread calls, and hands those that draw a generator."""
+    """Sees every function of torch that this thread calls, and passes a generator to those that draw."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def seed_of_draws() -> int:
 
 
 def _device(args: tuple[Any, ...], named: Mapping[str, Any]) -> torch.device:
-    """Return where the numbers are drawn: where the tensor is that they are drawn for, or where told."""
+    """Return the device of the tensor that the numbers are drawn for, or else the named one."""
     given = next((each for each in (*args, *named.values()) if isinstance(each, Tensor)), None)
     if given is not None:
         return given.device

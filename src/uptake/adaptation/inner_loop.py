@@ -2,7 +2,7 @@
 
 Test-time training, online fine-tuning, dynamic evaluation, meta-training and edits are this loop
 with other texts and settings. It knows no language model: `losses_of` gives the losses of one batch.
-`descend` goes in place and fast; `unroll` is the same walk as a function that can be differentiated.
+`gradient_descent` is fast and in place; `unroll` takes the same steps and can be differentiated.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,10 +35,10 @@ def token_loss(log_probs: Tensor, targets: Tensor, weights: Tensor | None = None
     return nll.mean() if weights is None else (nll * weights).mean()
 
 
-class Descent:
-    """Parameters on their way down, in place: one `step` a batch, and the optimizer state to go on from.
+class GradientDescent:
+    """Trains parameters in place: one `step` a batch, and the optimizer state to continue from.
 
-    `optimizer_state`, as an earlier descent left it, lets this one go on where that stopped; its tensors
+    `optimizer_state`, as an earlier descent left it, lets this one continue where that stopped; its tensors
     are copied. `transforms` stand between each gradient and its step; those that draw do so from
     `generator`. Raises BadInput for a chain that cannot be run.
     """
@@ -53,7 +53,7 @@ class Descent:
     ) -> None:
         check(transforms, generator)
         self.parameters, self.transforms, self._generator = parameters, transforms, generator
-        # A network may have nothing that steps move, only statistics that reading fills.
+        # A network may have no parameters that steps change, only statistics that reading fills.
         self._optimizer = optimizer.torch_optimizer([*parameters.values()] or [nn.Parameter(torch.zeros(()))])
         for full_name, value in (optimizer_state or {}).items():
             name, key = full_name.rsplit("|", 1)
@@ -63,7 +63,7 @@ class Descent:
     def step(self, losses: Losses) -> None:
         """Take one step down from the losses. Raises Diverged, and takes none, where one is not finite."""
         check_loss(losses.values.sum())
-        self._move(gradients_of(losses, self.parameters, self.transforms, self._generator))
+        self._apply(gradients_of(losses, self.parameters, self.transforms, self._generator))
 
     def apply(self, gradients: Sequence[Tensor | None]) -> None:
         """Take one step down from one document's gradient, a tensor a parameter. Raises Diverged."""
@@ -72,9 +72,9 @@ class Descent:
             for name, gradient in zip(self.parameters, gradients, strict=True)
             if gradient is not None
         }
-        self._move(transformed(found, self.transforms, self._generator))
+        self._apply(transformed(found, self.transforms, self._generator))
 
-    def _move(self, gradients: Gradients) -> None:
+    def _apply(self, gradients: Gradients) -> None:
         for name, parameter in self.parameters.items():
             gradient = gradients.get(name)
             if gradient is not None and gradient.stride() != parameter.stride():
@@ -86,7 +86,7 @@ class Descent:
 
     @property
     def optimizer_state(self) -> dict[str, Tensor]:
-        """What the optimizer remembers of each parameter, as `name|key`."""
+        """The optimizer state of each parameter, as `name|key`."""
         return {
             f"{name}|{key}": value
             for name, parameter in self.parameters.items()
@@ -101,7 +101,7 @@ def check_loss(loss: Tensor) -> None:
         raise Diverged(f"the loss is {loss.item()}: use a smaller learning rate")
 
 
-def descend(
+def gradient_descent(
     losses_of: Callable[[BatchT], Losses],
     parameters: Mapping[str, nn.Parameter],
     batches: Iterable[BatchT],
@@ -115,7 +115,7 @@ def descend(
     Two calls over halves of the batches, the second with the first one's state, are one call over
     the whole. Raises Diverged at the first loss or clipped gradient that is not finite.
     """
-    descent = Descent(parameters, optimizer, transforms, optimizer_state, generator)
+    descent = GradientDescent(parameters, optimizer, transforms, optimizer_state, generator)
     for batch in batches:
         descent.step(losses_of(batch))
     return descent.optimizer_state
@@ -131,11 +131,11 @@ def unroll(
     optimizer_state: OptimizerState | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return where `descend` would end from `start`, and the optimizer state, as functions of the start.
+    """Return where `gradient_descent` ends from `start`, and the optimizer state, as functions of the start.
 
     `order` says what a gradient through the result sees: 0 nothing; 1 the start alone, inner
     gradients taken as constants (FOMAML, Finn et al. 2017); 2 everything, the losses' own
-    parameters (token weights) included. Every tensor of `start` must want a gradient. For order 2
+    parameters (token weights) included. Every tensor of `start` must require a gradient. For order 2
     the network needs kernels that can be differentiated twice; `LM.with_parameters` sees to it.
     """
     if order not in (0, 1, 2):

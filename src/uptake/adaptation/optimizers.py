@@ -1,4 +1,4 @@
-"""How a gradient becomes a step: plain descent, Adam, and dynamic evaluation's rule with its decay.
+"""How a gradient becomes a step: SGD, AdamW, and the RMS update of dynamic evaluation with its decay.
 
 Each rule is written twice, as a PyTorch optimiser that goes in place and as a pure function that
 can be differentiated; tests hold the two together.
@@ -39,7 +39,7 @@ class Optimizer(ABC):
         """Return what the rule has to know of these parameters of a base before its first step.
 
         As in the optimizer's state, `name|what` -> tensor; it is no part of the state that steps leave.
-        Raises BadInput or Mismatch where a file that it asks for is lacking or another model's.
+        Raises BadInput or Mismatch where a file that it needs is missing or another model's.
         """
         return {}
 
@@ -80,24 +80,24 @@ class AdamW(Optimizer):
     def update(
         self, values: Values, gradients: Values, optimizer_state: OptimizerState
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        values, kept = dict(values), dict(optimizer_state)
+        values, state = dict(values), dict(optimizer_state)
         for name, gradient in gradients.items():
-            step = kept.get(f"{name}|step", torch.zeros(())) + 1
-            mean = kept.get(f"{name}|exp_avg", torch.zeros_like(gradient))
-            square = kept.get(f"{name}|exp_avg_sq", torch.zeros_like(gradient))
+            step = state.get(f"{name}|step", torch.zeros(())) + 1
+            mean = state.get(f"{name}|exp_avg", torch.zeros_like(gradient))
+            square = state.get(f"{name}|exp_avg_sq", torch.zeros_like(gradient))
             mean = self.beta1 * mean + (1 - self.beta1) * gradient
             square = self.beta2 * square + (1 - self.beta2) * gradient * gradient
             # Epsilon within the root, because a root has no derivative where a gradient is zero.
             root = (square / (1 - self.beta2**step) + self.epsilon**2).sqrt()
             decayed = values[name] * (1 - self.learning_rate * self.weight_decay)
             values[name] = decayed - self.learning_rate * mean / (1 - self.beta1**step) / root
-            kept |= {f"{name}|step": step, f"{name}|exp_avg": mean, f"{name}|exp_avg_sq": square}
-        return values, kept
+            state |= {f"{name}|step": step, f"{name}|exp_avg": mean, f"{name}|exp_avg_sq": square}
+        return values, state
 
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """Plain gradient descent, with momentum if asked."""
+    """Plain gradient descent, with momentum if that is set."""
 
     learning_rate: float = 1e-3
     momentum: float = 0.0
@@ -118,15 +118,15 @@ class SGD(Optimizer):
     def update(
         self, values: Values, gradients: Values, optimizer_state: OptimizerState
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        values, kept = dict(values), dict(optimizer_state)
+        values, state = dict(values), dict(optimizer_state)
         for name, gradient in gradients.items():
             direction = gradient + self.weight_decay * values[name] if self.weight_decay else gradient
             if self.momentum:
-                before = kept.get(f"{name}|momentum_buffer")
+                before = state.get(f"{name}|momentum_buffer")
                 direction = direction if before is None else self.momentum * before + direction
-                kept[f"{name}|momentum_buffer"] = direction
+                state[f"{name}|momentum_buffer"] = direction
             values[name] = values[name] - self.learning_rate * direction
-        return values, kept
+        return values, state
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class RMS(Optimizer):
 
     theta <- theta + decay * r * (theta_0 - theta) - learning_rate * g / (rms + epsilon), where rms
     is the root mean square of training gradients, r is rms over its mean, decay * r is at most 1
-    and theta_0 is where the walk began. `statistics` is the file in which `uptake train
+    and theta_0 is where training began. `statistics` is the file in which `uptake train
     dynamic-evaluation` counted them, or `even`: every rms is 1, which makes this plain descent with
     an even decay.
     """
@@ -177,14 +177,14 @@ class RMS(Optimizer):
     def update(
         self, values: Values, gradients: Values, optimizer_state: OptimizerState
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        values, kept = dict(values), dict(optimizer_state)
-        mean = _mean_rms(kept.get(f"{name}|rms") for name in values)
+        values, state = dict(values), dict(optimizer_state)
+        mean = _mean_rms(state.get(f"{name}|rms") for name in values)
         for name, gradient in gradients.items():
-            start = kept.setdefault(f"{name}|start", values[name])
+            start = state.setdefault(f"{name}|start", values[name])
             values[name] = values[name] + self.change(
-                values[name], gradient, start, kept.get(f"{name}|rms"), mean
+                values[name], gradient, start, state.get(f"{name}|rms"), mean
             )
-        return values, kept
+        return values, state
 
     def change(
         self, value: Tensor, gradient: Tensor, start: Tensor, rms: Tensor | None, mean: Tensor | float

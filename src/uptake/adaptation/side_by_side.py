@@ -2,7 +2,7 @@
 
 A weight W with the product `scale * up @ down` on it gives `W x + scale * up (down x)`. `Stack` is a private
 copy of a module that computes this for a whole batch, with the factors of all rows stacked; the base's own
-products are shared. `descend_side_by_side` trains rows together, each with its own loss, gradient
+products are shared. `gradient_descent_side_by_side` trains rows together, each with its own loss, gradient
 transforms, optimizer state, number of steps and end. No operation mixes rows, so that at a fixed grid
 (slots, time, rank) a row's bits do not depend on its neighbours, broken ones included. This file knows
 no language model.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import LowRank, skeleton, wide
-from uptake.adaptation.inner_loop import Descent, check_loss
+from uptake.adaptation.inner_loop import GradientDescent, check_loss
 from uptake.adaptation.optimizers import Optimizer, OptimizerState
 from uptake.adaptation.trainable import factor_names
 from uptake.adaptation.transforms import GradientTransform
@@ -76,7 +76,7 @@ class Stack:
 
 
 class _Stacked(nn.Module):
-    """A linear layer of the base and, beside it, low-rank products, one for each row of the batch."""
+    """A linear layer of the base plus low-rank products, one for each row of the batch."""
 
     down: Tensor  # [slots, rank, in]
     up: Tensor  # [slots, out, rank]
@@ -157,14 +157,14 @@ def as_parameters(rows: Factors) -> dict[str, LowRank]:
 
 
 @dataclass(frozen=True)
-class Ended:
+class RowTraining:
     """How the training of one row ended: the optimizer's state, and why it stopped before its batches did."""
 
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)
     stopped: str = ""
 
 
-def descend_side_by_side(
+def gradient_descent_side_by_side(
     stack: Stack,
     rows: Sequence[Factors],
     batches: Sequence[Iterable[BatchT]],
@@ -175,10 +175,10 @@ def descend_side_by_side(
     optimizer_states: Sequence[OptimizerState] = (),
     draws: Sequence[torch.Generator] = (),
     slots: int = 0,
-) -> list[Ended]:
+) -> list[RowTraining]:
     """Train `rows[i]`, made by `as_parameters`, on `batches[i]`, in place, together; return how each ended.
 
-    What `inner_loop.descend` does for one row, for all: a step a batch, each row with its own loss,
+    What `inner_loop.gradient_descent` does for one row, for all: a step a batch, each row with its own loss,
     transforms that draw from `draws[i]`, optimizer state and number of batches, each of one document.
     Whenever every row has drawn its next batch, `passes_of` says which
     rows run in one pass, and `losses_of` returns the losses of these rows' batches, [rows], from
@@ -192,17 +192,17 @@ def descend_side_by_side(
         )
     generators: Sequence[torch.Generator | None] = draws or [None] * len(rows)
     descents = [
-        Descent(_named(row), optimizer, transforms, state, generator)
+        GradientDescent(_named(row), optimizer, transforms, state, generator)
         for row, state, generator in zip(rows, states, generators, strict=True)
     ]
-    walks: dict[int, Iterator[BatchT]] = {row: iter(walk) for row, walk in enumerate(batches)}
+    remaining: dict[int, Iterator[BatchT]] = {row: iter(own) for row, own in enumerate(batches)}
     stopped: dict[int, str] = {}
-    while walks:
+    while remaining:
         drawn: dict[int, BatchT] = {}
-        for row, walk in list(walks.items()):
-            batch = next(walk, None)
+        for row, own in list(remaining.items()):
+            batch = next(own, None)
             if batch is None:
-                del walks[row]
+                del remaining[row]
             else:
                 drawn[row] = batch
         for together in passes_of(drawn):
@@ -215,8 +215,10 @@ def descend_side_by_side(
                     descents[row].apply(stack.gradients_of(place, rows[row], gradients))
                 except Diverged as error:
                     stopped[row] = str(error)
-                    del walks[row]
-    return [Ended(descent.optimizer_state, stopped.get(row, "")) for row, descent in enumerate(descents)]
+                    del remaining[row]
+    return [
+        RowTraining(descent.optimizer_state, stopped.get(row, "")) for row, descent in enumerate(descents)
+    ]
 
 
 def _named(factors: Factors) -> dict[str, nn.Parameter]:

@@ -21,7 +21,7 @@ AboutT = TypeVar("AboutT")
 
 @dataclass(frozen=True)
 class NetworkAbout:
-    """What the file of a trained network says beside its tensors."""
+    """What the file of a trained network holds besides its tensors."""
 
     kind: str  # the class of its method
     base: str  # fingerprint of the model it was trained on
@@ -74,7 +74,7 @@ def to_metadata(about: Any) -> dict[str, str]:
 
 
 def from_metadata(kind: type[AboutT], about: Mapping[str, str], path: Path, what: str) -> AboutT:
-    """Return what a file says beside its tensors as the dataclass it was. Raises Damaged."""
+    """Return what a file holds besides its tensors as the dataclass it was. Raises Damaged."""
     hints = get_type_hints(kind)
     try:
         return load(

@@ -1,7 +1,7 @@
 """What is trained: an argument of every gradient method, not a method of its own.
 
 `copy` gives a private copy of the module with fresh parameters to train; `delta` on what it
-returns says how far they have moved. This file knows no language model, only modules.
+returns gives how they have changed. This file knows no language model, only modules.
 """
 
 import math
@@ -22,7 +22,7 @@ from uptake.errors import BadInput
 
 @dataclass(frozen=True)
 class TrainableCopy:
-    """A private module and its moving parameters by their names in it; `delta()` reads off where they are."""
+    """A private module and its trainable parameters by name; `delta()` returns the difference."""
 
     module: nn.Module
     parameters: Mapping[str, nn.Parameter]
@@ -45,7 +45,7 @@ class Trainable(ABC):
     def factors(
         self, module: nn.Module, start: Delta, generator: torch.Generator
     ) -> dict[str, LowRank] | None:
-        """Return fresh low-rank factors that stand at `start`, by weight; None unless no more moves.
+        """Return fresh low-rank factors that stand at `start`, by weight; None where it trains more.
 
         They are what `copy` would train, so that `side_by_side` can train those of many rows at once.
         """
@@ -91,7 +91,7 @@ class Named(Trainable):
 
 @dataclass(frozen=True)
 class LoRA(Trainable):
-    """A low-rank product beside every weight matrix of the blocks (Hu et al. 2021), by peft."""
+    """A low-rank product added to every weight matrix of the blocks (Hu et al. 2021), by peft."""
 
     rank: int = 16
     alpha: int = 32
@@ -198,7 +198,7 @@ def blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the name and the list of the transformer's blocks: the longest module list there is."""
     lists = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
     if not lists:
-        raise BadInput(f"{type(module).__name__} has no list of blocks: let all weights move instead")
+        raise BadInput(f"{type(module).__name__} has no list of blocks: use trainable=all instead")
     return max(lists, key=lambda found: len(found[1]))
 
 
@@ -229,8 +229,8 @@ def _open_dense(module: nn.Module, names: list[str], start: Delta) -> TrainableC
     parameters = {name: nn.Parameter(tensor) for name, tensor in at.items()}
 
     def delta() -> Delta:
-        moved = {name: _value(parameters[name]) - wide(stand[name]) for name in names}
-        return rest + Delta.dense(start.base, moved)
+        changed = {name: _value(parameters[name]) - wide(stand[name]) for name in names}
+        return rest + Delta.dense(start.base, changed)
 
     return TrainableCopy(skeleton(under, parameters), parameters, delta)
 

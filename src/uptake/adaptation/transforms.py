@@ -1,8 +1,8 @@
-"""Between a gradient and its step: a chain of transforms, each document's gradient first if one asks for it.
+"""What is done to a gradient before its step: a chain of transforms, for each document if one needs it.
 
 Clipping, masks, noise. A transform is a frozen dataclass of settings, found by its class name; a new one
 is a new file. What is done to each document's gradient apart costs a backward pass a document, and is
-paid for only where a transform of the chain asks for it.
+computed only where a transform of the chain needs it.
 """
 
 from abc import ABC, abstractmethod
@@ -21,8 +21,8 @@ Gradients = dict[str, Tensor]  # by the parameter's name; a parameter that is no
 class Losses:
     """What one step descends: the sum of `values` [examples], each the loss of one example.
 
-    `documents` says which document each example came from, by anything that tells documents apart. Raises
-    BadInput where there is not one of each.
+    `documents` says which document each example came from, by any value of its own.
+    Raises BadInput where there is not one of each.
     """
 
     values: Tensor
@@ -52,7 +52,7 @@ class GradientTransform(ABC):
     """What is done to a gradient before the optimizer sees it.
 
     With `per_document` it is done to the gradient of each document of the batch, before they are summed;
-    otherwise to their sum. `random` says that it draws, from the generator that the loop was given.
+    otherwise to their sum. `random` says that it draws, from the generator of the loop.
     """
 
     per_document: bool = False
@@ -106,17 +106,17 @@ class Mask(GradientTransform):
     per_document: bool = False
 
     def apply(self, gradients: Gradients, generator: torch.Generator | None) -> Gradients:
-        kept = {name: gradient for name, gradient in gradients.items() if self.part in name}
-        if gradients and not kept:
+        masked = {name: gradient for name, gradient in gradients.items() if self.part in name}
+        if gradients and not masked:
             raise BadInput(
                 f"mask part {self.part!r}: no parameter that trains is called so, use a part of "
                 f"{', '.join(list(gradients)[:3])}"
             )
         for name, some in self.entries.items():
-            if name not in kept:
+            if name not in masked:
                 raise BadInput(f"mask entries of {name!r}, which has no gradient: name one that trains")
-            kept[name] = kept[name] * some
-        return kept
+            masked[name] = masked[name] * some
+        return masked
 
 
 def chain(clip: float | None, transforms: Sequence[GradientTransform] = ()) -> tuple[GradientTransform, ...]:
@@ -162,7 +162,7 @@ def gradients_of(
 ) -> Gradients:
     """Return the gradient of a step, through the chain.
 
-    One backward pass, unless a transform asks for each document's gradient: then one a document.
+    One backward pass, unless a transform needs each document's gradient: then one a document.
     A parameter that no loss depends on has none. With `create_graph` the result can be differentiated.
     """
     if not any(transform.per_document for transform in transforms):

@@ -40,7 +40,7 @@ def adapt(
     prompt = inputs.given_text(prompt)
     with screen.status("starting"):
         from uptake import api
-        from uptake.export import check_folder, export_peft, moved_alone
+        from uptake.export import check_folder, export_peft, only_delta
         from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
 
@@ -65,7 +65,7 @@ def adapt(
         stopped = session.stopped
         if stopped and stopped.kind == "diverged":
             raise Diverged(f"{stopped}; nothing was learnt, and no adapter written")
-        delta = moved_alone(session.state, session.adapted)
+        delta = only_delta(session.state, session.adapted)
         written = export_peft(delta, base, folder)
     if stopped:
         screen.note(f"{method} stopped: {stopped}; the adapter holds what was learnt until then")

@@ -56,7 +56,7 @@ def cost(**given: Any) -> None:
         inputs.leak_filter(given["leak_containment"], given["leak_jaccard"], given["no_leak_filter"]),
     )
     if plan.chained and given["workers"] > 1:
-        raise BadInput("reference=true hands on from query to query: use one worker")
+        raise BadInput("reference=true carries state from query to query: use one worker")
     loading.check(given["device"], given["dtype"])
     wanted = evaluating.wanted_store(given["store"], plan)
     # Each of several workers has one thread.

@@ -40,7 +40,7 @@ def evaluate(
     if workers < 1:
         raise BadInput(f"workers {workers}: use 1 or more")
     if plan.chained and (workers > 1 or ray is not None):
-        raise BadInput("reference=true hands on from query to query: use one worker")
+        raise BadInput("reference=true carries state from query to query: use one worker")
     journal = journal or Journal()
     runner = Runner(lm, plan, store, journal.states)
     everything = plan.protocol.units(plan, Inputs.of(inputs))

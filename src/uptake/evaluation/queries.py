@@ -107,7 +107,7 @@ class QueryProtocol(Protocol):
         return self.reads_neighbours and max(plan.ks) > 0 and wanted
 
     def asked(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
-        return plan.ks if self.reads_neighbours and spec.searches and spec.select.hands else (0,)
+        return plan.ks if self.reads_neighbours and spec.searches and spec.select.gives_passages else (0,)
 
     def run(self, batch: Batch, runner: "Runner") -> Iterator[Part]:
         plan = runner.plan

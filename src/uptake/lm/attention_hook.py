@@ -1,4 +1,4 @@
-"""Something put behind the attention of some of a transformer's blocks; only ever on a private copy.
+"""Adds the output of a function behind the attention of some blocks of a transformer, on a private copy.
 
 A sequential block computes h = x + a, a its attention's part, and from h its feed-forward. `find`
 finds, in one small forward pass, the module that gives `a`; `AttentionHook` adds to what it gives, so that
@@ -53,7 +53,7 @@ class AttentionHook:
         more = self._now.add(number, entered + own.reshape(entered.shape))
         if more is None:
             return None
-        # Some models flatten batch and time; some hand attention weights on beside what they found.
+        # Some models flatten batch and time; some return attention weights besides their output.
         whole = own + more.to(own.dtype).reshape(own.shape)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 

@@ -1,7 +1,7 @@
-"""What everything else sees of a language model: one primitive, and scoring and generation on top.
+"""The language model as everything else sees it: two primitives, and scoring and generation built on them.
 
-A wrapper writes `step` and inherits the rest. Scorers, servers and reports meet only `LM` and
-never learn which method made it, nor what kind of network is underneath.
+A wrapper writes `step` and inherits the rest. Scorers, servers and reports use only `LM` and do
+not know which method made it, nor what kind of network is underneath.
 """
 
 import math
@@ -22,7 +22,7 @@ from uptake.text.tokenizer import Tokenizer
 
 # Log-probabilities held at once while scoring: 256 MB of float32.
 LOG_PROBS = 1 << 26
-Cache = Any  # whatever `start` returns; None means: keep nothing
+Cache = Any  # whatever `start` returns; None means: no cache
 LMT = TypeVar("LMT", bound="LM")
 
 
@@ -36,7 +36,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What an LM made of one segment: natural log-probabilities, one a token.
+    """The scores of one segment: the natural log-probability of each token.
 
     `spans[i]` are the characters of the segment's text that token i covers.
     """
@@ -96,7 +96,7 @@ class LM(ABC):
     def capable(self, kind: type[LMT]) -> LMT | None:
         """Return this LM, or the one it passes everything on to, as one of this kind; None where it is not.
 
-        Kinds stand in lm/capabilities.py, which asks.
+        The kinds are in lm/capabilities.py; call `capability` there.
         """
         return self if isinstance(self, kind) else None
 
@@ -112,14 +112,14 @@ class LM(ABC):
     def trainable_copy(
         self, trainable: Trainable, start: Delta, generator: torch.Generator
     ) -> tuple["LM", TrainableCopy]:
-        """Return a private copy of this LM that stands at `start`, and its weights that train."""
+        """Return a private copy of this LM with `start` on it, and its trainable parameters."""
 
     @abstractmethod
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "LM":
         """Return this LM computed with these tensors in place of its parameters of the same names.
 
-        Differentiable twice in them. Names are those of `TrainableCopy.parameters`; ask the LM that
-        `trainable_copy` returned, or, dearer, any other: parameters without one stay as they are here.
+        Differentiable twice in them. Names are those of `TrainableCopy.parameters`; use the LM that
+        `trainable_copy` returned, or, at a higher cost, any other: parameters without one stay as here.
         """
 
     def max_input_tokens(self, row: int) -> int:
@@ -194,7 +194,7 @@ class LM(ABC):
     def stream(
         self, prompt: str, decoding: Decoding, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Token]:
-        """Yield the tokens of a continuation one by one; `cancelled` is asked before each."""
+        """Yield the tokens of a continuation one by one; `cancelled` is called before each."""
         return (token for _, token in self.stream_rows([prompt], decoding, cancelled))
 
     def stream_rows(
@@ -207,7 +207,7 @@ class LM(ABC):
     def _check_rows(self, count: int) -> None:
         if self.rows is not None and self.rows != count:
             raise BadInput(
-                f"{count} texts for a model with {self.rows} rows: give one a row, or pick rows with at()"
+                f"{count} texts for a model with {self.rows} rows: give one a row, or select rows with at()"
             )
 
 

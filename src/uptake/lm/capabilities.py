@@ -1,4 +1,4 @@
-"""What only some methods need of a language model: asked for by name, and refused with the cure.
+"""Optional abilities of a language model, for the methods that need them: found by name or refused.
 
 `capability(lm, Layers)` returns the LM, or the one underneath that it passes everything on to, as one that
 has it. Work with what it returns, its caches among it.
@@ -39,7 +39,7 @@ class Slots(NamedTuple):
 
 
 class HiddenStates(LM):
-    """Tells its last hidden states, and what makes logits of them."""
+    """An LM that gives its last hidden states, and what turns them into logits."""
 
     lacking: ClassVar[str] = "one last hidden state: build on the model underneath, {name} around that"
 
@@ -47,7 +47,7 @@ class HiddenStates(LM):
     def hidden(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:
-        """Return the last hidden states [batch, time, width], which `unembedding` makes logits of.
+        """Return the last hidden states [batch, time, width], which `unembedding` turns into logits.
 
         Otherwise as `step`. Raises BadInput where log-probabilities come about in another way.
         """
@@ -59,9 +59,9 @@ class HiddenStates(LM):
 
 
 class FeedForwardKeys(LM):
-    """Tells what enters its last feed-forward, by which kNN-LM searches."""
+    """An LM that gives the input of its last feed-forward, the key by which kNN-LM searches."""
 
-    lacking: ClassVar[str] = "one last feed-forward: take the model underneath it"
+    lacking: ClassVar[str] = "one last feed-forward: use the model underneath it"
 
     @abstractmethod
     def step_with_keys(
@@ -83,7 +83,7 @@ class FeedForwardKeys(LM):
 
 
 class Layers(LM):
-    """Tells what every layer makes of a text, and lets tokens attend to more than the text."""
+    """An LM that gives the output of every layer, and lets tokens attend to more than the text."""
 
     lacking: ClassVar[str] = "one network whose layers could be read or added to: give its base"
 
@@ -92,8 +92,8 @@ class Layers(LM):
         """Return what enters the first layer and leaves each, [batch, time, width], and the cache."""
 
     @abstractmethod
-    def beside(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
-        """Return log-probabilities after `ids`, each of which attends to slots of its own besides the text.
+    def step_with_slots(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
+        """Return log-probabilities after `ids`, each of which attends to the text and to its own slots.
 
         `ids`, [batch, n], stand at `places` in a text that `cache`, as `layers` left it, holds in whole;
         the token at t sees the text before t, itself and its slots, and not the others of `ids`. Slots
@@ -103,7 +103,7 @@ class Layers(LM):
 
 
 class KeyValueCache(LM):
-    """Goes on from any cache of keys and values, of transformers' kind, that it is given.
+    """An LM that continues from any key-value cache of transformers' kind.
 
     `relative` says that tokens know distances alone, so that positions may go beyond the window.
     """

@@ -32,7 +32,7 @@ from uptake.text.tokenizer import Tokenizer
 
 
 class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
-    """A causal language model; the module it is given is frozen and from then on never changed."""
+    """A causal language model; its module is frozen and from then on never changed."""
 
     def __init__(
         self, module: nn.Module, tokenizer: Tokenizer, name: str = "", base: str | None = None
@@ -124,10 +124,10 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
 
     @cached_property
     def _private(self) -> nn.Module:
-        """These weights in a module that takes hooks: transformers leaves some where it tells of layers."""
+        """These weights in a module that takes hooks: transformers leaves some where it returns layers."""
         return self.module if self._base else skeleton(self.module)
 
-    def beside(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
+    def step_with_slots(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
         joined, known = self.start(), cache.get_seq_length()
         for layer, (keys, values, *_) in enumerate(cache):
             more = slots.keys[layer].to(keys.dtype), slots.values[layer].to(values.dtype)
@@ -177,7 +177,7 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
     def _places(
         self, module: nn.Module, ids: Tensor, cache: Cache, lengths: Sequence[int] | None
     ) -> dict[str, Tensor]:
-        """Return what tells the module of rows of different length: the mask, and each token's position."""
+        """Return what the module needs for rows of different length: the mask, and each token's position."""
         gaps: Tensor | None = getattr(cache, "gaps", None)
         if lengths is not None:
             if self._blind:
@@ -198,7 +198,7 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         return found
 
     def _now(self, parameter: Any) -> Any:
-        """Return what stands in place of a parameter."""
+        """Return what replaces a parameter."""
         names = {id(own): name for name, own in self.module.named_parameters()}
         return (self._replaced or {}).get(names.get(id(parameter), ""), parameter)
 

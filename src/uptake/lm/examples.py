@@ -27,13 +27,13 @@ class Example:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What a causal model is given: its last positions, one a token of the target, predict the target."""
+        """The input of a causal model: its last positions, one a token of the target, predict the target."""
         return self.context + self.target[:-1]
 
     def part(self, start: int, end: int, max_inputs: int) -> "Example":
         """Return tokens start to end of the target as an example of their own.
 
-        Its context is as much of what stands before them as `max_inputs` inputs have room for.
+        Its context is as much of what stands before them as `max_inputs` inputs can hold.
         """
         before = max(1, max_inputs - (end - start) + 1)
         context = self.target[max(0, start - before) : start]
@@ -50,7 +50,7 @@ class Example:
 class Piece:
     """What one step learns: an example, how much each target token counts, [targets], and its document.
 
-    `document` tells the document it is of from all others.
+    `document` is any value that differs between documents.
     """
 
     example: Example
@@ -76,8 +76,8 @@ def rolling_windows(example: Example, max_inputs: int) -> Iterator[Example]:
     example = Example(context, example.target, example.spans)
     start = 0
     while start < count:
-        room = max_inputs if start else max_inputs - len(context) + 1
-        end = min(count, start + room)
+        free = max_inputs if start else max_inputs - len(context) + 1
+        end = min(count, start + free)
         yield example.part(start, end, max_inputs)
         start = end
 
@@ -96,7 +96,7 @@ def pieces(example: Example, size: int) -> Iterator[Example]:
 
 
 def even_pieces(example: Example, size: int, max_inputs: int) -> Iterator[Example]:
-    """Yield even parts of the target, `size` tokens at most, each after as much before as there is room."""
+    """Yield even parts of the target, `size` tokens at most, each after as much context as fits."""
     total = len(example.target)
     count = math.ceil(total / min(size, max_inputs))
     for number in range(count):

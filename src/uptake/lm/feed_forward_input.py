@@ -1,4 +1,4 @@
-"""What enters a transformer's last feed-forward, seen on a private copy; the module itself keeps no hook."""
+"""Reads the input of a transformer's last feed-forward on a private copy; the module itself has no hook."""
 
 import threading
 from typing import Any
@@ -13,7 +13,7 @@ _FEED_FORWARDS = ("mlp", "fc1")  # what families of models call it; `fc1` is its
 
 
 class FeedForwardInput:
-    """A copy of a module that shares every tensor and remembers what last entered its last feed-forward.
+    """A copy of a module that shares every tensor and stores the latest input of its last feed-forward.
 
     That is the hidden state after the norm before it, in sequential blocks (GPT-2, Llama, Qwen) and
     parallel ones (NeoX, GPT-J) alike. Raises BadInput for a module without a feed-forward by a known name.

@@ -28,8 +28,8 @@ Finish = Literal["", "stop", "end", "length", "window", "cancelled"]
 class Token:
     """One token of a continuation, and the text that became certain with it.
 
-    Texts join to the continuation; one may be empty, where a character or a stop word may still be under
-    way. `log_prob` is natural, of the model itself whatever the temperature, and `alternatives` are the
+    Texts join to the continuation; one may be empty, where a character or a stop word may still be
+    incomplete. `log_prob` is natural, of the model itself at any temperature, and `alternatives` are the
     likeliest tokens with theirs, the likeliest first. The last value says in `finish` what ended the text:
     a stop word, the end token, the number of tokens, the window, or the caller. Where no token came with
     the end, `id` is None.
@@ -48,7 +48,7 @@ class Decoding:
 
     At most `tokens` tokens, up to the first of the `stop` words, which is not part of the text. Where the
     window is full the text goes on from its later half. Without `beyond_window` it ends there, and a prompt
-    that leaves no room for `tokens` keeps its end alone.
+    that leaves less than `tokens` of the window free loses its beginning.
     """
 
     tokens: int = 64
@@ -74,7 +74,7 @@ def stream(
     """Yield (row, token) as texts go on, row i from `prompts[i]` and by row i where the LM has rows.
 
     One forward pass a token for all rows; a row goes on as it would by itself, up to rounding. A prompt that
-    is too long loses its beginning. `cancelled` is asked before every pass.
+    is too long loses its beginning. `cancelled` is called before every pass.
     """
     rows = [
         _Row(lm.tokenizer, prompt, lm.max_input_tokens(row), decoding) for row, prompt in enumerate(prompts)
@@ -90,7 +90,7 @@ def stream(
             some = lm if len(running) == len(rows) else lm.at(running)
             batch = _Batch(some, running, [rows[row] for row in running])
         for row, log_probs in batch.step():
-            yield row, rows[row].take(log_probs)
+            yield row, rows[row].choose(log_probs)
         running = [row for row in running if not rows[row].done]
 
 
@@ -137,12 +137,12 @@ class _Batch:
 
 
 class _Row:
-    """One text that goes on: its tokens, what was given out of it, and what is held back."""
+    """One text that goes on: its tokens, the text that was returned, and the text that waits."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: str, most: int, decoding: Decoding) -> None:
         opening, *before = tokenizer.opened(prompt)
-        kept = most if decoding.beyond_window else max(1, most - decoding.tokens)
-        self.ids, self.most, self.done = [opening, *before][-kept:], most, False
+        read = most if decoding.beyond_window else max(1, most - decoding.tokens)
+        self.ids, self.most, self.done = [opening, *before][-read:], most, False
         self._context = len(self.ids)  # tokens that an encoder reads; those after them were written
         self._end, self._decoding = tokenizer.end, decoding
         self._generator = torch.Generator().manual_seed(decoding.seed)
@@ -151,7 +151,7 @@ class _Row:
 
     @property
     def example(self) -> Example:
-        """What `predictions` reads to foretell the next token, in whose place any token stands."""
+        """What `predictions` needs to predict the next token, in whose place any token stands."""
         return Example(tuple(self.ids[: self._context]), (*self.ids[self._context :], 0))
 
     def fit(self) -> None:
@@ -160,7 +160,7 @@ class _Row:
             self.ids = self.ids[-(self.most // 2) :]
             self._context = len(self.ids)
 
-    def take(self, log_probs: Tensor) -> Token:
+    def choose(self, log_probs: Tensor) -> Token:
         """Choose the next token from its log-probabilities [vocabulary]."""
         if self._decoding.temperature == 0:
             token = int(log_probs.argmax())

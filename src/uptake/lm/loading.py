@@ -112,5 +112,5 @@ def _or_missing(name: str, make: Callable[[], Any]) -> Any:
 
 def _first_line(error: BaseException) -> str:
     first = next(iter(str(error).strip().splitlines()), "").rstrip(" .:")[:200]
-    # A bare KeyError tells no more than a word.
+    # A bare KeyError is one word and explains nothing.
     return first if " " in first else f"{type(error).__name__} {first}".strip()

@@ -11,7 +11,7 @@ from torch import Tensor
 from uptake.lm.base import LM
 from uptake.lm.examples import Example
 
-_PLACES = 64  # whose divergence is computed at once: in float64 a large vocabulary takes room
+_PLACES = 64  # whose divergence is computed at once: in float64 a large vocabulary needs much memory
 
 
 def losses(lm: LM, examples: Sequence[Example], weights: Sequence[Tensor] | None = None) -> Tensor:

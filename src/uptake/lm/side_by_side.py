@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta, LowRank
 from uptake.adaptation.optimizers import Optimizer, OptimizerState
-from uptake.adaptation.side_by_side import FEWEST, Ended, Stack, as_parameters, descend_side_by_side
+from uptake.adaptation.side_by_side import (
+    FEWEST,
+    RowTraining,
+    Stack,
+    as_parameters,
+    gradient_descent_side_by_side,
+)
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.adaptation.transforms import GradientTransform
 from uptake.lm.base import LM, Cache, Wrapper
@@ -137,12 +143,12 @@ def train_side_by_side(
     optimizer_states: Sequence[OptimizerState] = (),
     draws: Sequence[torch.Generator] = (),
     slots: int = 0,
-) -> list[tuple[Delta, Ended]] | None:
+) -> list[tuple[Delta, RowTraining]] | None:
     """Train row i from `starts[i]` on `pieces[i]`, a step a piece, all together; return where they ended.
 
     None, and nothing done, where more than low-rank factors would train or `lm` cannot have rows apart.
     What `transforms` of row i's gradients draw comes from `draws[i]`.
-    Each row ends as it would by itself, through `lm.trainable_copy` and `inner_loop.descend`, up to rounding.
+    Each row ends as it would by itself, through `lm.trainable_copy` and `gradient_descent`, up to rounding.
     On a CPU its bits depend on its own pieces alone; elsewhere `slots`, the rows of every pass, fixes the
     grid for that.
     """
@@ -177,7 +183,7 @@ def train_side_by_side(
         ids[: inputs.shape[0], : inputs.shape[1]] = inputs
         return weighted(of_targets(private.step(ids)[0], examples), [piece.weights for piece in batch])
 
-    ended = descend_side_by_side(
+    ended = gradient_descent_side_by_side(
         stack, begun, pieces, losses_of, passes_of, optimizer, transforms, optimizer_states, draws, slots
     )
     deltas = [

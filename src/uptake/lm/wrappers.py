@@ -18,7 +18,7 @@ from uptake.lm.rows import left_padded, row_by_row
 
 
 class Prefixed(Wrapper):
-    """Row i reads `prefixes[i]`, token ids, before whatever it is given.
+    """Row i reads `prefixes[i]`, token ids, before its own text.
 
     A prefix stands where the opening token would, so it brings its own if it wants one.
     """
@@ -30,7 +30,7 @@ class Prefixed(Wrapper):
         longest = max(map(len, self.prefixes), default=0)
         if longest >= self.window:
             raise BadInput(
-                f"a prefix of {longest} tokens fills the window of {self.window}: leave room for the text"
+                f"a prefix of {longest} tokens fills the window of {self.window}: use a shorter one"
             )
 
     def around(self, inner: LM) -> Self:
@@ -217,7 +217,7 @@ class Bayes(Wrapper):
     """A base and an adapted LM as one mixture whose weights follow the tokens seen, by Bayes' rule.
 
     The probability of a text is `(1 - prior) * base + prior * adapted`, as whole texts. In `score`
-    and `predictions` only the target's tokens move the weights, so a text costs at most
+    and `predictions` only the target's tokens change the weights, so a text costs at most
     log2(1 / (1 - prior)) bits more than under the base; in `step`, and so in generation, every token
     since the start does.
     """

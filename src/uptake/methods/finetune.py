@@ -10,7 +10,7 @@ from torch import Tensor
 
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.draws import drawing_from
-from uptake.adaptation.inner_loop import Descent
+from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Trainable
@@ -257,7 +257,7 @@ class Finetune(Method[WeightState]):
         private, opened = lm.trainable_copy(self.trainable, reading.state.delta, context.generator("moves"))
         opened.module.train(self.dropout)
         known = self.optimizer.known(opened.parameters, lm.fingerprint)
-        descent = Descent(
+        descent = GradientDescent(
             opened.parameters,
             self.optimizer,
             chain(self.clip, self.transforms),

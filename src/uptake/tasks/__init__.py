@@ -1,1 +1,1 @@
-"""What is asked of a model to see what it has learnt: questions, their marks, and made-up worlds."""
+"""Tasks that measure what a model has learnt: questions, the marks of answers, and made-up worlds."""

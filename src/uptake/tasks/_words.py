@@ -1,4 +1,4 @@
-"""The words and the forms of sentences that made-up worlds are told in.
+"""The words and the forms of sentences of made-up worlds.
 
 PERSON, VALUE and the names in WORDS stand for what is put in. Every value begins with a consonant,
 so that "a VALUE" is English.
@@ -17,7 +17,7 @@ def _phrases(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Attribute:
-    """Something a person has one of: what it may be, and how it is told, changed and asked for."""
+    """Something a person has one of: what it may be, and how sentences state it, change it and ask for it."""
 
     name: str
     values: tuple[str, ...]

@@ -20,14 +20,14 @@ def normalised(text: str) -> str:
 
 def exact(said: str, answers: Sequence[str]) -> float:
     """Return 1 if what was said is one of the answers, both normalised, else 0."""
-    told = normalised(said)
-    return float(any(told == answer for answer in _golds(answers)))
+    words = normalised(said)
+    return float(any(words == answer for answer in _golds(answers)))
 
 
 def f1(said: str, answers: Sequence[str]) -> float:
     """Return the best harmonic mean, over the answers, of precision and recall of normalised words."""
-    told = normalised(said).split()
-    return max(_overlap(told, answer.split()) for answer in _golds(answers))
+    words = normalised(said).split()
+    return max(_overlap(words, answer.split()) for answer in _golds(answers))
 
 
 def _golds(answers: Sequence[str]) -> list[str]:
@@ -35,11 +35,11 @@ def _golds(answers: Sequence[str]) -> list[str]:
     return [found for answer in answers if (found := normalised(answer))] or [""]
 
 
-def _overlap(told: list[str], answer: list[str]) -> float:
-    if not told or not answer:
-        return float(told == answer)
-    shared = (Counter(told) & Counter(answer)).total()
+def _overlap(words: list[str], answer: list[str]) -> float:
+    if not words or not answer:
+        return float(words == answer)
+    shared = (Counter(words) & Counter(answer)).total()
     if not shared:
         return 0.0
-    precision, recall = shared / len(told), shared / len(answer)
+    precision, recall = shared / len(words), shared / len(answer)
     return 2 * precision * recall / (precision + recall)

@@ -53,8 +53,8 @@ class Asking:
         """Return what the model reads."""
         return self.template.replace(SLOT, question.text)
 
-    def placed(self, question: Question, tokenizer: Tokenizer) -> str:
-        """Return what the model reads, behind the opening tokens that `align` asks for."""
+    def aligned_prompt(self, question: Question, tokenizer: Tokenizer) -> str:
+        """Return what the model reads, after the opening tokens that `align` adds."""
         prompt = self.prompt(question)
         # One more stands before every text.
         count = -(1 + len(tokenizer.encode(prompt)[0])) % self.align
@@ -71,7 +71,7 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model made of one question: nats and tokens of the right answer, its own words, their marks."""
+    """The result of one question: nats and tokens of the right answer, its own words, their marks."""
 
     nats: float
     tokens: int
@@ -84,7 +84,7 @@ def ask(lm: LM, questions: Sequence[Question], asking: Asking | None = None) -> 
     """Return the answer to each question; `lm` is one model, of one row or of none."""
     asking = asking or Asking()
     likely = _likelihoods(lm, questions, asking)
-    prompts = [asking.placed(question, lm.tokenizer) for question in questions]
+    prompts = [asking.aligned_prompt(question, lm.tokenizer) for question in questions]
     spoken = generate(lm, prompts, asking.tokens, asking.batch)
     return [
         Answer(nats, tokens, said, answers.f1(said, question.answers), answers.exact(said, question.answers))
@@ -97,7 +97,7 @@ def _likelihoods(lm: LM, questions: Sequence[Question], asking: Asking) -> list[
     segments, owners = [], []
     for place, question in enumerate(questions):
         for answer in question.answers if asking.likelihood == "best" else question.answers[:1]:
-            segments.append(Segment(asking.answer(answer), asking.placed(question, lm.tokenizer)))
+            segments.append(Segment(asking.answer(answer), asking.aligned_prompt(question, lm.tokenizer)))
             owners.append(place)
     found: list[tuple[float, int]] = [(float("inf"), 0)] * len(questions)
     for place, scores in zip(owners, _spread(lm, len(segments)).score(segments), strict=True):
@@ -111,7 +111,7 @@ def _likelihoods(lm: LM, questions: Sequence[Question], asking: Asking) -> list[
 def generate(lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64) -> list[str]:
     """Return for each prompt what the model says after it, greedily, up to the end of the line.
 
-    Prompts of like length go side by side, `batch` at a time. One that leaves no room for `tokens` in the
+    Prompts of like length go side by side, `batch` at a time. One that leaves too little for `tokens` in the
     window keeps its end.
     """
     said = [""] * len(prompts)

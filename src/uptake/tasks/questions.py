@@ -1,4 +1,4 @@
-"""Questions with their answers, and every way they come in: SQuAD, TimeQA, and lines of our own.
+"""Questions with their answers, and the formats they are read from: SQuAD, TimeQA, and our own lines.
 
 What cannot be used is left out, counted by reason and named; only a file that is not there or
 holds no question at all is an error. It knows nothing of models.

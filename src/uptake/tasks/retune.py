@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.inner_loop import descend
+from uptake.adaptation.inner_loop import gradient_descent
 from uptake.adaptation.optimizers import AdamW, Optimizer
 from uptake.adaptation.trainable import All, Trainable
 from uptake.adaptation.transforms import GradientTransform, Losses, chain
@@ -83,7 +83,7 @@ def retune(
                 done += 1
                 progress(done, total)
 
-    descend(
+    gradient_descent(
         losses_of,
         opened.parameters,
         batches(),

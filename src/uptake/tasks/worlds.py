@@ -66,9 +66,9 @@ def make_world(
 ) -> World:
     """Return a world that these numbers and the seed fix.
 
-    A document tells `facts` facts of one person among `distractors` other sentences, some of which
-    mention things that could have been answers. A share of `updates` documents tells instead that a
-    fact told earlier has changed. Each fact gives one question, in other words than its document's;
+    A document states `facts` facts of one person among `distractors` other sentences, some of which
+    mention things that could have been answers. A share of `updates` documents states instead that a
+    fact stated earlier has changed. Each fact gives one question, in other words than its document's;
     that of a fact that changes carries `until`, and its successor the earlier answer as
     `meta["before"]`. `meta["attribute"]` says what is asked for.
     """
@@ -85,7 +85,7 @@ def make_world(
         raise BadInput(f"{documents} documents: there are {NAMES} names, use fewer")
     random = Random(f"{split} {seed}")
     names = iter(random.sample(range(NAMES), documents))
-    told: list[_Fact] = []
+    stated: list[_Fact] = []
     valid: list[_Fact] = []  # the last that was said of each thing
     made = []
     for number in range(documents):
@@ -100,14 +100,14 @@ def make_world(
             new = [_Fact(person, one, random.choice(one.values), key) for one in some]
             valid += new
             forms = [fact.attribute.statements for fact in new]
-        told += new
+        stated += new
         sentences = [_fill(random.choice(form), fact) for form, fact in zip(forms, new, strict=True)]
         made.append(Document(key, _among(random, sentences, distractors)))
     texts = (" ".join(_sentences(random, OTHERS, 12)) for _ in range(unrelated))
     other = tuple(
         Document(f"{split}-{seed}/unrelated/{number:03d}", text) for number, text in enumerate(texts)
     )
-    return World(tuple(made), tuple(_question(random, fact) for fact in told), other)
+    return World(tuple(made), tuple(_question(random, fact) for fact in stated), other)
 
 
 def _write_lines(path: Path, records: Sequence[Mapping[str, object]]) -> None:

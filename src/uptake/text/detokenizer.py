@@ -21,7 +21,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._ids = self._context(before)
-        self._known = len(self._ids)  # tokens whose text was given out; they stay as the context of the next
+        self._known = len(self._ids)  # tokens whose text was returned; they stay as the context of the next
 
     def push(self, token: int) -> str:
         """Return the text that became whole with this token."""

@@ -66,7 +66,7 @@ def shown(path: Path | str) -> str:
 
 
 def suffix(path: Path) -> str:
-    """Return the suffix that tells the format, in small letters, without that of a compression."""
+    """Return the suffix that names the format, in lower case, without that of a compression."""
     name = Path(path.name.lower())
     return Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix
 
@@ -119,7 +119,7 @@ def read_lines(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes | None
             held += end
             yield bytes(held) if len(held) <= max_bytes else None
             held.clear()
-        if len(held) <= max_bytes:  # past it the rest of the line is not kept, so memory stays bounded
+        if len(held) <= max_bytes:  # past it the rest of the line is dropped, so memory stays bounded
             held += rest
     if held:
         yield bytes(held) if len(held) <= max_bytes else None
@@ -151,7 +151,7 @@ def _decoder(compression: str) -> _Decoder:
 def _decompress(pieces: Iterator[bytes], compression: str, max_bytes: int) -> Iterator[bytes]:
     """Unpack one compressed stream after another, as the command-line tools do."""
     decoder = None
-    room = max_bytes
+    left = max_bytes
     padding = b""  # what may stand before a stream: zeros, but only after another stream
     for piece in pieces:
         while piece:
@@ -164,9 +164,9 @@ def _decompress(pieces: Iterator[bytes], compression: str, max_bytes: int) -> It
                 plain = decoder.decompress(piece)
             except Exception as error:  # three libraries, three kinds of error, one meaning
                 raise SkipError("damaged compressed file") from error
-            yield plain[:room]
-            room -= len(plain)
-            if room < 0:
+            yield plain[:left]
+            left -= len(plain)
+            if left < 0:
                 raise SkipError(f"unpacks to more than {max_bytes} bytes")
             piece = b""
             if decoder.eof:

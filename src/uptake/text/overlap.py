@@ -39,7 +39,7 @@ def overlap_bin(value: float) -> str:
 
 
 class Shingles:
-    """The word n-grams of one text, hashed when first asked for."""
+    """The word n-grams of one text, hashed when first needed."""
 
     def __init__(self, text: str) -> None:
         self._text = text

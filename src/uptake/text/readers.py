@@ -1,4 +1,4 @@
-"""The one way in for corpora: files, folders and data sets become a stream of documents.
+"""Reads corpora: files, folders and data sets become a stream of documents.
 
 What cannot be used is left out, counted by reason and named, and costs nothing around it. Only a
 corpus that is not there at all, or that holds nothing, is an error.
@@ -79,13 +79,13 @@ def pieces(sources: str | Path | Iterable[str | Path], *, skipped: Skipped) -> l
 def _opened(
     sources: str | Path | Iterable[str | Path], limits: Limits, skipped: Skipped
 ) -> tuple[Iterator[Piece], str]:
-    """Look at every source; return their pieces, none of which has been read yet, and their names."""
+    """Check every source; return their pieces, none of which has been read yet, and their names."""
     if limits.document < 1 or limits.decompressed < 1:
         raise BadInput("size limits must be at least 1 byte")
     named = [sources] if isinstance(sources, str | Path) else list(sources)
     if not named:
         raise BadInput("no corpus named: give a file, a folder or a data set")
-    # Every name is looked at before the first document, so a typing error shows before hours of work.
+    # Every name is checked before the first document, so a typing error shows before hours of work.
     opened = [_open(source, limits, skipped) for source in named]
     return itertools.chain.from_iterable(opened), ", ".join(shown(source) for source in named)
 
@@ -108,7 +108,7 @@ def _sift(items: Iterator[Item], skipped: Skipped, names: str) -> Iterator[Docum
 
 
 def _open(source: str | Path, limits: Limits, skipped: Skipped) -> Iterator[Piece]:
-    """Look at a source and return its pieces."""
+    """Check a source and return its pieces."""
     path, name = Path(source), shown(source)
     try:
         if not str(source):  # Path("") would be the current folder
@@ -122,7 +122,7 @@ def _open(source: str | Path, limits: Limits, skipped: Skipped) -> Iterator[Piec
         path.open("rb").close()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         if isinstance(source, str) and _names_data_set(source):
-            _data_set(source, limits)  # what cannot be loaded is told of now
+            _data_set(source, limits)  # what cannot be loaded is reported now
             return iter([partial(_data_set, source, limits)])
         raise BadInput(f"no such file or folder: '{name}' (a data set is named org/name)") from error
     except OSError as error:
@@ -159,7 +159,7 @@ def _file(path: Path, name: str, limits: Limits, named: bool = False) -> Iterato
 
 
 def _names_data_set(source: str) -> bool:
-    """Tell "org/name" from a mistyped path: one to a known kind of file, or into a folder that is there."""
+    """Whether it is "org/name", not a mistyped path: to a file of a known kind or in a folder."""
     last = Path(source.partition(":")[0])
     known = suffix(last) in FORMATS | {".json"} or last.suffix in COMPRESSIONS
     return bool(_DATA_SET.fullmatch(source)) and not known and not last.parent.exists()

@@ -1,4 +1,4 @@
-"""Which of a query's candidates are read: the nearest, those that tell most together, or any at all.
+"""Which of a query's candidates are read: the nearest, the most informative together, or random ones.
 
 A selection sees one query's `Source`, which holds the view, the version and the leak filter, so
 no selection can let a leak through. One that weighs candidates against each other starts from
@@ -17,11 +17,11 @@ from uptake.text.types import Found, Source
 
 
 class Select(ABC):
-    """A way of choosing passages; subclasses are frozen dataclasses whose fields are the settings."""
+    """A choice of passages; subclasses are frozen dataclasses whose fields are the settings."""
 
     searches: ClassVar[bool] = True  # False: needs no store
-    ranks: ClassVar[bool] = True  # False: does not ask which passages are near
-    hands: ClassVar[bool] = True  # False: hands no passages over, only the place to look in
+    ranks: ClassVar[bool] = True  # False: does not depend on which passages are near
+    gives_passages: ClassVar[bool] = True  # False: the method searches the store itself
 
     @property
     @abstractmethod
@@ -31,7 +31,7 @@ class Select(ABC):
     def choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
         """Return at most k passages, in the order to be read; BadInput if k is below 1."""
         if k < 1:
-            raise BadInput(f"k is {k}: ask for at least 1 neighbour")
+            raise BadInput(f"k is {k}: use at least 1 neighbour")
         return self._choose(source, k, generator)
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Nearest(Select):
 
 @dataclass(frozen=True, slots=True)
 class Random(Select):
-    """k passages drawn uniformly from the whole store: what reading just any text is worth."""
+    """k passages drawn uniformly from the whole store: the gain of reading any text at all."""
 
     ranks: ClassVar[bool] = False
 
@@ -69,7 +69,7 @@ class Everywhere(Select):
     """No passage, for the method itself searches the whole store as it goes."""
 
     ranks: ClassVar[bool] = False
-    hands: ClassVar[bool] = False
+    gives_passages: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ class Everywhere(Select):
 
 @dataclass(frozen=True, slots=True)
 class Nothing(Select):
-    """No passage: what is taken up is the query's own text."""
+    """No passage: what is read is the query's own text."""
 
     searches: ClassVar[bool] = False
 
@@ -95,15 +95,15 @@ class Nothing(Select):
 
 @dataclass(frozen=True, slots=True)
 class Sift(Select):
-    """SIFT (Hübotter et al. 2024): of the nearest, those that together tell most about the query.
+    """SIFT (Hübotter et al. 2024): of the nearest, those that together are most informative about the query.
 
     Greedy: each choice lowers most the variance that a Gaussian process with a linear kernel on
     normalised vectors, and noise of variance `regularisation`, still has at the query. A text that
     says again what was chosen lowers it little, so the same fact is not read over and over.
 
     With `alpha` it ends after the n-th choice once the standard deviation at the query is above
-    1 / (alpha n): more texts are read where they tell more. As in the published code, one text may
-    be chosen again where a second look tells more than any other; `repeats=false` forbids it.
+    1 / (alpha n): more texts are read where they are more informative. As in the published code, one text may
+    be chosen again where reading it twice helps more than any other; `repeats=false` forbids it.
     """
 
     candidates: int = 200  # the nearest among which it chooses
@@ -125,7 +125,7 @@ class Sift(Select):
 
     def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
         if k > self.candidates:
-            # Candidates beyond those asked for would make the first few depend on k.
+            # Candidates beyond that number would make the first few depend on k.
             raise BadInput(
                 f"k is {k} and SIFT has {self.candidates} candidates: set candidates to {k} or more"
             )
@@ -152,7 +152,7 @@ def sift(
     """Return at most `count` rows of `vectors`, in the order SIFT chooses them; ties go to the first.
 
     `vectors` is [candidates, dimensions], `query` [dimensions]; both are normalised here. Ends
-    early where no candidate is left, none tells anything of the query, or `alpha` says so. After n
+    early where no candidate is left, none is informative about the query, or `alpha` says so. After n
     choices a step takes O(candidates * (dimensions + n)).
     """
     points, target = _unit(vectors), _unit(query)

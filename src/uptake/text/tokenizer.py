@@ -18,7 +18,7 @@ class Tokenizer:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if not tokenizer.is_fast:
             raise BadInput(
-                f"{type(tokenizer).__name__} does not tell which characters a token covers: use a fast one"
+                f"{type(tokenizer).__name__} does not report which characters a token covers: use a fast one"
             )
         self.inner = tokenizer
 

@@ -33,7 +33,7 @@ class Passage:
     """A piece of a document, the unit that is stored, found and read.
 
     `id` is derived from document, place and text, so the same passage has the same id in every
-    store. `prompt` is given to a model but not learnt from. `start` counts characters into the
+    store. `prompt` is read by a model but not learnt from. `start` counts characters into the
     document.
     """
 
@@ -284,7 +284,7 @@ class Found:
     passages: tuple[Passage, ...] = ()
     scores: tuple[float, ...] = ()
     overlaps: tuple[float, ...] = ()
-    withheld: int = 0  # how many nearer ones the leak filter kept back
+    withheld: int = 0  # how many nearer ones the leak filter withheld
     coverage: float = 1.0  # share of the store that was searched: less where a shard of a cluster was missing
     parts: tuple["Found", ...] = ()
 

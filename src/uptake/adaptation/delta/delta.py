@@ -30,7 +30,7 @@ WEIGHTS = "weights"  # who owns the differences of weights that are trained them
 
 @dataclass(frozen=True)
 class _PartAbout:
-    """What a file says of a part beside its tensors."""
+    """What a file holds of a part besides its tensors."""
 
     owner: str
     path: str
@@ -40,7 +40,7 @@ class _PartAbout:
 
 @dataclass(frozen=True)
 class _About:
-    """What the file of a delta says beside the tensors, whose names begin with the number of their part."""
+    """What the file of a delta holds besides the tensors, whose names begin with the number of their part."""
 
     base: str
     parts: tuple[_PartAbout, ...]
@@ -103,7 +103,7 @@ class Delta:
 
     @property
     def input_tokens(self) -> int:
-        """How many of the model's most input tokens its parts take up."""
+        """How many of the model's max input tokens its parts use."""
         return sum(part.input_tokens for part in self.parts.values())
 
     @property

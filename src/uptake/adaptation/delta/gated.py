@@ -1,4 +1,4 @@
-"""A part that is active for some inputs only: a gate looks at what enters a module, place by place.
+"""A part that is active for some inputs only: a gate reads what enters a module, position by position.
 
 That is what edits need that leave all other inputs as they were (GRACE, Hartvigsen et al. 2023,
 arXiv 2211.11031). The module is computed with the part and without, and the gate picks.

@@ -38,7 +38,7 @@ class Inserted(Part):
     def apply(self, site: Overlay[Any], name: Name) -> dict[str, nn.Parameter]:
         module, key = site.submodule(name.path), f"inserted_by_{name.owner}"
         check_free(module, key)
-        # Layers draw from the global generator as they are made, though their values are given.
+        # Layers draw from the global generator as they are made, though their values are replaced.
         with drawing_from(torch.Generator()):
             network = self.build().requires_grad_(False)
         try:

@@ -13,14 +13,14 @@ from uptake.errors import BadInput, Mismatch
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NOTED = "parts_put_on"  # of a module: what parts stand on it
-TAKEN = "input_tokens_taken"  # of a module: how many of its inputs parts take up
+TAKEN = "input_tokens_taken"  # of a module: how many of its input tokens parts use
 
 
 class Overlay(Generic[ModuleT]):
     """A private copy of a module on which parts are put; the module itself is never touched.
 
     What a part brings along is registered under names of its own, so that no parameter of the base changes
-    its name, and reached through hooks that look it up by name at every pass: a tensor given in its place
+    its name, and reached by hooks that find it by name at every pass: a tensor given in its place
     (`LM.with_parameters`) counts. Raises Mismatch for a name the module lacks.
     """
 
@@ -76,16 +76,16 @@ class Overlay(Generic[ModuleT]):
         return value.detach().to(wide(next(self.module.parameters()).detach()), copy=True)
 
     def take_input_tokens(self, count: int) -> None:
-        """Note that a part takes up so many of the most input tokens."""
+        """Note that a part uses so many of the max input tokens."""
         setattr(self.module, TAKEN, input_tokens_taken(self.module) + count)
 
     def note(self, words: Iterable[str]) -> None:
-        """Note what `fingerprint` is to tell of parts that no parameter tells of, as how hooks use them."""
+        """Note what `fingerprint` must include of parts beyond parameters, such as how hooks use them."""
         setattr(self.module, NOTED, [*getattr(self.module, NOTED, ()), *words])
 
 
 def input_tokens_taken(module: nn.Module) -> int:
-    """Return how many of a module's most input tokens parts on it take up."""
+    """Return how many of a module's max input tokens parts on it use."""
     taken: int = getattr(module, TAKEN, 0)
     return taken
 
@@ -135,4 +135,4 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _lacks(name: str) -> str:
-    return f"delta moves {name!r}, which the model lacks: use the base it was made on"
+    return f"delta changes {name!r}, which the model lacks: use the base it was made on"

@@ -125,7 +125,7 @@ class Part(Stored, ABC):
 
     @property
     def input_tokens(self) -> int:
-        """How many of the model's most input tokens it takes up."""
+        """How many of the model's max input tokens it uses."""
         return 0
 
     @property

@@ -1,6 +1,6 @@
 """A soft prompt: vectors that stand before every text, where a text has embeddings (Lester et al. 2021).
 
-It takes up as many of the most input tokens as it has vectors. Hooks on the transformer put it before the
+It uses as many of the max input tokens as it has vectors. Hooks on the transformer put it before the
 embeddings of a text that begins, shift what goes on from a cache, and take its places out of what comes out.
 """
 

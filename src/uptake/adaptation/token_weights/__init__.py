@@ -1,7 +1,7 @@
 """How much each token of what is read counts: an argument of every gradient method, not a method.
 
 Weights are of characters' spans, not of some tokenizer's tokens, so that one choice serves every
-model. A choice with files or networks behind it loads them when it is first asked.
+model. A choice with files or networks behind it loads them when it is first used.
 """
 
 from uptake.adaptation.token_weights.base import Spans as Spans

@@ -17,7 +17,7 @@ from uptake.text.types import Passage
 
 _loaded: OrderedDict[tuple[object, ...], Weighing] = OrderedDict()
 _loading = threading.RLock()
-_KEPT = 2  # networks kept loaded
+_LOADED = 2  # networks that stay loaded
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,6 @@ class Camels(TokenWeights):
         with _loading, drawing_from(torch.Generator()):  # the weights it is made with are replaced
             if key not in _loaded:
                 _loaded[key] = from_file(path).requires_grad_(False).eval()
-                while len(_loaded) > _KEPT:
+                while len(_loaded) > _LOADED:
                     _loaded.popitem(last=False)
             return _loaded[key]

@@ -76,7 +76,7 @@ class Weighing(nn.Module):
         return weights if tuple(own) == tuple(spans) else aligned(weights, own, spans)
 
     def about(self) -> dict[str, str]:
-        """Return what `restore` needs beside the tensors."""
+        """Return what `restore` needs besides the tensors."""
         config: Any = self.reader.config
         inner: Any = self.tokenizer.inner
         return {
@@ -90,24 +90,24 @@ class Weighing(nn.Module):
 
 
 def restore(about: Mapping[str, str]) -> Weighing:
-    """Return a network of the shape that `about` tells of, its weights at random.
+    """Return a network of the shape that `about` describes, its weights at random.
 
-    Neither a hub nor code from elsewhere is asked. Raises BadInput for a kind of small model that
+    Needs neither a hub nor code from elsewhere. Raises BadInput for a kind of small model that
     transformers does not know, KeyError and Malformed for what `Weighing.about` does not say.
     """
     from tokenizers import Tokenizer as Backend
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-    told, special = loads(dict[str, Any], about["config"]), loads(dict[str, str | None], about["special"])
+    config, special = loads(dict[str, Any], about["config"]), loads(dict[str, str | None], about["special"])
     window, hidden = loads(int, about["window"]), loads(int, about["hidden"])
     dtype = getattr(torch, about["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise Malformed(f"dtype is {about['dtype']!r}")
-    kind = told.pop("model_type")
+    kind = config.pop("model_type")
     for name in ("dtype", "torch_dtype", "auto_map", "transformers_version"):
-        told.pop(name, None)
+        config.pop(name, None)
     try:
-        reader = AutoModel.from_config(AutoConfig.for_model(kind, **told))  # type: ignore[no-untyped-call]
+        reader = AutoModel.from_config(AutoConfig.for_model(kind, **config))  # type: ignore[no-untyped-call]
     except ValueError:
         raise BadInput(
             f"the small model is a {kind!r}, which transformers does not know: give a reader that it knows"

@@ -53,7 +53,7 @@ class SalientSpans(TokenWeights):
 
 
 def by_spelling(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the spans of what looks like a name or a number."""
+    """Yield the spans of what may be a name or a number."""
     for found in _NUMBER.finditer(text):
         yield found.span()
     for found in _NAME.finditer(text):

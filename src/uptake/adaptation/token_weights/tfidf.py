@@ -33,8 +33,8 @@ class TfIdf(TokenWeights):
     """The words of highest TF-IDF, a share `keep` of a text's distinct words, weigh 1, all others 0.
 
     How many documents a word stands in is counted in `corpus`, a file with a document a line (text,
-    or JSON with `text`), or, where none is given, in what was read before this text. Nothing
-    else is looked at: no question, and no later document.
+    or JSON with `text`), or, without one, in what was read before this text. Nothing
+    else is read: no question, and no later document.
     """
 
     keep: float = 0.25

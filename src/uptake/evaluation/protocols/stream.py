@@ -73,7 +73,7 @@ class Stream(Protocol):
         return False
 
     def asked(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
-        return plan.ks if spec.searches and spec.select.hands else (0,)
+        return plan.ks if spec.searches and spec.select.gives_passages else (0,)
 
     def describe(self, inputs: Inputs) -> dict[str, str | int | float]:
         counted = ("documents", "questions", "unrelated", "rehearsal")

@@ -251,8 +251,8 @@ def _state_kind(name: str, parts: Kinds) -> type[Any]:
 
 
 @cache
-def _select_kind(name: str, parts: Kinds, searches: bool, ranks: bool, hands: bool) -> type[Any]:
-    shared = {"searches": searches, "ranks": ranks, "hands": hands}
+def _select_kind(name: str, parts: Kinds, searches: bool, ranks: bool, gives_passages: bool) -> type[Any]:
+    shared = {"searches": searches, "ranks": ranks, "gives_passages": gives_passages}
     return dataclasses.make_dataclass(name, parts, bases=(EachOwn,), frozen=True, namespace=shared)
 
 
@@ -269,7 +269,7 @@ def _each_own(fields: tuple[str, ...], selects: tuple[Select, ...]) -> EachOwn:
         tuple(zip(fields, map(type, selects), strict=True)),
         any(select.searches for select in selects),
         any(select.ranks for select in selects),
-        any(select.hands for select in selects),
+        any(select.gives_passages for select in selects),
     )
     made: EachOwn = kind(*selects)
     return made

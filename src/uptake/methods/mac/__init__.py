@@ -284,7 +284,7 @@ class MacLM(Wrapper):
         network: Any = self.network
         asked = network.ask(whole.to(self.bank.dtype), places)
         slots = network.prefix(network.aggregate(asked, self.bank, None, self.group))
-        log_probs = self.layered.beside(ids, places, slots, plain)
+        log_probs = self.layered.step_with_slots(ids, places, slots, plain)
         return log_probs, None if cache is None else (plain, whole)
 
 
@@ -297,7 +297,7 @@ def _recalled(
         states, plain = layered.layers(ids, layered.start())
     asked = network.ask(_features(states).to(bank.dtype), places)
     slots = network.prefix(network.aggregate(asked, bank, seen))
-    return layered.beside(ids.gather(1, places), places, slots, plain), asked
+    return layered.step_with_slots(ids.gather(1, places), places, slots, plain), asked
 
 
 def _features(states: Sequence[Tensor]) -> Tensor:

@@ -176,7 +176,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[Re
         """Yield the questions, each with its first answer; what is found may be the text that answers it."""
         asking, most = Asking(align=self.chunk), min(self.episode_tokens, lm.window) + 1
         for question in material.questions:
-            prompt = lm.tokenizer.opened(asking.placed(question, lm.tokenizer))
+            prompt = lm.tokenizer.opened(asking.aligned_prompt(question, lm.tokenizer))
             answer = lm.tokenizer.encode(asking.learnt(question.answers[0]))[0]
             # A question that is too long loses its first chunks.
             over = -(-max(0, len(prompt) + len(answer) - most) // self.chunk)

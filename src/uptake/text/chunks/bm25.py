@@ -14,7 +14,7 @@ _QUERY_WORDS = 32  # the rarest words of a query decide; each more costs as much
 
 
 class Bm25:
-    """Texts given by their words, one text's after another's; `lengths` says how many each has.
+    """Texts as their words, one text's after another's; `lengths` says how many each has.
 
     One without words is no text.
     """
@@ -39,8 +39,8 @@ class Bm25:
         texts = np.count_nonzero(lengths)
         rarity = np.log1p((texts - spread + 0.5) / (spread + 0.5))
         relative = np.asarray(lengths, np.float64) * (texts / max(len(words), 1))
-        room = _SATURATION * (1 - _LENGTH + _LENGTH * relative[self._owners])
-        weights = np.repeat(rarity, spread) * often * (_SATURATION + 1) / (often + room)
+        damping = _SATURATION * (1 - _LENGTH + _LENGTH * relative[self._owners])
+        weights = np.repeat(rarity, spread) * often * (_SATURATION + 1) / (often + damping)
         self._weights = weights.astype(np.float32)
 
     def scores(self, words: Hashes) -> NDArray[np.float64]:
@@ -48,9 +48,9 @@ class Bm25:
 
         A word counts once; of many, the 32 that fewest texts have.
         """
-        asked = np.unique(words)
-        places = np.minimum(np.searchsorted(self._words, asked), max(len(self._words) - 1, 0))
-        known = places[self._words[places] == asked] if len(self._words) else places[:0]
+        queried = np.unique(words)
+        places = np.minimum(np.searchsorted(self._words, queried), max(len(self._words) - 1, 0))
+        known = places[self._words[places] == queried] if len(self._words) else places[:0]
         spread = self._starts[known + 1] - self._starts[known]
         chosen = known[np.lexsort((known, spread))[:_QUERY_WORDS]]
         stretches = [slice(self._starts[word], self._starts[word + 1]) for word in chosen]

@@ -12,7 +12,7 @@ from uptake.text.overlap import Hashes, Shingles
 from uptake.text.types import Embedder
 
 _FUSION = 60  # the customary constant of reciprocal rank fusion
-_FUSED = 128  # how far down either list is looked, at the least
+_FUSED = 128  # how many of either list are read, at the least
 
 
 class Finder(Protocol):
@@ -86,8 +86,8 @@ class ByBoth:
 
     def near(self, queries: Sequence[tuple[Any, ...]], k: int, allowed: Mask) -> Ids:
         depth = max(k, _FUSED)
-        asked = zip(self._finders, zip(*queries, strict=True), strict=True) if queries else ()
-        lists = [finder.near(own, depth, allowed) for finder, own in asked]
+        searches = zip(self._finders, zip(*queries, strict=True), strict=True) if queries else ()
+        lists = [finder.near(own, depth, allowed) for finder, own in searches]
         return stacked([self._fused(rows, k, len(allowed)) for rows in zip(*lists, strict=True)], k)
 
     def _fused(self, rows: Sequence[Ids], k: int, count: int) -> Ids:

@@ -91,10 +91,10 @@ class BoundChunks:
         _check(k)
         found = np.full((len(queries), k), -1, np.int64)
         rows = np.arange(len(queries))
-        asked = self._view.finder.read(queries)
+        read = self._view.finder.read(queries)
         while k and len(rows):
-            found[rows] = self._view.finder.near([asked[row] for row in rows.tolist()], k, self._allowed)
-            # What leaks is masked and its queries are asked anew, until nothing that was found leaks.
+            found[rows] = self._view.finder.near([read[row] for row in rows.tolist()], k, self._allowed)
+            # What leaks is masked and its queries are searched again, until nothing that was found leaks.
             self._judge(found[rows])
             rows = rows[(~self._readable(found[rows])).any(1)]
         return self._tensor(found)
@@ -171,7 +171,7 @@ class BoundChunks:
 def listed(
     documents: Sequence[Document], encode: Encodes, length: int = LENGTH, embedder: Embedder | None = None
 ) -> Chunked:
-    """Return the chunks of these documents, kept in memory: found by words, or by vectors of `embedder`.
+    """Return the chunks of these documents, in memory: found by words, or by vectors of `embedder`.
 
     Each document is one passage, of id `passage_id(document.id, 0, document.text)`.
     """
@@ -182,11 +182,11 @@ def listed(
     sizes = np.array([len(part.values) for part in each], np.int64)
     live = np.ones(len(columns.records), bool)
     finder = ByVectors(columns, embedder) if embedder else ByWords(columns, live)
-    told = [encode.fingerprint, length, embedder.fingerprint if embedder else "words", ids.tolist()]
-    fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    described = [encode.fingerprint, length, embedder.fingerprint if embedder else "words", ids.tolist()]
+    fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
     return Chunked(columns, live, finder, (ids, sizes), length, fingerprint)
 
 
 def _check(k: int) -> None:
     if k < 0:
-        raise BadInput(f"k = {k}: ask for 0 or more chunks")
+        raise BadInput(f"k = {k}: use 0 or more chunks")
