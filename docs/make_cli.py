@@ -14,10 +14,10 @@ HEAD = """# From the command line
 
 *This page is made by `docs/make_cli.py` from the command line itself.*
 
-Results go to standard output, everything else to standard error. The exit code is 0; 2 where what was given
-cannot be used, and one line says why and what to do; 3 where `uptake generate` answers as the base model
-because training diverged; 130 after Ctrl-C. Building a store, and scoring with `--json FILE`, keep what was
-finished by then: the same command goes on from there.
+Results go to standard output, everything else to standard error. The exit code is 0 on success;
+2 for input that cannot be used, with one line that says why and what to do; 3 if `uptake generate` printed
+the base model's answer because training diverged; 130 after Ctrl-C. Building a store, and scoring with
+`--json FILE`, save their progress: the same command resumes from there.
 """
 
 

@@ -305,7 +305,9 @@ def learnt(
 
     def run(name: str, method: Camels, rate: float, passes: int, start: Camels | None = None) -> Camels:
         optimizer = AdamW(rate, weight_decay=0.0)
-        training = Training(optimizer, passes=passes, save_every=args.save_every, fade=True, seed=seed)
+        training = Training(
+            optimizer, passes=passes, save_every=args.save_every, warm_up_and_decay=True, seed=seed
+        )
         return common.learn(method, lm, *materials, training, args.work, name, start)
 
     places = run("places", replace(method, aim="places"), args.places_rate, args.places_passes)

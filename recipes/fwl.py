@@ -95,7 +95,7 @@ def trained(lm: LM, method: FWL, name: str, arguments: argparse.Namespace) -> FW
             Training(
                 AdamW(learning_rate=RATES[bool(method.start)], weight_decay=0.0),
                 save_every=10 if not method.start else 5,
-                fade=True,
+                warm_up_and_decay=True,
             ),
             file.with_suffix(".training"),
             lambda point: print(f"  {name}, {time.process_time() - started:.0f} s: {point}", flush=True),

@@ -40,7 +40,8 @@ def trained(
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             network, points = train(
                 method, model, made,
-                Training(AdamW(learning_rate=arguments.rate, weight_decay=0.0), save_every=50, fade=True),
+                Training(AdamW(learning_rate=arguments.rate, weight_decay=0.0), save_every=50,
+                         warm_up_and_decay=True),
                 file.with_suffix(".training"),
                 lambda point: print(f"  {name}: {point}", flush=True), valid,
             )  # fmt: skip

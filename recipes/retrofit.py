@@ -129,7 +129,7 @@ def trained(model: Causal, pile: Path, arguments: Any) -> tuple[Retro, dict[str,
     course: list[dict[str, Any]] = []
     generator, network, seen = np.random.default_rng(0), None, 0
     passes = -(-arguments.steps[1] // len(made))
-    for name, share, texts, fade in (
+    for name, share, texts, decay in (
         ("copying", 0.3, made[: arguments.steps[0]], False),
         ("reading", arguments.planted, (made * passes)[: arguments.steps[1]], True),
     ):
@@ -158,7 +158,8 @@ def trained(model: Causal, pile: Path, arguments: Any) -> tuple[Retro, dict[str,
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             network, _ = train(
                 replace(method, copied_share=share), model, planted,
-                Training(AdamW(learning_rate=arguments.rate, weight_decay=0.0), save_every=200, fade=fade),
+                Training(AdamW(learning_rate=arguments.rate, weight_decay=0.0), save_every=200,
+                         warm_up_and_decay=decay),
                 checkpoint, look, start=network,
             )  # fmt: skip
     assert network is not None

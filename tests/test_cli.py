@@ -126,7 +126,7 @@ def test_the_base_alone_needs_no_store(run: Run, world: World) -> None:
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        (("--methods", "base"), "no method looks for neighbours"),
+        (("--methods", "base"), "no method retrieves neighbours"),
         (("--methods", "finetune", "--protocol", "running"), "--protocol running needs none"),
         (("--methods", "ttt-nn", "-k", "0"), "-k is 0"),
     ],
@@ -157,7 +157,7 @@ def test_generate_says_what_stopped_reading(run: Run, world: World) -> None:
     assert told.code == 3 and told.json["stopped"]["kind"] == "diverged"
     assert told.json["stopped"]["reason"] in wild.err
     short = run(*asked, "--max-steps", "1")
-    assert short.code == 0 and "1 of 1 steps are taken; the answer is by what was read" in short.err
+    assert short.code == 0 and "1 of 1 steps are taken; the answer uses what was read" in short.err
     assert run(*asked, "--max-steps", "1", "--json").json["stopped"]["kind"] == "budget"
     whole = run(*asked, "--json")
     assert (whole.code, whole.json["stopped"], whole.err) == (0, None, "")
@@ -230,7 +230,7 @@ def test_an_interrupted_eval_goes_on(
     # A line cut short, as by a crash, is that query not done.
     journal.write_bytes(journal.read_bytes()[:-20])
     ran = run(*asked, broken)
-    assert ran.code == 0 and "going on with an interrupted run: 1 of 6 are done" in ran.err
+    assert ran.code == 0 and "resuming an interrupted run: 1 of 6 are done" in ran.err
     assert figures_of(broken) == figures_of(whole)
     assert not journal.exists()
 
@@ -252,13 +252,13 @@ def test_fresh_begins_anew(run: Run, world: World, tmp_path: Path, monkeypatch: 
             "uptake.report.summary.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         assert run(*asked).code == 130
-    assert "going on" in run(*asked).err
+    assert "resuming" in run(*asked).err
     with monkeypatch.context() as patched:
         patched.setattr(
             "uptake.report.summary.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         assert run(*asked).code == 130
-    assert "going on" not in run(*asked, "--fresh").err
+    assert "resuming" not in run(*asked, "--fresh").err
 
 
 def test_a_journal_of_rubbish_is_begun_anew(run: Run, world: World, tmp_path: Path) -> None:

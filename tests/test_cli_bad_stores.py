@@ -184,7 +184,10 @@ def test_ctrl_c(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patched:
         patched.setattr("uptake.api.compare", pressed)
         ran = evaluated(run, world)
-        assert (ran.code, ran.err) == (130, "uptake: interrupted; nothing is kept without --json FILE\n")
+        assert (ran.code, ran.err) == (
+            130,
+            "uptake: interrupted; nothing was saved: use --json FILE to be able to resume\n",
+        )
     with monkeypatch.context() as patched:
         patched.setattr("uptake.lm.loading.load", pressed)
         ran = run("generate", "-m", world.model, "--method", "base", "x")

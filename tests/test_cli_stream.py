@@ -62,7 +62,7 @@ def test_the_table_the_report_and_the_page(
 
 def test_help_flows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert "What a document may spend is bounded" in run("stream", "--help").out
+    assert "With --store, methods that use neighbours read" in run("stream", "--help").out
 
 
 def test_json_on_standard_output(run: Run, world: World, files: tuple[Path, Path]) -> None:

@@ -35,12 +35,12 @@ def test_it_trains_and_says_how_it_went(run: Run, world: World, lines: Path, tmp
     out = tmp_path / "n.safetensors"
     command = ["train", "memory", "-m", world.model, "--documents", lines, "--out", out, "--save-every", 4]
     ran = run(*command, "--valid-documents", lines, "--passes", 2, "--json")
-    assert ran.code == 0 and "going on" not in ran.err, ran.err
-    assert [point["step"] for point in ran.json["course"]] == [0, 4, 8, 12, 16]
-    assert ran.json["best"]["valid"] == min(point["valid"] for point in ran.json["course"])
+    assert ran.code == 0 and "resuming" not in ran.err, ran.err
+    assert [point["step"] for point in ran.json["checkpoints"]] == [0, 4, 8, 12, 16]
+    assert ran.json["best"]["valid"] == min(point["valid"] for point in ran.json["checkpoints"])
     assert out.is_file() and not out.with_name(out.name + ".training").exists()
     table = run(*command, "--limit", 3)
-    assert "going on" not in table.err, "nothing was there to go on from"
+    assert "resuming" not in table.err, "there was nothing to resume"
     assert table.code == 0 and "> " in table.out and str(out) in table.err
 
 
@@ -78,7 +78,7 @@ def test_a_training_interrupted_before_its_first_checkpoint_says_so(
 
     monkeypatch.setattr(LearnedMemory, "gradients", stop)
     ran = run("train", "memory", "-m", world.model, "--documents", lines, "--out", tmp_path / "n")
-    assert ran.code == 130 and "nothing is kept before the first 100 steps" in ran.err
+    assert ran.code == 130 and "nothing was saved in the first 100 steps" in ran.err
 
 
 def test_bad_input_is_one_line(run: Run, world: World, lines: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_retro_is_trained_beside_a_store_and_read_with_it(run: Run, world: World
     refused(run(*command[:4], *command[6:], *small), "name one with --store")
     ran = run(*command, *small, "--limit", 4, "--valid-documents", world.data, "--json")
     assert ran.code == 0, ran.err
-    assert ran.json["best"]["valid"] < ran.json["course"][0]["valid"]
+    assert ran.json["best"]["valid"] < ran.json["checkpoints"][0]["valid"]
     ways = {"retro": "weights", "retro-random": "weights", "ttt-nn+retro": "retro.weights"}
     given = [word for way, name in ways.items() for word in ("--set", f"{way}.{name}={out}")]
     compared = run("compare", *model, *store, "--data", world.data, "--methods", ",".join(ways), "-k", 2,
@@ -171,7 +171,9 @@ def test_retro_goes_on_from_a_network_to_answer_questions(run: Run, world: World
     started = run(*command, *shape, "--start", first, "--valid-questions", asked)
     assert started.code == 0, started.err
     fresh = run(*command, *shape, "--valid-questions", asked)
-    assert started.json["course"][0]["valid"] != fresh.json["course"][0]["valid"], "one began elsewhere"
+    assert started.json["checkpoints"][0]["valid"] != fresh.json["checkpoints"][0]["valid"], (
+        "one began elsewhere"
+    )
     for wrong, said in (
         ((*shape, "--set", "heads=1", "--start", first), "another shape"),
         ((*shape, "--start", tmp_path / "none"), "none"),

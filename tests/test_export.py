@@ -173,7 +173,7 @@ def test_the_verb_writes_an_adapter_and_says_what_cannot_be_one(
         "has a dense difference": ("--set", "trainable=all"),
         "more than weights": ("--method", "in-context"),
         "the delta is empty": ("--max-steps", "0"),
-        "nothing was learnt, and no adapter written": ("--set", "learning_rate=1e38"),
+        "no adapter was written": ("--set", "learning_rate=1e38"),
         "did you mean 'learning_rate'": ("--set", "learning_rat=1"),
     }.items():
         code, said = run(*more)

@@ -51,7 +51,7 @@ def test_answers_come_from_the_right_text_and_from_no_other() -> None:
     shape: dict[str, Any] = {"chunk": 24, "episode_tokens": 40, "windows": 8, "neighbours": 1}
     method = Retro(base="trained", **shape)
     material = Material((), tuple(asked), sources=lambda document: source)
-    training = Training(AdamW(1e-2, weight_decay=0.0), passes=4, fade=True, save_every=40)
+    training = Training(AdamW(1e-2, weight_decay=0.0), passes=4, warm_up_and_decay=True, save_every=40)
     network, points = train(method, lm, method.episodes(lm, material), training)
     assert points[-1].loss < 0.2 * points[0].loss
 

@@ -143,7 +143,9 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
 def test_a_rate_that_fades_begins_low_and_falls_after_every_stretch() -> None:
     lm, method = toys.lm(), LearnedMemory()
     optimizer = SGD(learning_rate=0.5)
-    faded, _ = train(method, lm, EPISODES, Training(optimizer, clip=None, save_every=2, fade=True))
+    faded, _ = train(
+        method, lm, EPISODES, Training(optimizer, clip=None, save_every=2, warm_up_and_decay=True)
+    )
     by_hand = method.fresh(lm)
     order = torch.randperm(len(EPISODES), generator=torch.Generator().manual_seed(0)).tolist()
     for rate, place in zip((0.05, 0.05, 1 / 3, 1 / 3, 1 / 6, 1 / 6), order, strict=True):

@@ -15,7 +15,7 @@ from uptake.lm.base import LM, Segment
 from uptake.methods.contract.method import Context, Evidence
 from uptake.report import metrics
 from uptake.report.formatting import filled, number, percent
-from uptake.report.kind import Figures, Lines, ReportKind
+from uptake.report.kind import Figures, ReportKind, TableLines
 from uptake.report.page.layout import Page, WordsSection
 from uptake.report.results import Results, Row
 from uptake.tasks.edits import Edit
@@ -50,7 +50,7 @@ class EditsReport(ReportKind):
     def figures(self, results: Results) -> Figures:
         return {"methods": {name: _figures(results, name) for name in results.header.settings}}
 
-    def lines(self, figures: Figures) -> Lines:
+    def lines(self, figures: Figures) -> TableLines:
         return filled(
             {
                 "method": name,

@@ -26,7 +26,9 @@ from uptake.settings import describe
 from uptake.text.types import stable_hash
 
 FORMAT = "uptake-training-1"
-FIRST_SHARE = 0.1  # of a rate that fades: the first steps of Adam know no gradient but their own
+FIRST_SHARE = (
+    0.1  # of the rate at the start of warm-up: the first steps of Adam know no gradient but their own
+)
 Tensors = dict[str, Tensor]
 
 
@@ -39,7 +41,9 @@ class Training:
     clip: float | None = 1.0
     transforms: tuple[GradientTransform, ...] = ()  # of each episode's gradient, before it is clipped
     save_every: int = 100  # steps between checkpoints, and between looks at the validation episodes
-    fade: bool = False  # a tenth of the rate for the first `save_every` steps, then ever less of it
+    warm_up_and_decay: bool = (
+        False  # the first `save_every` steps at a tenth of the rate, then a linear decay to 0
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -159,7 +163,7 @@ def _stretch(
     """Go on from `state`, one step a place."""
     network = state.network.train()
     total = training.passes * len(episodes)
-    share = (1 - state.done / total if state.done else FIRST_SHARE) if training.fade else 1.0
+    share = (1 - state.done / total if state.done else FIRST_SHARE) if training.warm_up_and_decay else 1.0
     descent = GradientDescent(
         dict(network.named_parameters()),
         training.optimizer.times(share),

@@ -1,4 +1,4 @@
-"""`uptake adapt`: a model that has taken text up for one prompt, as an adapter other programs load."""
+"""`uptake adapt`: adapt a model to one prompt and write the result as an adapter for other programs."""
 
 import contextlib
 from typing import Annotated
@@ -15,12 +15,12 @@ EXAMPLES = options.examples(
 
 
 def adapt(
-    prompt: Annotated[str, typer.Argument(help="Text whose neighbours are read; - reads standard input.")],
-    folder: Annotated[str, typer.Argument(help="Where the adapter goes: a new or an empty folder.")],
+    prompt: Annotated[str, typer.Argument(help="Text to retrieve neighbours for; - reads standard input.")],
+    folder: Annotated[str, typer.Argument(help="Folder for the adapter: new or empty.")],
     model: options.Model,
     store: options.Store = None,
     method: options.Method = "ttt-nn",
-    k: Annotated[int, options.option(options.MAIN, "N", "Neighbours to read.", "-k", least=0)] = 20,
+    k: Annotated[int, options.option(options.MAIN, "N", "Number of neighbours to read.", "-k", least=0)] = 20,
     settings: options.Setting = None,
     encoder: options.Encoder = None,
     max_tokens: options.MaxTokens = None,
@@ -32,10 +32,10 @@ def adapt(
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Read a prompt's neighbours and write what the model learnt as a peft LoRA adapter.
+    """Adapt to a prompt's neighbours and write the change of the weights as a peft LoRA adapter.
 
-    Low-rank parts are moved unless `--set trainable=...` says otherwise; an adapter can hold no others.
-    Nothing is written where training diverges.
+    LoRA matrices are trained unless `--set trainable=...` says otherwise; an adapter can contain no others.
+    Nothing is written if training diverges.
     """
     prompt = inputs.given_text(prompt)
     with screen.status("starting"):
@@ -45,7 +45,7 @@ def adapt(
         from uptake.methods.contract.spending import Budget
 
     spec = api.method_specs([method], settings or ())[method]
-    with contextlib.suppress(BadInput):  # some have no such setting
+    with contextlib.suppress(BadInput):  # some methods have no such setting
         spec = api.method_specs([method], ["trainable=lora", *(settings or ())])[method]
     searches = spec.searches and k > 0
     if searches and store is None:
@@ -64,9 +64,9 @@ def adapt(
         session = api.adapt(base, prompt, spec, store=opened, k=k, seed=seed, budget=budget)
         stopped = session.stopped
         if stopped and stopped.kind == "diverged":
-            raise Diverged(f"{stopped}; nothing was learnt, and no adapter written")
+            raise Diverged(f"{stopped}; no adapter was written")
         delta = only_delta(session.state, session.adapted)
         written = export_peft(delta, base, folder)
     if stopped:
-        screen.note(f"{method} stopped: {stopped}; the adapter holds what was learnt until then")
+        screen.note(f"{method} stopped: {stopped}; the adapter contains what was learnt until then")
     screen.note(f"read {len(session.neighbours)} neighbours and wrote a LoRA adapter to {written}")

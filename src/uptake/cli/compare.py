@@ -1,4 +1,4 @@
-"""`uptake compare`: several methods, side by side on the same text."""
+"""`uptake compare`: score the same text under several methods."""
 
 from typing import TYPE_CHECKING
 
@@ -53,12 +53,12 @@ def compare(
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Score documents under several methods and show gain, cost and controls.
+    """Score documents under several methods; report gains, costs and controls.
 
-    Every method scores the same bytes. With --json an interrupted run goes on when it is started again.
+    Every method scores the same bytes. With --json, an interrupted run resumes when started again.
     """
-    given = locals()
-    # What can be seen to be wrong is said before a file is read or a model loaded.
+    values = locals()
+    # Mistakes in the options are reported before a file is read or a model loaded.
     names = inputs.methods(methods, "ttt-nn")
     report_file = inputs.report_file(json_path)
     page_file = inputs.output_file("--html", html)
@@ -72,17 +72,17 @@ def compare(
         from uptake.methods.contract.spending import Budget
         from uptake.tasks.questions import read_questions
         from uptake.text import readers
-    rule = evaluating.protocol(protocol, given)
+    chosen_protocol = evaluating.protocol(protocol, values)
     chosen = inputs.recipe(recipe)
     if chosen:
         names = list(dict.fromkeys([*names, chosen.method]))
-        # The recipe's settings are its own method's, and what is said beside it comes after.
+        # The recipe's settings are for its own method; options on the command line override them.
         settings = [*(f"{chosen.method}.{setting}" for setting in chosen.settings), *(settings or ())]
     ks = inputs.counts(k or str(chosen.k if chosen else 20), "-k")
     specs = api.method_specs(names, settings or ())
     leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
     loading.check(device, dtype)
-    wanted = evaluating.wanted_store(store, Plan(specs, rule, tuple(ks)))
+    wanted = evaluating.wanted_store(store, Plan(specs, chosen_protocol, tuple(ks)))
     cluster = inputs.shards(ray, shard_rows, missing)
     inputs.set_threads(threads)
 
@@ -90,7 +90,7 @@ def compare(
     with screen.status("reading documents"):
         documents = tuple(islice(readers.read(data, skipped=skipped), limit))
         asked = read_questions(questions, skipped).questions if questions else ()
-    screen.tell_skipped(skipped)
+    screen.note_skipped(skipped)
     opened: Datastore | None = None
     if wanted:
         with screen.status("opening the store"):
@@ -100,9 +100,9 @@ def compare(
 
     journal = evaluating.journal(report_file, fresh)
     hint = (
-        f"finished queries are in {journal}: the same command goes on from there"
+        f"finished queries are saved in {journal}: the same command resumes from there"
         if journal
-        else "nothing is kept without --json FILE"
+        else "nothing was saved: use --json FILE to be able to resume"
     )
     with (
         screen.on_cluster(ray),
@@ -116,7 +116,7 @@ def compare(
             store=opened,
             k=ks,
             settings=settings or (),
-            protocol=rule,
+            protocol=chosen_protocol,
             seed=seed,
             batch=batch,
             budget=Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds),

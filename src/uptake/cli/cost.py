@@ -1,4 +1,4 @@
-"""`uptake cost`: what a comparison will take, before it is begun."""
+"""`uptake cost`: estimate the time and memory of a comparison before running it."""
 
 import inspect
 import json
@@ -20,14 +20,15 @@ EXAMPLES = options.examples(
 )
 
 Queries = Annotated[
-    int, options.option(options.MAIN, "N", "Queries to measure, spread over the data.", least=1)
+    int,
+    options.option(options.MAIN, "N", "Number of queries to measure, evenly spread over the data.", least=1),
 ]
 
 
 def cost(**given: Any) -> None:
-    """Measure a few queries of a comparison, and say what all of it will take.
+    """Measure a few queries of a comparison, and estimate the time and memory of all of it.
 
-    The options are those of `uptake compare`. Seconds and memory are this machine's, as busy as it is now.
+    The options are those of `uptake compare`. The estimate holds for this machine under its present load.
     """
     names = inputs.methods(given["methods"], "ttt-nn")
     with screen.status("starting"):
@@ -39,16 +40,16 @@ def cost(**given: Any) -> None:
         from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
         from uptake.text import readers
-    rule = evaluating.protocol(given["protocol"], given)
+    protocol = evaluating.protocol(given["protocol"], given)
     chosen, settings = inputs.recipe(given["recipe"]), given["settings"] or ()
     if chosen:
         names.append(chosen.method)
         settings = [*(f"{chosen.method}.{setting}" for setting in chosen.settings), *settings]
     ks = inputs.counts(given["k"] or str(chosen.k if chosen else 20), "-k")
-    # Every query is scored by the base too, whether it is asked for or not.
+    # Every query is scored by the base too, whether it is among the methods or not.
     plan = Plan(
         api.method_specs(list(dict.fromkeys(("base", *names))), settings),
-        rule,
+        protocol,
         tuple(ks),
         given["seed"],
         given["batch"],
@@ -65,14 +66,14 @@ def cost(**given: Any) -> None:
     skipped = readers.Skipped()
     with screen.status("reading documents"):
         documents = list(islice(readers.read(given["data"], skipped=skipped), given["limit"]))
-    screen.tell_skipped(skipped)
+    screen.note_skipped(skipped)
     store = None
     if wanted:
         with screen.status("opening the store"):
             store = inputs.open_store(wanted, given["encoder"], given["device"], threads)
     with screen.status("loading the model"):
         loaded = loading.load(given["model"], given["device"], given["dtype"])
-    with screen.interruptible("nothing is kept of an estimate"), screen.progress("measuring") as update:
+    with screen.interruptible("an estimate cannot be resumed"), screen.progress("measuring") as update:
         found = forecast(
             loaded,
             plan,
@@ -107,11 +108,11 @@ def _show(found: "Forecast", as_json: bool) -> None:
     whole = many(found.size.documents, "document", "documents")
     if found.size.units != found.size.documents:
         whole = f"{many(found.size.units, 'query', 'queries')} of {whole}"
-    by = "" if found.workers == 1 else f" by {found.workers} workers, each with that memory"
+    by = "" if found.workers == 1 else f" by {found.workers} workers, each with this memory"
     typer.echo(f"{whole}: about {_span(found.wall_seconds)}{by}; {found.measured} measured")
     for spec in found.methods:
         if spec.failed:
-            screen.note(f"note: {spec.method} failed where it was measured: {spec.failed}")
+            screen.note(f"note: {spec.method} failed on a measured query: {spec.failed}")
 
 
 def _span(seconds: "Span | None") -> str:

@@ -1,4 +1,4 @@
-"""`uptake eval`: one method; all else is as under `compare`."""
+"""`uptake eval`: score text under one method; all else is as in `compare`."""
 
 import inspect
 from typing import Any
@@ -15,9 +15,9 @@ EXAMPLES = options.examples(
 
 
 def eval(**given: Any) -> None:
-    """Score documents under one method, against the base model.
+    """Score documents under one method and compare it with the base model.
 
-    With --json an interrupted run goes on when it is started again.
+    With --json, an interrupted run resumes when started again.
     """
     recipe = inputs.recipe(given["recipe"])
     method = given.pop("method")
@@ -36,7 +36,7 @@ def eval(**given: Any) -> None:
     compare(methods=method, **given)
 
 
-# The options of `compare`, with one method in the place of several.
+# The options of `compare`, with one method instead of several.
 _method = inspect.Parameter(
     "method", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=options.MethodOr
 )

@@ -1,4 +1,4 @@
-"""What the verbs that evaluate share: the protocol, the store it wants, the journal, and how they end."""
+"""What the commands that evaluate share: the protocol, its store, the journal, and writing the results."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def protocol(name: str, values: "Mapping[str, Any]") -> "Protocol":
-    """Return the protocol of this name; `values` are those of the verb's options, by their names."""
+    """Return the protocol of this name; `values` are those of the command's options, by their names."""
     from uptake.evaluation import protocols
 
     inputs.one_of("--protocol", name, protocols.names())
@@ -26,7 +26,7 @@ def protocol(name: str, values: "Mapping[str, Any]") -> "Protocol":
 
 
 def wanted_store(store: str | None, plan: "Plan") -> str | None:
-    """Return the store if anything will be looked for in it; BadInput where one is wanted and not named."""
+    """Return the store if anything is retrieved from it; BadInput where one is needed and not named."""
     searching = [name for name, spec in plan.methods.items() if spec.searches]
     if plan.searches:
         if store is None and plan.protocol.needs_store(plan):
@@ -35,16 +35,16 @@ def wanted_store(store: str | None, plan: "Plan") -> str | None:
     if store is not None:
         reason = "-k is 0" if max(plan.ks) == 0 else f"--protocol {plan.protocol.name} needs none"
         screen.note(
-            f"--store {store} is not used: {reason if searching else 'no method looks for neighbours'}"
+            f"--store {store} is not used: {reason if searching else 'no method retrieves neighbours'}"
         )
     return None
 
 
 def journal(report_file: Path | None, fresh: bool) -> Path | None:
-    """Return where a run keeps what it has done; None where there is no file to keep it beside."""
-    # A pipe or a device can be written to but not gone on from.
-    keeps = report_file is not None and (report_file.is_file() or not report_file.exists())
-    path = Path(f"{report_file}.journal") if keeps else None
+    """Return the file a run saves its progress in; None where there is no report file to put it next to."""
+    # A run cannot resume from a pipe or a device.
+    resumable = report_file is not None and (report_file.is_file() or not report_file.exists())
+    path = Path(f"{report_file}.journal") if resumable else None
     if fresh:
         forget(path)
     return path
@@ -64,7 +64,7 @@ def finish(
     page_file: Path | None,
     journal: Path | None,
 ) -> None:
-    """Show results and write them where they were asked for; then the journal is not needed any more."""
+    """Print the results, write the report and the page, and remove the journal."""
     from uptake.report import summary as report
 
     for line in report.failure_notes(results):
@@ -83,4 +83,4 @@ def finish(
 
         write_page(results, page_file)
         screen.note(f"page: {page_file}")
-    forget(journal)  # what it held is in the report
+    forget(journal)  # the report contains it all

@@ -1,4 +1,4 @@
-"""`uptake generate`: a prompt continued by the model after it has taken text up."""
+"""`uptake generate`: continue a prompt with the adapted model."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ EXAMPLES = options.examples(
     'uptake generate -m gpt2 --method base "The pump is reset"',
     "uptake generate -m gpt2 -s notes.store --neighbours - < prompt.txt",
 )
-WRITING = "What is written"
+WRITING = "Generation"
 DIVERGED = 3  # exit code where the answer is the base's because reading diverged
 
 
@@ -26,18 +26,19 @@ def generate(
     k: Annotated[
         int | None,
         options.option(
-            options.MAIN, "N", "Neighbours to read. Left out: 20, or the recipe's.", "-k", least=0
+            options.MAIN, "N", "Number of neighbours to read. Default: 20, or the recipe's.", "-k", least=0
         ),
     ] = None,
     settings: options.Setting = None,
     recipe: options.Recipe = None,
     encoder: options.Encoder = None,
-    tokens: Annotated[int, options.option(WRITING, "N", "Most tokens to write.", least=0)] = 64,
+    tokens: Annotated[int, options.option(WRITING, "N", "Maximum number of new tokens.", least=0)] = 64,
     temperature: Annotated[
-        float, options.option(WRITING, "T", "0 takes the likeliest token every time.", least=0)
+        float,
+        options.option(WRITING, "T", "Sampling temperature; 0 always takes the likeliest token.", least=0),
     ] = 0.0,
     stop: Annotated[
-        list[str] | None, options.option(WRITING, "TEXT", "End before this text; may be repeated.")
+        list[str] | None, options.option(WRITING, "TEXT", "Stop before this text; may be repeated.")
     ] = None,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
@@ -45,12 +46,17 @@ def generate(
     max_wall_seconds: options.MaxWallSeconds = None,
     show_neighbours: Annotated[
         bool,
-        options.option(options.OUTPUT, "", "Show on standard error what was read.", "--neighbours"),
+        options.option(
+            options.OUTPUT, "", "Print the neighbours that were read on standard error.", "--neighbours"
+        ),
     ] = False,
     as_json: Annotated[
         bool,
         options.option(
-            options.OUTPUT, "", "Print prompt, text, neighbours and what stopped reading as JSON.", "--json"
+            options.OUTPUT,
+            "",
+            "Print prompt, text, neighbours and why adapting stopped early as JSON.",
+            "--json",
         ),
     ] = False,
     device: options.Device = "cpu",
@@ -58,10 +64,10 @@ def generate(
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Continue a prompt with the model as it is after reading the prompt's neighbours.
+    """Adapt the model to a prompt's neighbours, then continue the prompt.
 
-    Where training diverges the base model's answer is printed, a line on standard error says why, and the
-    exit code is 3.
+    If training diverges, the base model's answer is printed with a note on standard error, and the exit
+    code is 3.
     """
     prompt = inputs.given_text(prompt)
     with screen.status("starting"):
@@ -103,24 +109,26 @@ def generate(
     read, stopped = session.neighbours, session.stopped
     diverged = stopped is not None and stopped.kind == "diverged"
     if reads and not read:
-        screen.note("the store holds no neighbour of this prompt: this is the base model's answer")
+        screen.note("the store has no neighbour of this prompt: this is the base model's answer")
     if stopped:
-        kept = "this is the base model's answer" if diverged else "the answer is by what was read until then"
-        screen.note(f"{method} stopped: {stopped}; {kept}")
+        outcome = (
+            "this is the base model's answer" if diverged else "the answer uses what was read until then"
+        )
+        screen.note(f"{method} stopped: {stopped}; {outcome}")
     if show_neighbours:
         for neighbour in read:
             where = screen.one_line(f"{neighbour.document}@{neighbour.start}")
             screen.note(f"{neighbour.score:.3f}  {where}  {screen.one_line(neighbour.text, 80)}")
     if as_json:
         text = session.generate(prompt, tokens, temperature, seed, stop or ())
-        told = {
+        answer = {
             "prompt": prompt,
             "text": text,
             "method": method,
             "stopped": plain(stopped),
             "neighbours": plain(read),
         }
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(answer, indent=1))
     else:
         typer.echo(prompt, nl=False)
         for token in session.stream(prompt, tokens, temperature, seed, stop or ()):

@@ -308,7 +308,7 @@ def _by_this_process(
 
 
 def _tell(added: "Added", store: "Datastore", skipped: "Skipped", as_json: bool) -> None:
-    screen.tell_skipped(skipped)
+    screen.note_skipped(skipped)
     told = {
         "documents": added.documents,
         "passages_added": added.passages,

@@ -1,4 +1,4 @@
-"""What people give on the command line, looked at before anything slow begins. All raise BadInput."""
+"""Checks of the values of options, made before anything slow begins. All raise BadInput."""
 
 import difflib
 import os
@@ -52,7 +52,7 @@ def report_file(name: str | None) -> Path | None:
 
 
 def output_file(option: str, name: str | None) -> Path | None:
-    """Return where to write a file, before hours of work go into what it is to hold; None for none."""
+    """Return a file to write to, checked before hours of work go into its content; None for none."""
     if name is None:
         return None
     path = Path(name).expanduser()
@@ -61,7 +61,7 @@ def output_file(option: str, name: str | None) -> Path | None:
     folder = path.resolve().parent
     if not folder.is_dir():
         raise BadInput(f"{option} {name}: there is no folder {path.parent}; make it first")
-    # What is there may be replaced, so the folder has to be writable; a pipe or a device is written to.
+    # A file is replaced as a whole, so its folder must be writable; a pipe or a device is written to.
     special = path.exists() and not path.is_file()
     if not os.access(path if special else folder, os.W_OK):
         raise BadInput(f"{option} {name}: you may not write to {path if special else folder}")
@@ -73,13 +73,13 @@ def given_text(text: str) -> str:
     try:
         text = sys.stdin.read() if text == "-" else text
         text.encode("utf8")
-    except UnicodeError as error:  # the shell hands bytes that are no UTF-8 on as lone surrogates
+    except UnicodeError as error:  # the shell passes bytes that are no UTF-8 as lone surrogates
         raise BadInput(f"the text is not UTF-8 at character {error.args[2]}: convert it first") from None
     return text
 
 
 def set_threads(threads: int | None) -> None:
-    """Let PyTorch use this many CPU threads; None leaves it be."""
+    """Let PyTorch use this many CPU threads; None changes nothing."""
     if threads is None:
         return
     import torch
@@ -88,7 +88,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def check_device(device: str) -> None:
-    """Raise BadInput for a device that is not here; the processor is."""
+    """Raise BadInput for a device that this machine lacks."""
     if device != "cpu":
         from uptake.lm import loading
 
@@ -96,6 +96,7 @@ def check_device(device: str) -> None:
 
 
 def leak_filter(containment: float, jaccard: float, off: bool) -> "LeakFilter":
+    """Return the leak filter with these thresholds."""
     from uptake.text.overlap import LeakFilter
 
     return LeakFilter(containment, jaccard, enabled=not off)
@@ -116,14 +117,14 @@ def open_store(
 
 
 def shards(ray: str | None, rows: int | None, missing: str) -> "Cluster | None":
-    """Return where a store is to be searched: nowhere else unless a cluster and its shards are named."""
+    """Return the cluster that searches the store; None unless --ray and --shard-rows are given."""
     from uptake.store.cluster import POLICIES, Cluster
 
     one_of("--missing", missing, POLICIES)
     if rows is None:
         return None
     if ray is None:
-        raise BadInput(f"--shard-rows {rows}: shards lie on a cluster, name one with --ray")
+        raise BadInput(f"--shard-rows {rows}: shards need a cluster, name one with --ray")
     return Cluster(ray, rows, missing=missing)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The command line: verbs, and the one place where errors become a line and an exit code."""
+"""The command line: its commands, and the one place where an error becomes one line and an exit code."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from uptake.errors import UptakeError
 
 
 class Verbs(TyperGroup):
-    """The verbs, listed in the order in which people need them."""
+    """The commands, listed in the order in which people need them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return their names."""
@@ -25,7 +25,7 @@ class Verbs(TyperGroup):
         return first + others + last
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a verb whose help flows: shown as written it would break where the docstring does."""
+        """Return a command; line breaks of its docstring are removed from its help text."""
         command = super().get_command(ctx, cmd_name)
         if command and command.help:
             command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
@@ -35,7 +35,7 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     name="uptake",
     cls=Verbs,
-    help="Let a trained language model take new text up, and see whether it pays.",
+    help="Adapt a trained language model to new text, and measure whether it helps.",
     epilog=examples(
         "uptake index build notes.store notes/ --retriever lexical",
         "uptake compare -m gpt2 -s notes.store --data test.jsonl --html report.html",
@@ -62,7 +62,7 @@ app.command(epilog=methods.EXAMPLES)(methods.methods)
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, metavar="")
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, metavar="")
     ] = False,
 ) -> None:
     if version:
@@ -74,48 +74,48 @@ def _root(
 
 def main() -> None:
     """Run the command line. Bad input ends in one line on standard error and exit code 2."""
-    _print_anything()
+    _escape_unprintable()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(f"note: {message}")
             code = app(prog_name="uptake", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        _nobody_reads()
+        _no_reader()
     except UptakeError as error:
-        _leave(str(error))
+        _exit_with(str(error))
     except InterruptedWork as work:
-        _leave(str(work), 130)
+        _exit_with(str(work), 130)
     except (KeyboardInterrupt, typer.Abort):
-        _leave("interrupted", 130)
+        _exit_with("interrupted", 130)
     except OSError as error:
-        _leave(_of_system(error))
+        _exit_with(_of_system(error))
     except MemoryError:
-        _leave(_MEMORY)
+        _exit_with(_MEMORY)
     except RuntimeError as error:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
-        _leave(_MEMORY)
+        _exit_with(_MEMORY)
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer raises for a command line it cannot read
             raise
         _wrong_usage(error)
     else:
         if code == 130:  # typer has caught Ctrl-C
-            _leave("interrupted", 130)
+            _exit_with("interrupted", 130)
         sys.exit(code if isinstance(code, int) else 0)
 
 
 _MEMORY = "out of memory: use a smaller --batch, a smaller model, or --set trainable=lora"
 
 
-def _leave(message: str, code: int = 2) -> NoReturn:
+def _exit_with(message: str, code: int = 2) -> NoReturn:
     note(f"uptake: {message}")
     sys.exit(code)
 
 
 def _wrong_usage(error: Any) -> NoReturn:
-    """Say on one line what is wrong with the command line itself."""
+    """Print one line about a mistake in the command line itself."""
     context = getattr(error, "ctx", None)
     verb = context.command_path if context else "uptake"
     if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
@@ -132,18 +132,18 @@ def _wrong_usage(error: Any) -> NoReturn:
 def _of_system(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}the disk is full; free some space and repeat: what was stored is kept"
+        return f"{where}the disk is full; free some space and run the same command again"
     return f"{where}{error.strerror or error}"
 
 
-def _nobody_reads() -> NoReturn:
-    """Whoever read our output has left: end without a word, and let Python find a place to flush to."""
+def _no_reader() -> NoReturn:
+    """End silently when the reader of our output has closed it; Python flushes what is left to nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 
 
-def _print_anything() -> None:
-    """Let no character that the terminal cannot show end the program."""
+def _escape_unprintable() -> None:
+    """Escape characters that the terminal cannot show, instead of failing on them."""
     for channel in (sys.stdout, sys.stderr):
         reconfigure = getattr(channel, "reconfigure", None)
         if reconfigure:

@@ -1,4 +1,4 @@
-"""`uptake methods`: the ways of taking text up there are, and their settings."""
+"""`uptake methods`: list the adaptation methods and their settings."""
 
 import dataclasses
 import functools
@@ -19,14 +19,14 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method's settings.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the ways of taking text up, or one way's settings with their defaults."""
+    """List the adaptation methods, or one method's settings with their defaults."""
     from rich.table import Table
 
     from uptake import methods as found
     from uptake.settings import values
 
     names = [name] if name else found.names()
-    told = {
+    entries = {
         each: {
             "summary": found.summary(each),
             "select": found.find(each).select.name if found.find(each).method.reads else None,
@@ -35,15 +35,15 @@ def methods(
         for each in names
     }
     if as_json:
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(entries, indent=1))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     if name is None:
         table.add_column("method", no_wrap=True)
         table.add_column("what it does")
-        for each, entry in told.items():
+        for each, entry in entries.items():
             table.add_row(each, str(entry["summary"]))
-        hint = "`uptake methods NAME` shows a method's settings. A+B is several at once: ttt-nn+in-context."
+        hint = "`uptake methods NAME` shows a method's settings. A+B combines methods: ttt-nn+in-context."
     else:
         typer.echo(f"{found.summary(name)}\n")
         spec = found.find(name)
@@ -69,14 +69,14 @@ def methods(
 
 
 def _settings(spec: "MethodSpec") -> dict[str, Any]:
-    """Return the settings of a way's method and, where it finds passages, of its selection, as plain data."""
+    """Return the settings of a method and, where it retrieves passages, of its selection, as plain data."""
     from uptake.settings import describe
 
     return describe(spec.method) | ({"select": describe(spec.select)} if spec.searches else {})
 
 
 def _default(settings: object, path: str) -> str:
-    """Return what a setting is if nobody sets it: a choice by its name, without its own settings."""
+    """Return the default of a setting; of a nested one only its name."""
     value: Any = functools.reduce(getattr, path.split("."), settings)
     if dataclasses.is_dataclass(value):
         return type(value).__name__.lower()

@@ -1,4 +1,4 @@
-"""Options that mean the same under every verb, in the panels that `--help` shows them in."""
+"""Options that mean the same under every command, in the panels that `--help` shows them in."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -8,9 +8,9 @@ import typer
 from uptake.errors import BadInput
 
 MAIN = "Options"
-PROTOCOL = "When text is read, and what is scored"
+PROTOCOL = "Protocol: when text is read, and what is scored"
 LEAK = "Leak filter"
-BUDGET = "What a query may spend"
+BUDGET = "Budget of one query or document"
 OUTPUT = "Output"
 MACHINE = "Machine"
 
@@ -50,46 +50,63 @@ Model = Annotated[
 ]
 Store = Annotated[
     str | None,
-    option(MAIN, "DIR", "Datastore to find neighbours in, from `uptake index build`.", "--store", "-s"),
+    option(
+        MAIN, "DIR", "Datastore to retrieve neighbours from, made by `uptake index build`.", "--store", "-s"
+    ),
 ]
 Data = Annotated[
     list[str],
     option(MAIN, "FILE", 'Documents to score: .jsonl of {"id", "text"}, text files, folders.', "--data"),
 ]
-Method = Annotated[str, option(MAIN, "NAME", "Way of taking text up; see `uptake methods`.", "--method")]
+Method = Annotated[str, option(MAIN, "NAME", "Adaptation method; see `uptake methods`.", "--method")]
 MethodOr = Annotated[
     str | None,
     option(
         MAIN,
         "NAME",
-        "Way of taking text up; see `uptake methods`. Left out: ttt-nn, or the recipe's.",
+        "Adaptation method; see `uptake methods`. Default: ttt-nn, or the recipe's.",
         "--method",
     ),
 ]
 Methods = Annotated[
-    str, option(MAIN, "NAMES", "Ways of taking text up, with commas between; see `uptake methods`.")
+    str, option(MAIN, "NAMES", "Adaptation methods, separated by commas; see `uptake methods`.")
 ]
-Neighbours = Annotated[str, option(MAIN, "N", "Neighbours a query reads; several as in 1,5,20.", "-k")]
+Neighbours = Annotated[
+    str, option(MAIN, "N", "Number of neighbours a query reads; several as in 1,5,20.", "-k")
+]
 NeighboursOr = Annotated[
     str | None,
-    option(MAIN, "N", "Neighbours a query reads; several as in 1,5,20. Left out: 20, or the recipe's.", "-k"),
+    option(
+        MAIN,
+        "N",
+        "Number of neighbours a query reads; several as in 1,5,20. Default: 20, or the recipe's.",
+        "-k",
+    ),
 ]
 Setting = Annotated[
     list[str] | None,
     option(
         MAIN,
         "NAME=VALUE",
-        "A method's setting, for one method as METHOD.NAME=VALUE; see `uptake methods METHOD`.",
+        "Set a method's setting; METHOD.NAME=VALUE sets it for one method only. See `uptake methods METHOD`.",
         "--set",
     ),
 ]
 Recipe = Annotated[
     str | None,
-    option(MAIN, "FILE", "Method, k and settings as `uptake tune` chose them; options given beside it win."),
+    option(
+        MAIN,
+        "FILE",
+        "File that `uptake tune` wrote: method, k and settings. Options on the command line override it.",
+    ),
 ]
 Encoder = Annotated[
     str | None,
-    option(MAIN, "DIR|lm:MODEL", "The store's encoder, where it is not found by its own name."),
+    option(
+        MAIN,
+        "DIR|lm:MODEL",
+        "Where the store's encoder is, if not under the name that the store has recorded.",
+    ),
 ]
 
 ProtocolName = Annotated[
@@ -97,16 +114,21 @@ ProtocolName = Annotated[
     option(
         PROTOCOL,
         "NAME",
-        "per-query: retrieve with a prefix, score what follows. whole: retrieve with what is scored, as "
-        "the paper does. running: score a segment, then read it; needs no store. holes: fill in holes of "
-        "Python files, after reading the rest of the file. stream: documents one after another, then "
-        "--questions; `uptake stream` has all its options.",
+        "per-query: retrieve with a prefix, score what follows it. whole: retrieve with the scored text "
+        "itself, as the TTT-NN paper does. running: score a segment, then read it; needs no store. holes: "
+        "fill in blanks of Python files after reading the rest of the file. stream: read documents one after "
+        "another, then answer --questions; `uptake stream` has all its options.",
         "--protocol",
     ),
 ]
 Prefix = Annotated[
     int,
-    option(PROTOCOL, "N", "Characters that retrieve and are read, not scored (per-query).", least=1),
+    option(
+        PROTOCOL,
+        "N",
+        "Characters of the prefix: used to retrieve and as context, not scored (per-query).",
+        least=1,
+    ),
 ]
 Suffix = Annotated[int, option(PROTOCOL, "N", "Characters scored after the prefix (per-query).", least=1)]
 Search = Annotated[
@@ -115,42 +137,68 @@ Search = Annotated[
            "--search", least=1),
 ]  # fmt: skip
 Windows = Annotated[
-    int, option(PROTOCOL, "N", "Most queries made of one document (per-query, holes).", least=1)
+    int, option(PROTOCOL, "N", "Maximum number of queries from one document (per-query, holes).", least=1)
 ]
-Hole = Annotated[str, option(PROTOCOL, "KIND", "What is blanked: identifier or line (holes).", "--hole")]
+Hole = Annotated[str, option(PROTOCOL, "KIND", "What is blanked out: identifier or line (holes).", "--hole")]
 Around = Annotated[
     str,
     option(
-        PROTOCOL, "SIDES", "What of the file may be read: both, before, after or none (holes).", "--around"
+        PROTOCOL,
+        "SIDES",
+        "Which side of the blank may be read: both, before, after or none (holes).",
+        "--around",
     ),
 ]
 Questions = Annotated[
-    str | None, option(PROTOCOL, "FILE", "Questions on the documents (stream).", "--questions")
+    str | None, option(PROTOCOL, "FILE", "Questions about the documents (stream).", "--questions")
 ]
 SegmentSize = Annotated[
-    int, option(PROTOCOL, "N", "Characters scored, then read (running).", "--segment", least=1)
+    int,
+    option(
+        PROTOCOL,
+        "N",
+        "Characters of a segment, which is scored and then read (running).",
+        "--segment",
+        least=1,
+    ),
 ]
-Limit = Annotated[int | None, option(PROTOCOL, "N", "Most documents to score.", least=1, most=1 << 40)]
+Limit = Annotated[
+    int | None, option(PROTOCOL, "N", "Maximum number of documents to score.", least=1, most=1 << 40)
+]
 
 Containment = Annotated[
-    float, option(LEAK, "SHARE", "Withhold passages that share this much of 13-grams with the document.")
+    float,
+    option(LEAK, "SHARE", "Withhold passages whose 13-gram containment with the document is at least this."),
 ]
-Jaccard = Annotated[float, option(LEAK, "SHARE", "Withhold passages of this Jaccard similarity.")]
+Jaccard = Annotated[
+    float,
+    option(LEAK, "SHARE", "Withhold passages whose Jaccard similarity to the document is at least this."),
+]
 NoFilter = Annotated[
     bool,
-    option(LEAK, "", "Withhold nothing, not even the document itself. Say so if you publish.",
+    option(LEAK, "", "Withhold nothing, not even the document itself. Report this if you publish.",
            "--no-leak-filter"),
 ]  # fmt: skip
 
-MaxTokens = Annotated[int | None, option(BUDGET, "N", "Most tokens trained on.", least=0)]
-MaxSteps = Annotated[int | None, option(BUDGET, "N", "Most gradient steps.", least=0)]
+MaxTokens = Annotated[int | None, option(BUDGET, "N", "Maximum number of tokens to train on.", least=0)]
+MaxSteps = Annotated[int | None, option(BUDGET, "N", "Maximum number of gradient steps.", least=0)]
 MaxCpuSeconds = Annotated[
     float | None,
-    option(BUDGET, "SECONDS", "Most CPU seconds of training; others of its batch do not count.", least=0),
+    option(
+        BUDGET,
+        "SECONDS",
+        "Maximum CPU seconds of training; other queries of the batch do not count.",
+        least=0,
+    ),
 ]
 MaxWallSeconds = Annotated[
     float | None,
-    option(BUDGET, "SECONDS", "Most seconds of training by the clock on the wall, likewise.", least=0),
+    option(
+        BUDGET,
+        "SECONDS",
+        "Maximum wall-clock seconds of training; other queries of the batch do not count.",
+        least=0,
+    ),
 ]
 
 Json = Annotated[
@@ -158,33 +206,36 @@ Json = Annotated[
     option(
         OUTPUT,
         "FILE",
-        "Write the report, every query included; an interrupted run goes on from FILE.journal. "
-        "- prints the figures instead of the table.",
+        "Write the report, with every query; an interrupted run resumes from FILE.journal. "
+        "- prints the figures as JSON instead of the table.",
         "--json",
     ),
 ]
 Html = Annotated[str | None, option(OUTPUT, "FILE", "Write the report as one self-contained page.", "--html")]
-Fresh = Annotated[bool, option(OUTPUT, "", "Begin anew, whatever an interrupted run has left.", "--fresh")]
+Fresh = Annotated[
+    bool,
+    option(OUTPUT, "", "Start from the beginning, and ignore what an interrupted run has saved.", "--fresh"),
+]
 AsJson = Annotated[bool, option(OUTPUT, "", "Print JSON.", "--json")]
 
-Device = Annotated[str, option(MACHINE, "NAME", "Where models run: cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, option(MACHINE, "NAME", "Device that models run on: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[
     str, option(MACHINE, "NAME", "Number format of the base model: float32, bfloat16, float16, float64.")
 ]
 EncoderDtype = Annotated[
     str, option(MACHINE, "NAME", "Number format of the encoder: bfloat16, float32, float16.")
 ]
-Seed = Annotated[int, option(MACHINE, "N", "Seed of everything random.", least=0, most=(1 << 63) - 1)]
+Seed = Annotated[int, option(MACHINE, "N", "Random seed.", least=0, most=(1 << 63) - 1)]
 Threads = Annotated[
-    int | None, option(MACHINE, "N", "CPU threads; left out, PyTorch chooses.", least=1, most=4096)
+    int | None, option(MACHINE, "N", "CPU threads. Default: chosen by PyTorch.", least=1, most=4096)
 ]
-Batch = Annotated[int, option(MACHINE, "N", "Queries side by side.", least=1)]
+Batch = Annotated[int, option(MACHINE, "N", "Number of queries processed side by side.", least=1)]
 Workers = Annotated[
     int,
     option(
         MACHINE,
         "N",
-        "Processes that share the queries, a model and a thread each; results are the same.",
+        "Processes that share the work, each with its own model and one thread; results are the same.",
         least=1,
         most=1024,
     ),
@@ -194,8 +245,8 @@ Ray = Annotated[
     option(
         MACHINE,
         "ADDRESS|local",
-        "Let workers of a Ray cluster do it, as many as --workers says: host:port, auto, or local for this "
-        "machine alone. All must see the same files.",
+        "Run on --workers workers of a Ray cluster: host:port, auto, or local for this machine alone. "
+        "All machines must see the same files.",
         "--ray",
     ),
 ]
@@ -204,7 +255,8 @@ ShardRows = Annotated[
     option(
         MACHINE,
         "N",
-        "With --ray: search by actors that hold N rows of the store each; else each worker opens all of it.",
+        "With --ray: split the store into shards of N rows, one actor each. Default: each worker opens all "
+        "of the store.",
         least=1,
         most=1 << 40,
     ),
@@ -214,7 +266,7 @@ Missing = Annotated[
     option(
         MACHINE,
         "POLICY",
-        "What to do while a shard is missing: fail, wait for it, or partial, which the report then tells.",
+        "What to do while a shard is missing: fail, wait for it, or partial: search the rest, and report it.",
         "--missing",
     ),
 ]

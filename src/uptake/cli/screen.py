@@ -1,4 +1,4 @@
-"""What people see: results on standard output, everything else on standard error.
+"""Output on the terminal: results on standard output, everything else on standard error.
 
 Text from corpora and models is shown as text: neither markup nor control characters of it work.
 """
@@ -23,7 +23,7 @@ _FIRST_LINE, _NEXT_LINE = 10.0, 30.0  # seconds between lines of progress where 
 
 
 class InterruptedWork(Exception):
-    """Ctrl-C, with what is left of the work and how to go on."""
+    """Work interrupted by Ctrl-C, with what was saved and how to resume."""
 
 
 @contextmanager
@@ -37,9 +37,9 @@ def interruptible(hint: str | Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def on_cluster(address: str | None) -> Iterator[None]:
-    """Around work on the Ray cluster at `address`, if it is one, which is left at the end.
+    """Wrap work on the Ray cluster at `address`, if any, and disconnect at the end.
 
-    Ray prints to standard output what befalls its machines; within the block that goes beside it.
+    Ray reports on its machines on standard output; within the block that goes to standard error.
     """
     if address is None:
         yield
@@ -69,7 +69,7 @@ def results() -> "Console":
 
 
 def note(message: str) -> None:
-    """Say something beside the result, on one line."""
+    """Print one line on standard error."""
     typer.echo(one_line(message), err=True)
 
 
@@ -80,15 +80,15 @@ def one_line(text: str, most: int | None = None) -> str:
     return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
 
 
-def tell_skipped(skipped: "Skipped") -> None:
-    """Say what was left out while reading, if anything was."""
+def note_skipped(skipped: "Skipped") -> None:
+    """Print what was left out while reading, if anything was."""
     if skipped.total:
         note(f"left out: {skipped}")
 
 
 @contextmanager
 def status(what: str) -> Iterator[None]:
-    """Show on a terminal what is being waited for."""
+    """Show on a terminal what the program is doing."""
     screen = messages()
     if not screen.is_terminal:
         yield
@@ -99,19 +99,19 @@ def status(what: str) -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, skipped: "Skipped | None" = None, resumes: bool = False) -> Iterator[Update]:
-    """Show how far long work is; the block calls what it is given with (done, total or 0, name).
+    """Show the progress of long work; the block calls the function it gets with (done, total or 0, name).
 
-    A bar on a terminal; elsewhere a line now and then. `resumes` says at the first call what an
-    earlier run has done already.
+    A bar on a terminal; elsewhere a line now and then. With `resumes` the first call
+    also prints how much an earlier run has done.
     """
     screen = messages()
     started = time.monotonic()
     first = True
 
-    def look(done: int, total: int) -> None:
+    def note_resumed(done: int, total: int) -> None:
         nonlocal first
         if first and resumes and done:
-            note(f"going on with an interrupted run: {done:,} of {total:,} are done")
+            note(f"resuming an interrupted run: {done:,} of {total:,} are done")
         first = False
 
     if not screen.is_terminal:
@@ -119,7 +119,7 @@ def progress(what: str, skipped: "Skipped | None" = None, resumes: bool = False)
 
         def line(done: int, total: int, name: str = "") -> None:
             nonlocal due
-            look(done, total)
+            note_resumed(done, total)
             if (now := time.monotonic()) >= due:
                 due = now + _NEXT_LINE
                 of = f" of {total:,}" if total else ""
@@ -143,7 +143,7 @@ def progress(what: str, skipped: "Skipped | None" = None, resumes: bool = False)
         task = bar.add_task(Text(what).plain, total=None, name="", count="")
 
         def update(done: int, total: int, name: str = "") -> None:
-            look(done, total)
+            note_resumed(done, total)
             count = (f"{done:,}/{total:,}" if total else f"{done:,}") + _left_out(skipped)
             bar.update(task, completed=done, total=total or None, count=count, name=one_line(name)[-32:])
 
@@ -154,9 +154,9 @@ def _left_out(skipped: "Skipped | None") -> str:
     return f", {skipped.total:,} left out" if skipped and skipped.total else ""
 
 
-def facts(told: dict[str, Any]) -> None:
+def facts(values: dict[str, Any]) -> None:
     """Print names and values in two columns; what is empty is left out."""
-    shown = {name.replace("_", " "): value for name, value in told.items() if value not in ("", {}, None)}
+    shown = {name.replace("_", " "): value for name, value in values.items() if value not in ("", {}, None)}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
         typer.echo(f"{name:{width}}  {value}")

@@ -1,4 +1,4 @@
-"""`uptake stream`: documents one after another under several methods, questions at the end."""
+"""`uptake stream`: read documents one after another under several methods, then answer questions."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ EXAMPLES = options.examples(
     "      --checkpoints 100,300 --locality other.txt --html report.html",
     "uptake stream -m gpt2 --questions dev-v1.1.json --set learning_rate=1e-5",
 )
-QUESTIONS = "What is read and asked"
+QUESTIONS = "Documents and questions"
 
 Questions = Annotated[
     str,
@@ -30,14 +30,16 @@ Documents = Annotated[
     options.option(
         QUESTIONS,
         "FILE",
-        'The stream, in order: .jsonl of {"id", "text"}. Left out: the documents in the file of questions.',
+        'Documents in stream order: .jsonl of {"id", "text"}. Default: those in the questions file.',
         "--documents",
     ),
 ]
 Locality = Annotated[
     list[str] | None,
     options.option(
-        QUESTIONS, "FILE", "Texts that have nothing to do with the stream, to see how much else changes."
+        QUESTIONS,
+        "FILE",
+        "Texts unrelated to the stream, to measure how much the model drifts on other text.",
     ),
 ]
 Rehearse = Annotated[
@@ -45,37 +47,42 @@ Rehearse = Annotated[
     options.option(
         QUESTIONS,
         "FILE",
-        "Questions on other documents, whose answers each method learns right before it is asked.",
+        "Questions on other documents, whose answers each method is trained on right before each checkpoint.",
     ),
 ]
 Checkpoints = Annotated[
     str | None,
-    options.option(QUESTIONS, "N", "Ask after so many documents too; several as in 100,300,1000."),
+    options.option(QUESTIONS, "N", "Also ask the questions after N documents; several as in 100,300,1000."),
 ]
-Template = Annotated[
-    str, options.option(QUESTIONS, "TEXT", r"What stands before an answer; \n is a new line.")
-]
+Template = Annotated[str, options.option(QUESTIONS, "TEXT", r"Prompt before an answer; \n is a new line.")]
 Likelihood = Annotated[
-    str, options.option(QUESTIONS, "NAME", "The answer whose likelihood counts: first, or best of them.")
+    str,
+    options.option(
+        QUESTIONS, "NAME", "Which right answer is scored: the first, or the best (the likeliest)."
+    ),
 ]
 AnswerTokens = Annotated[
-    int, options.option(QUESTIONS, "N", "Most tokens of what the model says.", "--answer-tokens", least=0)
+    int, options.option(QUESTIONS, "N", "Maximum number of tokens of an answer.", "--answer-tokens", least=0)
 ]
 Align = Annotated[
     int,
     options.option(
-        QUESTIONS, "N", "Let every question end where a chunk of N tokens ends; RETRO's chunk.", least=1
+        QUESTIONS, "N", "Pad every question to end at a multiple of N tokens, RETRO's chunk length.", least=1
     ),
 ]
 Chunk = Annotated[
     int | None,
-    options.option(QUESTIONS, "N", "Cut documents into passages of so many characters.", "--chunk", least=16),
+    options.option(
+        QUESTIONS,
+        "N",
+        "Cut documents into passages of N characters. Default: whole documents.",
+        "--chunk",
+        least=16,
+    ),
 ]
-SaveEvery = Annotated[
-    int, options.option(options.OUTPUT, "N", "Documents from one keeping of the run to the next.", least=1)
-]
+SaveEvery = Annotated[int, options.option(options.OUTPUT, "N", "Save the run every N documents.", least=1)]
 LimitDocuments = Annotated[
-    int | None, options.option(QUESTIONS, "N", "Most documents to read.", least=1, most=1 << 40)
+    int | None, options.option(QUESTIONS, "N", "Maximum number of documents to read.", least=1, most=1 << 40)
 ]
 
 
@@ -85,7 +92,13 @@ def stream(
     documents: Documents = None,
     methods: Annotated[
         str,
-        options.option(options.MAIN, "NAMES", "Methods, with commas between.", "--methods", "--method"),
+        options.option(
+            options.MAIN,
+            "NAMES",
+            "Adaptation methods, separated by commas; see `uptake methods`.",
+            "--methods",
+            "--method",
+        ),
     ] = "online",
     store: options.Store = None,
     k: options.Neighbours = "20",
@@ -121,11 +134,11 @@ def stream(
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Read documents one after another, then ask questions about them, closed book.
+    """Read documents one after another, then answer questions about them, closed book.
 
-    Each method reads the whole stream by itself; the base model is asked the same. With --store methods that
-    read neighbours read each document behind its own. What a document may spend is bounded by --max-tokens,
-    --max-steps, --max-cpu-seconds and --max-wall-seconds. With --json an interrupted run goes on.
+    Each method reads the whole stream by itself; the base model answers the same questions. With --store,
+    methods that use neighbours read those of a document before the document. The budget of the options
+    --max-... is that of one document. With --json, an interrupted run resumes when started again.
     """
     names = inputs.methods(methods, "online")
     report_file = inputs.report_file(json_path)
@@ -175,10 +188,10 @@ def stream(
 
     journal = evaluating.journal(report_file, fresh)
     hint = (
-        f"{journal} keeps what was read, every {save_every:,} documents (--save-every) and at checkpoints: "
-        "the same command goes on from there"
+        f"progress is saved in {journal} every {save_every:,} documents (--save-every) and at checkpoints: "
+        "the same command resumes from there"
         if journal
-        else "nothing is kept without --json FILE"
+        else "nothing was saved: use --json FILE to be able to resume"
     )
     with (
         screen.on_cluster(ray),
@@ -209,6 +222,6 @@ def stream(
             ray=ray,
         )
     for note in results.header.notes:
-        if note not in left_out:  # that was told before anything was read
+        if note not in left_out:  # those were printed before the run
             screen.note(f"note: {note}")
     evaluating.finish(results, json_path, report_file, page_file, journal)

@@ -1,4 +1,4 @@
-"""Results on the terminal: the table, fitted to its width, how it came about, and the upshot."""
+"""Results on the terminal: the table, fitted to its width, further tables, and the conclusion."""
 
 from typing import TYPE_CHECKING
 
@@ -17,25 +17,27 @@ if TYPE_CHECKING:
 def show(results: "Results") -> None:
     """Print results on standard output."""
     console, kind = screen.results(), results.kind
-    console.print(fitted(lambda spared: report.table(results, spared), kind.spared, console))
+    console.print(fitted(lambda optional: report.table(results, optional), kind.optional_headings, console))
     figures = report.summary(results)
     for lines in kind.details(figures):
         console.print(_details(lines))
-    if upshot := kind.upshot(figures):
-        console.print(upshot, soft_wrap=True, markup=False)
+    if conclusion := kind.conclusion(figures):
+        console.print(conclusion, soft_wrap=True, markup=False)
 
 
-def fitted(make: "Callable[[Sequence[str]], Table]", spared: "Sequence[str]", console: "Console") -> "Table":
-    """Return the table with as few headings left out, in the order of `spared`, as the screen demands."""
-    for count in range(len(spared) + 1):
-        table = make(spared[:count])
+def fitted(
+    make: "Callable[[Sequence[str]], Table]", optional: "Sequence[str]", console: "Console"
+) -> "Table":
+    """Return the table that fits the screen; as few columns of `optional` are left out as possible."""
+    for count in range(len(optional) + 1):
+        table = make(optional[:count])
         if table.__rich_measure__(console, console.options.update(max_width=1000)).maximum <= console.width:
             break
     return table
 
 
 def _details(lines: "Sequence[dict[str, str]]") -> "Table":
-    """Return a plain table of lines, some of which may lack a heading of others."""
+    """Return a plain table of lines, where a line may lack headings of others."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

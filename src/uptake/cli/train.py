@@ -1,4 +1,4 @@
-"""`uptake train`: the network of a learned method, trained on documents and questions."""
+"""`uptake train`: train the network of a learned method on documents and questions."""
 
 import contextlib
 import json
@@ -40,44 +40,48 @@ def train(
     documents: Annotated[Files, options.option(options.MAIN, "FILE", "Documents to train on.")] = None,
     questions: Annotated[
         Files,
-        options.option(options.MAIN, "FILE", "Questions about them: SQuAD, TimeQA, or .jsonl of our own."),
+        options.option(
+            options.MAIN, "FILE", "Questions about them: SQuAD, TimeQA, or .jsonl in Uptake's form."
+        ),
     ] = None,
     unrelated: Annotated[
-        Files, options.option(options.MAIN, "FILE", "Unrelated text, on which nothing is to change.")
+        Files, options.option(options.MAIN, "FILE", "Unrelated text, on which the model should not change.")
     ] = None,
     store: Annotated[
         str | None,
         options.option(
             options.MAIN,
             "DIR",
-            "Datastore in which documents find neighbours, never themselves, and questions their answers.",
+            "Datastore to retrieve from: neighbours of the documents, never the document itself, and "
+            "passages with the answers to the questions.",
             "--store",
             "-s",
         ),
     ] = None,
     start: Annotated[
         str | None,
-        options.option(TRAINING, "FILE", "Network to begin from, trained with the same settings.", "--start"),
+        options.option(TRAINING, "FILE", "Network to start from, trained with the same settings.", "--start"),
     ] = None,
     valid_documents: Annotated[
-        Files, options.option(TRAINING, "FILE", "Documents that say which network is the best.")
+        Files, options.option(TRAINING, "FILE", "Validation documents, which choose the best network.")
     ] = None,
     valid_questions: Annotated[
-        Files, options.option(TRAINING, "FILE", "Questions about these documents.")
+        Files, options.option(TRAINING, "FILE", "Questions about the validation documents.")
     ] = None,
     settings: options.Setting = None,
     learning_rate: Annotated[
-        float, options.option(TRAINING, "RATE", "AdamW's learning rate of the network.", least=0)
+        float, options.option(TRAINING, "RATE", "Learning rate of AdamW.", least=0)
     ] = 1e-3,
-    passes: Annotated[int, options.option(TRAINING, "N", "Passes over all episodes.", least=1)] = 1,
+    passes: Annotated[int, options.option(TRAINING, "N", "Number of passes over all episodes.", least=1)] = 1,
     save_every: Annotated[
-        int, options.option(TRAINING, "N", "Steps from one checkpoint to the next.", least=1)
+        int, options.option(TRAINING, "N", "Save a checkpoint every N steps.", least=1)
     ] = 100,
-    fade: Annotated[
-        bool, options.option(TRAINING, "", "Begin slowly, then let the learning rate fall to nothing.")
+    warm_up_and_decay: Annotated[
+        bool, options.option(TRAINING, "", "Warm the learning rate up, then decay it to zero.")
     ] = False,
     limit: Annotated[
-        int | None, options.option(TRAINING, "N", "Most documents to read.", least=1, most=1 << 40)
+        int | None,
+        options.option(TRAINING, "N", "Maximum number of documents to read.", least=1, most=1 << 40),
     ] = None,
     fresh: options.Fresh = False,
     as_json: options.AsJson = False,
@@ -86,10 +90,10 @@ def train(
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Train a method's network beside a base model, and keep it where it does best on validation text.
+    """Train a method's own network, and write the one that does best on validation text.
 
-    An interrupted training goes on from OUT.training, with the neighbours kept in OUT.neighbours, when the
-    same command is given again. Use the network with --set weights=FILE.
+    The base model is not changed. An interrupted training resumes from OUT.training, with the neighbours
+    saved in OUT.neighbours, when the same command is given again. Use the network with --set weights=FILE.
     """
     file = inputs.output_file("--out", out)
     with screen.status("starting"):
@@ -132,7 +136,7 @@ def train(
         optimizer=AdamW(learning_rate=learning_rate, weight_decay=0.0),
         passes=passes,
         save_every=save_every,
-        fade=fade,
+        warm_up_and_decay=warm_up_and_decay,
         seed=seed,
     )
     with (
@@ -141,7 +145,7 @@ def train(
     ):
         words = ""
 
-        def looked(point: "Point") -> None:
+        def report(point: "Point") -> None:
             nonlocal words
             words = _words(point)
             update(point.step, point.total, words)
@@ -152,7 +156,7 @@ def train(
             episodes,
             training,
             checkpoint,
-            looked,
+            report,
             valid,
             begun,
             lambda done, total: update(done, total, words),
@@ -167,7 +171,7 @@ def _sources(store: "Datastore", cache: "NeighbourCache") -> "Sources":
     from uptake.text.types import stable_hash
 
     def source(document: "Document") -> "Source":
-        # Nothing is searched for yet: whoever trains asks with parts of the document.
+        # Nothing is retrieved yet: training searches with parts of the document.
         found = store.source("", document_id=document.id, group=document.group, whole_text=document.text)
         # The same text of the same name: what it may read, and so what it finds, is the same.
         name = f"{document.id} {stable_hash(document.group, document.text)}"
@@ -178,8 +182,8 @@ def _sources(store: "Datastore", cache: "NeighbourCache") -> "Sources":
 
 def _hint(checkpoint: Path, save_every: int) -> str:
     if not checkpoint.exists():
-        return f"nothing is kept before the first {save_every:,} steps; --save-every N keeps more often"
-    return f"{checkpoint} keeps what was done; give the same command to go on"
+        return f"nothing was saved in the first {save_every:,} steps; --save-every N saves more often"
+    return f"progress is saved in {checkpoint}; give the same command to resume"
 
 
 def _digest(*materials: "Material") -> str:
@@ -212,13 +216,13 @@ def _material(
         material = Material(
             (*read, *brought), tuple(q for one in found for q in one.questions), other, sources
         )
-    screen.tell_skipped(skipped)
+    screen.note_skipped(skipped)
     return material
 
 
 def _words(point: "Point") -> str:
-    told = {"loss": point.loss if point.step else None, "validation": point.valid}
-    return ", ".join(f"{name} {value:.4f}" for name, value in told.items() if value is not None)
+    values = {"loss": point.loss if point.step else None, "validation": point.valid}
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
 
 
 def _show(points: "list[Point]", file: Path, as_json: bool) -> None:
@@ -227,11 +231,15 @@ def _show(points: "list[Point]", file: Path, as_json: bool) -> None:
     judged = [point for point in points if point.valid is not None]
     best = min(judged, key=lambda point: point.valid or 0.0) if judged else points[-1]
     if as_json:
-        typer.echo(json.dumps({"network": str(file), "best": plain(best), "course": plain(points)}, indent=1))
+        typer.echo(
+            json.dumps({"network": str(file), "best": plain(best), "checkpoints": plain(points)}, indent=1)
+        )
         return
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, caption="mean loss since the line before; > is what was kept")
+    table = Table(
+        box=None, pad_edge=False, caption="mean loss since the line before; > is the network that was written"
+    )
     table.caption_justify = "left"
     for heading in ("", "step", "loss", "validation"):
         table.add_column(heading, justify="right")

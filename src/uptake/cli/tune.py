@@ -1,4 +1,4 @@
-"""`uptake tune`: settings chosen on validation text, kept as a recipe."""
+"""`uptake tune`: choose settings on validation text and write them as a recipe."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,12 +20,14 @@ EXAMPLES = options.examples(
 def tune(
     model: options.Model,
     data: options.Data,
-    store: Annotated[str, options.option(options.MAIN, "DIR", "Datastore to read from.", "--store", "-s")],
+    store: Annotated[
+        str, options.option(options.MAIN, "DIR", "Datastore to retrieve neighbours from.", "--store", "-s")
+    ],
     out: Annotated[str, options.option(options.OUTPUT, "FILE", "Write the recipe here.", "--out")],
     method: options.Method = "ttt-nn",
     budget: Annotated[
         str | None,
-        options.option(options.MAIN, "SECONDS", "Most CPU seconds a query may take, such as 1.0s."),
+        options.option(options.MAIN, "SECONDS", "Maximum CPU seconds of a query, such as 1.0s."),
     ] = None,
     k: options.Neighbours = "1,5,20",
     settings: options.Setting = None,
@@ -43,10 +45,10 @@ def tune(
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Choose what moves, the learning rate, k and order on validation text, under a budget of CPU seconds.
+    """Choose the trainable weights, the learning rate, k and the order, under a budget of CPU seconds.
 
-    Give validation documents, never the ones you will report on. What is printed is the frontier:
-    the settings that no other beats in both gain and cost.
+    Use validation documents, never the ones you will report on. The table shows the Pareto frontier: the
+    settings that no other beats in both gain and cost.
     """
     seconds = _seconds(budget)
     ks = inputs.counts(k, "-k")
@@ -63,19 +65,19 @@ def tune(
     spec = api.method_specs([method], settings or ())[method]
     if not spec.searches or max(ks) < 1:
         raise BadInput(
-            f"--method {method} -k {k}: tune chooses how neighbours are read, name a method that reads some"
+            f"--method {method} -k {k}: tune chooses how neighbours are read, name one that reads some"
         )
     loading.check(device, dtype)
     inputs.set_threads(threads)
     skipped = readers.Skipped()
     with screen.status("reading documents"):
         documents = list(islice(readers.read(data, skipped=skipped), limit))
-    screen.tell_skipped(skipped)
+    screen.note_skipped(skipped)
     with screen.status("opening the store"):
         opened = inputs.open_store(store, encoder, device, threads)
     with screen.status("loading the model"):
         loaded = loading.load(model, device, dtype)
-    with screen.interruptible("nothing is kept of a search"), screen.status("trying settings"):
+    with screen.interruptible("a search cannot be resumed"), screen.status("trying settings"):
         recipe, tuning = choose(
             loaded,
             documents,
@@ -88,7 +90,7 @@ def tune(
             batch=batch,
             seed=seed,
             workers=workers,
-            progress=_tell,
+            progress=_note_trial,
         )
     if file is None:
         raise BadInput("--out: name a file for the recipe")
@@ -109,7 +111,7 @@ def _seconds(budget: str | None) -> float | None:
     return seconds
 
 
-def _tell(made: int, best: "Trial") -> None:
+def _note_trial(made: int, best: "Trial") -> None:
     screen.note(
         f"{made:3} tried, best so far {100 * best.gain:5.1f} % at k = {best.k}: {', '.join(best.settings)}"
     )
@@ -120,8 +122,8 @@ def _show(recipe: "Recipe", tuning: "Tuning", as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        told: dict[str, Any] = {"recipe": asdict(recipe), "frontier": [asdict(trial) for trial in frontier]}
-        typer.echo(json.dumps(told, indent=1))
+        output: dict[str, Any] = {"recipe": asdict(recipe), "frontier": [asdict(trial) for trial in frontier]}
+        typer.echo(json.dumps(output, indent=1))
         return
     from rich.table import Table
 

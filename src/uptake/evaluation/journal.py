@@ -19,7 +19,7 @@ from uptake.evaluation.protocol import Part, Resume
 from uptake.lm.base import LM
 from uptake.methods.contract.method import State
 from uptake.methods.contract.state import load_state, save_state
-from uptake.report.kind import ReportKind, Shown, reader, tagged
+from uptake.report.kind import AnyShowcase, ReportKind, reader, tagged
 from uptake.report.results import Row
 
 ReadT = TypeVar("ReadT")
@@ -204,7 +204,7 @@ class _Record:
 
     places: tuple[int, ...]
     rows: tuple[list[Row], ...]
-    showcases: tuple[list[Shown], ...]
+    showcases: tuple[list[AnyShowcase], ...]
     peaks: dict[str, int]
     gpu_peaks: dict[str, int]
     done: int

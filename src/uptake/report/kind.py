@@ -1,4 +1,4 @@
-"""What a kind of report is: which rows it is made of, and how they become figures, a table and a page.
+"""What a kind of report is: the kinds of its rows, and how they become figures, a table and a page.
 
 A protocol names the kind of its rows; whatever writes, reads or shows results asks the kind. A
 kind knows rows alone: no model, no store.
@@ -15,16 +15,16 @@ from uptake.report.page.layout import Page
 from uptake.report.results import Results, Row
 
 Figures = dict[str, Any]
-Lines = list[dict[str, str]]
+TableLines = list[dict[str, str]]
 
 
 class ReportKind(ABC):
-    """Final classes say what a protocol's rows mean; they have no state."""
+    """Figures, table and page of one kind of rows. Final classes have no state."""
 
     rows: ClassVar[tuple[type[Row], ...]]
     figure_names: ClassVar[tuple[str, ...]] = ("methods",)  # of the figures, which follow from the rest
-    showcase: ClassVar[Any] = object  # what is shown in full of a few units
-    spared: ClassVar[tuple[str, ...]] = ()  # headings to do without on a narrow screen, in this order
+    showcase: ClassVar[Any] = object  # type of the examples that are shown in full
+    optional_headings: ClassVar[tuple[str, ...]] = ()  # left out on a narrow screen, in this order
 
     @abstractmethod
     def figures(self, results: Results) -> Figures:
@@ -34,7 +34,7 @@ class ReportKind(ABC):
         """
 
     @abstractmethod
-    def lines(self, figures: Figures) -> Lines:
+    def lines(self, figures: Figures) -> TableLines:
         """Return the table: one line a method under the same headings, the first of them `method`."""
 
     @abstractmethod
@@ -45,11 +45,11 @@ class ReportKind(ABC):
     def page(self, results: Results, figures: Figures) -> Page:
         """Return what the page shows besides the table, the samples and the header."""
 
-    def details(self, figures: Figures) -> list[Lines]:
+    def details(self, figures: Figures) -> list[TableLines]:
         """Return further tables for a terminal, such as how figures came about; none by default."""
         return []
 
-    def upshot(self, figures: Figures) -> str:
+    def conclusion(self, figures: Figures) -> str:
         """Return the result in a sentence; nothing by default."""
         return ""
 
@@ -57,12 +57,12 @@ class ReportKind(ABC):
         """Return for each method with failures how many there were, in words, and a line on each."""
         return {
             method: (f"{len(found)} failed", [": ".join(map(str, one.values())) for one in found])
-            for method, told in figures["methods"].items()
-            if (found := told["failures"])
+            for method, values in figures["methods"].items()
+            if (found := values["failures"])
         }
 
 
-class Shown:
+class AnyShowcase:
     """Stands for the showcase of a report's kind in the type hints of files about any kind."""
 
 
@@ -70,7 +70,7 @@ class Shown:
 def reader(report: ReportKind) -> Converter:
     """Return what `load` reads files about such a report by.
 
-    A Row in a type hint is any of its rows, as `tagged` wrote it, and Shown its showcase.
+    A Row in a type hint is any of its rows, as `tagged` wrote it, and AnyShowcase its showcase.
     """
     made, kinds = converter(str), {tag(kind): kind for kind in report.rows}
 
@@ -82,7 +82,7 @@ def reader(report: ReportKind) -> Converter:
 
     made.register_structure_hook_func(lambda kind: kind is Row, row)
     made.register_structure_hook_func(
-        lambda kind: kind is Shown, lambda data, _: made.structure(data, report.showcase)
+        lambda kind: kind is AnyShowcase, lambda data, _: made.structure(data, report.showcase)
     )
     return made
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from uptake.codec import Malformed, load, plain, write_whole
 from uptake.errors import BadInput, Missing
-from uptake.report.kind import ReportKind, Shown, reader, tagged
+from uptake.report.kind import AnyShowcase, ReportKind, reader, tagged
 from uptake.report.results import Header, Results, Row, Sample
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class _Content:
 
     header: Header
     rows: tuple[Row, ...]
-    showcases: tuple[Shown, ...]
+    showcases: tuple[AnyShowcase, ...]
     samples: tuple[Sample, ...]
 
 
@@ -82,10 +82,10 @@ def read_json(path: str | Path, kind: ReportKind) -> Results:
     rest = {name: value for name, value in data.items() if name not in ("format", *kind.figure_names)}
     header = {part.name: rest.pop(part.name) for part in fields(Header) if part.name in rest}
     try:
-        said = load(_Content, {**rest, "header": header}, reader(kind))
+        content = load(_Content, {**rest, "header": header}, reader(kind))
     except Malformed as error:
         raise _no_report(path, error) from None
-    return Results(kind, said.header, said.rows, said.showcases, said.samples)
+    return Results(kind, content.header, content.rows, content.showcases, content.samples)
 
 
 def _no_report(path: str | Path, why: object) -> BadInput:

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from uptake.report.formatting import many
-from uptake.report.kind import Figures, Lines, ReportKind
+from uptake.report.kind import Figures, ReportKind, TableLines
 from uptake.report.page.layout import Page
 from uptake.report.results import Results
 from uptake.report.scored import figures as counting
@@ -15,13 +15,13 @@ class ScoredReport(ReportKind):
 
     rows = (Scored,)
     showcase: ClassVar[Any] = Showcase
-    spared = ("peak memory", "tokens trained", "helped", "CPU seconds", "vs random")
+    optional_headings = ("peak memory", "tokens trained", "helped", "CPU seconds", "vs random")
 
     def figures(self, results: Results) -> Figures:
         """Return `methods`: each method at its largest k, and at every k under `by_k`."""
         return counting.figures(results)
 
-    def lines(self, figures: Figures) -> Lines:
+    def lines(self, figures: Figures) -> TableLines:
         return counting.lines(figures)
 
     def caption(self, figures: Figures) -> str:
@@ -35,11 +35,11 @@ class ScoredReport(ReportKind):
             + (f"\nstopped by the budget before all was read: {stopped}" if stopped else "")
         )
 
-    def details(self, figures: Figures) -> list[Lines]:
+    def details(self, figures: Figures) -> list[TableLines]:
         return counting.details(figures)
 
-    def upshot(self, figures: Figures) -> str:
-        return counting.upshot(figures)
+    def conclusion(self, figures: Figures) -> str:
+        return counting.conclusion(figures)
 
     def failures(self, figures: Figures) -> dict[str, tuple[str, list[str]]]:
         return {

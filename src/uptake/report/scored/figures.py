@@ -175,7 +175,7 @@ def details(figures: dict[str, Any]) -> list[list[dict[str, str]]]:
     ]
 
 
-def upshot(figures: dict[str, Any]) -> str:
+def conclusion(figures: dict[str, Any]) -> str:
     """Return in a sentence which method saved most, and how sure that is."""
     methods = figures["methods"]
     if not methods:

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from uptake.report.formatting import many
-from uptake.report.kind import Figures, Lines, ReportKind
+from uptake.report.kind import Figures, ReportKind, TableLines
 from uptake.report.page.layout import Page
 from uptake.report.results import Results
 from uptake.report.streamed import figures as counting
@@ -16,19 +16,19 @@ class StreamReport(ReportKind):
     rows = (Answered, Drifted, Spent, Stopped)
     figure_names = ("documents", "base", "methods", "pairs")
     showcase: ClassVar[Any] = Asked
-    spared = ("failed", "GPU memory", "tokens trained", "CPU seconds", "F1", "vs base")
+    optional_headings = ("failed", "GPU memory", "tokens trained", "CPU seconds", "F1", "vs base")
 
     def figures(self, results: Results) -> Figures:
         """Return `documents`, `base`, `methods` with every checkpoint under `at`, and `pairs` of methods."""
         return counting.figures(results)
 
-    def lines(self, figures: Figures) -> Lines:
+    def lines(self, figures: Figures) -> TableLines:
         return counting.lines(figures)
 
     def caption(self, figures: Figures) -> str:
         return counting.caption(figures)
 
-    def details(self, figures: Figures) -> list[Lines]:
+    def details(self, figures: Figures) -> list[TableLines]:
         return counting.details(figures)
 
     def failures(self, figures: Figures) -> dict[str, tuple[str, list[str]]]:
