@@ -36,7 +36,7 @@ from uptake.store.cluster.shard import Shard
 from uptake.store.cluster.wire import from_bytes, to_pieces
 from uptake.store.datastore import Datastore
 from uptake.store.passages import index as index_module
-from uptake.store.passages.index import Kind, VectorIndex
+from uptake.store.passages.index import IndexKind, VectorIndex
 from uptake.store.passages.index_cache import nearest
 from uptake.text.types import Document
 
@@ -181,7 +181,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95, 99)}
 
 
-def stored(path: Path, count: int, kind: Kind) -> tuple[Datastore, dict[str, Any]]:
+def stored(path: Path, count: int, kind: IndexKind) -> tuple[Datastore, dict[str, Any]]:
     """Return the store, made where it is not there, and what making it took."""
     if path.exists():
         return Datastore.open(path, encoder=LookUp(np.empty((0, DIMENSIONS), np.float32)), threads=1), {}

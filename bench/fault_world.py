@@ -179,12 +179,12 @@ def main() -> None:
         if (moment == "half" and done >= known / 2) or (moment == "written" and done == known):
             die()
 
-    class Dying(writing_module.Writing):
+    class Dying(writing_module.StoreWriter):
         def commit(self, table: Any) -> None:
             die()
 
     if moment == "committed":
-        datastore_module.Writing = Dying  # type: ignore[misc]
+        datastore_module.StoreWriter = Dying  # type: ignore[misc]
     build(address, Path(corpus), Path(path), progress)
 
 

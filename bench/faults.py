@@ -170,7 +170,7 @@ def in_flight(world: World, missing: str, replicas: int, name: str) -> None:
     store = world.opened(world.alone.path, missing, replicas)
     store.search(QUERIES, K)
     _, usual = timed(lambda: store.search(QUERIES, K))
-    ask, since = Replicas._ask, list[float]()
+    ask, since = Replicas._send_to, list[float]()
     first = first_shard(store)
     ray = connect(world.nodes.address)
     pids = [about["pid"] for about in ray.get([actor.about.remote() for actor in first._actors])]
@@ -184,13 +184,13 @@ def in_flight(world: World, missing: str, replicas: int, name: str) -> None:
         os.kill(pids[replica], signal.SIGKILL)
         return asked
 
-    Replicas._ask = deadly  # type: ignore[method-assign]
+    Replicas._send_to = deadly  # type: ignore[method-assign]
     try:
         happened = f"answered with coverage {store.search(QUERIES, K)[0].coverage:.2f}"
     except UptakeError as error:
         happened = type(error).__name__
     finally:
-        Replicas._ask = ask  # type: ignore[method-assign]
+        Replicas._send_to = ask  # type: ignore[method-assign]
     happened += f" after {time.time() - since[0]:.2f} s"
     found = whole_answer(store)
     seconds = time.time() - since[0]

@@ -78,14 +78,14 @@ def run(rows: int, calls: int, folder: Path) -> dict[str, Any]:
         spent: dict[str, list[float]] = {side: [] for side in sides}
         hedging = sides["hedged"].hedging
         assert hedging
-        before = hedging.asked_again
+        before = hedging.resent
         with world:
             for first in range(0, calls, TURN):
                 for side, index in sides.items():
                     for query in range(first, first + TURN):
                         spent[side].append(timed(index.search, queries[query : query + 1], K)[0])
         told[name] = {side: quantiles(values) for side, values in spent.items()}
-        told[name]["asked_again"] = (hedging.asked_again - before) / (calls * SHARDS)
+        told[name]["asked_again"] = (hedging.resent - before) / (calls * SHARDS)
     same = [
         np.array_equal(one.ids, other.ids) and np.array_equal(one.scores, other.scores)
         for one, other in zip(*(index.search(queries[:50], K) for index in sides.values()), strict=True)

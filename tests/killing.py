@@ -96,12 +96,12 @@ class Writer:
 def write(do, path, generation=0, remove=()):
     """Carry a command out, saying every version that is committed."""
 
-    class Telling(writing_module.Writing):
+    class Telling(writing_module.StoreWriter):
         def commit(self, table):
             super().commit(table)
             print(table.version, flush=True)
 
-    datastore_module.Writing, writing_module._BATCH = Telling, ROWS_A_COMMIT
+    datastore_module.StoreWriter, writing_module._BATCH = Telling, ROWS_A_COMMIT
     encoder = StubEncoder()
     store = open_or_create(path, encoder) if do == "build" else Datastore.open(path, encoder=encoder)
     if do in ("build", "add"):

@@ -8,7 +8,7 @@ import pytest
 from uptake.errors import BadInput, Damaged
 from uptake.store.passages import index as module
 from uptake.store.passages.index import open_index
-from uptake.store.passages.index_cache import check_bases
+from uptake.store.passages.index_cache import check_base_indexes
 from uptake.store.passages.table import Table
 from uptake.text.types import Passage
 
@@ -120,17 +120,17 @@ def test_the_nearest_removed_are_passed_over(tmp_path, cache):
 def test_a_flipped_byte_is_found_and_mended(table, cache, kind):
     before = open_index(table, UID, metric="cosine", kind=kind).search(QUERIES, 10)
     (home,) = cache.iterdir()
-    assert check_bases(UID) == []
+    assert check_base_indexes(UID) == []
     for path in sorted(home.iterdir()):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-        assert any(str(home) in line and "\n" not in line for line in check_bases(UID))
+        assert any(str(home) in line and "\n" not in line for line in check_base_indexes(UID))
         with pytest.warns(RuntimeWarning, match="damaged index"):
             index = open_index(table, UID, metric="cosine", kind=kind)
         for one, other in zip(before, index.search(QUERIES, 10), strict=True):
             np.testing.assert_array_equal(one[0], other[0])
-        assert check_bases(UID) == []
+        assert check_base_indexes(UID) == []
     for path in sorted(home.iterdir()):
         path.write_bytes(b"")
         with pytest.warns(RuntimeWarning, match="damaged index"):
@@ -160,7 +160,7 @@ def test_settings_do_not_mix(table, cache):
 def test_without_a_usable_cache_it_lives_in_memory(table, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("UPTAKE_CACHE", str(tmp_path / "file"))
-    with pytest.warns(RuntimeWarning, match="index not kept"):
+    with pytest.warns(RuntimeWarning, match="index not stored"):
         index = open_index(table, UID, metric="cosine")
     np.testing.assert_array_equal(index.search(QUERIES, 3)[0][0], exact(range(500), QUERIES, 3)[0][0])
 

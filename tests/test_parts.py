@@ -19,7 +19,7 @@ from uptake.store import Datastore
 from uptake.store.cluster import Cluster
 from uptake.store.cluster.index import merge
 from uptake.store.passages.index import VectorIndex, open_index
-from uptake.store.passages.index_cache import Cache, check_bases, forget_bases
+from uptake.store.passages.index_cache import IndexCache, check_base_indexes, delete_base_indexes
 from uptake.store.passages.table import Table
 from uptake.text.types import Document
 
@@ -74,7 +74,7 @@ def test_merged_they_find_what_one_finds_bit_for_bit(tmp_path, metric):
             np.testing.assert_array_equal(one.ids, other.ids)
             np.testing.assert_array_equal(one.scores, other.scores)
     # 320 rows make three shards: the two full ones keep their bases, the third has grown by too much.
-    assert [len(cache.folders()) for cache in Cache.of(UID)] == [1, 1, 2, 1]
+    assert [len(cache.folders()) for cache in IndexCache.of(UID)] == [1, 1, 2, 1]
 
 
 def test_equal_scores_come_in_the_order_of_their_ids():
@@ -100,11 +100,11 @@ def test_inverted_files_of_parts_recall_as_much(tmp_path):
 def test_the_bases_of_parts_are_looked_after(tmp_path):
     table = grow(Table.create(tmp_path / "t", DIMENSIONS), range(50))
     searched(table, 20, QUERIES, 3, metric="cosine")
-    (home,) = Cache(UID, {}, "rows-20-40").folders()
-    assert check_bases(UID) == []
+    (home,) = IndexCache(UID, {}, "rows-20-40").folders()
+    assert check_base_indexes(UID) == []
     (home / "ids").write_bytes(b"other")
-    assert any(str(home) in line for line in check_bases(UID))
-    forget_bases(UID)
+    assert any(str(home) in line for line in check_base_indexes(UID))
+    delete_base_indexes(UID)
     assert not home.parent.parent.exists()
 
 

@@ -97,11 +97,11 @@ def test_a_late_replica_is_not_waited_for(nodes, store, monkeypatch):
         same(reader.search(QUERIES, 5), expected)
     gate = Gate(store.path.parent, 0)
     gate.shut()
-    before = index.hedging.asked_again
+    before = index.hedging.resent
     for _ in range(2):  # one of which is the first's to answer
         same(reader.search(QUERIES, 5), expected)
     gate.held()
-    assert index.hedging.asked_again > before
+    assert index.hedging.resent > before
     gate.open()
     same(reader.search(QUERIES, 5), expected)
 

@@ -202,7 +202,7 @@ def test_readers_keep_their_version(tmp_path):
     assert old.contents == reader.contents != store.contents
     with pytest.raises(BadInput, match="opened at version"):
         old.add([])
-    with pytest.raises(BadInput, match="version 9999 is not kept"):
+    with pytest.raises(BadInput, match="version 9999 is not stored"):
         Datastore.open(tmp_path / "s", version=9999)
 
 

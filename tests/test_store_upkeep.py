@@ -14,7 +14,7 @@ from uptake.store import Datastore
 from uptake.store.layout import TABLE
 from uptake.store.passages import index_cache as bases_module
 from uptake.store.passages import writing as writing_module
-from uptake.store.passages.index_cache import Cache
+from uptake.store.passages.index_cache import IndexCache
 from uptake.store.remote.lease import FileLease
 
 
@@ -58,9 +58,9 @@ def test_a_version_goes_a_week_after_another_took_its_place(tmp_path, monkeypatc
     assert Datastore.open(tmp_path / "s", version=old).count == reader.count
     assert killing.held(tmp_path / "s", killing.mark(3)) and len(reader.passages(reader._table.ids)) > 0
     assert store._table.outlived(timedelta(days=7)) == []
-    monkeypatch.setattr(writing_module, "_KEPT", timedelta(0))
+    monkeypatch.setattr(writing_module, "_RETAINED", timedelta(0))
     store.add(killing.documents(0)[50:60])
-    with pytest.raises(BadInput, match="is not kept"):
+    with pytest.raises(BadInput, match="is not stored"):
         Datastore.open(tmp_path / "s", version=old)
     assert store.verify() == [] and Datastore.open(tmp_path / "s", encoder=StubEncoder()).verify() == []
     assert len(list((tmp_path / "s" / "passages.lance" / "_versions").glob("*.manifest"))) == 1
@@ -73,7 +73,7 @@ def test_a_death_while_an_old_index_is_deleted_leaves_no_half_of_it(tmp_path, mo
     for number in range(4):
         store.add(killing.documents(0)[20 * number : 20 * number + 20])
         store.search(["word1"], 3)
-    assert len(Cache(store.layout.uid, {}).folders()) == 2
+    assert len(IndexCache(store.layout.uid, {}).folders()) == 2
     # A half: of every tree that is deleted only the first file goes.
     monkeypatch.setattr(
         bases_module.shutil,

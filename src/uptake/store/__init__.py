@@ -1,4 +1,4 @@
-"""The datastore: passages in a Lance table, a FAISS index derived from it, and who embeds them.
+"""The datastore: passages in a Lance table, a FAISS index derived from it, and the encoders.
 
 Names are imported when first used, so that `import uptake.store` loads neither Lance nor FAISS.
 """

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from uptake.errors import BadInput, Mismatch
 from uptake.store.cluster import Cluster
 from uptake.store.files import Checksums, sizes
-from uptake.store.layout import TABLE, WATCHED, Layout, View
+from uptake.store.layout import CHECKSUMMED, TABLE, Layout, View
 from uptake.store.passages.drafts import check_free, clear_drafts, new_store
 from uptake.store.passages.encoding import Encoding
-from uptake.store.passages.index import Kind, Metric, Ranked, open_index
-from uptake.store.passages.index_cache import forget_bases
+from uptake.store.passages.index import IndexKind, Metric, Ranked, open_index
+from uptake.store.passages.index_cache import delete_base_indexes
 from uptake.store.passages.source import BoundSource, QueryText, Snapshot, bind, check_count
 from uptake.store.passages.table import Table, storable
-from uptake.store.passages.writing import Added, Writing
+from uptake.store.passages.writing import Added, StoreWriter
 from uptake.store.remote.lease import lease
 from uptake.store.remote.objects import Location, locate
 from uptake.store.views.chunk_reading import read_chunks
@@ -80,7 +80,7 @@ class Datastore:
         encoder: Embedder | str | None = None,
         chunking: Chunking | None = None,
         metric: Metric = "cosine",
-        index: Kind = "auto",
+        index: IndexKind = "auto",
         device: str = "cpu",
         dtype: str = "bfloat16",
         threads: int | None = None,
@@ -109,7 +109,7 @@ class Datastore:
             if retriever != "dense":
                 table.index_text()
             layout.write(draft)
-            Checksums(draft, WATCHED).record()
+            Checksums(draft, CHECKSUMMED).record()
         encoding = Encoding(path, view, encoder, device)
         return cls(path, layout, Table.open(path / TABLE), encoding, threads, pinned=False)
 
@@ -141,7 +141,7 @@ class Datastore:
         table = Table.open(path / TABLE, version)
         if table.dimensions != wanted.dimensions:
             raise Mismatch(
-                f"{path}: store.json tells of {wanted.dimensions} dimensions, the table has "
+                f"{path}: store.json names {wanted.dimensions} dimensions, the table has "
                 f"{table.dimensions}; put both back from one copy"
             )
         return cls(path, layout, table, encoding, threads, version is not None, cluster)
@@ -177,7 +177,7 @@ class Datastore:
         return self._encoding.spec
 
     def info(self) -> dict[str, str | int]:
-        """Return what a person wants to know of the store, as plain data."""
+        """Return the facts that `uptake index info` shows, as plain data."""
         return {
             "path": str(self.path),
             "uid": self.layout.uid,
@@ -225,7 +225,7 @@ class Datastore:
 
         Pieces are as `readers.pieces` makes them, and every machine must see their files and the
         store. Nothing is stored before all is done, in one commit; an interrupted call is finished by
-        calling again, which embeds nothing twice. `left_out(reason, where)` is told what was no
+        calling again, which embeds nothing twice. `left_out(reason, where)` gets what was no
         document. Raises as `add` does, and Incomplete where workers keep dying or there is no room.
         """
         from uptake.store.cluster.build import Builder, add
@@ -363,15 +363,15 @@ class Datastore:
         return ClusterIndex(table, self.path, self.layout.uid, self.cluster)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Writing]:
+    def _writing(self) -> Iterator[StoreWriter]:
         if self._pinned:
             raise BadInput(
                 f"{self.path}: opened at version {self.version} to read; open it without a version"
             )
         with lease(self.path / _LOCK) as held:
-            sums = Checksums(self.path, WATCHED)
+            sums = Checksums(self.path, CHECKSUMMED)
             before = Table.open(self.path / TABLE)
-            writing = Writing(before, sums, held.check, text_index=self.layout.retriever != "dense")
+            writing = StoreWriter(before, sums, held.check, text_index=self.layout.retriever != "dense")
             try:
                 yield writing
                 writing.tidy(_FRAGMENTS)
@@ -379,7 +379,7 @@ class Datastore:
                 # What was stored before an interruption is stored: go on from there.
                 if writing.purged:
                     self._views.purge(writing.table)
-                    forget_bases(self.layout.uid)
+                    delete_base_indexes(self.layout.uid)
                 self._snapshot = self._bound(writing.table)
                 if writing.purged and self.cluster and self.view.dimensions:
                     self._on_cluster(before).forget()

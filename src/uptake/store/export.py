@@ -1,4 +1,4 @@
-"""Let a store's passages leave as plain Parquet, which anything reads."""
+"""Writes a store's passages as plain Parquet."""
 
 import secrets
 from pathlib import Path

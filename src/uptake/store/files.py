@@ -1,4 +1,4 @@
-"""What the store does with plain files, or objects: write them whole, check their sums.
+"""Plain files, or objects, of a store: writes them whole and checks their sums.
 
 Knows nothing of passages, tables or indexes.
 """
@@ -126,9 +126,9 @@ class Checksums:
     the commit that made it. A crash between the two leaves a file unsummed until the next commit.
     """
 
-    def __init__(self, store: Location, watched: Sequence[str]) -> None:
+    def __init__(self, store: Location, covered: Sequence[str]) -> None:
         self._store = store
-        self._watched = watched
+        self._covered = covered
         self._path = store / "checksums.sha256"
 
     def record(self) -> None:
@@ -159,8 +159,8 @@ class Checksums:
         try:
             yield
         finally:
-            kept = missing.union(self._names())
-            write_atomically(self._path, format_sums({n: known[n] for n in known if n in kept}))
+            present = missing.union(self._names())
+            write_atomically(self._path, format_sums({n: known[n] for n in known if n in present}))
 
     def faults(self) -> dict[str, str]:
         """Return file name -> "missing" or "not what was written", for each that is not as it was."""
@@ -187,11 +187,11 @@ class Checksums:
             return b""
 
     def _names(self) -> Iterator[str]:
-        for watched in self._watched:
-            if (self._store / watched).is_file():
-                yield watched
+        for covered in self._covered:
+            if (self._store / covered).is_file():
+                yield covered
             else:
-                yield from (f"{watched}/{name}" for name, _ in sizes(self._store / watched))
+                yield from (f"{covered}/{name}" for name, _ in sizes(self._store / covered))
 
 
 def _summed(name: str) -> bool:

@@ -15,7 +15,7 @@ from uptake.text.types import Chunking, Embedder
 
 FORMAT = 1
 TABLE = "passages.lance"
-WATCHED = ("store.json", TABLE)  # whose files' checksums are kept
+CHECKSUMMED = ("store.json", TABLE)  # the files that have checksums
 RETRIEVERS = ("hybrid", "dense", "lexical")
 METRICS = ("cosine", "ip", "l2")
 INDEXES = ("auto", "flat", "ivf")

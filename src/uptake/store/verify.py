@@ -1,4 +1,4 @@
-"""Look for damage in a store, and say how to mend each piece."""
+"""Checks a store for damage, and says how to mend each fault."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from uptake.errors import UptakeError
 from uptake.store.files import Checksums
-from uptake.store.layout import TABLE, WATCHED, Layout
-from uptake.store.passages.index_cache import check_bases
+from uptake.store.layout import CHECKSUMMED, TABLE, Layout
+from uptake.store.passages.index_cache import check_base_indexes
 from uptake.store.passages.table import Table
 from uptake.store.remote.objects import Location, locate
 from uptake.store.views.view_files import check_view
@@ -25,7 +25,7 @@ def verify_store(path: str | Location) -> list[str]:
     cached index. Raises BadInput where there is no store at all.
     """
     store = locate(path)
-    faults = [_told(name, fault) for name, fault in Checksums(store, WATCHED).faults().items()]
+    faults = [_fault_line(name, fault) for name, fault in Checksums(store, CHECKSUMMED).faults().items()]
     try:
         layout = Layout.read(store)
     except UptakeError as error:
@@ -40,10 +40,10 @@ def verify_store(path: str | Location) -> list[str]:
     except UptakeError as error:
         faults.append(str(error))
     views = [line for kind in KINDS for line in check_view(kind, store)] if isinstance(store, Path) else []
-    return faults + views + check_bases(layout.uid)
+    return faults + views + check_base_indexes(layout.uid)
 
 
-def _told(name: str, fault: str) -> str:
+def _fault_line(name: str, fault: str) -> str:
     if name.startswith((f"{TABLE}/data/", f"{TABLE}/_deletions/")) or not name.startswith(TABLE):
         return f"{name}: {fault}; put it back from a copy, or build the store again"
     return f"{name}: {fault}; `uptake index remove --purge STORE` makes it anew"

@@ -6,7 +6,7 @@ and which document was read before. Then the new passages are embedded block by 
 reads the group again, which costs little beside embedding, writes one Lance fragment, and notes it
 in STORE/building under a name made of the block's ids. That note is what resuming goes by: after
 the death of any worker or of the driver the same blocks are cut again, and those noted are done.
-Nothing of it can be seen by readers before the one commit.
+Readers see nothing of it before the one commit.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from uptake.store.files import delete_below, plain_errors, read_json, write_json
 from uptake.store.layout import TABLE, View
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.table import Ids, Table
-from uptake.store.passages.writing import Added, Here, Writing, embedded, storable_document
+from uptake.store.passages.writing import Added, DocumentPassages, StoreWriter, embedded, storable_document
 from uptake.store.remote.objects import Location
 from uptake.text.types import Document, Embedder, Passage, stable_hash
 
@@ -50,7 +50,7 @@ class Group:
             yield from piece()
 
 
-class Read(NamedTuple):
+class GroupIds(NamedTuple):
     """The ids of a group: `keys` names each document, `counts` how many of `passages` are its own, in order.
 
     `places` tells people where each document stood, `left_out` what else the group holds: reasons, and where.
@@ -105,7 +105,7 @@ class Builder:
         if self._view.dimensions:
             _ = self._encoding.encoder
 
-    def read(self, group: Group) -> Read:
+    def read(self, group: Group) -> GroupIds:
         """Return what a group holds, as ids."""
         keys, counts, passages, places, left_out = [], [], list[int](), [], []
         for found, where in group.items():
@@ -119,7 +119,7 @@ class Builder:
             passages += own
             places.append(where)
         ids = [np.array(each, np.int64) for each in (keys, counts, passages)]
-        return Read(ids[0], ids[1], ids[2], places, left_out)
+        return GroupIds(ids[0], ids[1], ids[2], places, left_out)
 
     def write(self, block: Block) -> int:
         """Embed a block, write its fragment and the note of it; return how many passages it holds."""
@@ -152,19 +152,19 @@ class Builder:
 
 
 def add(
-    writing: Writing,
+    writing: StoreWriter,
     store: Location,
     pieces: Sequence[Piece],
     pool: Pool,
     progress: Callable[[int, int], None],
     left_out: Callable[[str, str], object],
 ) -> Added:
-    """Make the store hold the documents of all pieces, as `Writing.add` does; the caller holds the lease."""
+    """Add the documents of all pieces, as `StoreWriter.add` does; the caller holds the lease."""
     size = max(1, min(_GROUP, len(pieces) // 64))
     starts = range(0, len(pieces), size)
     groups = [Group(number, pieces[start : start + size]) for number, start in enumerate(starts)]
     reads = {group.number: read for group, read in pool.share("read", groups)}
-    plan = _Plan(Here(writing.table), left_out)
+    plan = _Plan(DocumentPassages(writing.table), left_out)
     blocks = [block for group in groups for block in plan.blocks(group, reads.pop(group.number))]
     if not plan.documents:
         raise BadInput(f"{store}: the corpus holds no text that can be read; nothing was stored")
@@ -195,14 +195,14 @@ def add(
 class _Plan:
     """What is new: decided in the order of the corpus, whoever read it first."""
 
-    def __init__(self, here: Here, left_out: Callable[[str, str], object]) -> None:
+    def __init__(self, here: DocumentPassages, left_out: Callable[[str, str], object]) -> None:
         self.documents = self.already = 0
         self.stale: set[int] = set()
         self._here = here
         self._left_out = left_out
         self._seen: set[int] = set()
 
-    def blocks(self, group: Group, read: Read) -> Iterator[Block]:
+    def blocks(self, group: Group, read: GroupIds) -> Iterator[Block]:
         """Yield the blocks of what is new in a group."""
         for reason, where in read.left_out:
             self._left_out(reason, where)

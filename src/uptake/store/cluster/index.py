@@ -1,4 +1,4 @@
-"""Searching a store whose shards are actors: ask all, merge, and say what share has answered."""
+"""Searches a store whose shards are actors: sends queries to all, merges, gives the share that answered."""
 
 import contextlib
 import time
@@ -18,7 +18,7 @@ from uptake.store.passages.table import Ids, Table
 from uptake.store.remote.objects import Location
 
 if TYPE_CHECKING:
-    from uptake.store.cluster.replicas import Asked
+    from uptake.store.cluster.replicas import ShardRequest
 
 # Bytes of queries, counted once a shard, that go along with the calls. More are put down once, and
 # fetched by each machine once: from about here on that is quicker (bench/cluster.py measures both).
@@ -55,7 +55,7 @@ class ClusterIndex:
     def prepare(self) -> None:
         """Let every shard start and open this version: all its replicas, of which one is waited for."""
         # That it runs at all comes first: what follows may take as long as making an index.
-        self._answers([shard.ask_all("about", ()) for shard in self._shards], "about")
+        self._answers([shard.send_to_all("about", ()) for shard in self._shards], "about")
         self._answers([shard.open_all() for shard in self._shards], "open", (self._version,), patient=False)
         self._ready = True
 
@@ -68,16 +68,16 @@ class ClusterIndex:
         if not self._ready:
             self.prepare()
         arguments = (self._version, k, *self._sent(queries))
-        asked = [[shard.ask("search", arguments)] for shard in self._shards]
+        requests = [[shard.send("search", arguments)] for shard in self._shards]
         if self.hedging:
-            self.hedging.hedge(self._shards, asked, "search", arguments, (len(queries).bit_length(), k))
-        answers = [from_bytes(answer) for answer in self._answers(asked, "search", arguments)]
+            self.hedging.hedge(self._shards, requests, "search", arguments, (len(queries).bit_length(), k))
+        answers = [from_bytes(answer) for answer in self._answers(requests, "search", arguments)]
         coverage = sum(answer.rows for answer in answers) / self._count
         return merge([answer.ids for answer in answers], [answer.scores for answer in answers], k, coverage)
 
     def forget(self) -> None:
         """Let every shard delete what it has cached of the store, so that purged text leaves no vector."""
-        for each in zip(*[shard.ask_all("forget", ()) for shard in self._shards], strict=True):
+        for each in zip(*[shard.send_to_all("forget", ()) for shard in self._shards], strict=True):
             self._answers([[one] for one in each], "forget", patient=False)
 
     def _sent(self, queries: Floats) -> list[Any]:
@@ -87,22 +87,26 @@ class ClusterIndex:
         return to_pieces(queries)
 
     def _answers(
-        self, asked: "list[list[Asked]]", method: str, arguments: tuple[Any, ...] = (), patient: bool = True
+        self,
+        requests: "list[list[ShardRequest]]",
+        method: str,
+        arguments: tuple[Any, ...] = (),
+        patient: bool = True,
     ) -> list[Any]:
         """Return the shards' answers in order, without those that are missing where the policy bears that.
 
-        `asked` are the requests under way, of which one a shard is answered at least.
+        `requests` are those under way, of which one a shard is answered at least.
         """
         from uptake.store.cluster.replicas import SILENT
 
         seconds = self._cluster.patience if patient else None
         end = None if seconds is None else time.monotonic() + seconds
-        if all(len(each) == 1 for each in asked):  # and no error: the usual case, in one go
+        if all(len(each) == 1 for each in requests):  # and no error: the usual case, in one go
             with contextlib.suppress(self._ray.exceptions.RayError):
-                return list(self._ray.get([one.request for (one,) in asked], timeout=seconds))
+                return list(self._ray.get([one.request for (one,) in requests], timeout=seconds))
         answers = [
             shard.answer(each, method, arguments, end)
-            for shard, each in zip(self._shards, asked, strict=True)
+            for shard, each in zip(self._shards, requests, strict=True)
         ]
         silent = [s.rows for s, answer in zip(self._shards, answers, strict=True) if answer is SILENT]
         if silent and (self._cluster.missing != "partial" or len(silent) == len(answers)):

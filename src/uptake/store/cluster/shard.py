@@ -1,4 +1,4 @@
-"""The actor that holds one shard: a range of rows of one store, at whatever version it is asked for."""
+"""The actor that searches one shard: a range of rows of one store, at the version each request names."""
 
 import os
 import time
@@ -15,14 +15,14 @@ from uptake.errors import Mismatch
 from uptake.store.cluster.wire import Answer, from_pieces, to_bytes
 from uptake.store.layout import TABLE, Layout
 from uptake.store.passages.index import VectorIndex, open_index
-from uptake.store.passages.index_cache import forget_bases
+from uptake.store.passages.index_cache import delete_base_indexes
 from uptake.store.passages.table import Table
 from uptake.store.remote.objects import Location
 
-_KEPT = 4  # versions open at a time: readers of older ones may still be at work
-_MINUTE = 60.0  # seconds over which queries a second are told
+_OPEN = 4  # versions open at a time: readers of older ones may still be at work
+_MINUTE = 60.0  # seconds over which queries a second are counted
 
-TELLING = "telling"  # the concurrency group in which a shard answers for itself while it searches
+STATUS = "status"  # the concurrency group that answers status requests while a search runs
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Place:
 
 
 class Shard:
-    """Searches its rows; holds nothing that is not made again from the table."""
+    """Searches its rows; all of its state can be made again from the table."""
 
     def __init__(self, place: Place, replica: int) -> None:
         self._place = place
@@ -70,30 +70,30 @@ class Shard:
     def search(self, version: int, k: int, *queries: bytes) -> bytes:
         """Return the k nearest of this shard to each query, at this version; see wire.py for the bytes."""
         index, rows = self._at(version)
-        asked = from_pieces(queries, index.base.vectors.shape[1])
+        vectors = from_pieces(queries, index.base.vectors.shape[1])
         start = time.perf_counter()
-        found = index.search(asked, k)
+        found = index.search(vectors, k)
         spent = time.perf_counter() - start
-        self._queries += len(asked)
+        self._queries += len(vectors)
         now = time.time()
-        self._recent.append((now, len(asked)))
+        self._recent.append((now, len(vectors)))
         while self._recent[0][0] < now - _MINUTE:
             self._recent.popleft()
         self._seconds += spent
-        self._counter.inc(len(asked))
+        self._counter.inc(len(vectors))
         self._histogram.observe(spent)
         ids = np.concatenate([each.ids for each in found]).reshape(len(found), -1)
         scores = np.concatenate([each.scores for each in found]).reshape(ids.shape)
         return to_bytes(Answer(rows, ids, scores, spent))
 
     def forget(self) -> None:
-        """Let go of every version, and of what this machine has cached of the store."""
+        """Close every version, and delete this machine's cached indexes of the store."""
         self._open.clear()
-        forget_bases(self._place.uid)
+        delete_base_indexes(self._place.uid)
 
-    @ray.method(concurrency_group=TELLING)
+    @ray.method(concurrency_group=STATUS)
     def about(self) -> dict[str, Any]:
-        """Return what a person wants to know of this shard, as plain data."""
+        """Return the figures that `uptake cluster status` shows of this shard, as plain data."""
         context, now = ray.get_runtime_context(), time.time()
         lately = sum(count for when, count in list(self._recent) if when >= now - _MINUTE)
         return {
@@ -112,7 +112,7 @@ class Shard:
 
     def _at(self, version: int) -> tuple[VectorIndex, int]:
         if version in self._open:
-            # The one used last goes last: the first is the one to let go.
+            # The version used last goes last: the first is the one to close.
             self._open[version] = self._open.pop(version)
         else:
             store = self._place.store
@@ -125,13 +125,13 @@ class Shard:
             base = last[0].base if last else None
             index = open_index(table, layout.uid, metric=metric, kind=layout.index, threads=1, base=base)
             self._open[version] = index, table.count
-            for old in list(self._open)[:-_KEPT]:
+            for old in list(self._open)[:-_OPEN]:
                 del self._open[old]
         return self._open[version]
 
 
 def _memory() -> dict[str, int]:
-    """Return the bytes that are this process's own, and those of mapped files, which can be let go."""
+    """Return the bytes of this process's own memory, and those of mapped files, which can be freed."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:  # no Linux

@@ -1,4 +1,4 @@
-"""What a cluster holds: every shard that runs, what it has done, and which are missing."""
+"""The state of a cluster's shards: which run, what they did, and which are missing."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from uptake.store.layout import TABLE
 from uptake.store.passages.table import Table
 from uptake.store.remote.objects import locate
 
-_PATIENCE = 10.0  # seconds that a shard may take to tell of itself; searching does not keep it from that
+_PATIENCE = 10.0  # seconds that a shard may take to report; it reports while it searches
 
 
 def status(address: str) -> list[dict[str, Any]]:
@@ -20,35 +20,35 @@ def status(address: str) -> list[dict[str, Any]]:
     """
     ray = connect(address)
     names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if _ours(each)]
-    asked = {}
-    told = []
+    requests = {}
+    records = []
     for name in sorted(names):
         try:
-            asked[name] = ray.get_actor(name, NAMESPACE).about.remote()
+            requests[name] = ray.get_actor(name, NAMESPACE).about.remote()
         except ValueError:  # it has ended in the meantime
             continue
-    for name, request in asked.items():
+    for name, request in requests.items():
         uid, rows, replica = name.split("/")
         first, _, stop = rows.partition("-")
         record: dict[str, Any] = {"uid": uid, "first": int(first), "stop": int(stop), "replica": int(replica)}
         try:
             about = ray.get(request, timeout=_PATIENCE)
-            told.append(record | about | {"state": "ready"})
+            records.append(record | about | {"state": "ready"})
         except ray.exceptions.RayError as error:
-            told.append(record | {"state": "silent", "reason": one_line(error)})
-    told += _missing(told)
-    return sorted(told, key=lambda each: (each["uid"], each["first"], each["replica"]))
+            records.append(record | {"state": "silent", "reason": one_line(error)})
+    records += _missing(records)
+    return sorted(records, key=lambda each: (each["uid"], each["first"], each["replica"]))
 
 
 def _ours(actor: dict[str, Any]) -> bool:
     return bool(actor["namespace"] == NAMESPACE and actor["name"].count("/") == 2)
 
 
-def _missing(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _missing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a record for each range of a store that has rows and no actor, as wide as its others are."""
     found = []
-    for uid in dict.fromkeys(each["uid"] for each in told):
-        mine = [each for each in told if each["uid"] == uid]
+    for uid in dict.fromkeys(each["uid"] for each in records):
+        mine = [each for each in records if each["uid"] == uid]
         stores = [each["store"] for each in mine if "store" in each]
         if not stores:
             continue

@@ -1,1 +1,1 @@
-"""A store's passages: the table, the index derived from it, who embeds and who ranks them."""
+"""A store's passages: the table, the index derived from it, its encoders and its ranking."""

@@ -1,4 +1,4 @@
-"""A new folder of the store's, filled where nobody looks and moved into its place in one step."""
+"""Makes a new store in a hidden draft folder and moves it into place in one step."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""Who embeds: sentence encoders, or the states of a language model.
+"""Encoders: sentence-transformers models, or the hidden states of a language model.
 
 Weights are read from safetensors alone, and code that comes with a model is never run. Libraries
 that load models are imported when an encoder is made.
@@ -158,7 +158,7 @@ class StatesEncoder:
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in batch], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=device)
         states: torch.Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        # No division by the token counts: only the direction is kept.
+        # No division by the token counts: only the direction matters.
         pooled = torch.nn.functional.normalize((states * mask[:, :, None]).sum(dim=1), dim=1)
         return np.asarray(pooled.cpu().numpy(), dtype=np.float32)
 
@@ -210,7 +210,7 @@ def _absolute(name: str) -> str:
 
 
 def _fingerprint(parameters: "Iterable[torch.Tensor]", tokenizer: Any, settings: Sequence[object]) -> str:
-    """Name what decides the vectors: weights, vocabulary, the tokenizer's ways, and the settings."""
+    """Name what decides the vectors: weights, vocabulary, the tokens of a probe text, settings."""
     import torch
 
     # Sorted and nameless, for libraries rename their modules from one version to the next.

@@ -1,4 +1,4 @@
-"""A store's own way of embedding: the encoder it was made with, checked, and its vectors made fit."""
+"""The encoder of a store: checked to be the one it was made with, its vectors checked and normalised."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ class Encoding:
 
     @property
     def encoder(self) -> Embedder:
-        """What embeds; raises BadInput where it can only be given, Missing where it cannot be loaded."""
+        """The encoder; raises BadInput where it has to be given, Missing where it cannot be loaded."""
         if self._encoder is None:
             if not self._view.encoder:
                 raise BadInput(f"{self._store}: made with an encoder of your own; open it with encoder=...")
@@ -36,7 +36,7 @@ class Encoding:
 
     @property
     def elsewhere(self) -> tuple[Embedder | str | None, str]:
-        """What another process embeds with in the same way: the encoder's name, or itself; and the device."""
+        """What another process embeds with: the encoder's name, or the encoder itself; and the device."""
         return self.spec or self._encoder, self.device
 
     @property
@@ -66,11 +66,11 @@ class Encoding:
 
             encoder = make_encoder(encoder, self.device, self._view.dtype)
         if encoder.fingerprint != self._view.encoder_fingerprint:
-            made = _told(self._view.encoder, self._view.encoder_fingerprint)
-            given = _told(getattr(encoder, "spec", ""), encoder.fingerprint)
+            made = _described(self._view.encoder, self._view.encoder_fingerprint)
+            given = _described(getattr(encoder, "spec", ""), encoder.fingerprint)
             raise Mismatch(f"{self._store}: made with encoder {made}, opened with {given}; give the same one")
         return encoder
 
 
-def _told(spec: str, fingerprint: str) -> str:
+def _described(spec: str, fingerprint: str) -> str:
     return f"{spec} ({fingerprint})" if spec else fingerprint

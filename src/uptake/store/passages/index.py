@@ -15,14 +15,14 @@ import faiss
 import numpy as np
 
 from uptake.errors import BadInput
-from uptake.store.passages.index_cache import Base, Cache, Floats, distances, faiss_metric, nearest
+from uptake.store.passages.index_cache import BaseIndex, Floats, IndexCache, distances, faiss_metric, nearest
 from uptake.store.passages.table import Ids, Table
 
-Kind = Literal["auto", "flat", "ivf"]
+IndexKind = Literal["auto", "flat", "ivf"]
 Metric = Literal["cosine", "ip", "l2"]
 
 LARGE = 50_000  # rows from which "auto" takes an inverted file: below, an exact search is under 3 ms
-FOLD = 0.1  # share of rows come and gone that a base bears
+FOLD = 0.1  # share of rows added and removed above which a new base index is made
 _SLACK = 16  # candidates beyond those asked for, so that rounding in FAISS cannot decide who is among them
 _RERANK = 4  # candidates a result, where they come from quantised vectors,
 _LEAST = 384  # and never fewer than these: a deeper re-rank costs less than probing more lists
@@ -37,7 +37,7 @@ class Ranked(NamedTuple):
 
 
 class Index(Protocol):
-    """Whatever searches the vectors of one version: this process, or a cluster."""
+    """Searches the vectors of one version: in this process, or on a cluster."""
 
     def prepare(self) -> None:
         """Make it ready: without this the first search does."""
@@ -57,7 +57,7 @@ class VectorIndex:
     `threads` is how many FAISS may use, None for its own choice.
     """
 
-    def __init__(self, table: Table, base: Base, metric: Metric, threads: int | None) -> None:
+    def __init__(self, table: Table, base: BaseIndex, metric: Metric, threads: int | None) -> None:
         self.base = base
         self._metric = faiss_metric(metric)
         self._threads = threads
@@ -79,9 +79,9 @@ class VectorIndex:
 
     @property
     def drift(self) -> float:
-        """Rows come and gone since the base was made, as a share of the base."""
-        moved = len(self._fresh_ids) + self._gone
-        return moved / max(len(self.base.ids), 1)
+        """Rows added and removed since the base index was made, as a share of its rows."""
+        changed = len(self._fresh_ids) + self._gone
+        return changed / max(len(self.base.ids), 1)
 
     def prepare(self) -> None:
         """Read the rows that came after the base."""
@@ -113,10 +113,10 @@ class VectorIndex:
         fetch = wanted + _SLACK if exact else max(wanted * _RERANK, _LEAST)
         while True:
             places = self.base.candidates(queries, fetch, self._metric, exact)
-            kept = [row[row >= 0] for row in places]  # FAISS fills short answers with -1
-            kept = [row[~self._removed[row]] for row in kept]
-            if (fetch >= size and exact) or all(len(row) >= wanted for row in kept):
-                return kept
+            live = [row[row >= 0] for row in places]  # FAISS fills short answers with -1
+            live = [row[~self._removed[row]] for row in live]
+            if (fetch >= size and exact) or all(len(row) >= wanted for row in live):
+                return live
             exact = exact or any((row < 0).any() for row in places) or fetch * 2 > size // 10
             fetch *= 2
 
@@ -145,9 +145,9 @@ def open_index(
     uid: str,
     *,
     metric: Metric,
-    kind: Kind = "auto",
+    kind: IndexKind = "auto",
     threads: int | None = None,
-    base: Base | None = None,
+    base: BaseIndex | None = None,
 ) -> VectorIndex:
     """Return the index of this table version, from `base`, from the cache, or made anew.
 
@@ -156,7 +156,7 @@ def open_index(
     if kind not in ("auto", "flat", "ivf"):
         raise BadInput(f"index {kind!r}: use auto, flat or ivf")
     chosen = ("ivf" if table.count >= LARGE else "flat") if kind == "auto" else kind
-    cache = Cache(uid, {"metric": metric, "kind": chosen, "dimensions": table.dimensions}, table.label)
+    cache = IndexCache(uid, {"metric": metric, "kind": chosen, "dimensions": table.dimensions}, table.label)
     for known in itertools.chain([base] if base else [], cache.bases(table.version)):
         index = VectorIndex(table, known, metric, threads)
         if index.drift <= FOLD:

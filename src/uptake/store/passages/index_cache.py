@@ -1,7 +1,7 @@
-"""What a vector index stands on: the indexed rows of one version, kept in a private cache.
+"""Base indexes: the vectors of one version of a store, with their FAISS index, in a private cache.
 
-FAISS parses its files in C++ that trusts them. So a base lives in a folder of this user alone,
-beside the SHA-256 of its files, and one that is missing or damaged is made again from the table.
+FAISS parses its files in C++ that trusts them. So a base index lies in a folder that only this user can
+write, beside the SHA-256 of its files. A missing or damaged one is made again from the table.
 """
 
 import contextlib
@@ -28,12 +28,14 @@ from uptake.store.passages.table import Ids, Table
 
 Floats = NDArray[np.float32]
 
-_HASHED = 256 << 20  # bytes; vectors beyond this are summed by `verify` alone: they are read as plain numbers
+_HASHED = (
+    256 << 20
+)  # bytes; of larger vector files only `verify` checks the sum: they are read as plain numbers
 _ABANDONED = 86_400  # seconds after which a draft is what a crash left
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseIndex:
     """The indexed rows of one version: ids and vectors in the same order, `ivf` numbering them from 0."""
 
     ids: Ids
@@ -49,8 +51,8 @@ class Base:
         return np.asarray(places)
 
 
-class Cache:
-    """The bases of one store: CACHE/indexes/UID/v<version>-<kind>/, each a folder that never changes.
+class IndexCache:
+    """The base indexes of one store: CACHE/indexes/UID/v<version>-<kind>/, each a folder that never changes.
 
     Those of a part of its rows lie one folder deeper, which `label` names.
     """
@@ -60,13 +62,13 @@ class Cache:
         self._folder = cache_folder(uid) / label
 
     @classmethod
-    def of(cls, uid: str) -> "list[Cache]":
-        """Return the caches there are of a store: of its parts, and of the whole."""
+    def of(cls, uid: str) -> "list[IndexCache]":
+        """Return the caches of a store: those of its parts, and that of the whole."""
         labels = sorted(path.name for path in cache_folder(uid).glob("rows-*"))
         return [cls(uid, {}, label) for label in (*labels, "")]
 
     def folders(self) -> list[Path]:
-        """Return the folders that hold a base, newest version first."""
+        """Return the folders of base indexes, newest version first."""
         if not self._folder.is_dir():
             return []
         found = [path for path in self._folder.iterdir() if re.fullmatch(r"v\d+-\w+", path.name)]
@@ -78,8 +80,8 @@ class Cache:
             discard(folder)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def bases(self, version: int) -> Iterator[Base]:
-        """Yield the usable bases with these settings, the one nearest to `version` first."""
+    def bases(self, version: int) -> Iterator[BaseIndex]:
+        """Yield the usable base indexes with these settings, the one nearest to `version` first."""
         if not private(self._folder):
             return
         for folder in sorted(self.folders(), key=lambda path: abs(_version(path) - version)):
@@ -87,8 +89,8 @@ class Cache:
             if base is not None:
                 yield base
 
-    def make(self, table: Table, threads: int | None) -> Base:
-        """Build a base of this table and keep it; without a usable cache it lives in memory alone."""
+    def make(self, table: Table, threads: int | None) -> BaseIndex:
+        """Build a base index of this table and store it; without a usable cache it is in memory only."""
         try:
             if not private(self._folder, make=True):
                 raise OSError("others may write there")
@@ -97,16 +99,16 @@ class Cache:
             raise  # the table's own fault, which no other cache would mend
         except (OSError, UptakeError) as error:
             warnings.warn(
-                f"{self._folder}: index not kept ({one_line(error)}); set UPTAKE_CACHE to a private folder "
+                f"{self._folder}: index not stored ({one_line(error)}); set UPTAKE_CACHE to a private folder "
                 "with room",
                 RuntimeWarning,
                 stacklevel=4,
             )
         vectors = np.empty((table.count, table.dimensions), np.float32)
         _fill(vectors, table)
-        return Base(table.ids, vectors, self._ivf(vectors, threads))
+        return BaseIndex(table.ids, vectors, self._ivf(vectors, threads))
 
-    def _store(self, table: Table, threads: int | None) -> Base:
+    def _store(self, table: Table, threads: int | None) -> BaseIndex:
         clear_drafts(self._folder)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=self._folder))
         try:
@@ -157,7 +159,7 @@ class Cache:
             index.add(np.ascontiguousarray(vectors[start : start + 65536]))
         return index
 
-    def _load(self, folder: Path) -> Base | None:
+    def _load(self, folder: Path) -> BaseIndex | None:
         try:
             problem = ", ".join(damaged(folder))
             if not problem:
@@ -168,7 +170,7 @@ class Cache:
                 vectors = _mapped(folder / "vectors", np.float32, int(about["dimensions"]))
                 if len(ids) == len(vectors):
                     ivf = folder / "ivf"
-                    return Base(ids, vectors, faiss.read_index(str(ivf)) if ivf.exists() else None)
+                    return BaseIndex(ids, vectors, faiss.read_index(str(ivf)) if ivf.exists() else None)
                 problem = "sizes do not agree"
         except (UptakeError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             problem = one_line(error)
@@ -184,7 +186,7 @@ class Cache:
 
 
 def cache_folder(uid: str) -> Path:
-    """Return where whatever is derived from the store `uid` is kept. Raises Damaged for what is no uid."""
+    """Return the cache folder of the store `uid`. Raises Damaged where that is no valid uid."""
     if not re.fullmatch(r"[0-9a-f]{32}", uid):
         raise Damaged(f"store uid {uid!r} is not 32 hexadecimal digits; put store.json back from a copy")
     root = os.environ.get("UPTAKE_CACHE") or Path.home() / ".cache" / "uptake"
@@ -192,7 +194,7 @@ def cache_folder(uid: str) -> Path:
 
 
 def private(folder: Path, make: bool = False) -> bool:
-    """Return whether a cache folder is there, or can be made, and is this user's alone; see that it is."""
+    """Return whether a cache folder exists and is this user's; close it to others. `make` makes it first."""
     if make:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not folder.is_dir():
@@ -223,13 +225,13 @@ def distances(query: Floats, vectors: Floats, places: Ids, metric: int) -> Float
 
     Reads the vectors where they lie, without a copy. `places` must be in range: nobody checks.
     """
-    told = np.empty(len(places), np.float32)
+    found = np.empty(len(places), np.float32)
     if len(places):
         library: Any = faiss
         of = library.fvec_L2sqr_by_idx if metric == faiss.METRIC_L2 else library.fvec_inner_products_by_idx
-        arrays = (told, *map(np.ascontiguousarray, (query, vectors, places.astype(np.int64, copy=False))))
+        arrays = (found, *map(np.ascontiguousarray, (query, vectors, places.astype(np.int64, copy=False))))
         of(*map(faiss.swig_ptr, arrays), vectors.shape[1], 1, len(places))
-    return told
+    return found
 
 
 def faiss_metric(metric: object) -> int:
@@ -237,10 +239,10 @@ def faiss_metric(metric: object) -> int:
     return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
 
 
-def check_bases(uid: str) -> list[str]:
-    """Return a line for each cached base of this store that no longer holds what was written."""
+def check_base_indexes(uid: str) -> list[str]:
+    """Return a line for each damaged base index of this store."""
     try:
-        folders = [folder for cache in Cache.of(uid) for folder in cache.folders()]
+        folders = [folder for cache in IndexCache.of(uid) for folder in cache.folders()]
     except UptakeError as error:
         return [str(error)]
     return [
@@ -250,9 +252,9 @@ def check_bases(uid: str) -> list[str]:
     ]
 
 
-def forget_bases(uid: str) -> None:
-    """Delete every cached base of this store, so that purged text leaves no vector behind."""
-    for cache in Cache.of(uid):
+def delete_base_indexes(uid: str) -> None:
+    """Delete every base index of this store, so that purged text leaves no vector behind."""
+    for cache in IndexCache.of(uid):
         cache.clear()
 
 
@@ -272,7 +274,7 @@ def damaged(folder: Path, everything: bool = False) -> list[str]:
 
 
 def discard(folder: Path) -> None:
-    """Delete a base so that nobody ever finds half of it, though it be the last thing this process does."""
+    """Delete a base index so that no process ever finds half of it, even if this one is killed meanwhile."""
     away = folder.with_name(f".draft-{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):  # another process was first, or it was never there
         folder.rename(away)

@@ -1,4 +1,4 @@
-"""Where a query's passages come from: one version of the store, ranked for the query, leaks withheld.
+"""The source of a query's passages: one version of the store, ranked for the query, leaks withheld.
 
 A ranking is deepened in fixed steps and only ever grows at its end, so the first k passages are
 the same whatever k was asked for before.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput
 from uptake.store.passages.index import Index, Ranked, VectorIndex
-from uptake.store.passages.index_cache import Base
+from uptake.store.passages.index_cache import BaseIndex
 from uptake.store.passages.table import Ids, Table, storable
 from uptake.store.views.token_source import TokenView
 from uptake.store.views.views import Views
@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class QueryText:
-    """What is searched for, and the evaluated document it comes from, which must not leak.
+    """The text to search for, and the evaluated document it comes from, which must not leak.
 
     `whole_text` is the whole of that document; the query itself where it is empty.
     """
@@ -80,8 +80,8 @@ class Snapshot:
         return self._make_index(self.table)
 
     @property
-    def base(self) -> Base | None:
-        """What an index of this process stands on, if it was needed: the next version can stand on it too."""
+    def base(self) -> BaseIndex | None:
+        """The base index, if one was used in this process: the next version can use it too."""
         made = vars(self).get("index")
         return made.base if isinstance(made, VectorIndex) else None
 
@@ -198,7 +198,7 @@ class BoundSource:
         return self._change_chunks(view.bound(query.document_id, query.group, self._overlap, self._leak))
 
     def read_ahead(self, passages: dict[int, Passage]) -> None:
-        """Take over passages that were read for a whole batch."""
+        """Store passages that were read for a whole batch."""
         self._passages.update(
             {key: passages[key] for key in self._ranking.ids[:_READ_AHEAD] if key in passages}
         )
@@ -280,14 +280,14 @@ def _fuse(lists: Sequence[Ranked], depth: int) -> Ranked:
 
 def _shuffled(count: int, generator: np.random.Generator) -> Iterator[int]:
     """Yield 0 .. count - 1 in random order, doing work only for what is taken."""
-    moved: dict[int, int] = {}
+    swapped: dict[int, int] = {}
     for place in range(count):
         other = int(generator.integers(place, count))
-        yield moved.get(other, other)
-        moved[other] = moved.get(place, place)
+        yield swapped.get(other, other)
+        swapped[other] = swapped.get(place, place)
 
 
 def check_count(k: int) -> None:
     """Raise BadInput for a negative number of passages."""
     if k < 0:
-        raise BadInput(f"k = {k}: ask for 0 or more passages")
+        raise BadInput(f"k = {k}: give 0 or more passages")

@@ -81,9 +81,11 @@ class Table:
             newest = lance.dataset(str(path), storage_options=_options(path))
             if version is None or version == newest.version:
                 return cls(newest, path)
-            kept = {entry["version"] for entry in newest.versions()}
-            if version not in kept:
-                raise BadInput(f"{path}: version {version} is not kept; {min(kept)} to {max(kept)} may be")
+            stored = {entry["version"] for entry in newest.versions()}
+            if version not in stored:
+                raise BadInput(
+                    f"{path}: version {version} is not stored; {min(stored)} to {max(stored)} may be"
+                )
             return cls(lance.dataset(str(path), version, storage_options=_options(path)), path)
 
     @property
@@ -160,7 +162,7 @@ class Table:
 
     def rows(self, ids: Sequence[int] | Ids) -> list[Passage]:
         """Return the passages of these ids, in their order; BadInput for an id that is not here, Damaged."""
-        columns = self._adapt(ids, _FIELDS)
+        columns = self._rows_at(ids, _FIELDS)
         try:
             # What people put there is theirs: any JSON data by name.
             return [
@@ -178,9 +180,9 @@ class Table:
             raise BadInput(
                 f"{self.path.parent}: a lexical store has no vectors; build one with --retriever dense"
             )
-        return _matrix(self._adapt(ids, ["vector"])["vector"], self.dimensions)
+        return _matrix(self._rows_at(ids, ["vector"])["vector"], self.dimensions)
 
-    def _adapt(self, ids: Sequence[int] | Ids, columns: list[str]) -> Any:
+    def _rows_at(self, ids: Sequence[int] | Ids, columns: list[str]) -> Any:
         places = self.positions(ids)
         if (places < 0).any():
             stranger = int(as_ids(ids)[places < 0][0])
@@ -316,15 +318,15 @@ class Table:
             dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
         return Table(dataset, self.path)
 
-    def outlived(self, kept: timedelta) -> list[int]:
-        """Return the versions whose place another took longer ago than `kept`."""
+    def outlived(self, age: timedelta) -> list[int]:
+        """Return the versions that were replaced by a newer one longer ago than `age`."""
         with _plain(self.path):
             versions = sorted(self._latest().versions(), key=lambda about: about["version"])
-        limit = datetime.now() - kept
+        limit = datetime.now() - age
         return [old["version"] for old, new in itertools.pairwise(versions) if new["timestamp"] < limit]
 
     def drop(self, versions: Sequence[int]) -> None:
-        """Delete versions and what only they hold. Readers still bound to one can read no more."""
+        """Delete versions and the files that only they use. Readers still bound to one can read no more."""
         with _plain(self.path):
             self._latest().cleanup_old_versions(versions=list(versions))
 

@@ -1,4 +1,4 @@
-"""What a writer does while it holds a store's lease: add in whole batches, replace, remove, tidy up."""
+"""Writes to a store under its lease: adds in whole batches, replaces, removes, tidies up."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,21 +15,21 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
 
 _BATCH = 2048  # passages a commit: an interruption loses at most the embedding of so many
 _BATCH_CHARACTERS = 64_000_000
-_KEPT = timedelta(days=7)  # for readers that are still at work on an older version
+_RETAINED = timedelta(days=7)  # for readers that are still at work on an older version
 _MINI_BATCH = 256  # passages embedded between two reports of progress
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What an `add` did: documents read, passages stored, passages that were there already."""
+    """The counts of one `add`: documents read, passages stored, passages that were there already."""
 
     documents: int
     passages: int
     already: int
 
 
-class Writing:
-    """One writer's work on the newest version. `table` is what has been committed so far.
+class StoreWriter:
+    """Changes the newest version of a store. `table` is what has been committed so far.
 
     `check` raises Busy where the lease was lost: it is called before each change.
     """
@@ -71,18 +71,18 @@ class Writing:
         return int(gone.sum())
 
     def tidy(self, fragments: int) -> None:
-        """Bring the text index up to date, join small pieces of the table, drop what is long outlived."""
+        """Update the text index, join small pieces of the table, delete versions replaced long ago."""
         self.check()
         if self.table.fragments > fragments:
             self.commit(self.table.compact())
         if self._text_index:
             self.commit(self.table.index_text())
-        if outlived := self.table.outlived(_KEPT):
+        if outlived := self.table.outlived(_RETAINED):
             with self._sums.deleting():
                 self.table.drop(outlived)
 
     def commit(self, table: Table) -> None:
-        """Take over the version that was just made."""
+        """Go on from the version that was just made."""
         self.table = table
         self._sums.record()
 
@@ -90,7 +90,7 @@ class Writing:
 class _Adding:
     """The passages waiting for the next commit, and the counts of one `add`."""
 
-    def __init__(self, writing: Writing, embed: Embed, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, writing: StoreWriter, embed: Embed, progress: Callable[[int, int], None]) -> None:
         self.documents = self.stored = self.already = self.known = 0
         self._writing = writing
         self._embed = embed
@@ -98,7 +98,7 @@ class _Adding:
         self._waiting: dict[int, Passage] = {}
         self._characters = 0
         self._stale: set[int] = set()
-        self._here = Here(writing.table)
+        self._here = DocumentPassages(writing.table)
 
     def put(self, document: Document, chunking: Chunking) -> None:
         """Make the store hold exactly this document's passages, after the next flush at the latest."""
@@ -145,7 +145,7 @@ class _Adding:
 def embedded(
     texts: Sequence[str], embed: Embed, report: Callable[[int], None] = lambda done: None
 ) -> NDArray[np.float32] | None:
-    """Return one row a text, or None where passages get no vectors; `report` is told how many are done."""
+    """Return one row a text, or None where passages get no vectors; `report` gets how many are done."""
     # Texts of like length side by side: little is wasted on padding.
     order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
     parts = []
@@ -159,8 +159,8 @@ def embedded(
     return np.concatenate(parts)[np.argsort(order)]
 
 
-class Here:
-    """Which passages each document has: in the table when the work began, or since."""
+class DocumentPassages:
+    """The passages of each document: those in the table at the start, and those added since."""
 
     def __init__(self, table: Table) -> None:
         order = np.argsort(table.document_keys, kind="stable")

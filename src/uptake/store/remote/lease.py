@@ -16,20 +16,20 @@ from uptake.errors import Busy
 from uptake.store.files import plain_errors
 from uptake.store.remote.objects import ChangedError, Location, ObjectPath, Tag
 
-_RENEWED = 10.0  # seconds after which a holder says again that it lives
-_LIFE = 30.0  # seconds of silence after which it is taken for dead
+_RENEWED = 10.0  # seconds after which a holder renews its lease
+_LIFE = 30.0  # seconds without a renewal after which the holder counts as dead
 
 
-class Held(Protocol):
-    """A lease that somebody holds."""
+class HeldLease(Protocol):
+    """A lease that this process holds."""
 
     def check(self) -> None:
-        """Raise Busy where it was lost meanwhile: to be called before each change."""
+        """Raise Busy where it was lost meanwhile: call it before each change."""
         ...
 
 
-def lease(path: Location) -> AbstractContextManager[Held]:
-    """Return the lease kept at `path`, to be entered; that raises Busy where somebody else has it."""
+def lease(path: Location) -> AbstractContextManager[HeldLease]:
+    """Return the lease at `path`, a context manager; entering it raises Busy where another process has it."""
     return FileLease(path) if isinstance(path, Path) else ObjectLease(path)
 
 
@@ -81,7 +81,7 @@ class ObjectLease:
 
     def __enter__(self) -> Self:
         with plain_errors(self._path):
-            self._adapt()
+            self._acquire()
         self._over.clear()
         threading.Thread(target=self._renew, daemon=True).start()
         return self
@@ -103,7 +103,7 @@ class ObjectLease:
             except ChangedError:
                 raise _busy(self._path, self._holder()[0]) from None
 
-    def _adapt(self) -> None:
+    def _acquire(self) -> None:
         end = time.monotonic() + _LIFE
         holder, seen = self._holder()
         while holder:
@@ -146,7 +146,7 @@ class ObjectLease:
                 try:
                     self._write()
                 except ChangedError:
-                    return  # `check` will tell
+                    return  # `check` raises
                 except OSError:
                     continue  # no answer now; there may be one in time
 

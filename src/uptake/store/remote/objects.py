@@ -53,7 +53,7 @@ class ObjectPath:
     def is_file(self) -> bool:
         """Tell whether there is such an object."""
         try:
-            with self._told():
+            with self._python_errors():
                 self._library.head(self._bucket, self.key)
         except FileNotFoundError:
             return False
@@ -73,13 +73,13 @@ class ObjectPath:
 
     def read(self) -> "tuple[bytes, Tag]":
         """Return the object whole, and the tag of what it holds; raises FileNotFoundError."""
-        with self._told():
+        with self._python_errors():
             found = self._library.get(self._bucket, self.key)
             return bytes(found.bytes()), _tag(found.meta)
 
     def write_bytes(self, data: bytes) -> None:
         """Replace the object."""
-        with self._told():
+        with self._python_errors():
             self._library.put(self._bucket, self.key, data)
 
     def write_if(self, data: bytes, tag: "Tag") -> "Tag":
@@ -87,20 +87,20 @@ class ObjectPath:
 
         Of several who try at once one succeeds, the others are told by ChangedError.
         """
-        with self._told():
+        with self._python_errors():
             return _tag(self._library.put(self._bucket, self.key, data, mode=dict(tag) or "create"))
 
     def sha256(self) -> str:
         """Return the SHA-256 of the object, in hexadecimal, without holding all of it."""
         digest = hashlib.sha256()
-        with self._told():
+        with self._python_errors():
             for part in self._library.get(self._bucket, self.key).stream():
                 digest.update(part)
         return digest.hexdigest()
 
     def sizes(self) -> Iterator[tuple[str, int]]:
         """Yield the name, from here on, and the bytes of each object below."""
-        with self._told():
+        with self._python_errors():
             for some in self._library.list(self._bucket, f"{self.key}/"):
                 for about in some:
                     yield about["path"].removeprefix(f"{self.key}/"), about["size"]
@@ -108,7 +108,7 @@ class ObjectPath:
     def delete(self) -> None:
         """Delete every object below."""
         names = [f"{self.key}/{name}" for name, _ in self.sizes()]
-        with self._told():
+        with self._python_errors():
             for start in range(0, len(names), 1000):
                 self._library.delete(self._bucket, names[start : start + 1000])
 
@@ -125,7 +125,7 @@ class ObjectPath:
         return _opened(self.root, self.options)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _python_errors(self) -> Iterator[None]:
         errors = self._library.exceptions
         try:
             yield

@@ -1,4 +1,4 @@
-"""Near keys fast: exact search of a few, quantised inverted lists with an exact re-rank of many.
+"""Search of nearest keys: exact search of a few, quantised inverted lists with an exact re-rank of many.
 
 The inverted lists (Khandelwal et al. 2020 search theirs in the same way) cover the vectors of a store's
 tokens, or of its chunks, from the first on, live or not. They lie in the private cache beside their
@@ -29,14 +29,14 @@ LARGE = 65_536  # keys from which "auto" takes inverted lists: below, an exact s
 _BLOCK = 65_536  # keys made float32 at a time
 _SLACK = 16  # candidates beyond those asked for, so that rounding in FAISS cannot decide who is among them
 _RERANK = 1.5  # candidates a result, where they come from quantised keys
-_LISTS, _PROBED = 4096, 32  # the most inverted lists, and how many are looked into: the paper's
+_LISTS, _PROBED = 4096, 32  # the most inverted lists, and how many are searched: the paper's
 _PARTS = 128  # the most parts a key is quantised in, four bits each: 64 bytes, as in the paper
 _GROWN = 4  # lists trained on so many times fewer keys are trained anew
 _SAMPLE = 64  # keys a list is trained on
 
 
 @dataclass(frozen=True)
-class _About:
+class _ListsMetadata:
     """The content of the lists' about.json."""
 
     trained: int  # how many keys the lists were trained on
@@ -45,10 +45,10 @@ class _About:
 class KeyIndex:
     """The vectors of a view. `kind` is flat, ivf or auto; `threads` is how many FAISS may use."""
 
-    def __init__(self, kept: StoredView, uid: str, kind: str, threads: int | None) -> None:
-        self.keys = kept.vectors
+    def __init__(self, view: StoredView, uid: str, kind: str, threads: int | None) -> None:
+        self.keys = view.vectors
         self._threads = threads
-        self._uid, self._family, self._id = uid, kept.metadata.kind.name, kept.metadata.id
+        self._uid, self._family, self._id = uid, view.metadata.kind.name, view.metadata.id
         self.lists = kind == "ivf" or (kind == "auto" and len(self.keys) >= LARGE)
         self._ivf: Any = None
         self._wide: Floats | None = None
@@ -77,7 +77,7 @@ class KeyIndex:
 
         stored, rows = torch.from_numpy(self.keys), torch.from_numpy(places)
         wide = torch.from_numpy(np.ascontiguousarray(keys, np.float32))
-        told = torch.full(places.shape, torch.inf)
+        found_distances = torch.full(places.shape, torch.inf)
         there = rows >= 0
         full = bool(there.all())
         # One query at a time, into the same memory: what is worked on stays in the processor's cache.
@@ -90,11 +90,11 @@ class KeyIndex:
             some = off[:count].copy_(narrow[:count]).sub_(wide[row])
             losses = some.mul_(some).sum(-1)
             if full:
-                told[row] = losses
+                found_distances[row] = losses
             else:
-                told[row][there[row]] = losses
+                found_distances[row][there[row]] = losses
         # A key that is no number, in a damaged file, is near to nothing.
-        return np.asarray(told.nan_to_num_(nan=torch.inf, posinf=torch.inf).numpy())
+        return np.asarray(found_distances.nan_to_num_(nan=torch.inf, posinf=torch.inf).numpy())
 
     def _exact(self, keys: Floats, k: int, allowed: NDArray[np.bool_], count: int) -> Ids:
         best = np.full((len(keys), 0), -1, np.int64)
@@ -107,8 +107,11 @@ class KeyIndex:
             places = np.where(places >= 0, rows[places], -1)
             best, losses = np.concatenate([best, places], 1), np.concatenate([losses, near], 1)
             if best.shape[1] > k:
-                kept = np.argsort(np.where(best >= 0, losses, np.inf), axis=1, kind="stable")[:, :k]
-                best, losses = np.take_along_axis(best, kept, 1), np.take_along_axis(losses, kept, 1)
+                best_first = np.argsort(np.where(best >= 0, losses, np.inf), axis=1, kind="stable")[:, :k]
+                best, losses = (
+                    np.take_along_axis(best, best_first, 1),
+                    np.take_along_axis(losses, best_first, 1),
+                )
         return best
 
     def _blocks(self, allowed: NDArray[np.bool_], count: int) -> Iterator[tuple[Ids, Floats]]:
@@ -124,13 +127,13 @@ class KeyIndex:
 
     def _lists(self) -> Any:
         if self._ivf is None:
-            self._ivf = self._kept() or self._made(None)
+            self._ivf = self._cached() or self._extended(None)
         elif self._ivf.ntotal < len(self.keys):
             raise AssertionError("lists cover all keys of the tokens they were made for")
         return self._ivf
 
-    def _kept(self) -> Any:
-        """Return the lists in the cache, with what came since, or None where there are no sound ones."""
+    def _cached(self) -> Any:
+        """Return the lists from the cache, with newer keys added; None where there are no valid ones."""
         folder = cache_folder(self._uid)
         if not private(folder):
             return None
@@ -140,12 +143,12 @@ class KeyIndex:
             try:
                 problem = ", ".join(damaged(path))
                 if not problem:
-                    trained = load(_About, read_json(path / "about.json")).trained
+                    trained = load(_ListsMetadata, read_json(path / "about.json")).trained
                     if trained * _GROWN < len(self.keys):
                         return None
                     ivf = faiss.read_index(str(path / "ivf"))
                     if (ivf.ntotal, ivf.d) == (_covered(path), self.keys.shape[1]):
-                        return ivf if ivf.ntotal == len(self.keys) else self._made(ivf, trained)
+                        return ivf if ivf.ntotal == len(self.keys) else self._extended(ivf, trained)
                     problem = "sizes do not agree"
             except (UptakeError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 problem = one_line(error)
@@ -153,17 +156,17 @@ class KeyIndex:
             discard(path)
         return None
 
-    def _made(self, ivf: Any, trained: int = 0) -> Any:
-        """Return lists of all keys, trained here where none are given, and keep them in the cache."""
+    def _extended(self, ivf: Any, trained: int = 0) -> Any:
+        """Return lists of all keys, trained here where none are given, and store them in the cache."""
         if ivf is None:
             ivf, trained = self._trained(), len(self.keys)
         for start in range(ivf.ntotal, len(self.keys), _BLOCK):
             ivf.add(self.keys[start : start + _BLOCK].astype(np.float32))
         try:
-            self._keep(ivf, trained)
+            self._store(ivf, trained)
         except (OSError, UptakeError, RuntimeError) as error:
             warnings.warn(
-                f"index of {self._family} not kept ({one_line(error)}); set UPTAKE_CACHE to a private "
+                f"index of {self._family} not stored ({one_line(error)}); set UPTAKE_CACHE to a private "
                 "folder with room",
                 RuntimeWarning,
                 stacklevel=5,
@@ -183,7 +186,7 @@ class KeyIndex:
         ivf.train(self.keys[np.sort(sample)].astype(np.float32))
         return ivf
 
-    def _keep(self, ivf: Any, trained: int) -> None:
+    def _store(self, ivf: Any, trained: int) -> None:
         folder = cache_folder(self._uid)
         if not private(folder, make=True):
             raise OSError("others may write there")
@@ -191,7 +194,7 @@ class KeyIndex:
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
         try:
             faiss.write_index(ivf, str(draft / "ivf"))
-            write_json(draft / "about.json", plain(_About(trained)))
+            write_json(draft / "about.json", plain(_ListsMetadata(trained)))
             sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
             (draft / "sums").write_bytes(format_sums(sums))
             home = folder / f"{self._family}-{self._id}-{ivf.ntotal}"
