@@ -396,8 +396,8 @@ def test_a_file_of_an_unknown_kind_or_without_its_tensors_says_so(tmp_path: Path
 @pytest.mark.parametrize(
     ("path", "kind", "words"),
     [
-        ("no.such", "scale", "moves 'no.such', which the model lacks"),
-        ("no.such.weight", "dense", "moves 'no.such.weight', which the model lacks"),
+        ("no.such", "scale", "changes 'no.such', which the model lacks"),
+        ("no.such.weight", "dense", "changes 'no.such.weight', which the model lacks"),
         (f"{DOWN}.weight", "dense", "of shape"),
         (UP, "prompt", "stands before the whole text"),
     ],
