@@ -193,10 +193,10 @@ def test_ctrl_c(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.Monk
         ran = run("generate", "-m", world.model, "--method", "base", "x")
         assert (ran.code, ran.err) == (130, "uptake: interrupted\n")
     with monkeypatch.context() as patched:
-        patched.setattr("uptake.store.passages.writing.Writing.tidy", pressed)
+        patched.setattr("uptake.store.passages.writing.StoreWriter.tidy", pressed)
         more = write_lines(tmp_path / "more.jsonl", {"id": "new", "text": "a zeppelin"})
         ran = run("index", "add", world.lexical, more)
-        assert ran.code == 130 and "what was stored stays" in ran.err
+        assert ran.code == 130 and "what was stored so far is safe" in ran.err
     assert run("index", "add", world.lexical, more, "--json").json["passages_already_there"] == 1
     assert run("index", "search", world.lexical, "zeppelin", "--json").json[0]["document"] == "new"
 

@@ -1,4 +1,4 @@
-"""`uptake cluster`: look at what a Ray cluster holds of datastores."""
+"""`uptake cluster`: shows the shards of datastores on a Ray cluster."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from uptake.cli import options, screen
 from uptake.cli.options import examples
 
-app = typer.Typer(help="Look at the shards that a Ray cluster holds.", no_args_is_help=True)
+app = typer.Typer(help="Show the shards of datastores on a Ray cluster.", no_args_is_help=True)
 
 Address = Annotated[
     str,
@@ -21,12 +21,12 @@ Address = Annotated[
 
 @app.callback()
 def _root() -> None:
-    """Keep `status` a verb of its own, though it is the only one."""
+    """Make `status` a subcommand, though it is the only one."""
 
 
 @app.command(epilog=examples("uptake cluster status --ray head.example:6379"))
 def status(address: Address = "auto", as_json: options.AsJson = False) -> None:
-    """Show every shard: rows, versions, memory, queries, and which do not answer."""
+    """Show every shard: rows, versions, memory, queries, and which shards do not answer."""
     from uptake.store.cluster.status import status
 
     with screen.on_cluster(address), screen.status("asking the cluster"):
@@ -35,7 +35,7 @@ def status(address: Address = "auto", as_json: options.AsJson = False) -> None:
         typer.echo(json.dumps(shards, indent=1))
         return
     if not shards:
-        screen.note("no shard runs there: they end with the program that started them")
+        screen.note("no shards are running: they end with the program that started them")
     ready = sum(shard["state"] == "ready" for shard in shards)
     for store in dict.fromkeys(shard["uid"] for shard in shards):
         _show([shard for shard in shards if shard["uid"] == store])

@@ -1,4 +1,4 @@
-"""`uptake index`: build a datastore and look after it."""
+"""`uptake index`: builds a datastore, changes, searches and checks it."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from uptake.store.datastore import Added, Datastore
     from uptake.text.readers import Skipped
 
-app = typer.Typer(help="Build a datastore of passages and look after it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Build a datastore of passages, change it, search it and check it.", no_args_is_help=True
+)
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The datastore's folder, or its URI.")]
 Corpus = Annotated[
@@ -42,7 +44,7 @@ Opener = Annotated[
         options.MAIN, "DIR|lm:MODEL", "The store's encoder, where it is not found by its own name."
     ),
 ]
-_GOES_ON = "what was stored stays: the same command goes on from there"
+_RESUMES = "what was stored so far is safe: the same command resumes"
 
 
 @app.command(
@@ -86,7 +88,7 @@ def build(
         ),
     ] = None,
 ) -> None:
-    """Make a datastore from text. Interrupted, the same command goes on where it stopped."""
+    """Make a datastore from text. If it is interrupted, the same command resumes it."""
     from uptake.store.datastore import Datastore
     from uptake.store.layout import INDEXES, METRICS, RETRIEVERS
     from uptake.store.remote.objects import locate
@@ -114,8 +116,8 @@ def build(
             )
         opened = inputs.open_store(store, encoder, device, threads)
         info = opened.info()
-        asked = {"retriever": retriever, "chunk_characters": chunk, "metric": metric, "index": index}
-        for name, value in asked.items():
+        wanted = {"retriever": retriever, "chunk_characters": chunk, "metric": metric, "index": index}
+        for name, value in wanted.items():
             if info[name] != value:
                 raise BadInput(
                     f"{store} is there with {name.replace('_', ' ')} {info[name]}, not {value}: give a new "
@@ -136,7 +138,7 @@ def add(
     device: options.Device = "cpu",
     threads: options.Threads = None,
 ) -> None:
-    """Add text to a datastore; what is there already is left alone, changed documents are replaced."""
+    """Add text to a datastore; known documents are skipped, changed ones are replaced."""
     _add(lambda: inputs.open_store(store, encoder, device, threads), corpus, as_json, threads)
 
 
@@ -170,9 +172,9 @@ def remove(
     if not removed and not purge:
         named = ", ".join(repr(each) for each in (*(documents or ()), *(passage or ())))
         raise BadInput(f"{store} holds nothing of {named}: ids are as `uptake index search` shows them")
-    told = {"passages_removed": removed, "passages": opened.count, "purged": purge}
+    facts = {"passages_removed": removed, "passages": opened.count, "purged": purge}
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(facts))
     else:
         done = ", and rewrote the files without what was removed" if purge else ""
         typer.echo(f"removed {_passages(removed)}{done}; {opened.count:,} left")
@@ -212,18 +214,18 @@ def search(
 
 @app.command()
 def info(store: StorePath, as_json: options.AsJson = False) -> None:
-    """Show what a datastore holds and how it was made."""
-    told = inputs.open_store(store).info()
+    """Show what a datastore contains and how it was made."""
+    facts = inputs.open_store(store).info()
     if as_json:
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(facts, indent=1))
         return
     numbers = ("passages", "documents", "tokens", "chunks", "bytes")
-    screen.facts({name: f"{each:,}" if name in numbers else each for name, each in told.items()})
+    screen.facts({name: f"{each:,}" if name in numbers else each for name, each in facts.items()})
 
 
 @app.command()
 def verify(store: StorePath, as_json: options.AsJson = False) -> None:
-    """Look for damage; each fault is named with its cure, and the exit code is then 2."""
+    """Check a datastore for damage; each fault is listed with its cure, and the exit code is then 2."""
     from uptake.store.verify import verify_store
 
     with screen.status("reading every file"):
@@ -247,8 +249,8 @@ def export(
     assert file is not None
     with screen.status("writing"):
         written = inputs.open_store(store).export(file)
-    told = {"passages": written, "path": path}
-    typer.echo(json.dumps(told) if as_json else f"wrote {_passages(written)} to {path}")
+    facts = {"passages": written, "path": path}
+    typer.echo(json.dumps(facts) if as_json else f"wrote {_passages(written)} to {path}")
 
 
 app.command(epilog=index_views.TOKENS)(index_views.tokens)
@@ -279,12 +281,12 @@ def _add(
         with screen.status("opening the store"):
             store = open_store()
         with screen.on_cluster(ray):
-            with screen.interruptible(_GOES_ON), screen.progress("passages", skipped) as update:
+            with screen.interruptible(_RESUMES), screen.progress("passages", skipped) as update:
                 added = store.build(pieces, ray, workers, progress=update, left_out=skipped.add)
             if cluster:
                 with screen.status("making the shards' indexes"):
                     type(store).open(store.path, cluster=cluster).prepare()
-    _tell(added, store, skipped, as_json)
+    _show_added(added, store, skipped, as_json)
 
 
 def _by_this_process(
@@ -299,7 +301,7 @@ def _by_this_process(
     with screen.status("opening the store"):
         store = open_store()
     known = _count(corpus, store) if store.view.dimensions else 0
-    with screen.interruptible(_GOES_ON), screen.progress("passages", skipped) as update:
+    with screen.interruptible(_RESUMES), screen.progress("passages", skipped) as update:
 
         def progress(done: int, waiting: int) -> None:
             update(done, max(known, done) if known else 0)
@@ -307,9 +309,9 @@ def _by_this_process(
         return store, store.add(chain([first], documents), progress=progress)
 
 
-def _tell(added: "Added", store: "Datastore", skipped: "Skipped", as_json: bool) -> None:
+def _show_added(added: "Added", store: "Datastore", skipped: "Skipped", as_json: bool) -> None:
     screen.note_skipped(skipped)
-    told = {
+    facts = {
         "documents": added.documents,
         "passages_added": added.passages,
         "passages_already_there": added.already,
@@ -317,7 +319,7 @@ def _tell(added: "Added", store: "Datastore", skipped: "Skipped", as_json: bool)
         "skipped": skipped.counts,
     }
     if as_json:
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(facts, indent=1))
         return
     there = f", {added.already:,} were there already" if added.already else ""
     documents_read = f"{added.documents:,} {'document' if added.documents == 1 else 'documents'}"

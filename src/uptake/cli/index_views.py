@@ -1,4 +1,4 @@
-"""`uptake index tokens` and `uptake index chunks`: other views of a datastore, which a model reads."""
+"""`uptake index tokens` and `uptake index chunks`: views of a datastore for one model."""
 
 import json
 from collections.abc import Callable
@@ -35,10 +35,10 @@ def tokens(
     dtype: options.Dtype = "float32",
     threads: options.Threads = None,
 ) -> None:
-    """Let a model read every document: its tokens are kept, each with the state it was predicted from.
+    """Store every document's tokens, each with the model's state that predicts it: for kNN-LM.
 
     Only what has no tokens yet is read: after `uptake index add` the same command reads what is new,
-    and an interrupted one goes on where it stopped. Takes two bytes a token for each of the model's
+    and an interrupted one is resumed. Takes two bytes a token for each of the model's
     dimensions.
     """
     with screen.status("starting"):
@@ -73,7 +73,7 @@ def chunks(
 
     A chunk is embedded by the store's own encoder, and found by its words where there is none. Of the
     model only the tokenizer is loaded. Only what has no chunks yet is cut: after `uptake index add` the
-    same command cuts what is new, and an interrupted one goes on where it stopped.
+    same command cuts what is new, and an interrupted one is resumed.
     """
     with screen.status("starting"):
         from uptake.lm import loading
@@ -88,12 +88,12 @@ def chunks(
 
 
 def _read(opened: "Datastore", read: "Callable[[Any], ReadTokens]", as_json: bool) -> None:
-    hint = "what was read so far stays: the same command goes on from there"
+    hint = "what was read so far is stored: the same command resumes"
     with screen.interruptible(hint), screen.progress("passages", resumes=True) as update:
         done = read(update)
     if as_json:
-        told = {"documents_read": done.documents, "tokens_read": done.tokens, "tokens": done.total}
-        typer.echo(json.dumps(told, indent=1))
+        counts = {"documents_read": done.documents, "tokens_read": done.tokens, "tokens": done.total}
+        typer.echo(json.dumps(counts, indent=1))
         return
     documents = f"{done.documents:,} {'document' if done.documents == 1 else 'documents'}"
     typer.echo(f"read {done.tokens:,} tokens of {documents}; {opened.path.name} holds {done.total:,}")
