@@ -66,7 +66,7 @@ class Trial:
     def layer(self, stretch: int, pace: float) -> FastWeights:
         """Return the static layer with the step sizes of an untrained one."""
         width, hidden = self.static.first.shape
-        layer = FastWeights(width, hidden, pace=pace, stretch=stretch)
+        layer = FastWeights(width, hidden, rate_scale=pace, stretch=stretch)
         fresh = {n: own.clone() for n, own in layer.state_dict().items() if n.startswith("log_rates")}
         layer.load_state_dict(self.static.state_dict() | fresh)
         return layer.requires_grad_(False)
@@ -123,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lm = uptake.load(str(arguments.shared / "models/base-5m"))
-    network = replace(LEARNT, pace=0.0, weights=str(arguments.static)).network(lm)
+    network = replace(LEARNT, rate_scale=0.0, weights=str(arguments.static)).network(lm)
     assert isinstance(network, FastWeightNetwork)
     told: dict[str, Any] = {"documents": arguments.documents, "gain_over_static_layer": {}}
     for domain in arguments.domains:

@@ -34,7 +34,7 @@ from uptake.evaluation.journal import Lines
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.camels import Camels
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.finetune import Finetune
 from uptake.train import Training
 
@@ -61,9 +61,9 @@ class Scale:
     factors: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)  # of the rate that the preparation came to
 
 
-def material(names: Names, documents: int, seed: int) -> Material:
+def material(names: Names, documents: int, seed: int) -> TrainingData:
     made = common.world(names, documents, DISTRACTORS, "train", seed)
-    return Material(made.documents, made.questions, made.unrelated)
+    return TrainingData(made.documents, made.questions, made.unrelated)
 
 
 Prepared = tuple[Names, Causal, float]

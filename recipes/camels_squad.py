@@ -36,7 +36,7 @@ from uptake.evaluation.journal import Lines
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.camels import Camels
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.finetune import Finetune
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Questions, read_questions
@@ -301,7 +301,7 @@ def learnt(
     """
     steps = Finetune(optimizer=AdamW(args.rate, weight_decay=0.0), clip=None)
     method = Camels(steps=steps, batches=args.batches, reader=args.reader or args.model)
-    materials = [Material(each.documents, each.questions, each.unrelated) for each in (meta, valid)]
+    materials = [TrainingData(each.documents, each.questions, each.unrelated) for each in (meta, valid)]
 
     def run(name: str, method: Camels, rate: float, passes: int, start: Camels | None = None) -> Camels:
         optimizer = AdamW(rate, weight_decay=0.0)

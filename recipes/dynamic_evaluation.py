@@ -26,7 +26,7 @@ from uptake import api
 from uptake.evaluation.protocols.running import Running
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Method
 from uptake.methods.dynamic_evaluation import GradientCounting
 from uptake.report.metrics import bits_per_byte, gain, gain_interval
@@ -70,7 +70,7 @@ def count_statistics(model: Causal, pile: Path, file: Path, pieces: int) -> None
     episodes = []
     for name in KNOWN:
         read = documents(pile / name / "train.jsonl.xz", 40, 4000)
-        made = method.episodes(model, Material(tuple(read)))
+        made = method.episodes(model, TrainingData(tuple(read)))
         episodes += random.Random(0).sample(made, pieces // len(KNOWN))
     started = time.process_time()
     network, _ = train(method, model, episodes, Training(save_every=16), file.with_suffix(".training"))

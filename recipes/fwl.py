@@ -32,7 +32,7 @@ from uptake.evaluation.journal import Lines
 from uptake.evaluation.protocols.running import Running
 from uptake.lm.base import LM, Segment
 from uptake.methods.base import spec as base
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context
 from uptake.methods.finetune import Finetune
 from uptake.methods.fwl import FWL
@@ -63,7 +63,7 @@ RULES = (ADAM[1e-4], ADAM[3e-4], *(RMS(learning_rate=rate) for rate in (1e-5, 3e
 BARE = (ADAM[3e-4], RMS(learning_rate=3e-5))
 RATES = (2e-3, 1.5e-3)  # of training, at first and then
 PROTOCOL = Running()  # segments of 512 characters after at most 1,024
-LEARNT = FWL(episode_tokens=6144, pace=0.3)  # a document each
+LEARNT = FWL(episode_tokens=6144, rate_scale=0.3)  # a document each
 FIRST_PACE = 0.6  # the best of bench/fwl_parts.py, on validation text
 RIVAL, SCHOOLED = "dynamic evaluation", "static layer, dynamic evaluation"
 THIRDS = 3  # of a document, for the figure by position
@@ -91,7 +91,7 @@ def trained(lm: LM, method: FWL, name: str, arguments: argparse.Namespace) -> FW
         network, _ = train(
             method,
             lm,
-            method.episodes(lm, Material(tuple(texts))),
+            method.episodes(lm, TrainingData(tuple(texts))),
             Training(
                 AdamW(learning_rate=RATES[bool(method.start)], weight_decay=0.0),
                 save_every=10 if not method.start else 5,
@@ -163,9 +163,9 @@ def main() -> None:
     arguments.pile = arguments.shared / "data/minipile"
     torch.set_num_threads(1)
     lm = uptake.load(str(arguments.shared / "models/base-5m"))
-    first = trained(lm, replace(LEARNT, pace=0.0), "first", arguments)
+    first = trained(lm, replace(LEARNT, rate_scale=0.0), "first", arguments)
     learnt = trained(lm, replace(LEARNT, start=first.weights), "fwl", arguments)
-    static = trained(lm, replace(LEARNT, start=first.weights, pace=0.0), "static", arguments)
+    static = trained(lm, replace(LEARNT, start=first.weights, rate_scale=0.0), "static", arguments)
     statistics = arguments.work / "statistics.safetensors"
     if not statistics.exists():
         count_statistics(lm, arguments.pile, statistics, 64)
@@ -174,7 +174,7 @@ def main() -> None:
     sets: dict[str, tuple[dict[str, Any], LM]] = {
         "fwl": (
             {
-                f"stretch={stretch} pace={pace}": replace(learnt, stretch=stretch, pace=pace)
+                f"stretch={stretch} pace={pace}": replace(learnt, stretch=stretch, rate_scale=pace)
                 for stretch, paces in STRETCHES.items()
                 for pace in paces
             },
@@ -201,10 +201,10 @@ def main() -> None:
             "base": (base.method, lm),
             "static layer": (static, lm),
             **{name: (of[chosen[name]], on) for name, (of, on) in sets.items()},
-            "fwl at pace 0": (replace(learnt, pace=0.0), lm),
+            "fwl at pace 0": (replace(learnt, rate_scale=0.0), lm),
             "fwl, untrained": (replace(LEARNT, weights="untrained"), lm),
             # Pace 0 has left the step sizes as they began.
-            "static layer, first step sizes": (replace(static, pace=FIRST_PACE), lm),
+            "static layer, first step sizes": (replace(static, rate_scale=FIRST_PACE), lm),
         }
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
         for document in test:

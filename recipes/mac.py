@@ -32,7 +32,7 @@ import uptake
 from uptake.adaptation.optimizers import AdamW
 from uptake.evaluation.journal import Lines
 from uptake.lm.causal import Causal
-from uptake.methods.contract.learned import UNTRAINED, Material
+from uptake.methods.contract.learned import UNTRAINED, TrainingData
 from uptake.methods.mac import Mac, MacEpisode
 from uptake.settings import apply
 from uptake.text.readers import read
@@ -71,7 +71,7 @@ def made_up(method: Mac, args: argparse.Namespace, seed: int) -> Job:
 
     def episode(documents: int, distractors: int, split: Any, seed: int) -> MacEpisode:
         made = common.world(names, documents, distractors, split, seed)
-        shown = Material(made.documents, made.questions, tuple(map(beginning, made.unrelated)))
+        shown = TrainingData(made.documents, made.questions, tuple(map(beginning, made.unrelated)))
         return replace(method, documents=documents).episodes(lm, shown)[0]
 
     # What each part of the training learns from: numbers of distractors, by turns; its share of the rate;
@@ -114,12 +114,12 @@ def squad(method: Mac, args: argparse.Namespace, seed: int) -> Job:
     test = part(found, titles.test, unseen, args.documents, args.questions, seed)
     shared = uptake.load(args.model)
     lm = common.taught(shared, teaching.questions, (), camels_squad.FORM, args.work / "large")
-    both = Material(
+    both = TrainingData(
         (*teaching.documents, *meta.documents),
         (*teaching.questions, *meta.questions),
         tuple(map(beginning, other)),
     )
-    valid = Material(watched.documents, watched.questions, watched.unrelated[:1])
+    valid = TrainingData(watched.documents, watched.questions, watched.unrelated[:1])
     looks = replace(method, documents=len(valid.documents)).episodes(lm, valid)
     stages = [Stage(method.episodes(lm, both), looks, args.rate, method)]
     return Job(lm, stages, test, told_otherwise(test, meta), seed)

@@ -24,7 +24,7 @@ from uptake.evaluation.journal import Lines
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.camels import Camels
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import MethodSpec
 from uptake.report import metrics
 from uptake.report.results import BASE
@@ -181,8 +181,8 @@ def taught(
 def learn(
     method: Camels,
     lm: Causal,
-    material: Material,
-    valid: Material,
+    material: TrainingData,
+    valid: TrainingData,
     training: Training,
     work: Path,
     name: str = "weights",

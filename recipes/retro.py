@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=32, help="tokens of a chunk, of text and store")
     parser.add_argument("--windows", type=int, default=4, help="windows of 512 tokens a step")
     parser.add_argument("--neighbours", type=int, default=2, help="a chunk has")
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, which fades")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, which warms up and decays")
     parser.add_argument("--test", type=int, default=12, help="test documents")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from uptake.adaptation.optimizers import AdamW
 from uptake.lm.causal import Causal
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.retro import Retro, TextEpisode
 from uptake.text.chunks.view import Chunked, listed
 from uptake.text.overlap import LeakFilter, Overlap
@@ -59,7 +59,7 @@ def model() -> Causal:
 def episodes(method: Retro, lm: Causal, documents: list[Document], store: Chunked) -> list[TextEpisode]:
     chunks = store.bound("", "", Overlap(""), LeakFilter.off())
     source: Any = type("Copies", (), {"chunks": lambda self, fingerprint: chunks})()
-    return method.episodes(lm, Material(tuple(documents), sources=lambda document: source))
+    return method.episodes(lm, TrainingData(tuple(documents), sources=lambda document: source))
 
 
 def main() -> None:

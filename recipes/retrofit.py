@@ -32,7 +32,7 @@ from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.evaluation.queries import Query
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Retro, TextEpisode, insert_copies
@@ -92,7 +92,7 @@ def episodes(
 ) -> list[TextEpisode]:
     """Return episodes whose neighbours are found once and then lie in a file."""
     if not file.exists():
-        material = Material(
+        material = TrainingData(
             tuple(texts),
             # As in the paper a document does not find itself; near copies teach to copy.
             sources=lambda d: store.source("", document_id=d.id, group=d.group, leak=LeakFilter(1.0, 1.0)),

@@ -32,7 +32,7 @@ from uptake.adaptation.trainable import Top
 from uptake.evaluation.journal import Lines
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.source_code import SourceCode
@@ -169,10 +169,10 @@ def train_start(outer: str, lm: Causal, rate: float, arguments: argparse.Namespa
     network, points = train(
         made,
         lm,
-        made.episodes(lm, Material(tuple(documents))),
+        made.episodes(lm, TrainingData(tuple(documents))),
         Training(optimizer=AdamW(arguments.outer_rate, weight_decay=0.0), save_every=24),
         path.with_suffix(".checkpoint"),
-        valid=made.episodes(lm, Material(tuple(valid)))[::2],
+        valid=made.episodes(lm, TrainingData(tuple(valid)))[::2],
     )
     for point in points:
         print(

@@ -275,7 +275,7 @@ def law_reading_in_parts_is_reading_at_once(subject: Subject, lm: LM, other: LM,
     for start in (0, 1):  # as the evaluation does for one and for two neighbours
         part = replace(whole, found=whole.found.part(start, start + 1))
         (state,) = subject.method.adapt([state], lm, [part], Context())
-    if subject.method.cumulative:
+    if subject.method.incremental:
         assert torch.allclose(logs(subject, lm, together), logs(subject, lm, state), atol=1e-5)
 
 

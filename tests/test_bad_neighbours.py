@@ -13,7 +13,7 @@ from test_retro_method import ids_of, untrained
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Segment
 from uptake.methods.contract.composed import combine
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
@@ -174,13 +174,13 @@ def test_retro_learns_from_a_corpus_shorter_than_a_chunk_what_can_be_learnt(tmp_
     method = untrained(lm, episode_tokens=20)
     texts = (Document("x", "on " * 8), Document("y", "a"))
     sources = lambda d: store.source("", document_id=d.id)  # noqa: E731
-    episodes = method.episodes(lm, Material(texts, sources=sources))
+    episodes = method.episodes(lm, TrainingData(texts, sources=sources))
     assert method.trained is not None
     for episode in episodes:
         loss, gradients = method.gradients(method.trained.requires_grad_(), lm, episode)
         assert loss == loss and all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
     with pytest.raises(BadInput, match="no document of more than 4 tokens"):
-        method.episodes(lm, Material(texts[1:], sources=sources))
+        method.episodes(lm, TrainingData(texts[1:], sources=sources))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -27,7 +27,7 @@ from uptake.lm.causal import Causal
 from uptake.lm.scoring import losses
 from uptake.methods import find
 from uptake.methods.camels import Camels, DocumentBatch, answer_loss, drift
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.settings import apply
@@ -115,7 +115,7 @@ def test_gradients_batch_by_batch_are_those_of_batches_that_hang_together_by_num
     texts = ["the cat sat", "a dog ran", "one fish", "red hill"]
     documents = tuple(Document(text, text) for text in texts)
     questions = tuple(Question(text, "what?", (text.split()[-1],), text) for text in texts)
-    (walk,) = method.episodes(lm, Material(documents, questions, (OTHER,)))
+    (walk,) = method.episodes(lm, TrainingData(documents, questions, (OTHER,)))
     network = awake(method, lm)
     loss, found = method.gradients(network, lm, walk)
     assert loss == pytest.approx(method.loss(network, lm, walk).item(), rel=1e-12)
@@ -248,11 +248,11 @@ def test_the_small_model_may_be_another_than_the_base(tmp_path: Path) -> None:
 def test_material_that_lacks_something_is_refused() -> None:
     lm = toys.lm()
     with pytest.raises(BadInput, match="without unrelated text"):
-        METHOD.episodes(lm, Material((DOCUMENT,), ASKED))
+        METHOD.episodes(lm, TrainingData((DOCUMENT,), ASKED))
     for material, words in (
-        (Material((DOCUMENT,), (replace(ASKED[0], document="x"),), (OTHER,)), "the first names 'x'"),
-        (Material((DOCUMENT,), (), (OTHER,)), "with --questions"),
-        (Material((), ASKED, (OTHER,)), "with --documents"),
+        (TrainingData((DOCUMENT,), (replace(ASKED[0], document="x"),), (OTHER,)), "the first names 'x'"),
+        (TrainingData((DOCUMENT,), (), (OTHER,)), "with --questions"),
+        (TrainingData((), ASKED, (OTHER,)), "with --documents"),
     ):
         with pytest.raises(BadInput, match=words):
             METHOD.episodes(lm, material)
@@ -264,14 +264,14 @@ def test_material_that_lacks_something_is_refused() -> None:
         Camels(aim="text")  # type: ignore[arg-type]
     unsaid = (replace(ASKED[0], answers=("elsewhere",)),)
     with pytest.raises(BadInput, match="word for word"):
-        replace(METHOD, aim="places").episodes(lm, Material((DOCUMENT,), unsaid))
+        replace(METHOD, aim="places").episodes(lm, TrainingData((DOCUMENT,), unsaid))
     method = replace(METHOD, documents=2, batches=2)
     documents = tuple(Document(str(i), "the cat") for i in range(9))
     questions = tuple(Question(str(i), "who?", ("cat",), str(i)) for i in range(9))
-    walks = method.episodes(lm, Material(documents, questions, (OTHER,)))
+    walks = method.episodes(lm, TrainingData(documents, questions, (OTHER,)))
     assert [[len(batch.documents) for batch in walk] for walk in walks] == [[2, 2], [2, 2]]
     with pytest.warns(UserWarning, match="left out: 6 of 9 questions"):
-        (short,) = method.episodes(lm, Material(documents[:3], questions, (OTHER,)))
+        (short,) = method.episodes(lm, TrainingData(documents[:3], questions, (OTHER,)))
     assert [len(batch.questions) for batch in short] == [2, 1]
 
 
@@ -286,7 +286,7 @@ def words() -> Tokenizer:
     return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>"))
 
 
-def facts(count: int, seed: int) -> Material:
+def facts(count: int, seed: int) -> TrainingData:
     """Documents of noise around one fact "e REL v", and a question e for each."""
     random = Random(seed)
     documents, questions = [], []
@@ -298,7 +298,7 @@ def facts(count: int, seed: int) -> Material:
         text = " ".join([*noise[:4], thing, "REL", value, *noise[4:]])
         documents.append(Document(str(number), text))
         questions.append(Question(str(number), thing, (value,), str(number)))
-    return Material(tuple(documents), tuple(questions), tuple(Document("", " ".join(NOISE)) for _ in "1"))
+    return TrainingData(tuple(documents), tuple(questions), tuple(Document("", " ".join(NOISE)) for _ in "1"))
 
 
 def speaker(steps: int) -> LM:
@@ -323,7 +323,7 @@ def test_the_loss_of_places_is_cross_entropy_by_the_odds_that_weights_stand_for(
     lm, method = double(), replace(METHOD, aim="places", documents=2, batches=1)
     documents = (Document("a", "the cat sat"), Document("b", "a dog ran"))
     asked = (Question("1", "who sat", ("cat",), "a"), Question("2", "who ran", ("dog", "a dog"), "b"))
-    (walk,) = method.episodes(lm, Material(documents, asked))
+    (walk,) = method.episodes(lm, TrainingData(documents, asked))
     network = awake(method, lm)
     expected = []
     for document, answer in zip(documents, ("cat", "dog"), strict=True):

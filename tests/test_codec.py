@@ -34,7 +34,8 @@ from uptake.methods.camels import Camels
 from uptake.methods.contract.learned import UNTRAINED
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.state import load_state, save_state
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.contract.weight_state import WeightState
+from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Retro
 from uptake.report.results import Header, Neighbour, Sample
 from uptake.report.scored import SCORED

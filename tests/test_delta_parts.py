@@ -28,7 +28,8 @@ from uptake.lm.causal import Causal
 from uptake.lm.side_by_side import SideBySide, side_by_side
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.state import load_state, save_state
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.contract.weight_state import WeightState
+from uptake.methods.finetune import Finetune
 
 WIDTH, INNER, TOKENS = 32, 48, 3
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"

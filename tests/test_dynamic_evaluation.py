@@ -21,16 +21,17 @@ from uptake.evaluation.engine import evaluate
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocols.running import Running
 from uptake.lm.base import LM, Segment
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.spending import Budget
+from uptake.methods.contract.weight_state import WeightState
 from uptake.methods.dynamic_evaluation import GradientCounting, spec
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.finetune import Finetune
 from uptake.text.types import Document, Found, Passage
 from uptake.train import Training, train
 
 TEXT = "the cat sat on the mat and a dog ran over the hill to see what the cat saw there, and back."
-MATERIAL = Material((Document("a", TEXT), Document("b", TEXT[::-1])))
+MATERIAL = TrainingData((Document("a", TEXT), Document("b", TEXT[::-1])))
 
 
 EVEN = RMS(0.1, decay=0.1, statistics="even")

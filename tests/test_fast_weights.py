@@ -215,12 +215,12 @@ def test_at_pace_zero_only_the_slow_weights_answer() -> None:
     net, (hidden, labels, out) = network(), world()
     at_first = net.start(1)
     hasty = net(hidden, labels, out, at_first)[0]
-    net.pace = 0.0
+    net.rate_scale = 0.0
     found, sums = net(hidden, labels, out, at_first)
     assert torch.equal(found, net.still(hidden)) and not torch.allclose(found, hasty, atol=0.1)
     assert sums is at_first
-    # Nearly at pace zero it is nearly the same: the step is there, and it is small.
-    net.pace = 1e-9
+    # Nearly at rate_scale zero it is nearly the same: the step is there, and it is small.
+    net.rate_scale = 1e-9
     assert torch.allclose(found, net(hidden, labels, out, at_first)[0], rtol=0, atol=1e-6)
 
 

@@ -15,7 +15,7 @@ from uptake.adaptation.trainable import LoRA, Top
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Segment
 from uptake.lm.capabilities import HiddenStates, capability
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.fwl import FWL
@@ -117,7 +117,7 @@ def test_generating_step_by_step_is_reading_at_once(shape: str) -> None:
             at += cut
         assert torch.allclose(torch.cat(parts, 1), whole[:, :20], atol=1e-9)
     assert not torch.allclose(whole, method.adapted([method.init(lm)] * 2, lm).step(ids)[0], atol=1e-3)
-    still = replace(trained(lm, pace=0.0)).adapted([method.init(lm)] * 2, lm).step(ids)[0]
+    still = replace(trained(lm, rate_scale=0.0)).adapted([method.init(lm)] * 2, lm).step(ids)[0]
     assert not torch.allclose(whole[1], still[1], atol=1e-3), "what stands in the window is learnt"
 
 
@@ -165,7 +165,7 @@ def test_no_token_is_learnt_before_it_is_scored() -> None:
     letters = "abcdefghijklmnop"
     picks = torch.randint(16, (600,), generator=torch.Generator().manual_seed(0))
     text = "".join(letters[pick] for pick in picks)
-    method = FWL(weights="untrained", pace=40.0)
+    method = FWL(weights="untrained", rate_scale=40.0)
     (honest,), (state,) = method.read([method.init(lm)], lm, [Segment(text)], Context())
     assert -honest.log_probs[200:].mean() > torch.tensor(16.0).log() - 0.05
     # It does learn which letters there are ...
@@ -224,7 +224,7 @@ STORIES = [
 def test_training_teaches_it_to_learn(tmp_path: Path) -> None:
     lm = toys.lm()
     method = FWL(episode_tokens=160)
-    episodes = method.episodes(lm, Material(tuple(STORIES)))
+    episodes = method.episodes(lm, TrainingData(tuple(STORIES)))
     assert [len(episode.target) for episode in episodes] == [len(story.text) for story in STORIES]
     network, points = train(method, lm, episodes, Training(AdamW(3e-3, weight_decay=0.0), passes=15))
     assert points[-1].loss == points[-1].loss
@@ -248,8 +248,8 @@ def test_training_teaches_it_to_learn(tmp_path: Path) -> None:
         replace(loaded, hidden=8).init(lm)
 
 
-def _at_pace(network: Any, method: FWL, lm: LM, pace: float) -> Any:
-    other = replace(method, pace=pace).fresh(lm)
+def _at_pace(network: Any, method: FWL, lm: LM, rate_scale: float) -> Any:
+    other = replace(method, rate_scale=rate_scale).fresh(lm)
     other.load_state_dict(network.state_dict())
     return other.requires_grad_(False)
 
@@ -259,7 +259,7 @@ def test_the_base_can_be_trained_along(trainable: Any, tmp_path: Path) -> None:
     lm = toys.lm()
     method = FWL(episode_tokens=128, trainable=trainable)
     before = lm.fingerprint
-    episodes = method.episodes(lm, Material(tuple(STORIES)))
+    episodes = method.episodes(lm, TrainingData(tuple(STORIES)))
     network, _ = train(method, lm, episodes, Training(AdamW(3e-3, weight_decay=0.0), passes=5))
     assert fingerprint(lm.module) == before
     at_hand = replace(method, trained=network)
@@ -281,22 +281,22 @@ def test_the_base_can_be_trained_along(trainable: Any, tmp_path: Path) -> None:
 
 def test_bad_settings_and_material_are_refused() -> None:
     lm = toys.lm()
-    with pytest.raises(BadInput, match="pace -1"):
-        FWL(pace=-1)
+    with pytest.raises(BadInput, match="rate_scale -1"):
+        FWL(rate_scale=-1)
     with pytest.raises(BadInput, match="stretch -1"):
         FWL(stretch=-1)
     with pytest.raises(BadInput, match="episode_tokens 3"):
         FWL(episode_tokens=3)
     with pytest.raises(BadInput, match="longer ones"):
-        FWL().episodes(lm, Material((Document("short", "a"),)))
+        FWL().episodes(lm, TrainingData((Document("short", "a"),)))
     with pytest.raises(BadInput, match="uptake train"):
         FWL().init(lm)
 
 
 def test_training_can_begin_from_a_trained_layer(tmp_path: Path) -> None:
     lm = toys.lm()
-    still = FWL(episode_tokens=128, pace=0.0)
-    episodes = still.episodes(lm, Material(tuple(STORIES)))
+    still = FWL(episode_tokens=128, rate_scale=0.0)
+    episodes = still.episodes(lm, TrainingData(tuple(STORIES)))
     network, _ = train(still, lm, episodes, Training(AdamW(1e-3, weight_decay=0.0), passes=3))
     still.save(network, lm, tmp_path / "still")
     begun = FWL(start=str(tmp_path / "still"))

@@ -15,7 +15,7 @@ from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Segment
 from uptake.lm.capabilities import Layers, Slots, capability
 from uptake.lm.causal import Causal
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.mac import Mac, MacState
 from uptake.methods.mac.network import BaseShapes, ContextMemory
@@ -131,7 +131,7 @@ def test_a_row_sees_the_documents_it_may_see() -> None:
 def test_a_document_is_asked_as_a_question_is_and_padding_is_not_read() -> None:
     net, wide = network(), torch.Generator().manual_seed(4)
     states = torch.randn(2, 6, 24, dtype=torch.float64, generator=wide)
-    asked = net.ask(states, torch.tensor([[0, 3, 5], [1, 1, 4]]))
+    asked = net.query(states, torch.tensor([[0, 3, 5], [1, 1, 4]]))
     assert torch.allclose(asked[0, 1], net.encode(states[:1, :4], torch.tensor([4]))[0], atol=1e-12)
     assert torch.allclose(asked[1, 2], net.encode(states, torch.tensor([6, 5]))[1], atol=1e-12)
 
@@ -185,12 +185,12 @@ KEYS = [one + other for one in "bcdfghkl" for other in "aeiouyrs"]
 Random(0).shuffle(KEYS)
 
 
-def world(keys: list[str], seed: int = 0, times: int = 1) -> Material:
+def world(keys: list[str], seed: int = 0, times: int = 1) -> TrainingData:
     """Documents that give each key a value, and questions for it; each time the values are others."""
     random = Random(seed)
     told = [(f"{key}{time}", key, random.choice("1579")) for time in range(times) for key in keys]
     documents = tuple(Document(name, f"{key} {value}") for name, key, value in told)
-    return Material(documents, tuple(Question(name, key, (value,), name) for name, key, value in told))
+    return TrainingData(documents, tuple(Question(name, key, (value,), name) for name, key, value in told))
 
 
 TOY = Mac(width=32, slots=1, heads=2, documents=4, template="{question}")
@@ -272,7 +272,7 @@ def test_a_question_sees_its_own_document_among_others() -> None:
     assert 0.15 < sum(count <= 2 for count in counts) / len(counts) < 0.45
     assert 0.08 < sum(count >= 11 for count in counts) / len(counts) < 0.3
     with pytest.raises(BadInput, match="no questions to learn from"):
-        TOY.episodes(lm, Material(world(KEYS).documents))
+        TOY.episodes(lm, TrainingData(world(KEYS).documents))
 
 
 def test_an_answer_is_learnt_with_its_end() -> None:
@@ -293,7 +293,7 @@ def trained(seed: int) -> tuple[LM, Mac]:
     return lm, replace(TOY, trained=made)
 
 
-def right(way: Mac, lm: LM, read: Material, asked: Material) -> int:
+def right(way: Mac, lm: LM, read: TrainingData, asked: TrainingData) -> int:
     """Return how many questions are answered by a memory of four documents, the same four of `read`."""
     count = 0
     for start in range(0, len(asked.questions), 4):

@@ -19,7 +19,7 @@ from uptake.lm.causal import Causal
 from uptake.lm.examples import encode, rolling_windows
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.composed import combine
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Retro, TextEpisode
@@ -81,7 +81,7 @@ def test_what_is_planted_is_a_stretch_of_what_comes_next_and_nothing_else() -> N
     texts, others = documents(6, "t"), documents(6, "o", seed=1)
     lm, kept = toys.lm(), 0
     bare = Retro(chunk=12, episode_tokens=60, windows=3, draw="random")
-    material = Material(tuple(texts), sources=lambda document: Source(others))  # type: ignore[arg-type, return-value]
+    material = TrainingData(tuple(texts), sources=lambda document: Source(others))  # type: ignore[arg-type, return-value]
     for plain, planted in zip(
         bare.episodes(lm, material), replace(bare, copied_share=1.0).episodes(lm, material), strict=True
     ):
@@ -111,7 +111,7 @@ def test_a_fresh_network_finds_words_in_hidden_states_that_a_few_dimensions_fill
     with torch.no_grad():
         lm.module.model.embed_tokens.weight[:, :2] += 0.5  # type: ignore[union-attr, operator, index]
     method = Retro(chunk=12, episode_tokens=60, windows=8, draw="random")
-    material = Material(tuple(documents(16, "t")), sources=lambda d: Source(documents(16, "o", seed=1)))  # type: ignore[arg-type, return-value]
+    material = TrainingData(tuple(documents(16, "t")), sources=lambda d: Source(documents(16, "o", seed=1)))  # type: ignore[arg-type, return-value]
     network = method.fresh(lm)
 
     def loss(planted: float, opened: float) -> float:
@@ -134,7 +134,7 @@ def test_it_learns_to_copy_from_the_right_neighbours_and_from_no_others() -> Non
     def made(method: Retro, lm: LM, texts: list[Document]) -> list[TextEpisode]:
         bound = view.bound("", "", Overlap(""), LeakFilter.off())
         source: Any = type("Here", (), {"chunks": lambda self, fingerprint: bound})()
-        return method.episodes(lm, Material(tuple(texts), sources=lambda document: source))
+        return method.episodes(lm, TrainingData(tuple(texts), sources=lambda document: source))
 
     def loss(method: Retro, network: Any, lm: LM) -> float:
         with torch.no_grad():
@@ -170,7 +170,7 @@ def test_what_it_is_trained_on_is_what_it_scores_with(shape: str) -> None:
     method = untrained(lm, episode_tokens=20, windows=3)
     source: Any = Source(CORPUS, chunk=4)
     texts = [Document("x", TEXT), Document("y", TEXT[30:])]
-    episodes = method.episodes(lm, Material(tuple(texts), sources=lambda document: source))
+    episodes = method.episodes(lm, TrainingData(tuple(texts), sources=lambda document: source))
     assert sum(int((episode.lengths - 1).sum()) for episode in episodes) == len(TEXT) + len(TEXT[30:])
     model = consulting(method, lm, CORPUS)
     for episode in episodes:
@@ -280,7 +280,7 @@ def test_an_episode_without_any_neighbour_moves_nothing_beside_a_frozen_base() -
     lm = toys.lm()
     method = Retro(chunk=4, episode_tokens=20)
     source: Any = Source([Document("none", "zebra")], chunk=4)
-    material = Material((Document("x", TEXT),), sources=lambda document: source)
+    material = TrainingData((Document("x", TEXT),), sources=lambda document: source)
     network, points = train(method, lm, method.episodes(lm, material), Training(AdamW(1e-2), save_every=1))
     assert all(
         torch.equal(own, start)
@@ -323,13 +323,13 @@ def test_a_network_comes_back_with_its_own_shape_and_nothing_of_a_frozen_base(tm
 def test_a_base_that_is_trained_along_is_kept_with_the_network(base: str, tmp_path: Path) -> None:
     lm, path = toys.lm(), tmp_path / "retro.safetensors"
     method = Retro(chunk=4, neighbours=0, base=base, episode_tokens=20)  # type: ignore[arg-type]
-    episodes = method.episodes(lm, Material((Document("x", TEXT),)))
+    episodes = method.episodes(lm, TrainingData((Document("x", TEXT),)))
     network, _ = train(method, lm, episodes, Training(AdamW(1e-2), passes=3))
     method.save(network, lm, path)
     read = Retro(weights=str(path), neighbours=0)
     under = read.under(lm)
     ids = ids_of(lm, TEXT)
-    (trained,) = method.episodes(lm, Material((Document("x", TEXT[:20]),)))
+    (trained,) = method.episodes(lm, TrainingData((Document("x", TEXT[:20]),)))
     assert not torch.allclose(under.step(ids)[0], lm.step(ids)[0], atol=1e-2)
     with torch.no_grad():
         loss = -under.step(trained.ids[:, :-1])[0].gather(-1, trained.ids[:, 1:, None]).mean()
@@ -398,13 +398,13 @@ def test_a_copy_of_the_model_brings_the_parts_along() -> None:
 def test_what_cannot_be_is_refused_in_one_line() -> None:
     lm = toys.lm()
     source: Any = Source(CORPUS, chunk=4)
-    material = Material((Document("x", TEXT),), sources=lambda document: source)
+    material = TrainingData((Document("x", TEXT),), sources=lambda document: source)
     for method, said in {
         Retro(chunk=4, episode_tokens=20): "name one with --store",
         Retro(chunk=4, episode_tokens=20, neighbours=0): "leaves nothing to train",
     }.items():
         with pytest.raises(BadInput, match=said):
-            method.episodes(lm, Material((Document("x", TEXT),)))
+            method.episodes(lm, TrainingData((Document("x", TEXT),)))
     with pytest.raises(BadInput, match="more than 64 tokens"):
         Retro().episodes(lm, material)
     for wrong, said in {

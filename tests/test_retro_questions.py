@@ -12,7 +12,7 @@ import toys
 from test_retro_method import Source, evidence, untrained
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.retro import QuestionEpisode, Retro
 from uptake.tasks.asking import Asking, ask
@@ -50,7 +50,7 @@ def test_answers_come_from_the_right_text_and_from_no_other() -> None:
     lm = toys.lm()
     shape: dict[str, Any] = {"chunk": 24, "episode_tokens": 40, "windows": 8, "neighbours": 1}
     method = Retro(base="trained", **shape)
-    material = Material((), tuple(asked), sources=lambda document: source)
+    material = TrainingData((), tuple(asked), sources=lambda document: source)
     training = Training(AdamW(1e-2, weight_decay=0.0), passes=4, warm_up_and_decay=True, save_every=40)
     network, points = train(method, lm, method.episodes(lm, material), training)
     assert points[-1].loss < 0.2 * points[0].loss
@@ -76,7 +76,7 @@ def test_the_loss_is_that_of_the_answers_tokens_beside_what_is_found_with_the_qu
         asked_of.append((document.id, document.text))
         return source
 
-    episodes = method.episodes(lm, Material(tuple(CORPUS), QUESTIONS, sources=sources))
+    episodes = method.episodes(lm, TrainingData(tuple(CORPUS), QUESTIONS, sources=sources))
     assert asked_of == [("", question.text) for question in QUESTIONS], "and no document is a text to learn"
     (state,) = method.adapt([method.init(lm)], lm, [evidence(CORPUS)], Context())
     state = replace(state, chunks=source.bound)
@@ -130,7 +130,7 @@ def test_a_question_too_long_loses_its_first_chunks_and_never_its_answer() -> No
     lm = toys.lm()
     method = Retro(chunk=8, episode_tokens=40, windows=1, neighbours=0, base="trained")
     for answer, said in (("because", "Answer: because\n"), ("because " * 20, "Answer: because because")):
-        (episode,) = method.episodes(lm, Material((), (Question("1", "why? " * 30, (answer,)),)))
+        (episode,) = method.episodes(lm, TrainingData((), (Question("1", "why? " * 30, (answer,)),)))
         assert isinstance(episode, QuestionEpisode)
         (row,), (asked,) = episode.windows.ids.tolist(), episode.asked.tolist()
         assert len(row) <= 41 and asked % 8 == 0 and asked >= 8
@@ -140,4 +140,4 @@ def test_a_question_too_long_loses_its_first_chunks_and_never_its_answer() -> No
 
 def test_questions_want_a_store_too() -> None:
     with pytest.raises(BadInput, match="name one with --store"):
-        Retro(chunk=8, episode_tokens=40).episodes(toys.lm(), Material((), QUESTIONS))
+        Retro(chunk=8, episode_tokens=40).episodes(toys.lm(), TrainingData((), QUESTIONS))

@@ -17,7 +17,7 @@ from uptake.adaptation.transforms import Losses
 from uptake.errors import BadInput
 from uptake.evaluation.protocols.holes import Holes
 from uptake.lm.base import LM, Segment
-from uptake.methods.contract.learned import Material
+from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.source_code import HoleEpisode, SourceCode, TrainedStart, hole_loss
@@ -165,7 +165,7 @@ def started(method: SourceCode, lm: LM, seed: int = 3) -> TrainedStart:
 
 
 def episode(lm: LM) -> HoleEpisode:
-    return SourceCode(making=Making(count=1, size=64, prefix=40)).episodes(lm, Material((FILE,)))[0]
+    return SourceCode(making=Making(count=1, size=64, prefix=40)).episodes(lm, TrainingData((FILE,)))[0]
 
 
 def test_fomaml_takes_its_gradient_where_adaptation_ends_and_gives_it_to_the_start() -> None:
@@ -229,7 +229,7 @@ def test_a_trained_start_leads_further_and_counts_from_the_first_passage_on(oute
     method = SourceCode(
         inner=replace(optimizer(), max_steps=2), outer=outer, making=Making(count=4, size=128)
     )
-    episodes = method.episodes(lm, Material(tuple(files)))
+    episodes = method.episodes(lm, TrainingData(tuple(files)))
     assert len(episodes) == 12
     network, points = train(
         method, lm, episodes, Training(optimizer=SGD(0.5), passes=2, save_every=8), valid=episodes[::4]
@@ -257,7 +257,7 @@ def test_low_rank_starts_and_files_without_holes_are_refused() -> None:
     with pytest.raises(BadInput, match="set inner"):
         SourceCode(inner=replace(optimizer(), trainable=LoRA(rank=2))).build(lm)
     with pytest.raises(BadInput, match="no hole"):
-        SourceCode().episodes(lm, Material((Document("x.py", "'only a text'"),)))
+        SourceCode().episodes(lm, TrainingData((Document("x.py", "'only a text'"),)))
     with pytest.raises(BadInput, match="outer 'maml'"):
         SourceCode(outer="maml")  # type: ignore[arg-type]
 

@@ -22,7 +22,8 @@ from uptake.evaluation.failures import finite
 from uptake.lm.base import LM
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.contract.spending import Budget
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.contract.weight_state import WeightState
+from uptake.methods.finetune import Finetune
 from uptake.report import summary as report
 from uptake.report.page import page
 from uptake.report.results import Results

@@ -20,7 +20,8 @@ from uptake.evaluation.inputs import Inputs
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.contract.weight_state import WeightState
+from uptake.methods.finetune import Finetune
 from uptake.report.results import Results
 from uptake.report.streamed.rows import Answered, Spent
 from uptake.store.datastore import Datastore

@@ -20,7 +20,8 @@ from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
 from uptake.methods import find
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.contract.weight_state import WeightState
+from uptake.methods.finetune import Finetune
 from uptake.report.page import page
 from uptake.report.results import Results
 from uptake.report.summary import table

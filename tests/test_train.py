@@ -18,7 +18,7 @@ from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.tensors import read_tensors
 from uptake.errors import BadInput, Damaged, Diverged, Mismatch
 from uptake.lm.base import LM
-from uptake.methods.contract.learned import Learned, Material
+from uptake.methods.contract.learned import Learned, TrainingData
 from uptake.methods.contract.method import Context, Evidence
 from uptake.settings import describe
 from uptake.train import Point, Training, train
@@ -48,7 +48,7 @@ class LearnedMemory(Learned[Trusted, Any]):
     def build(self, lm: LM) -> nn.Module:
         return Trust()
 
-    def episodes(self, lm: LM, material: Material) -> Sequence[Any]:
+    def episodes(self, lm: LM, material: TrainingData) -> Sequence[Any]:
         return [(document.text, document.text[: len(document.text) // 2]) for document in material.documents]
 
     def loss(self, network: nn.Module, lm: LM, episode: Any) -> Tensor:
@@ -132,7 +132,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
     with pytest.raises(Mismatch, match="begin a new file"):
         train(method, lm, EPISODES[:-1], settings, path)
     with pytest.raises(Mismatch, match="other settings or episodes"):
-        train(method, lm, EPISODES, settings, path, made_of="other text")
+        train(method, lm, EPISODES, settings, path, data_key="other text")
     path.write_bytes(b"no checkpoint")
     with pytest.raises(Damaged, match="make it anew"):
         train(method, lm, EPISODES, settings, path)
@@ -140,10 +140,10 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
         train(method, lm, [])
 
 
-def test_a_rate_that_fades_begins_low_and_falls_after_every_stretch() -> None:
+def test_a_rate_with_warm_up_begins_low_and_decays_at_every_checkpoint() -> None:
     lm, method = toys.lm(), LearnedMemory()
     optimizer = SGD(learning_rate=0.5)
-    faded, _ = train(
+    decayed, _ = train(
         method, lm, EPISODES, Training(optimizer, clip=None, save_every=2, warm_up_and_decay=True)
     )
     by_hand = method.fresh(lm)
@@ -153,9 +153,9 @@ def test_a_rate_that_fades_begins_low_and_falls_after_every_stretch() -> None:
         assert gradient is not None
         with torch.no_grad():
             by_hand.logit -= rate * gradient  # type: ignore[operator]
-    assert torch.allclose(faded.logit, by_hand.logit, atol=1e-6)  # type: ignore[arg-type]
+    assert torch.allclose(decayed.logit, by_hand.logit, atol=1e-6)  # type: ignore[arg-type]
     whole, _ = train(method, lm, EPISODES, Training(optimizer, clip=None, save_every=2))
-    assert not torch.allclose(faded.logit, whole.logit, atol=1e-4)  # type: ignore[arg-type]
+    assert not torch.allclose(decayed.logit, whole.logit, atol=1e-4)  # type: ignore[arg-type]
 
 
 def test_a_training_goes_on_from_another_ones_network() -> None:

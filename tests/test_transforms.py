@@ -189,7 +189,7 @@ def test_noise_is_a_file_of_its_own_and_draws_from_the_generator_it_is_given() -
 def test_a_guest_is_a_setting_of_fine_tuning_by_its_name() -> None:
     lm = toys.lm()
     method = apply(Finetune.example(), "clip=none", "transforms=noise(size=0.01)")
-    assert method.transforms == (Noise(0.01),) and not method.cumulative
+    assert method.transforms == (Noise(0.01),) and not method.incremental
     assert describe(method)["transforms"] == ({"kind": "Noise", "size": 0.01},)
 
     def deltas(method: Finetune, seed: int, *queries: str) -> list[Any]:

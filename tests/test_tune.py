@@ -110,7 +110,7 @@ def test_a_method_that_names_its_choices_has_those_tried(tmp_path: Path) -> None
     store.read_tokens(TokenKeyer(lm))
     documents = [Document(f"valid/{i}", sentence(i)) for i in range(2)]
     recipe, search = tune(lm, documents, "knn-lm", store=store, protocol=SMALL)
-    groups = methods.find("knn-lm").method.choices
+    groups = methods.find("knn-lm").method.tuning_choices
     assert len(search.trials) == 1 + sum(map(len, groups)) and () in search.trials
     assert recipe.method == "knn-lm" and recipe.k == 1
     best = search.best()

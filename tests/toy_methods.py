@@ -12,7 +12,8 @@ from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.rows import each_row
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.method import Context, Evidence, Method, State, same_length
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.contract.weight_state import WeightState
+from uptake.methods.finetune import Finetune
 
 
 @dataclass(frozen=True, kw_only=True)

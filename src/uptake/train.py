@@ -1,7 +1,7 @@
-"""The one outer loop: trains the network of any learned method on episodes of its own job.
+"""The outer loop: trains the network of any learned method on its episodes.
 
 It knows nothing of what an episode is; the method's `gradients` does. Checkpoints hold the network,
-the rule's memory and the best network so far, so that an interrupted training ends where an
+the optimizer state and the best network so far, so that an interrupted training ends where an
 uninterrupted one would.
 """
 
@@ -26,24 +26,21 @@ from uptake.settings import describe
 from uptake.text.types import stable_hash
 
 FORMAT = "uptake-training-1"
-FIRST_SHARE = (
-    0.1  # of the rate at the start of warm-up: the first steps of Adam know no gradient but their own
-)
+WARM_UP_SHARE = 0.1  # of the learning rate: Adam's first steps know no gradient but their own
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of a training: one step an episode, `passes` times over them."""
+    """Settings of a training: one step for each episode, `passes` times over all."""
 
     optimizer: Optimizer = field(default_factory=lambda: AdamW(learning_rate=1e-3, weight_decay=0.0))
     passes: int = 1
     clip: float | None = 1.0
     transforms: tuple[GradientTransform, ...] = ()  # of each episode's gradient, before it is clipped
-    save_every: int = 100  # steps between checkpoints, and between looks at the validation episodes
-    warm_up_and_decay: bool = (
-        False  # the first `save_every` steps at a tenth of the rate, then a linear decay to 0
-    )
+    save_every: int = 100  # steps between checkpoints, and between evaluations on the validation episodes
+    # A tenth of the learning rate for the first `save_every` steps, then a linear decay to zero.
+    warm_up_and_decay: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,7 +51,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Point:
-    """How far a training is: mean loss since the point before, and that of the validation episodes."""
+    """The progress of a training: mean loss since the point before, and on the validation episodes."""
 
     step: int
     total: int
@@ -77,7 +74,7 @@ class _Progress:
     """All that a checkpoint holds."""
 
     network: nn.Module
-    memory: Tensors
+    optimizer_state: Tensors
     points: list[Point]
     best: Tensors
 
@@ -95,15 +92,15 @@ def train(
     progress: Callable[[Point], None] = lambda point: None,
     valid: Sequence[Any] = (),
     start: nn.Module | None = None,
-    stepped: Callable[[int, int], None] = lambda done, total: None,
-    made_of: str = "",
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+    data_key: str = "",
 ) -> tuple[nn.Module, list[Point]]:
-    """Return the method's network, trained on the episodes in an order that the seed fixes, and its course.
+    """Return the method's network, trained on the episodes in an order that the seed fixes, and its points.
 
-    It begins where `start`, a network of an earlier training, stands: easy episodes first, then hard
+    It begins from `start`, a network of an earlier training: easy episodes first, then hard
     ones. With `valid` episodes it is the network at its best on them, the first one included. With
-    `checkpoint` an earlier call that was interrupted is gone on with; `made_of` names the text that the
-    episodes were made of, so that no other text's is. `progress` is told of every checkpoint, `stepped`
+    `checkpoint` an earlier call that was interrupted is resumed; `data_key` names the text that the
+    episodes were made of, so that no other text's is. `progress` is told of every checkpoint, `on_step`
     of every step: how many are done, at first those of earlier calls, and how many there are. Raises
     Mismatch where that file belongs to another training, BadInput where there is no episode or `start`
     has another shape, Diverged where a loss is not finite: the checkpoint then holds the last good state.
@@ -111,19 +108,19 @@ def train(
     training = training or Training()
     if not episodes:
         raise BadInput("no episodes to train on: give at least one")
-    told = [plain(describe(method)), plain(describe(training)), len(episodes), len(valid)]
+    described = [plain(describe(method)), plain(describe(training)), len(episodes), len(valid)]
     state = _Progress(method.fresh(lm, training.seed), {}, [], {})
     if start is not None:
-        _begin(state.network, start)
-        told.append(fingerprint(start))
-    if made_of:
-        told.append(made_of)
-    key = f"{stable_hash(repr(tuple(told))):016x}"
+        _load_start(state.network, start)
+        described.append(fingerprint(start))
+    if data_key:
+        described.append(data_key)
+    key = f"{stable_hash(repr(tuple(described))):016x}"
     if checkpoint is not None and checkpoint.exists():
         _load(checkpoint, state, lm, key)
     total = training.passes * len(episodes)
     order = _order(len(episodes), training)
-    stepped(state.done, total)
+    on_step(state.done, total)
     if not state.points and valid:
         state.points.append(Point(0, total, float("nan"), _mean_loss(method, state.network, lm, valid)))
         state.best = _copy(state.network)
@@ -131,9 +128,9 @@ def train(
         progress(state.points[-1])
     while state.done < total:
         places = order[state.done : state.done + training.save_every]
-        _stretch(method, lm, episodes, places, state, training, stepped)
+        _train_steps(method, lm, episodes, places, state, training, on_step)
         if valid:
-            _look(method, lm, valid, state)
+            _validate(method, lm, valid, state)
         if checkpoint is not None:
             _save(checkpoint, state, lm, key)
         progress(state.points[-1])
@@ -142,7 +139,7 @@ def train(
     return state.network.requires_grad_(False).eval(), state.points
 
 
-def _begin(network: nn.Module, start: nn.Module) -> None:
+def _load_start(network: nn.Module, start: nn.Module) -> None:
     try:
         network.load_state_dict(start.state_dict())
     except RuntimeError as error:
@@ -151,24 +148,24 @@ def _begin(network: nn.Module, start: nn.Module) -> None:
         ) from error
 
 
-def _stretch(
+def _train_steps(
     method: Learner[Any],
     lm: LM,
     episodes: Sequence[Any],
     places: Sequence[int],
     state: _Progress,
     training: Training,
-    stepped: Callable[[int, int], None],
+    on_step: Callable[[int, int], None],
 ) -> None:
     """Go on from `state`, one step a place."""
     network = state.network.train()
     total = training.passes * len(episodes)
-    share = (1 - state.done / total if state.done else FIRST_SHARE) if training.warm_up_and_decay else 1.0
+    share = (1 - state.done / total if state.done else WARM_UP_SHARE) if training.warm_up_and_decay else 1.0
     descent = GradientDescent(
         dict(network.named_parameters()),
         training.optimizer.times(share),
         chain(training.clip, training.transforms),
-        state.memory,
+        state.optimizer_state,
         # An interrupted training draws what an uninterrupted one would.
         torch.Generator().manual_seed(stable_hash("transforms", str(training.seed), str(state.done))),
     )
@@ -179,12 +176,12 @@ def _stretch(
             raise Diverged(f"the loss of episode {place} is {loss}: train with a smaller learning rate")
         descent.apply(gradients)
         losses.append(loss)
-        stepped(state.done + len(losses), total)
-    state.memory = descent.optimizer_state
+        on_step(state.done + len(losses), total)
+    state.optimizer_state = descent.optimizer_state
     state.points.append(Point(state.done + len(places), total, sum(losses) / len(losses)))
 
 
-def _look(method: Learner[Any], lm: LM, valid: Sequence[Any], state: _Progress) -> None:
+def _validate(method: Learner[Any], lm: LM, valid: Sequence[Any], state: _Progress) -> None:
     """Note the validation loss at the newest point, and keep the network if it is the best so far."""
     point = state.points[-1]
     found = _mean_loss(method, state.network, lm, valid)
@@ -208,7 +205,11 @@ def _order(count: int, training: Training) -> list[int]:
 
 
 def _save(path: Path, state: _Progress, lm: LM, key: str) -> None:
-    parts = {"network": state.network.state_dict(), "memory": state.memory, "best": state.best}
+    parts = {
+        "network": state.network.state_dict(),
+        "optimizer_state": state.optimizer_state,
+        "best": state.best,
+    }
     tensors = {f"{part}/{name}": t.detach() for part, named in parts.items() for name, t in named.items()}
     write_tensors(path, tensors, to_metadata(_About(lm.fingerprint, key, tuple(state.points))))
 
@@ -223,10 +224,10 @@ def _load(path: Path, state: _Progress, lm: LM, key: str) -> None:
             f"{path} is of a training with other settings or episodes: give those, or begin a new file "
             "(--fresh)"
         )
-    parts: dict[str, Tensors] = {"network": {}, "memory": {}, "best": {}}
+    parts: dict[str, Tensors] = {"network": {}, "optimizer_state": {}, "best": {}}
     for full_name, tensor in tensors.items():
         part, _, name = full_name.partition("/")
         parts[part][name] = tensor
     fill(state.network, parts["network"], path)
-    state.memory, state.best = parts["memory"], parts["best"]
+    state.optimizer_state, state.best = parts["optimizer_state"], parts["best"]
     state.points = list(about.points)

@@ -14,7 +14,7 @@ from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
-    from uptake.methods.contract.learned import Material
+    from uptake.methods.contract.learned import TrainingData
     from uptake.store.datastore import Datastore
     from uptake.store.views.chunk_neighbours import NeighbourCache
     from uptake.text.types import Document, Source
@@ -186,7 +186,7 @@ def _hint(checkpoint: Path, save_every: int) -> str:
     return f"progress is saved in {checkpoint}; give the same command to resume"
 
 
-def _digest(*materials: "Material") -> str:
+def _digest(*materials: "TrainingData") -> str:
     """Return a name of all that is read: a checkpoint of other text is of another training."""
     from uptake.text.types import stable_hash
 
@@ -202,8 +202,8 @@ def _forget(checkpoint: Path, neighbours: Path) -> None:
 
 def _material(
     documents: Files, questions: Files, unrelated: Files, limit: int | None, sources: "Sources | None"
-) -> "Material":
-    from uptake.methods.contract.learned import Material
+) -> "TrainingData":
+    from uptake.methods.contract.learned import TrainingData
     from uptake.tasks.questions import read_questions
     from uptake.text import readers
 
@@ -213,7 +213,7 @@ def _material(
         brought = [document for one in found for document in one.documents]
         read = islice(readers.read(documents, skipped=skipped), limit) if documents else ()
         other = tuple(islice(readers.read(unrelated, skipped=skipped), limit)) if unrelated else ()
-        material = Material(
+        material = TrainingData(
             (*read, *brought), tuple(q for one in found for q in one.questions), other, sources
         )
     screen.note_skipped(skipped)

@@ -180,7 +180,7 @@ def _seconds(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Size) -
     """
     last = unit[-1]
     # Several k from one pass: the last row's training has that of the others in it.
-    train = last.train_seconds if spec.method.cumulative else sum(row.train_seconds for row in unit)
+    train = last.train_seconds if spec.method.incremental else sum(row.train_seconds for row in unit)
     score = sum(row.score_seconds for row in unit)
     by_bytes = size.bytes / max(1, last.bytes)
     if not _reads_neighbours(plan):
@@ -190,7 +190,7 @@ def _seconds(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Size) -
 
 def _tokens(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Size) -> float:
     last = unit[-1]
-    tokens = last.tokens_trained if spec.method.cumulative else sum(row.tokens_trained for row in unit)
+    tokens = last.tokens_trained if spec.method.incremental else sum(row.tokens_trained for row in unit)
     return tokens * (size.units if _reads_neighbours(plan) else size.bytes / max(1, last.bytes))
 
 

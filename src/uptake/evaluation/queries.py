@@ -165,13 +165,13 @@ class QueryProtocol(Protocol):
         rows: list[list[Scored]] = [[] for _ in asked]
         start, last = 0, max(self.asked(plan, spec))
         for k in self.asked(plan, spec):
-            if not method.cumulative:
+            if not method.incremental:
                 start, states, context = 0, fresh, Context(plan.seed, plan.budget)
             evidence = [
                 _evidence(one, some.part(start, k), support=states is fresh)
                 for some, one in zip(found, asked, strict=True)
             ]
-            context.continues = spec.segment is not None or (method.cumulative and k < last)
+            context.continues = spec.segment is not None or (method.incremental and k < last)
             score, gpu = list[float](), list[float]()
             # Methods charge each row its own work; what they do for all at once is shared.
             with context.charging(range(count), lm.device):

@@ -180,7 +180,7 @@ def tune(
     """
     space = space or Space()
     if not space.choices:
-        space = replace(space, choices=method_specs([name], settings)[name].method.choices)
+        space = replace(space, choices=method_specs([name], settings)[name].method.tuning_choices)
     validation = Inputs.of(documents)
 
     def measure(changed: tuple[str, ...]) -> list[Trial]:

@@ -1,4 +1,4 @@
-"""The base model as it is: takes nothing up. Every gain is measured against it."""
+"""The base model, not adapted. Every gain is measured against it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""CaMeLS (Hu et al. 2023): fine-tuning on a stream, each token weighed by what was learnt to be worth it.
+"""CaMeLS (Hu et al. 2023): online fine-tuning in which a trained network weights each token's loss.
 
-A small language model, trained ahead of time, weighs the tokens of every document; the language
+A small language model, trained ahead of time, gives each token of a document a weight; the language
 model then takes its gradient steps as fine-tuning does. arXiv 2305.15076.
 """
 
@@ -27,10 +27,11 @@ from uptake.lm.base import LM
 from uptake.lm.examples import Piece, encode
 from uptake.lm.loading import load
 from uptake.lm.scoring import kl, losses, per_token
-from uptake.methods.contract.composed import Wrapping
-from uptake.methods.contract.learned import Learned, Material
+from uptake.methods.contract.composed import MethodWrapper
+from uptake.methods.contract.learned import Learned, TrainingData
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.contract.weight_state import WeightState
+from uptake.methods.finetune import Finetune
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.select import Nothing
@@ -39,7 +40,7 @@ from uptake.text.types import Document, Passage
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """Documents to take up one after another, then questions on them and a text they should not touch."""
+    """Documents to adapt to one after another, questions about them, and a text that should not change."""
 
     documents: tuple[Document, ...]
     questions: tuple[Question, ...]
@@ -48,11 +49,11 @@ class DocumentBatch:
 
 BatchSequence = tuple[
     DocumentBatch, ...
-]  # one walk from the base: each batch goes on where the one before it ended
+]  # a sequence from the base: each batch continues from the one before
 
 
 @dataclass(frozen=True)
-class Camels(Learned[WeightState, BatchSequence], Wrapping[WeightState]):
+class Camels(Learned[WeightState, BatchSequence], MethodWrapper[WeightState]):
     """Fine-tuning under learnt token weights; the steps it was trained with are the steps it takes.
 
     Training differentiates through the steps on `documents` documents at a time, and begins again
@@ -63,14 +64,14 @@ class Camels(Learned[WeightState, BatchSequence], Wrapping[WeightState]):
     `reader` names the small model to begin from, a folder or a hub name; left out it is the base.
     """
 
-    weights_alone: ClassVar[bool] = True
+    trains_weights_only: ClassVar[bool] = True
 
     steps: Finetune = field(default_factory=lambda: Finetune(optimizer=SGD(learning_rate=5e-4), clip=None))
     documents: int = 6
     batches: int = 4
     locality: float = 0.1
     reader: str = ""
-    aim: Literal["answers", "places"] = "answers"  # what training looks at
+    aim: Literal["answers", "places"] = "answers"  # what training optimises
     portable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -85,7 +86,7 @@ class Camels(Learned[WeightState, BatchSequence], Wrapping[WeightState]):
             raise BadInput(f"token_weights={self.steps.token_weights}: camels learns its own, leave it out")
 
     @property
-    def within(self) -> Finetune:
+    def wrapped(self) -> Finetune:
         return self.steps
 
     @classmethod
@@ -93,7 +94,7 @@ class Camels(Learned[WeightState, BatchSequence], Wrapping[WeightState]):
         return cls(weights="untrained", steps=Finetune.example())
 
     def init(self, lm: LM) -> WeightState:
-        self.network(lm)  # a file that is not there is told of before anything is read
+        self.network(lm)  # a missing file raises its error before anything is read
         return self.steps.init(lm)
 
     def adapt(
@@ -118,7 +119,7 @@ class Camels(Learned[WeightState, BatchSequence], Wrapping[WeightState]):
         if reader is None or reader is opened.module:
             raise BadInput(f"{type(opened.module).__name__} cannot read for the weights: give another reader")
         network = Weighing(reader, read.tokenizer, read.window)
-        self.restore(lm, self.about(network))  # what no file could bring back is told of before training
+        self.restore(lm, self.about(network))  # what no file could restore raises its error before training
         return network
 
     def about(self, network: nn.Module) -> Mapping[str, str]:
@@ -128,14 +129,14 @@ class Camels(Learned[WeightState, BatchSequence], Wrapping[WeightState]):
     def restore(self, lm: LM, about: Mapping[str, str]) -> Weighing:
         return weighing.restore(about)
 
-    def episodes(self, lm: LM, material: Material) -> list[BatchSequence]:
-        """Return walks over the documents in their order; texts not related come round in turn.
+    def episodes(self, lm: LM, material: TrainingData) -> list[BatchSequence]:
+        """Return sequences over the documents in their order; texts not related come round in turn.
 
-        Each question is asked once its document has been read. What does not fill a walk is left out,
+        Each question is asked once its document has been read. What does not fill a sequence is left out,
         unless there is no other. Raises BadInput where no question is on a document, unrelated text is
         lacking, or places are to be learnt and no document has an answer in it.
         """
-        asked = material.asked()
+        asked = material.questions_by_document()
         documents = [document for document in material.documents if document.id in asked]
         steps = self.aim == "answers"
         if steps and self.locality and not material.unrelated:
@@ -154,12 +155,16 @@ class Camels(Learned[WeightState, BatchSequence], Wrapping[WeightState]):
             )
             for at in range(0, len(documents), size)
         ]
-        walks = [tuple(batches[at : at + self.batches]) for at in range(0, len(batches), self.batches)]
-        whole = [walk for walk in walks if sum(len(b.documents) for b in walk) == size * self.batches]
-        return whole or walks
+        sequences = [tuple(batches[at : at + self.batches]) for at in range(0, len(batches), self.batches)]
+        whole = [
+            sequence
+            for sequence in sequences
+            if sum(len(b.documents) for b in sequence) == size * self.batches
+        ]
+        return whole or sequences
 
     def loss(self, network: nn.Module, lm: LM, episode: BatchSequence) -> Tensor:
-        """Return the mean loss of a walk's batches; of a network in evaluation mode the number alone."""
+        """Return the mean loss of a sequence's batches; of a network in evaluation mode the number alone."""
         return torch.stack([*self._losses(network, lm, episode)]).mean()
 
     def gradients(

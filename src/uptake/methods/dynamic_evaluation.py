@@ -1,8 +1,8 @@
-"""Dynamic evaluation (Krause et al. 2018, 2019): learn the text so far, each piece once it is scored.
+"""Dynamic evaluation (Krause et al. 2018, 2019): train on each piece of a text after scoring it.
 
-It needs no store: what it learns is the text itself, after what stands before it, every token
-scored before it is learnt. The published rule divides by the usual size of training gradients,
-which `uptake train dynamic-evaluation` counts; plain descent and Adam need no such file.
+It needs no store: it learns the text itself, each piece in the context of the text before it, and scores
+every token before it learns it. The published optimizer divides by the usual size of training gradients,
+which `uptake train dynamic-evaluation` counts; SGD and Adam need no such file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.examples import Example, encode, even_pieces
 from uptake.lm.scoring import losses
-from uptake.methods.contract.learned import Learner, Material
+from uptake.methods.contract.learned import Learner, TrainingData
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.text.select import Nothing
@@ -38,7 +38,7 @@ class GradientCounting(Learner[Example]):
     def build(self, lm: LM) -> GradientStatistics:
         return GradientStatistics(_opened(lm)[1])
 
-    def episodes(self, lm: LM, material: Material) -> list[Example]:
+    def episodes(self, lm: LM, material: TrainingData) -> list[Example]:
         size = self.chunk_tokens
         return [
             window

@@ -1,4 +1,4 @@
-"""Gradient steps on whatever is read: the documents of a stream, the text so far, or neighbours."""
+"""Fine-tuning: gradient steps on the documents of a stream, on the text so far, or on neighbours."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -21,79 +21,31 @@ from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.lm.examples import Example, Piece, encode, even_pieces, of_targets, pieces, rolling_windows
 from uptake.lm.scoring import weighted
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
-from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
+from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, same_length
 from uptake.methods.contract.spending import Budget
+from uptake.methods.contract.weight_state import RowReading, WeightState
 from uptake.text.types import Document, Passage
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightState(State):
-    """How far the weights have moved, and the optimizer state, so that reading can go on.
-
-    `ended` says that the optimizer state was dropped: it answers, and nothing more can be read.
-    """
-
-    delta: Delta
-    optimizer_state: dict[str, Tensor] = field(default_factory=dict)
-    ended: bool = False
-
-    def moved(
-        self,
-        evidence: Evidence,
-        context: Context,
-        delta: Delta,
-        optimizer_state: dict[str, Tensor],
-        keep: bool = False,
-    ) -> "WeightState":
-        """Return the state after reading, with the optimizer state if somebody reads on, or to `keep`."""
-        kept = keep or context.continues
-        return self.after(
-            evidence, context, delta=delta, optimizer_state=optimizer_state if kept else {}, ended=not kept
-        )
-
-    def resumed(self) -> dict[str, Tensor]:
-        """Return the optimizer state to go on with. Raises BadInput where it was dropped."""
-        if self.ended:
-            raise BadInput(
-                "the state was read to answer alone, its optimizer state is gone: to read on, read with "
-                "Context(continues=True)"
-            )
-        return self.optimizer_state
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What one row reads in one `adapt`."""
-
-    row: int
-    state: WeightState
-    evidence: Evidence
-    passages: Sequence[Passage]
-
-    def generator(self, context: Context) -> torch.Generator:
-        """Return what transforms draw from: a reading that goes on does not draw the same numbers again."""
-        return context.generator("transforms", self.evidence.query, str(len(self.state.history)))
 
 
 @dataclass(frozen=True)
 class Finetune(Method[WeightState]):
-    """One step a piece, pieces of at most `chunk_tokens` (the model's window if None), in the order read.
+    """One gradient step a piece of at most `chunk_tokens` (the model's window if None), in reading order.
 
-    Weights, optimiser and random numbers are fresh for every query; where low-rank factors move, all queries
-    of a batch are trained side by side, each by itself. `reference` hands the
-    optimiser's memory on from query to query, as the published TTT-NN code does: results then
-    depend on the order of queries. `dropout` trains in training mode, seeded for each query. Where
-    a loss is no longer finite nothing of that reading is kept, and the ledger says why it stopped.
+    Weights, optimizer state and random numbers are fresh for every query. Where only low-rank factors are
+    trained, all queries of a batch are trained side by side, each by itself. `reference` passes the
+    optimizer state on from query to query, as the published TTT-NN code does: results then depend on the
+    order of queries. `dropout` trains in training mode, seeded for each query. Where a loss is not finite,
+    the state stays as it was before that reading, and the ledger gives the reason.
 
-    `after_context` learns a passage as what follows the query, the text so far: pieces of even length, each
-    after as much of the text before it as the window holds. `read` then learns from the very loss that a
-    text was scored with, in one forward pass, wherever one step is all that the text gives.
+    `after_context` learns a passage as the continuation of the query, the text so far: in pieces of even
+    length, each after as much of the text before it as the window holds. `read` then trains on the same
+    loss that the text was scored with, in one forward pass, wherever the text is a single step.
 
     `key_penalty` times the mean squared length of the keys (what enters the last feed-forward) is added
     to the loss, as Ton et al. (2021, arXiv 2109.08249) train a model that kNN-LM is to search with.
     """
 
-    weights_alone: ClassVar[bool] = True
+    trains_weights_only: ClassVar[bool] = True
 
     trainable: Trainable = field(default_factory=All)
     optimizer: Optimizer = field(default_factory=AdamW)
@@ -129,7 +81,7 @@ class Finetune(Method[WeightState]):
         return self.reference
 
     @property
-    def cumulative(self) -> bool:
+    def incremental(self) -> bool:
         random = self.dropout or any(transform.random for transform in self.transforms)
         return self.passes == 1 and self.order == "nearest-first" and not random
 
@@ -138,7 +90,7 @@ class Finetune(Method[WeightState]):
         return cls(optimizer=SGD(learning_rate=0.1), chunk_tokens=16)
 
     def init(self, lm: LM) -> WeightState:
-        # A file that is not there is told of before anything is read.
+        # A missing file raises its error before anything is read.
         self.optimizer.known({}, lm.fingerprint)
         return WeightState(base=lm.fingerprint, delta=Delta(lm.fingerprint))
 
@@ -152,7 +104,7 @@ class Finetune(Method[WeightState]):
     ) -> list[WeightState]:
         same_length(states, evidence)
         readings = [
-            _Reading(row, state, read, passages)
+            RowReading(row, state, read, passages)
             for row, (state, read) in enumerate(zip(states, evidence, strict=True))
             if (passages := self._passages(state, read))
         ]
@@ -193,7 +145,7 @@ class Finetune(Method[WeightState]):
         self, row: int, state: WeightState, lm: LM, segment: Segment, context: Context
     ) -> tuple[Scores, WeightState]:
         evidence = self.evidence_of(segment)
-        reading = _Reading(row, state, evidence, self._passages(state, evidence))
+        reading = RowReading(row, state, evidence, self._passages(state, evidence))
         pieces = [*self.pieces(lm, reading.passages, state.passages)]
         example = encode(lm.tokenizer, segment.context, segment.text)
         alike = [piece.example for piece in pieces] == [*rolling_windows(example, lm.window)]
@@ -216,11 +168,11 @@ class Finetune(Method[WeightState]):
         return passages
 
     def _adapt_together(
-        self, readings: Sequence[_Reading], lm: LM, context: Context
+        self, readings: Sequence[RowReading], lm: LM, context: Context
     ) -> list[WeightState] | None:
         """Return the states after reading, rows trained side by side; None, and nothing done, if they cannot.
 
-        Where seconds are limited rows are trained one by one, so that none pays for the others.
+        Where seconds are limited rows are trained one by one, so that no row is charged for the others.
         """
         alone = self.dropout or self.key_penalty or self.reference or self.optimizer.informed
         if alone or context.budget.timed:
@@ -244,15 +196,17 @@ class Finetune(Method[WeightState]):
                 context.ledger(reading.row).stop("diverged", end.stopped)
                 after.append(reading.state)
             else:
-                after.append(reading.state.moved(reading.evidence, context, delta, end.optimizer_state))
+                after.append(
+                    reading.state.after_training(reading.evidence, context, delta, end.optimizer_state)
+                )
         return after
 
     def _learn(
-        self, reading: _Reading, lm: LM, context: Context, pieces: Iterable[Piece] | None = None
+        self, reading: RowReading, lm: LM, context: Context, pieces: Iterable[Piece] | None = None
     ) -> tuple[WeightState, Tensor]:
-        """Return the state after a step on each piece, and what the last of these made of its targets.
+        """Return the state after a step on each piece, and the log-probabilities of the last piece's targets.
 
-        Where no pieces are given they are cut to what the copy that trains can take.
+        Where no pieces are given, they are cut to what the trained copy can take.
         """
         private, opened = lm.trainable_copy(self.trainable, reading.state.delta, context.generator("moves"))
         opened.module.train(self.dropout)
@@ -277,12 +231,14 @@ class Finetune(Method[WeightState]):
                 context.ledger(reading.row).stop("diverged", str(error))
                 return reading.state, scores
         # What the optimizer knew beforehand is in a file of its own, not in every state.
-        kept = {name: value for name, value in descent.optimizer_state.items() if name not in known}
-        moved = reading.state.moved(reading.evidence, context, opened.delta(), kept, self.reference)
-        return moved, scores
+        own_state = {name: value for name, value in descent.optimizer_state.items() if name not in known}
+        after = reading.state.after_training(
+            reading.evidence, context, opened.delta(), own_state, self.reference
+        )
+        return after, scores
 
     def _loss(self, lm: LM, piece: Piece) -> tuple[Tensor, Tensor]:
-        """Return what the LM makes of a piece's targets, detached, and the loss to step down."""
+        """Return the log-probabilities of a piece's targets, detached, and the loss to minimise."""
         if not self.key_penalty:
             scores = lm.token_log_probs([piece.example])
             return scores[0].detach(), weighted(scores, [piece.weights])[0]
@@ -292,20 +248,23 @@ class Finetune(Method[WeightState]):
         loss = weighted(scores, [piece.weights])[0]
         return scores[0].detach(), loss + self.key_penalty * keys.square().sum(-1).mean()
 
-    def _pieces(self, reading: _Reading, lm: LM, context: Context) -> Iterator[Piece]:
+    def _pieces(self, reading: RowReading, lm: LM, context: Context) -> Iterator[Piece]:
         """Yield one row's pieces as far as its budget goes."""
         pieces = self.pieces(lm, reading.passages, reading.state.passages)
         return self._affordable(pieces, context, reading.row)
 
     def pieces(self, lm: LM, passages: Sequence[Passage], before: Sequence[Passage] = ()) -> Iterator[Piece]:
         """Yield one piece a step, none where nothing counts; `before` was read before the passages."""
-        cut = self._after_context if self.after_context else self._by_itself
+        size = self.chunk_tokens or lm.window
         ordered = passages if self.order == "nearest-first" else passages[::-1]
         for place, passage in enumerate([*ordered] * self.passes):
             whole = encode(lm.tokenizer, passage.prompt, passage.text)
             weights = self.token_weights.of(passage, whole.spans, [*before, *ordered[:place]]).to(lm.device)
             done = 0
-            for example in cut(lm, whole):
+            even = self.after_context
+            for example in (
+                even_pieces(whole, size, lm.window) if even else pieces(whole, min(size, lm.window))
+            ):
                 own = weights[done : done + len(example.target)]
                 done += len(example.target)
                 if own.any():
@@ -314,16 +273,8 @@ class Finetune(Method[WeightState]):
                     yield Piece(example, own if share == 1 else own * share, passage.document or passage.id)
 
     def _tokens(self, example: Example) -> int:
-        """Return how many tokens a piece is charged for; the text so far, learnt before, is free."""
+        """Return how many tokens a piece is charged for; context that was learnt before is free."""
         return len(example.target if self.after_context else example.inputs)
-
-    def _by_itself(self, lm: LM, example: Example) -> Iterator[Example]:
-        """Yield the pieces of a passage that stands alone, its prompt within them."""
-        return pieces(example, min(self.chunk_tokens or lm.window, lm.window))
-
-    def _after_context(self, lm: LM, example: Example) -> Iterator[Example]:
-        """Yield the pieces of a passage, each after as much of its prompt and text as the window holds."""
-        return even_pieces(example, self.chunk_tokens or lm.window, lm.window)
 
     def _affordable(self, pieces: Iterable[Piece], context: Context, row: int) -> Iterator[Piece]:
         ledger = context.ledger(row)
@@ -336,7 +287,7 @@ class Finetune(Method[WeightState]):
 
     def _affords(self, piece: Piece, context: Context, row: int) -> bool:
         tokens, own = self._tokens(piece.example), Budget(self.max_tokens, self.max_steps)
-        # The method's own limits are how it reads: they stop nothing that anybody has to be told of.
+        # The method's own limits are how it reads: reaching them is no stop to report.
         return not context.ledger(row).exceeds(own, tokens) and context.affords(row, tokens)
 
 

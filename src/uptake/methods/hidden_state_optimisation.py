@@ -1,8 +1,8 @@
-"""Hidden-state optimisation (Yoshida & Gimpel 2021): what is remembered of the text so far moves, no weight.
+"""Hidden-state optimisation (Yoshida & Gimpel 2021): adapts the key-value cache, no weight.
 
-The keys and values that attention keeps of the text read go on to the next piece; the gradient of
-that piece's loss, once it is scored, moves them by Adam. It needs no store, and one forward pass
-and the backward pass to the cache a piece.
+The cached keys and values of the text read are used for the next piece; the gradient of that piece's
+loss, once it is scored, updates them by Adam. It needs no store; each piece costs one forward pass and a
+backward pass to the cache.
 """
 
 import functools
@@ -37,7 +37,7 @@ class CacheState(State):
     """The keys and values of the last tokens read, a slot each, and Adam's moments of every slot.
 
     Tensors are [1, heads, slots, width], `slots` by `layer.keys` and `layer.values`, `optimizer_state` by
-    these and what is remembered of them. The last of `tokens` has no slot yet: it is the first
+    these and the name of the moment. The last of `tokens` has no slot yet: it is the first
     input of whatever comes next, at `position`.
     """
 
@@ -160,7 +160,7 @@ class HiddenStateOptimisation(Method[CacheState]):
     def read(
         self, states: Sequence[CacheState], lm: LM, segments: Sequence[Segment], context: Context
     ) -> tuple[list[Scores], list[CacheState]]:
-        """Score each segment, then take it up: in one forward pass, where it is taken in one piece."""
+        """Score each segment, then adapt to it: in one forward pass, where it is a single piece."""
         read = [
             self._read(row, state, lm, segment, context)
             for row, (state, segment) in enumerate(zip(states, segments, strict=True))

@@ -1,4 +1,4 @@
-"""Uniform online fine-tuning (Hu et al. 2023, as a baseline): every token of a stream's documents, once.
+"""Uniform online fine-tuning (Hu et al. 2023, as a baseline): one step a document, all tokens alike.
 
 Adam without decay, one step a document (a piece, where it is longer than the window), its averages
 carried on. The rate is the largest that the paper tried; a small base model wants a larger one.

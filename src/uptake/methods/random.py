@@ -1,7 +1,7 @@
-"""The control: what TTT-NN does, on passages drawn at random from the same store.
+"""The control of TTT-NN: the same training on passages drawn at random from the same store.
 
 What it gains is the gain of training on text of the domain; only what TTT-NN gains beyond it is
-owed to the neighbours.
+due to the neighbours.
 """
 
 from uptake.methods.contract.method import MethodSpec

@@ -1,4 +1,4 @@
-"""RetoMaton (Alon et al. 2022): kNN-LM that follows its neighbours on, and searches where they run low."""
+"""RetoMaton (Alon et al. 2022): kNN-LM that follows pointers and searches only when few are left."""
 
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.knn_lm import KnnLm

@@ -1,4 +1,4 @@
-"""The control of RETRO: the same network beside as many chunks drawn at random from the store."""
+"""The control of RETRO: the same network with as many chunks drawn at random from the store."""
 
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.retro import Retro

@@ -1,7 +1,7 @@
-"""On-the-fly adaptation to a source file (Shrivastava et al. 2020): a few steps on what stands around a hole.
+"""On-the-fly adaptation to a source file (Shrivastava et al. 2020): gradient steps on the code around a hole.
 
-Weights and Adam are fresh for each hole. The weights it sets out from are the base's, or trained
-beforehand so that those few steps lead far: by FOMAML or by Reptile.
+Weights and Adam are fresh for each hole. The initial weights are the base's, or meta-trained by FOMAML or
+Reptile so that a few steps help most.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,18 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
 from uptake.lm.examples import encode, rolling_windows
 from uptake.lm.scoring import losses, per_token
-from uptake.methods.contract.composed import Wrapping
-from uptake.methods.contract.learned import UNTRAINED, Learned, Material
+from uptake.methods.contract.composed import MethodWrapper
+from uptake.methods.contract.learned import UNTRAINED, Learned, TrainingData
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.contract.weight_state import WeightState
+from uptake.methods.finetune import Finetune
 from uptake.tasks.holes import Making
 from uptake.text.select import Nothing
 from uptake.text.types import Found
 
 
 class TrainedStart(nn.Module):
-    """Where adaptation sets out: how far each weight that moves is from the base."""
+    """The initial weights of adaptation, as differences of each trainable weight from the base."""
 
     def __init__(self, shapes: dict[str, torch.Size]) -> None:
         super().__init__()
@@ -48,14 +49,14 @@ class HoleEpisode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceCode(Learned[WeightState, HoleEpisode], Wrapping[WeightState]):
-    """`inner` adapts, 16 steps a hole as published; `weights` is where it sets out from.
+class SourceCode(Learned[WeightState, HoleEpisode], MethodWrapper[WeightState]):
+    """`inner` adapts, 16 steps a hole as published; `weights` are the initial weights.
 
-    `outer` says how that start is trained, on holes made as `making` says. Nothing read, nothing
-    moved: a trained start counts from the first passage on.
+    `outer` says how that start is trained, on holes made as `making` says. Without
+    reading, nothing changes: a trained start is used from the first passage on.
     """
 
-    weights_alone: ClassVar[bool] = True
+    trains_weights_only: ClassVar[bool] = True
 
     weights: str = UNTRAINED
     inner: Finetune = field(
@@ -69,7 +70,7 @@ class SourceCode(Learned[WeightState, HoleEpisode], Wrapping[WeightState]):
             raise BadInput(f"outer {self.outer!r}: use fomaml or reptile")
 
     @property
-    def within(self) -> Finetune:
+    def wrapped(self) -> Finetune:
         return self.inner
 
     @classmethod
@@ -85,7 +86,7 @@ class SourceCode(Learned[WeightState, HoleEpisode], Wrapping[WeightState]):
             raise BadInput("source-code trains whole weights: set inner.trainable to all or top")
         return TrainedStart({name: value.shape for name, value in opened.parameters.items()})
 
-    def episodes(self, lm: LM, material: Material) -> Sequence[HoleEpisode]:
+    def episodes(self, lm: LM, material: TrainingData) -> Sequence[HoleEpisode]:
         making = self.making
         found = [
             HoleEpisode(
@@ -128,7 +129,7 @@ class SourceCode(Learned[WeightState, HoleEpisode], Wrapping[WeightState]):
         context: Context,
         donate: bool = False,
     ) -> list[WeightState]:
-        # The untrained start is the base itself, whatever moves.
+        # The untrained start is the base itself, whatever is trainable.
         untrained = self.trained is None and self.weights == UNTRAINED
         start = Delta(lm.fingerprint) if untrained else _delta(self.network(lm), lm)
         begun = [state if state.history else replace(state, delta=start) for state in states]

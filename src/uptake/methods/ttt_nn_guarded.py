@@ -1,4 +1,4 @@
-"""TTT-NN that cannot lose: mixed with its base by Bayes' rule, at most one bit a query worse."""
+"""TTT-NN mixed with its base by Bayes' rule: never more than one bit a query worse than the base."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,13 +7,14 @@ from typing import Self
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.wrappers import Bayes
-from uptake.methods.contract.composed import Wrapping
+from uptake.methods.contract.composed import MethodWrapper
 from uptake.methods.contract.method import MethodSpec
-from uptake.methods.finetune import Finetune, WeightState
+from uptake.methods.contract.weight_state import WeightState
+from uptake.methods.finetune import Finetune
 
 
 @dataclass(frozen=True)
-class Guarded(Wrapping[WeightState]):
+class Guarded(MethodWrapper[WeightState]):
     """The base and the adapted model as one mixture, whose weights follow the tokens scored.
 
     With prior p on the adapted model a text costs at most log2(1 / (1 - p)) bits more than under
@@ -28,7 +29,7 @@ class Guarded(Wrapping[WeightState]):
             raise BadInput(f"prior {self.prior}: use a probability between 0 and 1")
 
     @property
-    def within(self) -> Finetune:
+    def wrapped(self) -> Finetune:
         return self.inner
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Methods made of other methods: one within another, or several that read beside each other.
+"""Methods made of other methods: one that wraps another, or several that work on one model together.
 
-It knows no method by name. `combine` makes the spec that people ask for as `A+B`.
+It knows no method by name. `combine` makes the spec of `A+B`.
 """
 
 import dataclasses
@@ -22,24 +22,24 @@ from uptake.text.types import Found, Source
 StateT = TypeVar("StateT", bound=State)
 
 
-class Wrapping(Method[StateT]):
-    """A method that leaves to another, `within`, whatever it does not say itself."""
+class MethodWrapper(Method[StateT]):
+    """A method that passes on to another, `wrapped`, whatever it does not define itself."""
 
     @property
     @abstractmethod
-    def within(self) -> Method[StateT]:
-        """The method it stands around."""
+    def wrapped(self) -> Method[StateT]:
+        """The method that it wraps."""
 
     @property
     def sequential(self) -> bool:
-        return self.within.sequential
+        return self.wrapped.sequential
 
     @property
-    def cumulative(self) -> bool:
-        return self.within.cumulative
+    def incremental(self) -> bool:
+        return self.wrapped.incremental
 
     def init(self, lm: LM) -> StateT:
-        return self.within.init(lm)
+        return self.wrapped.init(lm)
 
     def adapt(
         self,
@@ -49,27 +49,27 @@ class Wrapping(Method[StateT]):
         context: Context,
         donate: bool = False,
     ) -> list[StateT]:
-        return self.within.adapt(states, lm, evidence, context, donate)
+        return self.wrapped.adapt(states, lm, evidence, context, donate)
 
     def adapted(self, states: Sequence[StateT], lm: LM) -> LM:
-        return self.within.adapted(states, lm)
+        return self.wrapped.adapted(states, lm)
 
     def next_state(self, state: StateT, lm: LM) -> StateT:
-        return self.within.next_state(state, lm)
+        return self.wrapped.next_state(state, lm)
 
 
-class BesideWeights(Method[StateT]):
-    """A method that trains no weight of the model and can so stand beside one that does."""
+class FrozenModelMethod(Method[StateT]):
+    """A method that trains no weight of the model, and so can be combined with one that does."""
 
-    in_network: ClassVar[bool] = False  # True: it puts parts into the network itself, so it has to be there
+    in_network: ClassVar[bool] = False  # True: it adds modules inside the network
 
     def under(self, lm: LM) -> LM:
-        """Return the LM whose weights may be trained under it: `lm`, unless it brings a base of its own."""
+        """Return the LM whose weights another method may train: `lm`, unless this method has its own base."""
         return lm
 
     @abstractmethod
     def around(self, states: Sequence[StateT], lm: LM, base: LM) -> LM:
-        """Return `lm`, which is `under(base)` or what became of it, with these states of `base` beside it."""
+        """Return `lm`, `under(base)` or an adapted version of it, wrapped with these states."""
 
     def adapted(self, states: Sequence[StateT], lm: LM) -> LM:
         return self.around(states, self.under(lm), lm)
@@ -81,10 +81,10 @@ class CombinedState(State):
 
 
 class Combined(Method[CombinedState]):
-    """Several methods on one model: the first may train its weights, each other one stands beside.
+    """Several methods on one model: the first may train its weights, the others leave the weights frozen.
 
-    A class of this kind is made for the methods' names by `combine`; its settings are its parts. Each part
-    reads what its own selection found, the first one's LM stands innermost, then whatever has parts in the
+    `combine` makes a class of this kind for the methods' names; its settings are its parts. Each part reads
+    what its own selection found. The first part's LM is the innermost, then methods with modules inside the
     network, then the others in their order.
     """
 
@@ -105,14 +105,14 @@ class Combined(Method[CombinedState]):
         return any(part.sequential for _, part in self.parts)
 
     @property
-    def cumulative(self) -> bool:
-        return all(part.cumulative for _, part in self.parts)
+    def incremental(self) -> bool:
+        return all(part.incremental for _, part in self.parts)
 
     def init(self, lm: LM) -> CombinedState:
         return self.joined([part.init(lm) for _, part in self.parts], lm)
 
     def joined(self, states: Sequence[State], lm: LM) -> CombinedState:
-        """Return the state that has these as its parts', with nothing in its own history."""
+        """Return the state that has these as its parts', with an empty history of its own."""
         named = {name: state for (name, _), state in zip(self.parts, states, strict=True)}
         kind = _state_kind(type(self).__name__, tuple((name, type(state)) for name, state in named.items()))
         made: CombinedState = kind(base=lm.fingerprint, **named)
@@ -144,10 +144,10 @@ class Combined(Method[CombinedState]):
     def adapted(self, states: Sequence[CombinedState], lm: LM) -> LM:
         rest = self.parts
         answering = self._under(lm)
-        if not isinstance(rest[0][1], BesideWeights):
+        if not isinstance(rest[0][1], FrozenModelMethod):
             (name, trained), *rest = rest
             answering = trained.adapted([getattr(state, name) for state in states], answering)
-        beside = [(name, part) for name, part in rest if isinstance(part, BesideWeights)]
+        beside = [(name, part) for name, part in rest if isinstance(part, FrozenModelMethod)]
         for name, part in sorted(beside, key=lambda each: not each[1].in_network):
             answering = part.around([getattr(state, name) for state in states], answering, lm)
         return answering
@@ -166,23 +166,23 @@ class Combined(Method[CombinedState]):
         return self.joined(following, lm)
 
     def _under(self, lm: LM) -> LM:
-        """Return the LM that stands under all that stands beside weights."""
+        """Return the LM underneath all methods that train no weights."""
         for _, part in self.parts:
-            lm = part.under(lm) if isinstance(part, BesideWeights) else lm
+            lm = part.under(lm) if isinstance(part, FrozenModelMethod) else lm
         return lm
 
     def _bases(self, lm: LM) -> Iterator[tuple[str, Method[Any], LM]]:
-        """Yield each part's name, method and base: weights are trained under all that reads with `lm`."""
+        """Yield each part's name, method and base: weights are trained underneath the other methods."""
         for name, part in self.parts:
-            yield name, part, lm if isinstance(part, BesideWeights) else self._under(lm)
+            yield name, part, lm if isinstance(part, FrozenModelMethod) else self._under(lm)
 
 
-class EachOwn(Select):
+class SelectPerMethod(Select):
     """For each of several methods what its own selection, a field, chooses; equal ones choose once."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = tuple(part.name for part in dataclasses.fields(self))  # type: ignore[arg-type]
-        return _each_own, (names, tuple(getattr(self, name) for name in names))
+        return _select_per_method, (names, tuple(getattr(self, name) for name in names))
 
     def choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
         chosen: dict[Select, Found] = {}
@@ -209,29 +209,32 @@ def combine(specs: Mapping[str, MethodSpec]) -> MethodSpec:
     _check(whole, {name: spec.method for name, spec in specs.items()})
     fields = tuple(name.replace("-", "_") for name in specs)
     selects = tuple(spec.select for spec in specs.values())
-    select = selects[0] if len(set(selects)) == 1 else _each_own(fields, selects)
+    select = selects[0] if len(set(selects)) == 1 else _select_per_method(fields, selects)
     segments = [spec.segment for spec in specs.values() if spec.segment is not None]
     method = _rebuilt(whole, [spec.method for spec in specs.values()])
     return MethodSpec(method, select, min(segments, default=None))
 
 
 def _check(whole: str, methods: Mapping[str, Method[Any]]) -> None:
-    trains = [name for name, method in methods.items() if method.weights_alone]
+    trains = [name for name, method in methods.items() if method.trains_weights_only]
     inside = [name for name, method in methods.items() if getattr(method, "in_network", False)]
     if len(trains) > 1:
-        raise BadInput(f"{whole}: {' and '.join(trains)} both train the model's weights: name one of them")
+        raise BadInput(
+            f"{whole}: {' and '.join(trains)} both train the model's weights: name only one of them"
+        )
     if len(inside) > 1:
-        raise BadInput(f"{whole}: {' and '.join(inside)} both put parts into the network: name one of them")
+        raise BadInput(
+            f"{whole}: {' and '.join(inside)} both add modules to the network: name only one of them"
+        )
     for name, method in methods.items():
-        if not method.weights_alone and not isinstance(method, BesideWeights):
+        if not method.trains_weights_only and not isinstance(method, FrozenModelMethod):
             raise BadInput(
-                f"{whole}: {name} answers by more than the model's weights and cannot stand with others: "
-                "name first one that trains weights alone, such as ttt-nn, then those that stand beside it, "
-                "such as in-context, knn-lm or retro"
+                f"{whole}: {name} cannot be combined with other methods: name first one that trains "
+                "only weights, such as ttt-nn, then any that train none, such as in-context, knn-lm or retro"
             )
     if trains and trains[0] != next(iter(methods)):
         order = "+".join([*trains, *(name for name in methods if name not in trains)])
-        raise BadInput(f"{whole}: others stand beside weights that were trained first: write {order}")
+        raise BadInput(f"{whole}: the method that trains weights comes first: write {order}")
 
 
 Kinds = tuple[tuple[str, type[Any]], ...]
@@ -253,7 +256,7 @@ def _state_kind(name: str, parts: Kinds) -> type[Any]:
 @cache
 def _select_kind(name: str, parts: Kinds, searches: bool, ranks: bool, gives_passages: bool) -> type[Any]:
     shared = {"searches": searches, "ranks": ranks, "gives_passages": gives_passages}
-    return dataclasses.make_dataclass(name, parts, bases=(EachOwn,), frozen=True, namespace=shared)
+    return dataclasses.make_dataclass(name, parts, bases=(SelectPerMethod,), frozen=True, namespace=shared)
 
 
 # Classes made for names are found in no module: what is sent to another process is made there again.
@@ -263,7 +266,7 @@ def _rebuilt(name: str, parts: Sequence[Method[Any]]) -> Combined:
     return made
 
 
-def _each_own(fields: tuple[str, ...], selects: tuple[Select, ...]) -> EachOwn:
+def _select_per_method(fields: tuple[str, ...], selects: tuple[Select, ...]) -> SelectPerMethod:
     kind = _select_kind(
         "+".join(select.name for select in selects),
         tuple(zip(fields, map(type, selects), strict=True)),
@@ -271,5 +274,5 @@ def _each_own(fields: tuple[str, ...], selects: tuple[Select, ...]) -> EachOwn:
         any(select.ranks for select in selects),
         any(select.gives_passages for select in selects),
     )
-    made: EachOwn = kind(*selects)
+    made: SelectPerMethod = kind(*selects)
     return made

@@ -39,14 +39,14 @@ EpisodeT = TypeVar("EpisodeT")
 UNTRAINED = "untrained"
 _loaded: OrderedDict[tuple[object, ...], nn.Module] = OrderedDict()
 _loading = threading.RLock()
-_KEPT = 4  # networks kept loaded
+_CACHED = 4  # networks that stay loaded
 
 
 @dataclass(frozen=True)
-class Material:
-    """What there is to make episodes of: documents, questions about them, unrelated text.
+class TrainingData:
+    """The data that training episodes are made from: documents, questions about them, unrelated text.
 
-    `sources` gives for a document where its neighbours are, under the filter that holds itself back.
+    `sources` returns, for a document, the store to search for its neighbours, without the document itself.
     """
 
     documents: tuple[Document, ...]
@@ -54,15 +54,17 @@ class Material:
     unrelated: tuple[Document, ...] = ()
     sources: Callable[[Document], Source] | None = None
 
-    def asked(self) -> dict[str, list[Question]]:
-        """Return the questions by the id of their document; BadInput where none is on a document here.
+    def questions_by_document(self) -> dict[str, list[Question]]:
+        """Return the questions by the id of their document; BadInput where none is about one here.
 
-        Those on others come along, and a warning counts them.
+        Questions about other documents are included, and a warning counts them.
         """
         if not self.questions:
-            raise BadInput("no questions to learn from: give some on the documents, with --questions")
+            raise BadInput("no questions to learn from: give questions about the documents, with --questions")
         if not self.documents:
-            raise BadInput("no documents to learn from: give those the questions are on, with --documents")
+            raise BadInput(
+                "no documents to learn from: give those that the questions are about, with --documents"
+            )
         asked: dict[str, list[Question]] = {}
         for question in self.questions:
             asked.setdefault(question.document, []).append(question)
@@ -70,30 +72,30 @@ class Material:
         left = sum(len(some) for document, some in asked.items() if document not in there)
         if left == len(self.questions):
             raise BadInput(
-                "no question is on a document that is there: the first names "
+                "no question is about one of the documents: the first question names "
                 f"{self.questions[0].document!r}, the first document is {self.documents[0].id!r}; "
                 "give each question the id of its `document`"
             )
         if left:
             warnings.warn(
-                f"left out: {left:,} of {len(self.questions):,} questions are on no document that is there",
+                f"left out: {left:,} of {len(self.questions):,} questions are about none of the documents",
                 stacklevel=2,
             )
         return asked
 
 
 class Learner(ABC, Generic[EpisodeT]):
-    """What `uptake train` trains or counts ahead; final classes are frozen dataclasses of settings."""
+    """What `uptake train` trains, or counts, ahead of time; final classes are frozen dataclasses."""
 
-    portable: ClassVar[bool] = False  # True: a network trained beside one base serves another
+    portable: ClassVar[bool] = False  # True: a network trained with one base model works with another
 
     @abstractmethod
     def build(self, lm: LM) -> nn.Module:
         """Return the untrained network for this base model; what is random, `drawing_from` draws."""
 
     @abstractmethod
-    def episodes(self, lm: LM, material: Material) -> Sequence[EpisodeT]:
-        """Return what one training step each is made of. Raises BadInput for material that lacks it."""
+    def episodes(self, lm: LM, material: TrainingData) -> Sequence[EpisodeT]:
+        """Return the episodes, one for each training step. Raises BadInput where data are missing."""
 
     @abstractmethod
     def loss(self, network: nn.Module, lm: LM, episode: EpisodeT) -> Tensor:
@@ -104,8 +106,8 @@ class Learner(ABC, Generic[EpisodeT]):
     ) -> tuple[float, Sequence[Tensor | None]]:
         """Return the loss of one episode and a gradient for each parameter: this one is autograd's.
 
-        Where a method has a rule of its own (first order, parts whose graphs need not be held at
-        once, statistics that are counted), it says so here.
+        A method that computes gradients otherwise (first order only, several graphs one after another,
+        counted statistics) overrides this.
         """
         loss = self.loss(network, lm, episode)
         parameters = list(network.parameters())
@@ -116,7 +118,7 @@ class Learner(ABC, Generic[EpisodeT]):
         return {}
 
     def restore(self, lm: LM, about: Mapping[str, str]) -> nn.Module:
-        """Return a network of the shape that a file's `about` tells of, ready for its tensors."""
+        """Return a network of the shape that a file's `about` describes, before its tensors are loaded."""
         return self.build(lm)
 
     def fresh(self, lm: LM, seed: int = 0) -> nn.Module:
@@ -162,14 +164,14 @@ class Learned(Learner[EpisodeT], Method[StateT], Generic[StateT, EpisodeT]):
     weights: str = ""  # a file from `uptake train`, or "untrained"
     trained: nn.Module | None = field(
         default=None, repr=False, compare=False, metadata={"setting": False}
-    )  # a network at hand, in place of a file
+    )  # a network in memory, instead of a file
 
     def with_network(self, network: nn.Module) -> "Learned[StateT, EpisodeT]":
-        """Return this method with a network at hand."""
+        """Return this method with a network in memory."""
         return dataclasses.replace(self, trained=network)
 
     def network(self, lm: LM) -> nn.Module:
-        """Return the frozen network: the one at hand, or that of `weights`, which is read once.
+        """Return the frozen network: the one in memory, or that of the file `weights`, which is read once.
 
         Raises BadInput where there is none, Mismatch where it belongs to something else.
         """
@@ -187,7 +189,7 @@ class Learned(Learner[EpisodeT], Method[StateT], Generic[StateT, EpisodeT]):
             if key not in _loaded:
                 made = self.fresh(lm) if self.weights == UNTRAINED else self.load(Path(self.weights), lm)
                 _loaded[key] = made.requires_grad_(False).eval()
-                while len(_loaded) > _KEPT:
+                while len(_loaded) > _CACHED:
                     _loaded.popitem(last=False)
             _loaded.move_to_end(key)
             return _loaded[key]

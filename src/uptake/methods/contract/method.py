@@ -55,8 +55,8 @@ class Context:
     """Seed, budget and accounts of a batch of queries; row i has `ledgers[i]`. For one thread at a time.
 
     Time is counted while somebody is `charging` it: a method charges the rows it works on, one or several.
-    `continues` says whether anybody will read on from the states that come of it: what only further reading
-    needs, as an optimizer state, is not kept where nobody does.
+    `continues` says whether more will be read from the resulting states: where not, what only further
+    reading needs, such as an optimizer state, is dropped.
     """
 
     seed: int = 0
@@ -98,7 +98,7 @@ class Context:
             for ledger, tokens in zip(ledgers, trained, strict=True):
                 ledger.charge(whole, tokens / sum(trained) if any(trained) else 1 / len(rows))
 
-    def goes_on(self, row: int) -> bool:
+    def may_continue(self, row: int) -> bool:
         """Whether a row may read on; if it is cancelled or its time is up, its ledger says so."""
         return self._within(row, Budget(None, None, self.budget.cpu_seconds, self.budget.wall_seconds))
 
@@ -120,7 +120,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Reading:
-    """One `adapt` as a state remembers it, so that it can be replayed without some of its passages."""
+    """One call of `adapt` as a state records it, so that it can be replayed without some of its passages."""
 
     passages: tuple[Passage, ...]
     scores: tuple[float, ...]
@@ -173,22 +173,23 @@ class Method(ABC, Generic[StateT]):
     """How a model adapts to text. Final classes are frozen dataclasses whose fields are the settings."""
 
     reads: ClassVar[bool] = True  # False: reads nothing, whatever it is given
-    # What tune.py tries, each group from the best so far; none where a learning rate decides most.
-    choices: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    # True: all it has read is in the weights of its LM, beside which others may stand (`BesideWeights`).
-    weights_alone: ClassVar[bool] = False
+    # Settings that `uptake tune` tries, one group after another, each from the best so far; empty where the
+    # learning rate is what matters most, which it tries for every method that has one.
+    tuning_choices: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    # True: all it has read is in the weights of its LM, so a `FrozenModelMethod` can be combined with it.
+    trains_weights_only: ClassVar[bool] = False
     learns_while_scoring: ClassVar[bool] = (
         False  # True: its LM learns each token it scores, before the next one
     )
 
     @property
     def sequential(self) -> bool:
-        """Whether each query must wait for the one before it, because `next_state` hands something on."""
+        """Whether queries must run one after another, because `next_state` passes something to the next."""
         return False
 
     @property
-    def cumulative(self) -> bool:
-        """Whether reading passages in parts, one `adapt` after another, is reading them at once."""
+    def incremental(self) -> bool:
+        """Whether several calls of `adapt` give the same state as one call on all their passages."""
         return True
 
     @classmethod
@@ -248,7 +249,7 @@ class Method(ABC, Generic[StateT]):
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method as people ask for it by name: with the passages it reads and its settings.
+    """A method under its name: its settings, and how the passages that it reads are selected.
 
     With `segment` an answer is scored in pieces of so many characters, each read once scored. `learner`
     is what `uptake train` trains by the method's name, where that is not the method itself.

@@ -30,18 +30,18 @@ def method_specs(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str
 
 def _unknown(chosen: Mapping[str, MethodSpec], setting: str) -> NoSuchSetting:
     """Return the error of a setting that no method has, with the nearest name that any of them knows."""
-    told = []
+    errors = []
     for spec in chosen.values():
         try:
             _place(spec, setting)
         except NoSuchSetting as error:
-            told.append(error)
-    return _nearest(told)
+            errors.append(error)
+    return _nearest(errors)
 
 
-def _nearest(told: Iterable[NoSuchSetting]) -> NoSuchSetting:
+def _nearest(errors: Iterable[NoSuchSetting]) -> NoSuchSetting:
     """Return the error that says most of what may have been meant: a method without settings says least."""
-    return min(told, key=lambda error: (error.miss, -len(error.names)))
+    return min(errors, key=lambda error: (error.miss, -len(error.names)))
 
 
 def _place(spec: MethodSpec, setting: str) -> tuple[str, str]:
@@ -51,14 +51,14 @@ def _place(spec: MethodSpec, setting: str) -> tuple[str, str]:
     """
     name = setting.partition("=")[0].strip().replace("-", "_")
     own = name.removeprefix("select.")
-    told = []
+    errors = []
     for part in ("method", "select") if own == name else ("select",):
         try:
             find(getattr(spec, part), own)
             return part, setting.strip().removeprefix("select.")
         except NoSuchSetting as error:
-            told.append(error)
-    raise _nearest(told)
+            errors.append(error)
+    raise _nearest(errors)
 
 
 def _with(spec: MethodSpec, setting: str) -> MethodSpec:

@@ -1,7 +1,7 @@
-"""Fast weight layers (Clark et al. 2022): a small layer on top of the model that learns at every token.
+"""Fast weight layers (Clark et al. 2022): a trained layer on top of the model that learns at every token.
 
 What dynamic evaluation does with gradient steps, the layer does with linear attention, one pass and
-trained for it: one step a stretch of text, and inside a stretch a step at every position.
+trained for it: one step for every `stretch` tokens, and inside them a step at every position.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from uptake.lm.capabilities import HiddenStates, Unembedding, capability
 from uptake.lm.examples import Example, encode, pieces, rolling_windows
 from uptake.lm.rows import RowCaches, each_row
 from uptake.lm.wrappers import Routed
-from uptake.methods.contract.learned import Learned, Material
+from uptake.methods.contract.learned import Learned, TrainingData
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_length
 from uptake.methods.fwl.network import FastWeights, Sums
 from uptake.text.select import Nothing
@@ -34,7 +34,7 @@ SHORTEST = 64  # tokens of an episode: less teaches nothing about learning from 
 
 @dataclass(frozen=True, kw_only=True)
 class FastWeightState(State):
-    """The gradients of all that was read, by parameter of the layer, [1, ...]."""
+    """The summed gradients of all that was read, by parameter of the layer, [1, ...]."""
 
     sums: Sums
 
@@ -161,17 +161,16 @@ def sampled(lm: HiddenStates, texts: int = 32, tokens: int = 96) -> Tensor:
 class FWL(Learned[FastWeightState, Example]):
     """Learns every token it reads, by a trained layer on top of the model.
 
-    `pace` times the learnt learning rates: at 0 the layer is there and does not learn, the control.
-    After every `stretch` tokens gradients are taken anew, by the weights as they have become; with 0
-    never, as published.
+    `rate_scale` multiplies the learnt learning rates; 0 is the control, the layer without learning.
+    After every `stretch` tokens, gradients are taken at the updated weights; with 0 never, as published.
     `trainable` are weights of the base to train along with the layer; `hidden` is the layer's inner width,
     four times the model's if none. A training episode is `episode_tokens` of one document. Training
-    may begin where another ended, `start`: the slow weights take long and are cheap to train at pace 0.
+    may begin where another ended, `start`: the slow weights take long and are cheap to train at rate_scale 0.
     """
 
     learns_while_scoring: ClassVar[bool] = True
 
-    pace: float = 1.0
+    rate_scale: float = 1.0
     stretch: int = 128
     own_prefix: bool = False  # learn the query's own text first
     hidden: int | None = None
@@ -180,8 +179,8 @@ class FWL(Learned[FastWeightState, Example]):
     start: str = ""  # a network to begin training from
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pace < float("inf"):
-            raise BadInput(f"pace {self.pace}: use a finite number, 0 or more")
+        if not 0 <= self.rate_scale < float("inf"):
+            raise BadInput(f"rate_scale {self.rate_scale}: use a finite number, 0 or more")
         if self.stretch < 0:
             raise BadInput(f"stretch {self.stretch}: use a number of tokens, or 0 for one step on all")
         if self.episode_tokens < SHORTEST or (self.hidden is not None and self.hidden < 1):
@@ -208,9 +207,9 @@ class FWL(Learned[FastWeightState, Example]):
 
     def _layer(self, lm: LM) -> FastWeights:
         width = capability(lm, HiddenStates).unembedding.weight.shape[1]
-        return FastWeights(width, self.hidden, pace=self.pace, stretch=self.stretch)
+        return FastWeights(width, self.hidden, rate_scale=self.rate_scale, stretch=self.stretch)
 
-    def episodes(self, lm: LM, material: Material) -> list[Example]:
+    def episodes(self, lm: LM, material: TrainingData) -> list[Example]:
         found = []
         for document in material.documents:
             whole = encode(lm.tokenizer, "", document.text)
@@ -292,7 +291,7 @@ class FWL(Learned[FastWeightState, Example]):
             passages = (Passage.whole(Document("", evidence.prefix)), *passages)
         base, sums = capability(lm, HiddenStates), state.sums
         for passage in passages:
-            if not context.goes_on(row):
+            if not context.may_continue(row):
                 break
             example = encode(base.tokenizer, passage.prompt, passage.text)
             for hidden, labels in windows(base, example, lm.max_input_tokens(row)):

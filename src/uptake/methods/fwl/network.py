@@ -76,7 +76,7 @@ class FastWeights(nn.Module):
     `log_rates` are the logarithms of the learnt step sizes over RATE_SPEED: of `second` one an input (the
     last is the bias's, a weight whose input is always one) and one an output, whose product it is; of
     gain and bias one a dimension. The steps are on the *sum* of the losses: with a mean, what a token
-    teaches would depend on how long the text is. `pace` times them all; 0 is the slow weights alone,
+    teaches would depend on how long the text is. `rate_scale` times them all; 0 is the slow weights alone,
     without a slow pass. `stretch` tokens are one step; with 0 all that is read is one, as published.
     `chunk` positions are attended to at once; it changes only the cost.
     """
@@ -86,13 +86,13 @@ class FastWeights(nn.Module):
         width: int,
         hidden: int | None = None,
         chunk: int | None = None,
-        pace: float = 1.0,
+        rate_scale: float = 1.0,
         stretch: int = 0,
     ) -> None:
         super().__init__()
         hidden = hidden or 4 * width
         # A chunk costs the layer's size once, and each position in it as much as the chunk is long.
-        self.chunk, self.pace, self.stretch = chunk or max(128, width // 4), pace, stretch
+        self.chunk, self.rate_scale, self.stretch = chunk or max(128, width // 4), rate_scale, stretch
         self.first = nn.Parameter(torch.randn(width, hidden) / width**0.5)
         self.first_bias = nn.Parameter(torch.zeros(hidden))
         self.second = nn.Parameter(torch.zeros(hidden, width))
@@ -142,7 +142,7 @@ class FastWeights(nn.Module):
 
     def _factors(self) -> dict[str, Tensor]:
         factors = {name: (RATE_SPEED * log_rate).exp() for name, log_rate in self.log_rates.items()}
-        return {n: own if n.endswith("_in") else self.pace * own for n, own in factors.items()}
+        return {n: own if n.endswith("_in") else self.rate_scale * own for n, own in factors.items()}
 
     def start(self, rows: int) -> Sums:
         """Return the sums of having read nothing."""
@@ -160,13 +160,13 @@ class FastWeights(nn.Module):
         hidden is [batch, time, width], labels [batch, time], the token after each position; the last
         positions' labels may not be known yet and be left out.
         """
-        if self.pace == 0:
+        if self.rate_scale == 0:
             return self.still(hidden), sums
         return self._read(hidden, labels, unembedding, sums, answering=True)
 
     def learn(self, hidden: Tensor, labels: Tensor, unembedding: Unembedding, sums: Sums) -> Sums:
         """Return the sums after these positions, to the bit those that `forward` returns."""
-        if self.pace == 0:
+        if self.rate_scale == 0:
             return sums
         return self._read(hidden, labels, unembedding, sums, answering=False)[1]
 

@@ -1,4 +1,4 @@
-"""The nearest passages before the prompt, as many as the window holds; no weight moves."""
+"""Puts the nearest passages before the prompt, as many as fit in the window; trains nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.wrappers import Prefixed
-from uptake.methods.contract.composed import BesideWeights
+from uptake.methods.contract.composed import FrozenModelMethod
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.in_context.refreshed import Refreshed, RowPrefix
 from uptake.text.types import Passage, Source
@@ -15,25 +15,25 @@ from uptake.text.types import Passage, Source
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixState(State):
-    """Token ids to put before the text; and where to look again, once the text has gone on."""
+    """Token ids to put before the text, and the source to search again as the text continues."""
 
     tokens: tuple[int, ...] = ()
     source: Source | None = None
-    query: str = ""  # what was looked for first
+    query: str = ""  # what was searched for first
     forgotten: tuple[int, ...] = ()  # passages that are not to be found again
 
 
 @dataclass(frozen=True)
-class InContext(BesideWeights[PrefixState]):
+class InContext(FrozenModelMethod[PrefixState]):
     """Puts passages before the text, the nearest one next to it, the farthest dropped first.
 
-    Room is left for the query's own text and as much again, but at most `own_share` of the window;
-    what does not fit of the last passage is cut at its beginning. With `refresh` the store is
+    Part of the window stays free for the query's own text and as much again, but at most `own_share` of the
+    window; the last passage is cut at its beginning to fit. With `refresh` the store is
     searched again after every so many tokens beyond the query's, with the last `recent` characters
     of the text so far (Ram et al. 2023, arXiv 2302.00083), and what is found takes the old place.
     """
 
-    choices: ClassVar[tuple[tuple[str, ...], ...]] = (("refresh=64", "refresh=16"), ("own_share=0.5",))
+    tuning_choices: ClassVar[tuple[tuple[str, ...], ...]] = (("refresh=64", "refresh=16"), ("own_share=0.5",))
 
     own_share: float = 0.75
     separator: str = "\n\n"
@@ -68,7 +68,7 @@ class InContext(BesideWeights[PrefixState]):
                 after.append(state)
                 continue
             read = state.after(found, context)
-            tokens = self._tokens(lm, _nearest(read), self._room(lm, found.query))
+            tokens = self._tokens(lm, _nearest(read), self._max_tokens(lm, found.query))
             context.ledger(row).tokens_read += max(0, len(tokens) - len(state.tokens))
             source = found.source if self.refresh else None
             after.append(
@@ -100,32 +100,32 @@ class InContext(BesideWeights[PrefixState]):
         return Refreshed(lm, [self._fresh(state, lm) for state in states], self.refresh)
 
     def _fresh(self, state: PrefixState, lm: LM) -> RowPrefix:
-        room, source = self._room(lm, state.query), state.source
+        max_tokens, source = self._max_tokens(lm, state.query), state.source
         read = sum(len(reading.passages) for reading in state.history)
 
         def find(text: str) -> list[int]:
             assert source is not None
             found = source.again(text[-self.recent :]).search(read + len(state.forgotten)).passages
             left = [passage for passage in found if passage.id not in state.forgotten]
-            return self._tokens(lm, left[:read], room)
+            return self._tokens(lm, left[:read], max_tokens)
 
         known = 1 + len(lm.tokenizer.encode(state.query)[0])
-        return RowPrefix(list(state.tokens), known, room, None if source is None else find)
+        return RowPrefix(list(state.tokens), known, max_tokens, None if source is None else find)
 
-    def _room(self, lm: LM, query: str) -> int:
+    def _max_tokens(self, lm: LM, query: str) -> int:
         """Return how many tokens of passages stand before the text of this query."""
         own = max(2 * len(lm.tokenizer.encode(query)[0]) + 1, lm.window // 4)
         return lm.window - min(own, int(self.own_share * lm.window)) - 1
 
-    def _tokens(self, lm: LM, passages: Sequence[Passage], room: int) -> list[int]:
+    def _tokens(self, lm: LM, passages: Sequence[Passage], max_tokens: int) -> list[int]:
         """Return what is put before the text for these passages, nearest first."""
         tokens: list[int] = []
         for passage in passages:
             piece = lm.tokenizer.encode(passage.prompt + passage.text + self.separator)[0]
             tokens = [*piece, *tokens]
-            if len(tokens) >= room:
+            if len(tokens) >= max_tokens:
                 break
-        return [lm.tokenizer.opening, *tokens[-room:]] if room > 0 and tokens else []
+        return [lm.tokenizer.opening, *tokens[-max_tokens:]] if max_tokens > 0 and tokens else []
 
 
 def _nearest(state: PrefixState) -> list[Passage]:

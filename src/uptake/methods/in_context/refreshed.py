@@ -1,4 +1,4 @@
-"""An LM that reads passages before its text and looks for new ones as the text goes on."""
+"""An LM that reads passages before its text, and searches for new ones as the text continues."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from uptake.lm.rows import row_by_row
 
 @dataclass(frozen=True)
 class RowPrefix:
-    """What one row reads: `tokens` first, and from then on what `find` gives for its text so far.
+    """The passages one row reads: `tokens` first, later what `find` returns for its text so far.
 
     `known` is how many tokens, the opening one among them, the first passages were found with, and
-    `room` the most tokens of passages there may be.
+    `max_tokens` the most tokens that passages may take.
     """
 
     tokens: list[int]
     known: int
-    room: int
+    max_tokens: int
     find: Callable[[str], list[int]] | None
 
 
 @dataclass
 class _RowProgress:
-    """How far a row is: the inputs so far, what stands before them, and the place of the next search."""
+    """The progress of a row: its inputs so far, the passages before them, and where it searches next."""
 
     ids: list[int]
     tokens: list[int]
@@ -56,7 +56,7 @@ class Refreshed(Wrapper):
         return Refreshed(self.inner.at(rows), [self.fresh[row] for row in rows], self.every)
 
     def max_input_tokens(self, row: int) -> int:
-        return self.inner.max_input_tokens(row) - self.fresh[row].room - 1
+        return self.inner.max_input_tokens(row) - self.fresh[row].max_tokens - 1
 
     def start(self) -> Cache:
         return [None] * len(self.fresh)

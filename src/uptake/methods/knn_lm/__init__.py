@@ -1,4 +1,4 @@
-"""kNN-LM (Khandelwal et al. 2020): mixes in the tokens that followed the places most like this one."""
+"""kNN-LM (Khandelwal et al. 2020): mixes in the tokens that followed similar contexts in a datastore."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.capabilities import FeedForwardKeys, capability
-from uptake.methods.contract.composed import BesideWeights
+from uptake.methods.contract.composed import FrozenModelMethod
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.methods.knn_lm.mixture import Constant, KnnMixture, Mixing, SearchableTokens, TokenMemory, Weight
@@ -22,7 +22,7 @@ from uptake.text.types import Tokens, stable_hash
 
 @dataclass(frozen=True, kw_only=True)
 class KnnState(State):
-    """The tokens of what was read, with their keys; or those of a whole store, which are searched there."""
+    """The tokens of the text read, with their keys; or a view of a whole store's tokens, searched there."""
 
     keys: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [tokens, width]
     values: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
@@ -31,16 +31,16 @@ class KnnState(State):
 
 
 @dataclass(frozen=True)
-class KnnLm(BesideWeights[KnnState]):
-    """Looks for each place among the tokens of the whole store, or of the passages it is given.
+class KnnLm(FrozenModelMethod[KnnState]):
+    """Searches, for each position, the tokens of the whole store, or of the passages it is given.
 
     Over the `view` it needs a store whose tokens this model has read (`uptake index tokens`); text
-    that comes without a store, in a stream or as a bare prompt, it remembers itself, as it does all
-    passages over `passages`. No weight moves. `neighbours`, `temperature`, `weight` and `pointers`
+    that comes without a store, in a stream or as a bare prompt, is stored in memory, and so are all passages
+    with `over=passages`. No weight is trained. `neighbours`, `temperature`, `weight` and `pointers`
     are as Mixing says. `draw=random` is the control: as many tokens drawn from the view at random.
     """
 
-    choices: ClassVar[tuple[tuple[str, ...], ...]] = (
+    tuning_choices: ClassVar[tuple[tuple[str, ...], ...]] = (
         tuple(f"temperature={each}" for each in (3, 10, 30, 100, 300)),
         tuple(f"weight=constant(share={each})" for each in (0.02, 0.05, 0.1, 0.4)),
         tuple(f"neighbours={each}" for each in (16, 64, 256)),

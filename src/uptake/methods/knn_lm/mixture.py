@@ -1,4 +1,4 @@
-"""A model's predictions mixed with what followed the nearest places of a memory: kNN-LM and RetoMaton.
+"""A model's predictions mixed with the tokens that followed the nearest keys: kNN-LM and RetoMaton.
 
 p = share softmax(-d / temperature) + (1 - share) p_model over the tokens at the k nearest keys, d
 their squared distances (Khandelwal et al. 2020, arXiv 1911.00172, equations 2 and 3). This file knows
@@ -26,7 +26,7 @@ Places = NDArray[np.int64]
 
 
 class SearchableTokens(Protocol):
-    """What a model looks into: the part of `text.Tokens` that prediction needs."""
+    """What a model searches: the part of `text.Tokens` that prediction needs."""
 
     def search(self, keys: Floats, k: int) -> Near: ...
 
@@ -78,7 +78,7 @@ class DistanceDecay(Weight):
 
 @dataclass(frozen=True)
 class Mixing:
-    """How neighbours are looked for and what they count.
+    """How neighbours are searched for and how much they count.
 
     With `pointers` (RetoMaton, Alon et al. 2022, arXiv 2201.12431, each token its own state) the
     tokens that follow the last neighbours which were right are the next neighbours, for as long as
@@ -103,8 +103,8 @@ class KnnMixture(Wrapper):
     """Row i mixes what `inner` predicts with what followed the places near to its own in `memories[i]`.
 
     Keys are those of `key_model`, the model that read the memory; where that is `inner` itself, one pass
-    serves both. A row without a memory, or with nothing near, is `inner` bit for bit. `score` looks
-    for neighbours of the scored places alone; pointers begin where a call to `step`, or scoring, does.
+    serves both. A row without a memory, or with nothing near, is `inner` bit for bit. `score` searches
+    for neighbours of the scored positions alone; pointers begin where a call to `step`, or scoring, does.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class KnnMixture(Wrapper):
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:
         inner, key_model, last = cache if cache is not None else (None, None, [None] * len(self.memories))
-        log_probs, keys, inner, key_model = self._look(ids, inner, key_model, lengths)
+        log_probs, keys, inner, key_model = self._forward(ids, inner, key_model, lengths)
         mixed, kept = [], []
         for row in range(len(ids)):
             gap = 0 if lengths is None else ids.shape[1] - lengths[row]
@@ -169,12 +169,12 @@ class KnnMixture(Wrapper):
         self._check_rows(len(examples))
         inputs = [example.inputs for example in examples]
         ids = padded(inputs).to(self.device)
-        log_probs, keys, *_ = self._look(ids, None, None)
+        log_probs, keys, *_ = self._forward(ids, None, None)
         for row, example in enumerate(examples):
             places = slice(len(inputs[row]) - len(example.target), len(inputs[row]))
             yield log_probs[row, places], self._near(row, keys[row, places], ids[row, places], None)
 
-    def _look(
+    def _forward(
         self, ids: Tensor, inner: Cache, key_model: Cache, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, Cache, Cache]:
         if self.inner is self.key_model:
@@ -196,7 +196,7 @@ class KnnMixture(Wrapper):
         if not mixing.pointers:
             near = memory.search(wide, mixing.neighbours)
         else:
-            near = _walk(memory, wide, ids.tolist(), last, mixing)
+            near = _follow_pointers(memory, wide, ids.tolist(), last, mixing)
         return near if near.places.size else None
 
     def _neighbours(self, near: Near, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,7 +222,7 @@ def _joined(log_probs: Tensor, mass: Tensor, share: Tensor) -> Tensor:
     return torch.where(share > 0, mixed, log_probs)
 
 
-def _walk(
+def _follow_pointers(
     memory: SearchableTokens, keys: Floats, ids: Sequence[int], last: Near | None, mixing: Mixing
 ) -> Near:
     """Return the neighbours of consecutive places, following pointers while enough of them are live."""

@@ -1,8 +1,8 @@
-"""MAC (Tack et al. 2024): every document becomes a few vectors, and each question attends to all of them.
+"""MAC (Tack et al. 2024): documents become a few vectors each, and the model attends to all of them.
 
 The language model is frozen. A trained network turns what it makes of a document into slots; before
-a token is predicted, the text up to it asks the slots of all documents, and what it finds stands
-beside the text as keys and values in every layer. Documents are taken back by taking theirs away.
+a token is predicted, the text up to it attends to the slots of all documents, and what it finds is added
+as keys and values in every layer. A document is forgotten by removing its slots.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from uptake.lm.capabilities import Layers, capability
 from uptake.lm.rows import RowCaches, each_row
 from uptake.lm.scoring import divergence
 from uptake.lm.wrappers import Routed
-from uptake.methods.contract.learned import UNTRAINED, Learned, Material
+from uptake.methods.contract.learned import UNTRAINED, Learned, TrainingData
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.mac.network import BaseShapes, ContextMemory
 from uptake.tasks.asking import Asking
@@ -57,7 +57,7 @@ class MacEpisode:
 
 @dataclass(frozen=True)
 class Mac(Learned[MacState, MacEpisode]):
-    """A memory of documents as slots, read by attention; no weight of the model moves.
+    """A memory of documents as slots, read by attention; no weight of the model is trained.
 
     `width`, `slots`, `heads` and `blocks` are the network's; with `group` no more documents than that
     are attended to at once. The others are of training: the documents of an episode, the share of
@@ -129,7 +129,7 @@ class Mac(Learned[MacState, MacEpisode]):
         network = self.network(lm)
         made, pieces = [state.slots], list(state.pieces)
         for passage in evidence.passages:
-            if not context.goes_on(row):
+            if not context.may_continue(row):
                 return state
             ids = lm.tokenizer.opened(passage.prompt + passage.text)
             context.ledger(row).tokens_read += len(ids) - 1
@@ -166,14 +166,14 @@ class Mac(Learned[MacState, MacEpisode]):
             pieces=pieces,
         )
 
-    def episodes(self, lm: LM, material: Material) -> Sequence[MacEpisode]:
+    def episodes(self, lm: LM, material: TrainingData) -> Sequence[MacEpisode]:
         """Return episodes of `documents` documents with all their questions, shuffled once.
 
         How many of them a question may see, its own always among them, is drawn from 1 to all, small
         numbers as often as large: few teach to read a document, many to find it.
         """
         random = Random(0)
-        asked = material.asked()
+        asked = material.questions_by_document()
         documents = [document for document in material.documents if document.id in asked]
         random.shuffle(documents)
         groups = [documents[i : i + self.documents] for i in range(0, len(documents), self.documents)]
@@ -210,7 +210,7 @@ class Mac(Learned[MacState, MacEpisode]):
         )
 
     def _answer(self, lm: LM, asking: Asking, text: str) -> list[int]:
-        """Return the tokens of an answer and of its end: of the line, or, where none is told, of the text."""
+        """Return the tokens of an answer and of its end: of the line, or, where it has none, of the text."""
         ids, line = (lm.tokenizer.encode(each)[0] for each in (asking.answer(text), asking.learnt(text)))
         return line if len(line) > len(ids) or lm.tokenizer.end is None else [*ids, lm.tokenizer.end]
 
@@ -254,9 +254,9 @@ class Mac(Learned[MacState, MacEpisode]):
 
 
 class MacLM(Wrapper):
-    """An LM each of whose predictions first asks a bank of slots, [documents, slots, width], in one order.
+    """An LM each of whose predictions first attends to a bank of slots, [documents, slots, width], in order.
 
-    Every token is read twice: once as the base reads it, to ask; once beside what was found.
+    Every token is read twice: once as the base reads it, to make the query; once with what was found.
     """
 
     def __init__(self, inner: LM, network: nn.Module, bank: Tensor, group: int | None = None) -> None:
@@ -282,7 +282,7 @@ class MacLM(Wrapper):
         places = torch.arange(whole.shape[1] - ids.shape[1], whole.shape[1], device=ids.device)
         places = places.expand(len(ids), -1)
         network: Any = self.network
-        asked = network.ask(whole.to(self.bank.dtype), places)
+        asked = network.query(whole.to(self.bank.dtype), places)
         slots = network.prefix(network.aggregate(asked, self.bank, None, self.group))
         log_probs = self.layered.step_with_slots(ids, places, slots, plain)
         return log_probs, None if cache is None else (plain, whole)
@@ -295,7 +295,7 @@ def _recalled(
     layered = capability(lm, Layers)
     with torch.no_grad():
         states, plain = layered.layers(ids, layered.start())
-    asked = network.ask(_features(states).to(bank.dtype), places)
+    asked = network.query(_features(states).to(bank.dtype), places)
     slots = network.prefix(network.aggregate(asked, bank, seen))
     return layered.step_with_slots(ids.gather(1, places), places, slots, plain), asked
 

@@ -1,6 +1,6 @@
-"""Amortised context memory (Tack et al. 2024): documents as a few vectors each, all asked at once.
+"""Amortised context memory (Tack et al. 2024): documents as a few vectors each, attended to all at once.
 
-`encode` turns what a language model made of a document into slots, `ask` does the same for the
+`encode` turns what a language model made of a document into slots, `query` does the same for the
 beginnings of a text, `aggregate` lets each beginning attend to all documents, in no order, and
 `prefix` turns what it found into keys and values for the language model's own attention. It knows
 nothing of tokens, texts or models.
@@ -135,9 +135,9 @@ class ContextMemory(nn.Module):
 
         What stands beyond a row's length, [batch], is not read.
         """
-        return self.ask(states, lengths[:, None] - 1)[:, 0]
+        return self.query(states, lengths[:, None] - 1)[:, 0]
 
-    def ask(self, states: Tensor, places: Tensor) -> Tensor:
+    def query(self, states: Tensor, places: Tensor) -> Tensor:
         """Return [batch, n, slots, width]: for each of the places, [batch, n], the text up to it."""
         text = self.enter(states)
         there = torch.arange(text.shape[1], device=text.device)

@@ -1,4 +1,4 @@
-"""RETRO (Borgeaud et al. 2021): each chunk of the text is read beside the neighbours of the chunk before it.
+"""RETRO (Borgeaud et al. 2021): cross-attention to the neighbours of the chunk before, in the model's blocks.
 
 An encoder reads the neighbours, chunks of 64 tokens with what continued them; cross-attention in some of
 the model's blocks reads what came of them. RETROfit trains these new parts alone, beside a model whose
@@ -21,8 +21,8 @@ from uptake.codec import dumps, loads
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.wrappers import Routed
-from uptake.methods.contract.composed import BesideWeights
-from uptake.methods.contract.learned import UNTRAINED, Learned, Material
+from uptake.methods.contract.composed import FrozenModelMethod
+from uptake.methods.contract.learned import UNTRAINED, Learned, TrainingData
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.retro.lm import ChunkNeighbours, NeighbourSource, RetroLM, chunks_in_memory
 from uptake.methods.retro.network import RetroParts, RetroSizes
@@ -34,7 +34,7 @@ from uptake.text.types import Chunks, Document
 
 @dataclass(frozen=True, kw_only=True)
 class RetroState(State):
-    """Where neighbours are looked for: a store's chunks, or else the passages of the history."""
+    """What is searched for neighbours: a store's chunks, or else the passages of the history."""
 
     chunks: Chunks | None = None
 
@@ -61,7 +61,7 @@ Found = tuple[list[int], Tensor, int]  # tokens, their neighbours, and how many 
 
 
 @dataclass(frozen=True)
-class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[RetroState]):
+class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], FrozenModelMethod[RetroState]):
     """Reads `neighbours` chunks of a store, or of the passages it is given, for every chunk of the text.
 
     With 0 neighbours it is the model without retrieval; `draw=random` reads chunks drawn at random, the
@@ -77,7 +77,9 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[Re
     """
 
     in_network: ClassVar[bool] = True
-    choices: ClassVar[tuple[tuple[str, ...], ...]] = (("neighbours=1", "neighbours=4", "neighbours=10"),)
+    tuning_choices: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("neighbours=1", "neighbours=4", "neighbours=10"),
+    )
 
     neighbours: int = 2
     draw: Literal["nearest", "random"] = "nearest"
@@ -140,7 +142,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[Re
     def restore(self, lm: LM, about: Mapping[str, str]) -> RetroNetwork:
         return self._made(lm, loads(RetroSizes, about["sizes"]), about["base"])
 
-    def episodes(self, lm: LM, material: Material) -> list[TextEpisode | QuestionEpisode]:
+    def episodes(self, lm: LM, material: TrainingData) -> list[TextEpisode | QuestionEpisode]:
         """Return episodes of windows of like length, each with its neighbours found.
 
         Where there are questions, of them alone. Raises BadInput without a store to find neighbours in,
@@ -161,7 +163,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[Re
         generator = np.random.default_rng(0)
         return [insert_copies(_episode(part), self.chunk, self.copied_share, generator) for part in parts]
 
-    def _read(self, lm: LM, material: Material) -> Iterator[Found]:
+    def _read(self, lm: LM, material: TrainingData) -> Iterator[Found]:
         """Yield the windows of the documents."""
         step = min(self.episode_tokens, lm.window)
         for document in material.documents:
@@ -172,7 +174,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[Re
             neighbours = self._neighbours(lm, material, document) if pieces else None
             yield from ((piece, self._found(piece, neighbours), 1) for piece in pieces)
 
-    def _asked(self, lm: LM, material: Material) -> Iterator[Found]:
+    def _asked(self, lm: LM, material: TrainingData) -> Iterator[Found]:
         """Yield the questions, each with its first answer; what is found may be the text that answers it."""
         asking, most = Asking(align=self.chunk), min(self.episode_tokens, lm.window) + 1
         for question in material.questions:
@@ -185,7 +187,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[Re
             neighbours = self._neighbours(lm, material, Document("", question.text))
             yield piece, self._found(piece, neighbours), len(prompt)
 
-    def _neighbours(self, lm: LM, material: Material, document: Document) -> ChunkNeighbours | None:
+    def _neighbours(self, lm: LM, material: TrainingData, document: Document) -> ChunkNeighbours | None:
         if material.sources is None or not self.neighbours:
             return None
         return self._searched(lm, material.sources(document).chunks(lm.tokenizer.fingerprint), 0)
@@ -213,7 +215,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[Re
     ) -> tuple[float, Sequence[Tensor | None]]:
         assert isinstance(network, RetroNetwork)
         if network.kind == "frozen" and not (_parts(episode)[0].tokens >= 0).any():
-            # Nothing was found for any chunk: no weight that may move has a part in the loss.
+            # Nothing was found for any chunk: no trainable weight has a part in the loss.
             with torch.no_grad():
                 return self.loss(network, lm, episode).item(), [None for _ in network.parameters()]
         return super().gradients(network, lm, episode)
@@ -247,16 +249,16 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[Re
         return self._network(lm).under(lm)
 
     def around(self, states: Sequence[RetroState], lm: LM, base: LM) -> LM:
-        """Return `lm`, `under(base)` or what became of it, with the new parts in it that consult."""
+        """Return `lm`, `under(base)` or what became of it, with the new parts that read neighbours."""
         same_base(states, base)
         network = self._network(base)
-        consulted = [self._consulted(state, base, network) for state in states]
-        if lm.rows is None and all(consulted):
-            return RetroLM(lm, network.parts, network.places, consulted)
+        neighbours = [self._neighbours_of(state, base, network) for state in states]
+        if lm.rows is None and all(neighbours):
+            return RetroLM(lm, network.parts, network.places, neighbours)
         parts = []
-        for row, one in enumerate(consulted):
+        for row, one in enumerate(neighbours):
             own = lm.at([row])
-            # A row with nothing to consult is the model itself, bit for bit.
+            # A row without neighbours is the model itself, bit for bit.
             parts.append(own if one is None else RetroLM(own, network.parts, network.places, [one]))
         return Routed(parts)
 
@@ -267,7 +269,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], BesideWeights[Re
             return super().forget(state, lm, ids, context)
         return dataclasses.replace(state, chunks=state.chunks.without(ids))
 
-    def _consulted(self, state: RetroState, lm: LM, network: RetroNetwork) -> ChunkNeighbours | None:
+    def _neighbours_of(self, state: RetroState, lm: LM, network: RetroNetwork) -> ChunkNeighbours | None:
         seed = state.history[-1].seed if state.history else 0
         if state.chunks is not None:
             return self._searched(lm, state.chunks, seed)

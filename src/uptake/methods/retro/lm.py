@@ -1,4 +1,4 @@
-"""Language models that consult neighbours of their text, chunk by chunk: RETRO's forward pass.
+"""Language models that read neighbours of their text, chunk by chunk: RETRO's forward pass.
 
 A text is cut into chunks of m tokens from the first one of the pass it is read in: a window, or what a
 cache began with. What is found with a chunk is attended to from its last token up to the last but one
@@ -27,7 +27,7 @@ from uptake.text.overlap import LeakFilter, Overlap
 from uptake.text.tokenizer import Tokenizer
 from uptake.text.types import Document, stable_hash
 
-_KEPT = 4096  # chunks of a text whose neighbours are remembered
+_CACHED = 4096  # chunks of a text whose neighbours are cached
 
 
 class NeighbourSource(Protocol):
@@ -44,7 +44,7 @@ class NeighbourSource(Protocol):
 
 
 class ChunkNeighbours:
-    """The neighbours of one text's chunks, each looked for once; `drawn` is a seed for random ones."""
+    """The neighbours of one text's chunks, each searched for once; `drawn` is a seed for random ones."""
 
     def __init__(
         self, source: NeighbourSource, tokenizer: Tokenizer, k: int, drawn: int | None = None
@@ -66,7 +66,7 @@ class ChunkNeighbours:
             found = self.source.tokens(self._search(fresh))
             self._known.update(zip(fresh, zip(*found, strict=True), strict=True))
         pairs = [self._known[text] for text in texts]
-        while len(self._known) > _KEPT:
+        while len(self._known) > _CACHED:
             self._known.popitem(last=False)
         return torch.stack([tokens for tokens, _ in pairs]), torch.stack([mask for _, mask in pairs])
 
@@ -109,9 +109,9 @@ class _Averages:
 
 
 class RetroLM(Wrapper):
-    """Row i consults `neighbours[i]`, None being nothing; then the model underneath is left as it is.
+    """Row i reads `neighbours[i]`, None being nothing; then the model underneath is left as it is.
 
-    `predictions` looks for neighbours of whole chunks of text alone, never of padding.
+    `predictions` searches for neighbours of whole chunks of text alone, never of padding.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class RetroLM(Wrapper):
         return some
 
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> LM:
-        raise BadInput("a model that consults neighbours cannot be given tensors: give them to its base")
+        raise BadInput("a model that reads neighbours cannot be given tensors: give them to its base")
 
     def start(self) -> Cache:
         inner = self.inner.start()
@@ -161,10 +161,10 @@ class RetroLM(Wrapper):
         past = None if cache is None else cache[1]
         whole = ids if past is None else torch.cat([past.ids, ids], 1)
         known = whole.shape[1] - ids.shape[1]
-        tokens, seen = self._look_up(whole, [known + length for length in lengths])
+        tokens, seen = self._search(whole, [known + length for length in lengths])
         return self._fitted.step(ids, tokens.to(ids.device), seen.to(ids.device), cache)
 
-    def _look_up(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _search(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the neighbours of every chunk of the rows, as far as these are text."""
         m = self.network.sizes.chunk
         shape = len(ids), ids.shape[1] // m, self._k, self._r

@@ -182,6 +182,6 @@ def standardise(norm: nn.LayerNorm, inputs: Tensor) -> None:
     """Set a norm so that over these inputs, [n, width], each dimension has mean 0 and variance 1."""
     with torch.no_grad():
         bare = functional.layer_norm(inputs, inputs.shape[-1:], eps=norm.eps)
-        initial_scale = bare.std(0).clamp(min=1e-3)
-        norm.weight.copy_(1 / initial_scale)
-        norm.bias.copy_(-bare.mean(0) / initial_scale)
+        deviation = bare.std(0).clamp(min=1e-3)
+        norm.weight.copy_(1 / deviation)
+        norm.bias.copy_(-bare.mean(0) / deviation)
