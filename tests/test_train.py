@@ -120,7 +120,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
         path,
         lambda point: steps.append(point.step),
         EPISODES[:1],
-        stepped=lambda done, total: each.append((done, total)),
+        on_step=lambda done, total: each.append((done, total)),
     )
     assert steps == [10, 15, 20, 24]
     assert each == [(done, 24) for done in range(10, 25)]
