@@ -250,7 +250,10 @@ def test_material_that_lacks_something_is_refused() -> None:
     with pytest.raises(BadInput, match="without unrelated text"):
         METHOD.episodes(lm, TrainingData((DOCUMENT,), ASKED))
     for material, words in (
-        (TrainingData((DOCUMENT,), (replace(ASKED[0], document="x"),), (OTHER,)), "the first question names 'x'"),
+        (
+            TrainingData((DOCUMENT,), (replace(ASKED[0], document="x"),), (OTHER,)),
+            "the first question names 'x'",
+        ),
         (TrainingData((DOCUMENT,), (), (OTHER,)), "with --questions"),
         (TrainingData((), ASKED, (OTHER,)), "with --documents"),
     ):
