@@ -430,6 +430,12 @@ def test_bad_parts_are_refused(tmp_path: Path) -> None:
             make()
     with pytest.raises(BadInput, match=r"owner 'a\.b'"):
         Delta.of("b", {}, "a.b")
+    with pytest.raises(BadInput, match=r"give \[out, rank\] and \[rank, in\]"):
+        LowRank(torch.zeros(4, 3), torch.zeros(2, 4))
+    for taken in (lm.window, lm.window + 9):  # scoring would cut windows of no token, without end
+        whole = Delta.of(lm.fingerprint, {"": Prompt(torch.zeros(taken, WIDTH))}, "wrong")
+        with pytest.raises(BadInput, match=f"{taken} of the model's 64 input tokens are taken"):
+            lm.overlay(whole)
     (path, gated), (_, other) = part("gated"), part("gated")
     apart = Delta.of("b", {path: replace(other, gate=Near(torch.ones(1, WIDTH), 1.0))}, "x")  # type: ignore[type-var]
     with pytest.raises(Mismatch, match="different gates"):

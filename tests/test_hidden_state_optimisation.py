@@ -14,6 +14,7 @@ from uptake.adaptation.delta import fingerprint
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Segment
+from uptake.lm.generation import Decoding
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.spending import Budget
 from uptake.methods.hidden_state_optimisation import CacheState, HiddenStateOptimisation
@@ -186,6 +187,16 @@ def test_it_generates_on_from_what_was_read() -> None:
         first, cache = model.step(ids[:, :5], model.start())
         rest, _ = model.step(ids[:, 5:], cache)
     assert torch.allclose(torch.cat([first, rest], 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_a_text_longer_than_the_room_beside_what_was_read_goes_on(shape: str) -> None:
+    # Where positions stand in a table there is no place behind its end: 24 are read, of 64.
+    lm = toys.lm(shape)
+    (state,) = METHOD.adapt([METHOD.init(lm)], lm, [Evidence.of(TEXT[:24])], Context())
+    model = METHOD.adapted([state], lm)
+    assert [len(scores.log_probs) for scores in model.score([Segment(TEXT * 3)])] == [3 * len(TEXT)]
+    assert len([*model.stream(TEXT * 2, Decoding(tokens=60))]) == 60
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -70,10 +70,10 @@ def test_they_nest_to_any_depth() -> None:
     deep = apply(
         Several(),
         "steps = finetune( trainable=lora(rank=2), token-weights=tfidf(keep=.5), optimizer.beta1=0.5, "
-        "epsilon=-1e-8, order = farthest-first, clip=NONE, dropout=True)",
+        "epsilon=1e-7, order = farthest-first, clip=NONE, dropout=True)",
     ).steps
     assert deep == Finetune(
-        LoRA(2), AdamW(beta1=0.5, epsilon=-1e-8), None, token_weights=TfIdf(0.5),
+        LoRA(2), AdamW(beta1=0.5, epsilon=1e-7), None, token_weights=TfIdf(0.5),
         order="farthest-first", dropout=True,
     )  # fmt: skip
     # What is not said is as the class has it, not as the field did.
@@ -150,6 +150,16 @@ def test_quotes_keep_text_as_it_is() -> None:
         ("optimizer=sgd(learning_rate=/x)", "learning_rate='/x': use a number"),
         ("learning_rat=1", "did you mean 'learning_rate'"),
         ("learning_rate=-1", "0 or more"),
+        ("optimizer=adamw(beta1=1)", "beta1 1.0: use 0 or more, and less than 1"),
+        ("optimizer=adamw(beta2=-0.1)", "beta2 -0.1: use 0 or more, and less than 1"),
+        ("optimizer=adamw(epsilon=-1)", "epsilon -1.0: use a finite number, 0 or more"),
+        ("optimizer=adamw(weight_decay=inf)", "weight_decay inf: use a finite number, 0 or more"),
+        ("optimizer=sgd(momentum=-1)", "momentum -1.0: use a finite number, 0 or more"),
+        ("optimizer=sgd(weight_decay=nan)", "weight_decay nan: use a finite number, 0 or more"),
+        ("trainable=lora(rank=0)", "rank 0, alpha 32: use 1 or more of each"),
+        ("trainable=lora(alpha=0)", "rank 16, alpha 0: use 1 or more of each"),
+        ("trainable=lora(owner=two words)", "owner 'two words': use letters"),
+        ("trainable=lora(rank=8,rank=9)", "rank is set twice, set it once"),
         ("clip=0", "positive"),
         ("max_steps=-1", "0 or more"),
         ("chunk_tokens=1", "2 or more"),

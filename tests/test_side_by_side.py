@@ -229,3 +229,11 @@ def test_the_stack_alone_on_a_plain_module() -> None:
         by_hand = torch.autograd.grad(loss, [down, up])
         for one, other in zip(stack.gradients_of(i, rows[i], found), by_hand, strict=True):
             assert one is not None and torch.allclose(one, other, atol=1e-10)
+
+
+def test_factors_of_another_shape_are_refused_as_they_are_alone() -> None:
+    lm = toys.lm()
+    name = "model.layers.0.mlp.up_proj.weight"
+    wrong = Delta.of(lm.fingerprint, {name: LowRank(torch.ones(32, 2), torch.ones(2, 48))}, "lora")
+    with pytest.raises(Mismatch, match="use the base it was made on"):
+        side_by_side(lm, [wrong, *toys.low_rank(lm)])

@@ -299,6 +299,9 @@ def _choice(kind: Any, value: _Value, name: str) -> Any:
         if not isinstance(each, ast.keyword) or each.arg is None:
             raise BadInput(f"{name}={value.text}: in parentheses write setting=value")
         pairs.append((each.arg.replace("__", "."), value.at(each.value)))
+    names = [own for own, _ in pairs]
+    if twice := [own for own in names if names.count(own) > 1]:
+        raise BadInput(f"{name}={value.text}: {twice[0]} is set twice, set it once")
     return _applied(choices[wanted](), pairs)
 
 

@@ -66,6 +66,11 @@ class AdamW(Optimizer):
 
     def __post_init__(self) -> None:
         _check_rate(self.learning_rate)
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise BadInput(f"{name} {beta}: use 0 or more, and less than 1")
+        _check_not_negative("epsilon", self.epsilon)
+        _check_not_negative("weight_decay", self.weight_decay)
 
     def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -105,6 +110,8 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         _check_rate(self.learning_rate)
+        _check_not_negative("momentum", self.momentum)
+        _check_not_negative("weight_decay", self.weight_decay)
 
     def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -228,3 +235,8 @@ def _mean_rms(found: Iterable[Tensor | None]) -> Tensor | float:
 def _check_rate(rate: float) -> None:
     if not 0 <= rate < float("inf"):
         raise BadInput(f"learning rate {rate}: use a finite number, 0 or more")
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise BadInput(f"{name} {value}: use a finite number, 0 or more")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta, LowRank, Overlay, Part, skeleton, wide
-from uptake.adaptation.delta.delta import WEIGHTS
+from uptake.adaptation.delta.delta import WEIGHTS, check_owner
 from uptake.adaptation.delta.dense import Dense
 from uptake.adaptation.draws import drawing_from
 from uptake.errors import BadInput
@@ -97,6 +97,11 @@ class LoRA(Trainable):
     alpha: int = 32
     owner: str = "lora"  # two trainings under two owners stand in one delta
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1:
+            raise BadInput(f"LoRA rank {self.rank}, alpha {self.alpha}: use 1 or more of each")
+        check_owner(self.owner)
+
     @property
     def scale(self) -> float:
         """What the product of the factors is multiplied by."""
@@ -151,8 +156,6 @@ class LoRA(Trainable):
         self, module: nn.Module, start: Delta, generator: torch.Generator
     ) -> tuple[Delta, dict[str, LowRank]]:
         """Return what of the start stays under the adapter, and where the adapter's factors begin."""
-        if self.rank < 1:
-            raise BadInput(f"LoRA rank {self.rank}: use 1 or more")
         matrices = block_matrices(module)
         own = {n: part for n, part in start.parts_of(LowRank, self.owner).items() if n in matrices}
         for name, part in own.items():

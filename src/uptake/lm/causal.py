@@ -46,7 +46,13 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         config: Any = module.config
         # Parts of a delta that stand before the text, as a soft prompt, take inputs up.
         self._taken = input_tokens_taken(module)
-        self.window = _window(config, tokenizer) - self._taken
+        whole = _window(config, tokenizer)
+        self.window = whole - self._taken
+        if self.window < 1:
+            raise BadInput(
+                f"{self._taken:,} of the model's {whole:,} input tokens are taken by soft prompts: leave "
+                "room for a text"
+            )
         self.relative = _relative(config)
         first = next(module.parameters())
         self.device, self.dtype = first.device, first.dtype

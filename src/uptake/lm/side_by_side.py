@@ -194,8 +194,12 @@ def train_side_by_side(
 
 
 def _stands(lm: Causal, rows: Sequence[Mapping[str, LowRank]]) -> bool:
-    """Whether rows of a batch may differ in all these weights."""
-    return all(lm.by_row.get(name) == part.transposed for row in rows for name, part in row.items())
+    """Whether rows of a batch may differ in all these weights, and each part is of its weight's shape."""
+    return all(
+        lm.by_row.get(name) == part.transposed and lm.module.get_parameter(name).shape == part.shape
+        for row in rows
+        for name, part in row.items()
+    )
 
 
 def _still(part: LowRank) -> LowRank:

@@ -76,7 +76,8 @@ class Continued(Wrapper):
     def max_input_tokens(self, row: int) -> int:
         state = self.states[row]
         relative = capability(self.inner.at([row]), KeyValueCache).relative
-        taken = max(0, len(state.tokens) - 1) if relative else state.position
+        # A text that does not begin with the opening token is read after the last token, which has no slot.
+        taken = max(0, len(state.tokens) - 1) if relative else state.position + bool(state.tokens)
         return self.inner.max_input_tokens(row) - taken
 
     def start(self) -> Cache:

@@ -72,8 +72,7 @@ class Delta:
     @classmethod
     def of(cls, base: str, parts: Mapping[str, Part], owner: str) -> "Delta":
         """Return a delta of parts of one owner, by what they stand on."""
-        if not owner or not owner.replace("-", "_").isidentifier():
-            raise BadInput(f"owner {owner!r}: use letters, digits, _ and -")
+        check_owner(owner)
         return cls(base, {Name(owner, path): part for path, part in parts.items()})
 
     @classmethod
@@ -240,6 +239,12 @@ class Delta:
             ) from None
         delta.check(base)
         return delta
+
+
+def check_owner(owner: str) -> None:
+    """Raise BadInput for what cannot be the name of who made a part."""
+    if not owner.replace("-", "_").isidentifier():
+        raise BadInput(f"owner {owner!r}: use letters, digits, _ and -")
 
 
 def _unpacked(packed: PackedPart) -> tuple[Name, Part]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from uptake.adaptation.delta.part import WeightPart
-from uptake.errors import Mismatch
+from uptake.errors import BadInput, Mismatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +21,19 @@ class LowRank(WeightPart):
     down: Tensor
     scale: float = 1.0
     transposed: bool = False
+
+    def __post_init__(self) -> None:
+        up, down = self.up.shape, self.down.shape
+        if len(up) != 2 or len(down) != 2 or up[1] != down[0]:
+            raise BadInput(
+                f"low-rank factors of shapes {tuple(up)} and {tuple(down)}: give [out, rank] and [rank, in]"
+            )
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the weight it belongs to."""
+        sides = (len(self.up), self.down.shape[1])
+        return torch.Size(sides[::-1] if self.transposed else sides)
 
     def difference(self) -> Tensor:
         product = (self.up @ self.down) * self.scale
