@@ -1,4 +1,4 @@
-"""The way to Ray: connect, and tell its errors apart."""
+"""Connects to Ray, and separates our own errors from Ray's."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 from uptake.errors import BadInput, Missing, UptakeError
 
-NAMESPACE = "uptake"  # in which our actors have their names
+NAMESPACE = "uptake"  # the Ray namespace of our actors
 
 
 def connect(address: str) -> Any:
@@ -17,7 +17,7 @@ def connect(address: str) -> Any:
     "local" starts one on this machine that ends with the program. Raises Missing without Ray,
     BadInput where no cluster answers.
     """
-    # Nothing is told to anybody, and no page is served, unless the user has said otherwise.
+    # No usage statistics are sent and no dashboard is served, unless the user has set it otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray

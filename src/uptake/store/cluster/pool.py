@@ -1,4 +1,4 @@
-"""Work in pieces, shared between actors of a cluster; what a lost actor had in hand is done again."""
+"""Shares work items between the actors of a cluster; the item of a lost actor is done again."""
 
 import time
 from collections import Counter, deque
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 class Worker(Protocol):
-    """What an actor's class has besides its work: all that may fail or last, so that it is told of."""
+    """An actor's class; `ready` does the slow start-up that may fail, so that its errors are reported."""
 
     def ready(self) -> None: ...
 
@@ -76,7 +76,7 @@ class Pool:
                 if deaths[id(item)] > _DEATHS:
                     raise Incomplete(
                         f"{deaths[id(item)]} workers died over the same work ({answer.reason}); use fewer a "
-                        "machine where memory is short; what was finished is kept"
+                        "machine where memory is short; what was finished is stored"
                     )
                 if item is not _START:
                     again.append(item)

@@ -1,4 +1,4 @@
-"""What goes between whoever searches and the shards: plain bytes, which Ray passes on as they are.
+"""The format of what a searching process and the shards exchange: plain bytes, which Ray sends unchanged.
 
 Arrays would be pickled and, when large, put into Ray's object store, from which each actor fetches
 them: several milliseconds where a call takes one. Bytes in pieces of at most 100 KiB go along with
@@ -21,7 +21,7 @@ _HEAD = struct.Struct("<qqqd")  # rows, queries, results a query, seconds
 class Answer(NamedTuple):
     """What one shard found: ids and scores are [queries, at most k]; `rows` is how many it searched.
 
-    `seconds` is how long it was at it.
+    `seconds` is how long the search took.
     """
 
     rows: int

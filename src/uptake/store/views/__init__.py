@@ -1,1 +1,1 @@
-"""Views of a store kept beside its table: tokens with their keys, chunks with what continues them."""
+"""Views of a store, in files beside its table: tokens with their keys, chunks with what continues them."""
