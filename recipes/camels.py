@@ -30,7 +30,7 @@ from preparation import Course, Crowd, Preparation, grown, prepared
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import SalientSpans, TfIdf, TokenWeights
 from uptake.adaptation.trainable import Named, Trainable
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.camels import Camels
@@ -171,8 +171,8 @@ def followed(
     return common.run(lm, made, some, journal(args), f"small long {scale.long}", stops)
 
 
-def journal(args: argparse.Namespace) -> Lines:
-    return Lines(args.work / "rows.jsonl", "camels recipe 2")
+def journal(args: argparse.Namespace) -> RecordFile:
+    return RecordFile(args.work / "rows.jsonl", "camels recipe 2")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -32,7 +32,7 @@ from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import Camels as CamelsWeights
 from uptake.adaptation.token_weights import SalientSpans, Spans, TfIdf, TokenWeights, Uniform
 from uptake.adaptation.token_weights.base import covering
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.camels import Camels
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every = [learnt(args, lms[args.beside], meta, valid, seed) for seed in range(args.trainings)]
     if args.until == "trained":
         return
-    journal = Lines(args.work / "rows.jsonl", "camels squad recipe 3")
+    journal = RecordFile(args.work / "rows.jsonl", "camels squad recipe 3")
 
     def run(name: str, which: str, asking: Asking, seed: int, rates: set[Choice] | None) -> list[Row]:
         made = part(found, getattr(titles, which), unseen, args.documents, args.questions, seed)

@@ -28,7 +28,7 @@ from rich.table import Table
 import uptake
 from uptake import methods
 from uptake.adaptation.optimizers import RMS, AdamW
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.evaluation.protocols.running import Running
 from uptake.lm.base import LM, Segment
 from uptake.methods.base import spec as base
@@ -121,7 +121,7 @@ class Scored:
     """Scores by way and document, kept on disk as they are made."""
 
     def __init__(self, path: Path, key: str) -> None:
-        self.lines = Lines(path, key)
+        self.lines = RecordFile(path, key)
         self.done = {(row["way"], row["document"]): row for row in self.lines.start(dict)}
 
     def of(self, name: str, method: Any, lm: LM, texts: Sequence[Document]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.report.page import chart, write_chart
 
 INPUTS, CLASSES, LENGTH = 8, 3, 20
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("docs/images/gpicl.svg"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    journal = Lines(arguments.journal, f"gpicl steps={arguments.steps} batch={BATCH} rate={RATE}")
+    journal = RecordFile(arguments.journal, f"gpicl steps={arguments.steps} batch={BATCH} rate={RATE}")
     done = {(record["tasks"], record["seed"]): record for record in journal.start(dict)}
     for seed in range(arguments.seeds):
         for count in arguments.tasks:

@@ -30,7 +30,7 @@ from online_common import Names, Subject, World
 
 import uptake
 from uptake.adaptation.optimizers import AdamW
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import UNTRAINED, TrainingData
 from uptake.methods.mac import Mac, MacEpisode
@@ -195,7 +195,7 @@ def sizes(method: Mac, network: Any, job: Job) -> list[dict[str, float]]:
 
 
 def asked(
-    job: Job, method: Mac, ready: Mac, args: argparse.Namespace, journal: Lines
+    job: Job, method: Mac, ready: Mac, args: argparse.Namespace, journal: RecordFile
 ) -> list[dict[str, Any]]:
     """Return the rows of a test stream: the trained network's, the untrained one's, those on other texts."""
     checkpoints = [at for at in (100, 300, 1000) if at < len(job.test.documents)]
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     method = apply(Mac(width=64, blocks=1, documents=128, locality=0.1), *args.settings)
-    journal = Lines(args.work / "rows.jsonl", "mac recipe 2")
+    journal = RecordFile(args.work / "rows.jsonl", "mac recipe 2")
     rows, trainings, steps = [], [], []
     for seed in range(args.seeds):
         job = (squad if args.squad else made_up)(method, args, seed)

@@ -20,7 +20,7 @@ from uptake.adaptation.inner_loop import token_loss
 from uptake.adaptation.token_weights import Spans, TokenWeights
 from uptake.adaptation.token_weights.base import covering
 from uptake.api import stream
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.camels import Camels
@@ -249,7 +249,7 @@ def run(
     lm: Causal,
     made: World,
     subjects: Sequence[Subject],
-    journal: Lines,
+    journal: RecordFile,
     key: str,
     checkpoints: Sequence[int] = (),
     seed: int = 0,

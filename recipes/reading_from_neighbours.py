@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.lm.causal import Causal
 from uptake.methods.knn_lm.keys import TokenKeyer
@@ -69,7 +69,9 @@ def opened(folder: Path, data: Path, passages: int, model: Causal) -> tuple[Data
     return store, about
 
 
-def measured(one: Asked, subjects: Sequence[Subject], journal: Lines, done: dict[str, Any]) -> dict[str, Any]:
+def measured(
+    one: Asked, subjects: Sequence[Subject], journal: RecordFile, done: dict[str, Any]
+) -> dict[str, Any]:
     """Return the bits and CPU seconds of one query under every subject, the base among them."""
     ways = {}
     for subject in (None, *subjects):
@@ -202,7 +204,7 @@ def main() -> None:
     sizes = json.dumps([arguments.passages, arguments.validation])
     key = f"{stable_hash(model.fingerprint, sizes):016x}"
     chosen = {
-        name: choose(asked[name, "valid"], Lines(arguments.work / f"validation-{name}.journal", key))
+        name: choose(asked[name, "valid"], RecordFile(arguments.work / f"validation-{name}.journal", key))
         for name in arguments.domains
     }
     subjects = chosen[arguments.domains[0]]
@@ -216,7 +218,7 @@ def main() -> None:
         for name, found in told["chosen"].items():
             print(f"    {name}: {found[subject.name][0]} {100 * found[subject.name][1]:.2f} %", flush=True)
     print(f"  best combination on validation text: {best}", flush=True)
-    journals = {name: Lines(arguments.work / f"test-{name}.journal", key) for name in arguments.domains}
+    journals = {name: RecordFile(arguments.work / f"test-{name}.journal", key) for name in arguments.domains}
     done = {row["key"]: row["figures"] for journal in journals.values() for row in journal.start(dict)}
     rows: dict[str, list[Any]] = {name: [] for name in arguments.domains}
     for number in range(arguments.test):

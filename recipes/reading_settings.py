@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import Top
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.evaluation.queries import Query
 from uptake.lm.base import Scores, Segment
 from uptake.lm.causal import Causal
@@ -218,7 +218,7 @@ class Tried:
     """What validation queries came to under subjects; a journal keeps what was done."""
 
     asked: Sequence[Asked]
-    journal: Lines
+    journal: RecordFile
     done: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -238,7 +238,7 @@ class Tried:
         return np.array(self.done[key])
 
 
-def choose(asked: Sequence[Asked], journal: Lines) -> list[Subject]:
+def choose(asked: Sequence[Asked], journal: RecordFile) -> list[Subject]:
     """Return every way, and its controls, with the settings that need the fewest bits on validation text."""
     tried = Tried(asked, journal)
     base = tried.own(None)

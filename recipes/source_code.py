@@ -29,7 +29,7 @@ from rich.table import Table
 import uptake
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import Top
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import TrainingData
@@ -197,7 +197,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     lm = uptake.load(str(arguments.shared / "models/base-5m"), dtype="bfloat16")
     projects = Projects(arguments.work, (*TEST, *VALID))
-    journal = Lines(arguments.work / "journal", f"source code {lm.fingerprint}")
+    journal = RecordFile(arguments.work / "journal", f"source code {lm.fingerprint}")
     done = {record["key"]: record for record in journal.start(dict)}
 
     def fill(hole: Hole, name: str, rate: float, starts: dict) -> dict:

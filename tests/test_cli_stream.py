@@ -56,7 +56,7 @@ def test_the_table_the_report_and_the_page(
     assert results.header.settings["online"]["optimizer"]["learning_rate"] == 1e-3  # type: ignore[index]
     assert results.header.protocol["template"] == "{question}\n"
     html = page.read_text()
-    assert "How many has pump 0?" in html and "What is kept of the first documents" in html
+    assert "How many has pump 0?" in html and "Forgetting: questions on the first documents" in html
     assert not list(tmp_path.glob("*.journal*"))
 
 

@@ -26,7 +26,7 @@ from uptake.adaptation.optimizers import SGD, Optimizer
 from uptake.adaptation.token_weights import network as weighing
 from uptake.codec import Malformed, dumps, load, loads, plain
 from uptake.errors import BadInput, Damaged
-from uptake.evaluation.journal import Journal, UnitKept
+from uptake.evaluation.journal import Journal, SavedUnit
 from uptake.evaluation.protocol import Part
 from uptake.evaluation.tune import Recipe, Trial
 from uptake.lm.base import LM
@@ -40,7 +40,7 @@ from uptake.methods.retro import Retro
 from uptake.report.results import Header, Neighbour, Sample
 from uptake.report.scored import SCORED
 from uptake.report.scored.rows import Scored, Showcase
-from uptake.report.streamed.rows import Answered, Asked, Drifted, Spent, Stopped
+from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, ShownQuestion, Spent
 from uptake.store.layout import METRICS, Layout, View
 from uptake.store.views.chunk_neighbours import NEIGHBOURS
 from uptake.store.views.view_files import Commit, ViewMetadata
@@ -79,8 +79,8 @@ class Everything:
 
 
 KINDS = [
-    Scored, Neighbour, Showcase, Sample, Answered, Drifted, Spent, Stopped, Asked, Point, Trial, Commit, View,
-    Everything,
+    Scored, Neighbour, Showcase, Sample, Answered, Drifted, Spent, DocumentFailed, ShownQuestion, Point,
+    Trial, Commit, View, Everything,
 ]  # fmt: skip
 TEXT = st.text(st.characters(), max_size=5)  # lone surrogates as well
 DATA = st.recursive(
@@ -397,5 +397,5 @@ def test_a_line_of_a_journal_that_is_no_part_is_a_part_not_done(tmp_path: Path) 
     for second in ('{"rows": 1}', "[]", "null", lines[2][:-1] + ', "x": 1}', *spoilt_lines):
         assert second != lines[2]
         path.write_text("\n".join([*lines[:2], second, lines[3], ""]))
-        assert Journal(path, "key").start(SCORED).units == {0: UnitKept([row], [shown], 1, True)}
+        assert Journal(path, "key").start(SCORED).units == {0: SavedUnit([row], [shown], 1, True)}
         assert path.read_text().splitlines() == lines[:2]

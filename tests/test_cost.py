@@ -13,7 +13,7 @@ from uptake import api
 from uptake.cli.cost import duration
 from uptake.errors import BadInput
 from uptake.evaluation import cost_meter
-from uptake.evaluation.cost import Size, Span, estimate, forecast, spread, wall_clock
+from uptake.evaluation.cost import CostRange, Workload, estimate, forecast, spread, wall_clock
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocols.per_query import PerQuery
@@ -22,7 +22,7 @@ from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
 from uptake.text.types import Chunking, Document
 
-SIZE = Size(units=100, documents=50, bytes=2000)
+SIZE = Workload(units=100, documents=50, bytes=2000)
 
 
 def row(
@@ -43,8 +43,8 @@ def test_queries_scale_finding_and_learning_and_bytes_scale_scoring() -> None:
     dear = [row("ttt-nn", 1, 0.5, 2.0, 0.5, 20), row("ttt-nn", 5, 0.5, 6.0, 0.5, 60)]
     found = estimate("ttt-nn", given.methods["ttt-nn"], given, [cheap, dear], SIZE, 7)
     low, high = 100 * 4.5 + 2000 * 0.5 / 10, 100 * 6.5 + 2000 * 1.0 / 20
-    assert found.cpu_seconds == Span((low + high) / 2, low, high)
-    assert found.tokens_trained == Span(5000.0, 4000.0, 6000.0)
+    assert found.cpu_seconds == CostRange((low + high) / 2, low, high)
+    assert found.tokens_trained == CostRange(5000.0, 4000.0, 6000.0)
     assert found.k == (1, 5) and found.peak_bytes == 7 and not found.failed
 
 
@@ -52,7 +52,7 @@ def test_passes_that_cannot_be_shared_are_paid_for_each_k() -> None:
     given = plan("ttt-nn", settings=("passes=2",))
     unit = [row("ttt-nn", 1, 0.0, 1.0, 0.0, 10), row("ttt-nn", 5, 0.0, 4.0, 0.0, 40)]
     found = estimate("ttt-nn", given.methods["ttt-nn"], given, [unit], SIZE)
-    assert found.cpu_seconds == Span(500.0, 500.0, 500.0) and found.tokens_trained == Span(
+    assert found.cpu_seconds == CostRange(500.0, 500.0, 500.0) and found.tokens_trained == CostRange(
         5000.0, *[5000.0] * 2
     )
 
@@ -62,7 +62,7 @@ def test_what_learns_from_what_it_scores_scales_with_bytes() -> None:
     found = estimate(
         "finetune", given.methods["finetune"], given, [[row("finetune", 0, 0, 3.0, 1.0, 50)]], SIZE
     )
-    assert found.cpu_seconds == Span(400.0, 400.0, 400.0) and found.tokens_trained == Span(
+    assert found.cpu_seconds == CostRange(400.0, 400.0, 400.0) and found.tokens_trained == CostRange(
         5000.0, *[5000.0] * 2
     )
 
@@ -72,8 +72,8 @@ def test_what_failed_is_no_measurement() -> None:
     failed = replace(row("ttt-nn", 5, 0, 0, 0, 0), failed="RuntimeError: no")
     sound, base = row("ttt-nn", 5, 0, 1.0, 0, 10), row("base", 0, 0, 0, 1.0, 0)
     found = estimate("ttt-nn", given.methods["ttt-nn"], given, [[base, failed], [base, sound]], SIZE)
-    assert found.cpu_seconds == Span(100.0, 100.0, 100.0) and found.failed == "RuntimeError: no"
-    assert wall_clock(given, [[base, failed], [base, sound]], SIZE, 1) == Span(200.0, 200.0, 200.0)
+    assert found.cpu_seconds == CostRange(100.0, 100.0, 100.0) and found.failed == "RuntimeError: no"
+    assert wall_clock(given, [[base, failed], [base, sound]], SIZE, 1) == CostRange(200.0, 200.0, 200.0)
     nothing = estimate("ttt-nn", given.methods["ttt-nn"], given, [[base, failed]], SIZE)
     assert nothing.cpu_seconds is None and nothing.tokens_trained is None
     assert wall_clock(given, [[base, failed]], SIZE, 1) is None
@@ -85,7 +85,7 @@ def test_workers_wait_for_the_longest_share() -> None:
     for hands, longest in ((1, 100), (2, 56), (13, 8)):
         found = wall_clock(given, [unit], SIZE, hands)
         assert found is not None and found.value == found.low == found.high == pytest.approx(longest)
-    assert wall_clock(given, [unit], SIZE, 1, wall_per_cpu=0.5) == Span(50.0, 50.0, 50.0)
+    assert wall_clock(given, [unit], SIZE, 1, wall_per_cpu=0.5) == CostRange(50.0, 50.0, 50.0)
 
 
 def test_measured_queries_are_spread_over_the_data() -> None:
@@ -108,7 +108,7 @@ def test_a_forecast_is_near_the_run_it_speaks_of(store: Datastore) -> None:
     found = forecast(lm, given, documents, store, queries=2, progress=lambda done, total: shown.append(done))
     results = api.compare(lm, documents, list(ways), store=store, k=(1, 3), protocol=SMALL, batch=4)
     everything = SMALL.units(given, Inputs.of(documents))
-    assert found.size == Size.of(everything) and found.size.units == 6 and found.measured == 2
+    assert found.size == Workload.of(everything) and found.size.units == 6 and found.measured == 2
     assert shown == [1, 2] and found.size.bytes == sum(r.bytes for r in results.rows if r.method == "base")
     ttt = found.methods[1]
     trained = sum(r.tokens_trained for r in results.rows if r.method == "ttt-nn" and r.k == 3)
@@ -170,6 +170,6 @@ def test_times_are_told_as_people_tell_them() -> None:
 
 def test_the_size_of_the_work_is_in_queries_documents_and_scored_bytes() -> None:
     documents = [Document("a", "x" * 30), Document("b", "é" * 60)]
-    assert Size.of(PerQuery(10, 20, windows=2).units(plan("base"), Inputs.of(documents))) == Size(
+    assert Workload.of(PerQuery(10, 20, windows=2).units(plan("base"), Inputs.of(documents))) == Workload(
         3, 2, 20 + 40 + 40
     )

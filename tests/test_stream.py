@@ -29,7 +29,7 @@ from uptake.report.page import page
 from uptake.report.results import Results
 from uptake.report.scored import SCORED
 from uptake.report.streamed import STREAMED
-from uptake.report.streamed.rows import Answered, Drifted, Spent, Stopped
+from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, Spent
 from uptake.tasks.asking import Asking, ask, divergence
 from uptake.tasks.questions import Question
 from uptake.text.types import Chunking, Document, Found, Passage
@@ -208,7 +208,7 @@ class Breaking(Finetune):
 )
 def test_a_document_that_cannot_be_taken_up_is_passed_over(method: Method[Any], reason: str) -> None:
     results = stream({"learner": MethodSpec(method)}, checkpoints=[])
-    (stopped,) = results.of(Stopped)
+    (stopped,) = results.of(DocumentFailed)
     assert (stopped.document, stopped.place, stopped.reason) == ("b", 2, reason)
     without = [document for document in DOCUMENTS if document.id != "b"]
     asked = [question for question in QUESTIONS if question.document != "b"]
@@ -228,7 +228,7 @@ def test_what_is_wrong_for_every_document_ends_the_stream() -> None:
 def test_a_diverging_loss_leaves_the_last_good_state() -> None:
     wild = MethodSpec(Finetune(optimizer=AdamW(1e30, weight_decay=0.0), clip=None))
     results = stream({"wild": wild}, checkpoints=[])
-    assert results.of(Stopped) and all(row.method == "wild" for row in results.of(Stopped))
+    assert results.of(DocumentFailed) and all(row.method == "wild" for row in results.of(DocumentFailed))
     assert all(math.isfinite(row.nats) for row in results.of(Drifted))
 
 
@@ -241,8 +241,10 @@ def test_a_rehearsal_that_cannot_be_learnt_is_named_and_changes_nothing(how: str
     broken = stream(breaking, questions=asked, rehearsal=[Question("x", "who?", ("dog",))], **given)
     plain = stream(breaking, questions=asked, **given)
     assert [row.nats for row in broken.of(Answered)] == [row.nats for row in plain.of(Answered)]
-    assert [(row.document, row.place) for row in broken.of(Stopped)] == [("the rehearsal", len(documents))]
-    assert not plain.of(Stopped)
+    assert [(row.document, row.place) for row in broken.of(DocumentFailed)] == [
+        ("the rehearsal", len(documents))
+    ]
+    assert not plain.of(DocumentFailed)
 
 
 def test_finite_looks_into_every_corner() -> None:

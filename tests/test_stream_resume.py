@@ -16,7 +16,7 @@ import uptake
 from uptake.adaptation.optimizers import AdamW
 from uptake.codec import dumps
 from uptake.evaluation import journal as journals
-from uptake.evaluation.journal import Lines
+from uptake.evaluation.journal import RecordFile
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
@@ -90,7 +90,7 @@ def test_cut_while_it_is_written_down(
     tmp_path: Path, whole: Results, monkeypatch: pytest.MonkeyPatch, what: str, turn: int
 ) -> None:
     path, calls = tmp_path / "journal", [0]
-    home, name = (Lines, "keep") if what == "line" else (journals, "save_state")
+    home, name = (RecordFile, "keep") if what == "line" else (journals, "save_state")
     real = getattr(home, name)
 
     def cut(*given: Any) -> None:

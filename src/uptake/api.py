@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from uptake.errors import BadInput
-from uptake.evaluation.course import in_stream
 from uptake.evaluation.engine import Progress
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
@@ -15,6 +14,7 @@ from uptake.evaluation.protocol import Protocol
 from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.evaluation.protocols.stream import Stream
 from uptake.evaluation.run import run
+from uptake.evaluation.schedule import in_stream
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import MethodSpec

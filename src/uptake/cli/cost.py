@@ -12,7 +12,7 @@ from uptake.cli import evaluating, inputs, options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
-    from uptake.evaluation.cost import Forecast, Span
+    from uptake.evaluation.cost import CostRange, Forecast
 
 EXAMPLES = options.examples(
     "uptake cost -m gpt2 -s notes.store --data test.jsonl -k 1,5,20",
@@ -56,7 +56,7 @@ def cost(**given: Any) -> None:
         Budget(*(given[f"max_{name}"] for name in ("tokens", "steps", "cpu_seconds", "wall_seconds"))),
         inputs.leak_filter(given["leak_containment"], given["leak_jaccard"], given["no_leak_filter"]),
     )
-    if plan.chained and given["workers"] > 1:
+    if plan.sequential and given["workers"] > 1:
         raise BadInput("reference=true carries state from query to query: use one worker")
     loading.check(given["device"], given["dtype"])
     wanted = evaluating.wanted_store(given["store"], plan)
@@ -115,7 +115,7 @@ def _show(found: "Forecast", as_json: bool) -> None:
             screen.note(f"note: {spec.method} failed on a measured query: {spec.failed}")
 
 
-def _span(seconds: "Span | None") -> str:
+def _span(seconds: "CostRange | None") -> str:
     if seconds is None:
         return "unknown"
     return f"{duration(seconds.value)} [{duration(seconds.low)}, {duration(seconds.high)}]"

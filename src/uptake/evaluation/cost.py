@@ -26,7 +26,7 @@ from uptake.text.types import Document
 
 
 @dataclass(frozen=True)
-class Size:
+class Workload:
     """How much there is to do. A unit is what is done in one go: a query, or under `running` a document."""
 
     units: int
@@ -34,14 +34,14 @@ class Size:
     bytes: int  # UTF-8 bytes scored
 
     @classmethod
-    def of(cls, everything: Sequence[Unit]) -> "Size":
+    def of(cls, everything: Sequence[Unit]) -> "Workload":
         queries = [query for unit in everything for query in queries_of(unit)]
         scored = sum(len(query.target.encode("utf8")) for query in queries)
         return cls(len(everything), len({query.document.id for query in queries}), scored)
 
 
 @dataclass(frozen=True)
-class Span:
+class CostRange:
     """A figure for the whole, and what it would be were all like the least or the most of those measured."""
 
     value: float
@@ -49,21 +49,21 @@ class Span:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Span":
+    def of(cls, values: Sequence[float]) -> "CostRange":
         return cls(fmean(values), min(values), max(values))
 
-    def times(self, factor: float) -> "Span":
-        return Span(self.value * factor, self.low * factor, self.high * factor)
+    def times(self, factor: float) -> "CostRange":
+        return CostRange(self.value * factor, self.low * factor, self.high * factor)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MethodCost:
     """What a method will cost over the whole data; without `cpu_seconds` where all it was tried on failed."""
 
     method: str
     k: tuple[int, ...]
-    cpu_seconds: Span | None
-    tokens_trained: Span | None
+    cpu_seconds: CostRange | None
+    tokens_trained: CostRange | None
     peak_bytes: int  # the most one process held
     failed: str = ""  # why the first query that failed did
 
@@ -72,11 +72,11 @@ class Estimate:
 class Forecast:
     """What a whole evaluation will cost. Loading the model and opening the store come on top."""
 
-    size: Size
+    size: Workload
     measured: int  # units
     workers: int  # as many as there is work and a core for
-    wall_seconds: Span | None
-    methods: tuple[Estimate, ...]
+    wall_seconds: CostRange | None
+    methods: tuple[MethodCost, ...]
 
 
 def forecast(
@@ -116,11 +116,15 @@ def forecast(
         rows.append(found)
         peaks = {name: max(peak, most[name]) for name, peak in peaks.items()}
         progress(len(rows), len(chosen))
-    size = Size.of(everything)
-    hands = min(workers, _cores(), math.ceil(size.units / plan.batch))
+    size = Workload.of(everything)
+    processes = min(workers, _cores(), math.ceil(size.units / plan.batch))
     made = tuple(estimate(name, spec, plan, rows, size, peaks[name]) for name, spec in plan.methods.items())
     return Forecast(
-        size, len(chosen), hands, wall_clock(plan, rows, size, hands, wall / cpu if cpu > 0 else 1.0), made
+        size,
+        len(chosen),
+        processes,
+        wall_clock(plan, rows, size, processes, wall / cpu if cpu > 0 else 1.0),
+        made,
     )
 
 
@@ -135,25 +139,27 @@ def _measured(runner: Runner, units: Sequence[Unit]) -> tuple[list[Scored], dict
 
 
 def estimate(
-    name: str, spec: MethodSpec, plan: Plan, rows: Sequence[Sequence[Scored]], size: Size, peak: int = 0
-) -> Estimate:
+    name: str, spec: MethodSpec, plan: Plan, rows: Sequence[Sequence[Scored]], size: Workload, peak: int = 0
+) -> MethodCost:
     """Return the cost of one method over the whole; `rows` are those of each unit measured."""
     mine = [[row for row in unit if row.method == name] for unit in rows]
     failed = next((row.failed for unit in mine for row in unit if row.failed), "")
     sound = [unit for unit in mine if unit and not any(row.failed for row in unit)]
     if not sound:
-        return Estimate(name, plan.asked(spec), None, None, peak, failed)
+        return MethodCost(name, plan.neighbour_counts(spec), None, None, peak, failed)
     seconds = [_seconds(unit, spec, plan, size) for unit in sound]
     tokens = [_tokens(unit, spec, plan, size) for unit in sound]
-    return Estimate(name, plan.asked(spec), Span.of(seconds), Span.of(tokens), peak, failed)
+    return MethodCost(
+        name, plan.neighbour_counts(spec), CostRange.of(seconds), CostRange.of(tokens), peak, failed
+    )
 
 
 def wall_clock(
-    plan: Plan, rows: Sequence[Sequence[Scored]], size: Size, hands: int, wall_per_cpu: float = 1.0
-) -> Span | None:
-    """Return how long the whole takes, shared between `hands` processes; None where every unit failed.
+    plan: Plan, rows: Sequence[Sequence[Scored]], size: Workload, processes: int, wall_per_cpu: float = 1.0
+) -> CostRange | None:
+    """Return how long the whole takes, shared between `processes` processes; None where every unit failed.
 
-    The last batches leave hands idle: the longest share of any of them is what is waited for.
+    The last batches leave processes idle: the longest share of any of them is what is waited for.
     """
     sound = [unit for unit in rows if unit and not any(row.failed for row in unit)]
     if not sound:
@@ -162,8 +168,8 @@ def wall_clock(
         sum(_seconds(mine, plan.methods[n], plan, size) for n, mine in _by_method(unit)) for unit in sound
     ]
     batches = math.ceil(size.units / plan.batch)
-    share = min(1.0, math.ceil(batches / hands) * plan.batch / size.units)
-    return Span.of(whole).times(share * wall_per_cpu)
+    share = min(1.0, math.ceil(batches / processes) * plan.batch / size.units)
+    return CostRange.of(whole).times(share * wall_per_cpu)
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -172,7 +178,7 @@ def spread(count: int, wanted: int) -> list[int]:
     return [(2 * number + 1) * count // (2 * wanted) for number in range(wanted)]
 
 
-def _seconds(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Size) -> float:
+def _seconds(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Workload) -> float:
     """Return the CPU seconds of the whole, were all of it like this unit.
 
     Finding and learning grow with the number of queries, scoring with the bytes scored; under a
@@ -188,7 +194,7 @@ def _seconds(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Size) -
     return (last.retrieve_seconds + train) * size.units + score * by_bytes
 
 
-def _tokens(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Size) -> float:
+def _tokens(unit: Sequence[Scored], spec: MethodSpec, plan: Plan, size: Workload) -> float:
     last = unit[-1]
     tokens = last.tokens_trained if spec.method.incremental else sum(row.tokens_trained for row in unit)
     return tokens * (size.units if _reads_neighbours(plan) else size.bytes / max(1, last.bytes))

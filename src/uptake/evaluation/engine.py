@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from uptake.errors import BadInput
 from uptake.evaluation.inputs import Inputs
-from uptake.evaluation.journal import Journal, Kept, Outcome
+from uptake.evaluation.journal import Journal, RunOutcome, SavedRun
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Batch, Part, Unit
-from uptake.evaluation.ray import Spread
+from uptake.evaluation.ray import RayWorkers
 from uptake.evaluation.runner import Runner
 from uptake.evaluation.workers import Workers
 from uptake.lm.base import LM
@@ -30,7 +30,7 @@ def evaluate(
     progress: Progress = lambda done, total, name: None,
     workers: int = 1,
     ray: str | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Do all that the plan's protocol makes of the inputs, under every method of the plan.
 
     With several `workers` as many processes share the units, one thread each: on this machine, or
@@ -39,18 +39,18 @@ def evaluate(
     """
     if workers < 1:
         raise BadInput(f"workers {workers}: use 1 or more")
-    if plan.chained and (workers > 1 or ray is not None):
+    if plan.sequential and (workers > 1 or ray is not None):
         raise BadInput("reference=true carries state from query to query: use one worker")
     journal = journal or Journal()
     runner = Runner(lm, plan, store, journal.states)
     everything = plan.protocol.units(plan, Inputs.of(inputs))
-    # What one unit hands to the next is in no journal: such a run begins again.
-    kept = journal.start(plan.protocol.report, fresh=plan.chained)
+    # What one unit processes to the next is in no journal: such a run begins again.
+    kept = journal.start(plan.protocol.report, fresh=plan.sequential)
     batches = _batches(everything, plan, kept)
     total = sum(unit.steps for unit in everything)
     progress(kept.done, total, "")
-    hands = min(workers, len(batches))
-    for part in _made(runner, plan, batches, hands, ray):
+    processes = min(workers, len(batches))
+    for part in _made(runner, plan, batches, processes, ray):
         if part.kept:  # what is told as done is on the disk
             journal.keep(part)
         kept.add(part)
@@ -60,7 +60,7 @@ def evaluate(
     return kept.outcome()
 
 
-def _batches(everything: Sequence[Unit], plan: Plan, kept: Kept) -> list[Batch]:
+def _batches(everything: Sequence[Unit], plan: Plan, kept: SavedRun) -> list[Batch]:
     left = [place for place in range(len(everything)) if not kept.finished(place)]
     size = plan.protocol.side_by_side(plan)
     parts = [left[start : start + size] for start in range(0, len(left), size)]
@@ -75,5 +75,5 @@ def _made(runner: Runner, plan: Plan, batches: list[Batch], workers: int, ray: s
             yield from runner.run(batch)
         return
     shared = (runner.lm, plan, runner.store, runner.states, workers)
-    with Workers(*shared) if ray is None else Spread(*shared, ray) as hands:
-        yield from hands.share(batches)
+    with Workers(*shared) if ray is None else RayWorkers(*shared, ray) as processes:
+        yield from processes.share(batches)

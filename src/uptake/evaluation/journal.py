@@ -27,7 +27,7 @@ StateT = TypeVar("StateT", bound=State)
 
 
 @dataclass
-class Lines:
+class RecordFile:
     """A file of JSON records made under the plan that `key` names; without a path nothing is kept."""
 
     path: Path | None = None
@@ -84,7 +84,7 @@ class Lines:
 
 
 @dataclass
-class Outcome:
+class RunOutcome:
     """All rows and showcases of a run, in the order of the plan, and the most bytes each method held."""
 
     rows: list[Row] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Outcome:
 
 
 @dataclass
-class UnitKept:
+class SavedUnit:
     """What one unit has given so far."""
 
     rows: list[Row] = field(default_factory=list)
@@ -105,10 +105,10 @@ class UnitKept:
 
 
 @dataclass
-class Kept:
+class SavedRun:
     """What a run has given so far, by the places of its units."""
 
-    units: dict[int, UnitKept] = field(default_factory=dict)
+    units: dict[int, SavedUnit] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
     gpu_peaks: dict[str, int] = field(default_factory=dict)
 
@@ -116,8 +116,8 @@ class Kept:
         """Add a part."""
         for place in part.places:
             if part.first and part.kept:
-                self.units[place] = UnitKept()
-            unit = self.units.setdefault(place, UnitKept())
+                self.units[place] = SavedUnit()
+            unit = self.units.setdefault(place, SavedUnit())
             unit.rows += part.rows.get(place, ())
             unit.showcases += part.showcases.get(place, ())
             # The units of a batch are as many steps each.
@@ -142,10 +142,10 @@ class Kept:
         """How many steps are done."""
         return sum(unit.done for unit in self.units.values())
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RunOutcome:
         """Return everything, in the order of the units."""
         units = [self.units[place] for place in sorted(self.units)]
-        return Outcome(
+        return RunOutcome(
             [row for unit in units for row in unit.rows],
             [showcase for unit in units for showcase in unit.showcases],
             self.peaks,
@@ -241,9 +241,9 @@ class Journal:
         """The states beside it."""
         return States(self.path)
 
-    def start(self, report: ReportKind, fresh: bool = False) -> Kept:
+    def start(self, report: ReportKind, fresh: bool = False) -> SavedRun:
         """Return what is there already, and make the file ready to go on; `fresh` throws it away."""
-        kept, by = Kept(), reader(report)
+        kept, by = SavedRun(), reader(report)
         for part in self._lines.start(lambda data: load(_Record, data, by).part(), fresh):
             kept.add(part)
         self.states.clear(but=[unit.resume.state for unit in kept.units.values() if unit.resume])
@@ -273,5 +273,5 @@ class Journal:
         self._lines.done()
 
     @property
-    def _lines(self) -> Lines:
-        return Lines(self.path, self.key)
+    def _lines(self) -> RecordFile:
+        return RecordFile(self.path, self.key)

@@ -34,15 +34,15 @@ class Plan:
         object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))
 
     @property
-    def chained(self) -> bool:
+    def sequential(self) -> bool:
         """Whether each unit must wait for the one before it."""
-        return self.protocol.chained(self)
+        return self.protocol.sequential(self)
 
     @property
     def searches(self) -> bool:
-        """Whether neighbours will be looked for in a store."""
+        """Whether neighbours will be retrieved from a store."""
         return self.protocol.searches(self)
 
-    def asked(self, spec: MethodSpec) -> tuple[int, ...]:
-        """Return how many neighbours a method is asked to read: only 0 where it finds none."""
-        return self.protocol.asked(self, spec)
+    def neighbour_counts(self, spec: MethodSpec) -> tuple[int, ...]:
+        """Return the numbers of neighbours a method reads: only 0 where it reads none."""
+        return self.protocol.neighbour_counts(self, spec)

@@ -111,23 +111,23 @@ class Protocol(ABC):
         return 1
 
     def searches(self, plan: "Plan") -> bool:
-        """Whether any method will look for neighbours."""
+        """Whether any method will retrieve neighbours."""
         return False
 
     def needs_store(self, plan: "Plan") -> bool:
         """Whether it cannot do without a store."""
         return self.searches(plan)
 
-    def chained(self, plan: "Plan") -> bool:
-        """Whether each unit waits for the one before it, because a method hands something on."""
+    def sequential(self, plan: "Plan") -> bool:
+        """Whether each unit waits for the one before it, because a method passes its state on."""
         return False
 
-    def asked(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
-        """Return the numbers of neighbours a method is asked to read: only 0 where it reads none."""
+    def neighbour_counts(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
+        """Return the numbers of neighbours a method reads: only 0 where it reads none."""
         return (0,)
 
     def describe(self, inputs: Inputs) -> dict[str, str | int | float]:
-        """Return its settings, but those left out, as a report tells them."""
+        """Return its settings, but those left out, for the header of a report."""
         settings: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
         return {name: value for name, value in settings.items() if value is not None}
 

@@ -52,7 +52,7 @@ class QueryUnit(Unit):
 
 
 @dataclass
-class Asked:
+class OpenQuery:
     """One unit under way, with what the base made of it and where its neighbours are."""
 
     queries: Sequence[Query]
@@ -97,16 +97,16 @@ class QueryProtocol(Protocol):
         return [QueryUnit(queries[0].id, 1, tuple(queries)) for queries in self.cut(made)]
 
     def side_by_side(self, plan: "Plan") -> int:
-        return 1 if self.chained(plan) else plan.batch
+        return 1 if self.sequential(plan) else plan.batch
 
-    def chained(self, plan: "Plan") -> bool:
+    def sequential(self, plan: "Plan") -> bool:
         return any(spec.method.sequential for spec in plan.methods.values())
 
     def searches(self, plan: "Plan") -> bool:
         wanted = any(spec.searches for spec in plan.methods.values())
         return self.reads_neighbours and max(plan.ks) > 0 and wanted
 
-    def asked(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
+    def neighbour_counts(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
         return plan.ks if self.reads_neighbours and spec.searches and spec.select.gives_passages else (0,)
 
     def run(self, batch: Batch, runner: "Runner") -> Iterator[Part]:
@@ -134,24 +134,24 @@ class QueryProtocol(Protocol):
         return [
             Scored(name, k, first.id, first.document.id, 0, 0.0, 0.0, failed=reason)
             for name, spec in plan.methods.items()
-            for k in self.asked(plan, spec)
+            for k in self.neighbour_counts(plan, spec)
         ]
 
     def _attempt(
-        self, name: str, spec: MethodSpec, asked: Sequence[Asked], runner: "Runner"
+        self, name: str, spec: MethodSpec, asked: Sequence[OpenQuery], runner: "Runner"
     ) -> list[list[Scored]]:
         if not spec.method.reads:
             return [[replace(one.row(name, 0, one.base), score_seconds=one.base_seconds)] for one in asked]
 
-        def at_the_base(one: Asked, reason: str) -> list[Scored]:
+        def at_the_base(one: OpenQuery, reason: str) -> list[Scored]:
             one.scores[name] = one.base[0]
-            ks = self.asked(runner.plan, spec)
+            ks = self.neighbour_counts(runner.plan, spec)
             return [replace(one.row(name, k, one.base), failed=reason) for k in ks]
 
         return attempt(asked, lambda some: self.score(name, spec, some, runner), at_the_base)
 
     def score(
-        self, name: str, spec: MethodSpec, asked: Sequence[Asked], runner: "Runner"
+        self, name: str, spec: MethodSpec, asked: Sequence[OpenQuery], runner: "Runner"
     ) -> list[list[Scored]]:
         """Read neighbours and score under one method; return the rows of each unit, one a k."""
         lm, plan, method, count = runner.lm, runner.plan, spec.method, len(asked)
@@ -163,8 +163,8 @@ class QueryProtocol(Protocol):
         states, context = fresh, Context(plan.seed, plan.budget)
         segments = [segment_of(one.queries[0]) for one in asked]
         rows: list[list[Scored]] = [[] for _ in asked]
-        start, last = 0, max(self.asked(plan, spec))
-        for k in self.asked(plan, spec):
+        start, last = 0, max(self.neighbour_counts(plan, spec))
+        for k in self.neighbour_counts(plan, spec):
             if not method.incremental:
                 start, states, context = 0, fresh, Context(plan.seed, plan.budget)
             evidence = [
@@ -210,14 +210,14 @@ def neighbours(found: Found) -> tuple[Neighbour, ...]:
     )
 
 
-def _ask(queries: Sequence[Query], runner: "Runner") -> Asked:
+def _ask(queries: Sequence[Query], runner: "Runner") -> OpenQuery:
     seconds: list[float] = []
     with runner.meter.seconds(seconds):
         base = [runner.lm.score([segment_of(query)])[0] for query in queries]
-    return Asked(queries, base, seconds[0], scores={"base": base[0]})
+    return OpenQuery(queries, base, seconds[0], scores={"base": base[0]})
 
 
-def _find(asked: Sequence[Asked], runner: "Runner") -> None:
+def _find(asked: Sequence[OpenQuery], runner: "Runner") -> None:
     if runner.store is None:
         return
     seconds: list[float] = []
@@ -227,8 +227,8 @@ def _find(asked: Sequence[Asked], runner: "Runner") -> None:
         one.source, one.search_seconds = source, seconds[0] / len(asked)
 
 
-def _choose(spec: MethodSpec, one: Asked, plan: "Plan") -> Found:
-    k = max(plan.asked(spec))
+def _choose(spec: MethodSpec, one: OpenQuery, plan: "Plan") -> Found:
+    k = max(plan.neighbour_counts(spec))
     if one.source is None or k == 0:
         return Found()
     # Seeded by the query alone, so that no query's control depends on which others were run.
@@ -236,13 +236,13 @@ def _choose(spec: MethodSpec, one: Asked, plan: "Plan") -> Found:
     return spec.select.choose(one.source, k, generator)
 
 
-def _evidence(one: Asked, found: Found, support: bool) -> Evidence:
+def _evidence(one: OpenQuery, found: Found, support: bool) -> Evidence:
     query = one.queries[0]
     return Evidence(found.behind(query.support if support else ()), query.own, one.source, query.context)
 
 
 def _row(
-    one: Asked,
+    one: OpenQuery,
     name: str,
     k: int,
     found: Found,
@@ -270,7 +270,7 @@ def _row(
     )
 
 
-def _showcase(one: Asked, k: int) -> Showcase:
+def _showcase(one: OpenQuery, k: int) -> Showcase:
     query, base = one.queries[0], one.base[0]
     ends = [end for _, end in base.spans]
     # Tokens of one character share its span: the character goes to the last of them.

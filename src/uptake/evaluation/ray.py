@@ -35,7 +35,7 @@ class Scorer:
 
 
 @dataclass
-class Spread:
+class RayWorkers:
     """So many workers of the cluster at `address`; use as a context manager, as `Workers` is."""
 
     lm: LM

@@ -93,7 +93,7 @@ class Workers:
         for number in range(self.count):
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=_work, args=(_on(job, number), theirs), daemon=True)
-            with _deaf_to_interrupts():
+            with _ignoring_interrupts():
                 process.start()
             theirs.close()
             self._alive[ours] = process
@@ -158,7 +158,7 @@ def _from(batch: Batch, part: Part) -> Batch:
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def _ignoring_interrupts() -> Iterator[None]:
     """Let processes started in the block ignore Ctrl-C, which a terminal sends to all: this one ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say so

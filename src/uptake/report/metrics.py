@@ -18,7 +18,7 @@ TAILS = (0.025, 0.975)  # of a 95 % interval
 Interval = tuple[float, float]
 
 
-class Estimate(NamedTuple):
+class IntervalEstimate(NamedTuple):
     """A figure and its interval; `interval` is None where there are too few documents for one."""
 
     value: float
@@ -64,7 +64,7 @@ def gain_difference(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> Estimate:
+) -> IntervalEstimate:
     """Return gain of `bits` less gain of `other_bits`, over the same queries in the same order.
 
     The two share each resample, so what makes a document hard for both cancels out.
@@ -72,7 +72,7 @@ def gain_difference(
     bits, other_bits, base_bits = _columns(bits, other_bits, base_bits)
     saved = other_bits - bits
     interval = ratio_interval(saved, base_bits, documents, seed=seed, resamples=resamples)
-    return Estimate(_ratio(saved, base_bits), interval)
+    return IntervalEstimate(_ratio(saved, base_bits), interval)
 
 
 def ratio_interval(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from uptake.errors import BadInput
-from uptake.evaluation.queries import Asked, Query, QueryProtocol, segment_of
+from uptake.evaluation.queries import OpenQuery, Query, QueryProtocol, segment_of
 from uptake.lm.base import Scores
 from uptake.methods.contract.method import Context, MethodSpec
 from uptake.report.scored.rows import Scored
@@ -44,11 +44,11 @@ class Running(QueryProtocol):
         return list(documents)
 
     def score(
-        self, name: str, spec: MethodSpec, asked: Sequence[Asked], runner: "Runner"
+        self, name: str, spec: MethodSpec, asked: Sequence[OpenQuery], runner: "Runner"
     ) -> list[list[Scored]]:
-        return [[self._walk(name, spec, one, runner)] for one in asked]
+        return [[self._score_segments(name, spec, one, runner)] for one in asked]
 
-    def _walk(self, name: str, spec: MethodSpec, one: Asked, runner: "Runner") -> Scored:
+    def _score_segments(self, name: str, spec: MethodSpec, one: OpenQuery, runner: "Runner") -> Scored:
         lm, method, plan = runner.lm, spec.method, runner.plan
         context = Context(plan.seed, plan.budget)
         states = [runner.carried.get(name) or method.init(lm)]

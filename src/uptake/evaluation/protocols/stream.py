@@ -1,6 +1,6 @@
 """Documents one after another, questions at checkpoints and at the end, closed book; the base beside.
 
-A unit is one method's walk through the whole stream, so methods run side by side in workers. A
+A unit is one method's run through the whole stream, so methods run side by side in workers. A
 document that cannot be read (a loss that is no number, above all) is passed over: the state before
 it is kept and the results name it.
 """
@@ -13,16 +13,16 @@ import numpy as np
 
 from uptake.codec import load, plain
 from uptake.errors import BadInput
-from uptake.evaluation.course import Course
 from uptake.evaluation.failures import finite, reason_of
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.protocol import Batch, Part, Protocol, Unit
+from uptake.evaluation.schedule import Schedule
 from uptake.lm.base import LM
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
 from uptake.report.formatting import many
 from uptake.report.results import BASE, Row
 from uptake.report.streamed import STREAMED
-from uptake.report.streamed.rows import Asked, Spent, Stopped
+from uptake.report.streamed.rows import DocumentFailed, ShownQuestion, Spent
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.types import Chunking, Document, Found, Passage, stable_hash
@@ -58,13 +58,13 @@ class Stream(Protocol):
             raise BadInput(f"save every {self.save_every} documents: use 1 or more")
 
     def units(self, plan: "Plan", inputs: Inputs) -> list[Unit]:
-        course = Course(self.checkpoints, self.asking, inputs)
-        course.check()
+        schedule = Schedule(self.checkpoints, self.asking, inputs)
+        schedule.check()
         if len(plan.ks) > 1:
             raise BadInput(f"k {', '.join(map(str, plan.ks))}: a stream is read once, give one k")
         reading = [name for name, spec in plan.methods.items() if spec.method.reads]
-        walks = [Walk(name, len(inputs.documents), course=course) for name in reading]
-        return [Walk(BASE, 0, course=course), *walks]
+        runs = [StreamRun(name, len(inputs.documents), schedule=schedule) for name in reading]
+        return [StreamRun(BASE, 0, schedule=schedule), *runs]
 
     def searches(self, plan: "Plan") -> bool:
         return max(plan.ks) > 0 and any(spec.searches for spec in plan.methods.values())
@@ -72,47 +72,51 @@ class Stream(Protocol):
     def needs_store(self, plan: "Plan") -> bool:
         return False
 
-    def asked(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
+    def neighbour_counts(self, plan: "Plan", spec: MethodSpec) -> tuple[int, ...]:
         return plan.ks if spec.searches and spec.select.gives_passages else (0,)
 
     def describe(self, inputs: Inputs) -> dict[str, str | int | float]:
         counted = ("documents", "questions", "unrelated", "rehearsal")
         return {
             **{name: len(getattr(inputs, name)) for name in counted},
-            "checkpoints": ", ".join(map(str, Course(self.checkpoints, self.asking, inputs).stops)),
+            "checkpoints": ", ".join(map(str, Schedule(self.checkpoints, self.asking, inputs).stops)),
             **asdict(self.asking),
             "chunk_characters": self.chunking.characters if self.chunking else "whole documents",
         }
 
     def failed(self, unit: Unit, plan: "Plan", reason: str) -> list[Row]:
-        course = _walk(unit).course
-        questions = course.ever() if unit.id == BASE else course.asked(len(course.inputs.documents))
-        taken = 0 if unit.id == BASE else len(course.inputs.documents)
-        return [*course.unanswered(unit.id, taken, questions, reason)]
+        schedule = _stream_run(unit).schedule
+        questions = (
+            schedule.all_questions()
+            if unit.id == BASE
+            else schedule.questions_after(len(schedule.inputs.documents))
+        )
+        taken = 0 if unit.id == BASE else len(schedule.inputs.documents)
+        return [*schedule.unanswered(unit.id, taken, questions, reason)]
 
     def run(self, batch: Batch, runner: "Runner") -> Iterator[Part]:
         (unit,), (place,) = batch.units, batch.places
-        walk = _walk(unit)
-        if walk.id != BASE:
-            yield from _follow(walk, place, batch, runner)
+        run = _stream_run(unit)
+        if run.id != BASE:
+            yield from _run_method(run, place, batch, runner)
             return
-        asked = walk.course.ever()
+        asked = run.schedule.all_questions()
         yield Part.progress(0, f"{BASE} {_asking(asked)}")
         with runner.meter.memory(BASE):
-            rows = walk.course.ask(runner, runner.lm, Spent(BASE, 0), asked)
-        shown = [Asked(one.id, one.text, one.answers) for one in walk.course.shown(SHOWN)]
+            rows = run.schedule.ask(runner, runner.lm, Spent(BASE, 0), asked)
+        shown = [ShownQuestion(one.id, one.text, one.answers) for one in run.schedule.shown(SHOWN)]
         yield Part(rows={place: rows}, showcases={place: list(shown)})
 
 
 @dataclass(frozen=True)
-class Walk(Unit):
+class StreamRun(Unit):
     """One method's way through the stream; the base's asks alone."""
 
-    course: Course = field(kw_only=True)
+    schedule: Schedule = field(kw_only=True)
 
 
-def _walk(unit: Unit) -> Walk:
-    assert isinstance(unit, Walk)
+def _stream_run(unit: Unit) -> StreamRun:
+    assert isinstance(unit, StreamRun)
     return unit
 
 
@@ -121,10 +125,10 @@ def _protocol(runner: "Runner") -> Stream:
     return runner.plan.protocol
 
 
-def _follow(walk: Walk, place: int, batch: Batch, runner: "Runner") -> Iterator[Part]:
+def _run_method(run: StreamRun, place: int, batch: Batch, runner: "Runner") -> Iterator[Part]:
     """Let one method read the documents that are left, and ask it at its checkpoints."""
-    name, course = walk.id, walk.course
-    spec, documents, stops = runner.plan.methods[name], course.inputs.documents, set(course.stops)
+    name, schedule = run.id, run.schedule
+    spec, documents, stops = runner.plan.methods[name], schedule.inputs.documents, set(schedule.stops)
     state: Any = spec.method.init(runner.lm)
     spent, rows = Spent(name, 0), list[Row]()
     if batch.resume is not None and (left := runner.resume(batch, type(state))) is not None:
@@ -135,12 +139,12 @@ def _follow(walk: Walk, place: int, batch: Batch, runner: "Runner") -> Iterator[
         document = documents[number - 1]
         spent = replace(spent, taken=number)
         state, spent, failed = _read_document(state, spec, document, spent, runner)
-        rows += [Stopped(name, document.id, number, failed)] if failed else []
+        rows += [DocumentFailed(name, document.id, number, failed)] if failed else []
         label = f"{name} {document.id}"
         if number in stops:
-            asked = course.asked(number)
+            asked = schedule.questions_after(number)
             yield Part.progress(number - 1, f"{name} {_asking(asked)}")
-            rows += _ask(state, spec, course, spent, asked, runner)
+            rows += _ask(state, spec, schedule, spent, asked, runner)
         if number in stops or number % save_every == 0:
             end = number == len(documents)
             runner.meter.note(name)
@@ -163,15 +167,20 @@ def _asking(questions: Sequence[Question]) -> str:
 
 
 def _ask(
-    state: Any, spec: MethodSpec, course: Course, spent: Spent, asked: Sequence[Question], runner: "Runner"
+    state: Any,
+    spec: MethodSpec,
+    schedule: Schedule,
+    spent: Spent,
+    asked: Sequence[Question],
+    runner: "Runner",
 ) -> list[Row]:
     """Return the rows of a checkpoint, the rehearsal learnt before it; the state stays for the stream."""
-    ready, failed = _rehearsed(state, spec, course, runner)
-    rows: list[Row] = [Stopped(spent.method, REHEARSAL, spent.taken, failed)] if failed else []
+    ready, failed = _rehearsed(state, spec, schedule, runner)
+    rows: list[Row] = [DocumentFailed(spent.method, REHEARSAL, spent.taken, failed)] if failed else []
     try:
-        return [*rows, *course.ask(runner, spec.method.adapted([ready], runner.lm), spent, asked)]
+        return [*rows, *schedule.ask(runner, spec.method.adapted([ready], runner.lm), spent, asked)]
     except Exception as error:  # whatever a network can raise: these questions count at the base's answers
-        unanswered = course.unanswered(spent.method, spent.taken, asked, reason_of(error))
+        unanswered = schedule.unanswered(spent.method, spent.taken, asked, reason_of(error))
         return [*rows, *unanswered, spent]
 
 
@@ -209,23 +218,23 @@ def _evidence(
     if runner.store is None or not spec.searches:
         return Evidence(own)
     (source,) = runner.sources([(document.text, document)])
-    k = max(runner.plan.asked(spec))
+    k = max(runner.plan.neighbour_counts(spec))
     generator = np.random.default_rng(stable_hash(str(runner.plan.seed), "choose", document.id))
     found = spec.select.choose(source, k, generator) if k else Found()
     return Evidence(own.behind(found.passages), source=source)
 
 
-def _rehearsed(state: Any, spec: MethodSpec, course: Course, runner: "Runner") -> tuple[Any, str]:
+def _rehearsed(state: Any, spec: MethodSpec, schedule: Schedule, runner: "Runner") -> tuple[Any, str]:
     """Return the state after learning the rehearsal, once, and why it was not learnt, if it was not.
 
     It is `uniform + QA-tune` of Hu et al. (2023).
     """
-    if not course.inputs.rehearsal:
+    if not schedule.inputs.rehearsal:
         return state, ""
-    asking = course.asking
+    asking = schedule.asking
     passages = tuple(
         Passage(stable_hash("rehearsal", question.id), text, asking.prompt(question))
-        for question in course.inputs.rehearsal
+        for question in schedule.inputs.rehearsal
         for text in [asking.learnt(question.answers[0])]
     )
     evidence = Evidence(Found(passages, (0.0,) * len(passages), (0.0,) * len(passages)))

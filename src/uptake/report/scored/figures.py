@@ -202,5 +202,5 @@ def conclusion(figures: dict[str, Any]) -> str:
             else f"{queries}: {best} saves nothing"
         )
     unsure = interval is not None and interval[0] <= 0
-    doubt = ", which may be chance: the interval holds 0" if unsure else ""
+    doubt = ", which may be chance: the interval includes 0" if unsure else ""
     return f"{queries}: {best} saves {saved}{doubt}"

@@ -32,21 +32,21 @@ def page(results: Results, figures: Figures) -> Page:
             "method with the base on the same queries. A query that failed counts at the base’s score."
         ),
         plots=tuple(plots(methods)),
-        sections=(TokensSection("What every token gained", _TOKENS, texts, STEPS),) if texts else (),
+        sections=(TokensSection("Gain of every token", _TOKENS, texts, STEPS),) if texts else (),
         pictures=strips(methods),
         pictured="gain",
     )
 
 
 _TOKENS = (
-    "In grey the text the model was given; then the text it was scored on. Point at a token for its "
+    "In grey: the context. Then: the text that was scored. Point at a token for its "
     "probability under each method."
 )
 
 
 def _legend(methods: Figures) -> str:
     against = (
-        "Against random is in percentage points: what the neighbours gave beyond as many random passages. "
+        "Against random is in percentage points: the gain of the neighbours over as many random passages. "
         if any(method["against_random"] for method in methods.values())
         else ""
     )

@@ -43,7 +43,7 @@ def _neighbours(methods: Figures) -> Plot | None:
                 at["bits_per_byte"],
                 # The paired interval of the gain, on the scale of bits: what varies is what was saved.
                 at["gain_ci"] and [at["base_bits_per_byte"] * (1 - end) for end in at["gain_ci"]],
-                f"{_told(name, at)}: {number(at['bits_per_byte'], 3)} bits per byte",
+                f"{_mark_title(name, at)}: {number(at['bits_per_byte'], 3)} bits per byte",
             )
             for at in method["by_k"]
             if at["bits_per_byte"] is not None
@@ -118,7 +118,7 @@ def _cost(methods: Figures) -> Plot | None:
                 _cpu(at),
                 100 * at["gain"],
                 None if name == BASE else _percents(at),
-                f"{_told(name, at)}: {_gain(at)} for {_cpu(at):.2f} CPU seconds",
+                f"{_mark_title(name, at)}: {_gain(at)} for {_cpu(at):.2f} CPU seconds",
             )
             for at in method["by_k"]
             if at["gain"] is not None and _cpu(at) is not None
@@ -167,7 +167,7 @@ def _cpu(at: Figures) -> Any:
     return at["cpu_seconds_per_query"]["total"]
 
 
-def _told(name: str, at: Figures) -> str:
+def _mark_title(name: str, at: Figures) -> str:
     return f"{name}, {many(at['k'], 'neighbour', 'neighbours')}" if at["k"] else name
 
 

@@ -7,15 +7,15 @@ from uptake.report.kind import Figures, ReportKind, TableLines
 from uptake.report.page.layout import Page
 from uptake.report.results import Results
 from uptake.report.streamed import figures as counting
-from uptake.report.streamed.rows import Answered, Asked, Drifted, Spent, Stopped
+from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, ShownQuestion, Spent
 
 
 class StreamReport(ReportKind):
     """Rows are answers, drift, costs and failures; the base's answers stand with `taken` 0, each once."""
 
-    rows = (Answered, Drifted, Spent, Stopped)
+    rows = (Answered, Drifted, Spent, DocumentFailed)
     figure_names = ("documents", "base", "methods", "pairs")
-    showcase: ClassVar[Any] = Asked
+    showcase: ClassVar[Any] = ShownQuestion
     optional_headings = ("failed", "GPU memory", "tokens trained", "CPU seconds", "F1", "vs base")
 
     def figures(self, results: Results) -> Figures:

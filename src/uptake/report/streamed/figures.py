@@ -9,7 +9,7 @@ from typing import Any
 from uptake.report import metrics
 from uptake.report.formatting import filled, many, number, percent, size
 from uptake.report.results import BASE, Results
-from uptake.report.streamed.rows import Answered, Drifted, Spent, Stopped
+from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, Spent
 
 # What is compared: the column, and what it is shared out over.
 MEASURES: Mapping[str, tuple[Callable[[Answered], float], Callable[[Answered], float]]] = {
@@ -76,7 +76,7 @@ def _settled(row: Answered, base: Mapping[str, Answered]) -> Answered:
 
 def _failures(results: Results, method: str) -> list[dict[str, Any]]:
     """Return what of the stream a method could not read or answer, and why."""
-    stopped = [row for row in results.of(Stopped) if row.method == method]
+    stopped = [row for row in results.of(DocumentFailed) if row.method == method]
     unasked: dict[tuple[int, str], int] = {}
     for row in results.of(Answered):
         if row.method == method and row.failed:

@@ -1,4 +1,4 @@
-"""What a page of a stream shows: the headline, answers along the stream and against drift, what was said."""
+"""What a page of a stream shows: the headline, answers along the stream and against drift, the answers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +12,8 @@ from uptake.report.streamed.rows import Answered
 Figures = dict[str, Any]
 _LEGEND = (
     "NLL is in nats a token of the right answer, closed book; against the base with the 95 % interval of a "
-    "paired bootstrap over groups of documents. F1 and exact match are marked as SQuAD 2.0 does. KL says how "
-    "far the model has moved elsewhere: nats a token of text that has nothing to do with the stream. CPU "
+    "paired bootstrap over groups of documents. F1 and exact match are marked as SQuAD 2.0 does. KL is the "
+    "drift: how much the model has changed on unrelated text, in nats a token. CPU "
     "seconds and tokens are those of reading the whole stream."
 )
 
@@ -27,17 +27,17 @@ def page(results: Results, figures: Figures) -> Page:
         f"{many(figures['base']['questions'], 'question', 'questions')} at the end",
         legend=_LEGEND,
         measured=(
-            "Every method read all documents in order, once, and was asked without seeing them again. "
+            "Every method read all documents in order, once, and answered without seeing them again. "
             f"Intervals resample whole groups, 10,000 times with seed {figures['seed']}, and pair every "
             "method with the base on the same questions. A document that could not be read was passed over; "
             "a question that could not be asked counts at the base’s answer."
         ),
-        plots=tuple(plot for plot in (_length(figures), _kept(figures), _drift(figures)) if plot),
-        sections=(_said(results, figures),) if results.showcases else (),
+        plots=tuple(plot for plot in (_length(figures), _forgetting(figures), _drift(figures)) if plot),
+        sections=(_answers(results, figures),) if results.showcases else (),
     )
 
 
-def _said(results: Results, figures: Figures) -> WordsSection:
+def _answers(results: Results, figures: Figures) -> WordsSection:
     """Return what the base and every method said to a few questions, at the end."""
     names = (BASE, *figures["methods"])
     said = {
@@ -46,7 +46,7 @@ def _said(results: Results, figures: Figures) -> WordsSection:
         if row.method == BASE or row.taken == figures["documents"]
     }
     return WordsSection(
-        "What was said",
+        "Answers to some of the questions",
         ("question", "right", *names),
         tuple(
             (one.text, " / ".join(one.answers), *(said.get((name, one.question), "") for name in names))
@@ -71,7 +71,7 @@ def headline(figures: Figures) -> str:
     drift = f", at a drift of {number(told['kl'], 3)} nats a token" if told["kl"] is not None else ""
     return (
         f"{asked} {best} needs {number(told['nll'], 2)} nats a token for the right answers, the base "
-        f"{number(base['nll'], 2)}; it says {percent(told['exact'])} of them, the base "
+        f"{number(base['nll'], 2)}; it answers {percent(told['exact'])} of them, the base "
         f"{percent(base['exact'])}{drift}."
     )
 
@@ -106,14 +106,14 @@ def _lines(figures: Figures, title: str, caption: str, values: Mapping[str, list
     return Plot(title, caption, svg)
 
 
-def _told(name: str, at: Figures, gap: float) -> str:
+def _mark_title(name: str, at: Figures, gap: float) -> str:
     return f"{name}, {many(at['taken'], 'document', 'documents')}: {number(gap, 3, '+')}"
 
 
 def _length(figures: Figures) -> Plot | None:
     marks = {
         name: [
-            chart.Mark(at["taken"], gap["difference"], gap["ci"], _told(name, at, gap["difference"]))
+            chart.Mark(at["taken"], gap["difference"], gap["ci"], _mark_title(name, at, gap["difference"]))
             for at in told["at"]
             if (gap := at["vs_base"]["nll"])["difference"] is not None
         ]
@@ -122,13 +122,13 @@ def _length(figures: Figures) -> Plot | None:
     return _lines(
         figures,
         "Answers against the length of the stream",
-        "Lower is better: nats a token of the right answer, less the base's, over all documents taken "
+        "Lower is better: nats a token of the right answer, less the base's, over all documents read "
         "so far. Shaded: 95 % interval.",
         marks,
     )
 
 
-def _kept(figures: Figures) -> Plot | None:
+def _forgetting(figures: Figures) -> Plot | None:
     """The questions on the documents before the first checkpoint, as the stream goes on."""
     if all(len(told["at"]) < 2 for told in figures["methods"].values()):
         return None
@@ -138,10 +138,12 @@ def _kept(figures: Figures) -> Plot | None:
             first = next((band for band in at["bands"] if band["from"] == 1), None)
             if first and None not in (first["nll"], first["base"]["nll"]):
                 gap = first["nll"] - first["base"]["nll"]
-                marks.setdefault(name, []).append(chart.Mark(at["taken"], gap, None, _told(name, at, gap)))
+                marks.setdefault(name, []).append(
+                    chart.Mark(at["taken"], gap, None, _mark_title(name, at, gap))
+                )
     return _lines(
         figures,
-        "What is kept of the first documents",
+        "Forgetting: questions on the first documents",
         "The same over the questions on the documents before the first checkpoint: rising is forgetting.",
         marks,
     )
@@ -153,7 +155,7 @@ def _drift(figures: Figures) -> Plot | None:
     series = []
     for name, told in figures["methods"].items():
         marks = [
-            chart.Mark(at["kl"], gap, None, f"{_told(name, at, gap)} at KL {number(at['kl'], 4)}")
+            chart.Mark(at["kl"], gap, None, f"{_mark_title(name, at, gap)} at KL {number(at['kl'], 4)}")
             for at in told["at"]
             if at["kl"] is not None and (gap := at["vs_base"]["nll"]["difference"]) is not None
         ]
@@ -171,6 +173,6 @@ def _drift(figures: Figures) -> Plot | None:
     )
     return Plot(
         "Answers against drift",
-        "Down and to the left is better: right answers likelier, the rest of the model as it was.",
+        "Down and to the left is better: right answers likelier, less change elsewhere.",
         svg,
     )

@@ -49,7 +49,7 @@ class Spent(Row):
 
 
 @dataclass(frozen=True, slots=True)
-class Stopped(Row):
+class DocumentFailed(Row):
     """A document, or the rehearsal after it, that could not be read: the state before it was kept."""
 
     document: str
@@ -58,7 +58,7 @@ class Stopped(Row):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ShownQuestion:
     """A question in words, for showing what was said to it."""
 
     question: str

@@ -1,4 +1,4 @@
-"""The course of a stream: which documents come in which order, and which question is asked when."""
+"""The schedule of a stream: which documents come in which order, and which question is asked when."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Course:
+class Schedule:
     """The documents of the inputs in order, and their questions; `checkpoints` are numbers of documents."""
 
     checkpoints: tuple[int, ...]
@@ -65,7 +65,7 @@ class Course:
         place = self.place(question)
         return (self.inputs.documents[place - 1].group or question.document) if place else question.id
 
-    def asked(self, taken: int) -> list[Question]:
+    def questions_after(self, taken: int) -> list[Question]:
         """Return the questions to ask once so many documents have been read."""
         last = taken == len(self.inputs.documents)
         return [
@@ -76,14 +76,14 @@ class Course:
             and self.places.get(question.until, taken + 1) > taken
         ]
 
-    def ever(self) -> list[Question]:
+    def all_questions(self) -> list[Question]:
         """Return the questions that are asked at all."""
-        ids = {question.id for taken in self.stops for question in self.asked(taken)}
+        ids = {question.id for taken in self.stops for question in self.questions_after(taken)}
         return [question for question in self.inputs.questions if question.id in ids]
 
     def shown(self, count: int) -> list[Question]:
         """Return a few of the questions asked at the end, evenly spread over them."""
-        asked = self.asked(len(self.inputs.documents))
+        asked = self.questions_after(len(self.inputs.documents))
         step = max(1, len(asked) // max(1, count))
         return asked[::step][:count]
 
