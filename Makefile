@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest $(if $(ARGS),,--numprocesses $(JOBS) --dist loadfile)
 
-# The last act of an installation, so that one cut short is taken up again.
+# The last act of an installation, so that one cut short is done again.
 PRODUCT := $(VENV)/.product-is-installed
 DEV := $(VENV)/.dev-is-installed
 
@@ -53,7 +53,7 @@ imports: $(DEV) ## import-linter: imports run one way
 docs: $(DEV) ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-clean: ## remove what the tools left behind; .venv and build/ stay
+clean: ## remove what the tools left behind, except .venv and build/
 	rm -rf site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests examples bench -name __pycache__ -prune -exec rm -rf {} +
 
