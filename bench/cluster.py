@@ -1,6 +1,6 @@
 """Searching by shards on Ray beside one process and bare FAISS: latency, fan-out, bytes, memory.
 
-The vectors are made up (clusters in 48 of 384 dimensions) and kept in a real Datastore whose encoder
+The vectors are made up (clusters in 48 of 384 dimensions) and stored in a real Datastore whose encoder
 only looks them up. For each number of shards one process, bare FAISS and a cluster on this machine
 answer the same queries in turns. The fan-out's own cost is a search's time less the slowest shard's;
 it is held against a call of the same actors that does nothing, and against one that does nothing but
@@ -78,7 +78,7 @@ def vectors(count: int, seed: int) -> Floats:
 
 
 class Side:
-    """One way of searching: the milliseconds of each call, by batch."""
+    """One kind of search: the milliseconds of each call, by batch."""
 
     def __init__(self, call: Callable[[Floats], Any]) -> None:
         self.call = call

@@ -258,8 +258,8 @@ def node_evaluating(world: World) -> None:
     documents = [Document(f"test {n}", f"word{n} word22 word{n + 7} " * 20) for n in range(12)]
     store = Datastore.create(world.place(), retriever="lexical")
     store.add([Document(f"train {n}", f"word{n} word22 word{n + 7} and more") for n in range(30)])
-    ways = api.method_specs(["random", "ttt-nn"], ["optimizer=sgd(learning_rate=0.05)"])
-    plan = Plan(ways, PerQuery(prefix=80, suffix=80), (1, 3), batch=1)
+    methods = api.method_specs(["random", "ttt-nn"], ["optimizer=sgd(learning_rate=0.05)"])
+    plan = Plan(methods, PerQuery(prefix=80, suffix=80), (1, 3), batch=1)
     since: list[float] = []
 
     def loses(done: int, total: int, name: str) -> None:

@@ -48,7 +48,7 @@ STRETCHES = {"fwl": FWL.stretch, "fwl, stretches of 32": 32}
 
 
 def passes(lm: Causal, width: int, ids: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """Return what each way does to score these tokens."""
+    """Return what each method does to score these tokens."""
 
     @torch.no_grad()
     def static() -> object:
@@ -74,7 +74,7 @@ def passes(lm: Causal, width: int, ids: torch.Tensor) -> dict[str, Callable[[], 
 
 
 def counted(shape: dict[str, int], tokens: int, tokenizer: Any) -> dict[str, float]:
-    """Return the operations a token of each way, and of attention itself in a static pass."""
+    """Return the operations a token of each method, and of attention itself in a static pass."""
     found = {}
     with FakeTensorMode():
         lm = Causal(network(shape, tokens, attn_implementation="eager"), tokenizer, base="shape")
@@ -99,10 +99,10 @@ def measured(
     torch.set_default_dtype(torch.float32)
     lm = Causal(module, tokenizer, base="random")
     ids = torch.randint(50257, (1, tokens))
-    ways = {name: go for name, go in passes(lm, shape["n_embd"], ids).items() if name not in skip}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    methods = {name: go for name, go in passes(lm, shape["n_embd"], ids).items() if name not in skip}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     for repeat in range(repeats + 1):
-        for name, go in ways.items():
+        for name, go in methods.items():
             started = time.process_time()
             go()
             if repeat > 0:  # the first round warms up
@@ -141,19 +141,19 @@ def main() -> None:
         found = counted(shape, 1024, tokenizer)
         attention, static = found.pop("attention"), found["static"]
         told["counted"][name] = {
-            way: {
+            label: {
                 "operations_a_token": own,
                 "times_static": own / static,
                 # A backward pass goes through attention twice.
                 "times_static_without_attention": (
-                    own - attention * (3 if way == "dynamic evaluation" else 1)
+                    own - attention * (3 if label == "dynamic evaluation" else 1)
                 )
                 / (static - attention),
             }
-            for way, own in found.items()
+            for label, own in found.items()
         }
-        for way, own in told["counted"][name].items():
-            print(f"{name}, {way}: {own['times_static']:.3f}, {own['times_static_without_attention']:.3f}")
+        for label, own in told["counted"][name].items():
+            print(f"{name}, {label}: {own['times_static']:.3f}, {own['times_static_without_attention']:.3f}")
     jobs: dict[str, list[tuple[int, str, set[str]]]] = {
         "GPT-2 small": [(arguments.tokens, dtype, set()) for dtype in ("float32", "bfloat16")],
         # Gradients of 1.3 B weights would be as much memory again.
@@ -163,7 +163,12 @@ def main() -> None:
         for tokens, dtype, skip in jobs[name]:
             found = measured(SHAPES[name], tokens, dtype, tokenizer, arguments.repeats, skip)
             told["measured"][f"{name}, {dtype}"] = {"tokens": tokens, **found}
-            print(name, dtype, {way: round(own["times_static"], 2) for way, own in found.items()}, flush=True)
+            print(
+                name,
+                dtype,
+                {label: round(own["times_static"], 2) for label, own in found.items()},
+                flush=True,
+            )
     arguments.out.write_text(json.dumps(told, indent=1))
 
 

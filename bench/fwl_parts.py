@@ -58,7 +58,7 @@ def read(lm: LM, document: Document) -> Read:
 
 
 class Trial:
-    """Losses in nats of ways to go on from one static layer, on the same documents."""
+    """Losses in nats of methods to go on from one static layer, on the same documents."""
 
     def __init__(self, lm: LM, static: FastWeights, texts: list[Read]) -> None:
         self.out, self.static, self.texts = lm.unembedding, static, texts

@@ -1,6 +1,6 @@
 """The vector index at a million vectors: recall, time a query, opening, adding; and embedding end to end.
 
-The vectors are token states over real text (bench/token_states.py), kept in a real Datastore whose
+The vectors are token states over real text (bench/token_states.py), stored in a real Datastore whose
 encoder only looks them up, so that searching is all that is measured. Bare FAISS means the same
 inverted file with the same lists, probes and candidates, re-ranked by FAISS itself; both answer the
 same queries one at a time, in turns, on one core.
@@ -132,7 +132,7 @@ def recall(found: Sequence[Sequence[int]], best: NDArray[np.int64]) -> float:
 
 
 class Side:
-    """One way of searching: its answers, the milliseconds of each query, CPU milliseconds a query."""
+    """One kind of search: its answers, the milliseconds of each query, CPU milliseconds a query."""
 
     def __init__(self, search: Callable[[int], Sequence[int]]) -> None:
         self._search = search

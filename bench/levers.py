@@ -37,7 +37,7 @@ NAMED = (
 
 
 def measured(rows: Sequence[Scored]) -> dict:
-    """Return gain, CPU seconds and trained tokens a query of some rows of one way and k."""
+    """Return gain, CPU seconds and trained tokens a query of some rows of one method and k."""
     spent = [row.retrieve_seconds + row.train_seconds + row.score_seconds for row in rows]
     bits, base = [row.bits for row in rows], [row.base_bits for row in rows]
     return {

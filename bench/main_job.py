@@ -1,6 +1,6 @@
 """The main job on text the shared base model never read: gain, control and cost, domain by domain.
 
-Every long enough test document of six domains, each way of taking text up with the settings chosen
+Every long enough test document of six domains, each method with the settings chosen
 for it on validation text (recipes/levers.sh). Rounds of documents go through all domains in turn, so
 that a run that is cut short is a smaller sample of the same thing; the same command goes on.
 
@@ -34,7 +34,7 @@ from uptake.text.types import Document
 GUARDED, OWN = "ttt-nn-guarded", "ttt-nn, own prefix"
 SHOWN, SOME = ("random", "in-context", "ttt-nn", GUARDED), (OWN, "ttt-nn+in-context")
 MOVES = "trainable=top(layers=2)"
-# What validation text chose, for each way by itself.
+# What validation text chose, for each method by itself.
 RATES = {
     "random": "1e-3",
     "ttt-nn": "1e-3",
@@ -50,7 +50,7 @@ class Call:
     """One call of `compare`: its k for the first round of documents, and for later ones; none is no call."""
 
     called: str
-    ways: tuple[str, ...]
+    methods: tuple[str, ...]
     first: tuple[int, ...]
     later: tuple[int, ...] = ()
     more: tuple[str, ...] = ()
@@ -72,20 +72,20 @@ def rows_of(
     calls: Sequence[tuple[Call, tuple[int, ...]]],
     journal: Path,
 ) -> tuple[Header, list[Scored]]:
-    """Return every way's rows for some documents of one domain; what the journals hold is not done again."""
+    """Return every method's rows for some documents of one domain; rows in the journals are kept."""
     rows: list[Scored] = []
     for call, ks in calls:
         results = uptake.compare(
             model,
             scored,
-            call.ways,
+            call.methods,
             store=store,
             k=ks,
             settings=[
                 setting
-                for way in call.ways
-                if way in RATES
-                for setting in (f"{way}.{MOVES}", f"{way}.learning_rate={RATES[way]}", *call.more)
+                for label in call.methods
+                if label in RATES
+                for setting in (f"{label}.{MOVES}", f"{label}.learning_rate={RATES[label]}", *call.more)
             ],
             protocol=uptake.PerQuery(search=SEARCH),
             showcases=0,
@@ -100,7 +100,7 @@ def rows_of(
 def guarded(rows: Iterable[Scored]) -> list[Scored]:
     """Return what the mixture of base and TTT-NN scores on the same texts.
 
-    By its definition: half the probability of the text under each. It pays for the base's pass too.
+    By its definition: half the probability of the text under each. It is charged for the base's pass too.
     """
     rows = list(rows)
     base = {row.query: row.score_seconds for row in rows if row.method == "base"}
@@ -122,10 +122,10 @@ def rounds(count: int, first: int, size: int) -> Iterable[slice]:
         yield slice(start, min(start + size, count))
 
 
-def against(rows: Sequence[Scored], way: str, other: str, k: int) -> dict | None:
-    """Return how far one way's gain exceeds another's at the same k, over the queries both answered."""
+def against(rows: Sequence[Scored], label: str, other: str, k: int) -> dict | None:
+    """Return how far one method's gain exceeds another's at the same k, over the queries both answered."""
     mine, theirs = (
-        {row.query: row for row in rows if row.method == name and row.k in (k, 0)} for name in (way, other)
+        {row.query: row for row in rows if row.method == name and row.k in (k, 0)} for name in (label, other)
     )
     both = [query for query in mine if query in theirs]
     if not both:
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/main_job"), help="journals")
     parser.add_argument("--out", type=Path, default=Path("bench/main_job.json"))
     parser.add_argument("--domains", nargs="+", default=DOMAINS)
-    parser.add_argument("--first", type=int, default=8, help="documents a domain for every way and k = 50")
+    parser.add_argument("--first", type=int, default=8, help="documents a domain for every method and k = 50")
     parser.add_argument("--round", type=int, default=12, help="documents of one round")
     parser.add_argument("--limit", type=int, help="most documents a domain")
     parser.add_argument("--only", nargs="+", help="do these calls ahead, and tell no figures")
@@ -202,18 +202,18 @@ def main() -> None:
 
 
 def figures(header: Header, rows: Sequence[Scored]) -> dict:
-    """Return the report's summary, and each way against TTT-NN on the queries both answered."""
+    """Return the report's summary, and each method against TTT-NN on the queries both answered."""
     summary = uptake.summary(Results(SCORED, header, tuple(rows)))
     # TTT-NN's largest k was read for a few documents alone: its line is that of the k all were scored at.
-    for way, method in summary["methods"].items():
+    for label, method in summary["methods"].items():
         at = next((each for each in method["by_k"] if each["k"] == KS[-1]), method["by_k"][-1])
-        summary["methods"][way] = {
+        summary["methods"][label] = {
             "k": at["k"],
             **at,
             "tokens_trained_per_query": method["tokens_trained_per_query"],
             "by_k": method["by_k"],
-            "beyond_random": against(rows, way, "random", KS[-1]),
-            "beyond_ttt_nn": against(rows, way, "ttt-nn", KS[-1]),
+            "beyond_random": against(rows, label, "random", KS[-1]),
+            "beyond_ttt_nn": against(rows, label, "ttt-nn", KS[-1]),
         }
     return {"queries": len({row.query for row in rows}), "methods": summary["methods"]}
 
@@ -239,20 +239,20 @@ def bins(rows: Sequence[Scored]) -> dict:
 
 
 def curve(rows: Sequence[Scored]) -> dict:
-    """Return each way's gain at every k on the documents that all of them scored."""
+    """Return each method's gain at every k on the documents that all of them scored."""
     told: dict[str, list[dict]] = {}
-    for way, k in sorted({(row.method, row.k) for row in rows}):
-        some = [row for row in rows if (row.method, row.k) == (way, k)]
+    for label, k in sorted({(row.method, row.k) for row in rows}):
+        some = [row for row in rows if (row.method, row.k) == (label, k)]
         bits, base = [row.bits for row in some], [row.base_bits for row in some]
         interval = gain_interval(bits, base, [row.document for row in some])
-        told.setdefault(way, []).append(
+        told.setdefault(label, []).append(
             {"k": k, "gain": gain(bits, base), "gain_ci": interval and list(interval)}
         )
     return told
 
 
 def show(told: dict) -> None:
-    """Print every way's gain; those of the first round alone stand against TTT-NN on its documents."""
+    """Print every method's gain; those of the first round alone stand against TTT-NN on its documents."""
     table = Table("domain", "queries", "base", *SHOWN, "ttt-nn beyond random", box=None)
     for domain, line in {**told["domains"], **told["pooled"]}.items():
         methods = line["methods"]
@@ -261,12 +261,12 @@ def show(told: dict) -> None:
             domain,
             str(line["queries"]),
             f"{methods['base']['bits_per_byte']:.3f}",
-            *(shown(methods[way]["gain"], methods[way]["gain_ci"]) for way in SHOWN),
+            *(shown(methods[label]["gain"], methods[label]["gain_ci"]) for label in SHOWN),
             shown(beyond["difference"], beyond["ci"]),
         )
     firsts = Table("domain", *SOME, box=None)
     for domain, line in {**told["domains"], **told["pooled"]}.items():
-        against = [line["methods"][way]["beyond_ttt_nn"] for way in SOME]
+        against = [line["methods"][label]["beyond_ttt_nn"] for label in SOME]
         firsts.add_row(domain, *(shown(each["difference"], each["ci"]) for each in against))
     console = Console(width=180)
     console.print(f"gain in % of the base's bits at k = {KS[-1]}", table)

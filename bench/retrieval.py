@@ -60,7 +60,7 @@ def scored(
     called: str,
     journal: Path,
 ) -> list[Scored]:
-    """Return one way's rows under the name it is called by."""
+    """Return one method's rows under the name it is called by."""
     results = uptake.compare(
         model,
         texts,

@@ -99,7 +99,7 @@ def size(count: float) -> str:
 def tails(shard_ms: NDArray[np.float64], shards: int, hedged: bool) -> list[float]:
     """Return the p50, p95 and p99 of a fan-out's slowest shard, in medians of one shard.
 
-    Hedged: a shard that has not answered by its p95 is asked again, of a replica.
+    Hedged: a shard that has not answered by its p95 is queried again at a replica.
     """
     random = np.random.default_rng(0)
     first = random.choice(shard_ms, (DRAWS, shards))

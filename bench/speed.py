@@ -1,10 +1,10 @@
-"""CPU seconds a query against the published loop's way of working, and what each way gains.
+"""CPU seconds a query against the published loop, and what each variant gains.
 
-Every way of working reads the same neighbours of the same queries, one way after another on each
+Every variant reads the same neighbours of the same queries, one variant after another on each
 query, so that a slow minute of the machine slows all of them. Seconds are CPU seconds of training
 and scoring; finding the neighbours is told apart. Learning rates are those that validation text chose
-for every way of working (recipes/levers.sh); with `--validation N` they are chosen here, on N queries a
-domain. The published ways search with the whole prefix; of ours, those that say so with its end.
+for every variant (recipes/levers.sh); with `--validation N` they are chosen here, on N queries a
+domain. The published methods search with the whole prefix; of ours, those that say so with its end.
 
     OMP_NUM_THREADS=1 python bench/speed.py --out bench/speed.json      # recipes/speed.sh
 """
@@ -45,7 +45,7 @@ RATES, LOWER = (1e-4, 3e-4, 1e-3, 3e-3), 3e-5
 # Mathematics left out: its gain is ten times that of the others, and would be all that is seen.
 PROSE = tuple(domain for domain in DOMAINS if domain != "dm_mathematics")
 FRESH = "float32 all weights"
-SEARCH = 384  # characters of the prefix's end, where a way searches with that
+SEARCH = 384  # characters of the prefix's end, where a method searches with that
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way of working: `run` takes a query and a learning rate and returns the bits of the suffix."""
+    """One variant: `run` takes a query and a learning rate and returns the bits of the suffix."""
 
     name: str
     dtype: str  # whose base model it is measured against
     run: Callable[[Asked, float], float]
-    rate_of: str = ""  # the way whose learning rate it takes, where training is the same
+    rate_of: str = ""  # the method whose learning rate it takes, where training is the same
     rate: float = math.nan  # what validation text chose
 
 
@@ -124,7 +124,7 @@ class PublishedLoop:
 
 
 def ours(lm: Causal, k: int, *settings: str, by_end: bool = False) -> Callable[[Asked, float], float]:
-    """Return Uptake's way of working on the first `k` neighbours, with these settings."""
+    """Return Uptake's variant on the first `k` neighbours, with these settings."""
     method = apply(Finetune(), *settings)
 
     def run(asked: Asked, rate: float) -> float:
@@ -138,8 +138,8 @@ def ours(lm: Causal, k: int, *settings: str, by_end: bool = False) -> Callable[[
     return run
 
 
-def ways(full: Causal, half: Causal, k: int) -> list[Contestant]:
-    """Return the ways of working, the published one first, then the same without its re-scoring."""
+def contestants(full: Causal, half: Causal, k: int) -> list[Contestant]:
+    """Return the variants, the published one first, then the same without its re-scoring."""
     few, top = max(1, k // 2), "trainable=top(layers=2)"
     dtype = str(half.dtype).removeprefix("torch.")
     own = "own_prefix=true"
@@ -190,29 +190,32 @@ def _found(store: Datastore, document: Document, search: str, k: int) -> tuple[F
 
 
 def choose_rates(chosen: Sequence[Contestant], valid: Sequence[Asked]) -> dict[str, float]:
-    """Return every way's learning rate with the largest gain on the validation queries.
+    """Return every method's learning rate with the largest gain on the validation queries.
 
     Rates rise as long as the gain does: it has one peak. Where the first is best, a lower one is tried.
     """
     rates: dict[str, float] = {}
-    for way in chosen:
-        if way.rate_of:
+    for contestant in chosen:
+        if contestant.rate_of:
             continue
         gains: dict[float, float] = {}
         for rate in RATES:
-            gains[rate] = _gain(way, rate, valid)
+            gains[rate] = _gain(contestant, rate, valid)
             if gains[rate] < max(gains.values()):
                 break
         if gains[RATES[0]] == max(gains.values()):
-            gains[LOWER] = _gain(way, LOWER, valid)
-        rates[way.name] = max(gains, key=lambda rate: gains[rate])
+            gains[LOWER] = _gain(contestant, LOWER, valid)
+        rates[contestant.name] = max(gains, key=lambda rate: gains[rate])
         told = ", ".join(f"{rate:g}: {100 * gain:.1f} %" for rate, gain in gains.items())
-        print(f"  validation gain, {way.name}: {told}", flush=True)
-    return {way.name: rates[way.rate_of or way.name] for way in chosen}
+        print(f"  validation gain, {contestant.name}: {told}", flush=True)
+    return {contestant.name: rates[contestant.rate_of or contestant.name] for contestant in chosen}
 
 
-def _gain(way: Contestant, rate: float, queries: Sequence[Asked]) -> float:
-    bits, base = (way.run(one, rate) for one in queries), (one.base_bits[way.dtype] for one in queries)
+def _gain(contestant: Contestant, rate: float, queries: Sequence[Asked]) -> float:
+    bits, base = (
+        (contestant.run(one, rate) for one in queries),
+        (one.base_bits[contestant.dtype] for one in queries),
+    )
     gain = 1 - sum(bits) / sum(base)
     return gain if math.isfinite(gain) else -math.inf
 
@@ -220,16 +223,16 @@ def _gain(way: Contestant, rate: float, queries: Sequence[Asked]) -> float:
 def measure(
     chosen: Sequence[Contestant], rates: dict[str, float], test: Sequence[Asked]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return bits and CPU seconds of every way on every query, the ways in another order each time."""
-    bits: dict[str, list[float]] = {way.name: [] for way in chosen}
-    seconds: dict[str, list[float]] = {way.name: [] for way in chosen}
+    """Return bits and CPU seconds of every method on every query, the methods in another order each time."""
+    bits: dict[str, list[float]] = {contestant.name: [] for contestant in chosen}
+    seconds: dict[str, list[float]] = {contestant.name: [] for contestant in chosen}
     for number, asked in enumerate(test):
         turn = number % len(chosen)
-        for way in [*chosen[turn:], *chosen[:turn]]:
+        for contestant in [*chosen[turn:], *chosen[:turn]]:
             started = time.process_time()
-            found = way.run(asked, rates[way.name])
-            seconds[way.name].append(time.process_time() - started)
-            bits[way.name].append(found)
+            found = contestant.run(asked, rates[contestant.name])
+            seconds[contestant.name].append(time.process_time() - started)
+            bits[contestant.name].append(found)
         print(f"  query {number + 1} of {len(test)}", flush=True)
     return bits, seconds
 
@@ -237,27 +240,27 @@ def measure(
 def figures(
     chosen: Sequence[Contestant], rates: dict, test: Sequence[Asked], bits: dict, seconds: dict
 ) -> list[dict]:
-    """Return a line of figures for every way; shares of gain with their 95 % interval by document."""
-    published, once, fresh = (way.name for way in chosen[:3])
-    # What is saved is counted from the model people have, in float32, whatever a way computes in.
+    """Return a line of figures for every method; shares of gain with their 95 % interval by document."""
+    published, once, fresh = (contestant.name for contestant in chosen[:3])
+    # What is saved is counted from the model people have, in float32, whatever a method computes in.
     base = np.array([one.base_bits["float32"] for one in test])
     saved = {name: base - np.array(values) for name, values in bits.items()}
     size = sum(one.bytes for one in test)
     draws = np.random.default_rng(0).integers(0, len(test), (2000, len(test)))
     made = []
-    for way in chosen:
-        took = seconds[way.name]
+    for contestant in chosen:
+        took = seconds[contestant.name]
         shares = {
             whose: (
-                saved[way.name].sum() / theirs.sum(),
-                saved[way.name][draws].sum(1) / theirs[draws].sum(1),
+                saved[contestant.name].sum() / theirs.sum(),
+                saved[contestant.name][draws].sum(1) / theirs[draws].sum(1),
             )
             for whose, theirs in (("published", saved[once]), ("fresh", saved[fresh]))
         }
         made.append(
             {
-                "way": way.name,
-                "learning_rate": rates[way.name],
+                "way": contestant.name,
+                "learning_rate": rates[contestant.name],
                 "cpu_seconds": median(took),
                 "cpu_seconds_quartiles": list(np.percentile(took, [25, 75])),
                 "times_faster_than_published": median(
@@ -266,9 +269,9 @@ def figures(
                 "times_faster_than_scored_once": median(
                     theirs / mine for theirs, mine in zip(seconds[once], took, strict=True)
                 ),
-                "bits_per_byte": sum(bits[way.name]) / size,
-                "bits_per_byte_saved": float(saved[way.name].sum()) / size,
-                "gain": float(saved[way.name].sum() / base.sum()),
+                "bits_per_byte": sum(bits[contestant.name]) / size,
+                "bits_per_byte_saved": float(saved[contestant.name].sum()) / size,
+                "gain": float(saved[contestant.name].sum() / base.sum()),
                 **{f"share_of_{whose}_gain": float(share) for whose, (share, _) in shares.items()},
                 **{
                     f"share_of_{whose}_gain_ci": list(np.percentile(drawn, [2.5, 97.5]))
@@ -281,7 +284,7 @@ def figures(
 
 def show(told: dict) -> None:
     measured = ("lr", "CPU s", "vs published", "vs scored once", "bpb saved", "gain")
-    table = Table("way of working", *measured, "of published gain", "of fresh AdamW's", box=None)
+    table = Table("variant", *measured, "of published gain", "of fresh AdamW's", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for line in told["ways"]:
@@ -301,7 +304,7 @@ def show(told: dict) -> None:
         )
     Console(width=150).print(
         f"k = {told['k']}, {told['queries']} queries of {len(told['domains'])} domains, "
-        f"base {told['base_bits_per_byte']:.3f} bits a byte; finding neighbours costs every way "
+        f"base {told['base_bits_per_byte']:.3f} bits a byte; finding neighbours costs every variant "
         f"{told['retrieve_cpu_seconds']:.3f} s a query more",
         table,
     )
@@ -319,7 +322,7 @@ def main() -> None:
     )
     parser.add_argument("--queries", type=int, default=5, help="test queries a domain, one a document")
     parser.add_argument("-k", type=int, default=20)
-    parser.add_argument("--dtype", default="bfloat16", help="of the base under our own ways of working")
+    parser.add_argument("--dtype", default="bfloat16", help="of the base under our own variants")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=[""], help="beside the first three: words in the names")
     arguments = parser.parse_args()
@@ -332,17 +335,21 @@ def main() -> None:
     }
 
     def selected() -> list[Contestant]:
-        every = ways(full, half, arguments.k)
+        every = contestants(full, half, arguments.k)
         return [w for w in every if w in every[:3] or any(word in w.name for word in arguments.only)]
 
     chosen = selected()
     valid = ask([full, half], stores, "valid", max(1, arguments.validation), arguments.k, arguments.shared)
     test = ask([full, half], stores, "test", arguments.queries, arguments.k, arguments.shared)
-    rates = choose_rates(chosen, valid) if arguments.validation else {way.name: way.rate for way in chosen}
-    # What optimisers remember of the validation queries stays behind; nobody pays for what is done once.
+    rates = (
+        choose_rates(chosen, valid)
+        if arguments.validation
+        else {contestant.name: contestant.rate for contestant in chosen}
+    )
+    # A first run each, untimed: what is done once does not count, nor do optimizer states of validation.
     chosen = selected()
-    for way in chosen:
-        way.run(valid[0], rates[way.name])
+    for contestant in chosen:
+        contestant.run(valid[0], rates[contestant.name])
     bits, seconds = measure(chosen, rates, test)
     told = {
         "k": arguments.k,

@@ -27,7 +27,7 @@ BATCH = 8
 
 
 def token_states(shared: Path, part: str, count: int, work: Path) -> tuple[NDArray[np.float32], list[str]]:
-    """Return `count` vectors and their texts from one part of the mini-Pile, kept in `work` for next time."""
+    """Return `count` vectors and their texts from one part of the mini-Pile, cached in `work`."""
     vectors_at, texts_at = work / f"{part}-{count}.npy", work / f"{part}-{count}.jsonl"
     if not texts_at.exists():
         work.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ def made(model: Causal, pile: Path, folder: Path, arguments: argparse.Namespace)
 
 
 def exact(keys: NDArray[np.float16], queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return the places of the k keys nearest to each query, all keys looked at, a block at a time."""
+    """Return the places of the k keys nearest to each query, all keys compared, a block at a time."""
     heap = faiss.ResultHeap(len(queries), k)
     for start in range(0, len(keys), BLOCK):
         distances, places = faiss.knn(queries, keys[start : start + BLOCK].astype(np.float32), k)
@@ -101,7 +101,7 @@ def exact(keys: NDArray[np.float16], queries: NDArray[np.float32], k: int) -> ND
 
 def recall(views: Sequence[BoundTokens], queries: Sequence[NDArray[np.float32]], k: int) -> float:
     """Return the share of the k nearest that may be read which a search finds."""
-    # Some of the nearest may be withheld: look for more, and leave those out.
+    # Some of the nearest may be withheld: search for more, and leave those out.
     near = exact(views[0].view.stored.vectors, np.concatenate(queries), k + 256)
     shares, start = [], 0
     for view, own in zip(views, queries, strict=True):
@@ -163,9 +163,9 @@ def main() -> None:
         with torch.no_grad():
             queries = np.ascontiguousarray(model.keys(ids)[0, -own - 1 : -1].numpy())
         bare = lambda q=queries: ivf.search(q, arguments.k, params=faiss.SearchParametersIVF(nprobe=32))  # noqa: E731
-        ways = [("pass", lambda s=segment: model.score([s])), ("bare search", bare),
+        methods = [("pass", lambda s=segment: model.score([s])), ("bare search", bare),
                 ("knn-lm", lambda s=segment, m=mixed: m.score([s]))]  # fmt: skip
-        for name, do in ways[place % 3 :] + ways[: place % 3]:
+        for name, do in methods[place % 3 :] + methods[: place % 3]:
             spent[name].append(seconds(do))
         views.append(states[0].view)
         looked.append(queries[:RECALLED])

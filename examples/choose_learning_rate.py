@@ -39,9 +39,9 @@ def main() -> None:
                 settings=[f"learning_rate={rate}"],
                 workers=arguments.workers,
             )
-            gains = {way: figures["gain"] for way, figures in uptake.summary(results)["methods"].items()}
+            gains = {label: figures["gain"] for label, figures in uptake.summary(results)["methods"].items()}
             print(
-                f"{rate:>6}  " + "  ".join(f"{way} {100 * gain:5.1f} %" for way, gain in gains.items()),
+                f"{rate:>6}  " + "  ".join(f"{label} {100 * gain:5.1f} %" for label, gain in gains.items()),
                 flush=True,
             )
 

@@ -1,11 +1,11 @@
 """CaMeLS against uniform weights, salient spans and TF-IDF, on long streams of made-up worlds.
 
-A small model is taught to be asked (online_common.prepare), CaMeLS's weights are meta-trained beside
-it, and every way then takes up streams of unseen worlds. All rates of all ways run over a validation
+A small model is trained to answer questions (online_common.prepare), CaMeLS's weights are meta-trained beside
+it, and every method then adapts to streams of unseen worlds. All rates of all methods run over a validation
 world; the rate at which each answers most within a KL of `--most-kl` on unrelated text runs over the
 test worlds, one a seed. What is judged is the pair of answers and KL: uniform weights and CaMeLS run
-at a quarter to twice their rates, uniform to four times, and ways are compared where their KL is the
-same. A longer stream tells what is kept, and `--larger` whether weights learnt beside the small model
+at a quarter to twice their rates, uniform to four times, and methods are compared where their KL is the
+same. A longer stream shows what is remembered, and `--larger` whether weights learnt beside the small model
 serve a larger one: the small one grown to three times as many weights and trained on (preparation.grown).
 
     python recipes/camels.py --larger           # go on after an interruption: the same command again
@@ -39,11 +39,11 @@ from uptake.methods.finetune import Finetune
 from uptake.train import Training
 
 DISTRACTORS = 4  # sentences beside the one that states a fact
-LEVELS = (0.1, 0.2, 0.35, 0.5)  # of KL, at which ways are compared
-CURVES = (figures.UNIFORM, figures.CAMELS)  # ways that run over the test worlds at several rates
-LARGER = (*CURVES, "TF-IDF", "CaMeLS, untrained")  # ways that the larger model is adapted by
+LEVELS = (0.1, 0.2, 0.35, 0.5)  # of KL, at which methods are compared
+CURVES = (figures.UNIFORM, figures.CAMELS)  # methods that run over the test worlds at several rates
+LARGER = (*CURVES, "TF-IDF", "CaMeLS, untrained")  # methods that the larger model is adapted by
 OTHERS = ("uniform, Adam", "uniform + re-tune", "salient spans", "oracle")
-WAYS = (*LARGER, *OTHERS)
+METHODS = (*LARGER, *OTHERS)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def weights(small: Prepared, scale: Scale, work: Path, seed: int) -> Camels:
 
 
 def subjects(model: Prepared, made: World, camels: Camels, factors: Sequence[float]) -> list[Subject]:
-    """Return every way at every rate. Weights below one want larger steps: each has its own range."""
+    """Return every method at every rate. Weights below one want larger steps: each has its own range."""
     names, lm, rate = model
     answers = {question.document: question.answers for question in made.questions}
     other = common.world(names, 64, 0, "train", seed=10_000).questions
@@ -109,7 +109,7 @@ def subjects(model: Prepared, made: World, camels: Camels, factors: Sequence[flo
             Subject("TF-IDF", plain * 2, steps(SGD(plain * 2), TfIdf(0.25))),
             Subject("CaMeLS, untrained", plain * 4, replace(mine, weights="untrained")),
             Subject(figures.CAMELS, plain * 4, mine),
-            Subject("oracle", plain * 2, steps(SGD(plain * 2), common.Told(answers))),
+            Subject("oracle", plain * 2, steps(SGD(plain * 2), common.StatedAnswers(answers))),
         ]
     return out
 
@@ -117,19 +117,19 @@ def subjects(model: Prepared, made: World, camels: Camels, factors: Sequence[flo
 def swept(
     size: str, model: Prepared, camels: Camels, scale: Scale, args: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Return every way at every rate on the validation world, and the rate of each that is best there."""
+    """Return every method at every rate on the validation world, and the rate of each that is best there."""
     names, lm, _ = model
     valid = common.world(names, scale.valid, DISTRACTORS, "valid")
-    ways = adapting(size, args)
-    every = [each for each in subjects(model, valid, camels, scale.factors) if each.way in ways]
+    methods = adapting(size, args)
+    every = [each for each in subjects(model, valid, camels, scale.factors) if each.label in methods]
     rows = common.run(lm, valid, every, journal(args), f"{size} valid {scale.valid}")
     common.show(f"{size} model: validation, {scale.valid} documents", rows)
-    return rows, {way: row["rate"] for way, row in common.chosen(rows, args.most_kl).items()}
+    return rows, {label: row["rate"] for label, row in common.chosen(rows, args.most_kl).items()}
 
 
 def adapting(size: str, args: argparse.Namespace) -> set[str]:
-    """Return the ways that the model of this size is adapted by."""
-    return set(args.methods) & set(LARGER if size == "large" else WAYS)
+    """Return the methods that the model of this size is adapted by."""
+    return set(args.methods) & set(LARGER if size == "large" else METHODS)
 
 
 def tested(
@@ -141,15 +141,15 @@ def tested(
     args: argparse.Namespace,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return the rows of a test world: each way at its best rate, and some around that too."""
+    """Return the rows of a test world: each method at its best rate, and some around that too."""
     names, lm, _ = model
     test = common.world(names, scale.test, DISTRACTORS, "test", seed)
     # Uniform weights go further up, to be seen at their best.
     near = {figures.UNIFORM: (0.25, 0.5, 1.0, 2.0, 4.0), figures.CAMELS: (0.25, 0.5, 1.0, 2.0)}
     some = []
     for each in subjects(model, test, camels, scale.factors):
-        times = near.get(each.way, (1.0,))
-        if each.way in adapting(size, args) and each.rate in [best[each.way] * much for much in times]:
+        times = near.get(each.label, (1.0,))
+        if each.label in adapting(size, args) and each.rate in [best[each.label] * much for much in times]:
             some.append(each)
     rows = common.run(lm, test, some, journal(args), f"{size} test {scale.test}", seed=seed)
     common.show(f"{size} model: test, {scale.test} documents, seed {seed}", rows)
@@ -165,7 +165,7 @@ def followed(
     some = [
         each
         for each in subjects(model, made, camels, scale.factors)
-        if each.way in CURVES and best.get(each.way) == each.rate
+        if each.label in CURVES and best.get(each.label) == each.rate
     ]
     stops = [at for at in (100, 300, 1000) if at < scale.long]
     return common.run(lm, made, some, journal(args), f"small long {scale.long}", stops)
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=Scale.episodes)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--methods", nargs="+", default=WAYS, help="these alone, uniform and CaMeLS among them"
+        "--methods", nargs="+", default=METHODS, help="these alone, uniform and CaMeLS among them"
     )
     parser.add_argument("--tiny", action="store_true", help="a preparation of two steps, for tests")
     parser.add_argument("--factors", type=float, nargs="+", default=Scale.factors)
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept = figures.kept(followed(small, learnt[0], rates["small"], scale, args))
     figures.show_kept(kept)
     figures.plot_kept(kept, args.plots)
-    # A way that ran at one rate on the test worlds has no curve to read off.
+    # A method that ran at one rate on the test worlds has no curve to read off.
     curves = {
         name: [row for row in rows if row["way"] in CURVES or name.endswith("valid")]
         for name, rows in parts.items()

@@ -1,4 +1,4 @@
-"""What the rows of camels.py tell: answers at equal KL, what a long stream keeps, and plots of both."""
+"""What the rows of camels.py show: answers at equal KL, what a long stream remembers, and plots of both."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -19,7 +19,7 @@ DRAWN = (UNIFORM, "TF-IDF", "CaMeLS, untrained", CAMELS, "oracle")
 
 
 def at_kl(rows: Sequence[Row], level: float) -> Rights | None:
-    """Return the answers of one way at a KL, between the two rates on either side of it.
+    """Return the answers of one method at a KL, between the two rates on either side of it.
 
     The curve begins with no update, at a KL of 0. None where no rate goes as far.
     """
@@ -37,16 +37,16 @@ def by_rate(rows: Sequence[Row]) -> list[Row]:
 
 
 def equal_kl(rows: Sequence[Row], levels: Sequence[float]) -> list[dict[str, Any]]:
-    """Return the share answered by each way at each KL, over all seeds, and how many times uniform's it is.
+    """Return the share that each method answers at each KL, over all seeds, and its ratio to uniform's.
 
     The last level is none of `levels`: for each seed it is the KL at which uniform weights answer most.
     Intervals are a paired bootstrap by question.
     """
-    ways = list(dict.fromkeys(row["way"] for row in rows))
+    methods = list(dict.fromkeys(row["way"] for row in rows))
     seeds = sorted({row["seed"] for row in rows})
     split = {
-        (way, seed): [r for r in rows if (r["way"], r["seed"]) == (way, seed)]
-        for way in ways
+        (label, seed): [r for r in rows if (r["way"], r["seed"]) == (label, seed)]
+        for label in methods
         for seed in seeds
     }
     peaks = {seed: max(split[UNIFORM, seed], key=lambda row: row["exact"])["kl"] for seed in seeds}
@@ -54,9 +54,9 @@ def equal_kl(rows: Sequence[Row], levels: Sequence[float]) -> list[dict[str, Any
     for level in [*levels, None]:
         where = {seed: peaks[seed] if level is None else level for seed in seeds}
         plain = {seed: at_kl(split[UNIFORM, seed], where[seed]) for seed in seeds}
-        for way in ways:
+        for label in methods:
             some = {
-                seed: at_kl(split[way, seed], where[seed]) if split[way, seed] else None for seed in seeds
+                seed: at_kl(split[label, seed], where[seed]) if split[label, seed] else None for seed in seeds
             }
             both = [(some[s], plain[s], s) for s in seeds if some[s] is not None and plain[s] is not None]
             if not both:
@@ -69,7 +69,7 @@ def equal_kl(rows: Sequence[Row], levels: Sequence[float]) -> list[dict[str, Any
                 {
                     "kl": fmean(where[seed] for _, _, seed in both),
                     "uniform's best": level is None,
-                    "way": way,
+                    "way": label,
                     "seeds": [round(fmean(mine or ()), 4) for mine, _, _ in both],
                     "exact": round(fmean(above), 4),
                     "times uniform": round(sum(above) / sum(below), 3) if sum(below) else None,
@@ -80,7 +80,7 @@ def equal_kl(rows: Sequence[Row], levels: Sequence[float]) -> list[dict[str, Any
 
 
 def kept(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return what each way answers along a stream, and of that what the first stretch of it told."""
+    """Return what each method answers along a stream, and of that what the first stretch of it told."""
     return [
         {
             "way": row["way"],
@@ -105,7 +105,7 @@ def light(row: Row) -> dict[str, Any]:
 
 def show(title: str, found: Sequence[Row]) -> None:
     """Print what is answered at equal KL."""
-    table = Table("KL", "way", "exact %", "of each seed", "times uniform", "95 %", title=title)
+    table = Table("KL", "method", "exact %", "of each seed", "times uniform", "95 %", title=title)
     for row in found:
         level = f"{row['kl']:.2f}" + (" (uniform's best)" if row["uniform's best"] else "")
         seeds = ", ".join(f"{100 * share:.1f}" for share in row["seeds"])
@@ -117,7 +117,7 @@ def show(title: str, found: Sequence[Row]) -> None:
 
 def show_kept(found: Sequence[Row]) -> None:
     """Print what is answered along a stream."""
-    table = Table("documents", "way", "rate", "exact %", "KL", "of the first %", "of the newest %")
+    table = Table("documents", "method", "rate", "exact %", "KL", "of the first %", "of the newest %")
     for row in sorted(found, key=lambda row: int(row["taken"])):
         shares = (f"{100 * row[name]:.1f}" for name in ("first", "newest"))
         exact = f"{100 * row['exact']:.1f}"
@@ -128,18 +128,18 @@ def show_kept(found: Sequence[Row]) -> None:
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
     """Draw the share answered against the KL, a mark a rate, means over seeds."""
     lines = []
-    for colour, way in enumerate(DRAWN):
+    for colour, label in enumerate(DRAWN):
         marks = []
-        for rate in sorted({row["rate"] for row in rows if row["way"] == way}):
-            some = [row for row in rows if row["way"] == way and row["rate"] == rate and row["kl"]]
+        for rate in sorted({row["rate"] for row in rows if row["way"] == label}):
+            some = [row for row in rows if row["way"] == label and row["rate"] == rate and row["kl"]]
             if some and (kl := fmean(row["kl"] for row in some)) < 5:
                 exact = 100 * fmean(row["exact"] for row in some)
                 marks.append(
-                    chart.Mark(kl, exact, title=f"{way}, rate {rate:.3g}: {exact:.1f} % at {kl:.2f}")
+                    chart.Mark(kl, exact, title=f"{label}, rate {rate:.3g}: {exact:.1f} % at {kl:.2f}")
                 )
         if marks:
             # The frame leaves room for short names.
-            lines.append(chart.Series(way.removeprefix("CaMeLS, "), colour + 1, tuple(marks)))
+            lines.append(chart.Series(label.removeprefix("CaMeLS, "), colour + 1, tuple(marks)))
     marks = [mark for line in lines for mark in line.marks]
     before = 100 * fmean(row["base"]["exact"] for row in rows)
     svg = chart.draw(
@@ -156,18 +156,18 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
 def plot_kept(found: Sequence[Row], folder: Path) -> None:
     """Draw what is answered along a stream, in all and of the first stretch."""
     lines = []
-    for way in (UNIFORM, CAMELS):
-        for colour, (field, name) in enumerate((("exact", way), ("first", f"{way}, first"))):
-            places = sorted({row["taken"] for row in found if row["way"] == way})
+    for label in (UNIFORM, CAMELS):
+        for colour, (field, name) in enumerate((("exact", label), ("first", f"{label}, first"))):
+            places = sorted({row["taken"] for row in found if row["way"] == label})
             marks = [
                 chart.Mark(
                     taken,
-                    100 * fmean(r[field] for r in found if (r["way"], r["taken"]) == (way, taken)),
+                    100 * fmean(r[field] for r in found if (r["way"], r["taken"]) == (label, taken)),
                 )
                 for taken in places
             ]
             if marks:
-                lines.append(chart.Series(name, (1 if way == UNIFORM else 3) + colour, tuple(marks)))
+                lines.append(chart.Series(name, (1 if label == UNIFORM else 3) + colour, tuple(marks)))
     marks = [mark for line in lines for mark in line.marks]
     svg = chart.draw(
         "lines",

@@ -4,7 +4,7 @@ meta-train on, 16 to test.
 MODEL learns the form of questions on the first 8 articles, closed book; learning rates are chosen on
 the next 8. CaMeLS's weights are meta-trained beside a model of about a million weights, itself trained
 on --text, and then serve MODEL; what weighs a text reads it with MODEL's own body. They begin alike for
-all tokens, as published, or with foretelling which tokens answers are made of (`aim=places`). Every way
+all tokens, as published, or with foretelling which tokens answers are made of (`aim=places`). Every method
 takes its steps by Adam, as the weights are trained to. Each seed has paragraphs of its own; intervals
 are a bootstrap by article over all seeds.
 
@@ -48,8 +48,8 @@ from uptake.train import Training
 UNSAID = Asking(tokens=0)  # rates are chosen by how likely the answers are: nothing need be said
 UNRELATED = 12  # texts, half of them for training
 RATES = (3e-4, 6e-4, 1e-3, 1.5e-3, 2.5e-3)  # of Adam
-PLAIN = (0.06, 0.2)  # of plain descent; at 0.6 the steps blow up
-WAYS = (
+PLAIN = (0.06, 0.2)  # of plain SGD; at 0.6 the steps blow up
+METHODS = (
     "uniform",
     "uniform, plain descent",
     "uniform + re-tune",
@@ -61,14 +61,14 @@ WAYS = (
     "CaMeLS from places, shuffled",
     "oracle",
 )
-CURVES = ("uniform", PUBLISHED, MINE)  # whose every rate is told of on the test stream
+CURVES = ("uniform", PUBLISHED, MINE)  # whose every rate is reported on the test stream
 
 Row = dict[str, Any]
-Choice = tuple[str, float]  # a way and its rate
+Choice = tuple[str, float]  # a method and its rate
 
 
 @dataclass(frozen=True)
-class Told(TokenWeights):
+class AnswersByParagraph(TokenWeights):
     """The oracle: the answers' tokens, where the paragraph first states them, and no other."""
 
     answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Told(TokenWeights):
         return covering(spans, [(at, at + length) for at, length in places if at >= 0])
 
     @classmethod
-    def by(cls, made: World) -> "Told":
+    def by(cls, made: World) -> "AnswersByParagraph":
         """Return the oracle of these questions."""
         answers: dict[str, tuple[str, ...]] = {}
         for question in made.questions:
@@ -144,25 +144,25 @@ def part(
 
 
 def subjects(learnt: Mapping[str, Camels], made: World, rehearsal: World, most: int) -> list[Subject]:
-    """Return every way at each of its rates, of each at `most` so many."""
+    """Return every method at each of its rates, of each at `most` so many."""
     token_weights: dict[str, TokenWeights] = {
-        way: CamelsWeights(camels.weights) for way, camels in learnt.items()
+        label: CamelsWeights(camels.weights) for label, camels in learnt.items()
     }
     token_weights |= {
         "salient spans": SalientSpans(),
         "TF-IDF": TfIdf(0.25),
         "CaMeLS from places, shuffled": Shuffled(token_weights[MINE]),
-        "oracle": Told.by(made),
+        "oracle": AnswersByParagraph.by(made),
     }
 
-    def method(way: str, rate: float) -> Finetune:
-        optimizer: Optimizer = SGD(rate) if way.endswith("plain descent") else AdamW(rate, weight_decay=0.0)
-        return Finetune(optimizer=optimizer, clip=None, token_weights=token_weights.get(way, Uniform()))
+    def method(label: str, rate: float) -> Finetune:
+        optimizer: Optimizer = SGD(rate) if label.endswith("plain descent") else AdamW(rate, weight_decay=0.0)
+        return Finetune(optimizer=optimizer, clip=None, token_weights=token_weights.get(label, Uniform()))
 
     return [
-        Subject(way, rate, method(way, rate), rehearsal.questions[:64] if "re-tune" in way else ())
-        for way in WAYS
-        for rate in (PLAIN if way.endswith("plain descent") else RATES)[:most]
+        Subject(label, rate, method(label, rate), rehearsal.questions[:64] if "re-tune" in label else ())
+        for label in METHODS
+        for rate in (PLAIN if label.endswith("plain descent") else RATES)[:most]
     ]
 
 
@@ -229,16 +229,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=float, default=3e6, help="of --text")
     parser.add_argument("--width", type=int, default=96, help="of the small model")
     parser.add_argument("--reader", help="what the weights are read with, in place of MODEL's body")
-    parser.add_argument("--beside", choices=("small", "large"), default="small", help="meta-train beside it")
+    parser.add_argument(
+        "--meta-model",
+        choices=("small", "large"),
+        default="small",
+        help="the model that meta-training adapts",
+    )
     parser.add_argument("--batches", type=int, default=2, help="of six documents, in an episode")
     parser.add_argument("--passes", type=int, default=1, help="over the meta-training paragraphs")
     parser.add_argument("--places-passes", type=int, default=4, help="where answers stand is learnt")
     parser.add_argument("--places-rate", type=float, default=2e-4, help="learning rate of that")
     parser.add_argument("--published-passes", type=int, default=4, help="from weights that are all alike")
-    parser.add_argument("--save-every", type=int, default=32, help="steps, and looks at validation")
+    parser.add_argument(
+        "--save-every", type=int, default=32, help="steps between evaluations on validation text"
+    )
     parser.add_argument("--rate", type=float, default=1e-3, help="of the steps meta-training goes through")
     parser.add_argument("--outer", type=float, default=3e-4, help="learning rate of the meta-training")
-    parser.add_argument("--most-rates", type=int, default=9, help="of each way")
+    parser.add_argument("--most-rates", type=int, default=9, help="of each method")
     parser.add_argument("--seeds", type=int, default=3, help="test streams, each of other paragraphs")
     parser.add_argument("--trainings", type=int, default=1, help="of the weights, in turns for the streams")
     parser.add_argument("--methods", nargs="+", help="these alone, such as uniform CaMeLS")
@@ -258,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "large": common.taught(shared, teaching.questions, (), FORM, args.work / "large"),
     }
     meta, valid = part(found, titles.meta, other), part(found, titles.valid, unseen, 48)
-    every = [learnt(args, lms[args.beside], meta, valid, seed) for seed in range(args.trainings)]
+    every = [learnt(args, lms[args.meta_model], meta, valid, seed) for seed in range(args.trainings)]
     if args.until == "trained":
         return
     journal = RecordFile(args.work / "rows.jsonl", "camels squad recipe 3")
@@ -268,7 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         some = [
             each
             for each in subjects(every[seed % args.trainings], made, teaching, args.most_rates)
-            if each.way in (args.methods or [each.way]) and (rates is None or (each.way, each.rate) in rates)
+            if each.label in (args.methods or [each.label])
+            and (rates is None or (each.label, each.rate) in rates)
         ]
         rows = common.run(lms[name], made, some, journal, f"{name} {which}", seed=seed, asking=asking)
         common.show(f"{name}: {which}, seed {seed}", rows)
@@ -279,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in args.adapt:
         swept = run(name, "valid", UNSAID, 0, None)
         rows += swept
-        best = {way: row["rate"] for way, row in common.chosen(swept, float("inf")).items()}
+        best = {label: row["rate"] for label, row in common.chosen(swept, float("inf")).items()}
         gaps += compared(f"{name} valid", [swept], best)
         if args.until == "valid":
             continue
@@ -295,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def learnt(
     args: argparse.Namespace, lm: Causal, meta: World, valid: World, seed: int
 ) -> Mapping[str, Camels]:
-    """Return CaMeLS with weights learnt beside the model, by way.
+    """Return CaMeLS with weights learnt beside the model, by method.
 
     As published they begin alike for all tokens, which wants the longer training.
     """

@@ -1,7 +1,7 @@
 """What learning the text so far gains on whole documents, and what it costs: dynamic evaluation and its kin.
 
 Gradient statistics are counted on text that the base model was trained on; learning rates are
-chosen on validation documents; then test documents are scored once. What is done is kept in
+chosen on validation documents; then test documents are scored once. What is done is stored in
 --work, so that an interrupted run goes on, and so that parts of it can be run side by side:
 
     python recipes/dynamic_evaluation.py
@@ -54,7 +54,7 @@ TRIED: dict[str, list[tuple[str, ...]]] = {
 CONTROLS: dict[str, tuple[str, ...]] = {"HSO at rate 0": (HSO, "learning_rate=0")}
 FROZEN = (DE, "optimizer=rms(learning_rate=0)", STATISTICS)  # the static model, bit for bit
 Asked = tuple[str, ...]
-Done = dict[tuple[str, str], dict[str, Any]]  # (document, way) -> bits, bytes and seconds
+Done = dict[tuple[str, str], dict[str, Any]]  # (document, method) -> bits, bytes and seconds
 
 
 def documents(folder: Path, count: int, characters: int) -> list[Document]:
@@ -80,10 +80,10 @@ def count_statistics(model: Causal, pile: Path, file: Path, pieces: int) -> None
 
 def method_of(asked: Asked, statistics: Path) -> Method[Any]:
     name, *settings = asked
-    way = api.method_specs([name], [setting.replace("STATISTICS", str(statistics)) for setting in settings])[
+    spec = api.method_specs([name], [setting.replace("STATISTICS", str(statistics)) for setting in settings])[
         name
     ]
-    return way.method
+    return spec.method
 
 
 def score(model: Causal, method: Method[Any], document: Document) -> dict[str, Any]:
@@ -108,61 +108,63 @@ def score(model: Causal, method: Method[Any], document: Document) -> dict[str, A
 
 def stays_still(model: Causal, document: Document, statistics: Path) -> bool:
     """Return whether dynamic evaluation at a rate of 0 makes of a document just what the base does."""
-    still, static = (score(model, method_of(way, statistics), document) for way in (FROZEN, (STATIC,)))
+    still, static = (score(model, method_of(label, statistics), document) for label in (FROZEN, (STATIC,)))
     return bool(still["bits"] == static["bits"])
 
 
 def scored(
     model: Causal, given: Sequence[Document], asked: Sequence[Asked], journal: Path, statistics: Path
 ) -> Done:
-    """Return what every way makes of every document; what the journal has is not done again."""
+    """Return what every method makes of every document; what the journal has is not done again."""
     done: Done = {}
     for line in journal.read_text().splitlines() if journal.exists() else ():
         kept = json.loads(line)
         done[kept["document"], kept["way"]] = kept
     for document in given:
-        for way in asked:
-            key = document.id, " ".join(way)
+        for label in asked:
+            key = document.id, " ".join(label)
             if key not in done:
-                made = score(model, method_of(way, statistics), document)
+                made = score(model, method_of(label, statistics), document)
                 done[key] = {"document": key[0], "way": key[1], **made}
                 with journal.open("a") as file:
                     file.write(json.dumps(done[key]) + "\n")
     return {
-        (document.id, " ".join(way)): done[document.id, " ".join(way)] for document in given for way in asked
+        (document.id, " ".join(label)): done[document.id, " ".join(label)]
+        for document in given
+        for label in asked
     }
 
 
-def columns(done: Done, way: Asked) -> Iterator[tuple[str, float, float, int]]:
-    """Yield of each document its name, the way's bits, the static bits and its bytes."""
+def columns(done: Done, label: Asked) -> Iterator[tuple[str, float, float, int]]:
+    """Yield of each document its name, the method's bits, the static bits and its bytes."""
     for (document, name), made in done.items():
-        if name == " ".join(way):
+        if name == " ".join(label):
             static = done[document, STATIC]
             yield document, sum(made["bits"]), sum(static["bits"]), sum(made["bytes"])
 
 
-def figures(done: Done, way: Asked) -> dict[str, Any]:
-    names, bits, static, sizes = zip(*columns(done, way), strict=True)
+def figures(done: Done, label: Asked) -> dict[str, Any]:
+    names, bits, static, sizes = zip(*columns(done, label), strict=True)
     seconds, of_static = (
         sum(made["seconds"] for (_, name), made in done.items() if name == " ".join(each))
-        for each in (way, (STATIC,))
+        for each in (label, (STATIC,))
     )
     return {
-        "way": " ".join(way),
+        "way": " ".join(label),
         "documents": len(names),
         "bits_per_byte": bits_per_byte(bits, sizes),
         "gain": gain(bits, static),
         "gain_ci": gain_interval(bits, static, names),
         "cpu_relative": seconds / of_static,
-        "stopped": sum(bool(made["stopped"]) for (_, name), made in done.items() if name == " ".join(way)),
+        "stopped": sum(bool(made["stopped"]) for (_, name), made in done.items() if name == " ".join(label)),
     }
 
 
-def by_position(done: Done, way: Asked, segments: int = 4) -> list[float]:
+def by_position(done: Done, label: Asked, segments: int = 4) -> list[float]:
     """Return the gain over each so many segments of the documents, from their beginning on."""
     pairs: dict[int, list[tuple[float, float]]] = {}
     for (document, name), made in done.items():
-        if name == " ".join(way):
+        if name == " ".join(label):
             for place, (bits, static) in enumerate(
                 zip(made["bits"], done[document, STATIC]["bits"], strict=True)
             ):
@@ -187,7 +189,7 @@ def plot(gains: Mapping[str, Sequence[float]], path: Path, characters: int = 4 *
         series,
         chart.linear("characters into the document", [0.0, *places]),
         chart.linear("gain over the static model", [0.0, *heights], unit=" %"),
-        summary="Gain over the static model against the place in the document, one line a way of learning.",
+        summary="Gain over the static model against the place in the document, one line a method.",
     )
     write_chart(svg, path)
 

@@ -2,8 +2,8 @@
 
 A layer is trained on training documents of two domains, first as one that does not learn as it reads
 (pace 0), then, on more of them, as one that does. Its control goes on at pace 0, with the same schooling.
-Step sizes of every way are chosen on validation documents, for each domain; then test documents are
-scored, segment by segment, each learnt once it is scored. All ways score the same bytes.
+Step sizes of every method are chosen on validation documents, for each domain; then test documents are
+scored, segment by segment, each learnt once it is scored. All methods score the same bytes.
 
     python recipes/fwl.py            # go on after an interruption: the same command again
 """
@@ -57,7 +57,7 @@ DOMAINS = {"court_opinions": Domain(20_000, (40, 24), 2, 8), "books": Domain(12_
 # Each with the paces it is tried at: the first is the stretch of training.
 STRETCHES = {128: (0.075, 0.15, 0.3, 0.6, 1.2), 32: (0.6, 1.0)}
 ADAM = {rate: AdamW(learning_rate=rate, weight_decay=0.0) for rate in (1e-4, 3e-4, 1e-3)}
-# On an earlier static layer plain descent, and rates outside of these, were behind.
+# On an earlier static layer plain SGD, and rates outside of these, were behind.
 RULES = (ADAM[1e-4], ADAM[3e-4], *(RMS(learning_rate=rate) for rate in (1e-5, 3e-5, 1e-4)))
 # On the bare base others were behind on these documents: Adam at 1e-4 and 1e-3, RMS at 1e-5.
 BARE = (ADAM[3e-4], RMS(learning_rate=3e-5))
@@ -118,7 +118,7 @@ def score(method: Any, lm: LM, document: Document) -> dict[str, Any]:
 
 
 class Scored:
-    """Scores by way and document, kept on disk as they are made."""
+    """Scores by method and document, kept on disk as they are made."""
 
     def __init__(self, path: Path, key: str) -> None:
         self.lines = RecordFile(path, key)
@@ -197,7 +197,7 @@ def main() -> None:
         )
         plain = bits(scored.of("base", base.method, lm, valid))
         chosen = {name: choose(scored, name, of, on, valid, plain) for name, (of, on) in sets.items()}
-        ways = {
+        methods = {
             "base": (base.method, lm),
             "static layer": (static, lm),
             **{name: (of[chosen[name]], on) for name, (of, on) in sets.items()},
@@ -206,10 +206,10 @@ def main() -> None:
             # Pace 0 has left the step sizes as they began.
             "static layer, first step sizes": (replace(static, rate_scale=FIRST_PACE), lm),
         }
-        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
         for document in test:
-            for name, (how, on) in ways.items():
-                # A way is another one for every setting.
+            for name, (how, on) in methods.items():
+                # A method is another one for every setting.
                 rows[name] += scored.of(f"{name} {chosen.get(name, '')}".strip(), how, on, [document])
         told["domains"][domain] = {"read": vars(sizes), "chosen": chosen, **figures(rows)}
         show(domain, told["domains"][domain])
@@ -229,7 +229,7 @@ def dynamic(rules: Sequence[RMS | AdamW], statistics: Path) -> dict[str, Finetun
 
 
 def figures(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return what a domain's documents say of each way, beside the base, the static layer and the others."""
+    """Return each method's figures on a domain, over the base, the static layer and the other methods."""
     names = [row["document"] for row in rows["base"]]
     plain, still = bits(rows["base"]), bits(rows["static layer"])
     sizes = sum(sum(row["bytes"]) for row in rows["base"])
@@ -253,7 +253,7 @@ def figures(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def by_third(own: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> list[float]:
-    """Return the gain over another way in the first, second and last third of each document."""
+    """Return the gain over another method in the first, second and last third of each document."""
 
     def part(row: dict[str, Any], at: int) -> float:
         return float(
@@ -297,7 +297,7 @@ def plot(domains: dict[str, Any], path: Path) -> None:
         lines,
         chart.names("third of the document", [str(third + 1) for third in range(THIRDS)]),
         chart.linear("gain over the static layer, %", [min(0.0, *values), *values], digits=1),
-        summary="Gain over the static layer in each third of a document, by way and domain.",
+        summary="Gain over the static layer in each third of a document, by method and domain.",
         reference=(0.0, "static layer"),
     )
     write_chart(svg, path)

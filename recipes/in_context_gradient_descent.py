@@ -106,10 +106,12 @@ def main() -> None:
     gain, expected = best_step(WIDTH, EXAMPLES)
     rows = []
 
-    def row(way: str, depth: int, net: GradientAttention, **told: float) -> None:
+    def row(label: str, depth: int, net: GradientAttention, **told: float) -> None:
         found = losses(net, test)
         interval = ratio_interval(found.numpy(), torch.ones(len(found)).numpy(), names, resamples=2000)
-        rows.append({"way": way, "layers": depth, "loss": found.mean().item(), "interval": interval, **told})
+        rows.append(
+            {"way": label, "layers": depth, "loss": found.mean().item(), "interval": interval, **told}
+        )
 
     row("no step", 0, descent(1, 0.0))
     row("untrained layer", 1, train(1, steps=0))
@@ -122,7 +124,7 @@ def main() -> None:
         started = time.process_time()
         net = train(depth, arguments.steps, arguments.seed)
         told = {"cpu_seconds": time.process_time() - started, "cosine_to_gd": alike(net, plain, test)}
-        if depth == 1:  # no layer reads what the first one made of x, so GD++ is plain descent
+        if depth == 1:  # no layer reads what the first one made of x, so GD++ is plain SGD
             told["gain"] = net.gain()
         else:
             found, curve = tuned(depth, True, valid)
@@ -133,7 +135,7 @@ def main() -> None:
         print(f"  {depth} layers done", flush=True)
 
     table = Table(
-        "layers", "way", "loss", "95 %", "rate / N", "curvature", "cosine to GD, GD++", "CPU s", box=None
+        "layers", "method", "loss", "95 %", "rate / N", "curvature", "cosine to GD, GD++", "CPU s", box=None
     )
     for one in rows:
         low, high = one["interval"]
@@ -158,10 +160,10 @@ def plot(rows: list[dict], depths: list[int], path: Path) -> None:
             name,
             colour,
             tuple(
-                chart.Mark(one["layers"], one["loss"], one["interval"]) for one in rows if one["way"] == way
+                chart.Mark(one["layers"], one["loss"], one["interval"]) for one in rows if one["way"] == label
             ),
         )
-        for colour, way, name in (
+        for colour, label, name in (
             (0, "gradient descent", "descent"),
             (2, "GD++", "GD++"),
             (3, "trained", "trained"),

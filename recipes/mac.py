@@ -38,7 +38,7 @@ from uptake.settings import apply
 from uptake.text.readers import read
 from uptake.train import Point, Training, train
 
-WAYS = ("MAC", "MAC, untrained", "MAC, other documents")
+METHODS = ("MAC", "MAC, untrained", "MAC, other documents")
 VALID = 200  # documents of the world that a training on made-up worlds is watched on
 SIZES = (1, 4, 16, 64, VALID)  # of the memory that a question is asked with before the test
 
@@ -202,20 +202,20 @@ def asked(
     every = (job.test, ready), (job.test, replace(method, weights=UNTRAINED)), (job.others, ready)
     return [
         row
-        for way, (world, each) in zip(WAYS, every, strict=True)
+        for label, (world, each) in zip(METHODS, every, strict=True)
         for row in common.run(
-            job.lm, world, [Subject(way, args.rate, each)], journal, "test", checkpoints, job.seed
+            job.lm, world, [Subject(label, args.rate, each)], journal, "test", checkpoints, job.seed
         )
     ]
 
 
-def pooled(rows: Sequence[dict[str, Any]], way: str, apart: bool) -> dict[str, Any]:
+def pooled(rows: Sequence[dict[str, Any]], label: str, apart: bool) -> dict[str, Any]:
     """Return the answers of all seeds, as of one row; kept apart, a group of one seed is none of another."""
     return {
         "answers": [
             (f"{row['seed']} {group}" if apart else group, nats, tokens)
             for row in rows
-            if row["way"] == way
+            if row["way"] == label
             for group, nats, tokens in row["answers"]
         ]
     }
@@ -257,11 +257,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         common.show(f"test, {len(job.test.documents)} documents, seed {seed}", some)
         rows += some
     differences = {}
-    for way in WAYS[1:]:
+    for label in METHODS[1:]:
         # Seeds share the articles of SQuAD, and no made-up document.
-        mine, other = (pooled(rows, each, apart=not args.squad) for each in (WAYS[0], way))
-        gap, interval = differences[way] = common.difference(mine, other)
-        print(f"{WAYS[0]} less {way}: NLL {gap:+.4f} a token, 95 % {interval}")
+        mine, other = (pooled(rows, each, apart=not args.squad) for each in (METHODS[0], label))
+        gap, interval = differences[label] = common.difference(mine, other)
+        print(f"{METHODS[0]} less {label}: NLL {gap:+.4f} a token, 95 % {interval}")
     settings = {
         name: str(value) for name, value in vars(args).items() if name in ("rate", "seeds", "settings")
     }

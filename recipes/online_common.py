@@ -110,7 +110,7 @@ def _person(question: Question) -> str:
 
 
 @dataclass(frozen=True)
-class Told(TokenWeights):
+class StatedAnswers(TokenWeights):
     """The oracle: the answers' tokens, where the text states them, and no other."""
 
     answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -237,9 +237,9 @@ def nll(lm: Any, batch: Rows) -> Tensor:
 
 @dataclass(frozen=True)
 class Subject:
-    """One way at one learning rate, as a table names it; `rehearsal` is learnt before it is asked."""
+    """One method at one learning rate, as tables name it; `rehearsal` is trained on before the questions."""
 
-    way: str
+    label: str
     rate: float
     method: Any
     rehearsal: tuple[Question, ...] = ()
@@ -259,14 +259,14 @@ def run(
     done = {row["key"]: row for row in journal.start(dict)}
     out = []
     for subject in subjects:
-        name = f"{key} {subject.way} {subject.rate:g} {seed}"
+        name = f"{key} {subject.label} {subject.rate:g} {seed}"
         if name not in done:
             started = time.process_time()
             results = stream(
                 lm,
                 made.documents,
                 made.questions,
-                {subject.way: MethodSpec(subject.method)},
+                {subject.label: MethodSpec(subject.method)},
                 unrelated=made.unrelated,
                 checkpoints=checkpoints,
                 asking=asking,
@@ -274,7 +274,7 @@ def run(
                 seed=seed,
             )
             told = summary(results)
-            figures = told["methods"][subject.way]
+            figures = told["methods"][subject.label]
             for part in (figures, *figures["at"]):
                 part.pop("vs_base", None)
             answers = results.of(Answered)
@@ -284,7 +284,7 @@ def run(
             done[name] = {
                 "key": name,
                 "stream": key,
-                "way": subject.way,
+                "way": subject.label,
                 "rate": subject.rate,
                 "seed": seed,
                 "base": told["base"],
@@ -302,7 +302,7 @@ def run(
 
 
 def chosen(rows: Sequence[dict[str, Any]], most_kl: float) -> dict[str, dict[str, Any]]:
-    """Return each way's best row: most answered right among those within the KL, of equals the likeliest."""
+    """Return each method's best row: most right answers within the KL, of equals the likeliest."""
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
         if (row["kl"] or 0.0) > most_kl or row["nll"] is None:
@@ -323,7 +323,7 @@ def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows, the base's own before them."""
-    table = Table("way", "rate", "exact %", "F1 %", "NLL", "KL", "CPU s", title=title)
+    table = Table("method", "rate", "exact %", "F1 %", "NLL", "KL", "CPU s", title=title)
     before = (
         {"way": "no update", "rate": 0.0, "kl": 0.0, "adapt_seconds": 0.0, **rows[0]["base"]} if rows else {}
     )

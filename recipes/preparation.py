@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 import torch
-from online_common import ASKING, Names, Rows, Told, World, nll, rows, save, world
+from online_common import ASKING, Names, Rows, StatedAnswers, World, nll, rows, save, world
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta
@@ -65,7 +65,7 @@ class Preparation:
 def worlds(names: Names, course: Course) -> Iterator[tuple[World, Crowd]]:
     """Yield what each step of a course is on.
 
-    Who is told of 128 people can answer one time in ten by what is asked for alone. So every other
+    Who is reported 128 people can answer one time in ten by what is asked for alone. So every other
     step on new people asks all of them for the same thing: nothing but names tells them apart.
     """
     crowds = [crowd for crowd in course.crowds for _ in range(crowd.steps)]
@@ -166,7 +166,7 @@ def nlls(lm: Any, batch: Rows) -> Tensor:
 
 def answers_alone(lm: Causal, made: World, learnt: Tensor) -> Tensor:
     """Return which tokens of padded documents are those of an answer, where it is stated."""
-    told = Told({question.document: question.answers for question in made.questions})
+    told = StatedAnswers({question.document: question.answers for question in made.questions})
     out = torch.zeros_like(learnt)
     for row, document in enumerate(made.documents):
         spans = lm.tokenizer.encode(document.text)[1]

@@ -1,7 +1,7 @@
 """Reading from neighbours: kNN-LM, RetoMaton, context, TTT-NN, two at once, each beside its control.
 
-A small model on domains it never read. What a way leaves open is chosen on validation documents,
-for each way and domain by itself, controls included (reading_settings.py); then test documents are
+A small model on domains it never read. What a method leaves open is chosen on validation documents,
+for each method and domain by itself, controls included (reading_settings.py); then test documents are
 scored once, a round of one document a domain after another, so that a run that is cut short is a smaller
 sample of the same thing. The same command goes on where it stopped.
 
@@ -73,23 +73,23 @@ def measured(
     one: Asked, subjects: Sequence[Subject], journal: RecordFile, done: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the bits and CPU seconds of one query under every subject, the base among them."""
-    ways = {}
+    methods = {}
     for subject in (None, *subjects):
         key = f"{one.query.id} {one.key(subject)}"
         if key not in done:
             scores, seconds = one.scored(subject) if subject else one.base
             done[key] = [scores.bits, seconds, scores.bytes, len(scores.log_probs)]
             journal.keep({"key": key, "figures": done[key]})
-        ways[subject.name if subject else "base"] = done[key]
-    *_, size, tokens = ways["base"]
+        methods[subject.name if subject else "base"] = done[key]
+    *_, size, tokens = methods["base"]
     overlap = max(one.found["nearest"].overlaps, default=0.0)
     one.forget()
     document = one.query.document.id
-    return {"document": document, "bytes": size, "tokens": tokens, "overlap": overlap, "ways": ways}
+    return {"document": document, "bytes": size, "tokens": tokens, "overlap": overlap, "ways": methods}
 
 
 def figures(rows: Sequence[Mapping[str, Any]], subjects: Sequence[Subject], best: str) -> dict[str, Any]:
-    """Return every way's gain over the base and over its controls, and the best combination's over all."""
+    """Return every method's gain over the base and over its controls, and the best combination's over all."""
 
     def bits(name: str) -> list[float]:
         return [row["ways"][name][0] for row in rows]
@@ -147,13 +147,13 @@ def write(
 
 
 def _row(row: Mapping[str, Any]) -> str:
-    """Return what one query came to, in bits a way, on one line."""
+    """Return what one query came to, in bits a method, on one line."""
     bits = (f"{bits:.2f}" for bits, *_ in row["ways"].values())
     return "; ".join([row["document"], f"{row['bytes']}; {row['tokens']}; {row['overlap']:.4f}", *bits])
 
 
 def show(told: dict[str, Any], subjects: Sequence[Subject]) -> None:
-    table = Table("way", *told["domains"], title="gain in % of the base's bits", box=None)
+    table = Table("method", *told["domains"], title="gain in % of the base's bits", box=None)
 
     def cell(value: float, ends: Sequence[float] | None) -> str:
         return f"{100 * value:.1f}" + (f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else "")
@@ -227,8 +227,8 @@ def main() -> None:
                 row = measured(one, chosen[name], journals[name], done)
                 rows[name].append(row)
                 print(f"  {number} {name}: " + ", ".join(
-                    f"{way} {1 - bits / row['ways']['base'][0]:.3f}"
-                    for way, (bits, *_) in row["ways"].items()), flush=True)  # fmt: skip
+                    f"{label} {1 - bits / row['ways']['base'][0]:.3f}"
+                    for label, (bits, *_) in row["ways"].items()), flush=True)  # fmt: skip
         if number % 5 == 4 or number == arguments.test - 1:
             write(arguments.out, told, rows, subjects, best)
     show(told, subjects)

@@ -1,6 +1,6 @@
-"""The ways that recipes/reading_from_neighbours.py compares, and their settings, chosen on validation text.
+"""The methods that recipes/reading_from_neighbours.py compares; their settings, chosen on validation text.
 
-A query is asked under many ways whose parts are the same: what a part has learnt is kept, so that each
+A query is asked under many methods whose parts are the same: what a part has learnt is kept, so that each
 is trained once. kNN-LM's shares, temperatures and numbers of neighbours are tried on one search a query,
 over the model as it is and over the trained ones.
 """
@@ -41,7 +41,7 @@ REACHES = (30.0, 100.0, 300.0)
 REFRESH = 64  # tokens; more often costs a pass each time
 POINTERS = 16
 BOTH, BESIDE = "ttt-nn and knn-lm", "ttt-nn in context"
-COMBINED = (BOTH, BESIDE)  # the ways that are two in one
+COMBINED = (BOTH, BESIDE)  # the methods that are two in one
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Subject:
-    """A way under its settings; it reads the `passages` that are nearest, or random ones."""
+    """A method under its settings; it reads the `passages` that are nearest, or random ones."""
 
     name: str
     method: Method[Any]
@@ -77,7 +77,7 @@ class Subject:
 
 
 class Asked:
-    """One query: what is found for it, what the base makes of it, and what parts of ways have learnt."""
+    """One query: what is found for it, what the base makes of it, and what parts of methods have learnt."""
 
     def __init__(self, model: Causal, store: Datastore, query: Query, k: int) -> None:
         self.model, self.store, self.query, self.k = model, store, query, k
@@ -109,7 +109,7 @@ class Asked:
         return {"nearest": self.source.search(self.k), "random": self.source.sample(self.k, generator)}
 
     def key(self, subject: Subject | None) -> str:
-        """Name all that decides what a way, or the base, makes of the query."""
+        """Name all that decides what a method, or the base, makes of the query."""
         if subject is None:
             return "base"
         # Of passages in context the window holds a few; tokens come from the whole store.
@@ -117,7 +117,7 @@ class Asked:
         return f"{subject.passages}{f' {self.k}' if own else ''} {subject.method!r}"
 
     def scored(self, subject: Subject) -> tuple[Scores, float]:
-        """Return what a way makes of the query, and its CPU seconds; a part that was kept counts as well."""
+        """Return a method's scores of the query, and its CPU seconds, those of cached parts included."""
         state, taking = self.state(subject.method, subject.passages)
         started = time.process_time()
         scores = subject.method.adapted([state], self.model).score([self.segment])[0]
@@ -239,7 +239,7 @@ class Tried:
 
 
 def choose(asked: Sequence[Asked], journal: RecordFile) -> list[Subject]:
-    """Return every way, and its controls, with the settings that need the fewest bits on validation text."""
+    """Return every method and its controls, with the settings that need fewest bits on validation text."""
     tried = Tried(asked, journal)
     base = tried.own(None)
     before = -float(base.sum())
@@ -296,5 +296,5 @@ def choose(asked: Sequence[Asked], journal: RecordFile) -> list[Subject]:
 
 
 def _pair(name: str, less: str, method: Method[Any]) -> tuple[Subject, Subject]:
-    """Return a way that reads passages, and its control."""
+    """Return a method that reads passages, and its control."""
     return Subject(name, method, "nearest", (name + less,)), Subject(name + less, method, "random")

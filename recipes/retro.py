@@ -53,12 +53,12 @@ def trained(
 
 
 def measured(
-    arguments: Any, name: str, model: Causal, store: Datastore, texts: Sequence[Document], way: str,
+    arguments: Any, name: str, model: Causal, store: Datastore, texts: Sequence[Document], label: str,
     settings: Sequence[str],
 ) -> list[Any]:  # fmt: skip
-    """Return a row a query of one way; a journal keeps what was done."""
+    """Return a row a query of one method; a journal keeps what was done."""
     found = uptake.compare(
-        model, texts, [way], store=store, settings=list(settings), showcases=0,
+        model, texts, [label], store=store, settings=list(settings), showcases=0,
         journal=arguments.work / f"{name}.journal",
     )  # fmt: skip
     if failed := [row.failed for row in found.rows if row.failed]:
@@ -127,18 +127,18 @@ def main() -> None:
     small = small_model(model, arguments.work / "small")
     settings = {n: v for n, v in vars(arguments).items() if n not in ("shared", "work", "out")}
     told: dict[str, Any] = {"settings": settings, "training": {}, "ways": {}}
-    ways: dict[str, tuple[str, list[str]]] = {}
+    methods: dict[str, tuple[str, list[str]]] = {}
     for name, neighbours in (("alone", 0), ("retro", arguments.neighbours)):
         method = replace(shape, base="fresh", neighbours=neighbours)
         own = [without(e, neighbours) for e in made], [without(e, neighbours) for e in valid]
         method, told["training"][name] = trained(f"scratch-{name}", method, small, *own, arguments)
-        ways[name] = ("retro", [f"weights={method.weights}", f"neighbours={neighbours}"])
-    parts = ways["retro"][1][0]
-    ways |= {"retro-random": ("retro-random", [parts]), "retro, none": ("retro", [parts, "neighbours=0"])}
+        methods[name] = ("retro", [f"weights={method.weights}", f"neighbours={neighbours}"])
+    parts = methods["retro"][1][0]
+    methods |= {"retro-random": ("retro-random", [parts]), "retro, none": ("retro", [parts, "neighbours=0"])}
     alone: list[float] = []
-    table = Table("way", "bits per byte", "gain in %", box=None)
-    for name, (way, chosen) in ways.items():
-        rows = measured(arguments, f"scratch-{name.replace(' ', '-')}", small, store, texts, way, chosen)
+    table = Table("method", "bits per byte", "gain in %", box=None)
+    for name, (label, chosen) in methods.items():
+        rows = measured(arguments, f"scratch-{name.replace(' ', '-')}", small, store, texts, label, chosen)
         alone = alone or [row.bits for row in rows]
         found = told["ways"][name] = figures(rows, alone)
         ends = ", ".join(f"{100 * end:.2f}" for end in found["gain_ci"])

@@ -77,12 +77,12 @@ def main() -> None:
     training = Training(AdamW(arguments.rate, weight_decay=0.0), passes=arguments.passes, save_every=32)
     shape = Retro(chunk=CHUNK, episode_tokens=60, windows=8, base="fresh")
     told: dict[str, Any] = {"texts": arguments.texts, "passes": arguments.passes, "rate": arguments.rate}
-    ways: dict[str, dict] = told.setdefault("nats_a_token", {})
+    methods: dict[str, dict] = told.setdefault("nats_a_token", {})
 
     def run(name: str, method: Retro, lm: Causal) -> Any:
         made = episodes(method, lm, taught, store)
         network, points = train(method, lm, made, training)
-        ways[name] = {"steps": points[-1].total, "trained_on": points[-1].loss}
+        methods[name] = {"steps": points[-1].total, "trained_on": points[-1].loss}
         # Beside a frozen base 0 neighbours leave nothing to train, but much to measure.
         for read, other in {
             "nearest": replace(method, draw="nearest", neighbours=2),
@@ -93,8 +93,8 @@ def main() -> None:
                 some = episodes(other, lm, unseen, store)
                 with torch.no_grad():
                     losses = [other.loss(network, lm, episode).item() for episode in some]
-                ways[name][read] = sum(losses) / len(losses)
-        print(f"  {name}: {ways[name]}", flush=True)
+                methods[name][read] = sum(losses) / len(losses)
+        print(f"  {name}: {methods[name]}", flush=True)
         return network
 
     alone = run("from scratch, without retrieval", replace(shape, neighbours=0), bare)
@@ -104,7 +104,7 @@ def main() -> None:
     run("RETROfit of the first", replace(shape, base="frozen"), frozen)
     run("RETROfit, random neighbours", replace(shape, base="frozen", draw="random"), frozen)
     table = Table("trained", "steps", "reads nearest", "reads random", "reads none", box=None)
-    for name, each in ways.items():
+    for name, each in methods.items():
         cells = (f"{each[read]:.3f}" if read in each else "" for read in ("nearest", "random", "none"))
         table.add_row(name, str(each["steps"]), *cells)
     Console(width=110).print("nats a token of unseen texts", table)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from retrofit_figures import CONTROLS, WAYS, figures, leakage, show, stretch
+from retrofit_figures import CONTROLS, METHODS, figures, leakage, show, stretch
 
 import uptake
 from uptake.adaptation.optimizers import AdamW
@@ -213,10 +213,10 @@ class Asked:
 
 
 def row(one: Asked, method: Retro) -> dict[str, Any]:
-    """Return bits and CPU seconds of a query under every way, and of each of its chunks."""
+    """Return bits and CPU seconds of a query under every method, and of each of its chunks."""
     found, seconds = {"base": one.base}, {"base": one.base_seconds}
     for name, draw in (("nearest", "nearest"), ("random", "random")):
-        retro, ttt, both = (way if name == "nearest" else CONTROLS[way] for way in CONTROLS)
+        retro, ttt, both = (label if name == "nearest" else CONTROLS[label] for label in CONTROLS)
         found[retro], seconds[retro], reading = one.read(method, draw)
         found[ttt], seconds[ttt] = one.trained(draw)
         found[both], seconds[both], _ = one.read(method, draw, trained=True)
@@ -250,7 +250,7 @@ def _chunks(one: Asked, neighbours: Any, found: Mapping[str, Any], m: int) -> li
         longest = max((stretch(ids[at : at + m], each) for each in read), default=0)
         inner = slice(at - begun, at - begun + m)
         size = sum(len(one.query.target[a:b].encode()) for a, b in found["base"].spans[inner])
-        bits = [-found[way].log_probs[inner].sum().item() / math.log(2) for way in ("base", "retro")]
+        bits = [-found[label].log_probs[inner].sum().item() / math.log(2) for label in ("base", "retro")]
         told.append([longest / m, size, *bits])
     return told
 
@@ -344,7 +344,12 @@ def measure(
         told["leakage"] = leakage(groups.get("without mathematics", every))
         told["rows"] = {
             n: [
-                [r["document"], r["bytes"], r["tokens"], *(round(r["bits"][w], 2) for w in ("base", *WAYS))]
+                [
+                    r["document"],
+                    r["bytes"],
+                    r["tokens"],
+                    *(round(r["bits"][w], 2) for w in ("base", *METHODS)),
+                ]
                 for r in some
             ]
             for n, some in rows.items()

@@ -14,7 +14,7 @@ CONTROLS = {
     "ttt-nn": "ttt-nn, random passages",
     "ttt-nn and retro": "ttt-nn and retro, both random",
 }
-WAYS = (*CONTROLS, *CONTROLS.values())
+METHODS = (*CONTROLS, *CONTROLS.values())
 
 
 def stretch(one: Sequence[int], other: Sequence[int]) -> int:
@@ -27,27 +27,27 @@ def stretch(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the gain of each way over the base and over its control, with intervals by document."""
+    """Return the gain of each method over the base and over its control, with intervals by document."""
     names = [each["document"] for each in rows]
-    bits = {way: [each["bits"][way] for each in rows] for way in ("base", *WAYS)}
+    bits = {label: [each["bits"][label] for each in rows] for label in ("base", *METHODS)}
     tokens, size = sum(each["tokens"] for each in rows), sum(each["bytes"] for each in rows)
     told: dict[str, Any] = {
         "queries": len(rows), "base_bits_per_byte": sum(bits["base"]) / size,
         "base_seconds_per_token": sum(each["seconds"]["base"] for each in rows) / tokens,
     }  # fmt: skip
 
-    def beyond(way: str, other: str) -> list[Any]:
-        found = gain_difference(bits[way], bits[other], bits["base"], names)
+    def beyond(label: str, other: str) -> list[Any]:
+        found = gain_difference(bits[label], bits[other], bits["base"], names)
         return [found.value, list(found.interval or ())]
 
-    for way in WAYS:
-        told[way] = {
-            "gain": gain(bits[way], bits["base"]),
-            "interval": list(gain_interval(bits[way], bits["base"], names) or ()),
-            "seconds_per_token": sum(each["seconds"][way] for each in rows) / tokens,
+    for label in METHODS:
+        told[label] = {
+            "gain": gain(bits[label], bits["base"]),
+            "interval": list(gain_interval(bits[label], bits["base"], names) or ()),
+            "seconds_per_token": sum(each["seconds"][label] for each in rows) / tokens,
         }
-        if way in CONTROLS:
-            told[way]["beyond control"] = beyond(way, CONTROLS[way])
+        if label in CONTROLS:
+            told[label]["beyond control"] = beyond(label, CONTROLS[label])
     for other in ("retro", "ttt-nn"):
         told["ttt-nn and retro"][f"beyond {other}"] = beyond("ttt-nn and retro", other)
     return told
@@ -72,11 +72,11 @@ def leakage(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def show(told: Mapping[str, Any]) -> None:
-    table = Table("domain", "bits per byte", *WAYS, title="gain in % of the base's bits", box=None)
+    table = Table("domain", "bits per byte", *METHODS, title="gain in % of the base's bits", box=None)
     for name, found in told["domains"].items():
         cells = (
-            f"{100 * found[way]['gain']:.2f} [{', '.join(f'{100 * e:.2f}' for e in found[way]['interval'])}]"
-            for way in WAYS
+            f"{100 * found[m]['gain']:.2f} [{', '.join(f'{100 * e:.2f}' for e in found[m]['interval'])}]"
+            for m in METHODS
         )
         table.add_row(name, f"{found['base_bits_per_byte']:.3f}", *cells)
     Console(width=220).print(table)

@@ -56,7 +56,7 @@ BASE, CONTROL, BOTH = "base", "random support", "before and after"
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """What is read for a hole and where adaptation sets out; with `steps` 0 it stays there."""
 
     around: Around = "none"
@@ -65,15 +65,15 @@ class Way:
     steps: int = STEPS
 
 
-WAYS = {
-    CONTROL: Way(neighbours="random"),
-    "before": Way("before"),
-    BOTH: Way("both"),
-    "project": Way(neighbours="project"),
-    "FOMAML, no steps": Way("both", start="fomaml", steps=0),
-    "FOMAML": Way("both", start="fomaml"),
-    "Reptile, no steps": Way("both", start="reptile", steps=0),
-    "Reptile": Way("both", start="reptile"),
+METHODS = {
+    CONTROL: Variant(neighbours="random"),
+    "before": Variant("before"),
+    BOTH: Variant("both"),
+    "project": Variant(neighbours="project"),
+    "FOMAML, no steps": Variant("both", start="fomaml", steps=0),
+    "FOMAML": Variant("both", start="fomaml"),
+    "Reptile, no steps": Variant("both", start="reptile", steps=0),
+    "Reptile": Variant("both", start="reptile"),
 }
 # What is compared with what beside it: the text after the hole, and what a trained start adds.
 PAIRS = ((BOTH, "before"), ("FOMAML", BOTH), ("Reptile", BOTH))
@@ -127,24 +127,26 @@ class Projects:
         return source.sample(STEPS, np.random.default_rng(stable_hash("random", hole.document.id))).passages
 
 
-def method(rate: float, way: Way, starts: dict[str, Path]) -> SourceCode:
+def method(rate: float, label: Variant, starts: dict[str, Path]) -> SourceCode:
     inner = Finetune(
-        trainable=Top(2), optimizer=AdamW(rate, weight_decay=0.0), passes=STEPS, max_steps=way.steps
+        trainable=Top(2), optimizer=AdamW(rate, weight_decay=0.0), passes=STEPS, max_steps=label.steps
     )
     made = SourceCode(inner=inner, making=Making(count=2, prefix=PREFIX, size=SIZE))
-    return replace(made, weights=str(starts[way.start])) if way.start else made
+    return replace(made, weights=str(starts[label.start])) if label.start else made
 
 
-def attempt(lm: Causal, hole: Hole, way: Way | None, rate: float, starts: dict, projects: Projects) -> dict:
-    """Fill one hole one way: bits, bytes, whether the greedy identifier is right, CPU seconds."""
+def attempt(
+    lm: Causal, hole: Hole, label: Variant | None, rate: float, starts: dict, projects: Projects
+) -> dict:
+    """Fill one hole by one method: bits, bytes, whether the greedy identifier is right, CPU seconds."""
     started = time.process_time()
     context = Making(prefix=PREFIX).context(hole)
     model: uptake.lm.base.LM = lm
-    if way is not None:
-        made = method(rate, way, starts)
-        pieces = hole.support(way.around, SIZE)
-        if way.neighbours:
-            pieces = (*pieces, *projects.passages(hole, way.neighbours))
+    if label is not None:
+        made = method(rate, label, starts)
+        pieces = hole.support(label.around, SIZE)
+        if label.neighbours:
+            pieces = (*pieces, *projects.passages(hole, label.neighbours))
         (state,) = made.adapt(
             [made.init(lm)], lm, [Evidence(Found().behind(pieces), query=context)], Context()
         )
@@ -162,7 +164,7 @@ def attempt(lm: Causal, hole: Hole, way: Way | None, rate: float, starts: dict, 
 def train_start(outer: str, lm: Causal, rate: float, arguments: argparse.Namespace, path: Path) -> float:
     """Train a start and write it to `path`; return the CPU seconds it took since it was last interrupted."""
     started = time.process_time()
-    made = replace(method(rate, Way("both"), {}), outer=outer)
+    made = replace(method(rate, Variant("both"), {}), outer=outer)
     each = math.ceil(arguments.episodes / 2 / len(TRAIN))
     documents = [document for package in TRAIN for document in files(package, each)]
     valid = [document for package in VALID for document in files(package, 40)[-6:]]
@@ -201,11 +203,11 @@ def main() -> None:
     done = {record["key"]: record for record in journal.start(dict)}
 
     def fill(hole: Hole, name: str, rate: float, starts: dict) -> dict:
-        way = WAYS.get(name)
-        start = f" {starts[way.start].stem}" if way and way.start else ""
+        label = METHODS.get(name)
+        start = f" {starts[label.start].stem}" if label and label.start else ""
         key = f"{hole.document.id}:{hole.start} {name} {rate:g}{start}"
         if key not in done:
-            done[key] = {"key": key, **attempt(lm, hole, way, rate, starts, projects)}
+            done[key] = {"key": key, **attempt(lm, hole, label, rate, starts, projects)}
             journal.keep(done[key])
         return done[key]
 
@@ -224,7 +226,7 @@ def main() -> None:
             journal.keep(done[key])
     spent = {outer: done[f"start {path.stem}"]["seconds"] for outer, path in starts.items()}
     rows = {BASE: [fill(hole, BASE, 0.0, {}) for hole in test]}
-    for name in WAYS:
+    for name in METHODS:
         rows[name] = [fill(hole, name, rates.get(name, rates[BOTH]), starts) for hole in test]
         print(f"  {name} done", flush=True)
     told = report(rows, [hole.document.id for hole in test])
@@ -244,7 +246,7 @@ def main() -> None:
 def report(rows: dict[str, list[dict]], documents: list[str]) -> dict[str, dict]:
     """Print the table and return its figures; intervals by file, gains against the base and the control."""
     base, control = ([row["bits"] for row in rows[name]] for name in (BASE, CONTROL))
-    table = Table("way", "bits per byte", "gain %", "beyond random", "right %", "CPU s a hole", box=None)
+    table = Table("method", "bits per byte", "gain %", "beyond random", "right %", "CPU s a hole", box=None)
     told = {}
     for name, found in rows.items():
         bits, right = [row["bits"] for row in found], [float(row["right"]) for row in found]

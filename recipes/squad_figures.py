@@ -1,4 +1,4 @@
-"""What camels_squad.py tells of its rows: answers pooled over seeds, and ways compared with intervals."""
+"""The figures of camels_squad.py: answers pooled over seeds, and methods compared with intervals."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -10,20 +10,20 @@ Row = dict[str, Any]
 PUBLISHED, PLACES, MINE = "CaMeLS as published", "places alone", "CaMeLS from places"
 
 
-def pooled(told: Sequence[Sequence[Row]], way: str, rate: float) -> Row:
+def pooled(told: Sequence[Sequence[Row]], label: str, rate: float) -> Row:
     """Return the answers of all seeds, as of one row."""
-    rows = [row for some in told for row in some if (row["way"], row["rate"]) == (way, rate)]
+    rows = [row for some in told for row in some if (row["way"], row["rate"]) == (label, rate)]
     kl = sum(row["kl"] for row in rows) / len(rows)
     return {"kl": kl, "rate": rate, "answers": [answer for row in rows for answer in row["answers"]]}
 
 
-def at_kl(curves: Sequence[Sequence[Row]], way: str, kl: float) -> Row | None:
-    """Return a way's answers between the two rates on both sides of a KL, straight lines between them.
+def at_kl(curves: Sequence[Sequence[Row]], label: str, kl: float) -> Row | None:
+    """Return a method's answers between the two rates on both sides of a KL, straight lines between them.
 
     None where it has no rate, known for every seed, on one of the sides.
     """
-    rates = set.intersection(*({row["rate"] for row in some if row["way"] == way} for some in curves))
-    curve = sorted((pooled(curves, way, rate) for rate in rates), key=lambda row: row["kl"])
+    rates = set.intersection(*({row["rate"] for row in some if row["way"] == label} for some in curves))
+    curve = sorted((pooled(curves, label, rate) for rate in rates), key=lambda row: row["kl"])
     for low, high in pairwise(curve):
         if low["kl"] <= kl <= high["kl"]:
             share = (kl - low["kl"]) / (high["kl"] - low["kl"])
@@ -39,29 +39,30 @@ def helped(row: Row) -> bool:
 
 
 def compared(title: str, told: Sequence[Sequence[Row]], best: Mapping[str, float]) -> list[Row]:
-    """Return how CaMeLS compares with each way at its best rate, and at the KL that CaMeLS has at its own."""
-    of = {way: pooled(told, way, rate) for way, rate in best.items()}
+    """Compare CaMeLS with each method at that one's best rate, and at the KL that CaMeLS has at its own."""
+    of = {label: pooled(told, label, rate) for label, rate in best.items()}
     useful = [[row for row in some if helped(row)] for some in told]
     out = []
     for mine in (MINE, PUBLISHED):
         if mine in of:
-            out += compare(f"{title}: each way at its best rate", mine, of)
-            same = {way: at_kl(useful, way, of[mine]["kl"]) for way in best if way != mine}
-            there = {way: row for way, row in same.items() if row}
+            out += compare(f"{title}: each method at its best rate", mine, of)
+            same = {label: at_kl(useful, label, of[mine]["kl"]) for label in best if label != mine}
+            there = {label: row for label, row in same.items() if row}
             out += compare(f"{title}: at the KL of {mine}", mine, {mine: of[mine], **there})
     return out
 
 
 def compare(title: str, mine: str, of: Mapping[str, Row]) -> list[Row]:
-    """Print and return how much more NLL a token a way has than each other one, with its interval."""
+    """Print and return how much more NLL a token a method has than each other one, with its interval."""
     print(f"\n{title}")
     out = []
-    for way, row in of.items():
-        if way == mine:
+    for label, row in of.items():
+        if label == mine:
             continue
         gap, interval = common.difference(of[mine], row)
         told = "[{:+.4f}, {:+.4f}]".format(*interval) if interval else ""
-        print(f"{mine} less {way} (rate {row['rate']:g}, KL {row['kl']:.3f}): NLL {gap:+.4f} {told} a token")
+        where = f"rate {row['rate']:g}, KL {row['kl']:.3f}"
+        print(f"{mine} less {label} ({where}): NLL {gap:+.4f} {told} a token")
         figures = {"rate": row["rate"], "kl": row["kl"], "nll": gap, "ci": interval and [*interval]}
-        out.append({"compared": title, "way": mine, "less": way, **figures})
+        out.append({"compared": title, "way": mine, "less": label, **figures})
     return out

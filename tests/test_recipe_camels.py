@@ -26,7 +26,7 @@ def test_names_of_one_split_never_occur_in_another_and_documents_tell_what_is_as
     assert not (called["train"] & called["test"] or called["train"] & called["valid"])
     assert not called["valid"] & called["test"]
     made = worlds["test"]
-    oracle = recipe.common.Told({question.document: question.answers for question in made.questions})
+    oracle = recipe.common.StatedAnswers({question.document: question.answers for question in made.questions})
     for document, question, name in zip(
         made.documents, made.questions, names.pairs(60, "test", 0), strict=True
     ):
@@ -44,15 +44,15 @@ def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -
     asked = [*small.split(), *(f"--{name}={path}" for name, path in places.items())]
     recipe.main(asked)
     told = json.loads((tmp_path / "out.json").read_text())
-    ways = {row["way"] for row in told["rows"]}
-    assert {"uniform", "uniform + re-tune", "salient spans", "TF-IDF", "CaMeLS", "oracle"} <= ways
+    methods = {row["way"] for row in told["rows"]}
+    assert {"uniform", "uniform + re-tune", "salient spans", "TF-IDF", "CaMeLS", "oracle"} <= methods
     assert {row["stream"] for row in told["rows"]} == {
         f"{size} {part}" for size in ("small", "large") for part in ("valid 3", "test 4")
     }
     runs = [(row["stream"], row["way"], row["rate"], row["seed"]) for row in told["rows"]]
     assert len(set(runs)) == len(runs)
-    # Every way at both rates on validation; on each of two test worlds one rate of most, both of two ways.
-    assert len(runs) == sum(2 * len(some) + 2 * (len(some) + 2) for some in (ways, recipe.LARGER))
+    # Every way at both rates on validation; on each of two test worlds one rate of most, both of two methods.
+    assert len(runs) == sum(2 * len(some) + 2 * (len(some) + 2) for some in (methods, recipe.LARGER))
     assert {(row["way"], row["taken"]) for row in told["kept"]} == {("uniform", 5), ("CaMeLS", 5)}
     assert "test, 4 documents" in capsys.readouterr().out
     assert (tmp_path / "camels-kept.svg").exists() and (tmp_path / "camels-small-test.svg").exists()
@@ -143,7 +143,7 @@ def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path
     orders = [[document.id for document in each.documents] for each in (made, other)]
     assert len({*orders[0], *orders[1]}) == 12, "each seed has paragraphs of its own"
     assert {document.group for document in made.documents} == set(titles.test)
-    oracle, first = on_squad.Told.by(made), made.documents[0]
+    oracle, first = on_squad.AnswersByParagraph.by(made), made.documents[0]
     spans = [(at, at + 1) for at in range(len(first.text))]
     told = oracle.of(Passage(0, first.text, document=first.id), spans).tolist()
     assert "".join(letter for letter, weight in zip(first.text, told, strict=True) if weight) in (
@@ -162,8 +162,8 @@ def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path
     on_squad.main([*asked, *small.split()])
     told = json.loads((tmp_path / "out.json").read_text())
     rows = told["rows"]
-    assert len(rows) == 3 * len(on_squad.WAYS), (
-        "each way on the validation stream, and on the test stream in two orders"
+    assert len(rows) == 3 * len(on_squad.METHODS), (
+        "each method on the validation stream, and on the test stream in two orders"
     )
     assert {(row["stream"], row["seed"]) for row in rows} == {
         ("large valid", 0),
@@ -172,9 +172,9 @@ def test_the_recipe_on_squad_runs_and_keeps_articles_apart(recipe: Any, tmp_path
     }
     assert "CaMeLS from places less uniform (rate 0.0003, KL" in capsys.readouterr().out
     for part in ("valid", "test"):
-        title = f"large {part}: each way at its best rate"
-        ways = {gap["less"] for gap in told["differences"] if gap["compared"] == title}
-        assert ways == {*on_squad.WAYS}
+        title = f"large {part}: each method at its best rate"
+        methods = {gap["less"] for gap in told["differences"] if gap["compared"] == title}
+        assert methods == {*on_squad.METHODS}
 
 
 def test_answers_at_one_kl_lie_between_those_of_the_rates_beside_it(recipe: Any) -> None:

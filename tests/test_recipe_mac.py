@@ -25,7 +25,7 @@ def test_the_recipe_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) -
     asked = [*small.split(), *(f"--{name}={path}" for name, path in places.items())]
     recipe.main(asked)
     told = json.loads((tmp_path / "out.json").read_text())
-    assert [row["way"] for row in told["rows"]] == 2 * list(recipe.WAYS)
+    assert [row["way"] for row in told["rows"]] == 2 * list(recipe.METHODS)
     assert [row["seed"] for row in told["rows"]] == [0, 0, 0, 1, 1, 1]
     assert told["settings"]["steps"] == [1, 2, 1] and len(told["trainings"]) == 2
     for training in told["trainings"]:
