@@ -2,7 +2,7 @@
 
 Queries spread evenly over the data are run as the evaluation would run them, one at a time; what
 each of them took is scaled up to the whole. The spread is that of the queries measured: as if all
-were like the cheapest of them, or like the dearest. Nothing here says whether it will pay.
+were like the cheapest of them, or like the dearest. Nothing here says whether it will help.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What an evaluation is given: documents, and questions or edits that go with them."""
+"""The inputs of an evaluation: documents, and questions or edits that go with them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

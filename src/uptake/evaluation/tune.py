@@ -1,6 +1,6 @@
 """Choose a method's settings on validation text, under a budget of CPU seconds a query.
 
-For each choice of what moves, the learning rate climbs by factors of three while the gain does;
+For each choice of trainable weights, the learning rate climbs by factors of three while the gain does;
 then the other settings are tried one after another from the best so far. A method that names its own
 `choices` has those tried instead, a group after another. Every number of neighbours is measured in
 the same pass. Nothing here ever sees test text.
@@ -208,5 +208,5 @@ def tune(
         "budget": budget,
         "seed": seed,
     }
-    # A method that is handed no passages reads as many whatever k is, and with k at 0 would not look at all.
+    # A method that reads no passages gives the same at every k, but with k at 0 it would not retrieve.
     return Recipe(name, max(best.k, 1), (*settings, *best.settings), chosen), search
