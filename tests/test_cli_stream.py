@@ -161,6 +161,7 @@ def test_compare_runs_the_same_protocol_with_its_defaults(
     refused(run("cost", "-m", world.model, "--methods", "online", *given), "--protocol stream")
 
 
+@pytest.mark.long
 def test_workers_and_a_store_serve_a_stream(run: Run, world: World, files: tuple[Path, Path]) -> None:
     more = ("--methods", "online,ttt-nn", "-s", world.lexical, "-k", "1", "--json", "-")
     alone, shared = (streamed(run, world, files, *more, "--workers", count).json for count in ("1", "2"))

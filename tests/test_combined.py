@@ -137,6 +137,8 @@ def test_equal_selections_search_once() -> None:
     ("name", "said"),
     [
         ("ttt-nn+ttt-nn", "names a method twice"),
+        ("+", "a name is missing beside a"),
+        ("ttt-nn+", "a name is missing beside a"),
         ("in-context+ttt-nn", r"write ttt-nn\+in-context"),
         ("ttt-nn+random", "ttt-nn and random both train the model's weights"),
         ("fwl+knn-lm", "fwl cannot be combined with other methods"),

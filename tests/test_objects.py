@@ -45,6 +45,7 @@ def found(store):
     return [(one.ids.tolist(), one.scores.tolist()) for one in store.search(QUERIES, 5)]
 
 
+@pytest.mark.long
 def test_a_store_is_the_same_as_in_a_folder(place, options, tmp_path):
     """Made, opened by its URI, added to, searched by both retrievers, removed from, purged, exported."""
     far, near = made(place), made(tmp_path / "s")

@@ -51,6 +51,7 @@ def test_the_verb_is_the_protocol(model: Causal) -> None:
     assert timeless(uptake.compare(model, inputs, WAYS, protocol=protocol)) == timeless(stream(model))
 
 
+@pytest.mark.long
 def test_workers_share_the_methods_and_a_killed_one_is_made_good(model: Causal, tmp_path: Path) -> None:
     whole = timeless(stream(model))
     assert timeless(stream(model, workers=2)) == whole

@@ -139,6 +139,7 @@ def test_stopped_anywhere_it_goes_on(model: Causal, whole: Results, tmp_path: Pa
     assert [file.name for file in tmp_path.iterdir()] == ["j"], "a state was left behind"
 
 
+@pytest.mark.long
 def test_workers_give_the_same_and_a_killed_one_is_made_good(
     model: Causal, whole: Results, tmp_path: Path
 ) -> None:

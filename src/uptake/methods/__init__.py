@@ -28,6 +28,8 @@ def find(name: str) -> MethodSpec:
     """
     parts = [part.strip() for part in name.split("+")]
     if len(parts) > 1:
+        if "" in parts:
+            raise BadInput(f"method {name!r}: a name is missing beside a +, write it as in ttt-nn+in-context")
         if len(set(parts)) < len(parts):
             raise BadInput(f"{name} names a method twice: name each once")
         return combine({part: find(part) for part in parts})
