@@ -146,7 +146,6 @@ def test_equal_selections_search_once() -> None:
         ("ttt-nn+base", "base cannot be combined"),
         ("ttt-nn+retro+retro-random", "both add modules to the network"),
         ("ttt-nn+in-contxt", "did you mean 'in-context'"),
-        ("ttt-nn+", "no method ''"),
     ],
 )
 def test_what_cannot_stand_together_is_refused_with_the_reason(name: str, said: str) -> None:
