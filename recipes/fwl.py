@@ -1,7 +1,8 @@
 """Fast weight layers against dynamic evaluation, on long documents, under *running*.
 
 A layer is trained on training documents of two domains, first as one that does not learn as it reads
-(pace 0), then, on more of them, as one that does. Its control goes on at pace 0, with the same schooling.
+(rate scale 0), then, on more of them, as one that does. Its control goes on at rate scale 0, with the same
+training. Rows on disk and on the screen call the rate scale "pace", as those recorded in fwl.json do.
 Step sizes of every method are chosen on validation documents, for each domain; then test documents are
 scored, segment by segment, each learnt once it is scored. All methods score the same bytes.
 
