@@ -21,7 +21,7 @@ from uptake.adaptation.delta import Delta, fingerprint
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.rows import left_padded
-from uptake.methods.contract.composed import Combined
+from uptake.methods.contract.composed import Together
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.contract.state import load_state, save_state
 
@@ -67,7 +67,7 @@ def example(spec: MethodSpec) -> MethodSpec:
 
 
 def _example(method: Any) -> Any:
-    if isinstance(method, Combined):
+    if isinstance(method, Together):
         return replace(method, **{name: _example(part) for name, part in method.parts})
     shown, plain = type(method).example(), type(method)()
     changed = {part.name: getattr(shown, part.name) for part in fields(shown)}

@@ -20,7 +20,8 @@ from uptake.text.select import Nearest
 
 COMBINED = (
     "ttt-nn+in-context", "ttt-nn+knn-lm", "ttt-nn+retro", "random+in-context+knn-lm", "in-context+retomaton",
-    "dynamic-evaluation+knn-lm", "source-code+in-context",
+    "dynamic-evaluation+knn-lm", "source-code+in-context", "in-context/ttt-nn",
+    "knn-lm/random+in-context/retro",
 )  # fmt: skip
 
 

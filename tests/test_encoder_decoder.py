@@ -17,9 +17,10 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Segment
 from uptake.lm.capabilities import Layers, capability
 from uptake.lm.examples import Example, encode, of_target
+from uptake.lm.experts import Experts, FixedShare
 from uptake.lm.generation import Decoding
 from uptake.lm.scoring import kl, losses
-from uptake.lm.wrappers import Bayes, Mixed, Routed
+from uptake.lm.wrappers import Mixed, Routed
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.session import Session
@@ -125,14 +126,14 @@ def test_it_stands_in_mixtures_and_rows_like_any_model() -> None:
     one, two = model.score(segments), other.score(segments)
     mixed = Mixed([model, other], [0.25, 0.75]).score(segments)
     routed = Routed([model, other]).score(segments)
-    bayes = Bayes(model, other, 0.5).score(segments)
+    bayes = Experts([model, other], FixedShare((0.5, 0.5))).score(segments)
     for row, (p, q) in enumerate(zip(one, two, strict=True)):
         probabilities = 0.25 * p.log_probs.exp() + 0.75 * q.log_probs.exp()
         assert torch.allclose(mixed[row].log_probs.exp(), probabilities, atol=1e-12)
         assert torch.equal(routed[row].log_probs, (p, q)[row].log_probs)
         assert bayes[row].bits <= p.bits + 1
     example = encode(model.tokenizer, QUESTION, ANSWER)
-    found = of_target(Bayes(model, other, 0.5).predictions([example])[0], example)
+    found = of_target(Experts([model, other], FixedShare((0.5, 0.5))).predictions([example])[0], example)
     assert torch.allclose(found, bayes[0].log_probs, atol=1e-12)
 
 

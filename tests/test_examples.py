@@ -20,8 +20,9 @@ from uptake.lm.examples import (
     pieces,
     rolling_windows,
 )
+from uptake.lm.experts import Experts, FixedShare
 from uptake.lm.scoring import divergence, kl, losses, per_token
-from uptake.lm.wrappers import Bayes, Mixed, Prefixed, Routed
+from uptake.lm.wrappers import Mixed, Prefixed, Routed
 
 CONTEXTS, COUNTS, ROOMS = st.integers(1, 40), st.integers(0, 90), st.integers(2, 20)
 
@@ -146,7 +147,7 @@ def test_losses_are_those_of_each_example_by_itself(name: str) -> None:
 
 def test_a_mixture_by_bayes_predicts_what_it_scores() -> None:
     one, other = (toys.lm("llama", seed=seed, dtype=torch.float64) for seed in (0, 5))
-    model = Bayes(one, other, 0.3)
+    model = Experts([one, other], FixedShare((0.7, 0.3)))
     example = encode(model.tokenizer, *TEXTS[0])
     (log_probs,) = model.predictions([example])
     total = of_target(log_probs, example).sum().exp()

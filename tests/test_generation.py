@@ -23,9 +23,10 @@ from uptake.adaptation.delta.prompt import Prompt
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.lm.experts import Experts, FixedShare
 from uptake.lm.generation import Decoding, Token
 from uptake.lm.rows import WIDTH, left_padded
-from uptake.lm.wrappers import Bayes, Mixed, Prefixed, Routed
+from uptake.lm.wrappers import Mixed, Prefixed, Routed
 from uptake.text.detokenizer import Detokenizer
 from uptake.text.tokenizer import Tokenizer
 
@@ -126,10 +127,10 @@ def wrapped(lm: LM) -> dict[str, LM]:
         "prefixed": Prefixed(lm, prefixes),
         "mixed": Mixed([lm, other], [0.3, 0.7]),
         "routed": Routed([lm, other, lm, other]),
-        "bayes": Bayes(lm, Routed([other, lm, other, other]), 0.4),
+        "bayes": Experts([lm, Routed([other, lm, other, other])], FixedShare((0.6, 0.4), (0.0, 0.1))),
         "nested": Prefixed(Mixed([lm, Routed([other, lm, lm, lm])], [0.5, 0.5]), prefixes),
         "soft prompt": lm.overlay(Delta.of(lm.fingerprint, {"": Prompt(torch.randn(3, 32))}, "prompt")),
-        "outer": Bayes(Prefixed(lm, prefixes), Prefixed(other, prefixes[::-1]), 0.5),
+        "outer": Experts([Prefixed(lm, prefixes), Prefixed(other, prefixes[::-1])], FixedShare((0.5, 0.5))),
     }
 
 

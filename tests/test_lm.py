@@ -13,8 +13,9 @@ import toys
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
+from uptake.lm.experts import Experts, FixedShare
 from uptake.lm.generation import Decoding
-from uptake.lm.wrappers import Bayes, Mixed, Prefixed, Routed
+from uptake.lm.wrappers import Mixed, Prefixed, Routed
 from uptake.text.tokenizer import Tokenizer
 
 
@@ -56,7 +57,7 @@ def wrapped(lm: LM) -> dict[str, LM]:
         "prefixed": Prefixed(lm, [[0, 40, 41, 42]]),
         "mixed": Mixed([lm, other], [0.3, 0.7]),
         "routed": Routed([other]),
-        "bayes": Bayes(lm, other, 0.4),
+        "bayes": Experts([lm, other], FixedShare((0.6, 0.4), (0.0, 0.1))),
         "nested": Prefixed(Mixed([lm, Routed([other])], [0.5, 0.5]), [[0, 40, 41]]),
     }
 
@@ -136,16 +137,19 @@ def test_a_bayes_mixture_never_loses_more_than_a_bit_and_is_one_distribution() -
     base, other = toys.lm("llama", dtype=torch.float64), toys.lm("llama", seed=5, dtype=torch.float64)
     segments = [Segment("some text to score", "so "), Segment("and another, quite long one " * 6)]
     for prior in (0.5, 0.1):
-        mixed = Bayes(base, other, prior).score(segments)
+        mixed = Experts([base, other], FixedShare((1 - prior, prior))).score(segments)
         for one, b, o in zip(mixed, base.score(segments), other.score(segments), strict=True):
             whole = math.log2((1 - prior) * 2 ** (-b.bits + o.bits) + prior) - o.bits
             assert one.bits == pytest.approx(-whole, rel=1e-9)
             assert one.bits <= b.bits + math.log2(1 / (1 - prior)) + 1e-9
-    assert torch.equal(Bayes(base, base, 0.5).score(segments)[1].log_probs, base.score(segments)[1].log_probs)
+    assert torch.equal(
+        Experts([base, base], FixedShare((0.5, 0.5), (0.0, 0.1))).score(segments)[1].log_probs,
+        base.score(segments)[1].log_probs,
+    )
     # As a model of text it is the same mixture: the chain of its steps multiplies to it.
     ids = torch.randint(1, 200, (1, 15), generator=torch.Generator().manual_seed(0))
     chains = []
-    for model in (Bayes(base, other, 0.5), base, other):
+    for model in (Experts([base, other], FixedShare((0.5, 0.5))), base, other):
         log_probs = model.step(ids)[0][0, :-1].gather(-1, ids[0, 1:, None])
         chains.append(log_probs.sum().exp().item())
     assert chains[0] == pytest.approx((chains[1] + chains[2]) / 2, rel=1e-9)

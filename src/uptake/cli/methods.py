@@ -43,7 +43,7 @@ def methods(
         table.add_column("what it does")
         for each, entry in entries.items():
             table.add_row(each, str(entry["summary"]))
-        hint = "`uptake methods NAME` shows a method's settings. A+B combines methods: ttt-nn+in-context."
+        hint = "`uptake methods NAME` shows a method's settings. A+B puts two on one model, A/B mixes them."
     else:
         typer.echo(f"{found.summary(name)}\n")
         spec = found.find(name)

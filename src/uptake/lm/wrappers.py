@@ -7,12 +7,12 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, pad
+from torch.nn.functional import pad
 
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
-from uptake.lm.base import LM, LMT, Cache, Scores, Segment, Wrapper
+from uptake.lm.base import LM, LMT, Cache, Wrapper
 from uptake.lm.examples import Example, padded
 from uptake.lm.rows import left_padded, row_by_row
 
@@ -124,7 +124,7 @@ class Mixed(Wrapper):
         return min(part.max_input_tokens(row) for part in self.parts)
 
     def start(self) -> Cache:
-        return _all_or_none([part.start() for part in self.parts])
+        return all_or_none([part.start() for part in self.parts])
 
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
@@ -199,7 +199,7 @@ class Routed(Wrapper):
         return [log_probs for part, example in pairs for log_probs in part.token_log_probs([example])]
 
     def start(self) -> Cache:
-        return _all_or_none([part.start() for part in self.parts])
+        return all_or_none([part.start() for part in self.parts])
 
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
@@ -213,91 +213,6 @@ class Routed(Wrapper):
         return self.parts[row].step(ids, cache)
 
 
-class Bayes(Wrapper):
-    """A base and an adapted LM as one mixture whose weights follow the tokens seen, by Bayes' rule.
-
-    The probability of a text is `(1 - prior) * base + prior * adapted`, as whole texts. In `score`
-    and `predictions` only the target's tokens change the weights, so a text costs at most
-    log2(1 / (1 - prior)) bits more than under the base; in `step`, and so in generation, every token
-    since the start does.
-    """
-
-    def __init__(self, inner: LM, adapted: LM, prior: float) -> None:
-        super().__init__(inner)
-        self.adapted, self.prior = adapted, prior
-        self.rows = adapted.rows if inner.rows is None else inner.rows
-        self.has_step = inner.has_step and adapted.has_step
-
-    def around(self, inner: LM) -> Self:
-        return type(self)(inner, self.adapted, self.prior)
-
-    def at(self, rows: Sequence[int]) -> LM:
-        return Bayes(self.inner.at(rows), self.adapted.at(rows), self.prior)
-
-    def max_input_tokens(self, row: int) -> int:
-        return min(self.inner.max_input_tokens(row), self.adapted.max_input_tokens(row))
-
-    def overlay(self, delta: Delta) -> LM:
-        return Bayes(self.inner.overlay(delta), self.adapted.overlay(delta), self.prior)
-
-    def start(self) -> Cache:
-        both = _all_or_none([self.inner.start(), self.adapted.start()])
-        return None if both is None else [*both, None]
-
-    def step(
-        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
-    ) -> tuple[Tensor, Cache]:
-        caches = cache if cache is not None else [None, None, None]
-        base, base_cache = self.inner.step(ids, caches[0], lengths)
-        adapted, adapted_cache = self.adapted.step(ids, caches[1], lengths)
-        ahead = (adapted - base)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-        if lengths is not None:
-            # No token of padding was predicted, nor was a row's first one.
-            gaps = ids.shape[1] - torch.tensor(lengths, device=ids.device)[:, None]
-            ahead = torch.where(torch.arange(1, ids.shape[1], device=ids.device) > gaps, ahead, 0.0)
-        if caches[2] is None:
-            first = torch.full_like(base[:, 0, 0], self._logit)
-        else:
-            odds, before = caches[2]
-            first = odds + before.gather(-1, ids[:, :1])[:, 0]
-        odds = torch.cat([first[:, None], ahead], 1).cumsum(1)
-        mixed = _mix(base, adapted, odds[..., None])
-        kept = [base_cache, adapted_cache, (odds[:, -1], (adapted - base)[:, -1])]
-        return mixed, None if cache is None else kept
-
-    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
-        parts = self.inner.predictions(examples), self.adapted.predictions(examples)
-        found = []
-        for example, base, adapted in zip(examples, *parts, strict=True):
-            targets = torch.tensor(example.target, dtype=torch.long, device=base.device)
-            ahead = (adapted - base).gather(-1, targets[:, None])[:, 0]
-            odds = self._logit + ahead.cumsum(0) - ahead
-            found.append(_mix(base, adapted, odds[:, None]))
-        return found
-
-    def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
-        """As LM.score; the weights start at the prior with each segment and follow its tokens alone."""
-        pairs = zip(
-            self.inner.score(segments, batch_tokens), self.adapted.score(segments, batch_tokens), strict=True
-        )
-        out = []
-        for base, adapted in pairs:
-            ahead = adapted.log_probs - base.log_probs
-            odds = self._logit + ahead.cumsum(0) - ahead
-            out.append(Scores(_mix(base.log_probs, adapted.log_probs, odds), base.spans, base.bytes))
-        return out
-
-    @property
-    def _logit(self) -> float:
-        return math.log(self.prior / (1 - self.prior))
-
-
-def _all_or_none(caches: list[Cache]) -> list[Cache] | None:
+def all_or_none(caches: list[Cache]) -> list[Cache] | None:
     """Return the caches, or None where one of the LMs keeps none: then all of them read everything again."""
     return None if any(cache is None for cache in caches) else caches
-
-
-def _mix(base: Tensor, adapted: Tensor, odds: Tensor) -> Tensor:
-    """Return log(sigmoid(-odds) exp(base) + sigmoid(odds) exp(adapted)), the base where both agree."""
-    mixed = torch.logaddexp(logsigmoid(-odds) + base, logsigmoid(odds) + adapted)
-    return torch.where(adapted == base, base, mixed)

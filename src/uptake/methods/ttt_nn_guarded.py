@@ -6,7 +6,7 @@ from typing import Self
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
-from uptake.lm.wrappers import Bayes
+from uptake.lm.experts import Experts, FixedShare
 from uptake.methods.contract.composed import MethodWrapper
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.contract.weight_state import WeightState
@@ -37,7 +37,7 @@ class Guarded(MethodWrapper[WeightState]):
         return cls(Finetune.example())
 
     def adapted(self, states: Sequence[WeightState], lm: LM) -> LM:
-        return Bayes(lm, self.inner.adapted(states, lm), self.prior)
+        return Experts([lm, self.inner.adapted(states, lm)], FixedShare((1 - self.prior, self.prior)))
 
 
 spec = MethodSpec(Guarded())

@@ -1,6 +1,6 @@
-"""Methods made of other methods: one that wraps another, or several that work on one model together.
+"""Methods made of other methods: one that wraps another, several on one model, or several as a mixture.
 
-It knows no method by name. `combine` makes the spec of `A+B`.
+It knows no method by name. `combine` makes the spec of `A+B`, `mix` that of `A/B`.
 """
 
 import dataclasses
@@ -9,12 +9,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
+from uptake.lm.experts import Experts, FixedShare
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
 from uptake.text.select import Select
 from uptake.text.types import Found, Source
@@ -80,25 +81,25 @@ class CombinedState(State):
     """The state of each part, in a field of the part's name."""
 
 
-class Combined(Method[CombinedState]):
-    """Several methods on one model: the first may train its weights, the others leave the weights frozen.
+class Together(Method[CombinedState]):
+    """Several methods, the parts, each of which reads what its own selection found.
 
-    `combine` makes a class of this kind for the methods' names; its settings are its parts. Each part reads
-    what its own selection found. The first part's LM is the innermost, then methods with modules inside the
-    network, then the others in their order.
+    A class of this kind is made for the methods' names, each part a setting under its name.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self).__name__, [part for _, part in self.parts])
+        settings = {name: value for name, value in _settings(self) if not isinstance(value, Method)}
+        return _rebuilt, (type(self).__bases__[0], type(self).__name__, dict(self.parts), settings)
 
     @classmethod
-    def example(cls) -> "Combined":
-        return cls(**{part.name: part.type.example() for part in dataclasses.fields(cls)})  # type: ignore[arg-type, union-attr]
+    def example(cls) -> Self:
+        parts = [part for part in dataclasses.fields(cls) if isinstance(part.type, type)]  # type: ignore[arg-type]
+        return cls(**{part.name: part.type.example() for part in parts if issubclass(part.type, Method)})  # type: ignore[arg-type, union-attr]
 
     @property
     def parts(self) -> list[tuple[str, Method[Any]]]:
         """The parts, each with the name of its setting and of its field in a state."""
-        return [(part.name, getattr(self, part.name)) for part in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return [(name, value) for name, value in _settings(self) if isinstance(value, Method)]
 
     @property
     def sequential(self) -> bool:
@@ -141,17 +142,6 @@ class Combined(Method[CombinedState]):
             for state, read, change in rows
         ]
 
-    def adapted(self, states: Sequence[CombinedState], lm: LM) -> LM:
-        rest = self.parts
-        answering = self._under(lm)
-        if not isinstance(rest[0][1], FrozenModelMethod):
-            (name, trained), *rest = rest
-            answering = trained.adapted([getattr(state, name) for state in states], answering)
-        beside = [(name, part) for name, part in rest if isinstance(part, FrozenModelMethod)]
-        for name, part in sorted(beside, key=lambda each: not each[1].in_network):
-            answering = part.around([getattr(state, name) for state in states], answering, lm)
-        return answering
-
     def forget(
         self, state: CombinedState, lm: LM, ids: Sequence[int], context: Context | None = None
     ) -> CombinedState:
@@ -165,6 +155,30 @@ class Combined(Method[CombinedState]):
         following = [part.next_state(getattr(state, name), base) for name, part, base in self._bases(lm)]
         return self.joined(following, lm)
 
+    def _bases(self, lm: LM) -> Iterator[tuple[str, Method[Any], LM]]:
+        """Yield each part's name, method and base."""
+        for name, part in self.parts:
+            yield name, part, lm
+
+
+class Combined(Together):
+    """Several methods on one model: the first may train its weights, the others leave the weights frozen.
+
+    The first part's LM is the innermost, then methods with modules inside the network, then the others in
+    their order.
+    """
+
+    def adapted(self, states: Sequence[CombinedState], lm: LM) -> LM:
+        rest = self.parts
+        answering = self._under(lm)
+        if not isinstance(rest[0][1], FrozenModelMethod):
+            (name, trained), *rest = rest
+            answering = trained.adapted([getattr(state, name) for state in states], answering)
+        beside = [(name, part) for name, part in rest if isinstance(part, FrozenModelMethod)]
+        for name, part in sorted(beside, key=lambda each: not each[1].in_network):
+            answering = part.around([getattr(state, name) for state in states], answering, lm)
+        return answering
+
     def _under(self, lm: LM) -> LM:
         """Return the LM underneath all methods that train no weights."""
         for _, part in self.parts:
@@ -172,9 +186,35 @@ class Combined(Method[CombinedState]):
         return lm
 
     def _bases(self, lm: LM) -> Iterator[tuple[str, Method[Any], LM]]:
-        """Yield each part's name, method and base: weights are trained underneath the other methods."""
+        # Weights are trained underneath the other methods.
         for name, part in self.parts:
             yield name, part, lm if isinstance(part, FrozenModelMethod) else self._under(lm)
+
+
+@dataclass(frozen=True)
+class Mixture(Together):
+    """The base and several methods as experts of one mixture, weighed by how well each predicts the text.
+
+    The base begins with `base_weight`, the methods with the rest in equal parts: a text costs at most
+    log2(len(shares) / base_weight) bits more than under the base, whatever was read. `shares` are the
+    candidates for the share of the weight dealt out anew at each token, as `FixedShare` says.
+    """
+
+    base_weight: float = 0.5
+    shares: tuple[float, ...] = (0.0, 0.01, 0.1)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.base_weight < 1:
+            raise BadInput(f"base weight {self.base_weight}: use a probability between 0 and 1")
+        self._sharing()
+
+    def adapted(self, states: Sequence[CombinedState], lm: LM) -> LM:
+        parts = [part.adapted([getattr(state, name) for state in states], lm) for name, part in self.parts]
+        return Experts([lm, *parts], self._sharing())
+
+    def _sharing(self) -> FixedShare:
+        count = len(self.parts)
+        return FixedShare((self.base_weight, *[(1 - self.base_weight) / count] * count), self.shares)
 
 
 class SelectPerMethod(Select):
@@ -201,18 +241,44 @@ class SelectPerMethod(Select):
 
 
 def combine(specs: Mapping[str, MethodSpec]) -> MethodSpec:
-    """Return the spec of several methods at once, each with its own settings and its own selection.
+    """Return the spec of several methods on one model, each with its own settings and its own selection.
 
     Raises BadInput, with the reason, where they cannot stand together.
     """
     whole = "+".join(specs)
     _check(whole, {name: spec.method for name, spec in specs.items()})
-    fields = tuple(name.replace("-", "_") for name in specs)
+    return _together(Combined, whole, specs)
+
+
+def mix(specs: Mapping[str, MethodSpec]) -> MethodSpec:
+    """Return the spec of the base and several methods as a mixture, each with its own settings and selection.
+
+    Raises BadInput for a method that must read in pieces what it scores.
+    """
+    whole = "/".join(specs)
+    for name, spec in specs.items():
+        if not spec.method.reads:
+            raise BadInput(f"{whole}: the base is part of every mixture: leave {name} out")
+        if spec.segment is not None:
+            raise BadInput(
+                f"{whole}: {name} reads a text in pieces while it is scored, a mixture weighs whole texts: "
+                "mix methods that read before they answer, such as in-context and ttt-nn"
+            )
+    return _together(Mixture, whole, specs)
+
+
+def _together(kind: type[Together], whole: str, specs: Mapping[str, MethodSpec]) -> MethodSpec:
+    parts = {_field(name): spec for name, spec in specs.items()}
     selects = tuple(spec.select for spec in specs.values())
-    select = selects[0] if len(set(selects)) == 1 else _select_per_method(fields, selects)
+    select = selects[0] if len(set(selects)) == 1 else _select_per_method(tuple(parts), selects)
     segments = [spec.segment for spec in specs.values() if spec.segment is not None]
-    method = _rebuilt(whole, [spec.method for spec in specs.values()])
+    method = _rebuilt(kind, whole, {name: spec.method for name, spec in parts.items()}, {})
     return MethodSpec(method, select, min(segments, default=None))
+
+
+def _field(name: str) -> str:
+    """Return a method's name as that of a setting: `ttt-nn+in-context` is `ttt_nn_and_in_context`."""
+    return name.replace("+", "_and_").replace("-", "_")
 
 
 def _check(whole: str, methods: Mapping[str, Method[Any]]) -> None:
@@ -241,15 +307,15 @@ Kinds = tuple[tuple[str, type[Any]], ...]
 
 
 @cache
-def _kind(name: str, parts: Kinds) -> type[Any]:
-    fields = [(each, kind, dataclasses.field(default_factory=kind)) for each, kind in parts]
-    return dataclasses.make_dataclass(name, fields, bases=(Combined,), frozen=True)
+def _kind(kind: type[Together], name: str, parts: Kinds) -> type[Any]:
+    fields = [(each, part, dataclasses.field(default_factory=part)) for each, part in parts]
+    return dataclasses.make_dataclass(name, fields, bases=(kind,), frozen=True)
 
 
 @cache
 def _state_kind(name: str, parts: Kinds) -> type[Any]:
     # The codec writes code that defines functions by the class's name: it has to be one that Python takes.
-    called = "StateOf_" + re.sub(r"\W", lambda mark: "_and_" if mark[0] == "+" else "_", name)
+    called = "StateOf_" + re.sub(r"\W", lambda mark: {"+": "_and_", "/": "_or_"}.get(mark[0], "_"), name)
     return dataclasses.make_dataclass(called, parts, bases=(CombinedState,), frozen=True, kw_only=True)
 
 
@@ -260,10 +326,16 @@ def _select_kind(name: str, parts: Kinds, searches: bool, ranks: bool, gives_pas
 
 
 # Classes made for names are found in no module: what is sent to another process is made there again.
-def _rebuilt(name: str, parts: Sequence[Method[Any]]) -> Combined:
-    fields = [part.replace("-", "_") for part in name.split("+")]
-    made: Combined = _kind(name, tuple(zip(fields, map(type, parts), strict=True)))(*parts)
+def _rebuilt(
+    kind: type[Together], name: str, parts: Mapping[str, Method[Any]], settings: Mapping[str, Any]
+) -> Together:
+    kinds = tuple((each, type(part)) for each, part in parts.items())
+    made: Together = _kind(kind, name, kinds)(**parts, **settings)
     return made
+
+
+def _settings(method: Method[Any]) -> list[tuple[str, Any]]:
+    return [(each.name, getattr(method, each.name)) for each in dataclasses.fields(method)]  # type: ignore[arg-type]
 
 
 def _select_per_method(fields: tuple[str, ...], selects: tuple[Select, ...]) -> SelectPerMethod:
