@@ -10,6 +10,7 @@ import json
 import math
 import numbers
 import os
+import re
 import secrets
 import types
 from collections.abc import Callable
@@ -28,6 +29,14 @@ from uptake.errors import BadInput, Mismatch, UptakeError
 
 ReadT = TypeVar("ReadT")
 Hook = Callable[[Any, Any], Any]  # (JSON data, type hint) -> value
+
+
+DEPTH = 100  # of JSON from outside; what Uptake writes nests far less
+
+# A string, to its end or to the end of the text, or a bracket; as JSON and as Python writes them.
+_STRING = r"{0}(?:[^{0}\\]|\\.?)*+(?:{0}|\Z)"
+JSON_MARKS = re.compile(_STRING.format('"') + r"|[\[\]{}]", re.DOTALL)
+PYTHON_MARKS = re.compile(f"{_STRING.format(chr(34))}|{_STRING.format(chr(39))}|[()\\[\\]{{}}]", re.DOTALL)
 
 
 class Malformed(ValueError):
@@ -84,11 +93,38 @@ def load(kind: type[ReadT], data: object, by: Converter | None = None) -> ReadT:
 
 def loads(kind: type[ReadT], text: str | bytes) -> ReadT:
     """Return JSON text as `kind`. Raises Malformed."""
+    return load(kind, parse(text))
+
+
+def parse(text: str | bytes, depth: int = DEPTH) -> Any:
+    """Return the data that JSON text holds. Raises Malformed; brackets deeper than `depth` are never parsed.
+
+    Everything that reads JSON from outside calls this: a parser that meets the end of the stack instead
+    fails at another depth on each machine.
+    """
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text), "surrogatepass")
+        if deeper(text, depth):
+            raise Malformed(f"it nests deeper than {depth} brackets")
+        return json.loads(text)
+    except Malformed:
+        raise
+    except ValueError as error:
         raise Malformed(f"it is no JSON: {error}") from None
-    return load(kind, data)
+
+
+def deeper(text: str, depth: int, marks: re.Pattern[str] = JSON_MARKS) -> bool:
+    """Whether the brackets of a text nest deeper than `depth`, those in strings left aside."""
+    if sum(map(text.count, "[{(")) <= depth:
+        return False
+    now = 0
+    for match in marks.finditer(text):
+        mark = match[0]
+        now += (mark in "[{(") - (mark in "]})")
+        if now > depth:
+            return True
+    return False
 
 
 def converter(other: Callable[[Any], object]) -> Converter:

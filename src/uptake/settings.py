@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from uptake.codec import PYTHON_MARKS, deeper
 from uptake.errors import BadInput
 
 SettingsT = TypeVar("SettingsT")
@@ -51,7 +52,7 @@ def apply(settings: SettingsT, *assignments: str) -> SettingsT:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise BadInput(f"setting {assignment!r}: write name=value")
+            raise BadInput(f"setting {_shown(assignment)!r}: write name=value")
         pairs.append((name.strip(), _Value.read(text.strip())))
     changed: SettingsT = _applied(settings, pairs)
     return changed
@@ -162,6 +163,14 @@ _PARTS = re.compile(
 )
 
 
+_DEPTH = 50  # of brackets: checked before Python's parser, which has no end of stack of its own
+
+
+def _shown(text: str) -> str:
+    flat = " ".join(text[:400].split())
+    return flat if len(flat) <= 80 else f"{flat[:79]}…"
+
+
 @dataclass(frozen=True)
 class _Value:
     """One value as it was written. `node` is where it stands in `source`, or None where that is no Python."""
@@ -172,8 +181,15 @@ class _Value:
 
     @classmethod
     def read(cls, text: str) -> "_Value":
+        if deeper(text, _DEPTH, PYTHON_MARKS):
+            raise BadInput(f"setting {_shown(text)} nests deeper than {_DEPTH} brackets: write it flatter")
         source = _PARTS.sub(_python, text)
         return cls(text, source, _tree(source))
+
+    @property
+    def shown(self) -> str:
+        """The text as a message repeats it."""
+        return _shown(self.text)
 
     def at(self, node: ast.expr) -> "_Value":
         """Return the value that stands at a node within this one."""
@@ -239,13 +255,13 @@ def _parsed(hint: Any, value: _Value, name: str) -> Any:
         known = {each if isinstance(each, str) else str(each).lower(): each for each in arguments}
         said = _text(value)
         if said not in known:
-            raise BadInput(f"{name}={value.text}: use one of {', '.join(known)}")
+            raise BadInput(f"{name}={value.shown}: use one of {', '.join(known)}")
         return known[said]
     if origin is tuple:
         return _tuple(hint, value, name)
     if hint is bool:
         if value.text.lower() not in ("true", "false"):
-            raise BadInput(f"{name}={value.text}: use true or false")
+            raise BadInput(f"{name}={value.shown}: use true or false")
         return value.text.lower() == "true"
     if hint is str:
         return _text(value)
@@ -254,7 +270,7 @@ def _parsed(hint: Any, value: _Value, name: str) -> Any:
             return hint(value.text)
         except ValueError:
             kind = "a whole number" if hint is int else "a number"
-            raise BadInput(f"{name}={value.text}: use {kind}") from None
+            raise BadInput(f"{name}={value.shown}: use {kind}") from None
     return _choice(hint, value, name)
 
 
@@ -271,7 +287,7 @@ def _one_of(arguments: Sequence[Any], value: _Value, name: str) -> Any:
     for each in sorted(members, key=lambda each: each is str):  # any text is a str: it comes last
         with suppress(BadInput):
             return _parsed(each, value, name)
-    raise BadInput(f"{name}={value.text}: use {' or '.join(map(_values, members))}")
+    raise BadInput(f"{name}={value.shown}: use {' or '.join(map(_values, members))}")
 
 
 def _tuple(hint: Any, value: _Value, name: str) -> tuple[Any, ...]:
@@ -279,7 +295,7 @@ def _tuple(hint: Any, value: _Value, name: str) -> tuple[Any, ...]:
     if hints[-1] is Ellipsis:
         hints = hints[:1] * len(parts)
     if value.node is None or len(parts) != len(hints):
-        raise BadInput(f"{name}={value.text}: write {_values(hint)}, text in quotes")
+        raise BadInput(f"{name}={value.shown}: write {_values(hint)}, text in quotes")
     return tuple(_parsed(each, part, name) for each, part in zip(hints, parts, strict=True))
 
 
@@ -287,21 +303,21 @@ def _choice(kind: Any, value: _Value, name: str) -> Any:
     """Return an instance of `kind` or a subclass, written as its class name and perhaps its settings."""
     choices, node = _choices(kind), value.node
     if not choices:
-        raise BadInput(f"{name}={value.text}: it cannot be written as text; set it from Python")
+        raise BadInput(f"{name}={value.shown}: it cannot be written as text; set it from Python")
     call = node if isinstance(node, ast.Call) else None
     wanted = (value.at(call.func) if call else value).text.lower()
     if wanted not in choices:
         raise BadInput(
-            f"{name}={value.text}: use one of {', '.join(choices)}, with settings as in name(setting=value)"
+            f"{name}={value.shown}: use one of {', '.join(choices)}, with settings as in name(setting=value)"
         )
     pairs = []
     for each in [*call.args, *call.keywords] if call else []:
         if not isinstance(each, ast.keyword) or each.arg is None:
-            raise BadInput(f"{name}={value.text}: in parentheses write setting=value")
+            raise BadInput(f"{name}={value.shown}: in parentheses write setting=value")
         pairs.append((each.arg.replace("__", "."), value.at(each.value)))
     names = [own for own, _ in pairs]
     if twice := [own for own in names if names.count(own) > 1]:
-        raise BadInput(f"{name}={value.text}: {twice[0]} is set twice, set it once")
+        raise BadInput(f"{name}={value.shown}: {twice[0]} is set twice, set it once")
     return _applied(choices[wanted](), pairs)
 
 

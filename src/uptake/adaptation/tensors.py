@@ -4,7 +4,6 @@ The words hold a sum over the tensors, for safetensors itself does not notice a 
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from uptake.codec import dumps, load, write_whole
+from uptake.codec import dumps, load, parse, write_whole
 from uptake.errors import BadInput, Damaged, Mismatch
 
 AboutT = TypeVar("AboutT")
@@ -79,7 +78,7 @@ def from_metadata(kind: type[AboutT], about: Mapping[str, str], path: Path, what
     try:
         return load(
             kind,
-            {name: text if hints.get(name, str) is str else json.loads(text) for name, text in about.items()},
+            {name: text if hints.get(name, str) is str else parse(text) for name, text in about.items()},
         )
     except (ValueError, RecursionError) as error:
         raise Damaged(

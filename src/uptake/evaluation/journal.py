@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uptake.codec import dumps, load, write_whole
+from uptake.codec import dumps, load, parse, write_whole
 from uptake.errors import UptakeError
 from uptake.evaluation.protocol import Part, Resume
 from uptake.lm.base import LM
@@ -47,7 +47,7 @@ class RecordFile:
         # What has no end of line was cut short.
         for number, line in enumerate(raw.split(b"\n")[:-1]):
             try:
-                record = json.loads(line)
+                record = parse(line)
                 if number == 0 and record != {"key": self.key}:
                     break
                 if number > 0:

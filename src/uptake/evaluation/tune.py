@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from uptake.codec import Malformed, load, plain, write_whole
+from uptake.codec import Malformed, load, parse, plain, write_whole
 from uptake.errors import BadInput
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
@@ -62,7 +62,7 @@ class Recipe:
     def read(cls, path: str | Path) -> "Recipe":
         """Read what `write` wrote. Raises BadInput for anything else."""
         try:
-            found = json.loads(Path(path).read_bytes())
+            found = parse(Path(path).read_bytes())
             if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
                 raise Malformed(f'it has no "format": "{FORMAT}"')
             return load(cls, found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uptake.codec import Malformed, load, plain, write_whole
+from uptake.codec import Malformed, load, parse, plain, write_whole
 from uptake.errors import BadInput, Missing
 from uptake.report.kind import AnyShowcase, ReportKind, reader, tagged
 from uptake.report.results import Header, Results, Row, Sample
@@ -63,7 +63,7 @@ def write_json(results: Results, path: str | Path) -> None:
 def read_data(path: str | Path) -> dict[str, Any]:
     """Return the JSON data of a report. Raises Missing and BadInput."""
     try:
-        data = json.loads(Path(path).read_bytes())
+        data = parse(Path(path).read_bytes())
     except OSError as error:
         raise Missing(f"cannot read {path}: {error.strerror}; give a file that --json wrote") from None
     except (ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from uptake.codec import parse
 from uptake.errors import BadInput, Damaged, UptakeError
 from uptake.store.remote.objects import Location
 
@@ -76,7 +77,7 @@ def write_json(path: Location, data: Mapping[str, object]) -> None:
 def read_json(path: Location) -> dict[str, Any]:
     """Read one JSON object; raises Damaged where it is none and lets FileNotFoundError through."""
     try:
-        data = json.loads(path.read_bytes())
+        data = parse(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path}: not the JSON that was written; put it back from a copy") from error
     if not isinstance(data, dict):

@@ -136,7 +136,7 @@ def _tokens(text: str) -> Iterator[tokenize.TokenInfo]:
         with warnings.catch_warnings(action="ignore"):
             ast.parse(text)
         yield from list(tokenize.generate_tokens(io.StringIO(text, newline="").readline))
-    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
         return
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uptake.codec import parse
 from uptake.errors import BadInput
 from uptake.text.files import RECORDS, SkipError, Skipped, read_chunks, read_lines, shown, suffix
 from uptake.text.types import Document, stable_hash
@@ -79,7 +80,7 @@ def _records(path: Path) -> Iterator[tuple[Any, str]]:
     if suffix(path) not in RECORDS:
         whole = b"".join(read_chunks(path, MOST_BYTES))
         try:
-            data = json.loads(whole)
+            data = parse(whole)
         except (ValueError, RecursionError):
             pass  # TimeQA's .json files hold an object a line
         else:
@@ -99,7 +100,7 @@ def _records(path: Path) -> Iterator[tuple[Any, str]]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return _object(json.loads(line.decode("utf-8-sig")))
+        return _object(parse(line.decode("utf-8-sig")))
     except UnicodeDecodeError:
         return "not UTF-8"
     except (ValueError, RecursionError):

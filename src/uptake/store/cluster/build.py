@@ -11,7 +11,6 @@ Readers see nothing of it before the one commit.
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uptake.codec import load, plain
+from uptake.codec import load, parse, plain
 from uptake.errors import BadInput, Damaged
 from uptake.store.cluster.pool import Pool
 from uptake.store.files import delete_below, plain_errors, read_json, write_json
@@ -230,7 +229,7 @@ def _noted(store: Location, block: Block, used: set[str]) -> Sequence[str] | Non
     """Return a block's fragments if its note is there and so are they, in no table yet; else None."""
     try:
         fragments = load(_Note, read_json(store / BUILDING / block.note)).fragments
-        files = [file["path"] for text in fragments for file in json.loads(text)["files"]]
+        files = [file["path"] for text in fragments for file in parse(text)["files"]]
     except (FileNotFoundError, KeyError, TypeError, ValueError, Damaged):
         return None
     with plain_errors(store):
