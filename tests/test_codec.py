@@ -224,7 +224,7 @@ def test_what_has_no_place_in_json_is_text_and_numbers_of_numpy_are_numbers() ->
     }
     assert plain(Scored("w", np.int32(1), "q", "d", 2, np.float32(1.5), 2.0))["bits"] == 1.5
     for text in (b"{", b"\xff", b"[" * 100_000, b""):
-        with pytest.raises(Malformed, match="it is no JSON|nests deeper"):
+        with pytest.raises(Malformed, match=r"it is no JSON|nests deeper"):
             loads(Scored, text)
 
 
