@@ -6,6 +6,7 @@ is the harness's own command line, with our model in its registry. Passages are 
 context alone, never with what is scored; the adapted model answers that request and is forgotten.
 """
 
+import math
 import sys
 import warnings
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from uptake import api
-from uptake.errors import BadInput, Missing, UptakeError
+from uptake.errors import BadInput, Diverged, Missing, UptakeError
 from uptake.lm import loading
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
@@ -229,6 +230,10 @@ def _score(lm: LM, context: list[int], ids: list[int]) -> Answer:
             (log_probs,) = lm.predictions([window])
         total += of_target(log_probs, window).double().sum().item()
         greedy = greedy and log_probs.argmax(-1).tolist() == [*window.target]
+    if math.isnan(total):
+        raise Diverged(
+            "the model's score of a request is not finite: use another dtype, or another copy of it"
+        )
     return total, greedy
 
 

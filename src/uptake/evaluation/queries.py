@@ -4,6 +4,7 @@ Splits fall between characters, so never inside a UTF-8 sequence, and depend on 
 alone: every method scores the same bytes.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Diverged
 from uptake.evaluation.failures import attempt
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.protocol import Batch, Part, Protocol, Unit
@@ -214,6 +215,10 @@ def _ask(queries: Sequence[Query], runner: "Runner") -> OpenQuery:
     seconds: list[float] = []
     with runner.meter.seconds(seconds):
         base = [runner.lm.score([segment_of(query)])[0] for query in queries]
+    for query, scores in zip(queries, base, strict=True):
+        if not math.isfinite(scores.bits):
+            # Nothing can be measured against it, so this unit fails under every method.
+            raise Diverged(f"the base model's score of {query.id} is not finite: {scores.bits} bits")
     return OpenQuery(queries, base, seconds[0], scores={"base": base[0]})
 
 

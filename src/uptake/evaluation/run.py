@@ -14,6 +14,7 @@ from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
 from uptake.lm.causal import Causal
 from uptake.report import summary
+from uptake.report.formatting import many
 from uptake.report.results import Results
 from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
@@ -33,11 +34,12 @@ def run(
 ) -> Results:
     """Do an evaluation and return its results; with `journal` an interrupted one goes on where it stopped.
 
-    Raises as `evaluate` does.
+    Raises as `evaluate` does, and BadInput where nothing could be scored.
     """
     header = header_of(model, plan, inputs, store, notes)
     kept = Journal(journal, key_of(header, inputs))
     outcome = evaluate(model, plan, inputs, store, kept, progress, workers, ray)
+    _check_scored([row for row in outcome.rows if isinstance(row, Scored)])
     results = Results(
         plan.protocol.report,
         replace(header, peak_rss_bytes=outcome.peaks, peak_gpu_bytes=outcome.gpu_peaks),
@@ -46,6 +48,13 @@ def run(
     )
     missing = _missing(results)
     return replace(results, header=replace(results.header, notes=(*header.notes, *missing)))
+
+
+def _check_scored(rows: Sequence[Scored]) -> None:
+    """Raise BadInput where not even the base has scored anything: a table of nothing is no result."""
+    if rows and not any(row.bytes for row in rows):
+        count = many(len({row.query for row in rows}), "query", "queries")
+        raise BadInput(f"nothing was scored of {count}; the first, {rows[0].query}: {rows[0].failed}")
 
 
 def _missing(results: Results) -> list[str]:

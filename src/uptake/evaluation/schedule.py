@@ -1,5 +1,6 @@
 """The schedule of a stream: which documents come in which order, and which question is asked when."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from uptake.evaluation.inputs import Inputs
 from uptake.lm.base import LM
 from uptake.report.formatting import many
 from uptake.report.results import Row
-from uptake.report.streamed.rows import Answered, Drifted, Spent
+from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, Spent
 from uptake.tasks.asking import Asking, ask, divergence
 from uptake.tasks.questions import Question
 from uptake.text.types import Document
@@ -97,11 +98,15 @@ class Schedule:
             Answered(method, taken, question.id, self.group(question), self.place(question), **asdict(answer))
             for question, answer in zip(questions, found, strict=True)
         ]
+        drift: list[Row] = []
         # The base does not differ from itself.
-        drift = [
-            Drifted(method, taken, text.id, *divergence(runner.lm, adapted, text.text))
-            for text in (self.inputs.unrelated if adapted is not runner.lm else ())
-        ]
+        for text in self.inputs.unrelated if adapted is not runner.lm else ():
+            nats, tokens = divergence(runner.lm, adapted, text.text)
+            drift.append(
+                Drifted(method, taken, text.id, nats, tokens)
+                if math.isfinite(nats)
+                else DocumentFailed(method, text.id, taken, f"its divergence from the base is {nats}")
+            )
         return [*answers, *drift, replace(spent, ask_seconds=seconds[0])]
 
     def unanswered(

@@ -28,6 +28,7 @@ from uptake.lm.capabilities import (
 )
 from uptake.lm.feed_forward_input import FeedForwardInput
 from uptake.lm.rows import RowCaches, each_row
+from uptake.model_checks import check_model
 from uptake.text.tokenizer import Tokenizer
 
 
@@ -40,6 +41,8 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         # Copies of one model share its fingerprint: it names the base a delta belongs to.
         self._base = base
         self._replaced: dict[str, Tensor] | None = None
+        if base is None:
+            check_model(module, tokenizer.inner, f"model {name!r}" if name else type(module).__name__)
         self.module = module.eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -240,7 +243,13 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
 
 def _window(config: Any, tokenizer: Tokenizer) -> int:
     """Return the most tokens the model takes: what its configuration says, else what its tokenizer does."""
-    most = getattr(config, "max_position_embeddings", None) or tokenizer.inner.model_max_length
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and (not isinstance(most, int) or most < 1):
+        raise BadInput(
+            f"max_position_embeddings {most!r} in config.json: put back the model's own number of tokens"
+        )
+    if most is None:
+        most = tokenizer.inner.model_max_length
     # A tokenizer that knows no limit answers with a number of thirty digits.
     if most > 1 << 30:
         raise BadInput(

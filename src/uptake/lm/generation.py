@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Diverged
 from uptake.lm.examples import Example
 from uptake.lm.rows import left_padded
 from uptake.text.detokenizer import Detokenizer
@@ -161,7 +161,12 @@ class _Row:
             self._context = len(self.ids)
 
     def choose(self, log_probs: Tensor) -> Token:
-        """Choose the next token from its log-probabilities [vocabulary]."""
+        """Choose the next token from its log-probabilities [vocabulary]. Raises Diverged for no numbers."""
+        if log_probs.isnan().any():
+            raise Diverged(
+                f"the model's prediction after {self._count:,} tokens is not finite: use another number "
+                "format, or a smaller learning rate where it was adapted"
+            )
         if self._decoding.temperature == 0:
             token = int(log_probs.argmax())
         else:

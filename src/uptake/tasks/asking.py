@@ -4,13 +4,14 @@ Closed book: it sees the question alone. Every model is asked in the same words,
 nothing of how the model came to know.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Segment
 from uptake.lm.examples import encode, rolling_windows
 from uptake.lm.generation import Decoding
@@ -81,9 +82,15 @@ class Answer:
 
 
 def ask(lm: LM, questions: Sequence[Question], asking: Asking | None = None) -> list[Answer]:
-    """Return the answer to each question; `lm` is one model, of one row or of none."""
+    """Return the answer to each question; `lm` is one model, of one row or of none.
+
+    Raises Diverged where the model gives an answer no finite probability.
+    """
     asking = asking or Asking()
     likely = _likelihoods(lm, questions, asking)
+    for question, (nats, _) in zip(questions, likely, strict=True):
+        if not math.isfinite(nats):
+            raise Diverged(f"the answer to question {question.id!r} is not finite: {nats} nats")
     prompts = [asking.aligned_prompt(question, lm.tokenizer) for question in questions]
     spoken = generate(lm, prompts, asking.tokens, asking.batch)
     return [

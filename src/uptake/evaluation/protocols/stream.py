@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from uptake.codec import load, plain
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Diverged
 from uptake.evaluation.failures import finite, reason_of
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.protocol import Batch, Part, Protocol, Unit
@@ -103,7 +103,10 @@ class Stream(Protocol):
         asked = run.schedule.all_questions()
         yield Part.progress(0, f"{BASE} {_asking(asked)}")
         with runner.meter.memory(BASE):
-            rows = run.schedule.ask(runner, runner.lm, Spent(BASE, 0), asked)
+            try:
+                rows = run.schedule.ask(runner, runner.lm, Spent(BASE, 0), asked)
+            except Diverged as error:  # nothing could be compared with it
+                raise BadInput(f"the base model: {error}") from error
         shown = [ShownQuestion(one.id, one.text, one.answers) for one in run.schedule.shown(SHOWN)]
         yield Part(rows={place: rows}, showcases={place: list(shown)})
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from uptake.codec import loads
 from uptake.errors import BadInput, Missing
+from uptake.model_checks import check_model
 from uptake.store.files import one_line
 from uptake.store.passages.table import storable
 from uptake.text.types import Embedder
@@ -77,6 +78,9 @@ class SentenceEncoder:
             ).eval()
         except Exception as error:  # the loaders raise many kinds
             raise _cannot(name, error) from error
+        check_model(
+            getattr(self._model[0], "auto_model", self._model), self._model.tokenizer, f"encoder {name!r}"
+        )
         self.spec = _absolute(name)
         self.dtype = dtype
         vector = self._model.encode(["a"])[0]
@@ -120,6 +124,7 @@ class StatesEncoder:
             raise _cannot(_STATES + name, error) from error
         config = model.config
         self._model = (model.get_encoder() if config.is_encoder_decoder else model).eval().to(device)
+        check_model(self._model, self._tokenizer, f"encoder {_STATES + name!r}")
         # Some tokenizers give a huge number for "no limit", some models have none.
         limits = [getattr(config, "max_position_embeddings", None), self._tokenizer.model_max_length]
         self._window = min([limit for limit in limits if limit and limit > 0] + [8192])
