@@ -21,12 +21,12 @@ from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import uptake
-from uptake.codec import write_whole
 from uptake.evaluation.cost_meter import CostMeter
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.naming import method_specs
+from uptake.sealed import write_whole
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "examples/demo-model"

@@ -17,9 +17,9 @@ import torch
 from corpus import DOMAINS, documents, store_of
 
 import uptake
-from uptake.codec import write_whole
 from uptake.report.metrics import gain
 from uptake.report.scored.rows import Scored
+from uptake.sealed import write_whole
 
 # What names a choice, where it is not the default.
 NAMED = (

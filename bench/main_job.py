@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.codec import plain, write_whole
+from uptake.codec import plain
 from uptake.lm.causal import Causal
 from uptake.report.metrics import gain, gain_difference, gain_interval
 from uptake.report.results import Header, Results
 from uptake.report.scored import SCORED
 from uptake.report.scored.rows import Scored
+from uptake.sealed import write_whole
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import OVERLAP_BINS, overlap_bin
 from uptake.text.types import Document

@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.codec import plain, write_whole
+from uptake.codec import plain
 from uptake.lm.causal import Causal
 from uptake.report.metrics import gain, gain_interval
 from uptake.report.scored.rows import Scored
+from uptake.sealed import write_whole
 from uptake.store.datastore import Datastore
 from uptake.store.passages.source import QueryText
 from uptake.text.overlap import LeakFilter

@@ -31,13 +31,13 @@ from uptake.adaptation.inner_loop import gradient_descent
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import LoRA
 from uptake.adaptation.transforms import Losses, chain
-from uptake.codec import write_whole
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, Piece
 from uptake.lm.scoring import losses
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
 from uptake.lm.wrappers import Routed
+from uptake.sealed import write_whole
 
 DEMO = Path(__file__).parent.parent / "examples/demo-model"
 

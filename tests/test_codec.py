@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import settings as checks
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 import toys
 from test_train import EPISODES, LearnedMemory
 from uptake.adaptation.delta import Delta, LowRank
 from uptake.adaptation.delta.gated import Gated, Near
 from uptake.adaptation.optimizers import SGD, Optimizer
+from uptake.adaptation.tensors import write_tensors
 from uptake.adaptation.token_weights import network as weighing
 from uptake.codec import Malformed, dumps, load, loads, plain
 from uptake.errors import BadInput, Damaged
@@ -41,6 +41,7 @@ from uptake.report.results import Header, Neighbour, Sample
 from uptake.report.scored import SCORED
 from uptake.report.scored.rows import Scored, Showcase
 from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, ShownQuestion, Spent
+from uptake.sealed import FIELD
 from uptake.store.layout import METRICS, Layout, View
 from uptake.store.views.chunk_neighbours import NEIGHBOURS
 from uptake.store.views.view_files import Commit, ViewMetadata
@@ -271,7 +272,7 @@ MAKERS: list[Maker] = [a_state, a_delta, a_network, a_weighing, a_training]
 def changes(metadata: dict[str, str]) -> Iterator[dict[str, str]]:
     """Yield what is said beside tensors with a part of it lacking or of another kind, or with one more."""
     for name, text in metadata.items():
-        if name in ("format", "sum"):
+        if name == "format":
             continue
         yield {key: each for key, each in metadata.items() if key != name}
         if text[:1] not in '{["':
@@ -298,17 +299,17 @@ def test_what_a_file_says_beside_its_tensors_is_checked(tmp_path: Path, maker: M
     read = maker(toys.lm("gpt2"), path)
     read()
     with safe_open(path, "pt") as file:
-        metadata = dict(file.metadata())
+        metadata = {name: text for name, text in file.metadata().items() if name != FIELD}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     every = list(changes(metadata))
     assert len(every) > 4
     for one in every:
-        save_file(tensors, path, one)
+        write_tensors(path, tensors, one)
         with pytest.raises(Damaged) as caught:
             read()
         assert "\n" not in str(caught.value) and str(path) in str(caught.value), one
         assert "anew" in str(caught.value)
-    save_file(tensors, path, metadata)
+    write_tensors(path, tensors, metadata)
     read()
 
 
@@ -316,8 +317,8 @@ def test_a_tensor_that_is_not_in_the_file_is_told(tmp_path: Path) -> None:
     for maker, kind in ((a_state, "there is no such tensor"), (a_delta, "no tensor up of a LowRank")):
         read = maker(toys.lm("gpt2"), tmp_path / "file")
         with safe_open(tmp_path / "file", "pt") as file:
-            metadata = {name: text for name, text in file.metadata().items() if name != "sum"}
-        save_file({}, tmp_path / "file", metadata)
+            metadata = {name: text for name, text in file.metadata().items() if name != FIELD}
+        write_tensors(tmp_path / "file", {}, metadata)
         with pytest.raises(Damaged, match=kind):
             read()
 

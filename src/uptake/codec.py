@@ -1,4 +1,4 @@
-"""Dataclasses to JSON data and back, exactly, by their type hints; and files written whole or not at all.
+"""Dataclasses to JSON data and back, exactly, by their type hints.
 
 What is read is refused unless it is what the hints say: no field more or less, no number where text is
 meant. JSON has no infinity, so such a float becomes the text that `float` reads back.
@@ -9,12 +9,9 @@ import functools
 import json
 import math
 import numbers
-import os
 import re
-import secrets
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError, transform_error
@@ -25,7 +22,7 @@ from cattrs.cols import (
     mapping_structure_factory,
 )
 
-from uptake.errors import BadInput, Mismatch, UptakeError
+from uptake.errors import Mismatch, UptakeError
 
 ReadT = TypeVar("ReadT")
 Hook = Callable[[Any, Any], Any]  # (JSON data, type hint) -> value
@@ -41,29 +38,6 @@ PYTHON_MARKS = re.compile(f"{_STRING.format(chr(34))}|{_STRING.format(chr(39))}|
 
 class Malformed(ValueError):
     """Data that is not what a type hint says; the message says on one line where and why."""
-
-
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path` so that nobody ever sees half of it. Raises BadInput where it cannot."""
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(content)  # a pipe or a device must be written to, not replaced
-            return
-        path = path.resolve()  # a link stays a link
-        draft = path.with_name(f".uptake-{secrets.token_hex(8)}")
-        try:
-            with draft.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"cannot write {path}: {error.strerror}; give a folder with free space that you may write to"
-        ) from None
 
 
 def plain(value: object, kind: Any = None) -> Any:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from uptake.adaptation.delta import Delta, Dense, LowRank
-from uptake.codec import write_whole
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.wrappers import Routed
+from uptake.sealed import write_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

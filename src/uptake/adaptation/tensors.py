@@ -1,9 +1,11 @@
 """Tensors with a few words about them in one safetensors file: the only format of ours that holds weights.
 
-The words hold a sum over the tensors, for safetensors itself does not notice a byte that has changed.
+Among the words is the SHA-256 of the whole file, taken with zeros in its own place. It is checked before
+safetensors parses a byte: a setting that has changed in the words is found as a weight is.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,13 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from uptake.codec import dumps, load, parse, write_whole
+from uptake.codec import dumps, load, parse
 from uptake.errors import BadInput, Damaged, Mismatch
+from uptake.sealed import FIELD, write_whole
 
 AboutT = TypeVar("AboutT")
+_NO_SUM = "0" * 64  # what stands in the place of the sum while it is taken
+_SUM = re.compile(f'"{FIELD}":"([0-9a-f]{{64}})"'.encode())
 
 
 @dataclass(frozen=True)
@@ -29,40 +34,65 @@ class NetworkAbout:
     format: str = "uptake-network-1"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write tensors and words, whole or not at all. Raises BadInput where the file cannot be written.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """Write tensors and words, whole or not at all, and return the sum. Raises BadInput where it cannot.
 
     Tensors that share memory are each written in full, and share none when they are read again.
     """
     from safetensors.torch import save
 
-    words = {**about, "sum": digest(sorted(tensors.items()))}
-    write_whole(path, save(_separate(tensors), words))
+    content = memoryview(save(_separate(tensors), {**about, FIELD: _NO_SUM}))
+    header = bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    (found,) = _SUM.finditer(header)  # in a text of `about` its quotes would be escaped
+    total = hashlib.sha256(content).hexdigest()
+    write_whole(path, content[: found.start(1)], total.encode(), content[found.end(1) :])
+    return total
 
 
-def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(path: Path, what: str, expected: str = "") -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the words and the tensors of a file whose `format` is `uptake-{what}-1`.
 
-    Raises BadInput where there is no such file or it holds something else, Damaged if it cannot be read or
-    its tensors are not those that were written.
+    Raises BadInput where there is no such file or it holds something else, Damaged if it is not what was
+    written, or its sum does not begin as `expected`.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise BadInput(f"no {what} at {path}: give the file that it was saved to")
     try:
+        total = _sum_of(path)
+        if not total or not total.startswith(expected):
+            raise Damaged(
+                f"{path} is not the {what} that was written: restore it from a copy, or make it anew"
+            )
         with safe_open(path, "pt") as file:
             about = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise Damaged(
             f"{path} is no readable {what} ({error}): restore it from a copy, or make it anew"
         ) from error
     if about.get("format") != f"uptake-{what}-1":
         raise BadInput(f"{path} holds no {what}: give the file that it was saved to")
-    if about.pop("sum", None) not in (None, digest(sorted(tensors.items()))):  # older files have none
-        raise Damaged(f"{path} is not the {what} that was written: restore it from a copy, or make it anew")
+    del about[FIELD]
     return about, tensors
+
+
+def _sum_of(path: Path) -> str:
+    """Return the sum that a file holds, "" unless it is that of its bytes."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > path.stat().st_size - 8:
+            return ""
+        header = file.read(length)
+        found = list(_SUM.finditer(header))
+        if len(found) != 1:
+            return ""
+        first, last = found[0].span(1)
+        whole = hashlib.sha256(start + header[:first] + _NO_SUM.encode() + header[last:])
+        total = hashlib.file_digest(file, lambda: whole).hexdigest()
+    return total if total.encode() == found[0][1] else ""
 
 
 def to_metadata(about: Any) -> dict[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uptake.codec import dumps, load, parse, write_whole
+from uptake.codec import dumps, load, parse
 from uptake.errors import UptakeError
 from uptake.evaluation.protocol import Part, Resume
 from uptake.lm.base import LM
@@ -21,6 +21,7 @@ from uptake.methods.contract.method import State
 from uptake.methods.contract.state import load_state, save_state
 from uptake.report.kind import AnyShowcase, ReportKind, reader, tagged
 from uptake.report.results import Row
+from uptake.sealed import write_whole
 
 ReadT = TypeVar("ReadT")
 StateT = TypeVar("StateT", bound=State)

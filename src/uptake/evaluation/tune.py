@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from uptake.codec import Malformed, load, parse, plain, write_whole
+from uptake.codec import Malformed, load, parse, plain
 from uptake.errors import BadInput
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
@@ -23,6 +23,7 @@ from uptake.lm.causal import Causal
 from uptake.methods.contract.naming import method_specs
 from uptake.report.metrics import gain
 from uptake.report.scored.rows import Scored
+from uptake.sealed import write_whole
 from uptake.store.datastore import Datastore
 from uptake.text.types import Document
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uptake.codec import Malformed, load, parse, plain, write_whole
+from uptake.codec import Malformed, load, parse, plain
 from uptake.errors import BadInput, Missing
 from uptake.report.kind import AnyShowcase, ReportKind, reader, tagged
 from uptake.report.results import Header, Results, Row, Sample
+from uptake.sealed import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table

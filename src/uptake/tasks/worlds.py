@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from uptake.codec import write_whole
 from uptake.errors import BadInput
+from uptake.sealed import write_whole
 from uptake.tasks._words import ATTRIBUTES, DISTRACTORS, OTHERS, SYLLABLES, WORDS, Attribute
 from uptake.tasks.questions import Question
 from uptake.text.types import Document

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uptake.codec import write_whole
 from uptake.report.results import Results
+from uptake.sealed import write_whole
 
 HOME = Path(__file__).parent
 
