@@ -1,6 +1,6 @@
 """Files of ours on the disk: written whole or not at all, under a SHA-256 over all their bytes.
 
-Whoever reads one checks the sum before any parser sees a byte, and raises Damaged where it does not fit. Three
+Whoever reads one checks the sum before a parser sees any byte, and raises Damaged if it does not fit. Three
 shapes carry it: a JSON object in its last field, lines of text in a last line, and safetensors in their
 metadata (`adaptation/tensors.py`). The sum finds damage, cuts and files mixed up, and is no signature:
 whoever may write a file may write its sum.
