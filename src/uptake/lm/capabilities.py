@@ -102,6 +102,16 @@ class Layers(LM):
         """
 
 
+class SelectedPlaces(LM):
+    """An LM that predicts what follows some places of a text without the cost of all the others."""
+
+    lacking: ClassVar[str] = "one unembedding whose places could be chosen: use the model underneath it"
+
+    @abstractmethod
+    def step_at(self, ids: Tensor, places: Tensor) -> Tensor:
+        """Return log-probabilities [batch, places, vocabulary] after these places of `ids` [batch, time]."""
+
+
 class KeyValueCache(LM):
     """An LM that continues from any key-value cache of transformers' kind.
 
@@ -112,7 +122,7 @@ class KeyValueCache(LM):
     relative: bool
 
 
-CapabilityT = TypeVar("CapabilityT", HiddenStates, FeedForwardKeys, Layers, KeyValueCache)
+CapabilityT = TypeVar("CapabilityT", HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCache)
 
 
 def capability(lm: LM, kind: type[CapabilityT]) -> CapabilityT:

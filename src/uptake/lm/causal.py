@@ -22,17 +22,19 @@ from uptake.lm.capabilities import (
     HiddenStates,
     KeyValueCache,
     Layers,
+    SelectedPlaces,
     Slots,
     Unembedding,
     refusal,
 )
 from uptake.lm.feed_forward_input import FeedForwardInput
+from uptake.lm.frozen_layers import FrozenLayers
 from uptake.lm.rows import RowCaches, each_row
 from uptake.model_checks import check_model
 from uptake.text.tokenizer import Tokenizer
 
 
-class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
+class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCache):
     """A causal language model; its module is frozen and from then on never changed."""
 
     def __init__(
@@ -41,6 +43,7 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
         # Copies of one model share its fingerprint: it names the base a delta belongs to.
         self._base = base
         self._replaced: dict[str, Tensor] | None = None
+        self._frozen_layers: dict[int, FrozenLayers] = {}
         if base is None:
             check_model(module, tokenizer.inner, f"model {name!r}" if name else type(module).__name__)
         self.module = module.eval()
@@ -108,6 +111,21 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, KeyValueCache):
                 "use a model without capped or scaled logits"
             )
         return found
+
+    def step_at(self, ids: Tensor, places: Tensor) -> Tensor:
+        # Models of before transformers could choose places make logits at all of them.
+        some = "logits_to_keep" in inspect.signature(self.module.forward).parameters
+        chosen: dict[str, Any] = {"logits_to_keep": places} if some else {}
+        logits = self._run(self.module, ids, None, **chosen).logits
+        return torch.log_softmax(wide(logits if some else logits[:, places]), -1)
+
+    def frozen_layers(self, count: int) -> FrozenLayers:
+        """Return what keeps the output of the lowest `count` blocks, the same one each time."""
+        if count not in self._frozen_layers:
+            self._frozen_layers[count] = FrozenLayers(
+                self.module, count, lambda module, ids: self._run(module, ids, None)
+            )
+        return self._frozen_layers[count]
 
     def step_with_keys(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None

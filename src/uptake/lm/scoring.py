@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from uptake.lm.base import LM
+from uptake.lm.capabilities import SelectedPlaces
 from uptake.lm.examples import Example
 
 _PLACES = 64  # whose divergence is computed at once: in float64 a large vocabulary needs much memory
@@ -28,6 +29,20 @@ def weighted(log_probs: Sequence[Tensor], weights: Sequence[Tensor] | None = Non
     if weights is None:
         return torch.stack([-each.mean() for each in log_probs])
     return torch.stack([-(each * own).mean() for each, own in zip(log_probs, weights, strict=True)])
+
+
+def token_log_probs_at(lm: LM, example: Example, places: Tensor) -> Tensor:
+    """Return the log-probabilities of these tokens of an example's target alone, [places]; differentiable.
+
+    An LM that can leave out the other places does (`SelectedPlaces`): a large vocabulary is dear.
+    """
+    selected = lm.capable(SelectedPlaces)
+    if selected is None or lm.rows is not None:
+        return lm.token_log_probs([example])[0][places]
+    ids = torch.tensor([example.inputs], device=lm.device)
+    before = len(example.inputs) - len(example.target)
+    targets = torch.tensor(example.target, device=lm.device)[places]
+    return selected.step_at(ids, places + before)[0].gather(-1, targets[:, None])[:, 0]
 
 
 def shares(losses: Tensor, examples: Sequence[Example]) -> Tensor:

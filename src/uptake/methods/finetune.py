@@ -19,8 +19,9 @@ from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.lm.examples import Example, Piece, encode, even_pieces, of_targets, pieces, rolling_windows
-from uptake.lm.scoring import weighted
+from uptake.lm.scoring import token_log_probs_at, weighted
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
+from uptake.lm.upper_blocks import above_frozen
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, same_length
 from uptake.methods.contract.spending import Budget
 from uptake.methods.contract.weight_state import RowReading, WeightState
@@ -218,6 +219,9 @@ class Finetune(Method[WeightState]):
             {**reading.state.resumed(), **known},
             reading.generator(context),
         )
+        if not self.dropout and not self.key_penalty:
+            private = above_frozen(lm, private, opened, reading.state.delta)
+        scored = pieces is not None
         if pieces is None:
             pieces = self.pieces(private, reading.passages, reading.state.passages)
         scores = torch.zeros(0)
@@ -225,7 +229,7 @@ class Finetune(Method[WeightState]):
         with drawing_from(draws) if self.dropout else nullcontext():
             try:
                 for piece in self._affordable(pieces, context, reading.row):
-                    scores, loss = self._loss(private, piece)
+                    scores, loss = self._loss(private, piece, scored)
                     descent.step(Losses.one(loss, piece.document))
             except Diverged as error:
                 context.ledger(reading.row).stop("diverged", str(error))
@@ -237,9 +241,16 @@ class Finetune(Method[WeightState]):
         )
         return after, scores
 
-    def _loss(self, lm: LM, piece: Piece) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities of a piece's targets, detached, and the loss to minimise."""
+    def _loss(self, lm: LM, piece: Piece, scored: bool) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of a piece's targets, detached, and the loss to minimise.
+
+        Where they are not needed (`scored` is False), tokens that count for nothing are left out of both.
+        """
         if not self.key_penalty:
+            counted = piece.weights.nonzero()[:, 0]
+            if not scored and len(counted) < len(piece.weights):
+                some = token_log_probs_at(lm, piece.example, counted)
+                return some.detach(), -(some * piece.weights[counted]).sum() / len(piece.weights)
             scores = lm.token_log_probs([piece.example])
             return scores[0].detach(), weighted(scores, [piece.weights])[0]
         inputs = torch.tensor([piece.example.inputs], device=lm.device)
