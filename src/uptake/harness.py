@@ -22,9 +22,11 @@ from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, of_target, rolling_windows
 from uptake.methods.contract.spending import Budget, Stop
+from uptake.report.formatting import not_scored
 from uptake.session import Session
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import LeakFilter
+from uptake.text.round_trip import Losses
 
 try:
     import lm_eval.models  # noqa: F401  # else the harness leaves its own models out, once ours is there
@@ -138,7 +140,11 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
         The base scores the first window; each later one is scored by the base adapted to what is
         found with the window before it. Passages that overlap with the text are withheld.
+
+        The harness divides by all bytes or words, so what the tokenizer loses is told in a warning. Raises
+        BadInput where that is too much.
         """
+        self._check_losses([request.args[0] for request in requests])
         totals = []
         for request in _progress(requests, "texts", disable_tqdm):
             (text,) = request.args
@@ -183,6 +189,15 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes with its results: what ended readings early, and how many."""
         return {"uptake_stopped": dict(self.stopped)}
+
+    def _check_losses(self, texts: Sequence[str]) -> None:
+        losses = Losses(self.base.tokenizer)
+        for number, text in enumerate(texts, 1):
+            losses.add(f"text {number}", text)
+        losses.check()
+        if line := not_scored(losses.lost, losses.bytes - losses.lost):
+            # These figures count them all the same, as tokens of whatever text comes back.
+            warnings.warn(line.replace("not scored, because", "scored as another text, for"), stacklevel=3)
 
     def _note(self, stopped: Stop) -> None:
         """Count what ended a reading early, and warn of the first of each kind."""

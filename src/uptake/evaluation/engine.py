@@ -34,8 +34,8 @@ def evaluate(
     """Do all that the plan's protocol makes of the inputs, under every method of the plan.
 
     With several `workers` as many processes share the units, one thread each: on this machine, or
-    on the Ray cluster at the address `ray`. Raises BadInput where the inputs do not fit the protocol,
-    or where neighbours are wanted and there is no store; Incomplete where a cluster is.
+    on the Ray cluster at the address `ray`. Raises BadInput where the inputs do not fit the protocol or the
+    model, or where neighbours are wanted and there is no store; Incomplete where a cluster is.
     """
     if workers < 1:
         raise BadInput(f"workers {workers}: use 1 or more")
@@ -44,6 +44,7 @@ def evaluate(
     journal = journal or Journal()
     runner = Runner(lm, plan, store, journal.states)
     everything = plan.protocol.units(plan, Inputs.of(inputs))
+    plan.protocol.check(everything, lm)
     # What one unit processes to the next is in no journal: such a run begins again.
     kept = journal.start(plan.protocol.report, fresh=plan.sequential)
     batches = _batches(everything, plan, kept)

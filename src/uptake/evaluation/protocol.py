@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from uptake.evaluation.inputs import Inputs
+from uptake.lm.base import LM
 from uptake.methods.contract.method import MethodSpec, State
 from uptake.report.kind import ReportKind
 from uptake.report.results import Row
@@ -97,6 +98,10 @@ class Protocol(ABC):
     @abstractmethod
     def units(self, plan: "Plan", inputs: Inputs) -> list[Unit]:
         """Return the units of work, in order. Raises BadInput where the inputs do not fit."""
+
+    def check(self, units: Sequence[Unit], lm: LM) -> None:
+        """Raise BadInput, before anything is done, where this model cannot be measured on the units."""
+        return
 
     @abstractmethod
     def run(self, batch: Batch, runner: "Runner") -> Iterator[Part]:

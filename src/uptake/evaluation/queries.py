@@ -16,11 +16,12 @@ from uptake.errors import BadInput, Diverged
 from uptake.evaluation.failures import attempt
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.protocol import Batch, Part, Protocol, Unit
-from uptake.lm.base import Scores, Segment
+from uptake.lm.base import LM, Scores, Segment
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.report.results import Neighbour, Row
 from uptake.report.scored import SCORED
 from uptake.report.scored.rows import Scored, Showcase
+from uptake.text.round_trip import Losses
 from uptake.text.types import Document, Found, Passage, Source, stable_hash
 
 if TYPE_CHECKING:
@@ -64,16 +65,23 @@ class OpenQuery:
     scores: dict[str, Scores] = field(default_factory=dict)  # of the first query, by method
 
     def row(self, method: str, k: int, scores: Sequence[Scores]) -> Scored:
-        """Return the row of these scores, nothing spent."""
+        """Return the row of these scores, nothing spent; failed where their bytes are not the base's."""
         first = self.queries[0]
+        size, own = (sum(part.bytes for part in parts) for parts in (self.base, scores))
+        base_bits = sum(part.bits for part in self.base)
         return Scored(
             method=method,
             k=k,
             query=first.id,
             document=first.document.id,
-            bytes=sum(part.bytes for part in self.base),
-            bits=sum(part.bits for part in scores),
-            base_bits=sum(part.bits for part in self.base),
+            bytes=size,
+            bits=sum(part.bits for part in scores) if own == size else base_bits,
+            base_bits=base_bits,
+            bytes_not_scored=sum(part.bytes_not_scored for part in self.base),
+            failed=""
+            if own == size
+            else f"it scores other bytes than the base, {own:,} and not {size:,}: the "
+            "tokenizer loses other text where this is cut in pieces",
         )
 
 
@@ -96,6 +104,12 @@ class QueryProtocol(Protocol):
         if not made:
             raise BadInput(f"no document can be scored: give {self.wants}")
         return [QueryUnit(queries[0].id, 1, tuple(queries)) for queries in self.cut(made)]
+
+    def check(self, units: Sequence[Unit], lm: LM) -> None:
+        losses = Losses(lm.tokenizer)
+        for query in (query for unit in units for query in queries_of(unit)):
+            losses.add(query.id, query.target)
+        losses.check()
 
     def side_by_side(self, plan: "Plan") -> int:
         return 1 if self.sequential(plan) else plan.batch
@@ -257,9 +271,10 @@ def _row(
 ) -> Scored:
     ledger = context.ledger(i)
     retrieve, train, score, gpu = costs
+    row = one.row(name, k, [one.scores[name]])
     return replace(
-        one.row(name, k, [one.scores[name]]),
-        failed=ledger.failed,
+        row,
+        failed=ledger.failed or row.failed,
         stopped=str(ledger.stopped or ""),
         neighbours=len(found.passages),
         overlap=max(found.overlaps, default=0.0),

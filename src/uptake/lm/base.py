@@ -7,7 +7,8 @@ not know which method made it, nor what kind of network is underneath.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Self, TypeVar
 
 import torch
@@ -18,7 +19,8 @@ from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
 from uptake.lm.examples import Example, at_targets, encode, of_target, padded, rolling_windows
 from uptake.lm.generation import Decoding, Token, stream
-from uptake.text.tokenizer import Tokenizer
+from uptake.text.round_trip import round_trip
+from uptake.text.tokenizer import Spans, Tokenizer
 
 # Log-probabilities held at once while scoring: 256 MB of float32.
 LOG_PROBS = 1 << 26
@@ -38,28 +40,48 @@ class Segment:
 class Scores:
     """The scores of one segment: the natural log-probability of each token.
 
-    `spans[i]` are the characters of the segment's text that token i covers.
+    `spans[i]` are the characters of the segment's text that token i covers. Where the tokenizer does not give
+    a part of the text back, its tokens are `lost`: neither their bits nor their bytes count.
     """
 
-    log_probs: Tensor  # [tokens], float64
-    spans: tuple[tuple[int, int], ...]
-    bytes: int  # UTF-8 bytes of the text
+    log_probs: Tensor  # [tokens], float64, of the lost ones as well
+    spans: Spans
+    bytes: int  # UTF-8 bytes of the text that are scored
+    bytes_not_scored: int = 0  # the rest of them
+    lost: tuple[int, ...] = ()  # numbers of tokens
+
+    @staticmethod
+    def of(tokenizer: Tokenizer, text: str, ids: Sequence[int], spans: Spans, log_probs: Tensor) -> "Scores":
+        """Return the scores of a text from the log-probability of each of its tokens."""
+        back = round_trip(tokenizer, text, ids, spans)
+        return Scores(log_probs.double().cpu(), spans, back.bytes, back.bytes_lost, back.lost)
+
+    @property
+    def scored(self) -> Tensor:
+        """The log-probabilities that count, [tokens that are not lost]."""
+        if not self.lost:
+            return self.log_probs
+        kept = torch.ones(len(self.log_probs), dtype=torch.bool)
+        kept[[*self.lost]] = False
+        return self.log_probs[kept]
 
     @property
     def bits(self) -> float:
-        return -self.log_probs.sum().item() / math.log(2)
+        return -self.scored.sum().item() / math.log(2)
 
     def shifted(self, characters: int) -> "Scores":
         """Return the same scores for a text that begins so many characters later."""
-        spans = tuple((start + characters, end + characters) for start, end in self.spans)
-        return Scores(self.log_probs, spans, self.bytes)
+        return replace(self, spans=tuple((start + characters, end + characters) for start, end in self.spans))
 
     @staticmethod
     def joined(parts: Sequence["Scores"]) -> "Scores":
         """Return the scores of consecutive pieces as those of the whole."""
         log_probs = torch.cat([torch.zeros(0, dtype=torch.float64), *(part.log_probs for part in parts)])
         spans = tuple(span for part in parts for span in part.spans)
-        return Scores(log_probs, spans, sum(part.bytes for part in parts))
+        begins = [0, *accumulate(len(part.spans) for part in parts)]
+        lost = tuple(begin + place for begin, part in zip(begins, parts, strict=False) for place in part.lost)
+        sizes = sum(part.bytes for part in parts), sum(part.bytes_not_scored for part in parts)
+        return Scores(log_probs, spans, *sizes, lost)
 
 
 class LM(ABC):
@@ -149,7 +171,7 @@ class LM(ABC):
             for row, log_probs in zip(rows, found, strict=True):
                 pieces[row].append(log_probs.double().cpu())
         return [
-            Scores(torch.cat(parts), example.spans, len(segment.text.encode("utf8")))
+            Scores.of(self.tokenizer, segment.text, example.target, example.spans, torch.cat(parts))
             for segment, example, parts in zip(segments, examples, pieces, strict=True)
         ]
 

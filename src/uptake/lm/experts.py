@@ -8,7 +8,7 @@ model whose state is the expert; the right share is inferred beside it, from a f
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -165,7 +165,7 @@ class Experts(Wrapper):
         """As LM.score; the weights start at the prior with each segment and follow its tokens alone."""
         parts = [expert.score(segments, batch_tokens) for expert in self.experts]
         return [
-            Scores(self._of_tokens([each.log_probs for each in own]), own[0].spans, own[0].bytes)
+            replace(own[0], log_probs=self._of_tokens([each.log_probs for each in own]))
             for own in zip(*parts, strict=True)
         ]
 

@@ -157,7 +157,7 @@ class Finetune(Method[WeightState]):
             return scores, state
         with context.charging([row], lm.device):
             state, own = self._learn(reading, lm, context, pieces)
-        return Scores(own.double().cpu(), example.spans, len(segment.text.encode("utf8"))), state
+        return Scores.of(lm.tokenizer, segment.text, example.target, example.spans, own), state
 
     def _passages(self, state: WeightState, evidence: Evidence) -> Sequence[Passage]:
         """Return what is learnt, in the order found: the query's own text first, if it is and was not yet."""

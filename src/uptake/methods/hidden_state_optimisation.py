@@ -178,7 +178,7 @@ class HiddenStateOptimisation(Method[CacheState]):
             return scores, state
         with context.charging([row], lm.device):
             after, log_probs = self._adapt(row, state, lm, evidence, context)
-        return Scores(log_probs.double().cpu(), spans, len(segment.text.encode("utf8"))), after
+        return Scores.of(lm.tokenizer, segment.text, ids, spans, log_probs), after
 
     def _adapt(
         self, row: int, state: CacheState, lm: LM, evidence: Evidence, context: Context

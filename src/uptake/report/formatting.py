@@ -40,3 +40,14 @@ def filled(lines: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     lines = list(lines)
     said = [heading for heading in lines[0] if any(line[heading] for line in lines)] if lines else []
     return [{heading: line[heading] for heading in said} for line in lines]
+
+
+def not_scored(lost: int, scored: int, of: str = "") -> str:
+    """Return the line on bytes that a tokenizer does not give back; nothing where there are none."""
+    if not lost:
+        return ""
+    share = percent(lost / (lost + scored))
+    return (
+        f"not scored, because the tokenizer does not give them back: {lost:,} of {lost + scored:,} bytes{of} "
+        f"({share}); do not compare these figures with another model's"
+    )

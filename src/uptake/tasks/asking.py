@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from uptake.errors import BadInput, Diverged
-from uptake.lm.base import LM, Segment
+from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.examples import encode, rolling_windows
 from uptake.lm.generation import Decoding
 from uptake.lm.scoring import kl
@@ -72,13 +72,18 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The result of one question: nats and tokens of the right answer, its own words, their marks."""
+    """The result of one question: nats and tokens of the right answer, its own words, their marks.
+
+    Of what the tokenizer does not give back of the right answer neither nats nor tokens count.
+    """
 
     nats: float
     tokens: int
     said: str
     f1: float
     exact: float
+    bytes: int = 0  # of the right answer, scored
+    bytes_not_scored: int = 0
 
 
 def ask(lm: LM, questions: Sequence[Question], asking: Asking | None = None) -> list[Answer]:
@@ -88,31 +93,43 @@ def ask(lm: LM, questions: Sequence[Question], asking: Asking | None = None) -> 
     """
     asking = asking or Asking()
     likely = _likelihoods(lm, questions, asking)
-    for question, (nats, _) in zip(questions, likely, strict=True):
-        if not math.isfinite(nats):
-            raise Diverged(f"the answer to question {question.id!r} is not finite: {nats} nats")
+    for question, scores in zip(questions, likely, strict=True):
+        if not math.isfinite(scores.bits):
+            raise Diverged(f"the answer to question {question.id!r} is not finite: {scores.bits} bits")
     prompts = [asking.aligned_prompt(question, lm.tokenizer) for question in questions]
     spoken = generate(lm, prompts, asking.tokens, asking.batch)
     return [
-        Answer(nats, tokens, said, answers.f1(said, question.answers), answers.exact(said, question.answers))
-        for question, (nats, tokens), said in zip(questions, likely, spoken, strict=True)
+        Answer(
+            nats=-float(scores.scored.sum()),
+            tokens=len(scores.scored),
+            said=said,
+            f1=answers.f1(said, question.answers),
+            exact=answers.exact(said, question.answers),
+            bytes=scores.bytes,
+            bytes_not_scored=scores.bytes_not_scored,
+        )
+        for question, scores, said in zip(questions, likely, spoken, strict=True)
     ]
 
 
-def _likelihoods(lm: LM, questions: Sequence[Question], asking: Asking) -> list[tuple[float, int]]:
-    """Return (nats, tokens) of each question's answer."""
+def _likelihoods(lm: LM, questions: Sequence[Question], asking: Asking) -> list[Scores]:
+    """Return the scores of each question's answer: of the best, one that is scored whole if there is any."""
     segments, owners = [], []
     for place, question in enumerate(questions):
         for answer in question.answers if asking.likelihood == "best" else question.answers[:1]:
             segments.append(Segment(asking.answer(answer), asking.aligned_prompt(question, lm.tokenizer)))
             owners.append(place)
-    found: list[tuple[float, int]] = [(float("inf"), 0)] * len(questions)
+    found: dict[int, Scores] = {}
     for place, scores in zip(owners, _spread(lm, len(segments)).score(segments), strict=True):
-        nats = -float(scores.log_probs.sum())
         # The first stands where no answer is likely at all, or none a number.
-        if found[place][1] == 0 or nats < found[place][0]:
-            found[place] = nats, len(scores.log_probs)
-    return found
+        if place not in found or _worth(scores) < _worth(found[place]):
+            found[place] = scores
+    return [found[place] for place in range(len(questions))]
+
+
+def _worth(scores: Scores) -> tuple[int, float]:
+    """Return what answers are compared by, the best first: one that is scored in part is not cheap."""
+    return scores.bytes_not_scored, scores.bits
 
 
 def generate(lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64) -> list[str]:

@@ -27,11 +27,22 @@ class Tokenizer:
         return len(self.inner)
 
     def encode(self, text: str) -> tuple[list[int], Spans]:
-        """Return the token ids of `text`, without special tokens, and each token's span of characters."""
+        """Return the token ids of `text`, without special tokens, and each token's span of characters.
+
+        Raises BadInput for a text that holds half a character.
+        """
         if not text:
             return [], ()
-        # `verbose` off: a text longer than the window is expected here, and cut by whoever reads it.
-        found = self.inner(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        try:
+            # `verbose` off: a text longer than the window is expected here, and cut by whoever reads it.
+            found = self.inner(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        except TypeError as error:
+            half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+            if half is None:
+                raise
+            raise BadInput(
+                f"a text holds half a character (U+{ord(half):04X}), which is no Unicode: leave it out"
+            ) from error
         return list(found["input_ids"]), tuple((start, end) for start, end in found["offset_mapping"])
 
     def opened(self, text: str) -> list[int]:
@@ -40,6 +51,11 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return str(self.inner.decode(ids, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def anchor(self) -> list[int]:
+        """Tokens of a text that others can go on from; none where the tokenizer knows no letter."""
+        return self.encode("a")[0]
 
     @cached_property
     def fingerprint(self) -> str:

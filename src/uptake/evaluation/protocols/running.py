@@ -64,9 +64,10 @@ class Running(QueryProtocol):
         ledger = context.ledger(0)
         # Scoring and reading are one act here; what the base needs to score is not learning.
         training = max(0.0, seconds[0] - one.base_seconds)
+        row = one.row(name, 0, scores)
         return replace(
-            one.row(name, 0, scores),
-            failed=ledger.failed,
+            row,
+            failed=ledger.failed or row.failed,
             stopped=str(ledger.stopped or ""),
             tokens_trained=ledger.tokens_trained,
             tokens_read=ledger.tokens_read,

@@ -25,6 +25,7 @@ from uptake.report.streamed import STREAMED
 from uptake.report.streamed.rows import DocumentFailed, ShownQuestion, Spent
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
+from uptake.text.round_trip import Losses
 from uptake.text.types import Chunking, Document, Found, Passage, stable_hash
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ class Stream(Protocol):
         reading = [name for name, spec in plan.methods.items() if spec.method.reads]
         runs = [StreamRun(name, len(inputs.documents), schedule=schedule) for name in reading]
         return [StreamRun(BASE, 0, schedule=schedule), *runs]
+
+    def check(self, units: Sequence[Unit], lm: LM) -> None:
+        losses, schedule = Losses(lm.tokenizer), _stream_run(units[0]).schedule
+        for question in schedule.all_questions():
+            losses.add(question.id, schedule.asking.answer(question.answers[0]))
+        losses.check()
 
     def searches(self, plan: "Plan") -> bool:
         return max(plan.ks) > 0 and any(spec.searches for spec in plan.methods.values())

@@ -127,7 +127,8 @@ class FastWeightLM(Wrapper):
                 answers, sums = self.layer(hidden, labels, out, sums)
             log_probs = torch.log_softmax(out.logits(answers), -1)
             parts.append(log_probs.gather(-1, labels[..., None])[0, :, 0].double().cpu())
-        return Scores(torch.cat(parts), example.spans, len(segment.text.encode("utf8"))), sums
+        log_probs = torch.cat(parts)
+        return Scores.of(self.tokenizer, segment.text, example.target, example.spans, log_probs), sums
 
 
 def windows(lm: HiddenStates, example: Example, max_inputs: int) -> Iterator[tuple[Tensor, Tensor]]:

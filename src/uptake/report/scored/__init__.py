@@ -33,6 +33,7 @@ class ScoredReport(ReportKind):
             f"{gain}; costs are a query's"
             + ("; what failed counts at the base's score" if failed else "")
             + (f"\nstopped by the budget before all was read: {stopped}" if stopped else "")
+            + (f"\n{lost}" if (lost := counting.unscored(figures)) else "")
         )
 
     def details(self, figures: Figures) -> list[TableLines]:

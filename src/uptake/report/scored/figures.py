@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from uptake.report import metrics
-from uptake.report.formatting import ends, filled, many, number, percent, points, size
+from uptake.report.formatting import ends, filled, many, not_scored, number, percent, points, size
 from uptake.report.results import BASE, CONTROL, Results
 from uptake.report.scored.rows import Scored
 from uptake.text.overlap import overlap_bin
@@ -71,6 +71,8 @@ def _figures(rows: Sequence[Scored], seed: int) -> dict[str, Any]:
         **_gained(rows, seed),
         "share_helped": metrics.share_helped(bits, base_bits),
         "queries": len(rows),
+        "bytes": sum(sizes),
+        "bytes_not_scored": sum(row.bytes_not_scored for row in rows),
         "failed": sum(bool(row.failed) for row in rows),
         "stopped_early": sum(bool(row.stopped) and not row.failed for row in rows),  # by a budget
         "cpu_seconds_per_query": {part: _mean(values) for part, values in seconds.items()},
@@ -158,6 +160,12 @@ def _line(name: str, method: dict[str, Any]) -> dict[str, str]:
     if name == BASE:  # it cannot gain on itself
         line |= dict.fromkeys(("gain", "vs random", "helped"), "")
     return line
+
+
+def unscored(figures: dict[str, Any]) -> str:
+    """Return the line on bytes that are not scored, if there are any; they are the same for every method."""
+    first = next(iter(figures["methods"].values()), None)
+    return not_scored(first["bytes_not_scored"], first["bytes"]) if first else ""
 
 
 def details(figures: dict[str, Any]) -> list[list[dict[str, str]]]:

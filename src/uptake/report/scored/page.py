@@ -7,6 +7,7 @@ from typing import Any
 from uptake.report.formatting import many, number, percent, points
 from uptake.report.page.layout import Page, TokensSection
 from uptake.report.results import BASE, CONTROL, Results
+from uptake.report.scored import figures as counting
 from uptake.report.scored.plots import plots, strips
 from uptake.report.scored.rows import Scored, Showcase
 
@@ -30,6 +31,7 @@ def page(results: Results, figures: Figures) -> Page:
             "Bits per byte is over UTF-8 bytes. Gain is total bits saved divided by total bits of the base. "
             f"Intervals resample whole documents, 10,000 times with seed {figures['seed']}, and pair every "
             "method with the base on the same queries. A query that failed counts at the base’s score."
+            + (f" {lost[0].upper()}{lost[1:]}." if (lost := counting.unscored(figures)) else "")
         ),
         plots=tuple(plots(methods)),
         sections=(TokensSection("Gain of every token", _TOKENS, texts, STEPS),) if texts else (),

@@ -16,6 +16,7 @@ class Scored(Row):
     bytes: int  # UTF-8 bytes scored
     bits: float  # where the query failed: the base model's
     base_bits: float
+    bytes_not_scored: int = 0  # which the tokenizer does not give back: neither they nor their bits count
     neighbours: int = 0  # neighbours read
     overlap: float = 0.0  # largest 13-gram containment of a neighbour read in the whole document
     withheld: int = 0  # candidates the leak filter kept back

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from uptake.report import metrics
-from uptake.report.formatting import filled, many, number, percent, size
+from uptake.report.formatting import filled, many, not_scored, number, percent, size
 from uptake.report.results import BASE, Results
 from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, Spent
 
@@ -70,7 +70,8 @@ def _settled(row: Answered, base: Mapping[str, Answered]) -> Answered:
     if not row.failed:
         return row
     right = base[row.question]
-    marks = {name: getattr(right, name) for name in ("nats", "tokens", "said", "f1", "exact")}
+    names = ("nats", "tokens", "said", "f1", "exact", "bytes", "bytes_not_scored")
+    marks = {name: getattr(right, name) for name in names}
     return replace(row, **marks)
 
 
@@ -171,6 +172,8 @@ def _figures(rows: Iterable[Answered]) -> dict[str, Any]:
     nats, tokens = sum(row.nats for row in rows), sum(row.tokens for row in rows)
     return {
         "questions": len(rows),
+        "bytes": sum(row.bytes for row in rows),
+        "bytes_not_scored": sum(row.bytes_not_scored for row in rows),
         "nll": _ratio(nats, tokens),
         "bits": _ratio(nats / math.log(2), len(rows)),
         "f1": fmean(row.f1 for row in rows) if rows else None,
@@ -243,4 +246,11 @@ def caption(figures: dict[str, Any]) -> str:
         f"{many(figures['documents'], 'document', 'documents')}; NLL: nats a token of "
         "the right answer [95 % interval, bootstrap by group]"
         + ("; KL: nats a token of unrelated text" if drift else "")
+        + (f"\n{lost}" if (lost := unscored(figures)) else "")
     )
+
+
+def unscored(figures: dict[str, Any]) -> str:
+    """Return the line on bytes of answers that are not scored, if there are any."""
+    asked = figures["base"]["asked"]
+    return not_scored(asked["bytes_not_scored"], asked["bytes"], " of answers")

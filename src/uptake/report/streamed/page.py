@@ -7,6 +7,7 @@ from uptake.report.formatting import many, number, percent
 from uptake.report.page import chart
 from uptake.report.page.layout import Page, Plot, WordsSection, colours
 from uptake.report.results import BASE, Results
+from uptake.report.streamed import figures as counting
 from uptake.report.streamed.rows import Answered
 
 Figures = dict[str, Any]
@@ -31,6 +32,7 @@ def page(results: Results, figures: Figures) -> Page:
             f"Intervals resample whole groups, 10,000 times with seed {figures['seed']}, and pair every "
             "method with the base on the same questions. A document that could not be read was passed over; "
             "a question that could not be asked counts at the base’s answer."
+            + (f" {lost[0].upper()}{lost[1:]}." if (lost := counting.unscored(figures)) else "")
         ),
         plots=tuple(plot for plot in (_length(figures), _forgetting(figures), _drift(figures)) if plot),
         sections=(_answers(results, figures),) if results.showcases else (),

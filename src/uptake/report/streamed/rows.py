@@ -22,6 +22,8 @@ class Answered(Row):
     f1: float
     exact: float
     failed: str = ""
+    bytes: int = 0  # of the right answer, scored
+    bytes_not_scored: int = 0  # which the tokenizer does not give back: neither they nor their nats count
 
 
 @dataclass(frozen=True, slots=True)
