@@ -30,7 +30,7 @@ from preparation import Course, Crowd, Preparation, grown, prepared
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import SalientSpans, TfIdf, TokenWeights
 from uptake.adaptation.trainable import Named, Trainable
-from uptake.evaluation.journal import RecordFile
+from uptake.evaluation.records import RecordFile
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.camels import Camels

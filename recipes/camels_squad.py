@@ -32,7 +32,7 @@ from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.token_weights import Camels as CamelsWeights
 from uptake.adaptation.token_weights import SalientSpans, Spans, TfIdf, TokenWeights, Uniform
 from uptake.adaptation.token_weights.base import covering
-from uptake.evaluation.journal import RecordFile
+from uptake.evaluation.records import RecordFile
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.camels import Camels

@@ -24,6 +24,7 @@ from rich.table import Table
 import uptake
 from uptake import api
 from uptake.evaluation.protocols.running import Running
+from uptake.evaluation.records import RecordFile, digest_of
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import TrainingData
@@ -116,18 +117,16 @@ def scored(
     model: Causal, given: Sequence[Document], asked: Sequence[Asked], journal: Path, statistics: Path
 ) -> Done:
     """Return what every method makes of every document; what the journal has is not done again."""
-    done: Done = {}
-    for line in journal.read_text().splitlines() if journal.exists() else ():
-        kept = json.loads(line)
-        done[kept["document"], kept["way"]] = kept
+    network = digest_of(statistics) if statistics.exists() else ""
+    lines = RecordFile(journal, f"dynamic evaluation recipe 2 {model.weights_fingerprint} {network}")
+    done: Done = {(kept["document"], kept["way"]): kept for kept in lines.start(dict)}
     for document in given:
         for label in asked:
             key = document.id, " ".join(label)
             if key not in done:
                 made = score(model, method_of(label, statistics), document)
                 done[key] = {"document": key[0], "way": key[1], **made}
-                with journal.open("a") as file:
-                    file.write(json.dumps(done[key]) + "\n")
+                lines.keep(done[key])
     return {
         (document.id, " ".join(label)): done[document.id, " ".join(label)]
         for document in given

@@ -29,8 +29,8 @@ from rich.table import Table
 import uptake
 from uptake import methods
 from uptake.adaptation.optimizers import RMS, AdamW
-from uptake.evaluation.journal import RecordFile
 from uptake.evaluation.protocols.running import Running
+from uptake.evaluation.records import RecordFile
 from uptake.lm.base import LM, Segment
 from uptake.methods.base import spec as base
 from uptake.methods.contract.learned import TrainingData

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from uptake.evaluation.journal import RecordFile
+from uptake.evaluation.records import RecordFile
 from uptake.report.page import chart, write_chart
 
 INPUTS, CLASSES, LENGTH = 8, 3, 20

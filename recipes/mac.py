@@ -30,7 +30,7 @@ from online_common import Names, Subject, World
 
 import uptake
 from uptake.adaptation.optimizers import AdamW
-from uptake.evaluation.journal import RecordFile
+from uptake.evaluation.records import RecordFile
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import UNTRAINED, TrainingData
 from uptake.methods.mac import Mac, MacEpisode

@@ -20,7 +20,7 @@ from uptake.adaptation.inner_loop import token_loss
 from uptake.adaptation.token_weights import Spans, TokenWeights
 from uptake.adaptation.token_weights.base import covering
 from uptake.api import stream
-from uptake.evaluation.journal import RecordFile
+from uptake.evaluation.records import RecordFile
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
 from uptake.methods.camels import Camels

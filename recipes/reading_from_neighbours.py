@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 import uptake
-from uptake.evaluation.journal import RecordFile
 from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.records import RecordFile
 from uptake.lm.causal import Causal
 from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.report.metrics import gain, gain_difference, gain_interval

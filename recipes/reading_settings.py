@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import Top
-from uptake.evaluation.journal import RecordFile
 from uptake.evaluation.queries import Query
+from uptake.evaluation.records import RecordFile
 from uptake.lm.base import Scores, Segment
 from uptake.lm.causal import Causal
 from uptake.lm.examples import encode, rolling_windows

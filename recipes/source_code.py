@@ -29,7 +29,7 @@ from rich.table import Table
 import uptake
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import Top
-from uptake.evaluation.journal import RecordFile
+from uptake.evaluation.records import RecordFile
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import TrainingData

@@ -261,12 +261,31 @@ def test_fresh_begins_anew(run: Run, world: World, tmp_path: Path, monkeypatch: 
     assert "resuming" not in run(*asked, "--fresh").err
 
 
-def test_a_journal_of_rubbish_is_begun_anew(run: Run, world: World, tmp_path: Path) -> None:
+def test_a_journal_of_rubbish_is_refused_and_deleted_if_asked(run: Run, world: World, tmp_path: Path) -> None:
     (tmp_path / "o.json.journal").write_bytes(b'\xff\x00{"rows": 5}\n[]\n')
-    ran = run(
-        "eval", "-m", world.model, "--method", "base", "--data", world.data, "--json", tmp_path / "o.json"
-    )
-    assert ran.code == 0 and not (tmp_path / "o.json.journal").exists()
+    asked = ("eval", "-m", world.model, "--method", "base", "--data", world.data)
+    asked = (*asked, "--json", tmp_path / "o.json")
+    refused(run(*asked), "o.json.journal", "not a journal", "--fresh")
+    assert run(*asked, "--fresh").code == 0 and not (tmp_path / "o.json.journal").exists()
+
+
+def test_another_plan_does_not_erase_what_is_finished(
+    run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("eval", "-m", world.model, "-s", world.lexical, "--data", world.data, *SMALL, "--json")
+    asked = (*asked, tmp_path / "o.json")
+    with monkeypatch.context() as patched:
+        patched.setattr("uptake.report.summary.write_json", _interrupted)
+        assert run(*asked).code == 130
+    before = (tmp_path / "o.json.journal").read_bytes()
+    ran = run(*asked, "--seed", "1", "--limit", "3")
+    refused(ran, "o.json.journal", "not the same: seed, documents", "--fresh")
+    assert (tmp_path / "o.json.journal").read_bytes() == before
+    assert "6 of 6 are done" in run(*asked).err
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_long_documents_cost_no_more_than_what_is_scored(

@@ -242,8 +242,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(store: Datastore, tmp_path:
     assert seen[0] == 1, "the first document was whole in the journal, the second was not"
     assert figures(resumed.rows) == figures(whole.rows) and len(resumed.rows) == len(whole.rows)
     assert len(resumed.showcases) == 2
-    # Under another key the journal begins afresh.
-    assert not Journal(path, "other").start(SCORED).units
+    # Under another key the journal is refused, and what it holds is kept.
+    with pytest.raises(BadInput, match="what another run has done"):
+        Journal(path, "other").start(SCORED)
+    assert len(Journal(path, "key").start(SCORED).units) == 4
 
 
 def test_running_scores_before_it_reads() -> None:
@@ -430,15 +432,17 @@ def test_no_way_learns_the_whole_document_before_it_is_scored(name: str) -> None
     assert row.bits == row.base_bits and row.tokens_trained == 0
 
 
-def test_another_budget_or_network_begins_a_journal_of_its_own(store: Datastore, tmp_path: Path) -> None:
-    def run(**more: Any) -> float:
+def test_another_budget_or_network_needs_a_journal_of_its_own(store: Datastore, tmp_path: Path) -> None:
+    def run(name: str, **more: Any) -> float:
         made = api.compare(
-            toys.lm(), DOCUMENTS[:1], ["ttt-nn"], store=store, k=2, journal=tmp_path / "j",
+            toys.lm(), DOCUMENTS[:1], ["ttt-nn"], store=store, k=2, journal=tmp_path / name,
             protocol=PerQuery(80, 80), leak=LeakFilter.off(), **more,
         )  # fmt: skip
         return made.rows[-1].tokens_trained
 
-    assert run(budget=Budget(steps=1)) < run() == run(budget=Budget(steps=9))
+    assert run("a", budget=Budget(steps=1)) < run("b") == run("c", budget=Budget(steps=9))
+    with pytest.raises(BadInput, match="not the same: protocol"):
+        run("a")
     network, told = tmp_path / "network", []
     for content in (b"one", b"other"):
         network.write_bytes(content)

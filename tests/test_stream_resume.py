@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import toys
 import uptake
 from uptake.adaptation.optimizers import AdamW
 from uptake.codec import dumps
+from uptake.errors import BadInput
 from uptake.evaluation import journal as journals
-from uptake.evaluation.journal import RecordFile
+from uptake.evaluation.records import RecordFile
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
@@ -121,17 +123,62 @@ def test_a_state_that_is_lost_or_damaged_costs_its_way_alone(tmp_path: Path, who
         (state,) = tmp_path.glob("journal.states/*.state")
         ruin(state)
     seen: list[int] = []
-    assert timeless(stream(path, progress=lambda done, total, name: seen.append(done))) == whole
+    with pytest.warns(match="is missing or not what was written"):
+        found = stream(path, progress=lambda done, total, name: seen.append(done))
+    assert timeless(found) == whole
     assert seen[1] == 10, "the first way was done and stays so"
     assert timeless(stream(path)) == whole
 
 
-def test_another_plan_begins_anew(tmp_path: Path) -> None:
+def test_another_plan_is_refused_and_loses_nothing(tmp_path: Path, whole: Results) -> None:
+    def interrupt(done: int, total: int, name: str) -> None:
+        if done == 14:
+            raise StoppedError
+
+    path = tmp_path / "journal"
+    with pytest.raises(StoppedError):
+        stream(path, progress=interrupt)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert len(before) == 2, "a journal and a state"
+    with pytest.raises(BadInput, match=r"not the same: seed\)"):
+        stream(path, seed=1)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    seen: list[int] = []
+    assert timeless(stream(path, progress=lambda done, total, name: seen.append(done))) == whole
+    assert seen[0] == 13, "the state that was kept last"
+
+
+def test_a_part_that_is_missing_costs_its_unit_alone(tmp_path: Path, whole: Results) -> None:
     path = tmp_path / "journal"
     stream(path)
-    seen: list[int] = []
-    stream(path, seed=1, progress=lambda done, total, name: seen.append(done))
-    assert seen[0] == 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    for gone in range(1, len(lines)):
+        # Lines taken out, or flipped: what comes is the same, and other units are not done again.
+        for ruin in (b"", lines[gone].replace(b'"done": ', b'"done": 1', 1)):
+            path.write_bytes(b"".join([*lines[:gone], ruin, *lines[gone + 1 :]]))
+            seen: list[int] = []
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                found = stream(path, progress=lambda done, total, name, seen=seen: seen.append(done))
+            assert timeless(found) == whole
+            assert seen[0] >= 18, "more than one method's way was done again"
+            assert told or not ruin, "a changed line was passed over without a word"
+
+
+def test_a_state_of_which_a_bit_is_flipped_is_not_gone_on_from(tmp_path: Path, whole: Results) -> None:
+    def interrupt(done: int, total: int, name: str) -> None:
+        if done == 6:
+            raise StoppedError
+
+    path = tmp_path / "journal"
+    with pytest.raises(StoppedError):
+        stream(path, progress=interrupt)
+    (state,) = tmp_path.glob("journal.states/*.state")
+    raw = bytearray(state.read_bytes())
+    raw[-2] ^= 0x40  # a tensor's value
+    state.write_bytes(raw)
+    with pytest.warns(match="not what was written"):
+        assert timeless(stream(path)) == whole
 
 
 PROGRAM = """

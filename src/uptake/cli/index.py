@@ -1,21 +1,17 @@
 """`uptake index`: builds a datastore, changes, searches and checks it."""
 
 import json
-from collections.abc import Callable
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uptake.cli import index_views, inputs, options, screen
+from uptake.cli.index_adding import add_corpus, count_of, label_of
 from uptake.cli.options import examples
 from uptake.errors import BadInput, Damaged
 
 if TYPE_CHECKING:
-    from uptake.store.cluster import Cluster
-    from uptake.store.datastore import Added, Datastore
-    from uptake.text.readers import Skipped
+    from uptake.store.datastore import Datastore
 
 app = typer.Typer(
     help="Build a datastore of passages, change it, search it and check it.", no_args_is_help=True
@@ -44,7 +40,6 @@ Opener = Annotated[
         options.MAIN, "DIR|lm:MODEL", "The store's encoder, where it is not found by its own name."
     ),
 ]
-_RESUMES = "what was stored so far is safe: the same command resumes"
 
 
 @app.command(
@@ -88,10 +83,14 @@ def build(
         ),
     ] = None,
 ) -> None:
-    """Make a datastore from text. If it is interrupted, the same command resumes it."""
+    """Make a datastore from text. If it is interrupted, the same command resumes it.
+
+    A store that is finished stays as it is: `uptake index add` adds other text to it.
+    """
     from uptake.store.datastore import Datastore
     from uptake.store.layout import INDEXES, METRICS, RETRIEVERS
     from uptake.store.remote.objects import locate
+    from uptake.store.unfinished import said
     from uptake.text.types import Chunking
 
     inputs.one_of("--retriever", retriever, RETRIEVERS)
@@ -123,10 +122,15 @@ def build(
                     f"{store} is there with {name.replace('_', ' ')} {info[name]}, not {value}: give a new "
                     "folder, or add to it as it is with `uptake index add`"
                 )
+        begun = opened.unfinished
+        if begun and label_of(corpus) not in begun:
+            raise BadInput(
+                f"{store} is {said(begun)}, before it is built from another corpus; or give a new folder"
+            )
         return opened
 
     cluster = inputs.shards(ray, shard_rows, "wait")
-    _add(made, corpus, as_json, threads, ray, workers, cluster)
+    add_corpus(store, made, corpus, as_json, threads, ray, workers, cluster, building=True)
 
 
 @app.command(epilog=examples("uptake index add notes.store new-notes/"))
@@ -139,7 +143,7 @@ def add(
     threads: options.Threads = None,
 ) -> None:
     """Add text to a datastore; known documents are skipped, changed ones are replaced."""
-    _add(lambda: inputs.open_store(store, encoder, device, threads), corpus, as_json, threads)
+    add_corpus(store, lambda: inputs.open_store(store, encoder, device, threads), corpus, as_json, threads)
 
 
 @app.command(
@@ -177,7 +181,7 @@ def remove(
         typer.echo(json.dumps(facts))
     else:
         done = ", and rewrote the files without what was removed" if purge else ""
-        typer.echo(f"removed {_passages(removed)}{done}; {opened.count:,} left")
+        typer.echo(f"removed {count_of(removed)}{done}; {opened.count:,} left")
 
 
 @app.command(epilog=examples('uptake index search notes.store "how is the pump reset" -k 3'))
@@ -197,6 +201,7 @@ def search(
         opened = inputs.open_store(store, encoder, device, threads)
         (ranked,) = opened.search([query], k)
         passages = opened.passages(ranked.ids.tolist())
+    inputs.note_unfinished(opened)
     pairs = list(zip(passages, ranked.scores.tolist(), strict=True))
     if as_json:
         found = [
@@ -250,94 +255,11 @@ def export(
     with screen.status("writing"):
         written = inputs.open_store(store).export(file)
     facts = {"passages": written, "path": path}
-    typer.echo(json.dumps(facts) if as_json else f"wrote {_passages(written)} to {path}")
+    typer.echo(json.dumps(facts) if as_json else f"wrote {count_of(written)} to {path}")
 
 
 app.command(epilog=index_views.TOKENS)(index_views.tokens)
 app.command(epilog=index_views.CHUNKS)(index_views.chunks)
-
-
-def _passages(count: int) -> str:
-    return f"{count:,} {'passage' if count == 1 else 'passages'}"
-
-
-def _add(
-    open_store: "Callable[[], Datastore]",
-    corpus: list[str],
-    as_json: bool,
-    threads: int | None,
-    ray: str | None = None,
-    workers: int = 1,
-    cluster: "Cluster | None" = None,
-) -> None:
-    from uptake.text import readers
-
-    inputs.set_threads(threads)
-    skipped = readers.Skipped()
-    if ray is None:
-        store, added = _by_this_process(open_store, corpus, skipped)
-    else:
-        pieces = readers.pieces(corpus, skipped=skipped)
-        with screen.status("opening the store"):
-            store = open_store()
-        with screen.on_cluster(ray):
-            with screen.interruptible(_RESUMES), screen.progress("passages", skipped) as update:
-                added = store.build(pieces, ray, workers, progress=update, left_out=skipped.add)
-            if cluster:
-                with screen.status("making the shards' indexes"):
-                    type(store).open(store.path, cluster=cluster).prepare()
-    _show_added(added, store, skipped, as_json)
-
-
-def _by_this_process(
-    open_store: "Callable[[], Datastore]", corpus: list[str], skipped: "Skipped"
-) -> "tuple[Datastore, Added]":
-    from uptake.text import readers
-
-    documents = readers.read(corpus, skipped=skipped)
-    # A corpus that is not there or holds nothing ends here, before it leaves an empty store behind.
-    with screen.status("reading"):
-        first = next(documents)
-    with screen.status("opening the store"):
-        store = open_store()
-    known = _count(corpus, store) if store.view.dimensions else 0
-    with screen.interruptible(_RESUMES), screen.progress("passages", skipped) as update:
-
-        def progress(done: int, waiting: int) -> None:
-            update(done, max(known, done) if known else 0)
-
-        return store, store.add(chain([first], documents), progress=progress)
-
-
-def _show_added(added: "Added", store: "Datastore", skipped: "Skipped", as_json: bool) -> None:
-    screen.note_skipped(skipped)
-    facts = {
-        "documents": added.documents,
-        "passages_added": added.passages,
-        "passages_already_there": added.already,
-        "passages": store.count,
-        "skipped": skipped.counts,
-    }
-    if as_json:
-        typer.echo(json.dumps(facts, indent=1))
-        return
-    there = f", {added.already:,} were there already" if added.already else ""
-    documents_read = f"{added.documents:,} {'document' if added.documents == 1 else 'documents'}"
-    typer.echo(
-        f"added {_passages(added.passages)} of {documents_read}{there}; "
-        f"{store.path.name} holds {store.count:,}"
-    )
-
-
-def _count(corpus: list[str], store: "Datastore") -> int:
-    """Return how many passages a corpus makes, for the bar: embedding takes far longer than reading twice."""
-    from uptake.text import readers
-
-    if not all(Path(source).exists() for source in corpus):  # a data set is not fetched twice
-        return 0
-    with screen.status("counting passages"):
-        chunking = store.view.chunking
-        return sum(1 for document in readers.read(corpus) for _ in chunking.split(document.text))
 
 
 def _show_found(pairs: list[tuple[Any, float]]) -> None:

@@ -116,6 +116,15 @@ def open_store(
     return Datastore.open(path, encoder=encoder, device=device, threads=threads, cluster=cluster)
 
 
+def note_unfinished(store: "Datastore") -> None:
+    """Print that part of a store is missing, where somebody's `add` was interrupted."""
+    from uptake.cli import screen
+    from uptake.store.unfinished import said
+
+    if line := said(store.unfinished):
+        screen.note(f"note: {store.path} is {line}")
+
+
 def shards(ray: str | None, rows: int | None, missing: str) -> "Cluster | None":
     """Return the cluster that searches the store; None unless --ray and --shard-rows are given."""
     from uptake.store.cluster import POLICIES, Cluster

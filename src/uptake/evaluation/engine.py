@@ -7,6 +7,7 @@ alone, not on how many processes share the work. What a unit is only its protoco
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from uptake.errors import BadInput
+from uptake.evaluation.checks import check
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.journal import Journal, RunOutcome, SavedRun
 from uptake.evaluation.plan import Plan
@@ -45,6 +46,7 @@ def evaluate(
     runner = Runner(lm, plan, store, journal.states)
     everything = plan.protocol.units(plan, Inputs.of(inputs))
     plan.protocol.check(everything, lm)
+    check(lm, plan, runner.store)
     # What one unit processes to the next is in no journal: such a run begins again.
     kept = journal.start(plan.protocol.report, fresh=plan.sequential)
     batches = _batches(everything, plan, kept)

@@ -1,6 +1,5 @@
 """What was run, written down once for a report and for the key of its journal."""
 
-import hashlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -9,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import uptake
-from uptake.codec import plain
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
+from uptake.evaluation.records import digest_of
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import MethodSpec
 from uptake.report.results import Header
 from uptake.settings import describe
 from uptake.store.datastore import Datastore
-from uptake.text.types import stable_hash
 
 
 def header_of(
@@ -53,17 +51,12 @@ def header_of(
     )
 
 
-def key_of(header: Header, inputs: Inputs) -> str:
-    """Return the key of the journal of a run under this header on these inputs."""
-    return f"{stable_hash(repr(plain(header)), *inputs.texts()):016x}"
-
-
 def described(spec: MethodSpec) -> dict[str, Any]:
     """Return a method's settings, and what is in the files they name: a name stays when a file changes."""
     settings = describe(spec.method)
     found = sorted(set(_weights(settings)))
     return settings | (
-        {"networks": {Path(name).name: _digest(Path(name)) for name in found}} if found else {}
+        {"networks": {Path(name).name: digest_of(Path(name))[:16] for name in found}} if found else {}
     )
 
 
@@ -74,11 +67,6 @@ def _weights(settings: Mapping[str, Any]) -> Iterator[str]:
             yield from _weights(value)
         elif name in ("weights", "statistics") and isinstance(value, str) and Path(value).is_file():
             yield value
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def _facts(model: Causal) -> dict[str, str | int]:

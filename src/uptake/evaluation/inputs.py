@@ -1,7 +1,8 @@
 """The inputs of an evaluation: documents, and questions or edits that go with them."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 from uptake.tasks.edits import Edit
 from uptake.tasks.questions import Question
@@ -27,9 +28,12 @@ class Inputs:
         """Return inputs made of documents alone, or what is such already."""
         return given if isinstance(given, Inputs) else cls(tuple(given))
 
-    def texts(self) -> Iterator[str]:
-        """Yield all that tells these inputs from others, for the key of a journal."""
-        for document in (*self.documents, *self.unrelated):
-            yield from (document.id, document.group, document.text)
-        if self.questions or self.edits or self.rehearsal:
-            yield repr((self.questions, self.edits, self.rehearsal))
+    def parts(self) -> dict[str, list[str]]:
+        """Return by name a digest of each document, question and edit, which tell inputs apart."""
+        return {
+            part.name: [_digest(repr(each)) for each in getattr(self, part.name)] for part in fields(self)
+        }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,87 +1,26 @@
 """What a long run has done so far, kept on disk as it is done, so that it can go on.
 
-One JSON line a part, flushed to the disk; a line cut short by a crash is that part not done. In a folder
-beside it lie the states that unfinished units go on from: a line names its state's file, so the two never
-disagree, and a state no line names was cut short and is not looked at. A journal belongs to one plan:
-under another key it begins afresh.
+One line a part (see records.py), flushed to the disk. In a folder beside it lie the states that unfinished
+units go on from: a line names its state's file and the digest of it, so the two never disagree. A unit
+whose parts are not all there is begun again; a journal of another plan is refused.
 """
 
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uptake.codec import dumps, load, parse
-from uptake.errors import UptakeError
+from uptake.codec import load
 from uptake.evaluation.protocol import Part, Resume
+from uptake.evaluation.records import RecordFile, digest_of
 from uptake.lm.base import LM
 from uptake.methods.contract.method import State
 from uptake.methods.contract.state import load_state, save_state
 from uptake.report.kind import AnyShowcase, ReportKind, reader, tagged
 from uptake.report.results import Row
-from uptake.sealed import write_whole
 
-ReadT = TypeVar("ReadT")
 StateT = TypeVar("StateT", bound=State)
-
-
-@dataclass
-class RecordFile:
-    """A file of JSON records made under the plan that `key` names; without a path nothing is kept."""
-
-    path: Path | None = None
-    key: str = ""
-
-    def start(self, read: Callable[[Any], ReadT], fresh: bool = False) -> list[ReadT]:
-        """Return what `read` makes of each record there is, and make the file ready to go on.
-
-        The first record that `read` refuses, by Malformed or another ValueError, and all after it are
-        dropped; `fresh` drops them all.
-        """
-        if self.path is None:
-            return []
-        raw = self.path.read_bytes() if self.path.exists() and not fresh else b""
-        records: list[ReadT] = []
-        whole = []
-        # What has no end of line was cut short.
-        for number, line in enumerate(raw.split(b"\n")[:-1]):
-            try:
-                record = parse(line)
-                if number == 0 and record != {"key": self.key}:
-                    break
-                if number > 0:
-                    records.append(read(record))
-            except (ValueError, RecursionError):
-                break
-            whole.append(line)
-        whole = whole or [json.dumps({"key": self.key}).encode()]
-        content = b"".join(line + b"\n" for line in whole)
-        if content != raw:  # replaced at once: a full disk must not cost what was done
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, content)
-        return records
-
-    def keep(self, record: object) -> None:
-        """Write one record down, as JSON data; it is on the disk when this returns."""
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a", encoding="utf8") as file:
-                file.write(dumps(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UptakeError(
-                f"cannot write {self.path}: {error.strerror or error}; make room and give the same command "
-                "again: what was finished is kept"
-            ) from error
-
-    def done(self) -> None:
-        """Remove the file: the report holds it all now."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -129,6 +68,10 @@ class SavedRun:
         for mine, theirs in ((self.peaks, part.peaks), (self.gpu_peaks, part.gpu_peaks)):
             for name, peak in theirs.items():
                 mine[name] = max(mine.get(name, 0), peak)
+
+    def drop(self, place: int) -> None:
+        """Forget a unit: it is begun again."""
+        self.units.pop(place, None)
 
     def finished(self, place: int) -> bool:
         """Whether nothing is left to do of a unit."""
@@ -179,6 +122,11 @@ class States:
         assert self.folder is not None
         return load_state(kind, self.folder / name, lm)
 
+    def digest(self, name: str) -> str:
+        """Return the digest of a state's file; empty where there is none."""
+        path = self.folder / name if self.folder and name else None
+        return digest_of(path) if path and path.is_file() else ""
+
     def clear(self, but: Iterable[str] = ()) -> None:
         """Remove all states but those named."""
         if self.folder is None or not self.folder.is_dir():
@@ -204,6 +152,7 @@ class _Record:
     """A line: a part, its rows and showcases one list a place, in the order of `places`."""
 
     places: tuple[int, ...]
+    turns: tuple[int, ...]  # how many parts each of them had before this one
     rows: tuple[list[Row], ...]
     showcases: tuple[list[AnyShowcase], ...]
     peaks: dict[str, int]
@@ -213,6 +162,7 @@ class _Record:
     first: bool
     data: Mapping[str, Any]
     state: str
+    state_digest: str
 
     def part(self) -> Part:
         """Return the part; ValueError where a place has no list or a list no place."""
@@ -232,10 +182,15 @@ class _Record:
 
 @dataclass
 class Journal:
-    """The parts of an evaluation in such a file; without a path nothing is kept."""
+    """The parts of an evaluation in such a file; without a path nothing is kept.
+
+    `about` says by name what the plan is that `key` stands for, so that a refusal can say what differs.
+    """
 
     path: Path | None = None
     key: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+    _turns: dict[int, int] = field(default_factory=dict, repr=False)  # how many parts of each unit are kept
 
     @property
     def states(self) -> States:
@@ -243,17 +198,56 @@ class Journal:
         return States(self.path)
 
     def start(self, report: ReportKind, fresh: bool = False) -> SavedRun:
-        """Return what is there already, and make the file ready to go on; `fresh` throws it away."""
+        """Return what is there already, and make the file ready to go on; `fresh` throws it away.
+
+        Raises BadInput where the file holds what another plan has done.
+        """
         kept, by = SavedRun(), reader(report)
-        for part in self._lines.start(lambda data: load(_Record, data, by).part(), fresh):
-            kept.add(part)
+
+        def read(data: Any) -> tuple[_Record, Part]:
+            record = load(_Record, data, by)
+            if len(record.turns) != len(record.places):
+                raise ValueError("a place has no turn")
+            return record, record.part()
+
+        digests: dict[int, str] = {}
+        for record, part in self._lines.start(read, fresh):
+            self._add(kept, record, part)
+            digests.update(dict.fromkeys(part.places, record.state_digest))
+        for place, unit in list(kept.units.items()):
+            if unit.resume and self.states.digest(unit.resume.state) != digests[place]:
+                warnings.warn(
+                    f"{self.path}: the state {unit.resume.state} beside it is missing or not what was "
+                    "written, and what goes on from it is done again",
+                    stacklevel=2,
+                )
+                kept.drop(place)
+                self._turns.pop(place, None)
         self.states.clear(but=[unit.resume.state for unit in kept.units.values() if unit.resume])
         return kept
 
+    def _add(self, kept: SavedRun, record: _Record, part: Part) -> None:
+        """Add what follows on the part before; a unit of which a part is missing is dropped."""
+        whole = []
+        for place, turn in zip(record.places, record.turns, strict=True):
+            if turn and turn != self._turns.get(place):
+                kept.drop(place)
+                self._turns.pop(place, None)
+                continue
+            if not turn:
+                kept.drop(place)
+            self._turns[place] = turn + 1
+            whole.append(place)
+        # The units of a batch are as many steps each.
+        each = part.done // len(part.places) if part.places else 0
+        kept.add(replace(part, places=tuple(whole), done=each * len(whole)))
+
     def keep(self, part: Part) -> None:
         """Write one part down; it is on the disk when this returns, and earlier states are gone."""
+        turns = [0 if part.first else self._turns.get(place, 0) for place in part.places]
         record = {
             "places": part.places,
+            "turns": turns,
             "rows": [[tagged(row) for row in part.rows.get(place, ())] for place in part.places],
             "showcases": [part.showcases.get(place, ()) for place in part.places],
             "peaks": part.peaks,
@@ -263,9 +257,11 @@ class Journal:
             "first": part.first,
             "data": part.data,
             "state": part.saved,
+            "state_digest": self.states.digest(part.saved),
         }
         self._lines.keep(record)
-        for place in part.places:
+        for place, turn in zip(part.places, turns, strict=True):
+            self._turns[place] = turn + 1
             self.states.drop(place, before=None if part.finished else part.done)
 
     def done(self) -> None:
@@ -275,4 +271,4 @@ class Journal:
 
     @property
     def _lines(self) -> RecordFile:
-        return RecordFile(self.path, self.key)
+        return RecordFile(self.path, self.key, self.about)

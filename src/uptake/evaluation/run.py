@@ -7,7 +7,8 @@ from pathlib import Path
 from uptake.errors import BadInput
 from uptake.evaluation import protocols
 from uptake.evaluation.engine import Progress, evaluate
-from uptake.evaluation.header import header_of, key_of
+from uptake.evaluation.header import header_of
+from uptake.evaluation.identity import identity, key_of
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.journal import Journal
 from uptake.evaluation.plan import Plan
@@ -37,7 +38,8 @@ def run(
     Raises as `evaluate` does, and BadInput where nothing could be scored.
     """
     header = header_of(model, plan, inputs, store, notes)
-    kept = Journal(journal, key_of(header, inputs))
+    about = identity(model, plan, inputs, store, header)
+    kept = Journal(journal, key_of(about), about)
     outcome = evaluate(model, plan, inputs, store, kept, progress, workers, ray)
     _check_scored([row for row in outcome.rows if isinstance(row, Scored)])
     results = Results(

@@ -25,7 +25,9 @@ from uptake.lm.upper_blocks import above_frozen
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, same_length
 from uptake.methods.contract.spending import Budget
 from uptake.methods.contract.weight_state import RowReading, WeightState
-from uptake.text.types import Document, Passage
+from uptake.text.types import Document, Passage, Source
+
+_PROBE = "A word"
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,15 @@ class Finetune(Method[WeightState]):
     @classmethod
     def example(cls) -> Self:
         return cls(optimizer=SGD(learning_rate=0.1), chunk_tokens=16)
+
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        super().check(lm, source)
+        if self.key_penalty:
+            capability(lm, FeedForwardKeys)
+        # A file or a pipeline that is not there is told of by the first text.
+        self.token_weights.of(Passage(0, _PROBE), [(0, len(_PROBE))])
+        if not isinstance(self.trainable, All):  # those a model may lack; a copy of all it has costs memory
+            lm.trainable_copy(self.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
 
     def init(self, lm: LM) -> WeightState:
         # A missing file raises its error before anything is read.

@@ -30,6 +30,7 @@ from uptake.methods.contract.method import (
     same_length,
 )
 from uptake.text.select import Nothing
+from uptake.text.types import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,10 @@ class HiddenStateOptimisation(Method[CacheState]):
     @classmethod
     def example(cls) -> Self:
         return cls(optimizer=AdamW(learning_rate=0.1, weight_decay=0.0), chunk_tokens=8, slots=40)
+
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        capability(lm, KeyValueCache)
+        super().check(lm, source)
 
     def init(self, lm: LM) -> CacheState:
         return CacheState(base=lm.fingerprint)

@@ -24,7 +24,7 @@ from uptake.methods.contract.weight_state import WeightState
 from uptake.methods.finetune import Finetune
 from uptake.tasks.holes import Making
 from uptake.text.select import Nothing
-from uptake.text.types import Found
+from uptake.text.types import Found, Source
 
 
 class TrainedStart(nn.Module):
@@ -120,6 +120,11 @@ class SourceCode(Learned[WeightState, HoleEpisode], MethodWrapper[WeightState]):
         loss = hole_loss(private, episode.hole)
         ends = [opened.parameters[name] for name in names]
         return loss.item(), torch.autograd.grad(loss, ends, allow_unused=True)
+
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        super().check(lm, source)
+        if self.trained is not None or self.weights != UNTRAINED:
+            self.network(lm)
 
     def adapt(
         self,

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput, Mismatch
 from uptake.store.cluster import Cluster
-from uptake.store.files import Checksums, sizes
+from uptake.store.facts import facts_of
+from uptake.store.files import Checksums
 from uptake.store.layout import CHECKSUMMED, TABLE, Layout, View
 from uptake.store.passages.drafts import check_free, clear_drafts, new_store
 from uptake.store.passages.encoding import Encoding
@@ -25,9 +26,10 @@ from uptake.store.passages.index import IndexKind, Metric, Ranked, open_index
 from uptake.store.passages.index_cache import delete_base_indexes
 from uptake.store.passages.source import BoundSource, QueryText, Snapshot, bind, check_count
 from uptake.store.passages.table import Table, storable
-from uptake.store.passages.writing import Added, StoreWriter
+from uptake.store.passages.writing import Added, StoreWriter, lacks
 from uptake.store.remote.lease import lease
 from uptake.store.remote.objects import Location, locate
+from uptake.store.unfinished import Adding, unfinished
 from uptake.store.views.chunk_reading import read_chunks
 from uptake.store.views.token_reading import read_tokens
 from uptake.store.views.view_writer import ReadTokens
@@ -158,8 +160,15 @@ class Datastore:
 
     @property
     def contents(self) -> str:
-        """Names what the store holds: another string after every change."""
-        return f"{self.layout.uid}-v{self.version}"
+        """Names what the store holds and how it is searched, 32 hexadecimal digits.
+
+        Another one after every change, and never the same for two copies that were changed apart.
+        """
+        return self.layout.contents(self._table.contents)
+
+    def view_contents(self, kind: str) -> str:
+        """Name what one of the views, tokens or chunks, holds; empty where there is none. Raises Damaged."""
+        return self._views.contents(kind)
 
     @property
     def version(self) -> int:
@@ -178,38 +187,34 @@ class Datastore:
 
     def info(self) -> dict[str, str | int]:
         """Return the facts that `uptake index info` shows, as plain data."""
-        return {
-            "path": str(self.path),
-            "uid": self.layout.uid,
-            "version": self.version,
-            "passages": self.count,
-            "documents": len(np.unique(self._table.document_keys)),
-            "retriever": self.layout.retriever,
-            "encoder": self.view.encoder or ("given from Python" if self.view.dimensions else "none"),
-            "encoder_fingerprint": self.view.encoder_fingerprint,
-            "dimensions": self.view.dimensions,
-            "metric": self.view.metric,
-            "index": self.layout.index,
-            "chunk_characters": self.view.characters,
-            "bytes": sum(size for _, size in sizes(self.path)),
-            **self._views.info(),
-            "fingerprint": self.fingerprint,
-            "contents": self.contents,
-        }
+        return facts_of(self, self._table, self._views)
 
-    def add(self, documents: Iterable[Document], *, progress: Progress | None = None) -> Added:
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """What was begun to be added and has not ended, as `add` was told; "" for documents of no name."""
+        return unfinished(self.path)
+
+    def lacks(self) -> Callable[[Document], bool]:
+        """Return what says of a document whether this version does not hold all of it just as it is."""
+        return lacks(self._table, self.view.chunking)
+
+    def add(
+        self, documents: Iterable[Document], *, progress: Progress | None = None, label: str = ""
+    ) -> Added:
         """Cut, embed and store documents; what is stored already is neither embedded nor stored again.
 
         A document whose id is known but whose text has changed is replaced: its old passages go
         once its new ones are in. Passages are stored in batches, each whole or not at all, so an
-        interrupted call is finished by calling again. `progress(done, known)` counts passages; for
-        a list of documents `known` is the whole from the start. Lone surrogates become U+FFFD.
+        interrupted call is finished by calling again; until then `unfinished` has its `label`.
+        `progress(done, known)` counts passages; for a list of documents `known` is the whole from the
+        start. Lone surrogates become U+FFFD.
 
         Raises Busy where another process writes, BadInput, UptakeError where the disk is full.
         """
         if self.view.dimensions:
             _ = self._encoding.encoder  # loaded, or found missing, before the lease is taken
         with self._writing() as writing:
+            writing.adding = Adding(self.path, label)
             return writing.add(documents, self._embed, self.view.chunking, progress)
 
     def build(
@@ -375,7 +380,10 @@ class Datastore:
             try:
                 yield writing
                 writing.tidy(_FRAGMENTS)
+                writing.adding.end()
             finally:
+                if writing.table.version == before.version:
+                    writing.adding.withdraw()
                 # What was stored before an interruption is stored: go on from there.
                 if writing.purged:
                     self._views.purge(writing.table)

@@ -74,6 +74,11 @@ class Layout:
                 f"uid {self.uid!r}, views {', '.join(self.views)}: use 32 hexadecimal digits, passages"
             )
 
+    def contents(self, table: str) -> str:
+        """Name what a store of this layout holds and how it is searched; `table` names its passages."""
+        named = json.dumps([plain(self), table], sort_keys=True)
+        return hashlib.sha256(named.encode()).hexdigest()[:32]
+
     def write(self, store: Location) -> None:
         """Write store.json, whole or not at all."""
         write_json(store / "store.json", {"format": FORMAT, **plain(self)})

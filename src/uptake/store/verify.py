@@ -10,6 +10,7 @@ from uptake.store.layout import CHECKSUMMED, TABLE, Layout
 from uptake.store.passages.index_cache import check_base_indexes
 from uptake.store.passages.table import Table
 from uptake.store.remote.objects import Location, locate
+from uptake.store.unfinished import said, unfinished
 from uptake.store.views.view_files import check_view
 from uptake.store.views.views import KINDS
 from uptake.text.types import passage_id, stable_hash
@@ -40,7 +41,8 @@ def verify_store(path: str | Location) -> list[str]:
     except UptakeError as error:
         faults.append(str(error))
     views = [line for kind in KINDS for line in check_view(kind, store)] if isinstance(store, Path) else []
-    return faults + views + check_base_indexes(layout.uid)
+    begun = [said(unfinished(store))] if unfinished(store) else []
+    return begun + faults + views + check_base_indexes(layout.uid)
 
 
 def _fault_line(name: str, fault: str) -> str:

@@ -34,6 +34,9 @@ class Select(ABC):
             raise BadInput(f"k is {k}: use at least 1 neighbour")
         return self._choose(source, k, generator)
 
+    def check(self, source: Source, k: int) -> None:  # noqa: B027
+        """Raise BadInput where it cannot choose k passages of this store; asked before the first query."""
+
     @abstractmethod
     def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found: ...
 
@@ -123,12 +126,16 @@ class Sift(Select):
     def name(self) -> str:
         return "sift"
 
-    def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
+    def check(self, source: Source, k: int) -> None:
         if k > self.candidates:
             # Candidates beyond that number would make the first few depend on k.
             raise BadInput(
                 f"k is {k} and SIFT has {self.candidates} candidates: set candidates to {k} or more"
             )
+        source.query_vector()
+
+    def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
+        self.check(source, k)
         query = source.query_vector()
         found = source.search(self.candidates)
         vectors = source.vectors([passage.id for passage in found.passages])

@@ -39,6 +39,14 @@ class MethodWrapper(Method[StateT]):
     def incremental(self) -> bool:
         return self.wrapped.incremental
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.wrapped.views
+
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        super().check(lm, source)
+        self.wrapped.check(lm, source)
+
     def init(self, lm: LM) -> StateT:
         return self.wrapped.init(lm)
 
@@ -108,6 +116,15 @@ class Together(Method[CombinedState]):
     @property
     def incremental(self) -> bool:
         return all(part.incremental for _, part in self.parts)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(sorted({view for _, part in self.parts for view in part.views}))
+
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        for _, part, base in self._bases(lm):
+            part.check(base, source)
+        super().check(lm, source)
 
     def init(self, lm: LM) -> CombinedState:
         return self.joined([part.init(lm) for _, part in self.parts], lm)
@@ -231,6 +248,10 @@ class SelectPerMethod(Select):
             if select not in chosen:
                 chosen[select] = select.choose(source, k, generator)
         return Found.of_each([chosen[select] for select in selects])
+
+    def check(self, source: Source, k: int) -> None:
+        for part in dataclasses.fields(self):  # type: ignore[arg-type]
+            getattr(self, part.name).check(source, k)
 
     @property
     def name(self) -> str:

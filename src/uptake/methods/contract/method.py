@@ -192,6 +192,19 @@ class Method(ABC, Generic[StateT]):
         """Whether several calls of `adapt` give the same state as one call on all their passages."""
         return True
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What it reads of a store beside passages: "tokens", "chunks". A journal is told what they hold."""
+        return ()
+
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        """Raise BadInput, Mismatch or Missing where it cannot work: on this model, with this store.
+
+        It is asked before the first query is read; `source` is one of any query, None where no store is
+        searched. This default makes the first state and its LM.
+        """
+        self.adapted([self.init(lm)], lm)
+
     @classmethod
     @abstractmethod
     def example(cls) -> Self:

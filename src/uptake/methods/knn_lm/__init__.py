@@ -17,7 +17,7 @@ from uptake.methods.contract.method import Context, Evidence, MethodSpec, State,
 from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.methods.knn_lm.mixture import Constant, KnnMixture, Mixing, SearchableTokens, TokenMemory, Weight
 from uptake.text.select import Everywhere
-from uptake.text.types import Tokens, stable_hash
+from uptake.text.types import Source, Tokens, stable_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,15 @@ class KnnLm(FrozenModelMethod[KnnState]):
     @classmethod
     def example(cls) -> Self:
         return cls(neighbours=8, temperature=30.0)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ("tokens",) if self.over == "view" else ()
+
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        searches = self.over == "view" and source is not None
+        view = source.tokens(TokenKeyer(lm).fingerprint) if searches and source else None
+        self.adapted([dataclasses.replace(self.init(lm), view=view)], lm)
 
     def init(self, lm: LM) -> KnnState:
         return KnnState(base=lm.fingerprint)

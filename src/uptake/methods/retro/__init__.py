@@ -29,7 +29,7 @@ from uptake.methods.retro.network import RetroParts, RetroSizes
 from uptake.methods.retro.retrofit import RetroNetwork, initialise_from_base, module_of
 from uptake.tasks.asking import Asking
 from uptake.text.select import Everywhere
-from uptake.text.types import Chunks, Document
+from uptake.text.types import Chunks, Document, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +219,14 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], FrozenModelMetho
             with torch.no_grad():
                 return self.loss(network, lm, episode).item(), [None for _ in network.parameters()]
         return super().gradients(network, lm, episode)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ("chunks",)
+
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        chunks = None if source is None else source.chunks(lm.tokenizer.fingerprint)
+        self.adapted([dataclasses.replace(self.init(lm), chunks=chunks)], lm)
 
     def init(self, lm: LM) -> RetroState:
         return RetroState(base=lm.fingerprint)

@@ -123,7 +123,7 @@ class Replicas:
         grouped: Any = ray.remote
         actor = grouped(concurrency_groups={STATUS: 1})(Shard)
         return actor.options(
-            name=f"{self._place.uid}/{self._place.rows}/{replica}",
+            name=f"{self._place.name}/{self._place.rows}/{replica}",
             namespace=NAMESPACE,
             get_if_exists=True,
             num_cpus=self._cluster.cpus,

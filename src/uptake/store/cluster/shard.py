@@ -18,6 +18,7 @@ from uptake.store.passages.index import VectorIndex, open_index
 from uptake.store.passages.index_cache import delete_base_indexes
 from uptake.store.passages.table import Table
 from uptake.store.remote.objects import Location
+from uptake.text.types import stable_hash
 
 _OPEN = 4  # versions open at a time: readers of older ones may still be at work
 _MINUTE = 60.0  # seconds over which queries a second are counted
@@ -33,6 +34,11 @@ class Place:
     uid: str
     first: int
     stop: int
+
+    @property
+    def name(self) -> str:
+        """The store's uid and where it lies: a copy that lies elsewhere has the same uid."""
+        return f"{self.uid}@{stable_hash(str(self.store)):016x}"
 
     @property
     def rows(self) -> str:

@@ -28,7 +28,8 @@ def status(address: str) -> list[dict[str, Any]]:
         except ValueError:  # it has ended in the meantime
             continue
     for name, request in requests.items():
-        uid, rows, replica = name.split("/")
+        store, rows, replica = name.split("/")
+        uid = store.partition("@")[0]
         first, _, stop = rows.partition("-")
         record: dict[str, Any] = {"uid": uid, "first": int(first), "stop": int(stop), "replica": int(replica)}
         try:

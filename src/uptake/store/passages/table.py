@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from uptake.codec import Malformed, loads
 from uptake.errors import BadInput, Damaged, UptakeError
 from uptake.store.files import one_line, plain_errors
+from uptake.store.passages.manifest import named
 from uptake.store.remote.objects import Location, ObjectPath
 from uptake.text.types import Passage, stable_hash
 
@@ -92,6 +93,12 @@ class Table:
     def version(self) -> int:
         """The version this table is bound to, counted by Lance."""
         return int(self._dataset.version)
+
+    @cached_property
+    def contents(self) -> str:
+        """Names what this version holds, 32 hexadecimal digits; see manifest.py."""
+        with _plain(self.path):
+            return named(self._dataset, self.label)
 
     @property
     def schema(self) -> Any:

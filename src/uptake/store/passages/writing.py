@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from uptake.store.files import Checksums
 from uptake.store.passages.table import Table, as_ids, storable
+from uptake.store.unfinished import Adding
 from uptake.text.types import Chunking, Document, Passage, stable_hash
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
@@ -38,6 +39,7 @@ class StoreWriter:
         self.table = table
         self.check = check
         self.purged = False
+        self.adding = Adding()
         self._sums = sums
         self._text_index = text_index
 
@@ -129,10 +131,12 @@ class _Adding:
             waiting = list(self._waiting.values())
             vectors = embedded([passage.text for passage in waiting], self._embed, self._report)
             self._writing.check()
+            self._writing.adding.begin()
             self._writing.commit(self._writing.table.append(waiting, vectors))
             self.stored += len(waiting)
         if self._stale:
             self._writing.check()
+            self._writing.adding.begin()
             self._writing.commit(self._writing.table.delete(sorted(self._stale)))
         self._waiting, self._stale, self._characters = {}, set(), 0
         self._report(0)
@@ -173,6 +177,17 @@ class DocumentPassages:
             return self.changed[document_key]
         first, last = (np.searchsorted(self._keys, document_key, side) for side in ("left", "right"))
         return set(self._ids[first:last].tolist())
+
+
+def lacks(table: Table, chunking: Chunking) -> Callable[[Document], bool]:
+    """Return what says of a document whether the table does not hold all of it just as it is."""
+    here = DocumentPassages(table)
+
+    def lacking(document: Document) -> bool:
+        clean = storable_document(document)
+        return {p.id for p in chunking.passages(clean)} != here.passages(stable_hash(clean.id))
+
+    return lacking
 
 
 def storable_document(document: Document) -> Document:

@@ -75,7 +75,7 @@ def open_chunks(
     columns, passages = columns_of(stored), stored.passages
     whose = np.searchsorted(np.cumsum(passages["tokens"]), columns.tokens_at[:-1], side="right")
     alive = live[whose]
-    named = [metadata.fingerprint, dict(metadata.settings), layout.retriever, layout.uid, table.version]
+    named = [metadata.fingerprint, dict(metadata.settings), layout.retriever, table.contents]
     finders: list[Finder] = []
     if layout.retriever != "dense":
         finders.append(ByWords(columns, alive))

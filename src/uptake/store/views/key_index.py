@@ -5,7 +5,6 @@ tokens, or of its chunks, from the first on, live or not. They lie in the privat
 SHA-256, as a store's other indexes do, grow with the view, and are made again where missing or damaged.
 """
 
-import re
 import shutil
 import tempfile
 import warnings
@@ -48,7 +47,7 @@ class KeyIndex:
     def __init__(self, view: StoredView, uid: str, kind: str, threads: int | None) -> None:
         self.keys = view.vectors
         self._threads = threads
-        self._uid, self._family, self._id = uid, view.metadata.kind.name, view.metadata.id
+        self._uid, self._family, self._metadata = uid, view.metadata.kind.name, view.metadata
         self.lists = kind == "ivf" or (kind == "auto" and len(self.keys) >= LARGE)
         self._ivf: Any = None
         self._wide: Floats | None = None
@@ -137,8 +136,9 @@ class KeyIndex:
         folder = cache_folder(self._uid)
         if not private(folder):
             return None
-        for path in sorted(folder.glob(f"{self._family}-{self._id}-*"), key=_covered, reverse=True):
-            if not re.fullmatch(r"\w+-\w+-\d+", path.name) or _covered(path) > len(self.keys):
+        for path in sorted(folder.glob(f"{self._family}-*"), key=_covered, reverse=True):
+            # Those of a copy of the store that has grown otherwise are of other keys.
+            if _covered(path) > len(self.keys) or path.name != self._name(_covered(path)):
                 continue
             try:
                 problem = ", ".join(damaged(path))
@@ -197,16 +197,19 @@ class KeyIndex:
             write_json(draft / "about.json", plain(_ListsMetadata(trained)))
             sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
             (draft / "sums").write_bytes(format_sums(sums))
-            home = folder / f"{self._family}-{self._id}-{ivf.ntotal}"
+            home = folder / self._name(ivf.ntotal)
             discard(home)
             draft.rename(home)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         for old in folder.glob(f"{self._family}-*"):
-            if old != home and (
-                not old.name.startswith(f"{self._family}-{self._id}-") or _covered(old) < ivf.ntotal
-            ):
+            mine = old.name.startswith(f"{self._family}-{self._metadata.id}-")
+            if old != home and (not mine or _covered(old) < ivf.ntotal):
                 discard(old)
+
+    def _name(self, count: int) -> str:
+        """Return the name of the lists' folder: of the view, of its first `count` keys, and that number."""
+        return f"{self._family}-{self._metadata.id}-{self._metadata.vectors_named(count)}-{count}"
 
 
 def _covered(path: Path) -> int:

@@ -6,6 +6,7 @@ table: documents added since are missing from the view, those removed or changed
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -81,6 +82,22 @@ class ViewMetadata(_SavedMetadata):
     def ends(self) -> dict[str, int]:
         """How many bytes of each file are valid."""
         return self.commits[-1].bytes if self.commits else dict.fromkeys(self.kind.files, 0)
+
+    @property
+    def contents(self) -> str:
+        """Names how the view was made and what its files hold, 32 hexadecimal digits."""
+        named = json.dumps(plain(self, _SavedMetadata), sort_keys=True)
+        return hashlib.sha256(named.encode()).hexdigest()[:32]
+
+    def vectors_named(self, count: int) -> str:
+        """Return what names the first `count` vectors, by their sums; "" where no commit ended there."""
+        size = self.kind.files[self.kind.vectors_file].itemsize * max(self.dimensions, 1)
+        sums = hashlib.sha256()
+        for commit in self.commits:
+            sums.update(commit.sums[self.kind.vectors_file].encode())
+            if commit.bytes[self.kind.vectors_file] == count * size:
+                return sums.hexdigest()[:16]
+        return ""
 
     @property
     def tokens(self) -> int:

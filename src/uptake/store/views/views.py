@@ -49,6 +49,12 @@ class Views:
         """Return the chunks of a version as the tokenizer of this fingerprint cut them."""
         return open_chunks(self.store, table, self._layout, self._embed, self._threads, fingerprint)
 
+    def contents(self, name: str) -> str:
+        """Name what a view holds: how it was made, and the sums of its files. Empty where there is none."""
+        (kind,) = (kind for kind in KINDS if kind.name == name)
+        found = ViewMetadata.read(kind, self._path) if isinstance(self._path, Path) else None
+        return found.contents if found else ""
+
     def info(self) -> dict[str, str | int]:
         """Return what `uptake index info` shows of the views there are."""
         facts: dict[str, str | int] = {}
