@@ -28,7 +28,7 @@ from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
 from uptake.methods.knn_lm import KnnLm
-from uptake.methods.knn_lm.mixture import Constant, DistanceDecay
+from uptake.methods.knn_lm.weights import Constant, DistanceDecay
 from uptake.store.datastore import Datastore
 from uptake.text.types import Found, Source, Tokens, stable_hash
 

@@ -18,7 +18,7 @@ from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
 from uptake.methods.knn_lm.keys import TokenKeyer
-from uptake.methods.knn_lm.mixture import Constant
+from uptake.methods.knn_lm.weights import Constant
 from uptake.store import Datastore
 from uptake.text.types import Chunking, Document, Found
 

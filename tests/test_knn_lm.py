@@ -11,13 +11,15 @@ from uptake.adaptation.optimizers import SGD
 from uptake.errors import BadInput
 from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.lm.base import Segment
+from uptake.lm.examples import encode
 from uptake.methods.contract.composed import Combined, combine
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.contract.state import save_state
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
 from uptake.methods.knn_lm.keys import TokenKeyer
-from uptake.methods.knn_lm.mixture import Constant, DistanceDecay, KnnMixture, Mixing, TokenMemory
+from uptake.methods.knn_lm.mixture import KnnMixture, Mixing, TokenMemory
+from uptake.methods.knn_lm.weights import Bayes, Constant, DistanceDecay
 from uptake.store import Datastore
 from uptake.store.views import key_index
 from uptake.text.overlap import LeakFilter
@@ -90,6 +92,58 @@ def test_it_is_the_formula_by_brute_force(lm, tmp_path, over, weight):
         np.log(found[np.arange(3, 3 + len(targets)), targets]),
         rtol=1e-9,
     )
+
+
+def test_the_share_that_predicted_best_is_inferred_as_by_brute_force(lm):
+    """As a model of text it is the sum over all pairs of a share and a temperature, and the base."""
+    weight = Bayes(shares=(0.1, 0.5), temperatures=(1.0, 10.0), base_weight=0.3)
+    method = KnnLm(neighbours=12, temperature=2.0, weight=weight)
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence.of(*TEXTS, query="so ")], Context())
+    model = method.adapted([state], lm)
+    ids = [lm.tokenizer.opening, *lm.tokenizer.encode("so " + TARGET.text)[0]]
+    memory = memory_of(lm, TEXTS)
+    with torch.no_grad():
+        own = lm.step(torch.tensor([ids]))[0][0].exp().numpy()
+        grid = [own] + [
+            naive(lm, ids, *memory, 12, temperature, share)
+            for share in (0.1, 0.5)
+            for temperature in (2.0, 20.0)
+        ]
+        prior = np.array([0.3, *[0.7 / 4] * 4])
+
+        def expected(start):
+            weights, out = prior, []
+            for place in range(start, len(ids)):
+                out.append(sum(w * each[place] for w, each in zip(weights, grid, strict=True)))
+                if place + 1 < len(ids):
+                    weights = weights * np.array([each[place, ids[place + 1]] for each in grid])
+                    weights /= weights.sum()
+            return np.array(out)
+
+        whole = model.step(torch.tensor([ids]))[0][0].exp().numpy()
+        np.testing.assert_allclose(whole, expected(0), rtol=1e-8, atol=1e-12)
+        cache, parts = model.start(), []
+        for start, stop in ((0, 5), (5, 6), (6, len(ids))):
+            log_probs, cache = model.step(torch.tensor([ids[start:stop]]), cache)
+            parts.append(log_probs[0].exp().numpy())
+        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-8, atol=1e-12)
+        example = encode(lm.tokenizer, "so ", TARGET.text)
+        (predicted,) = model.predictions([example])
+        np.testing.assert_allclose(predicted.exp().numpy(), expected(3)[:-1], rtol=1e-8, atol=1e-12)
+        (scores,) = model.score([TARGET])
+        targets = torch.tensor(example.target)[:, None]
+        assert torch.allclose(scores.log_probs, predicted.gather(-1, targets)[:, 0], atol=1e-9)
+    base = lm.score([TARGET])[0].bits
+    assert scores.bits <= base + np.log2(1 / 0.3) + 1e-9
+
+
+def test_weighed_by_bayes_random_neighbours_cost_at_most_a_bit(lm):
+    rubbish = ["".join(chr(97 + (7 * i * j) % 26) for j in range(60)) for i in range(1, 5)]
+    for weight, bounded in ((Bayes(), True), (Constant(0.25), False)):
+        method = KnnLm(neighbours=8, weight=weight)
+        (state,) = method.adapt([method.init(lm)], lm, [Evidence.of(*rubbish, query="so ")], Context())
+        lost = method.adapted([state], lm).score([TARGET])[0].bits - lm.score([TARGET])[0].bits
+        assert (lost <= 1 + 1e-9) == bounded
 
 
 def test_without_a_share_a_memory_or_a_neighbour_it_is_the_base_bit_for_bit(lm, tmp_path):
@@ -335,6 +389,9 @@ def test_a_store_whose_tokens_were_not_read_is_refused(tmp_path):
         (lambda: KnnLm(temperature=0.0), "temperature 0.0"),
         (lambda: KnnLm(pointers=-1), "pointers -1"),
         (lambda: KnnLm(over="nothing"), "over 'nothing'"),
+        (lambda: Bayes(shares=(1.0,)), "share 1.0"),
+        (lambda: Bayes(temperatures=(0.0,)), "above 0"),
+        (lambda: Bayes(base_weight=1.0), "probability between"),
         (lambda: Constant(1.0), "share 1.0"),
         (lambda: DistanceDecay(-0.1), "share -0.1"),
         (lambda: DistanceDecay(0.5, 0.0), "reach 0.0"),

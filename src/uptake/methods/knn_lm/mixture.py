@@ -5,7 +5,6 @@ their squared distances (Khandelwal et al. 2020, arXiv 1911.00172, equations 2 a
 no store: a memory is whatever can be searched by key.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -19,6 +18,7 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.capabilities import FeedForwardKeys
 from uptake.lm.examples import Example, padded
+from uptake.methods.knn_lm.weights import Bayes, Weight
 from uptake.text.types import Near
 
 Floats = NDArray[np.floating]
@@ -35,47 +35,6 @@ class SearchableTokens(Protocol):
     def after(self, places: Places) -> Places: ...
 
 
-class Weight(ABC):
-    """How much of the prediction the neighbours make."""
-
-    @abstractmethod
-    def of(self, nearest: Tensor) -> Tensor:
-        """Return the share, 0 to below 1, for each squared distance of the nearest neighbour."""
-
-
-@dataclass(frozen=True)
-class Constant(Weight):
-    """The same share everywhere, as in the paper."""
-
-    share: float = 0.25
-
-    def __post_init__(self) -> None:
-        _check_share(self.share)
-
-    def of(self, nearest: Tensor) -> Tensor:
-        return torch.full_like(nearest, self.share)
-
-
-@dataclass(frozen=True)
-class DistanceDecay(Weight):
-    """`most` times exp(-d / reach), d the nearest neighbour's squared distance: the nearer, the more.
-
-    Drozdov et al. (2022, arXiv 2210.15859) let the share depend on how near the nearest is, by bins
-    chosen on validation text; this is a smooth function of the same, with two numbers to choose.
-    """
-
-    most: float = 0.5
-    reach: float = 100.0
-
-    def __post_init__(self) -> None:
-        _check_share(self.most)
-        if not 0 < self.reach < float("inf"):
-            raise BadInput(f"reach {self.reach}: use a positive squared distance")
-
-    def of(self, nearest: Tensor) -> Tensor:
-        return self.most * torch.exp(-nearest / self.reach)
-
-
 @dataclass(frozen=True)
 class Mixing:
     """How neighbours are searched for and how much they count.
@@ -87,7 +46,7 @@ class Mixing:
 
     neighbours: int = 1024
     temperature: float = 1.0
-    weight: Weight = field(default_factory=Constant)
+    weight: Weight = field(default_factory=Bayes)
     pointers: int = 0
 
     def __post_init__(self) -> None:
@@ -136,33 +95,69 @@ class KnnMixture(Wrapper):
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:
-        inner, key_model, last = cache if cache is not None else (None, None, [None] * len(self.memories))
+        inner, key_model, before = cache if cache is not None else (None, None, [None] * len(self.memories))
         log_probs, keys, inner, key_model = self._forward(ids, inner, key_model, lengths)
-        mixed, kept = [], []
+        mixed, after = [], []
         for row in range(len(ids)):
             gap = 0 if lengths is None else ids.shape[1] - lengths[row]
             own = log_probs[row, gap:]
-            near = self._near(row, keys[row, gap:], ids[row, gap:], last[row])
-            whole = own if near is None else self._mix(own, near)
+            whole, reached = self._row(row, own, keys[row, gap:], ids[row, gap:], before[row])
             mixed.append(torch.cat([log_probs[row, :gap], whole]) if gap else whole)
-            kept.append(near and Near(near.places[-1:], near.distances[-1:], near.values[-1:]))
-        return torch.stack(mixed), None if cache is None else [inner, key_model, kept]
+            after.append(reached)
+        return torch.stack(mixed), None if cache is None else [inner, key_model, after]
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
-        return [own if near is None else self._mix(own, near) for own, near in self._at_targets(examples)]
+        found = []
+        for example, (own, near) in zip(examples, self._at_targets(examples), strict=True):
+            if near is None:
+                found.append(own)
+            elif isinstance(self.mixing.weight, Bayes):
+                targets = torch.tensor(example.target, dtype=torch.long, device=own.device)
+                sharing = self.mixing.weight.sharing
+                along, _ = sharing.along(sharing.start(own.device), self._experts(own, near, targets))
+                found.append(self._weigh(own, near, along))
+            else:
+                found.append(self._mix(own, near))
+        return found
 
     def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
         found = []
         for example, (log_probs, near) in zip(examples, self._at_targets(examples), strict=True):
-            targets = torch.tensor(example.target, dtype=torch.long, device=log_probs.device)[:, None]
-            own = log_probs.gather(-1, targets)
-            if near is not None:
+            targets = torch.tensor(example.target, dtype=torch.long, device=log_probs.device)
+            own = log_probs.gather(-1, targets[:, None])
+            if near is not None and isinstance(self.mixing.weight, Bayes):
+                sharing = self.mixing.weight.sharing
+                experts = self._experts(log_probs, near, targets)
+                along, _ = sharing.along(sharing.start(own.device), experts)
+                mixed = (along.to(own.dtype) + experts).logsumexp(-1, keepdim=True)
+                own = torch.where(_found(near, own), mixed, own)
+            elif near is not None:
                 # Only the target's share is needed: no distribution over the vocabulary is mixed.
                 share, probabilities, values = self._neighbours(near, own)
-                right = (probabilities * (values == targets)).sum(-1, keepdim=True)
+                right = (probabilities * (values == targets[:, None])).sum(-1, keepdim=True)
                 own = _joined(own, right, share)
             found.append(own[:, 0])
         return found
+
+    def _row(
+        self, row: int, own: Tensor, keys: Tensor, ids: Tensor, before: "_Reached | None"
+    ) -> tuple[Tensor, "_Reached | None"]:
+        """Return one row's predictions after `ids`, and what it goes on from."""
+        near = self._near(row, keys, ids, None if before is None else before.near)
+        if near is None:
+            return own, None
+        last = Near(near.places[-1:], near.distances[-1:], near.values[-1:])
+        weight = self.mixing.weight
+        if not isinstance(weight, Bayes):
+            return self._mix(own, near), _Reached(last)
+        weights = weight.sharing.start(own.device)
+        if before is not None and before.weights is not None and before.own is not None:
+            (seen,) = self._experts(before.own, before.near, ids[:1])
+            weights = weight.sharing.after(before.weights, seen)
+        ahead = Near(near.places[:-1], near.distances[:-1], near.values[:-1])
+        along, weights = weight.sharing.along(weights, self._experts(own[:-1], ahead, ids[1:]))
+        along = torch.cat([along, weights.logsumexp(-2)[None]])
+        return self._weigh(own, near, along), _Reached(last, own[-1:].detach(), weights)
 
     def _at_targets(self, examples: Sequence[Example]) -> Iterator[tuple[Tensor, Near | None]]:
         """Yield what the inner model says at the target's places, and what is near to them."""
@@ -203,17 +198,69 @@ class KnnMixture(Wrapper):
         """Return the neighbours' share [time, 1], and their probabilities and values [time, k]."""
         losses = torch.from_numpy(near.distances).to(like)
         found = losses.isfinite()
-        any_found = found.any(-1, keepdim=True)
-        logits = torch.where(found, -losses / self.mixing.temperature, -torch.inf)
-        probabilities = torch.where(any_found, logits, 0.0).softmax(-1) * found
         nearest = torch.where(found, losses, torch.inf).amin(-1, keepdim=True)
-        share = torch.where(any_found, self.mixing.weight.of(nearest), 0.0)
+        share = torch.where(found.any(-1, keepdim=True), self.mixing.weight.of(nearest), 0.0)
+        probabilities = _probabilities(losses, self.mixing.temperature)
         return share, probabilities, torch.from_numpy(near.values).to(like.device)
 
     def _mix(self, log_probs: Tensor, near: Near) -> Tensor:
         share, probabilities, values = self._neighbours(near, log_probs)
-        mass = torch.zeros(log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
-        return _joined(log_probs, mass.scatter_add_(-1, values, probabilities), share)
+        return _joined(log_probs, _mass(log_probs, probabilities, values), share)
+
+    def _at_temperatures(self, near: Near, like: Tensor) -> Tensor:
+        """Return the neighbours' probabilities at each of the temperatures, [time, k, temperatures]."""
+        assert isinstance(self.mixing.weight, Bayes)
+        losses = torch.from_numpy(near.distances).to(like)
+        each = [factor * self.mixing.temperature for factor in self.mixing.weight.temperatures]
+        return torch.stack([_probabilities(losses, temperature) for temperature in each], -1)
+
+    def _experts(self, log_probs: Tensor, near: Near, targets: Tensor) -> Tensor:
+        """Return every expert's log-probability of the targets [time], which follow the places."""
+        assert isinstance(self.mixing.weight, Bayes)
+        own = log_probs.gather(-1, targets[:, None])[:, 0]
+        values = torch.from_numpy(near.values).to(own.device)
+        right = self._at_temperatures(near, own) * (values == targets[:, None])[..., None]
+        experts = self.mixing.weight.experts(own, right.sum(1))
+        # Where nothing was found all experts are the model.
+        return torch.where(_found(near, own), experts, own[:, None])
+
+    def _weigh(self, log_probs: Tensor, near: Near, weights: Tensor) -> Tensor:
+        """Return the predictions of all experts, which have these log-weights [time, experts]."""
+        assert isinstance(self.mixing.weight, Bayes)
+        rest, shares = self.mixing.weight.combined(weights)
+        shares = shares.to(log_probs.dtype)
+        probabilities = (self._at_temperatures(near, log_probs) * shares[:, None]).sum(-1)
+        values = torch.from_numpy(near.values).to(log_probs.device)
+        mass = _mass(log_probs, probabilities, values)
+        mixed = torch.logaddexp(rest.to(log_probs.dtype) + log_probs, mass.log())
+        return torch.where(_found(near, log_probs), mixed, log_probs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """Where a row goes on: its last neighbours, and under `Bayes` the model's last word and the weights."""
+
+    near: Near
+    own: Tensor | None = None
+    weights: Tensor | None = None
+
+
+def _found(near: Near, like: Tensor) -> Tensor:
+    """Return [time, 1], whether anything was found at a place."""
+    return torch.from_numpy(np.isfinite(near.distances).any(-1, keepdims=True)).to(like.device)
+
+
+def _probabilities(losses: Tensor, temperature: float) -> Tensor:
+    """Return the softmax of -losses / temperature over the last axis, 0 where a loss is infinite."""
+    found = losses.isfinite()
+    logits = torch.where(found, -losses / temperature, -torch.inf)
+    return torch.where(found.any(-1, keepdim=True), logits, 0.0).softmax(-1) * found
+
+
+def _mass(log_probs: Tensor, probabilities: Tensor, values: Tensor) -> Tensor:
+    """Return the neighbours' probabilities added up by their tokens, [time, vocabulary]."""
+    mass = torch.zeros(log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
+    return mass.scatter_add_(-1, values, probabilities)
 
 
 def _joined(log_probs: Tensor, mass: Tensor, share: Tensor) -> Tensor:
@@ -283,8 +330,3 @@ class TokenMemory:
 
     def after(self, places: Places) -> Places:
         return np.where((places >= 0) & ~self._ends[np.maximum(places, 0)], places + 1, -1)
-
-
-def _check_share(share: float) -> None:
-    if not 0 <= share < 1:
-        raise BadInput(f"share {share}: use 0 or more, and less than 1")
