@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import spoiling
 import toys
 from stubs import Letters, StubEncoder
 from uptake.errors import BadInput, Damaged, Mismatch
@@ -186,10 +187,12 @@ def test_another_tokenizer_length_or_encoder_is_refused(tmp_path):
     with pytest.raises(BadInput, match="chunk length 0"):
         store.read_chunks(encode, length=0)
     about = tmp_path / "s" / "chunks" / "about.json"
-    about.write_text(about.read_text().replace(StubEncoder().fingerprint, "stranger"))
+    spoiling.change(about, lambda data: data["settings"].update(encoder="stranger"))
+    spoiling.sealed_anew(tmp_path / "s")
     with pytest.raises(Mismatch, match="were embedded by stranger, the store has stub"):
         chunks_of(Datastore.open(tmp_path / "s", encoder=StubEncoder()))
-    about.write_text(about.read_text().replace('"length"', '"width"'))
+    spoiling.change(about, lambda data: data["settings"].update(width=data["settings"].pop("length")))
+    spoiling.sealed_anew(tmp_path / "s")
     with pytest.raises(Damaged, match=r"invalid id, size or setting.*--fresh` cuts them anew"):
         chunks_of(store)
     store.read_chunks(encode, length=9, fresh=True)

@@ -109,7 +109,7 @@ def test_damaged_stores_are_told_of(run: Run, world: World) -> None:
     told = run("index", "verify", world.dense)
     assert told.code == 2 and data.name in told.out and told.err.count("\n") == 1
     assert run("index", "verify", world.dense, "--json").json["faults"]
-    refused(run("index", "search", world.dense, "pump"), "uptake index verify")
+    refused(run("index", "search", world.dense, "pump"), "not what was written; put it back from a copy")
     data.write_bytes(whole)
     (world.dense / "store.json").write_text("{")
     refused(run("index", "info", world.dense), "store.json", "put it back from a copy")

@@ -17,6 +17,7 @@ from hypothesis import settings as checks
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+import spoiling
 import toys
 from test_train import EPISODES, LearnedMemory
 from uptake.adaptation.delta import Delta, LowRank
@@ -41,7 +42,7 @@ from uptake.report.results import Header, Neighbour, Sample
 from uptake.report.scored import SCORED
 from uptake.report.scored.rows import Scored, Showcase
 from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, ShownQuestion, Spent
-from uptake.sealed import FIELD
+from uptake.sealed import FIELD, to_json
 from uptake.store.layout import METRICS, Layout, View
 from uptake.store.views.chunk_neighbours import NEIGHBOURS
 from uptake.store.views.view_files import Commit, ViewMetadata
@@ -329,7 +330,7 @@ def test_a_tensor_that_is_not_in_the_file_is_told(tmp_path: Path) -> None:
 def test_a_recipe_of_other_kinds_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "r.json"
     Recipe("ttt-nn", 5, ("trainable=lora(rank=8)",), {"gain": 0.1, "budget": None}).write(path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    spoiling.change(path, lambda data: data.update(change))
     with pytest.raises(BadInput, match=f"r.json is no recipe .*{next(iter(change))}.*give a file that"):
         Recipe.read(path)
 
@@ -348,10 +349,10 @@ def test_a_store_json_of_other_kinds_is_refused(tmp_path: Path, change: dict[str
     layout = Layout("0" * 32, "lexical", "auto", {"passages": view})
     layout.write(tmp_path)
     assert Layout.read(tmp_path) == layout
-    data = json.loads((tmp_path / "store.json").read_text())
+    data = spoiling.content(tmp_path / "store.json")
     inner = data["views"]["passages"]
     (inner if change.keys() <= inner.keys() else data).update(change)
-    (tmp_path / "store.json").write_text(json.dumps(data))
+    (tmp_path / "store.json").write_bytes(to_json(data))
     with pytest.raises(Damaged, match=r"store\.json: not what was written \(.*\); put it back from a copy"):
         Layout.read(tmp_path)
 
@@ -374,7 +375,7 @@ def test_an_about_json_of_other_kinds_is_refused(tmp_path: Path, change: dict[st
     about.write(tmp_path)
     assert ViewMetadata.read(NEIGHBOURS, tmp_path) == about
     file = folder / "about.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    spoiling.change(file, lambda data: data.update(change))
     with pytest.raises(Damaged, match=r"about\.json: not what was written \(.*\); delete it and search"):
         ViewMetadata.read(NEIGHBOURS, tmp_path)
 

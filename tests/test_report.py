@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import spoiling
 import synthetic
-from uptake.errors import BadInput, Missing
+from uptake.errors import BadInput, Damaged, Missing
 from uptake.report import metrics
 from uptake.report import summary as report
 from uptake.report.results import Header, Results
@@ -188,7 +189,7 @@ def few_resamples():
 def _written(tmp_path):
     path = tmp_path / "out.json"
     report.write_json(synthetic.results(ks=(5,), documents=2), path)
-    return path, json.loads(path.read_text())
+    return path
 
 
 @pytest.mark.parametrize(
@@ -205,9 +206,8 @@ def _written(tmp_path):
     ],
 )
 def test_a_malformed_file_is_told_in_one_line(tmp_path, spoil, told):
-    path, data = _written(tmp_path)
-    spoil(data)
-    path.write_text(json.dumps(data))
+    path = _written(tmp_path)
+    spoiling.change(path, spoil)
     with pytest.raises(BadInput, match=told) as caught:
         report.read_json(path, SCORED)
     assert "\n" not in str(caught.value)
@@ -218,15 +218,14 @@ def test_a_malformed_file_is_told_in_one_line(tmp_path, spoil, told):
 def test_what_is_no_report_is_refused(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_bytes(content)
-    with pytest.raises(BadInput, match="not an Uptake report"):
+    with pytest.raises(Damaged, match="no report"):
         report.read_json(path, SCORED)
 
 
 @pytest.mark.parametrize("where", [lambda data: data, lambda data: data["rows"][0]], ids=["report", "row"])
 def test_fields_that_nobody_knows_are_refused(tmp_path, where):
-    path, data = _written(tmp_path)
-    where(data)["later"] = 1
-    path.write_text(json.dumps(data))
+    path = _written(tmp_path)
+    spoiling.change(path, lambda data: where(data).update(later=1))
     with pytest.raises(BadInput, match="has fields that nobody knows: 'later'"):
         report.read_json(path, SCORED)
 
@@ -247,7 +246,7 @@ def test_a_missing_file_is_missing(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
-    path, _ = _written(tmp_path)
+    path = _written(tmp_path)
     old = path.read_bytes()
 
     def full(_):

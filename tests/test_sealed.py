@@ -29,13 +29,13 @@ JSON = st.recursive(
 @given(st.dictionaries(st.text().filter(lambda name: name != "sha256"), JSON, min_size=1, max_size=4))
 def test_a_json_object_comes_back_and_is_json_to_everybody(data: dict[str, object]) -> None:
     raw = to_json(data)
-    assert from_json(raw, "f", "cure") == data
+    assert from_json(raw, "f", "thing", "cure") == data
     assert {name: each for name, each in json.loads(raw).items() if name != "sha256"} == data
 
 
 @given(st.lists(st.text().map(lambda text: text.replace("\n", ""))))
 def test_lines_come_back(lines: list[str]) -> None:
-    assert from_lines(to_lines("".join(f"{line}\n" for line in lines)), "f", "cure") == lines
+    assert from_lines(to_lines("".join(f"{line}\n" for line in lines)), "f", "thing", "cure") == lines
 
 
 @pytest.mark.parametrize("kind", ["json", "lines", "tensors"])
@@ -48,8 +48,8 @@ def test_no_byte_can_change_be_lost_or_come_to_it(tmp_path: Path, kind: str) -> 
     else:
         write_tensors(path, {"w": torch.ones(2)}, {"format": "uptake-thing-1", "name": '"sha256":"00"'})
     read = {
-        "json": lambda: from_json(path.read_bytes(), path, "cure"),
-        "lines": lambda: from_lines(path.read_bytes(), path, "cure"),
+        "json": lambda: from_json(path.read_bytes(), path, "thing", "cure"),
+        "lines": lambda: from_lines(path.read_bytes(), path, "thing", "cure"),
         "tensors": lambda: read_tensors(path, "thing"),
     }[kind]
     read()

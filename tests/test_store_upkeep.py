@@ -11,7 +11,7 @@ import killing
 from stubs import StubEncoder
 from uptake.errors import BadInput
 from uptake.store import Datastore
-from uptake.store.layout import TABLE
+from uptake.store.inventory import TABLE, Inventory
 from uptake.store.passages import index_cache as bases_module
 from uptake.store.passages import writing as writing_module
 from uptake.store.passages.index_cache import IndexCache
@@ -64,8 +64,7 @@ def test_a_version_goes_a_week_after_another_took_its_place(tmp_path, monkeypatc
         Datastore.open(tmp_path / "s", version=old)
     assert store.verify() == [] and Datastore.open(tmp_path / "s", encoder=StubEncoder()).verify() == []
     assert len(list((tmp_path / "s" / "passages.lance" / "_versions").glob("*.manifest"))) == 1
-    sums = (tmp_path / "s" / "checksums.sha256").read_text().split()[1::2]
-    assert all((tmp_path / "s" / name).exists() for name in sums)
+    assert all((tmp_path / "s" / name).exists() for name in Inventory.read(tmp_path / "s").sums)
 
 
 def test_a_death_while_an_old_index_is_deleted_leaves_no_half_of_it(tmp_path, monkeypatch):

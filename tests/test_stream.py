@@ -16,7 +16,7 @@ import toys
 import uptake
 from uptake.adaptation.delta import fingerprint
 from uptake.adaptation.optimizers import AdamW
-from uptake.errors import BadInput, Missing
+from uptake.errors import BadInput, Damaged, Missing
 from uptake.evaluation.cost_meter import CostMeter
 from uptake.evaluation.failures import finite
 from uptake.lm.base import LM
@@ -313,7 +313,7 @@ def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"rows\[0\] is .* no row of scored"):
         report.read_json(tmp_path / "r.json", SCORED)
     (tmp_path / "r.json").write_text("{}")
-    with pytest.raises(BadInput, match="not an Uptake report"):
+    with pytest.raises(Damaged, match="no report"):
         uptake.read_json(tmp_path / "r.json")
 
 

@@ -8,7 +8,7 @@ import pytest
 import toys
 from test_evaluate import SMALL, sentence
 from uptake import api, methods
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Damaged
 from uptake.evaluation.tune import Recipe, Space, Trial, Tuning, tune
 from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.store.datastore import Datastore
@@ -64,7 +64,7 @@ def test_a_recipe_survives_the_disk_and_junk_is_refused(tmp_path: Path) -> None:
     assert Recipe.read(tmp_path / "r.json") == recipe
     for junk in ("", "[]", "{}", '{"format": "uptake recipe 1"}', '{"format": 1, "k": "x"}'):
         (tmp_path / "junk").write_text(junk)
-        with pytest.raises(BadInput, match="no recipe"):
+        with pytest.raises(Damaged, match="no recipe"):
             Recipe.read(tmp_path / "junk")
     with pytest.raises(BadInput, match="cannot be read"):
         Recipe.read(tmp_path / "none")

@@ -45,20 +45,18 @@ def to_json(data: Mapping[str, Any]) -> bytes:
     return body + f',\n "{FIELD}": "{digest(body)}"\n}}\n'.encode()
 
 
-def from_json(raw: bytes, path: object, cure: str) -> dict[str, Any]:
-    """Return the object that `to_json` made these bytes of. Raises Damaged, which names `path` and `cure`."""
-    end = _JSON_END.search(raw, max(0, len(raw) - 128))
-    if end is None:
-        raise Damaged(f"{path}: cut short, or not written by this Uptake (no {FIELD} at its end); {cure}")
-    body = raw[: end.start()]
-    if digest(body) != end[1].decode():
-        raise Damaged(f"{path}: not what was written; {cure}")
+def from_json(raw: bytes, path: object, what: str, cure: str) -> dict[str, Any]:
+    """Return the object that `to_json` made these bytes of; `what`, `path` and `cure` are for the message.
+
+    Raises Damaged, for what is no such file as well.
+    """
+    body = _checked(raw, _JSON_END, path, what, cure)
     try:
         found = parse(body + b"}")
     except ValueError as error:
-        raise Damaged(f"{path}: not the JSON that was written ({error}); {cure}") from None
+        raise Damaged(f"{path} is no {what} ({error}); {cure}") from None
     if not isinstance(found, dict):
-        raise Damaged(f"{path}: no JSON object; {cure}")
+        raise Damaged(f"{path} is no {what} (no JSON object); {cure}")
     return found
 
 
@@ -68,13 +66,19 @@ def to_lines(text: str) -> bytes:
     return body + f"# sha256 {digest(body)}\n".encode()
 
 
-def from_lines(raw: bytes, path: object, cure: str) -> list[str]:
-    """Return the lines that `to_lines` made these bytes of. Raises Damaged, which names `path` and `cure`."""
-    end = _LINES_END.search(raw, max(0, len(raw) - 128))
-    body = raw[: end.start()] if end else b""
-    if end is None or digest(body) != end[1].decode():
-        raise Damaged(f"{path}: {'not what was written' if end else 'cut short'}; {cure}")
-    return body.decode().split("\n")[:-1]
+def from_lines(raw: bytes, path: object, what: str, cure: str) -> list[str]:
+    """Return the lines that `to_lines` made these bytes of; otherwise as `from_json`."""
+    return _checked(raw, _LINES_END, path, what, cure).decode().split("\n")[:-1]
+
+
+def _checked(raw: bytes, ending: re.Pattern[bytes], path: object, what: str, cure: str) -> bytes:
+    end = ending.search(raw, max(0, len(raw) - 128))
+    if end is None:
+        raise Damaged(f"{path} is no {what} that Uptake wrote, or is cut short: no {FIELD} ends it; {cure}")
+    body = raw[: end.start()]
+    if digest(body) != end[1].decode():
+        raise Damaged(f"{path} is not the {what} that was written: its {FIELD} is another; {cure}")
+    return body
 
 
 def write_whole(path: str | Path, *content: bytes | memoryview) -> None:

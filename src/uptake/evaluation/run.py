@@ -72,7 +72,7 @@ def _missing(results: Results) -> list[str]:
 
 
 def read_json(path: str | Path, protocol: type[Protocol] | None = None) -> Results:
-    """Return the results that `write_json` wrote to `path`, exactly. Raises Missing and BadInput.
+    """Return the results that `write_json` wrote to `path`, exactly. Raises Missing, Damaged and BadInput.
 
     Their protocol is found by the name that the file gives; `protocol` is one that is not installed.
     """

@@ -6,13 +6,12 @@ then the other settings are tried one after another from the best so far. A meth
 the same pass. Nothing here ever sees test text.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from uptake.codec import Malformed, load, parse, plain
+from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
@@ -23,7 +22,7 @@ from uptake.lm.causal import Causal
 from uptake.methods.contract.naming import method_specs
 from uptake.report.metrics import gain
 from uptake.report.scored.rows import Scored
-from uptake.sealed import write_whole
+from uptake.sealed import from_json, to_json, write_whole
 from uptake.store.datastore import Datastore
 from uptake.text.types import Document
 
@@ -57,21 +56,21 @@ class Recipe:
 
     def write(self, path: str | Path) -> None:
         """Write the recipe as JSON. Raises BadInput where the file cannot be written."""
-        write_whole(path, json.dumps({"format": FORMAT, **plain(self)}, indent=1).encode() + b"\n")
+        write_whole(path, to_json({"format": FORMAT, **plain(self)}))
 
     @classmethod
     def read(cls, path: str | Path) -> "Recipe":
-        """Read what `write` wrote. Raises BadInput for anything else."""
+        """Read what `write` wrote. Raises BadInput where it cannot be read or is another file, Damaged."""
         try:
-            found = parse(Path(path).read_bytes())
-            if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+            found = from_json(Path(path).read_bytes(), path, "recipe", "give a file that `uptake tune` wrote")
+            if found.pop("format", None) != FORMAT:
                 raise Malformed(f'it has no "format": "{FORMAT}"')
             return load(cls, found)
         except OSError as error:
             raise BadInput(
                 f"recipe {path} cannot be read ({error.strerror}): give a file `uptake tune` wrote"
             ) from None
-        except (ValueError, RecursionError) as error:
+        except Malformed as error:
             raise BadInput(f"{path} is no recipe ({error}): give a file that `uptake tune` wrote") from None
 
 

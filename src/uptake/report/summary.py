@@ -3,22 +3,22 @@
 The summary is the one place where rows become figures; the file, the table and the page show it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uptake.codec import Malformed, load, parse, plain
+from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Missing
 from uptake.report.kind import AnyShowcase, ReportKind, reader, tagged
 from uptake.report.results import Header, Results, Row, Sample
-from uptake.sealed import write_whole
+from uptake.sealed import from_json, to_json, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = "uptake report 2"
+_CURE = "give a file that --json wrote, as it was written"
 _HEADER = ("seed", "versions", "model", "store", "protocol", "settings", "notes")
 
 
@@ -58,24 +58,23 @@ def write_json(results: Results, path: str | Path) -> None:
         "showcases": plain(results.showcases),
         "samples": plain(results.samples),
     }
-    write_whole(path, json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n")
+    write_whole(path, to_json(whole))
 
 
 def read_data(path: str | Path) -> dict[str, Any]:
-    """Return the JSON data of a report. Raises Missing and BadInput."""
+    """Return the JSON data of a report. Raises Missing, Damaged and BadInput."""
     try:
-        data = parse(Path(path).read_bytes())
+        raw = Path(path).read_bytes()
     except OSError as error:
-        raise Missing(f"cannot read {path}: {error.strerror}; give a file that --json wrote") from None
-    except (ValueError, RecursionError) as error:
-        raise _no_report(path, error) from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise Missing(f"cannot read {path}: {error.strerror}; {_CURE}") from None
+    data = from_json(raw, path, "report", _CURE)
+    if data.get("format") != FORMAT:
         raise _no_report(path, f'it has no "format": "{FORMAT}"')
     return data
 
 
 def read_json(path: str | Path, kind: ReportKind) -> Results:
-    """Return the results of this kind that `write_json` wrote, exactly. Raises Missing and BadInput.
+    """Return the results of this kind that `write_json` wrote, exactly. Raises Missing, Damaged and BadInput.
 
     Settings come back as plain data: lists as tuples, objects as their text.
     """
@@ -90,7 +89,7 @@ def read_json(path: str | Path, kind: ReportKind) -> Results:
 
 
 def _no_report(path: str | Path, why: object) -> BadInput:
-    return BadInput(f"{path} is not an Uptake report: {why}; give a file that --json wrote")
+    return BadInput(f"{path} is not an Uptake report: {why}; {_CURE}")
 
 
 def failure_notes(results: Results) -> list[str]:

@@ -1,7 +1,7 @@
 """A datastore: passages on disk that can be added, removed and found by vectors, by words or by both.
 
 In a folder, or below a URI: STORE/store.json says what the store is, STORE/passages.lance holds the passages,
-STORE/checksums.sha256 their files' sums, STORE/writer.lock the writer's name. One process writes
+STORE/checksums.sha256 what each file must be, STORE/writer.lock the writer's name. One process writes
 at a time; any number read, each bound to the version that was newest when it opened the store.
 """
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from uptake.errors import BadInput, Mismatch
 from uptake.store.cluster import Cluster
 from uptake.store.facts import facts_of
-from uptake.store.files import Checksums
-from uptake.store.layout import CHECKSUMMED, TABLE, Layout, View
+from uptake.store.inventory import TABLE, Recorder
+from uptake.store.layout import Layout, View
 from uptake.store.passages.drafts import check_free, clear_drafts, new_store
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.index import IndexKind, Metric, Ranked, open_index
@@ -110,10 +110,10 @@ class Datastore:
             table = Table.create(draft / TABLE, view.dimensions)
             if retriever != "dense":
                 table.index_text()
+            Recorder.new(draft, layout.uid, table.version, layout.sums)
             layout.write(draft)
-            Checksums(draft, CHECKSUMMED).record()
         encoding = Encoding(path, view, encoder, device)
-        return cls(path, layout, Table.open(path / TABLE), encoding, threads, pinned=False)
+        return cls(path, layout, Table.open(path / TABLE, uid=layout.uid), encoding, threads, pinned=False)
 
     @classmethod
     def open(
@@ -140,7 +140,7 @@ class Datastore:
         layout = Layout.read(path)
         wanted = layout.views["passages"]
         encoding = Encoding(path, wanted, encoder, device)
-        table = Table.open(path / TABLE, version)
+        table = Table.open(path / TABLE, version, layout.uid)
         if table.dimensions != wanted.dimensions:
             raise Mismatch(
                 f"{path}: store.json names {wanted.dimensions} dimensions, the table has "
@@ -373,10 +373,9 @@ class Datastore:
             raise BadInput(
                 f"{self.path}: opened at version {self.version} to read; open it without a version"
             )
-        with lease(self.path / _LOCK) as held:
-            sums = Checksums(self.path, CHECKSUMMED)
-            before = Table.open(self.path / TABLE)
-            writing = StoreWriter(before, sums, held.check, text_index=self.layout.retriever != "dense")
+        with lease(self.path / _LOCK) as held, Recorder.at_work(self.path, self.layout.uid) as recorder:
+            before = Table.open(self.path / TABLE, uid=self.layout.uid)
+            writing = StoreWriter(before, recorder, held.check, text_index=self.layout.retriever != "dense")
             try:
                 yield writing
                 writing.tidy(_FRAGMENTS)
@@ -384,10 +383,10 @@ class Datastore:
             finally:
                 if writing.table.version == before.version:
                     writing.adding.withdraw()
-                # What was stored before an interruption is stored: go on from there.
                 if writing.purged:
                     self._views.purge(writing.table)
                     delete_base_indexes(self.layout.uid)
+                # What was stored before an interruption is stored: go on from there.
                 self._snapshot = self._bound(writing.table)
                 if writing.purged and self.cluster and self.view.dimensions:
                     self._on_cluster(before).forget()

@@ -9,13 +9,13 @@ from typing import Any
 
 from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Damaged
-from uptake.store.files import plain_errors, read_json, write_json
+from uptake.sealed import digest, to_json
+from uptake.store.files import plain_errors, read_json, write_atomically
+from uptake.store.inventory import STORE, TABLE
 from uptake.store.remote.objects import Location
 from uptake.text.types import Chunking, Embedder
 
 FORMAT = 1
-TABLE = "passages.lance"
-CHECKSUMMED = ("store.json", TABLE)  # the files that have checksums
 RETRIEVERS = ("hybrid", "dense", "lexical")
 METRICS = ("cosine", "ip", "l2")
 INDEXES = ("auto", "flat", "ivf")
@@ -81,12 +81,21 @@ class Layout:
 
     def write(self, store: Location) -> None:
         """Write store.json, whole or not at all."""
-        write_json(store / "store.json", {"format": FORMAT, **plain(self)})
+        write_atomically(store / STORE, self._content)
+
+    @property
+    def sums(self) -> dict[str, str]:
+        """The SHA-256 of store.json, as it is written."""
+        return {STORE: digest(self._content)}
+
+    @property
+    def _content(self) -> bytes:
+        return to_json({"format": FORMAT, **plain(self)})
 
     @classmethod
     def read(cls, store: Location) -> "Layout":
         """Read store.json; raises BadInput where there is none or a newer one, Damaged."""
-        path = store / "store.json"
+        path = store / STORE
         with plain_errors(path):
             if not path.is_file():
                 if (store / TABLE).is_dir():

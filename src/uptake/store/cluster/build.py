@@ -22,7 +22,8 @@ from uptake.codec import load, parse, plain
 from uptake.errors import BadInput, Damaged
 from uptake.store.cluster.pool import Pool
 from uptake.store.files import delete_below, plain_errors, read_json, write_json
-from uptake.store.layout import TABLE, View
+from uptake.store.inventory import TABLE
+from uptake.store.layout import View
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.table import Ids, Table
 from uptake.store.passages.writing import Added, DocumentPassages, StoreWriter, embedded, storable_document

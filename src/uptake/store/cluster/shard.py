@@ -13,7 +13,8 @@ from ray.util import metrics
 
 from uptake.errors import Mismatch
 from uptake.store.cluster.wire import Answer, from_pieces, to_bytes
-from uptake.store.layout import TABLE, Layout
+from uptake.store.inventory import TABLE
+from uptake.store.layout import Layout
 from uptake.store.passages.index import VectorIndex, open_index
 from uptake.store.passages.index_cache import delete_base_indexes
 from uptake.store.passages.table import Table
@@ -125,7 +126,7 @@ class Shard:
             layout = Layout.read(store)
             if layout.uid != self._place.uid:
                 raise Mismatch(f"{store}: another store has taken its place; open it again")
-            table = Table.open(store / TABLE, version).part(self._place.first, self._place.stop)
+            table = Table.open(store / TABLE, version, layout.uid).part(self._place.first, self._place.stop)
             metric = layout.views["passages"].metric
             last = next(reversed(self._open.values()), None)
             base = last[0].base if last else None

@@ -5,7 +5,7 @@ from typing import Any
 from uptake.errors import UptakeError
 from uptake.store.cluster.connect import NAMESPACE, connect
 from uptake.store.files import one_line
-from uptake.store.layout import TABLE
+from uptake.store.inventory import TABLE
 from uptake.store.passages.table import Table
 from uptake.store.remote.objects import locate
 

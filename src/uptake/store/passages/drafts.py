@@ -13,8 +13,7 @@ from pathlib import Path
 
 from uptake.errors import BadInput
 from uptake.store.files import delete_below, plain_errors
-from uptake.store.layout import TABLE
-from uptake.store.passages.table import Table
+from uptake.store.inventory import NAME, TABLE
 from uptake.store.remote.lease import FileLease, lease
 from uptake.store.remote.objects import Location
 
@@ -27,9 +26,10 @@ def check_free(path: Location, lock: str) -> None:
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
     else:
         with plain_errors(path):
-            there = {name.partition("/")[0] for name, _ in path.sizes()} - {lock}
+            there = {name for name, _ in path.sizes()}
         # An empty table without store.json is what a crash left.
-        taken = bool(there - {TABLE}) or (bool(there) and Table.open(path / TABLE).count > 0)
+        left = {name for name in there if name.startswith(f"{TABLE}/") and "/data/" not in name}
+        taken = bool(there - left - {lock, NAME})
     if taken:
         raise BadInput(
             f"{path}: already there; give a new folder, or add to the store with `uptake index add`"

@@ -5,12 +5,9 @@ write, beside the SHA-256 of its files. A missing or damaged one is made again f
 """
 
 import contextlib
-import os
 import re
-import secrets
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,15 +20,11 @@ from numpy.typing import NDArray
 
 from uptake.codec import load
 from uptake.errors import Damaged, UptakeError
-from uptake.store.files import format_sums, one_line, parse_sums, read_json, sha256, write_json
+from uptake.store.cache import cache_folder, clear_drafts, damaged, discard, private, seal
+from uptake.store.files import one_line, read_json, write_json
 from uptake.store.passages.table import Ids, Table
 
 Floats = NDArray[np.float32]
-
-_HASHED = (
-    256 << 20
-)  # bytes; of larger vector files only `verify` checks the sum: they are read as plain numbers
-_ABANDONED = 86_400  # seconds after which a draft is what a crash left
 
 
 @dataclass(frozen=True)
@@ -120,9 +113,8 @@ class IndexCache:
             if ivf is not None:
                 faiss.write_index(ivf, str(draft / "ivf"))
             write_json(draft / "about.json", self._settings | {"version": table.version})
-            sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
-            (draft / "sums").write_bytes(format_sums(sums))
             home = self._folder / f"v{table.version}-{self._settings['kind']}"
+            seal(draft, home)
             discard(home)  # only ever damaged, or drifted under the same version
             with contextlib.suppress(OSError):  # another process was first
                 draft.rename(home)
@@ -185,33 +177,6 @@ class IndexCache:
         return None
 
 
-def cache_folder(uid: str) -> Path:
-    """Return the cache folder of the store `uid`. Raises Damaged where that is no valid uid."""
-    if not re.fullmatch(r"[0-9a-f]{32}", uid):
-        raise Damaged(f"store uid {uid!r} is not 32 hexadecimal digits; put store.json back from a copy")
-    root = os.environ.get("UPTAKE_CACHE") or Path.home() / ".cache" / "uptake"
-    return Path(root).expanduser() / "indexes" / uid
-
-
-def private(folder: Path, make: bool = False) -> bool:
-    """Return whether a cache folder exists and is this user's; close it to others. `make` makes it first."""
-    if make:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not folder.is_dir():
-        return False
-    about = folder.stat()
-    if about.st_uid == os.geteuid() and about.st_mode & 0o077:
-        folder.chmod(0o700)
-    return about.st_uid == os.geteuid()
-
-
-def clear_drafts(folder: Path) -> None:
-    """Delete what a crash left half written in a cache folder."""
-    for left in folder.glob(".draft-*"):
-        if left.stat().st_mtime < time.time() - _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def nearest(queries: Floats, vectors: Floats, count: int, metric: int) -> Ids:
     """Return (queries, count) places of the nearest vectors, best first, by exact search."""
     if not count:
@@ -256,29 +221,6 @@ def delete_base_indexes(uid: str) -> None:
     """Delete every base index of this store, so that purged text leaves no vector behind."""
     for cache in IndexCache.of(uid):
         cache.clear()
-
-
-def damaged(folder: Path, everything: bool = False) -> list[str]:
-    """Return the names of files that are not what was written, by the sums beside them."""
-    try:
-        sums = parse_sums((folder / "sums").read_bytes())
-        names = {path.name for path in folder.iterdir()} - {"sums"}
-        return sorted(names ^ sums.keys()) + [
-            name
-            for name in sorted(names & sums.keys())
-            if (everything or name != "vectors" or (folder / name).stat().st_size <= _HASHED)
-            and sha256(folder / name) != sums[name]
-        ]
-    except OSError as error:
-        return [one_line(error)]
-
-
-def discard(folder: Path) -> None:
-    """Delete a base index so that no process ever finds half of it, even if this one is killed meanwhile."""
-    away = folder.with_name(f".draft-{secrets.token_hex(8)}")
-    with contextlib.suppress(OSError):  # another process was first, or it was never there
-        folder.rename(away)
-        shutil.rmtree(away, ignore_errors=True)
 
 
 def _fill(vectors: Floats, table: Table) -> None:

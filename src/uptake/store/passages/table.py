@@ -5,7 +5,6 @@ old one keeps answering as before. Predicates are built from integers only. This
 nothing of encoders, indexes or leases: whoever writes must hold the store's lease.
 """
 
-import contextlib
 import itertools
 import json
 import re
@@ -22,15 +21,22 @@ from lance.query import MatchQuery
 from numpy.typing import NDArray
 
 from uptake.codec import Malformed, loads
-from uptake.errors import BadInput, Damaged, UptakeError
-from uptake.store.files import one_line, plain_errors
+from uptake.errors import BadInput, Damaged
+from uptake.store.inventory import Inventory
+from uptake.store.passages.columns import FIELDS, matrix_of, schema_of
 from uptake.store.passages.manifest import named
+from uptake.store.passages.table_files import (
+    TableFiles,
+    check_deletions,
+    data_files,
+    lance_errors,
+    open_checked,
+)
 from uptake.store.remote.objects import Location, ObjectPath
 from uptake.text.types import Passage, stable_hash
 
 Ids = NDArray[np.int64]
 
-_FIELDS = ["id", "text", "prompt", "document", "group", "start", "meta"]
 _QUERY_WORDS = 64  # the cost of a text query grows with its words; more than these hardly change the order
 _IDS_A_PREDICATE = 100_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -55,8 +61,16 @@ class Table:
     `path` is where the table lies; `label` names the part, empty for the whole.
     """
 
-    def __init__(self, dataset: Any, path: Location, rows: slice | None = None, label: str = "") -> None:
-        self._dataset = dataset
+    def __init__(
+        self,
+        dataset: Any,
+        path: Location,
+        rows: slice | None = None,
+        label: str = "",
+        files: TableFiles | None = None,
+    ) -> None:
+        self._raw = dataset
+        self._files = files or TableFiles(path)
         self.path = path
         self._first = rows.start if rows else 0
         self._rows = {"offset": rows.start, "limit": rows.stop - rows.start} if rows else {}
@@ -67,53 +81,69 @@ class Table:
     @classmethod
     def create(cls, path: Location, dimensions: int) -> "Table":
         """Make an empty table for vectors of `dimensions` float32, or for none where it is 0."""
-        with _plain(path):
-            empty = _schema(dimensions).empty_table()
+        with lance_errors(path):
+            empty = schema_of(dimensions).empty_table()
             return cls(
                 lance.write_dataset(empty, str(path), mode="create", storage_options=_options(path)), path
             )
 
     @classmethod
-    def open(cls, path: Location, version: int | None = None) -> "Table":
-        """Open the newest version or the one named; raises BadInput where that one is gone, Damaged."""
-        with _plain(path):
+    def open(cls, path: Location, version: int | None = None, uid: str = "") -> "Table":
+        """Open the newest version or the one named; raises BadInput where that one is gone, Damaged.
+
+        `uid` is the store's, where it is known. What says where rows lie is checked now, the rows when they
+        are first read; in object storage `verify` alone reads them to check them.
+        """
+        with lance_errors(path):
             if not path.is_dir():
                 raise Damaged(f"{path}: missing; put it back from a copy or build the store again")
-            newest = lance.dataset(str(path), storage_options=_options(path))
-            if version is None or version == newest.version:
-                return cls(newest, path)
-            stored = {entry["version"] for entry in newest.versions()}
-            if version not in stored:
-                raise BadInput(
-                    f"{path}: version {version} is not stored; {min(stored)} to {max(stored)} may be"
-                )
-            return cls(lance.dataset(str(path), version, storage_options=_options(path)), path)
+
+        def opened(number: int, inventory: Inventory) -> "Table":
+            with lance_errors(path):
+                dataset = lance.dataset(str(path), number, storage_options=_options(path))
+                pieces = dataset.get_fragments()
+            check_deletions(path, inventory, pieces)
+            return cls(dataset, path, files=TableFiles(path, inventory, data_files(pieces)))
+
+        return open_checked(path, version, uid, opened)
+
+    @property
+    def _dataset(self) -> Any:
+        """The dataset, once the files of its rows are found to be what was written."""
+        self._files.check_rows()
+        return self._raw
+
+    def check_text_index(self, inventory: Inventory | None = None) -> None:
+        """Raise Damaged unless the full-text index is what was written; `inventory` is a newer list."""
+        with lance_errors(self.path):
+            parts = [str(part.uuid) for each in self._raw.describe_indices() for part in each.segments]
+        self._files.check_index(parts, inventory)
 
     @property
     def version(self) -> int:
         """The version this table is bound to, counted by Lance."""
-        return int(self._dataset.version)
+        return int(self._raw.version)
 
     @cached_property
     def contents(self) -> str:
         """Names what this version holds, 32 hexadecimal digits; see manifest.py."""
-        with _plain(self.path):
-            return named(self._dataset, self.label)
+        with lance_errors(self.path):
+            return named(self._raw, self.label)
 
     @property
     def schema(self) -> Any:
         """The Arrow schema of every column."""
-        return self._dataset.schema
+        return self._raw.schema
 
     @property
     def count(self) -> int:
         """How many passages it holds."""
-        return int(self._rows["limit"] if self._rows else self._dataset.count_rows())
+        return int(self._rows["limit"] if self._rows else self._raw.count_rows())
 
     @property
     def slots(self) -> int:
         """How many rows were written to the pieces it lies in; removing takes away whole pieces alone."""
-        return sum(fragment.physical_rows for fragment in self._dataset.get_fragments())
+        return sum(fragment.physical_rows for fragment in self._raw.get_fragments())
 
     def part(self, first: int, stop: int) -> "Table":
         """Return what is left of the rows that were written as number `first` up to `stop`, to be read.
@@ -122,15 +152,20 @@ class Table:
         piece goes or pieces that have lost many rows are joined.
         """
         rows = slice(self._before(first), self._before(stop))
-        return Table(self._dataset, self.path, rows, f"rows-{first}-{stop}")
+        pieces = self._raw.get_fragments()
+        ends = np.cumsum([piece.physical_rows for piece in pieces])
+        mine = [
+            p for p, end in zip(pieces, ends, strict=True) if end > first and end - p.physical_rows < stop
+        ]
+        return Table(self._raw, self.path, rows, f"rows-{first}-{stop}", self._files.of(mine))
 
     def _before(self, slot: int) -> int:
         """Return how many of the first `slot` rows written are still here."""
         left = 0
-        for fragment in self._dataset.get_fragments():
+        for fragment in self._raw.get_fragments():
             if 0 < slot < fragment.physical_rows and fragment.num_deletions:
-                with _plain(self.path):
-                    scanner = self._dataset.scanner(columns=[], fragments=[fragment], with_row_address=True)
+                with lance_errors(self.path):
+                    scanner = self._raw.scanner(columns=[], fragments=[fragment], with_row_address=True)
                     addresses = scanner.to_table()["_rowaddr"].to_numpy()
                 left += int(((addresses & 0xFFFFFFFF) < slot).sum())
             elif slot > 0:
@@ -140,7 +175,7 @@ class Table:
 
     @cached_property
     def _keys(self) -> tuple[Ids, Ids]:
-        with _plain(self.path):
+        with lance_errors(self.path):
             columns = self._scan(["id", "document_key"]).to_table()
         return columns["id"].to_numpy(), columns["document_key"].to_numpy()
 
@@ -169,7 +204,7 @@ class Table:
 
     def rows(self, ids: Sequence[int] | Ids) -> list[Passage]:
         """Return the passages of these ids, in their order; BadInput for an id that is not here, Damaged."""
-        columns = self._rows_at(ids, _FIELDS)
+        columns = self._rows_at(ids, FIELDS)
         try:
             # What people put there is theirs: any JSON data by name.
             return [
@@ -187,7 +222,7 @@ class Table:
             raise BadInput(
                 f"{self.path.parent}: a lexical store has no vectors; build one with --retriever dense"
             )
-        return _matrix(self._rows_at(ids, ["vector"])["vector"], self.dimensions)
+        return matrix_of(self._rows_at(ids, ["vector"])["vector"], self.dimensions)
 
     def _rows_at(self, ids: Sequence[int] | Ids, columns: list[str]) -> Any:
         places = self.positions(ids)
@@ -195,10 +230,10 @@ class Table:
             stranger = int(as_ids(ids)[places < 0][0])
             raise BadInput(f"{self.path.parent}: holds no passage {stranger} at version {self.version}")
         if not len(places):
-            return self._dataset.schema.empty_table().select(columns)
+            return self._raw.schema.empty_table().select(columns)
         # Reading in table order, each row once, is what Lance does fastest.
         unique, back = np.unique(places, return_inverse=True)
-        with _plain(self.path):
+        with lance_errors(self.path):
             return self._dataset.take((unique + self._first).tolist(), columns=columns).take(back)
 
     def _scan(self, columns: list[str] | None, rows: int | None = None) -> Any:
@@ -206,19 +241,19 @@ class Table:
 
     def stream_vectors(self, rows: int = 8192) -> Iterator[NDArray[np.float32]]:
         """Yield all vectors in table order, at most about `rows` at a time."""
-        with _plain(self.path):
+        with lance_errors(self.path):
             for batch in self._scan(["vector"], rows).to_batches():
-                yield _matrix(batch["vector"], self.dimensions)
+                yield matrix_of(batch["vector"], self.dimensions)
 
     def stream(self, rows: int = 8192) -> Iterator[Any]:
         """Yield every column in table order as Arrow record batches."""
-        with _plain(self.path):
+        with lance_errors(self.path):
             yield from self._scan(None, rows).to_batches()
 
     def append(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> "Table":
         """Add passages, all or none of them; `vectors` has one row each. Raises BadInput, UptakeError."""
         rows = self._filled(passages, vectors)
-        with _plain(self.path):
+        with lance_errors(self.path):
             options = _options(self.path)
             made = lance.write_dataset(rows, str(self.path), mode="append", storage_options=options)
             return Table(made, self.path)
@@ -226,7 +261,7 @@ class Table:
     def draft(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> list[str]:
         """Write passages down beside the table; what is returned makes them part of it, by `commit`."""
         rows = self._filled(passages, vectors)
-        with _plain(self.path):
+        with lance_errors(self.path):
             options = _options(self.path)
             written = write_fragments(
                 rows, str(self.path), rows.schema, mode="append", storage_options=options
@@ -235,7 +270,7 @@ class Table:
 
     def commit(self, drafts: Sequence[str]) -> "Table":
         """Add what `draft` wrote, on whatever machine, all or none of it, in this order."""
-        with _plain(self.path):
+        with lance_errors(self.path):
             fragments = [FragmentMetadata.from_json(draft) for draft in drafts]
             change = lance.LanceOperation.Append(fragments)
             newest = self._latest().version
@@ -248,12 +283,12 @@ class Table:
     @property
     def data_files(self) -> set[str]:
         """The names of the files that its rows lie in."""
-        return {file.path for piece in self._dataset.get_fragments() for file in piece.data_files()}
+        return set(data_files(self._raw.get_fragments()))
 
     def _filled(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> Any:
         columns: list[Any] = [
             pa.array([p.id for p in passages], pa.int64()),
-            *(pa.array([getattr(p, name) for p in passages], pa.string()) for name in _FIELDS[1:5]),
+            *(pa.array([getattr(p, name) for p in passages], pa.string()) for name in FIELDS[1:5]),
             pa.array([p.start for p in passages], pa.int64()),
             pa.array([json.dumps(dict(p.meta)) for p in passages], pa.string()),
             pa.array([stable_hash(p.document) for p in passages], pa.int64()),
@@ -263,13 +298,13 @@ class Table:
                 raise BadInput(f"{self.path.parent}: passages need vectors of {self.dimensions} dimensions")
             flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
             columns.append(pa.FixedSizeListArray.from_arrays(flat, self.dimensions))
-        return pa.Table.from_arrays(columns, schema=_schema(self.dimensions))
+        return pa.Table.from_arrays(columns, schema=schema_of(self.dimensions))
 
     def delete(self, ids: Sequence[int] | Ids) -> "Table":
         """Remove passages by their ids; those not here are ignored. All go at once, up to 100,000."""
         dataset = self._latest()
         numbers = [int(key) for key in ids]
-        with _plain(self.path):
+        with lance_errors(self.path):
             for first in range(0, len(numbers), _IDS_A_PREDICATE):
                 some = ",".join(map(str, numbers[first : first + _IDS_A_PREDICATE]))
                 dataset.delete(f"id IN ({some})")
@@ -278,7 +313,7 @@ class Table:
     def index_text(self) -> "Table":
         """Bring the full-text index up to date, making it if there is none."""
         dataset = self._latest()
-        with _plain(self.path):
+        with lance_errors(self.path):
             if not dataset.describe_indices():
                 dataset.create_scalar_index("text", "INVERTED", with_position=False)
             elif dataset.stats.index_stats("text_idx")["num_unindexed_rows"]:
@@ -296,7 +331,8 @@ class Table:
         text = " ".join(word for word in words if word in chosen)
         if k <= 0 or not text:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        with _plain(self.path):
+        self.check_text_index()
+        with lance_errors(self.path):
             scanner = self._dataset.scanner(
                 columns=["id", "_score"], full_text_query=MatchQuery(text, "text"), limit=k
             )
@@ -308,82 +344,47 @@ class Table:
     def compact(self) -> "Table":
         """Join small fragments into large ones; the rows stay as they are."""
         dataset = self._latest()
-        with _plain(self.path):
+        with lance_errors(self.path):
             dataset.optimize.compact_files()
         return Table(dataset, self.path)
 
-    def purge(self, text_index: bool) -> "Table":
-        """Rewrite what is left and drop all older versions, so that removed text is gone from the disk.
-
-        Readers still bound to an older version can read no more.
-        """
+    def rewritten(self, text_index: bool) -> "Table":
+        """Write what is left anew, the text index as well, which is not read for it."""
         dataset = self._latest()
-        with _plain(self.path):
+        with lance_errors(self.path):
+            for each in dataset.describe_indices():
+                dataset.drop_index(each.name)
             dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
             if text_index:
-                dataset.create_scalar_index("text", "INVERTED", with_position=False, replace=True)
-            dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+                dataset.create_scalar_index("text", "INVERTED", with_position=False)
         return Table(dataset, self.path)
+
+    def drop_older(self) -> None:
+        """Delete all older versions and whatever is in no version: readers bound to one can read no more."""
+        with lance_errors(self.path):
+            self._latest().cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
 
     def outlived(self, age: timedelta) -> list[int]:
         """Return the versions that were replaced by a newer one longer ago than `age`."""
-        with _plain(self.path):
+        with lance_errors(self.path):
             versions = sorted(self._latest().versions(), key=lambda about: about["version"])
         limit = datetime.now() - age
         return [old["version"] for old, new in itertools.pairwise(versions) if new["timestamp"] < limit]
 
     def drop(self, versions: Sequence[int]) -> None:
         """Delete versions and the files that only they use. Readers still bound to one can read no more."""
-        with _plain(self.path):
+        with lance_errors(self.path):
             self._latest().cleanup_old_versions(versions=list(versions))
 
     @property
     def fragments(self) -> int:
         """In how many pieces the table lies on the disk."""
-        return len(self._dataset.get_fragments())
+        return len(self._raw.get_fragments())
 
     def _latest(self) -> Any:
-        with _plain(self.path):
+        with lance_errors(self.path):
             return lance.dataset(str(self.path), storage_options=_options(self.path))
-
-
-def _schema(dimensions: int) -> Any:
-    fields = [
-        pa.field("id", pa.int64(), nullable=False),
-        *(pa.field(name, pa.string(), nullable=False) for name in _FIELDS[1:5]),
-        pa.field("start", pa.int64(), nullable=False),
-        pa.field("meta", pa.string(), nullable=False),
-        pa.field("document_key", pa.int64(), nullable=False),
-    ]
-    if dimensions:
-        fields.append(pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False))
-    return pa.schema(fields)
-
-
-def _matrix(column: Any, dimensions: int) -> NDArray[np.float32]:
-    chunks = column.chunks if hasattr(column, "chunks") else [column]
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions) for chunk in chunks]
-    return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
 
 
 def _options(path: Location) -> dict[str, str] | None:
     return dict(path.options) if isinstance(path, ObjectPath) else None
-
-
-@contextlib.contextmanager
-def _plain(path: Location) -> Iterator[None]:
-    """Turn whatever Lance and Arrow raise into one line."""
-    try:
-        with plain_errors(path):
-            yield
-    except UptakeError:
-        raise
-    except BaseException as error:
-        # A panic inside Rust arrives as a BaseException of its own; others of those are not ours.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        if isinstance(path, ObjectPath) and "LanceError(IO)" in str(error):  # no answer, or a refusal
-            raise UptakeError(f"{path}: {one_line(error)}") from error
-        raise Damaged(
-            f"{path}: cannot be read ({one_line(error)}); `uptake index verify` says more"
-        ) from error

@@ -7,7 +7,7 @@ from datetime import timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from uptake.store.files import Checksums
+from uptake.store.inventory import Recorder
 from uptake.store.passages.table import Table, as_ids, storable
 from uptake.store.unfinished import Adding
 from uptake.text.types import Chunking, Document, Passage, stable_hash
@@ -35,12 +35,14 @@ class StoreWriter:
     `check` raises Busy where the lease was lost: it is called before each change.
     """
 
-    def __init__(self, table: Table, sums: Checksums, check: Callable[[], None], *, text_index: bool) -> None:
+    def __init__(
+        self, table: Table, recorder: Recorder, check: Callable[[], None], *, text_index: bool
+    ) -> None:
         self.table = table
         self.check = check
         self.purged = False
         self.adding = Adding()
-        self._sums = sums
+        self._recorder = recorder
         self._text_index = text_index
 
     def add(
@@ -68,25 +70,31 @@ class StoreWriter:
             self.commit(before.delete(before.ids[gone]))
         if purge:
             self.purged = True
-            self._sums.clear()
-            self.commit(self.table.purge(self._text_index))
+            self.commit(self.table.rewritten(self._text_index))
+            self._recorder.deleting(all_older=True)
+            self.table.drop_older()
+            self._recorder.record(self.table.version)
         return int(gone.sum())
 
     def tidy(self, fragments: int) -> None:
         """Update the text index, join small pieces of the table, delete versions replaced long ago."""
         self.check()
+        if self._text_index:
+            self.table.check_text_index(self._recorder.inventory)
         if self.table.fragments > fragments:
             self.commit(self.table.compact())
         if self._text_index:
             self.commit(self.table.index_text())
+        self._recorder.check_versions()
         if outlived := self.table.outlived(_RETAINED):
-            with self._sums.deleting():
-                self.table.drop(outlived)
+            self._recorder.deleting()
+            self.table.drop(outlived)
 
     def commit(self, table: Table) -> None:
         """Go on from the version that was just made."""
+        self.check()
+        self._recorder.record(table.version)
         self.table = table
-        self._sums.record()
 
 
 class _Adding:

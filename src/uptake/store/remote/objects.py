@@ -105,6 +105,11 @@ class ObjectPath:
                 for about in some:
                     yield about["path"].removeprefix(f"{self.key}/"), about["size"]
 
+    def delete_object(self) -> None:
+        """Delete this object."""
+        with self._python_errors():
+            self._library.delete(self._bucket, self.key)
+
     def delete(self) -> None:
         """Delete every object below."""
         names = [f"{self.key}/{name}" for name, _ in self.sizes()]

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from uptake.codec import load, plain
 from uptake.errors import UptakeError
-from uptake.store.files import format_sums, one_line, read_json, sha256, write_json
-from uptake.store.passages.index_cache import Floats, cache_folder, clear_drafts, damaged, discard, private
+from uptake.store.cache import cache_folder, clear_drafts, damaged, discard, private, seal
+from uptake.store.files import one_line, read_json, write_json
+from uptake.store.passages.index_cache import Floats
 from uptake.store.passages.table import Ids
 from uptake.store.views.view_files import StoredView
 
@@ -195,9 +196,8 @@ class KeyIndex:
         try:
             faiss.write_index(ivf, str(draft / "ivf"))
             write_json(draft / "about.json", plain(_ListsMetadata(trained)))
-            sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
-            (draft / "sums").write_bytes(format_sums(sums))
             home = folder / self._name(ivf.ntotal)
+            seal(draft, home)
             discard(home)
             draft.rename(home)
         finally:

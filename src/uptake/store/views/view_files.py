@@ -5,6 +5,7 @@ valid. Files only grow: bytes beyond the last commit were left by a crash. All o
 table: documents added since are missing from the view, those removed or changed are ignored.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,10 @@ from numpy.typing import NDArray
 
 from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Damaged, UptakeError
+from uptake.sealed import digest
+from uptake.store.cache import Stamps
 from uptake.store.files import plain_errors, read_json, write_json
+from uptake.store.inventory import VIEWS, check_listed
 from uptake.store.passages.table import Ids, Table
 
 FORMAT = 1
@@ -41,7 +45,7 @@ class ViewKind:
 
     name: str  # of its folder, and of its content in messages
     files: Mapping[str, np.dtype[Any]]
-    vectors_file: str  # the largest, and plain numbers: only `verify` checks its sum
+    vectors_file: str  # the largest, and plain numbers
     rebuild: str  # the command that makes it anew, with {store} for the store's path
     repair: str  # the command that mends it after damage
     edges: Callable[[Arrays], dict[str, Ids]]  # where each document's rows of each file begin
@@ -110,11 +114,13 @@ class ViewMetadata(_SavedMetadata):
     @classmethod
     def read(cls, kind: ViewKind, store: Path) -> "ViewMetadata | None":
         """Return the metadata of a store's view, None where there is none. Raises Damaged, BadInput."""
-        path = store / kind.name / "about.json"
-        if not path.is_file():
-            return None
+        name = f"{kind.name}/about.json"
+        path = store / name
         with plain_errors(path):
-            data = read_json(path)
+            # What a store's list names must be there and be the one; elsewhere the file vouches for itself.
+            if not (check_listed(store, name) if name in VIEWS else path.is_file()):
+                return None
+            data = read_json(path, kind.rebuild_hint(store))
         form = data.pop("format", None)
         if type(form) is int and form != FORMAT:
             raise BadInput(f"{path}: format {form} is not {FORMAT}; {kind.rebuild_hint(store)}")
@@ -147,18 +153,31 @@ class ViewMetadata(_SavedMetadata):
         return store / self.kind.name / self.id
 
     def faults(self, store: Path, everything: bool = False) -> list[tuple[int, str]]:
-        """Return (commit, file) for each stretch of a file that is not what was written."""
-        found = []
-        before = dict.fromkeys(self.kind.files, 0)
-        for number, commit in enumerate(self.commits):
-            for name in self.kind.files:
-                if (
-                    (everything or name != self.kind.vectors_file)
-                    and commit.sums[name] != _sum(self.folder(store) / name, before[name], commit.bytes[name])
-                ) or _length(self.folder(store) / name) < commit.bytes[name]:
-                    found.append((number, name))
-            before = commit.bytes
-        return found
+        """Return (commit, file) for each stretch of a file that is not what was written.
+
+        Large files that have not changed since this machine last hashed them are hashed with `everything`
+        alone.
+        """
+        found: list[tuple[int, str]] = []
+        with Stamps(self.folder(store), everything) as stamps:
+            for name in self.kind.files if self.commits else ():
+                path = self.folder(store) / name
+                listed = digest(repr([(each.bytes[name], each.sums[name]) for each in self.commits]).encode())
+                whole = functools.partial(self._whole, path, name)
+                if not path.is_file() or not stamps.holds(path, listed, whole):
+                    found += [(number, name) for number in self._torn(path, name)]
+        return sorted(found)
+
+    def _whole(self, path: Path, name: str) -> bool:
+        return next(self._torn(path, name), None) is None
+
+    def _torn(self, path: Path, name: str) -> Iterator[int]:
+        """Yield the commits whose stretch of a file is not what was written."""
+        start = 0
+        for number, each in enumerate(self.commits):
+            if each.sums[name] != _sum(path, start, each.bytes[name]):
+                yield number
+            start = each.bytes[name]
 
 
 @dataclass(frozen=True)
@@ -270,7 +289,3 @@ def _sum(path: Path, start: int, end: int) -> str:
             digest.update(some)
             left -= len(some)
     return digest.hexdigest() if not left else ""
-
-
-def _length(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1

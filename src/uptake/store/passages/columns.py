@@ -1,0 +1,30 @@
+"""The columns of a table of passages, as Arrow has them."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+FIELDS = ["id", "text", "prompt", "document", "group", "start", "meta"]
+
+
+def schema_of(dimensions: int) -> Any:
+    """Return the schema of a table with vectors of `dimensions` float32, without where it is 0."""
+    fields = [
+        pa.field("id", pa.int64(), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in FIELDS[1:5]),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("meta", pa.string(), nullable=False),
+        pa.field("document_key", pa.int64(), nullable=False),
+    ]
+    if dimensions:
+        fields.append(pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False))
+    return pa.schema(fields)
+
+
+def matrix_of(column: Any, dimensions: int) -> NDArray[np.float32]:
+    """Return a column of vectors as [rows, dimensions]."""
+    chunks = column.chunks if hasattr(column, "chunks") else [column]
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions) for chunk in chunks]
+    return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
