@@ -46,7 +46,8 @@ def _between(least: float, most: float) -> Callable[..., Any]:
 
 
 Model = Annotated[
-    str, option(MAIN, "NAME|DIR", "Base model: a Hugging Face name or a folder.", "--model", "-m")
+    str,
+    option(MAIN, "NAME|DIR", "Base model: a Hugging Face name, a folder or a GGUF file.", "--model", "-m"),
 ]
 Store = Annotated[
     str | None,

@@ -74,6 +74,7 @@ def _facts(model: Causal) -> dict[str, str | int]:
         "name": Path(model.name).name if Path(model.name).exists() else model.name,
         "fingerprint": model.fingerprint,
         "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+        **({"quantisation": model.quantisation} if model.quantisation else {}),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
     }

@@ -38,7 +38,12 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
     """A causal language model; its module is frozen and from then on never changed."""
 
     def __init__(
-        self, module: nn.Module, tokenizer: Tokenizer, name: str = "", base: str | None = None
+        self,
+        module: nn.Module,
+        tokenizer: Tokenizer,
+        name: str = "",
+        base: str | None = None,
+        quantisation: str = "",
     ) -> None:
         # Copies of one model share its fingerprint: it names the base a delta belongs to.
         self._base = base
@@ -49,6 +54,7 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
         self.module = module.eval()
         self.tokenizer = tokenizer
         self.name = name
+        self.quantisation = quantisation  # of the file that the weights come from; "" where there was none
         config: Any = module.config
         # Parts of a delta that stand before the text, as a soft prompt, take inputs up.
         self._taken = input_tokens_taken(module)

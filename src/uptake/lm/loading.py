@@ -1,12 +1,17 @@
-"""Language models and tokenizers from a hub or a folder. Weights come from safetensors; no code is run."""
+"""Language models and tokenizers from a hub, a folder or a GGUF file.
 
-from collections.abc import Callable
+Weights come from safetensors or GGUF; no code is run.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from uptake.errors import BadInput, Missing
+from uptake.gguf import dequantised, is_gguf
 from uptake.lm.causal import Causal
 from uptake.text.tokenizer import Tokenizer
 
@@ -19,28 +24,26 @@ DTYPES = {
 
 
 def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
-    """Load a causal language model and its tokenizer by hub name or folder.
+    """Load a causal language model and its tokenizer by hub name, folder or GGUF file.
 
-    Weights are read from safetensors only and no code of the repository is run. Raises BadInput
+    Weights are read from safetensors or GGUF only and no code of the repository is run. Raises BadInput
     or Missing, in one line, where there is no usable model.
     """
     from transformers import AutoModelForCausalLM
 
     check(device, dtype)
-    folder = Path(name)
-    if folder.is_dir():
-        _check_folder(folder)
-    tokenizer = load_tokenizer(name)
-    module, report = _or_missing(
-        name,
-        lambda: AutoModelForCausalLM.from_pretrained(
+    with _readable(name) as (source, quantisation):
+        tokenizer = _tokenizer(name, source)
+        module, report = _or_missing(
             name,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        ),
-    )
+            lambda: AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            ),
+        )
     # The loader would make weights up at random and say so in a log.
     if lacking := sorted(report["missing_keys"]):
         raise BadInput(
@@ -51,20 +54,41 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
         module = module.to(device)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise BadInput(f"device {device!r} cannot hold {name!r} in {dtype}: {_first_line(error)}") from error
-    return Causal(module, tokenizer, name)
+    return Causal(module, tokenizer, name, quantisation=quantisation)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load a model's tokenizer by hub name or folder. Raises BadInput or Missing, in one line."""
+    """Load a model's tokenizer by hub name, folder or GGUF file. Raises BadInput or Missing, in one line."""
+    with _readable(name) as (source, _):
+        return _tokenizer(name, source)
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[tuple[str, str]]:
+    """Around a reading: yield what transformers reads a model from, and how a GGUF file was quantised."""
+    if is_gguf(name):
+        with dequantised(name) as found:
+            yield str(found.folder), found.quantisation
+        return
+    folder = Path(name)
+    if folder.is_dir():
+        _check_folder(folder)
+    elif folder.exists() or name.startswith((".", "/", "~")):
+        raise BadInput(
+            f"model {name!r} is no folder: give a folder with config.json and *.safetensors, a GGUF "
+            "file or a hub name"
+        )
+    yield name, ""
+
+
+def _tokenizer(name: str, source: str) -> Tokenizer:
     from transformers import AutoTokenizer, logging
 
-    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/", "~"))):
-        raise BadInput(
-            f"model {name!r} is no folder: give a folder with config.json and *.safetensors, or a hub name"
-        )
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return Tokenizer(_or_missing(name, lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False)))
+    return Tokenizer(
+        _or_missing(name, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    )
 
 
 def check(device: str, dtype: str) -> None:

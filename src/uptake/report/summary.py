@@ -109,6 +109,8 @@ def table(results: Results, leave_out: Sequence[str] = ()) -> "Table":
 
     figures = summary(results)
     caption = results.kind.caption(figures)
+    if quantisation := results.header.model.get("quantisation"):
+        caption += f"\n{results.header.model['name']}: dequantised from {quantisation}"
     failed = [f"{count} under {method}" for method, (count, _) in results.kind.failures(figures).items()]
     if failed:
         caption += f"\n{', '.join(failed)}"

@@ -8,29 +8,22 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from uptake.cache import cache_root, private
 from uptake.codec import Malformed, load, plain
 from uptake.errors import Damaged, UptakeError
 from uptake.sealed import from_json, from_lines, replace_file, to_json, to_lines
 from uptake.store.files import format_sums, parse_sums, sha256
 
 SUMS = "sums"
-_ABANDONED = 86_400  # seconds after which a draft is what a crash left
 _SMALL = 1 << 20  # bytes; what is smaller is hashed at each reading
 _SETTLED = 2_000_000_000  # nanoseconds: what changed later than that may change again under the same time
 _CURE = "it is made again"
-
-
-def cache_root() -> Path:
-    """Return the folder of the whole cache."""
-    return Path(os.environ.get("UPTAKE_CACHE") or Path.home() / ".cache" / "uptake").expanduser()
 
 
 def cache_folder(uid: str) -> Path:
@@ -38,33 +31,6 @@ def cache_folder(uid: str) -> Path:
     if not re.fullmatch(r"[0-9a-f]{32}", uid):
         raise Damaged(f"store uid {uid!r} is not 32 hexadecimal digits; put store.json back from a copy")
     return cache_root() / "indexes" / uid
-
-
-def private(folder: Path, make: bool = False) -> bool:
-    """Return whether a cache folder exists and is this user's; close it to others. `make` makes it first."""
-    if make:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not folder.is_dir():
-        return False
-    about = folder.stat()
-    if about.st_uid == os.geteuid() and about.st_mode & 0o077:
-        folder.chmod(0o700)
-    return about.st_uid == os.geteuid()
-
-
-def clear_drafts(folder: Path) -> None:
-    """Delete what a crash left half written in a cache folder."""
-    for left in folder.glob(".draft-*"):
-        if left.stat().st_mtime < time.time() - _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def discard(folder: Path) -> None:
-    """Delete a folder so that no process ever finds half of it, even if this one is killed meanwhile."""
-    away = folder.with_name(f".draft-{secrets.token_hex(8)}")
-    with contextlib.suppress(OSError):  # another process was first, or it was never there
-        folder.rename(away)
-        shutil.rmtree(away, ignore_errors=True)
 
 
 def seal(draft: Path, home: Path) -> None:

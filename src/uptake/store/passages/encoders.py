@@ -4,9 +4,10 @@ Weights are read from safetensors alone, and code that comes with a model is nev
 that load models are imported when an encoder is made.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from uptake.codec import loads
 from uptake.errors import BadInput, Missing
+from uptake.gguf import dequantised, is_gguf
 from uptake.model_checks import check_model
 from uptake.store.files import one_line
 from uptake.store.passages.table import storable
@@ -113,15 +115,15 @@ class StatesEncoder:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        folder = _folder(name)
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model: Any = AutoModel.from_pretrained(
-                folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-            )
-        except Exception as error:  # the loaders raise many kinds
-            raise _cannot(_STATES + name, error) from error
+        with _language_model(name) as folder:
+            try:
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                model: Any = AutoModel.from_pretrained(
+                    folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+                )
+            except Exception as error:  # the loaders raise many kinds
+                raise _cannot(_STATES + name, error) from error
         config = model.config
         self._model = (model.get_encoder() if config.is_encoder_decoder else model).eval().to(device)
         check_model(self._model, self._tokenizer, f"encoder {_STATES + name!r}")
@@ -168,6 +170,16 @@ class StatesEncoder:
         return np.asarray(pooled.cpu().numpy(), dtype=np.float32)
 
 
+@contextlib.contextmanager
+def _language_model(name: str) -> Iterator[Path]:
+    """Around a reading: yield the folder of a language model, or what a GGUF file was dequantised into."""
+    if is_gguf(name):
+        with dequantised(name) as found:
+            yield found.folder
+    else:
+        yield _folder(name)
+
+
 def _folder(name: str) -> Path:
     """Return the folder of a model, fetched from the hub if need be, and refuse pickled weights."""
     folder = Path(name).expanduser()
@@ -210,8 +222,8 @@ def _check_modules(folder: Path) -> None:
 
 
 def _absolute(name: str) -> str:
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else name
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def _fingerprint(parameters: "Iterable[torch.Tensor]", tokenizer: Any, settings: Sequence[object]) -> str:

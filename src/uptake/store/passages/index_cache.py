@@ -18,9 +18,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.cache import clear_drafts, discard, private
 from uptake.codec import load
 from uptake.errors import Damaged, UptakeError
-from uptake.store.cache import cache_folder, clear_drafts, damaged, discard, private, seal
+from uptake.store.cache import cache_folder, damaged, seal
 from uptake.store.files import one_line, read_json, write_json
 from uptake.store.passages.table import Ids, Table
 
