@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from uptake.gguf.header import read_header
 
-SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 TEXT = (
     "def f2024(x_1, y=3.14159):\n\t\treturn  x_1 + 1234567  # it's we'll THE parseURL HTTPServer\r\n\n"

@@ -82,13 +82,13 @@ def _readable(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _tokenizer(name: str, source: str) -> Tokenizer:
-    from transformers import AutoTokenizer, logging
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return Tokenizer(
-        _or_missing(name, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False))
-    )
+    # By a model's kind AutoTokenizer takes a class with its own way of cutting a text, not the file's.
+    kind: Any = PreTrainedTokenizerFast if is_gguf(name) else AutoTokenizer
+    return Tokenizer(_or_missing(name, lambda: kind.from_pretrained(source, trust_remote_code=False)))
 
 
 def check(device: str, dtype: str) -> None:

@@ -112,13 +112,15 @@ class StatesEncoder:
 
     def __init__(self, name: str, device: str = "cpu", dtype: str = "bfloat16") -> None:
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with _language_model(name) as folder:
             try:
-                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                # AutoTokenizer might take a class with its own way of cutting a text, not a GGUF file's.
+                kind: Any = PreTrainedTokenizerFast if is_gguf(name) else AutoTokenizer
+                self._tokenizer: Any = kind.from_pretrained(folder, trust_remote_code=False)
                 model: Any = AutoModel.from_pretrained(
                     folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
                 )
