@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from uptake.errors import BadInput, Missing, UptakeError
-from uptake.text.readers import Skipped, read
+from uptake.text.readers import Reading, Skipped, read
 from uptake.text.types import Document
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -42,17 +43,17 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def read_all(*sources: str | Path, **options: int) -> tuple[list[Document], Skipped]:
+def read_all(*sources: str | Path, **options: Any) -> tuple[list[Document], Skipped]:
     skipped = Skipped()
-    return list(read(sources, skipped=skipped, **options)), skipped
+    return list(read(sources, skipped=skipped, reading=Reading(**options))), skipped
 
 
-def read_some(*sources: str | Path, **options: int) -> tuple[list[Document], Skipped]:
+def read_some(*sources: str | Path, **options: Any) -> tuple[list[Document], Skipped]:
     """Like read_all, where it is allowed that nothing could be read."""
     skipped = Skipped()
     documents: list[Document] = []
     try:
-        documents.extend(read(sources, skipped=skipped, **options))
+        documents.extend(read(sources, skipped=skipped, reading=Reading(**options)))
     except BadInput:
         assert not documents
     return documents, skipped
@@ -110,12 +111,12 @@ def test_parquet_bad_rows_cost_nothing_else(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": bad}), tmp_path / "x.parquet")
     documents, skipped = read_all(tmp_path / "x.parquet")
     assert [document.text for document in documents] == ["a", "b"]
-    assert skipped.examples == [f"{tmp_path}/x.parquet:2: not UTF-8"]
+    assert skipped.examples == [f"{tmp_path}/x.parquet:2: not UTF-8; --encoding names another one"]
     pq.write_table(pa.table({"words": ["a"]}), tmp_path / "y.parquet")
     write(tmp_path / "z.parquet", b"PAR1 but not for long")
     documents, skipped = read_all(tmp_path)
     assert len(documents) == 2
-    assert skipped.counts == {"not UTF-8": 1, "no text column": 1, "unreadable parquet file": 1}
+    assert skipped.counts == {"not UTF-8": 1, "no text": 1, "unreadable parquet file": 1}
 
 
 # --- folders
@@ -134,7 +135,7 @@ def test_folder_takes_sources_in_order_and_passes_over_the_rest(tmp_path: Path) 
             "env/lib/x.py",
             "env/pyvenv.cfg",
         ),
-        *("site-packages/x.py", "x-1.0.dist-info/top_level.txt", "photo.png", "data.json", "table.csv"),
+        *("site-packages/x.py", "x-1.0.dist-info/top_level.txt"),
     ):
         write(root / name, b"never read")
     documents, skipped = read_all(root)
@@ -171,17 +172,18 @@ def test_links_pipes_and_unreadable_folders_are_counted(
 def test_unreadable_file_in_a_folder_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.txt", b"a")
     write(tmp_path / "b.txt", b"b")
-    opened = Path.open
+    opened = os.open
 
-    def guarded(path: Path, *arguments: str) -> object:
-        if path.name == "a.txt":
+    def guarded(path: Path, *arguments: int) -> int:
+        if Path(path).name == "a.txt":
             raise PermissionError(13, "Permission denied", str(path))
         return opened(path, *arguments)
 
-    monkeypatch.setattr(Path, "open", guarded)
+    monkeypatch.setattr(os, "open", guarded)
     documents, skipped = read_all(tmp_path)
     assert [document.text for document in documents] == ["b"]
     assert skipped.examples == [f"{tmp_path}/a.txt: unreadable file"]
+    monkeypatch.setattr(Path, "open", guarded)
     with pytest.raises(BadInput, match=r"cannot read .*a\.txt: Permission denied"):
         read(tmp_path / "a.txt")
 
@@ -201,17 +203,22 @@ BAD_LINES: dict[str, bytes] = {
     "not a JSON object": b"[1]",
     "no text": b'{"id": "x"}',
     "text is not a string": b'{"text": ["a"]}',
-    "id is not a string": b'{"id": {}, "text": "a"}',
+    "id is neither text nor a number": b'{"id": {}, "text": "a"}',
     "empty text": b'{"text": " \\n"}',
     "lone surrogate": b'{"text": "\\ud800"}',
     "NUL character": b'{"text": "a\\u0000b"}',
+    "id has NUL or another control character": b'{"text": "a", "id": "\\u001b[31m"}',
+    "group is neither text nor a number": b'{"text": "a", "group": true}',
+    "id is an infinite number": b'{"text": "a", "id": -Infinity}',
     "not UTF-8": b'{"text": "\xff"}',
     "duplicate id": b'{"id": "first", "text": "a"}',
 }
 
 
 def test_every_bad_line_is_named_and_costs_nothing_else(tmp_path: Path) -> None:
-    good = [{"id": name, "text": "good"} for name in ("first", "", "it's \"quoted\"'); drop", "\ud83d\ude00")]
+    good = [
+        {"id": name, "text": "good"} for name in ("first", "x ", "it's \"quoted\"'); drop", "\ud83d\ude00")
+    ]
     content = [json.dumps(record).encode() for record in good]
     for reason in BAD_LINES:
         content.insert(-1, BAD_LINES[reason])
@@ -223,8 +230,9 @@ def test_every_bad_line_is_named_and_costs_nothing_else(tmp_path: Path) -> None:
         record["id"].encode("utf-16", "surrogatepass").decode("utf-16") for record in good
     ]
     assert skipped.counts == dict.fromkeys(BAD_LINES, 1) | {"broken JSON": 3}
-    assert skipped.examples[0] == f"{path}:2: broken JSON"
-    assert str(skipped).startswith("skipped 12: 3 broken JSON, 1 not a JSON object")
+    assert skipped.examples[0].startswith(f"{path}:2: broken JSON; Exceeds the limit")
+    assert skipped.examples[1] == f"{path}:3: broken JSON; it nests deeper than 100 brackets"
+    assert str(skipped).startswith("skipped 15: 3 broken JSON, 1 not a JSON object")
     assert "\n" not in str(skipped)
 
 
@@ -268,7 +276,7 @@ def test_truncated_and_damaged_files_keep_what_came_before(tmp_path: Path, packi
 def test_bombs_stop_at_the_cap(tmp_path: Path, packing: str) -> None:
     content = lines({"text": "good"}) + b" " * 40_000_000
     path = write(tmp_path / f"x.jsonl{packing}", PACK[packing](content))
-    documents, skipped = read_all(path, max_decompressed_bytes=10_000_000)
+    documents, skipped = read_all(path, max_unpacked_bytes=10_000_000)
     assert [document.text for document in documents] == ["good"]
     assert skipped.counts == {"unpacks to more than 10000000 bytes": 1}
 
@@ -313,8 +321,8 @@ def test_nothing_to_read_names_the_first_reason(tmp_path: Path) -> None:
         list(read(tmp_path / "empty"))
     with pytest.raises(BadInput, match="no corpus named"):
         read([])
-    with pytest.raises(BadInput, match="at least 1 byte"):
-        read(path, max_document_bytes=0)
+    with pytest.raises(BadInput, match="max_document_bytes 0: use more than 0"):
+        Reading(max_document_bytes=0)
     with pytest.raises(BadInput, match="neither a file nor a folder"):
         read("/dev/null")
 

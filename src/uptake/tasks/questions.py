@@ -1,21 +1,25 @@
-"""Questions with their answers, and the formats they are read from: SQuAD, TimeQA, and our own lines.
+"""Questions with their answers, read from files of many forms.
 
 What cannot be used is left out, counted by reason and named; only a file that is not there or
 holds no question at all is an error. It knows nothing of models.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uptake.codec import parse
+from uptake.codec import Malformed, parse
 from uptake.errors import BadInput
-from uptake.text.files import RECORDS, SkipError, Skipped, read_chunks, read_lines, shown, suffix
+from uptake.tasks import question_forms
+from uptake.tasks.question_forms import Asked
+from uptake.text import formats
+from uptake.text.files import SkipError, Skipped, read_lines, shown
+from uptake.text.reading import File, Reading
+from uptake.text.records import Unusable, detail, name_of
 from uptake.text.types import Document, stable_hash
 
-MOST_BYTES = 4 << 30  # unpacked
+_READING = Reading(max_unpacked_bytes=4 << 30)
 _LINE = 64 << 20
 
 
@@ -45,10 +49,10 @@ class Questions:
 def read_questions(path: str | Path, skipped: Skipped | None = None) -> Questions:
     """Return the questions of one file, and its documents if they are in it; packed files are unpacked.
 
-    - SQuAD 1.1 and 2.0: an object with `data`; a paragraph is a document, its article the group.
-    - TimeQA and flattened SQuAD: records with `question`, `context` and `targets` or `answers`.
     - our own: records with `question` and `answers` and, if they like, `id`, `document`, `until` and
-      more, whose scalar values become `meta`.
+      more, whose scalar values become `meta`;
+    - the files of SQuAD 1.1 and 2.0, TimeQA (also as people annotated it), TriviaQA, HotpotQA, Natural
+      Questions open and zsRE as they are: see question_forms.py.
 
     Records are objects, one a line or in a list. Left out and counted in `skipped`: what is broken,
     has no question or no answer (SQuAD 2.0's unanswerable questions among them), or an id read before.
@@ -61,36 +65,42 @@ def read_questions(path: str | Path, skipped: Skipped | None = None) -> Question
         for record, where in _records(path):
             if isinstance(record, str):
                 skipped.add(record, where)
-            elif isinstance(record.get("data"), list):
-                collected.squad(record["data"], where)
-            else:
-                collected.record(record, where)
+                continue
+            for found, place in question_forms.flat(record, where):
+                if isinstance(found, str):
+                    skipped.add(found, place)
+                else:
+                    collected.add(found, place)
     except OSError as error:
         raise BadInput(f"cannot read questions {shown(path)}: {error.strerror}; give a file") from error
     except SkipError as error:
         raise BadInput(f"cannot read questions {shown(path)}: {error}; give the file whole") from error
     if not collected.questions:
         first = [*skipped.examples[before:], "it is empty"][0]
-        raise BadInput(f"no question to ask in {shown(path)}: {first}")
+        raise BadInput(f"no question to ask in {shown(path)}: {first}; {_EXPECTED}")
     return Questions(tuple(collected.questions.values()), tuple(collected.documents.values()))
+
+
+_EXPECTED = 'write {"question": "...", "answers": ["..."]} a line'
 
 
 def _records(path: Path) -> Iterator[tuple[Any, str]]:
     """Yield (object or the reason why there is none, where it stood)."""
-    if suffix(path) not in RECORDS:
-        whole = b"".join(read_chunks(path, MOST_BYTES))
+    if not path.exists() or path.is_dir():
+        path.open("rb").close()  # raises what it has to say
+    chunks = File(path, str(path), shown(path), _READING).text_chunks()
+    if formats.of(path) != "json_lines":
+        whole = b"".join(chunks)
         try:
             data = parse(whole)
-        except (ValueError, RecursionError):
+        except Malformed:
             pass  # TimeQA's .json files hold an object a line
         else:
             for number, one in enumerate(data if isinstance(data, list) else [data], 1):
                 yield _object(one), f"{shown(path)}:{number}"
             return
-        lines = read_lines(iter([whole]), _LINE)
-    else:
-        lines = read_lines(read_chunks(path, MOST_BYTES), _LINE)
-    for number, line in enumerate(lines, 1):
+        chunks = iter([whole])
+    for number, line in enumerate(read_lines(chunks, _LINE), 1):
         where = f"{shown(path)}:{number}"
         if line is None:
             yield f"longer than {_LINE} bytes", where
@@ -100,11 +110,11 @@ def _records(path: Path) -> Iterator[tuple[Any, str]]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return _object(parse(line.decode("utf-8-sig")))
+        return _object(parse(line.decode("utf8")))
     except UnicodeDecodeError:
         return "not UTF-8"
-    except (ValueError, RecursionError):
-        return "broken JSON"
+    except Malformed as error:
+        return f"broken JSON; {detail(error)}"
 
 
 def _object(value: Any) -> Any:
@@ -119,96 +129,40 @@ class _Collected:
         self.documents: dict[str, Document] = {}
         self.skipped = skipped
 
-    def squad(self, articles: list[Any], where: str) -> None:
-        """Take SQuAD's nested form up: articles of paragraphs of questions."""
-        for article in articles:
-            title = _text(_get(article, "title"))
-            for paragraph in _list(_get(article, "paragraphs")):
-                context = _text(_get(paragraph, "context"))
-                place = f"{where}: {title}" if title else where
-                if not context.strip():
-                    self.skipped.add("paragraph without text", place)
-                    continue
-                document = self._document(title, context)
-                for asked in _list(_get(paragraph, "qas")):
-                    if isinstance(asked, dict):
-                        self._question(asked, document, f"{place}: {asked.get('id')}")
-                    else:
-                        self.skipped.add("not a JSON object", place)
+    def add(self, asked: Asked, where: str) -> None:
+        """Take one question up, and the text that answers it."""
+        reason = ""
+        try:
+            key = name_of(asked.id) or where
+            document = name_of(asked.document) or ""
+            until = name_of(asked.until) or ""
+            _check_encodes(asked.text, asked.context, asked.page, *asked.answers)
+        except Unusable as error:
+            reason = f"id or document that {error}"
+        except UnicodeEncodeError:
+            reason = "lone surrogate"
+        if not asked.text.strip():
+            reason = f"no question; {_EXPECTED}: its keys are {', '.join(asked.keys)[:200]}"
+        elif asked.impossible or not asked.answers:
+            reason = "no answer"
+        elif not reason and key in self.questions:
+            reason = "duplicate id"
+        if asked.context.strip() and reason != "lone surrogate":
+            document = self._document(document if "document" not in reason else "", asked)
+        if reason:
+            self.skipped.add(reason, where)
+            return
+        text = asked.text.strip()
+        self.questions[key] = Question(key, text, asked.answers, document, asked.meta, until)
 
-    def record(self, record: dict[str, Any], where: str) -> None:
-        """Take one flat record up."""
-        context = _text(record.get("context"))
-        document = _text(record.get("document"))
-        if context.strip():
-            # TimeQA's idx is "page#relation#number".
-            page = document or _text(record.get("title")) or _text(record.get("idx")).partition("#")[0]
-            document = self._document(page, context)
-        self._question(record, document, where)
-
-    def _document(self, name: str, text: str) -> str:
+    def _document(self, named: str, asked: Asked) -> str:
         """Return the id of the document of this text; paragraphs of one name are one group."""
+        name, text = named or asked.page, asked.context
         key = f"{name}#{stable_hash(text):016x}" if name else f"{stable_hash(text):016x}"
         self.documents.setdefault(key, Document(key, text, name))
         return key
 
-    def _question(self, record: dict[str, Any], document: str, where: str) -> None:
-        text = _text(record.get("question"))
-        answers = _answers(record)
-        key = _text(record.get("id")) or _text(record.get("idx")) or where
-        reason = ""
-        if not text.strip():
-            reason = "no question"
-        elif record.get("is_impossible") is True or not answers:
-            reason = "no answer"
-        elif key in self.questions:
-            reason = "duplicate id"
-        elif not _whole(text, key, *answers):
-            reason = "lone surrogate"
-        if reason:
-            self.skipped.add(reason, where)
-            return
-        own = {*_OWN, "document", "until"}
-        meta = {
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in record.items()
-            if name not in own and isinstance(value, str | int | float | bool)
-        }
-        until = _text(record.get("until"))
-        self.questions[key] = Question(key, text.strip(), answers, document, meta, until)
 
-
-_OWN = ("id", "idx", "question", "answers", "targets", "context", "title", "is_impossible", "paragraphs")
-
-
-def _answers(record: dict[str, Any]) -> tuple[str, ...]:
-    """Return the answers a record names, each once, in order; none where it names none that is text."""
-    found = record.get("answers", record.get("targets"))
-    if isinstance(found, dict):  # flattened SQuAD: {"text": [...], "answer_start": [...]}
-        found = found.get("text")
-    listed = found if isinstance(found, list) else [found]
-    texts = [_text(_get(one, "text") if isinstance(one, dict) else one).strip() for one in listed]
-    return tuple(dict.fromkeys(text for text in texts if text))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    # An id or an answer may be written as a number.
-    return json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
-
-
-def _get(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else None
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _whole(*texts: str) -> bool:
-    try:
-        "".join(texts).encode("utf8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _check_encodes(*texts: str) -> None:
+    for text in texts:
+        text.encode("utf8")

@@ -5,30 +5,18 @@ which readers.py counts.
 """
 
 import os
-import zlib
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-COMPRESSIONS = frozenset({".gz", ".xz", ".zst"})
-RECORDS = frozenset({".jsonl", ".ndjson"})
-TABLES = frozenset({".parquet"})
-# What people write. What machines write (.json, .csv, .xml, .lock, .ipynb ...) is left out: one such
-# file can outweigh all the sources around it.
-_WRITTEN = """
-    adoc bash c cc cfg clj cpp cs css cu cuh cxx erl ex go h hpp hs html ini java jl js jsx kt lua md mjs
-    ml org php pl proto py pyi pyx r rb rs rst scala scss sh sql swift tex toml ts tsx txt yaml yml
-"""
-TEXTS = frozenset(f".{name}" for name in _WRITTEN.split())
-FORMATS = RECORDS | TABLES | TEXTS
+from typing import BinaryIO
 
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})
 SKIPPED_SUFFIXES = frozenset({".dist-info", ".egg-info"})
 
-# Small, because one byte of zstd may stand for 30 KB: what one piece unpacks to has to fit in memory.
-_PACKED_BYTES = 2048
-_PLAIN_BYTES = 1 << 16
+
+_SHOWN = 12  # reasons in one line
 
 
 class SkipError(Exception):
@@ -37,15 +25,21 @@ class SkipError(Exception):
 
 @dataclass(slots=True)
 class Skipped:
-    """What a read left out: how many by reason, and the first few by name."""
+    """What a read left out: how many by reason, and some by name."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)  # "path:line: reason", the first 20
+    # "path:line: reason": the first 20, and after them the first of each reason, to 100
+    examples: list[str] = field(default_factory=list)
 
     def add(self, reason: str, where: str) -> None:
-        """Count one thing at `where` ("path" or "path:line") that was left out for `reason`."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        if len(self.examples) < 20:
+        """Count one thing at `where` ("path" or "path:line") that was left out for `reason`.
+
+        What follows "; " in a reason is its detail and its cure: the examples have it, the counts do not.
+        """
+        kind = reason.partition("; ")[0]
+        new = kind not in self.counts
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if len(self.examples) < (100 if new else 20):
             self.examples.append(f"{where}: {reason}")
 
     @property
@@ -56,7 +50,9 @@ class Skipped:
     def __str__(self) -> str:
         if not self.counts:
             return "nothing skipped"
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in [*self.counts.items()][:_SHOWN])
+        if len(self.counts) > _SHOWN:
+            reasons += f" and {len(self.counts) - _SHOWN} more reasons"
         return f"skipped {self.total}: {reasons} (first: {self.examples[0]})"
 
 
@@ -65,49 +61,70 @@ def shown(path: Path | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
-def suffix(path: Path) -> str:
-    """Return the suffix that names the format, in lower case, without that of a compression."""
-    name = Path(path.name.lower())
-    return Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file to read; yield it and its size. Raises SkipError, and OSError where it cannot be read.
+
+    Nothing but a regular file is opened, so that no pipe and no device is waited for, and one that
+    has changed by the end is not taken for what it was.
+    """
+    if not path.is_file():
+        raise SkipError("not a regular file")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):  # exchanged since it was looked at
+            raise SkipError("not a regular file")
+        yield file, before.st_size
+        after = os.fstat(descriptor)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise SkipError("changed while it was read; read it again when nothing writes to it")
 
 
 def walk(root: Path, skipped: Skipped) -> Iterator[Path]:
-    """Yield the files below `root` that hold text, in sorted order.
+    """Yield the files below `root`, in sorted order.
 
     Hidden files and folders, installed packages, virtual environments and caches are passed
-    over; links to folders and folders that cannot be opened are counted.
+    over; folders that cannot be opened, links to folders and links that lead out of `root` are counted.
     """
-
-    def unreadable(error: OSError) -> None:
-        skipped.add("unreadable folder", shown(error.filename))
-
-    for name, folders, files in os.walk(root, onerror=unreadable):
-        here = Path(name)
-        if here != root and "pyvenv.cfg" in files:
-            folders.clear()
+    inside = root.resolve()
+    waiting = [root]  # a stack of our own, for folders may be nested deeper than calls may be
+    while waiting:
+        here = waiting.pop()
+        try:
+            with os.scandir(here) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            skipped.add("unreadable folder", shown(here))
             continue
-        folders[:] = sorted(folder for folder in folders if not _passed_over(folder))
-        for folder in folders:
-            if (here / folder).is_symlink():
-                skipped.add("link to a folder", shown(here / folder))
-        for file in sorted(files):
-            if not file.startswith(".") and suffix(here / file) in FORMATS:
-                yield here / file
+        if here != root and any(entry.name == "pyvenv.cfg" for entry in entries):
+            continue
+        folders = []
+        for entry in entries:
+            path = here / entry.name
+            try:
+                is_folder = entry.is_dir()
+            except OSError:
+                is_folder = False
+            if is_folder and not _passed_over(entry.name):
+                if entry.is_symlink():
+                    skipped.add("link to a folder", shown(path))
+                else:
+                    folders.append(path)
+            elif not is_folder and not entry.name.startswith("."):
+                if entry.is_symlink() and not _within(path, inside):
+                    skipped.add("link out of the folder", shown(path))
+                else:
+                    yield path
+        waiting += reversed(folders)
 
 
-def read_chunks(path: Path, max_decompressed_bytes: int) -> Iterator[bytes]:
-    """Yield the bytes of a file in pieces, decompressed where its suffix says so.
-
-    Raises SkipError where it is truncated or damaged or unpacks to more than `max_decompressed_bytes`,
-    and OSError where it cannot be read; everything before that has been yielded by then.
-    """
-    compression = path.suffix.lower()
-    with path.open("rb") as raw:
-        if compression in COMPRESSIONS:
-            packed = iter(lambda: raw.read(_PACKED_BYTES), b"")
-            yield from _decompress(packed, compression, max_decompressed_bytes)
-        else:
-            yield from iter(lambda: raw.read(_PLAIN_BYTES), b"")
+def _within(link: Path, folder: Path) -> bool:
+    """Whether a link leads to something in `folder`, or nowhere."""
+    try:
+        return link.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # a link to itself
+        return True
 
 
 def read_lines(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes | None]:
@@ -123,56 +140,6 @@ def read_lines(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes | None
             held += rest
     if held:
         yield bytes(held) if len(held) <= max_bytes else None
-
-
-class _Decoder(Protocol):
-    """What zlib, lzma and zstandard agree on."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-def _decoder(compression: str) -> _Decoder:
-    if compression == ".gz":
-        return zlib.decompressobj(wbits=31)
-    if compression == ".xz":
-        import lzma
-
-        return lzma.LZMADecompressor()
-    import zstandard
-
-    decoder: _Decoder = zstandard.ZstdDecompressor().decompressobj()
-    return decoder
-
-
-def _decompress(pieces: Iterator[bytes], compression: str, max_bytes: int) -> Iterator[bytes]:
-    """Unpack one compressed stream after another, as the command-line tools do."""
-    decoder = None
-    left = max_bytes
-    padding = b""  # what may stand before a stream: zeros, but only after another stream
-    for piece in pieces:
-        while piece:
-            if decoder is None:
-                piece = piece.lstrip(padding)
-                if not piece:
-                    break
-                decoder = _decoder(compression)
-            try:
-                plain = decoder.decompress(piece)
-            except Exception as error:  # three libraries, three kinds of error, one meaning
-                raise SkipError("damaged compressed file") from error
-            yield plain[:left]
-            left -= len(plain)
-            if left < 0:
-                raise SkipError(f"unpacks to more than {max_bytes} bytes")
-            piece = b""
-            if decoder.eof:
-                piece, decoder, padding = decoder.unused_data, None, b"\0"
-    if decoder is not None:
-        raise SkipError("truncated compressed file")
 
 
 def _passed_over(folder: str) -> bool:

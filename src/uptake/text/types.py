@@ -5,6 +5,7 @@ passages, and anything that searches or embeds meets the two protocols below.
 """
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -20,12 +21,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text as it was read: `id` names it, `group` names a family that leaks into itself."""
+    """One text as it was read: `id` names it, `group` names a family that leaks into itself.
+
+    `places` say where in its source the text stands: from which character on it is "page 2" or "row 17".
+    """
 
     id: str
     text: str
     group: str = ""
     meta: Mapping[str, str] = field(default_factory=dict)
+    places: tuple[tuple[int, str], ...] = field(default=(), compare=False)
+
+    def place(self, start: int, stop: int) -> str:
+        """Return where the characters from `start` up to `stop` stand: "page 2" or "page 2 to page 3"."""
+        first = bisect_right(self.places, start, key=_character) - 1
+        last = bisect_left(self.places, stop, key=_character) - 1
+        names = [self.places[at][1] for at in (first, last) if at >= 0]
+        return " to ".join(dict.fromkeys(names))
+
+    def meta_at(self, start: int, stop: int) -> Mapping[str, str]:
+        """Return `meta`, and the place of these characters as `place` unless it holds another."""
+        place = self.place(start, stop)
+        return {"place": place, **self.meta} if place else self.meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +66,8 @@ class Passage:
     def whole(cls, document: Document) -> "Passage":
         """Return a document as one passage."""
         key = passage_id(document.id, 0, document.text)
-        return cls(key, document.text, "", document.id, document.group, 0, document.meta)
+        meta = document.meta_at(0, len(document.text))
+        return cls(key, document.text, "", document.id, document.group, 0, meta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +102,12 @@ class Chunking:
         """Cut one document into its passages."""
         for start, piece in self.split(document.text):
             key = passage_id(document.id, start, piece)
-            yield Passage(key, piece, "", document.id, document.group, start, document.meta)
+            meta = document.meta_at(start, start + len(piece))
+            yield Passage(key, piece, "", document.id, document.group, start, meta)
+
+
+def _character(place: tuple[int, str]) -> int:
+    return place[0]
 
 
 def stable_hash(*parts: str) -> int:

@@ -14,11 +14,13 @@ from torch import Tensor
 from uptake.adaptation.token_weights.base import Spans, TokenWeights, covering
 from uptake.codec import loads
 from uptake.errors import BadInput
-from uptake.text.files import RECORDS, SkipError, read_chunks, read_lines, suffix
+from uptake.text import formats
+from uptake.text.files import SkipError, read_lines
+from uptake.text.reading import File, Reading
 from uptake.text.types import Passage
 
 _WORD = re.compile(r"\w+")
-_MOST_BYTES, _LINE = 4 << 30, 64 << 20
+_LINE = 64 << 20
 
 
 class Frequencies(NamedTuple):
@@ -88,7 +90,8 @@ def _corpus(name: str) -> Frequencies:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    records = suffix(path) in RECORDS
-    for line in read_lines(read_chunks(path, _MOST_BYTES), _LINE):
+    records = formats.of(path) == "json_lines"
+    chunks = File(path, str(path), str(path), Reading()).text_chunks()
+    for line in read_lines(chunks, _LINE):
         if line is not None and line.strip():
             yield loads(dict[str, Any], line)["text"] if records else line.decode("utf8", "replace")
