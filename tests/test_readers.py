@@ -391,7 +391,7 @@ def test_good_lines_survive_any_neighbours(
     tmp_path: Path, before: list[bytes], after: list[bytes], packing: str
 ) -> None:
     good = json.dumps({"id": "the good one, with an id nothing draws", "text": "good"}).encode()
-    raw = b"\n".join([*before, good, *after])
+    raw = b"\n".join([b"", *before, good, *after])  # a file's first bytes may say what it is
     path = write(tmp_path / f"x.jsonl{packing}", PACK[packing](raw))
     documents, skipped = read_all(path)
     assert any(document.text == "good" for document in documents)

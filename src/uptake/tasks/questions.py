@@ -88,7 +88,7 @@ def _records(path: Path) -> Iterator[tuple[Any, str]]:
     """Yield (object or the reason why there is none, where it stood)."""
     if not path.exists() or path.is_dir():
         path.open("rb").close()  # raises what it has to say
-    chunks = File(path, str(path), shown(path), _READING).text_chunks()
+    chunks = File(path, str(path), shown(path), _READING).text_chunks(lines=True)
     if formats.of(path) != "json_lines":
         whole = b"".join(chunks)
         try:

@@ -108,10 +108,10 @@ class File:
             most, beyond = self.reading.most_unpacked(size)
             yield from packing.unpacked(raw, size, packing.named(self.path), most, beyond)
 
-    def text_chunks(self) -> Iterator[bytes]:
+    def text_chunks(self, lines: bool = False) -> Iterator[bytes]:
         """Yield the same as UTF-8 where a byte order mark says what it is, without that mark.
 
-        Raises SkipError for what is no text.
+        Raises SkipError for what is no text; of `lines` that stand for themselves, one may be none.
         """
         chunks = self.chunks()
         head = b""
@@ -128,7 +128,8 @@ class File:
         if zeros := sniffed.count(0):
             wide = len(sniffed) > 3 and max(sniffed[::2].count(0), sniffed[1::2].count(0)) == zeros
             wide = wide and zeros > len(sniffed) // 4
-            raise SkipError("UTF-16 without a byte order mark" if wide else "binary file")
+            if wide or not lines:
+                raise SkipError("UTF-16 without a byte order mark" if wide else "binary file")
         yield head
         yield from chunks
 

@@ -15,7 +15,7 @@ _SPACE = b" \t\r\n"
 
 def read(file: File) -> Iterator[Item]:
     """Yield one item a record; a broken one in a list costs itself alone."""
-    chunks = file.text_chunks()
+    chunks = file.text_chunks(lines=True)
     head = b""
     for chunk in chunks:
         head += chunk

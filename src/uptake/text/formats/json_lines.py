@@ -11,7 +11,7 @@ from uptake.text.types import Document
 
 def read(file: File) -> Iterator[Item]:
     """Yield one item a line that is not blank."""
-    yield from read_records(file, file.text_chunks())
+    yield from read_records(file, file.text_chunks(lines=True))
 
 
 def read_records(file: File, chunks: Iterator[bytes]) -> Iterator[Item]:
