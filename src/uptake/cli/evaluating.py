@@ -70,6 +70,8 @@ def finish(
     for line in report.failure_notes(results):
         screen.note(f"note: {line}")
     if json_path == "-":
+        for line in results.header.notes:  # a table has them below it
+            screen.note(f"note: {line}")
         typer.echo(json.dumps(report.summary(results), indent=1))
     else:
         from uptake.cli import tables

@@ -221,7 +221,4 @@ def stream(
             workers=workers,
             ray=ray,
         )
-    for note in results.header.notes:
-        if note not in left_out:  # those were printed before the run
-            screen.note(f"note: {note}")
     evaluating.finish(results, json_path, report_file, page_file, journal)

@@ -13,6 +13,7 @@ from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.journal import Journal
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
+from uptake.evaluation.remarks import remarks
 from uptake.lm.causal import Causal
 from uptake.report import summary
 from uptake.report.formatting import many
@@ -48,8 +49,8 @@ def run(
         tuple(outcome.rows),
         tuple(outcome.showcases),
     )
-    missing = _missing(results)
-    return replace(results, header=replace(results.header, notes=(*header.notes, *missing)))
+    said = remarks(results, plan, store)
+    return replace(results, header=replace(results.header, notes=(*header.notes, *said)))
 
 
 def _check_scored(rows: Sequence[Scored]) -> None:
@@ -57,18 +58,6 @@ def _check_scored(rows: Sequence[Scored]) -> None:
     if rows and not any(row.bytes for row in rows):
         count = many(len({row.query for row in rows}), "query", "queries")
         raise BadInput(f"nothing was scored of {count}; the first, {rows[0].query}: {rows[0].failed}")
-
-
-def _missing(results: Results) -> list[str]:
-    """Return a line where shards of a store were missing while neighbours were looked for."""
-    searched = [row.coverage for row in results.of(Scored)]
-    short = sum(each < 1 for each in searched)
-    if not short:
-        return []
-    return [
-        f"shards were missing: {short} of {len(searched)} rows searched less than the whole store, "
-        f"{min(searched):.1%} of it at the least"
-    ]
 
 
 def read_json(path: str | Path, protocol: type[Protocol] | None = None) -> Results:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput
+from uptake.evaluation.checks import check
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
@@ -158,6 +159,14 @@ def _trial(changed: tuple[str, ...], k: int, rows: Sequence[Scored]) -> Trial:
     return Trial(changed, k, saved, sum(spent) / len(spent), len(rows))
 
 
+def _changes(space: Space) -> list[tuple[str, ...]]:
+    """Return every setting that a search may try, one at a time; of learning rates the first."""
+    if space.choices:
+        return [(), *((choice,) for group in space.choices for choice in group)]
+    rate = f"learning_rate={space.start:.3g}"
+    return [*((f"trainable={each}", rate) for each in space.trainable), *((each,) for each in space.others)]
+
+
 def tune(
     model: Causal,
     documents: Iterable[Document],
@@ -182,6 +191,10 @@ def tune(
     if not space.choices:
         space = replace(space, choices=method_specs([name], settings)[name].method.tuning_choices)
     validation = Inputs.of(documents)
+    # What cannot be tried is told of now, and not after hours of what can.
+    for changed in _changes(space):
+        specs = method_specs([name], [*settings, *changed])
+        check(model, Plan(specs, protocol or PerQuery(), space.ks, seed, batch), store)
 
     def measure(changed: tuple[str, ...]) -> list[Trial]:
         plan = Plan(

@@ -114,6 +114,7 @@ def table(results: Results, leave_out: Sequence[str] = ()) -> "Table":
     failed = [f"{count} under {method}" for method, (count, _) in results.kind.failures(figures).items()]
     if failed:
         caption += f"\n{', '.join(failed)}"
+    caption += "".join(f"\nnote: {note}" for note in figures["notes"])
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption=Text(caption))
     made.caption_justify = "left"
     for whole in results.kind.lines(figures):

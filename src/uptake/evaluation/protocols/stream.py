@@ -204,7 +204,7 @@ def _read_document(
     passages = tuple(chunking.passages(document)) if chunking else (Passage.whole(document),)
     finding, reading, gpu = list[float](), list[float](), list[float]()
     with runner.meter.seconds(finding):
-        evidence = _evidence(spec, document, passages, runner)
+        evidence, short = _evidence(spec, document, passages, runner)
     with runner.meter.seconds(reading, gpu):
         after, failed = _read(state, spec, evidence, context, runner.lm)
     ledger = context.ledger(0)
@@ -216,22 +216,25 @@ def _read_document(
         retrieve_seconds=spent.retrieve_seconds + finding[0],
         adapt_seconds=spent.adapt_seconds + reading[0],
         gpu_seconds=spent.gpu_seconds + gpu[0],
+        short=spent.short + short,
     )
     return after, spent, failed
 
 
 def _evidence(
     spec: MethodSpec, document: Document, passages: tuple[Passage, ...], runner: "Runner"
-) -> Evidence:
-    """Return a document as evidence, behind its neighbours where there is a store to find some in."""
+) -> tuple[Evidence, bool]:
+    """Return a document as evidence, behind its neighbours if there is a store; and whether some lacked."""
     own = Found(passages, (0.0,) * len(passages), (0.0,) * len(passages))
     if runner.store is None or not spec.searches:
-        return Evidence(own)
+        return Evidence(own), False
     (source,) = runner.sources([(document.text, document)])
     k = max(runner.plan.neighbour_counts(spec))
     generator = np.random.default_rng(stable_hash(str(runner.plan.seed), "choose", document.id))
     found = spec.select.choose(source, k, generator) if k else Found()
-    return Evidence(own.behind(found.passages), source=source)
+    # A selection may want fewer; a store that has no more, for this document or at all, is to be told of.
+    ended = found.withheld > 0 or k > runner.store.count or runner.store.layout.retriever == "lexical"
+    return Evidence(own.behind(found.passages), source=source), len(found.passages) < k and ended
 
 
 def _rehearsed(state: Any, spec: MethodSpec, schedule: Schedule, runner: "Runner") -> tuple[Any, str]:
