@@ -339,6 +339,7 @@ def test_a_recipe_of_other_kinds_is_refused(tmp_path: Path, change: dict[str, ob
     "change",
     [
         {"uid": 5}, {"uid": "xyz"}, {"retriever": "lexica"}, {"index": None}, {"index": []}, {"views": []},
+        {"words": ""}, {"words": 1}, {"words": "every"},
         {"views": {}}, {"later": 1}, {"views": {"passages": {}}}, {"dimensions": "16"}, {"characters": 3},
         {"characters": 1024.0}, {"metric": "far"}, {"encoder": 1}, {"format": None}, {"format": "1"},
     ],
@@ -346,7 +347,7 @@ def test_a_recipe_of_other_kinds_is_refused(tmp_path: Path, change: dict[str, ob
 )  # fmt: skip
 def test_a_store_json_of_other_kinds_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     view = View("", "", "", 0, 1024, "cosine")
-    layout = Layout("0" * 32, "lexical", "auto", {"passages": view})
+    layout = Layout("0" * 32, "lexical", "auto", {"passages": view}, "any-script")
     layout.write(tmp_path)
     assert Layout.read(tmp_path) == layout
     data = spoiling.content(tmp_path / "store.json")

@@ -58,6 +58,15 @@ def build(
             options.MAIN, "NAME", "dense: by vectors. lexical: by words, no encoder. hybrid: both."
         ),
     ] = "hybrid",
+    words: Annotated[
+        str | None,
+        options.option(
+            options.MAIN,
+            "NAME",
+            "What a search by words finds. any-script: words of every script, emoji. spaced: only words "
+            "between spaces, in a smaller store. Left out: any-script.",
+        ),
+    ] = None,
     encoder: Encoder = None,
     chunk: Annotated[int, options.option(options.MAIN, "N", "Most characters of a passage.")] = 1024,
     metric: Annotated[
@@ -88,12 +97,14 @@ def build(
     A store that is finished stays as it is: `uptake index add` adds other text to it.
     """
     from uptake.store.datastore import Datastore
-    from uptake.store.layout import INDEXES, METRICS, RETRIEVERS
+    from uptake.store.layout import INDEXES, METRICS, RETRIEVERS, WORDS
     from uptake.store.remote.objects import locate
     from uptake.store.unfinished import said
     from uptake.text.types import Chunking
 
     inputs.one_of("--retriever", retriever, RETRIEVERS)
+    if words is not None:
+        inputs.one_of("--words", words, WORDS)
     inputs.one_of("--metric", metric, METRICS)
     inputs.one_of("--index", index, INDEXES)
     chunking = Chunking(chunk)
@@ -105,6 +116,7 @@ def build(
             return Datastore.create(
                 store,
                 retriever=retriever,
+                words=words,
                 encoder=encoder,
                 chunking=chunking,
                 metric=metric,  # type: ignore[arg-type]
@@ -116,6 +128,8 @@ def build(
         opened = inputs.open_store(store, encoder, device, threads)
         info = opened.info()
         wanted = {"retriever": retriever, "chunk_characters": chunk, "metric": metric, "index": index}
+        if words is not None:
+            wanted["words"] = words
         for name, value in wanted.items():
             if info[name] != value:
                 raise BadInput(
@@ -203,6 +217,11 @@ def search(
         passages = opened.passages(ranked.ids.tolist())
     inputs.note_unfinished(opened)
     pairs = list(zip(passages, ranked.scores.tolist(), strict=True))
+    if blind := opened.unsearchable(query):
+        screen.note(
+            f"the words of this store are those between spaces, and the query has {', '.join(blind)}: "
+            "to find that too, build the store anew with --words any-script"
+        )
     if as_json:
         found = [
             {"id": p.id, "score": score, "document": p.document, "start": p.start, "text": p.text}

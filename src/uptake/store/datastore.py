@@ -19,7 +19,7 @@ from uptake.errors import BadInput, Mismatch
 from uptake.store.cluster import Cluster
 from uptake.store.facts import facts_of
 from uptake.store.inventory import TABLE, Recorder
-from uptake.store.layout import Layout, View
+from uptake.store.layout import WORDS, Layout, View
 from uptake.store.passages.drafts import check_free, clear_drafts, new_store
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.index import IndexKind, Metric, Ranked, open_index
@@ -36,6 +36,7 @@ from uptake.store.views.view_writer import ReadTokens
 from uptake.store.views.views import Views
 from uptake.text.chunks.cutting import LENGTH
 from uptake.text.overlap import LeakFilter
+from uptake.text.terms import unsearchable
 from uptake.text.types import Chunking, Document, Embedder, Encodes, Keyer, Passage, stable_hash
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Datastore:
         path: str | Location,
         *,
         retriever: str = "hybrid",
+        words: str | None = None,
         encoder: Embedder | str | None = None,
         chunking: Chunking | None = None,
         metric: Metric = "cosine",
@@ -91,12 +93,15 @@ class Datastore:
         """Make an empty store at `path`, which must not exist or be an empty folder.
 
         `path` may be a URI in object storage such as s3://bucket/notes.store; `storage_options` are
-        then what `lance` takes, in place of the environment's. `encoder` is an Embedder, or what
-        `make_encoder` takes; MiniLM where none is given. Raises BadInput, Missing where the encoder
-        cannot be loaded.
+        then what `lance` takes, in place of the environment's. `words` says what a search by words
+        finds: those of "any-script" (where none is given), or "spaced", those between spaces alone.
+        `encoder` is an Embedder, or what `make_encoder` takes; MiniLM where none is given. Raises
+        BadInput, Missing where the encoder cannot be loaded.
         """
         path = locate(path, storage_options)
         check_free(path, _LOCK)
+        if retriever == "dense" and words is not None:
+            raise BadInput(f"words {words!r}: a dense store searches no words; leave it out")
         if retriever == "lexical":
             if encoder is not None:
                 raise BadInput("a lexical store takes no encoder; leave it out or choose --retriever hybrid")
@@ -105,9 +110,10 @@ class Datastore:
 
             encoder = make_encoder(encoder or DEFAULT_ENCODER, device, dtype)
         view = View.of(encoder, chunking or Chunking(), metric)
-        layout = Layout(secrets.token_hex(16), retriever, index, {"passages": view})
+        words = "" if retriever == "dense" else words or WORDS[0]
+        layout = Layout(secrets.token_hex(16), retriever, index, {"passages": view}, words)
         with new_store(path, _LOCK) as draft:
-            table = Table.create(draft / TABLE, view.dimensions)
+            table = Table.create(draft / TABLE, view.dimensions, words == "any-script")
             if retriever != "dense":
                 table.index_text()
             Recorder.new(draft, layout.uid, table.version, layout.sums)
@@ -141,6 +147,11 @@ class Datastore:
         wanted = layout.views["passages"]
         encoding = Encoding(path, wanted, encoder, device)
         table = Table.open(path / TABLE, version, layout.uid)
+        if table.has_pieces != (layout.words == "any-script"):
+            raise Mismatch(
+                f"{path}: store.json says words {layout.words!r}, the table is not made so; put both back "
+                "from one copy"
+            )
         if table.dimensions != wanted.dimensions:
             raise Mismatch(
                 f"{path}: store.json names {wanted.dimensions} dimensions, the table has "
@@ -155,8 +166,8 @@ class Datastore:
 
     @property
     def fingerprint(self) -> str:
-        """Names encoder, chunking, metric and view, whatever the store holds."""
-        return self.view.fingerprint("passages")
+        """Names encoder, chunking, metric and how words are cut, whatever the store holds."""
+        return self.layout.fingerprint
 
     @property
     def contents(self) -> str:
@@ -305,6 +316,10 @@ class Datastore:
         check_count(k)
         texts = [storable(query) for query in queries]
         return self._snapshot.rank(texts, self._embed(texts), k) if texts else []
+
+    def unsearchable(self, query: str) -> list[str]:
+        """Name the scripts of a query that this store's words do not find; none where all are found."""
+        return unsearchable(storable(query)) if self.layout.words == "spaced" else []
 
     def sources(self, queries: Sequence[QueryText], leak: LeakFilter | None = None) -> list[BoundSource]:
         """Return one Source a query, all embedded and searched in one batch, bound to this version."""

@@ -22,6 +22,7 @@ def facts_of(store: "Datastore", table: Table, views: Views) -> dict[str, str | 
         "passages": store.count,
         "documents": len(np.unique(table.document_keys)),
         "retriever": store.layout.retriever,
+        "words": store.layout.words or "none",
         "encoder": store.view.encoder or ("given from Python" if store.view.dimensions else "none"),
         "encoder_fingerprint": store.view.encoder_fingerprint,
         "dimensions": store.view.dimensions,

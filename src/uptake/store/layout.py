@@ -19,6 +19,8 @@ FORMAT = 1
 RETRIEVERS = ("hybrid", "dense", "lexical")
 METRICS = ("cosine", "ip", "l2")
 INDEXES = ("auto", "flat", "ivf")
+# What a search by words finds: words of any script, or only those between spaces.
+WORDS = ("any-script", "spaced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,14 @@ class Layout:
     retriever: str
     index: Any  # one of INDEXES
     views: Mapping[str, View]
+    words: Any  # one of WORDS, or "" in a dense store
 
     def __post_init__(self) -> None:
-        for name, value, known in (("retriever", self.retriever, RETRIEVERS), ("index", self.index, INDEXES)):
+        for name, value, known in (
+            ("retriever", self.retriever, RETRIEVERS),
+            ("index", self.index, INDEXES),
+            ("words", self.words, ("",) if self.retriever == "dense" else WORDS),
+        ):
             if value not in known:
                 raise BadInput(f"{name} {value!r}: use {', '.join(known)}")
         if not re.fullmatch("[0-9a-f]{32}", self.uid) or "passages" not in self.views:
@@ -78,6 +85,11 @@ class Layout:
         """Name what a store of this layout holds and how it is searched; `table` names its passages."""
         named = json.dumps([plain(self), table], sort_keys=True)
         return hashlib.sha256(named.encode()).hexdigest()[:32]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names encoder, chunking, metric and how words are cut."""
+        return self.views["passages"].fingerprint(f"passages {self.words}".strip())
 
     def write(self, store: Location) -> None:
         """Write store.json, whole or not at all."""

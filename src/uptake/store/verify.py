@@ -41,7 +41,7 @@ def verify_store(path: str | Location) -> list[str]:
             table = Table.open(store / TABLE, uid=layout.uid)
             faults += _rows(table)
             if layout.retriever != "dense":
-                table.match("the words of any text", 1)
+                table.match("the words of any text, 文字", 1)
         except UptakeError as error:
             faults.append(str(error))
     views = [line for kind in KINDS for line in check_view(kind, store)] if isinstance(store, Path) else []

@@ -49,7 +49,7 @@ class Shingles:
     def words(self) -> Hashes:
         """One hash a word, in order."""
         parts = [
-            np.fromiter(map(_word_hash, _WORD.findall(slab)), dtype=np.uint64) for slab in _slabs(self._text)
+            np.fromiter(map(word_hash, _WORD.findall(slab)), dtype=np.uint64) for slab in _slabs(self._text)
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
@@ -242,7 +242,7 @@ def _between(first: NDArray[np.intp], last: NDArray[np.intp], count: int) -> NDA
 
 
 @lru_cache(maxsize=1 << 18)
-def _word_hash(word: str) -> int:
+def word_hash(word: str) -> int:
     # Lowering word by word keeps the result free of context: "Σ" ends a word in another small letter.
     raw = word.lower().encode("utf8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 FIELDS = ["id", "text", "prompt", "document", "group", "start", "meta"]
 
 
-def schema_of(dimensions: int) -> Any:
-    """Return the schema of a table with vectors of `dimensions` float32, without where it is 0."""
+def schema_of(dimensions: int, with_pieces: bool = False) -> Any:
+    """Return the schema of a table with vectors of `dimensions` float32, without where it is 0.
+
+    With pieces it has a column of what its text is found by where no spaces are between words.
+    """
     fields = [
         pa.field("id", pa.int64(), nullable=False),
         *(pa.field(name, pa.string(), nullable=False) for name in FIELDS[1:5]),
@@ -18,6 +21,8 @@ def schema_of(dimensions: int) -> Any:
         pa.field("meta", pa.string(), nullable=False),
         pa.field("document_key", pa.int64(), nullable=False),
     ]
+    if with_pieces:
+        fields.append(pa.field("pieces", pa.string(), nullable=False))
     if dimensions:
         fields.append(pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False))
     return pa.schema(fields)

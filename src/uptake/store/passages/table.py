@@ -17,12 +17,13 @@ import lance
 import numpy as np
 import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
-from lance.query import MatchQuery
+from lance.query import BooleanQuery, MatchQuery, Occur
 from numpy.typing import NDArray
 
 from uptake.codec import Malformed, loads
 from uptake.errors import BadInput, Damaged
 from uptake.store.inventory import Inventory
+from uptake.store.passages import text_index
 from uptake.store.passages.columns import FIELDS, matrix_of, schema_of
 from uptake.store.passages.manifest import named
 from uptake.store.passages.table_files import (
@@ -33,12 +34,13 @@ from uptake.store.passages.table_files import (
     open_checked,
 )
 from uptake.store.remote.objects import Location, ObjectPath
+from uptake.text import terms
 from uptake.text.types import Passage, stable_hash
 
 Ids = NDArray[np.int64]
 
-_QUERY_WORDS = 64  # the cost of a text query grows with its words; more than these hardly change the order
 _IDS_A_PREDICATE = 100_000
+_QUERY_CHARACTERS = 1_000_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -58,6 +60,7 @@ def as_ids(numbers: Sequence[int] | Ids) -> Ids:
 class Table:
     """The passages of one version, or a part of them. `dimensions` is 0 where they have no vectors.
 
+    `has_pieces` says whether they can be searched by words in scripts that have no spaces between them.
     `path` is where the table lies; `label` names the part, empty for the whole.
     """
 
@@ -77,12 +80,13 @@ class Table:
         self.label = label
         field = dataset.schema.field("vector") if "vector" in dataset.schema.names else None
         self.dimensions = field.type.list_size if field is not None else 0
+        self.has_pieces = "pieces" in dataset.schema.names
 
     @classmethod
-    def create(cls, path: Location, dimensions: int) -> "Table":
+    def create(cls, path: Location, dimensions: int, with_pieces: bool = False) -> "Table":
         """Make an empty table for vectors of `dimensions` float32, or for none where it is 0."""
         with lance_errors(path):
-            empty = schema_of(dimensions).empty_table()
+            empty = schema_of(dimensions, with_pieces).empty_table()
             return cls(
                 lance.write_dataset(empty, str(path), mode="create", storage_options=_options(path)), path
             )
@@ -114,7 +118,7 @@ class Table:
         return self._raw
 
     def check_text_index(self, inventory: Inventory | None = None) -> None:
-        """Raise Damaged unless the full-text index is what was written; `inventory` is a newer list."""
+        """Raise Damaged unless the full-text indexes are what was written; `inventory` is a newer list."""
         with lance_errors(self.path):
             parts = [str(part.uuid) for each in self._raw.describe_indices() for part in each.segments]
         self._files.check_index(parts, inventory)
@@ -132,8 +136,8 @@ class Table:
 
     @property
     def schema(self) -> Any:
-        """The Arrow schema of every column."""
-        return self._raw.schema
+        """The Arrow schema of every column that is not made of another."""
+        return schema_of(self.dimensions)
 
     @property
     def count(self) -> int:
@@ -246,9 +250,9 @@ class Table:
                 yield matrix_of(batch["vector"], self.dimensions)
 
     def stream(self, rows: int = 8192) -> Iterator[Any]:
-        """Yield every column in table order as Arrow record batches."""
+        """Yield every column of `schema` in table order as Arrow record batches."""
         with lance_errors(self.path):
-            yield from self._scan(None, rows).to_batches()
+            yield from self._scan(self.schema.names, rows).to_batches()
 
     def append(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> "Table":
         """Add passages, all or none of them; `vectors` has one row each. Raises BadInput, UptakeError."""
@@ -293,12 +297,14 @@ class Table:
             pa.array([json.dumps(dict(p.meta)) for p in passages], pa.string()),
             pa.array([stable_hash(p.document) for p in passages], pa.int64()),
         ]
+        if self.has_pieces:
+            columns.append(pa.array([" ".join(terms.pieces(p.text)) for p in passages], pa.string()))
         if self.dimensions:
             if vectors is None or vectors.shape != (len(passages), self.dimensions):
                 raise BadInput(f"{self.path.parent}: passages need vectors of {self.dimensions} dimensions")
             flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
             columns.append(pa.FixedSizeListArray.from_arrays(flat, self.dimensions))
-        return pa.Table.from_arrays(columns, schema=schema_of(self.dimensions))
+        return pa.Table.from_arrays(columns, schema=schema_of(self.dimensions, self.has_pieces))
 
     def delete(self, ids: Sequence[int] | Ids) -> "Table":
         """Remove passages by their ids; those not here are ignored. All go at once, up to 100,000."""
@@ -311,30 +317,40 @@ class Table:
         return Table(dataset, self.path)
 
     def index_text(self) -> "Table":
-        """Bring the full-text index up to date, making it if there is none."""
+        """Bring the full-text indexes up to date, making those that are missing."""
         dataset = self._latest()
         with lance_errors(self.path):
-            if not dataset.describe_indices():
-                dataset.create_scalar_index("text", "INVERTED", with_position=False)
-            elif dataset.stats.index_stats("text_idx")["num_unindexed_rows"]:
-                dataset.optimize.optimize_indices()
+            text_index.update(dataset)
         return Table(dataset, self.path)
 
-    def match(self, query: str, k: int) -> tuple[Ids, NDArray[np.float32]]:
-        """Return ids and BM25 scores of the at most k passages that share words with `query`, best first.
+    @cached_property
+    def _found_by_pieces(self) -> bool:
+        """Whether any passage here has pieces: where none has, a search by them costs and finds nothing."""
+        if not self.has_pieces:
+            return False
+        with lance_errors(self.path):
+            return bool(self._dataset.count_rows("pieces != ''"))
 
-        Any string is a query. Of a long one its 64 longest different words count: long words are
-        rare, and rare ones decide.
+    def match(self, query: str, k: int) -> tuple[Ids, NDArray[np.float32]]:
+        """Return ids and BM25 scores of the at most k passages that share terms with `query`, best first.
+
+        Any string is a query; of a long one the terms that decide count (see text/terms.py). A passage's
+        score is the sum of those for its words and for its pieces.
         """
-        words = dict.fromkeys(re.findall(r"\w+", storable(query[:1_000_000])))
-        chosen = set(sorted(words, key=len, reverse=True)[:_QUERY_WORDS])
-        text = " ".join(word for word in words if word in chosen)
-        if k <= 0 or not text:
+        words, few = terms.searched(storable(query[:_QUERY_CHARACTERS]), self._found_by_pieces)
+        clauses = [MatchQuery(" ".join(words), "text")] if words else []
+        if self._found_by_pieces and (words or few):
+            # Words are searched for as pieces too: that is what they are where they touch Chinese, say.
+            clauses.append(MatchQuery(" ".join([*few, *words]), "pieces"))
+        if k <= 0 or not clauses:
             return np.empty(0, np.int64), np.empty(0, np.float32)
+        both = BooleanQuery([(Occur.SHOULD, clause) for clause in clauses])
         self.check_text_index()
         with lance_errors(self.path):
             scanner = self._dataset.scanner(
-                columns=["id", "_score"], full_text_query=MatchQuery(text, "text"), limit=k
+                columns=["id", "_score"],
+                full_text_query=both if len(clauses) > 1 else clauses[0],
+                limit=k,
             )
             found = scanner.to_table()
         ids, scores = found["id"].to_numpy(), found["_score"].to_numpy()
@@ -348,15 +364,15 @@ class Table:
             dataset.optimize.compact_files()
         return Table(dataset, self.path)
 
-    def rewritten(self, text_index: bool) -> "Table":
+    def rewritten(self, with_text_index: bool) -> "Table":
         """Write what is left anew, the text index as well, which is not read for it."""
         dataset = self._latest()
         with lance_errors(self.path):
             for each in dataset.describe_indices():
                 dataset.drop_index(each.name)
             dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
-            if text_index:
-                dataset.create_scalar_index("text", "INVERTED", with_position=False)
+            if with_text_index:
+                text_index.make(dataset)
         return Table(dataset, self.path)
 
     def drop_older(self) -> None:

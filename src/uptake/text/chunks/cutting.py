@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput
-from uptake.text.overlap import Hashes, Shingles
+from uptake.text.overlap import Hashes
+from uptake.text.terms import hashes
 from uptake.text.types import Encodes, stable_hash
 
 LENGTH = 64  # tokens of a chunk: the paper's
@@ -80,7 +81,7 @@ def cut(
     whole = "".join(text for _, text in pieces)
     texts = [whole[start:end] for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
     raw = [text.encode("utf8", "surrogatepass") for text in texts]
-    words = [Shingles(text).words for text in texts]
+    words = [hashes(text) for text in texts]
     records = np.zeros(len(texts), RECORD)
     piece = np.searchsorted(bases, edges[:-1], side="right") - 1
     records["start"] = np.array([start for start, _ in pieces], np.int64)[piece] + edges[:-1] - bases[piece]

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from uptake.text.chunks.bm25 import Bm25
 from uptake.text.chunks.cutting import Columns, Ids, Mask
-from uptake.text.overlap import Hashes, Shingles
+from uptake.text.overlap import Hashes
+from uptake.text.terms import query_hashes
 from uptake.text.types import Embedder
 
 _FUSION = 60  # the customary constant of reciprocal rank fusion
@@ -39,7 +40,7 @@ class ByWords:
         self._bm25 = Bm25(words, np.where(live, sizes, 0))
 
     def read(self, queries: Sequence[str]) -> Sequence[Hashes]:
-        return [Shingles(query).words for query in queries]
+        return [query_hashes(query) for query in queries]
 
     def near(self, queries: Sequence[Hashes], k: int, allowed: Mask) -> Ids:
         return stacked([self._near(query, k, allowed) for query in queries], k)
