@@ -58,6 +58,7 @@ def corpus(folder):
         made = document(f"text {number}", words=90)
         (folder / f"{number:02d}.txt").write_text(made.text)
     lines = [json.dumps({"id": f"line {n % 39}", "text": document(str(n), words=90).text}) for n in range(40)]
+    lines.append(json.dumps({"id": "zh", "text": "点击绿色按钮即可重新启动水泵。"}))
     (folder / "lines.jsonl").write_text("\n".join([*lines, "{broken"]))
     return folder
 
@@ -181,6 +182,10 @@ def test_the_command_line(nodes, run, tmp_path):
     )
     alone = run("index", "build", tmp_path / "alone", texts, "--retriever", "lexical", "--json")
     assert told.code == alone.code == 0 and told.json == alone.json
+    for store in ("s", "alone"):
+        assert (
+            run("index", "search", tmp_path / store, "绿色按钮", "--json").json[0]["document"].endswith("zh")
+        )
     assert run("cluster", "status", "--ray", nodes.address, "--json").json == []
     (tmp_path / "nothing").mkdir()
     refused(

@@ -15,8 +15,9 @@ from uptake.store.passages.table import Table
 from uptake.store.remote import lease as lease_module
 from uptake.store.remote.lease import ObjectLease, lease
 from uptake.store.remote.objects import ChangedError, locate
+from uptake.text.types import Document
 
-QUERIES = ["amber birch north", "knoll larch"]
+QUERIES = ["amber birch north", "knoll larch", "绿色按钮"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,9 @@ def cache(monkeypatch, tmp_path):
 
 def made(path, **settings):
     store = Datastore.create(path, encoder=StubEncoder(), **settings)
-    store.add([document(str(number)) for number in range(4)])
+    store.add(
+        [*(document(str(number)) for number in range(4)), Document("zh", "点击绿色按钮即可重新启动水泵。")]
+    )
     return store
 
 

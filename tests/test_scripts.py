@@ -15,6 +15,7 @@ from cli_world import refused, run_fixture  # noqa: F401
 from stubs import Letters, StubEncoder
 from uptake.lm.base import Segment
 from uptake.store import Datastore
+from uptake.store.passages.table import Table
 from uptake.text import terms
 from uptake.text.chunks.view import listed
 from uptake.text.overlap import LeakFilter, Overlap, Shingles
@@ -95,6 +96,16 @@ def test_every_script_is_found_through_changes(tmp_path):
     assert store.verify() == [] and missed(Datastore.open(tmp_path / "s"), left) == []
     store.add([Document("Chinese", "绿色按钮不见了")])
     assert found(store, "绿色按钮") == ["Chinese"]
+
+
+def test_what_workers_of_a_cluster_write_is_found(every, tmp_path):
+    table = Table.create(tmp_path / "t", 0, with_pieces=True).index_text()
+    passages = every.passages(every._table.ids)
+    drafts = [draft for half in (passages[::2], passages[1::2]) for draft in table.draft(half, None)]
+    made = table.commit(drafts)
+    for one in (made, made.index_text()):  # searched row by row, then by the index
+        for name, query in QUERIES:
+            assert every.passages(one.match(query, 1)[0])[0].document == name
 
 
 def test_every_script_is_found_among_chunks():
