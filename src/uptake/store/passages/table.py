@@ -334,8 +334,8 @@ class Table:
     def match(self, query: str, k: int) -> tuple[Ids, NDArray[np.float32]]:
         """Return ids and BM25 scores of the at most k passages that share terms with `query`, best first.
 
-        Any string is a query; of a long one the terms that decide count (see text/terms.py). A passage's
-        score is the sum of those for its words and for its pieces.
+        Any string is a query; of a long one the terms that decide count (see text/terms.py). Scores for
+        words and for pieces add up.
         """
         words, few = terms.searched(storable(query[:_QUERY_CHARACTERS]), self._found_by_pieces)
         clauses = [MatchQuery(" ".join(words), "text")] if words else []
@@ -345,14 +345,10 @@ class Table:
         if k <= 0 or not clauses:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         both = BooleanQuery([(Occur.SHOULD, clause) for clause in clauses])
+        wanted = both if len(clauses) > 1 else clauses[0]
         self.check_text_index()
         with lance_errors(self.path):
-            scanner = self._dataset.scanner(
-                columns=["id", "_score"],
-                full_text_query=both if len(clauses) > 1 else clauses[0],
-                limit=k,
-            )
-            found = scanner.to_table()
+            found = self._dataset.scanner(["id", "_score"], full_text_query=wanted, limit=k).to_table()
         ids, scores = found["id"].to_numpy(), found["_score"].to_numpy()
         order = np.lexsort((ids, -scores))  # equal scores come in a fixed order
         return ids[order], scores[order]
