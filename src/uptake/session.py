@@ -15,6 +15,7 @@ import torch
 from uptake.errors import BadInput
 from uptake.evaluation.failures import finite
 from uptake.evaluation.queries import neighbours
+from uptake.evaluation.rates import with_rate
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.examples import Example
 from uptake.lm.generation import Decoding, Token
@@ -33,11 +34,12 @@ CHECKED = 32  # tokens of a prompt that an adapted model must have finite log-pr
 class Session:
     """A base model adapted for one person or request, step by step; the model itself stays as it is.
 
-    `method` is a name, with `settings` as on the command line, or a method spec. `adapt` reads what `store`
-    holds near a prompt and `read` any text; `generate`, `stream` and `score` answer from all of it, and
-    `forget` takes passages back. `budget` bounds all readings of the session together. A session that does
-    not `continue` reads once and answers: the optimizer state, for AdamW on all weights
-    twice the memory of the model, is dropped.
+    `method` is a name, with `settings` as on the command line, or a method spec. A learning rate that it
+    leaves open is chosen first, on documents of the `store` (evaluation/rates.py), and `notes` say so.
+    `adapt` reads what `store` holds near a prompt and `read` any text; `generate`, `stream` and `score`
+    answer from all of it, and `forget` takes passages back. `budget` bounds all readings of the session
+    together. A session that does not `continue` reads once and answers: the optimizer state, for AdamW on all
+    weights twice the memory of the model, is dropped.
 
     What ended a reading early stands in `stopped`: after a divergence the session answers as if that text
     had never been read. Every method may be called from any thread, and readings wait for each other.
@@ -59,7 +61,9 @@ class Session:
         if isinstance(method, MethodSpec) and settings:
             raise BadInput(f"settings {', '.join(settings)}: set them in the method spec, or give a name")
         self.model = model
-        self.spec = method if isinstance(method, MethodSpec) else method_specs([method], settings)[method]
+        spec = method if isinstance(method, MethodSpec) else method_specs([method], settings)[method]
+        name = type(spec.method).__name__.lower() if isinstance(method, MethodSpec) else method
+        self.spec, self.notes = with_rate(model, name, spec, store, _checked(k), seed)
         self.continues = continues
         self._store, self._k, self._seed, self._leak = store, _checked(k), seed, leak or LeakFilter.off()
         self._cancelled = threading.Event()

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,30 @@ from uptake.errors import BadInput
 
 OptimizerState = Mapping[str, Tensor]  # "name of the parameter|what is remembered" -> tensor
 Values = Mapping[str, Tensor]
+LearningRate = float | Literal["auto"]
+AUTO: Literal["auto"] = "auto"  # a learning rate that is chosen before anything is read
 EVEN = "even"  # in place of a file of statistics
 
 
 class Optimizer(ABC):
     """How a gradient becomes a step."""
 
-    learning_rate: float
+    learning_rate: LearningRate
+    usual: ClassVar[float] = 1e-4  # where a search for the learning rate begins
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number. Raises BadInput where it is still to be chosen."""
+        if self.learning_rate == AUTO:
+            raise BadInput(
+                "learning_rate=auto is chosen on the documents of a store: give a store, or a rate, such as "
+                "learning_rate=1e-4"
+            )
+        return float(self.learning_rate)
+
+    def at(self, rate: float) -> Self:
+        """Return the same rule at this learning rate."""
+        return cast(Self, replace(cast(Any, self), learning_rate=rate))
 
     @property
     def informed(self) -> bool:
@@ -33,7 +50,7 @@ class Optimizer(ABC):
 
     def times(self, share: float) -> Self:
         """Return the same rule at this share of its learning rate."""
-        return cast(Self, replace(cast(Any, self), learning_rate=share * self.learning_rate))
+        return self.at(share * self.rate)
 
     def known(self, parameters: Mapping[str, Tensor], base: str) -> dict[str, Tensor]:
         """Return what the rule has to know of these parameters of a base before its first step.
@@ -58,7 +75,7 @@ class Optimizer(ABC):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); defaults as TTT-NN publishes them."""
 
-    learning_rate: float = 2e-5
+    learning_rate: LearningRate = 2e-5
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -75,7 +92,7 @@ class AdamW(Optimizer):
     def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
             parameters,
-            lr=self.learning_rate,
+            lr=self.rate,
             betas=(self.beta1, self.beta2),
             eps=self.epsilon,
             weight_decay=self.weight_decay,
@@ -94,8 +111,8 @@ class AdamW(Optimizer):
             square = self.beta2 * square + (1 - self.beta2) * gradient * gradient
             # Epsilon within the root, because a root has no derivative where a gradient is zero.
             root = (square / (1 - self.beta2**step) + self.epsilon**2).sqrt()
-            decayed = values[name] * (1 - self.learning_rate * self.weight_decay)
-            values[name] = decayed - self.learning_rate * mean / (1 - self.beta1**step) / root
+            decayed = values[name] * (1 - self.rate * self.weight_decay)
+            values[name] = decayed - self.rate * mean / (1 - self.beta1**step) / root
             state |= {f"{name}|step": step, f"{name}|exp_avg": mean, f"{name}|exp_avg_sq": square}
         return values, state
 
@@ -104,7 +121,8 @@ class AdamW(Optimizer):
 class SGD(Optimizer):
     """Plain gradient descent, with momentum if that is set."""
 
-    learning_rate: float = 1e-3
+    usual: ClassVar[float] = 1e-2
+    learning_rate: LearningRate = 1e-3
     momentum: float = 0.0
     weight_decay: float = 0.0
 
@@ -116,7 +134,7 @@ class SGD(Optimizer):
     def torch_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters,
-            lr=self.learning_rate,
+            lr=self.rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             foreach=True,
@@ -132,7 +150,7 @@ class SGD(Optimizer):
                 before = state.get(f"{name}|momentum_buffer")
                 direction = direction if before is None else self.momentum * before + direction
                 state[f"{name}|momentum_buffer"] = direction
-            values[name] = values[name] - self.learning_rate * direction
+            values[name] = values[name] - self.rate * direction
         return values, state
 
 
@@ -147,7 +165,7 @@ class RMS(Optimizer):
     an even decay.
     """
 
-    learning_rate: float = 5e-5
+    learning_rate: LearningRate = 5e-5
     decay: float = 0.002
     epsilon: float = 2e-5
     statistics: str = ""
@@ -198,9 +216,9 @@ class RMS(Optimizer):
     ) -> Tensor:
         """Return what one step adds to a parameter; `mean` is that of all parameters' rms."""
         if rms is None:
-            return self.decay * (start - value) - self.learning_rate / (1 + self.epsilon) * gradient
+            return self.decay * (start - value) - self.rate / (1 + self.epsilon) * gradient
         pull = (self.decay * rms / mean).clamp(max=1.0)
-        return pull * (start - value) - self.learning_rate * gradient / (rms + self.epsilon)
+        return pull * (start - value) - self.rate * gradient / (rms + self.epsilon)
 
 
 class _RMSOptimizer(torch.optim.Optimizer):
@@ -232,8 +250,8 @@ def _mean_rms(found: Iterable[Tensor | None]) -> Tensor | float:
     return torch.stack([rms.sum() for rms in known]).sum() / sum(rms.numel() for rms in known)
 
 
-def _check_rate(rate: float) -> None:
-    if not 0 <= rate < float("inf"):
+def _check_rate(rate: LearningRate) -> None:
+    if rate != AUTO and not 0 <= rate < float("inf"):
         raise BadInput(f"learning rate {rate}: use a finite number, 0 or more")
 
 

@@ -106,6 +106,8 @@ def generate(
             seed=seed,
             budget=Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds),
         )
+    for line in session.notes:
+        screen.note(line)
     read, stopped = session.neighbours, session.stopped
     diverged = stopped is not None and stopped.kind == "diverged"
     if reads and not read:

@@ -112,7 +112,7 @@ def progress(what: str, skipped: "Skipped | None" = None, resumes: bool = False)
         nonlocal first
         if first and resumes and done:
             note(f"resuming an interrupted run: {done:,} of {total:,} are done")
-        first = False
+        first = first and not total  # before the whole is known, something is prepared
 
     if not screen.is_terminal:
         due = started + _FIRST_LINE
@@ -123,7 +123,8 @@ def progress(what: str, skipped: "Skipped | None" = None, resumes: bool = False)
             if (now := time.monotonic()) >= due:
                 due = now + _NEXT_LINE
                 of = f" of {total:,}" if total else ""
-                note(f"{what}: {done:,}{of} after {now - started:,.0f} s{_left_out(skipped)}")
+                at = f"{done:,}{of}" if done or total or not name else name
+                note(f"{what}: {at} after {now - started:,.0f} s{_left_out(skipped)}")
 
         yield line
         return

@@ -1,6 +1,6 @@
 """From a plan and inputs to results, and results back from a file: the evaluation as callers see it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.journal import Journal
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
+from uptake.evaluation.rates import with_rates
 from uptake.evaluation.remarks import remarks
 from uptake.lm.causal import Causal
 from uptake.report import summary
-from uptake.report.formatting import many
+from uptake.report.formatting import many, percent
 from uptake.report.results import Results
 from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
@@ -38,6 +39,8 @@ def run(
 
     Raises as `evaluate` does, and BadInput where nothing could be scored.
     """
+    plan, chosen = with_rates(model, plan, store, _telling(progress))
+    notes = (*notes, *chosen)
     header = header_of(model, plan, inputs, store, notes)
     about = identity(model, plan, inputs, store, header)
     kept = Journal(journal, key_of(about), about)
@@ -51,6 +54,13 @@ def run(
     )
     said = remarks(results, plan, store)
     return replace(results, header=replace(results.header, notes=(*header.notes, *said)))
+
+
+def _telling(progress: Progress) -> Callable[[str, int, float], None]:
+    """Return how the choice of a learning rate is shown: nothing is done yet of what was asked for."""
+    return lambda name, tried, best: progress(
+        0, 0, f"learning rate of {name}: {many(tried, 'rate', 'rates')} tried, best {percent(best)}"
+    )
 
 
 def _check_scored(rows: Sequence[Scored]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput
 from uptake.evaluation.checks import check
+from uptake.evaluation.climb import climb
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
@@ -128,18 +129,8 @@ class Tuning:
         return sorted(kept, key=lambda trial: trial.seconds)
 
     def _climb(self, trainable: str) -> None:
-        here = self._at(trainable, self.space.start)
-        for factor in (self.space.factor, 1 / self.space.factor):
-            rate, best = self.space.start, here
-            for _ in range(self.space.climbs):
-                rate *= factor
-                found = self._at(trainable, rate)
-                if found <= best:
-                    break
-                best = found
-            if best > here:
-                # Gain has one peak over the learning rate: what rose on one side falls on the other.
-                return
+        space = self.space
+        climb(lambda rate: self._at(trainable, rate), space.start, space.factor, space.climbs)
 
     def _at(self, trainable: str, rate: float) -> float:
         return self._try((f"trainable={trainable}", f"learning_rate={rate:.3g}"))

@@ -24,6 +24,7 @@ from uptake.store.passages.drafts import check_free, clear_drafts, new_store
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.index import IndexKind, Metric, Ranked, open_index
 from uptake.store.passages.index_cache import delete_base_indexes
+from uptake.store.passages.sampling import sample_documents
 from uptake.store.passages.source import BoundSource, QueryText, Snapshot, bind, check_count
 from uptake.store.passages.table import Table, storable
 from uptake.store.passages.writing import Added, StoreWriter, lacks
@@ -306,6 +307,10 @@ class Datastore:
     def passages(self, ids: Sequence[int]) -> list[Passage]:
         """Return the passages of these ids, in their order; raises BadInput for one that is not here."""
         return self._table.rows(ids)
+
+    def sample(self, count: int, characters: int, generator: np.random.Generator) -> list[Document]:
+        """Return at most `count` documents drawn at random, or parts of so many characters of long ones."""
+        return sample_documents(self._table, count, characters, generator)
 
     def vectors(self, ids: Sequence[int]) -> Floats:
         """Return one row an id, in their order; raises BadInput for one that is not here."""
