@@ -2,17 +2,21 @@
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import toys
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
+from uptake.adaptation.token_weights import Uniform
 from uptake.adaptation.trainable import All, LoRA, Top
 from uptake.errors import BadInput
 from uptake.lm.base import Segment
+from uptake.lm.examples import Example, separate_pieces
 from uptake.methods import find
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.spending import Budget
@@ -60,6 +64,105 @@ def test_equals_a_plain_loop(shape: str, optimizer: Optimizer, dtype: torch.dtyp
     (scores,) = method.adapted([state], lm).score([Segment(TARGET, PREFIX)])
     assert scores.bits == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-11)
     assert scores.bits != pytest.approx(lm.score([Segment(TARGET, PREFIX)])[0].bits, rel=1e-3)
+
+
+def published_bits(module: Any, optimizer: Any, window: int) -> float:
+    """The published code's `train_single`: no opening token, pieces one after another, none overlapping."""
+    tokenizer = toys.tokenizer()
+    for text in NEIGHBOURS:
+        encoded = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        for begin in range(0, encoded.shape[1], window):
+            inputs = encoded[:, begin : begin + window]
+            if inputs.shape[1] < 2:  # the published loss would be a mean of nothing
+                continue
+            optimizer.zero_grad()
+            module(input_ids=inputs, labels=inputs.clone()).loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+    prompt, target = (tokenizer(each, add_special_tokens=False).input_ids for each in (PREFIX, TARGET))
+    ids = torch.tensor([[0, *prompt, *target]])
+    with torch.no_grad():
+        nll = torch.nn.functional.cross_entropy(module(ids[:, :-1]).logits[0], ids[0, 1:], reduction="none")
+    return float(nll[len(prompt) :].sum()) / math.log(2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk"), [("llama", None), ("gpt2", 13), ("neox", 1 + len(NEIGHBOURS[0]))]
+)
+def test_without_the_opening_token_it_is_the_published_code(shape: str, chunk: int | None) -> None:
+    lm = toys.lm(shape, dtype=torch.float64)
+    plain = copy.deepcopy(lm.module).requires_grad_(True)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.01)
+    expected = published_bits(plain, optimizer, chunk or lm.window)
+    found = []
+    for how in (
+        {"opening_token": False},
+        {"reference": True},
+        {"reference": True, "opening_token": True},
+        {},
+    ):
+        method = Finetune(optimizer=AdamW(1e-3), chunk_tokens=chunk, **how)
+        (state,) = method.adapt([method.init(lm)], lm, [Evidence.of(*NEIGHBOURS)], Context())
+        found.append(method.adapted([state], lm).score([Segment(TARGET, PREFIX)])[0].bits)
+    assert found[0] == pytest.approx(expected, rel=1e-8)  # transformers takes its loss in float32
+    assert found[0] == found[1]
+    assert found[2] == found[3] != pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_side_by_side_learn_without_the_opening_token_too() -> None:
+    lm = toys.lm(dtype=torch.float64)
+    method = Finetune(optimizer=AdamW(1e-3), trainable=LoRA(rank=4), opening_token=False)
+    evidence = [Evidence.of(text) for text in NEIGHBOURS[:2]]
+    states = method.adapt([method.init(lm)] * 2, lm, evidence, Context())
+    alone = [method.adapt([method.init(lm)], lm, [one], Context())[0] for one in evidence]
+    for both, single in zip(states, alone, strict=True):
+        pairs = zip(both.delta.parts.values(), single.delta.parts.values(), strict=True)
+        assert all(torch.allclose(one.up, other.up, rtol=1e-9) for one, other in pairs)
+    opened = replace(method, opening_token=None).adapt([method.init(lm)], lm, evidence[:1], Context())
+    assert opened[0].delta != alone[0].delta
+
+
+@given(
+    context=st.lists(st.integers(1, 9), max_size=12),
+    target=st.lists(st.integers(1, 9), max_size=20),
+    size=st.integers(2, 9),
+)
+def test_pieces_without_the_opening_token(context: list[int], target: list[int], size: int) -> None:
+    spans = tuple((place, place + 1) for place in range(len(target)))
+    found = [*separate_pieces(Example((0, *context), tuple(target), spans), size)]
+    text, learnt = [*context, *target], []
+    # Token by token: what begins a piece is read alone, as is a prompt.
+    for place in range(len(context), len(text)):
+        if place % size:
+            learnt.append((place - len(context), tuple(text[place - place % size : place]), text[place]))
+    told = [
+        (start + place, (*piece.context, *piece.target[:place]), token)
+        for start, piece in found
+        for place, token in enumerate(piece.target)
+    ]
+    assert told == learnt
+    assert all(piece.spans == spans[start : start + len(piece.target)] for start, piece in found)
+    assert all(len(piece.inputs) < size for _, piece in found)
+
+
+def test_token_weights_belong_to_the_tokens_that_are_learnt() -> None:
+    lm, text = toys.lm(), "abcdefghij"
+    weights = [float(place) for place in range(len(text))]
+
+    @dataclass(frozen=True)
+    class Rising(Uniform):
+        def of(self, passage: Any, spans: Any, before: Any) -> Any:
+            return torch.tensor(weights)
+
+    method = Finetune(token_weights=Rising(), chunk_tokens=4, opening_token=False)
+    found = [piece.weights.tolist() for piece in method.pieces(lm, Evidence.of(text).passages)]
+    assert found == [[1, 2, 3], [5, 6, 7], [9]]
+
+
+def test_the_text_so_far_keeps_its_opening_token() -> None:
+    with pytest.raises(BadInput, match="after_context"):
+        Finetune(opening_token=False, after_context=True)
+    assert Finetune(reference=True, after_context=True).opens and not Finetune(reference=True).opens
 
 
 def bits(method: Finetune, *takes: list[str], context: Context | None = None) -> float:

@@ -1,5 +1,6 @@
 """The search for settings, on made-up measurements and once for real."""
 
+import json
 import math
 from pathlib import Path
 
@@ -120,3 +121,26 @@ def test_a_method_that_names_its_choices_has_those_tried(tmp_path: Path) -> None
     )
     bits, base = (sum(getattr(row, name) for row in again.rows) for name in ("bits", "base_bits"))
     assert (base - bits) / base == pytest.approx(best.gain, rel=1e-4)
+
+
+@pytest.mark.parametrize(("given", "k"), [((), 0), (("neighbours=8",), 0), (("neighbours=8",), 5)])
+def test_the_table_marks_the_choice_whatever_it_reads(
+    given: tuple[str, ...], k: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from uptake.cli.tune import _show
+
+    # A method that reads no passages is measured at k 0 and its recipe retrieves with 1.
+    gains = {(): 0.3, ("temperature=3",): 0.2}
+    search = Tuning(
+        lambda changed: [Trial(changed, k, gains[changed], 1.0 + gains[changed], 4)],
+        Space(choices=(("temperature=3",),)),
+    )
+    best = search.run()
+    recipe = Recipe("knn-lm", max(best.k, 1), (*given, *best.settings))
+    _show(recipe, search, as_json=False)
+    marked = [line for line in capsys.readouterr().out.splitlines() if line.startswith(">")]
+    (line,) = marked
+    assert "30.0 %" in line and " 0 " not in line
+    _show(recipe, search, as_json=True)
+    frontier = json.loads(capsys.readouterr().out)["frontier"]
+    assert [trial["chosen"] for trial in frontier] == [False, True]

@@ -118,11 +118,14 @@ def _note_trial(made: int, best: "Trial") -> None:
 
 
 def _show(recipe: "Recipe", tuning: "Tuning", as_json: bool) -> None:
-    frontier = tuning.frontier()
+    frontier, best = tuning.frontier(), tuning.best()
     if as_json:
         from dataclasses import asdict
 
-        output: dict[str, Any] = {"recipe": asdict(recipe), "frontier": [asdict(trial) for trial in frontier]}
+        output: dict[str, Any] = {
+            "recipe": asdict(recipe),
+            "frontier": [{**asdict(trial), "chosen": trial is best} for trial in frontier],
+        }
         typer.echo(json.dumps(output, indent=1))
         return
     from rich.table import Table
@@ -133,10 +136,11 @@ def _show(recipe: "Recipe", tuning: "Tuning", as_json: bool) -> None:
         table.add_column(heading, justify="right")
     table.add_column("settings")
     for trial in frontier:
-        mark = (
-            ">" if recipe.settings[-len(trial.settings) :] == trial.settings and recipe.k == trial.k else ""
-        )
         table.add_row(
-            mark, f"{trial.seconds:.2f}", f"{100 * trial.gain:.1f} %", str(trial.k), " ".join(trial.settings)
+            ">" if trial is best else "",
+            f"{trial.seconds:.2f}",
+            f"{100 * trial.gain:.1f} %",
+            str(trial.k or ""),  # some methods read no passages
+            " ".join(trial.settings),
         )
     screen.results().print(table)

@@ -8,6 +8,7 @@ import torch
 
 from uptake.evaluation.memory import gpu_peak_bytes, peak_bytes, reset_gpu_peak, reset_peak
 from uptake.methods.contract.spending import GpuClock, cpu_seconds
+from uptake.preparation import prepared
 
 
 @dataclass
@@ -29,6 +30,15 @@ class CostMeter:
             yield
         if gpu is not None:
             gpu.append(clock() if clock else 0.0)
+
+    @contextmanager
+    def preparation(self, into: list[float]) -> Iterator[None]:
+        """Append the CPU seconds that the block spends on what is done once to `into`."""
+        before = prepared().cpu
+        try:
+            yield
+        finally:
+            into.append(prepared().cpu - before)
 
     @contextmanager
     def memory(self, method: str) -> Iterator[None]:

@@ -62,6 +62,7 @@ class OpenQuery:
     base_seconds: float
     source: Source | None = None
     search_seconds: float = 0.0
+    prepare_seconds: float = 0.0  # of what was done once, to search
     scores: dict[str, Scores] = field(default_factory=dict)  # of the first query, by method
 
     def row(self, method: str, k: int, scores: Sequence[Scores]) -> Scored:
@@ -163,7 +164,13 @@ class QueryProtocol(Protocol):
             ks = self.neighbour_counts(runner.plan, spec)
             return [replace(one.row(name, k, one.base), failed=reason) for k in ks]
 
-        return attempt(asked, lambda some: self.score(name, spec, some, runner), at_the_base)
+        once: list[float] = []
+        with runner.meter.preparation(once):
+            made = attempt(asked, lambda some: self.score(name, spec, some, runner), at_the_base)
+        if spec.select.ranks:
+            once += [one.prepare_seconds for one in asked]
+        made[0][0] = replace(made[0][0], prepare_seconds=sum(once))
+        return made
 
     def score(
         self, name: str, spec: MethodSpec, asked: Sequence[OpenQuery], runner: "Runner"
@@ -239,11 +246,12 @@ def _ask(queries: Sequence[Query], runner: "Runner") -> OpenQuery:
 def _find(asked: Sequence[OpenQuery], runner: "Runner") -> None:
     if runner.store is None:
         return
-    seconds: list[float] = []
-    with runner.meter.seconds(seconds):
+    seconds, once = list[float](), list[float]()
+    with runner.meter.seconds(seconds), runner.meter.preparation(once):
         sources = runner.sources([(one.queries[0].search, one.queries[0].document) for one in asked])
     for one, source in zip(asked, sources, strict=True):
         one.source, one.search_seconds = source, seconds[0] / len(asked)
+    asked[0].prepare_seconds = once[0]
 
 
 def _choose(spec: MethodSpec, one: OpenQuery, plan: "Plan") -> Found:

@@ -95,6 +95,22 @@ def pieces(example: Example, size: int) -> Iterator[Example]:
             yield example.part(start, end, end + first - begin)
 
 
+def separate_pieces(example: Example, size: int) -> Iterator[tuple[int, Example]]:
+    """Yield parts of `size` tokens that learn a text without its opening token, each with its place.
+
+    The place is that of its first token in the target. The published TTT-NN code cuts them so: context and
+    target as one text, without overlap, so that the first token of each part is read and never learnt. A
+    part of nothing else is left out.
+    """
+    known = len(example.context) - 1
+    text = example.context[1:] + example.target
+    for begin in range(0, len(text), size):
+        start, end = max(begin + 1, known), min(begin + size, len(text))
+        if end > start:
+            spans = example.spans[start - known : end - known]
+            yield start - known, Example(text[begin:start], text[start:end], spans)
+
+
 def even_pieces(example: Example, size: int, max_inputs: int) -> Iterator[Example]:
     """Yield even parts of the target, `size` tokens at most, each after as much context as fits."""
     total = len(example.target)

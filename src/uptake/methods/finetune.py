@@ -18,7 +18,16 @@ from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.capabilities import FeedForwardKeys, capability
-from uptake.lm.examples import Example, Piece, encode, even_pieces, of_targets, pieces, rolling_windows
+from uptake.lm.examples import (
+    Example,
+    Piece,
+    encode,
+    even_pieces,
+    of_targets,
+    pieces,
+    rolling_windows,
+    separate_pieces,
+)
 from uptake.lm.scoring import token_log_probs_at, weighted
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
 from uptake.lm.upper_blocks import above_frozen
@@ -35,10 +44,11 @@ class Finetune(Method[WeightState]):
     """One gradient step a piece of at most `chunk_tokens` (the model's window if None), in reading order.
 
     Weights, optimizer state and random numbers are fresh for every query. Where only low-rank factors are
-    trained, all queries of a batch are trained side by side, each by itself. `reference` passes the
-    optimizer state on from query to query, as the published TTT-NN code does: results then depend on the
-    order of queries. `dropout` trains in training mode, seeded for each query. Where a loss is not finite,
-    the state stays as it was before that reading, and the ledger gives the reason.
+    trained, all queries of a batch are trained side by side, each by itself. `reference` does as the
+    published TTT-NN code does: it passes the optimizer state on from query to query, so that results depend
+    on the order of queries, and learns passages without an opening token, in pieces that do not overlap (so
+    does `opening_token=false`). `dropout` trains in training mode, seeded for each query. Where a loss is not
+    finite, the state stays as it was before that reading, and the ledger gives the reason.
 
     `after_context` learns a passage as the continuation of the query, the text so far: in pieces of even
     length, each after as much of the text before it as the window holds. `read` then trains on the same
@@ -64,6 +74,7 @@ class Finetune(Method[WeightState]):
     max_tokens: int | None = None  # a query
     dropout: bool = False
     key_penalty: float = 0.0
+    opening_token: bool | None = None  # before each passage; None: yes, but not under `reference`
     reference: bool = False
 
     def __post_init__(self) -> None:
@@ -75,9 +86,16 @@ class Finetune(Method[WeightState]):
             )
         if min(self.max_steps or 0, self.max_tokens or 0) < 0:
             raise BadInput(f"max_steps {self.max_steps}, max_tokens {self.max_tokens}: use 0 or more")
+        if self.opening_token is False and self.after_context:
+            raise BadInput("opening_token=false is for passages read by themselves: leave after_context out")
         chain(self.clip, self.transforms)
         if not 0 <= self.key_penalty < float("inf"):
             raise BadInput(f"key_penalty {self.key_penalty}: use 0 for none, or a small positive number")
+
+    @property
+    def opens(self) -> bool:
+        """Whether the opening token stands before each passage."""
+        return self.after_context or not self.reference if self.opening_token is None else self.opening_token
 
     @property
     def sequential(self) -> bool:
@@ -282,17 +300,24 @@ class Finetune(Method[WeightState]):
         for place, passage in enumerate([*ordered] * self.passes):
             whole = encode(lm.tokenizer, passage.prompt, passage.text)
             weights = self.token_weights.of(passage, whole.spans, [*before, *ordered[:place]]).to(lm.device)
-            done = 0
-            even = self.after_context
-            for example in (
-                even_pieces(whole, size, lm.window) if even else pieces(whole, min(size, lm.window))
-            ):
-                own = weights[done : done + len(example.target)]
-                done += len(example.target)
+            for start, example in self._cut(whole, size, lm.window):
+                own = weights[start : start + len(example.target)]
                 if own.any():
                     # A loss is a mean over all tokens that it is charged for, a prompt's among them.
                     share = len(example.target) / self._tokens(example)
                     yield Piece(example, own if share == 1 else own * share, passage.document or passage.id)
+
+    def _cut(self, whole: Example, size: int, window: int) -> Iterator[tuple[int, Example]]:
+        """Yield the pieces of a passage, each with its place in the target."""
+        if not self.opens:
+            yield from separate_pieces(whole, min(size, window))
+            return
+        done = 0
+        for example in (
+            even_pieces(whole, size, window) if self.after_context else pieces(whole, min(size, window))
+        ):
+            yield done, example
+            done += len(example.target)
 
     def _tokens(self, example: Example) -> int:
         """Return how many tokens a piece is charged for; context that was learnt before is free."""

@@ -18,6 +18,14 @@ def points(share: float | None) -> str:
     return "" if share is None else number(100 * share, 1, "+")
 
 
+ONE_OFF = "one-off seconds CPU time of preparation, such as opening or building an index"
+
+
+def one_off(seconds: float | None) -> str:
+    """Return seconds of preparation; nothing where they round to none."""
+    return number(seconds, 1) if seconds and seconds >= 0.05 else ""
+
+
 def size(count: int | None) -> str:
     """Return bytes in a unit people read: "1.2 GB"; nothing for None."""
     if count is None:

@@ -202,11 +202,12 @@ def _read_document(
     # Seeded by the document, so that what is random differs from one to the next.
     context = Context(stable_hash(str(plan.seed), "stream", document.id), plan.budget)
     passages = tuple(chunking.passages(document)) if chunking else (Passage.whole(document),)
-    finding, reading, gpu = list[float](), list[float](), list[float]()
-    with runner.meter.seconds(finding):
-        evidence, short = _evidence(spec, document, passages, runner)
-    with runner.meter.seconds(reading, gpu):
-        after, failed = _read(state, spec, evidence, context, runner.lm)
+    finding, reading, gpu, once = list[float](), list[float](), list[float](), list[float]()
+    with runner.meter.preparation(once):
+        with runner.meter.seconds(finding):
+            evidence, short = _evidence(spec, document, passages, runner)
+        with runner.meter.seconds(reading, gpu):
+            after, failed = _read(state, spec, evidence, context, runner.lm)
     ledger = context.ledger(0)
     spent = replace(
         spent,
@@ -217,6 +218,7 @@ def _read_document(
         adapt_seconds=spent.adapt_seconds + reading[0],
         gpu_seconds=spent.gpu_seconds + gpu[0],
         short=spent.short + short,
+        prepare_seconds=spent.prepare_seconds + once[0],
     )
     return after, spent, failed
 

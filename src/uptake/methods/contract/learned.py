@@ -30,6 +30,7 @@ from uptake.codec import Malformed, plain
 from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.lm.base import LM
 from uptake.methods.contract.method import Method, MethodSpec, State
+from uptake.preparation import preparing
 from uptake.settings import describe
 from uptake.tasks.questions import Question
 from uptake.text.types import Document, Source
@@ -187,7 +188,8 @@ class Learned(Learner[EpisodeT], Method[StateT], Generic[StateT, EpisodeT]):
         key = (type(self), repr(self), lm.fingerprint, str(lm.device), *stamp)
         with _loading:  # one at a time: two threads share what either has loaded
             if key not in _loaded:
-                made = self.fresh(lm) if self.weights == UNTRAINED else self.load(Path(self.weights), lm)
+                with preparing():
+                    made = self.fresh(lm) if self.weights == UNTRAINED else self.load(Path(self.weights), lm)
                 _loaded[key] = made.requires_grad_(False).eval()
                 while len(_loaded) > _CACHED:
                     _loaded.popitem(last=False)

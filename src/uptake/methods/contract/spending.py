@@ -5,7 +5,6 @@ not depend on which other queries are in its batch. It knows no method.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,15 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from uptake.preparation import query_clocks
+
 
 @dataclass(frozen=True)
 class Budget:
     """The most that one query may spend on being adapted to; None is no limit.
 
-    Seconds count while this very query is at work, not while others of its batch are. A method stops
+    Seconds count while this very query is at work, not while others of its batch are, nor while something is
+    prepared once for all. A method stops
     before the step that would exceed `tokens` or `steps`, and after the one that exceeded a time.
     """
 
@@ -185,14 +187,14 @@ class Meter:
 
     def _clocks(self) -> Times:
         gpu = self._gpu() if self._gpu else 0.0
-        return Times(time.thread_time(), time.process_time(), time.perf_counter(), gpu)
+        return Times(*query_clocks(), gpu)
 
 
 @contextmanager
 def cpu_seconds(into: list[float]) -> Iterator[None]:
-    """Append the CPU seconds that the block takes, over all threads, to `into`."""
-    started = time.process_time()
+    """Append the CPU seconds that the block takes, over all threads, to `into`; preparation is left out."""
+    _, started, _ = query_clocks()
     try:
         yield
     finally:
-        into.append(time.process_time() - started)
+        into.append(query_clocks()[1] - started)

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from uptake.report.formatting import many
+from uptake.report.formatting import ONE_OFF, many
 from uptake.report.kind import Figures, ReportKind, TableLines
 from uptake.report.page.layout import Page
 from uptake.report.results import Results
@@ -15,7 +15,14 @@ class ScoredReport(ReportKind):
 
     rows = (Scored,)
     showcase: ClassVar[Any] = Showcase
-    optional_headings = ("peak memory", "tokens trained", "helped", "CPU seconds", "vs random")
+    optional_headings = (
+        "peak memory",
+        "one-off seconds",
+        "tokens trained",
+        "helped",
+        "CPU seconds",
+        "vs random",
+    )
 
     def figures(self, results: Results) -> Figures:
         """Return `methods`: each method at its largest k, and at every k under `by_k`."""
@@ -31,6 +38,7 @@ class ScoredReport(ReportKind):
         stopped = ", ".join(f"{count} under {name}" for name, count in early.items() if count)
         return (
             f"{gain}; costs are a query's"
+            + (f", {ONE_OFF}" if any(line.get("one-off seconds") for line in self.lines(figures)) else "")
             + ("; what failed counts at the base's score" if failed else "")
             + (f"\nstopped by the budget before all was read: {stopped}" if stopped else "")
             + (f"\n{lost}" if (lost := counting.unscored(figures)) else "")

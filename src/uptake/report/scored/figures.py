@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from uptake.report import metrics
-from uptake.report.formatting import ends, filled, many, not_scored, number, percent, points, size
+from uptake.report.formatting import ends, filled, many, not_scored, number, one_off, percent, points, size
 from uptake.report.results import BASE, CONTROL, Results
 from uptake.report.scored.rows import Scored
 from uptake.text.overlap import overlap_bin
@@ -38,6 +38,7 @@ def figures(results: Results) -> dict[str, Any]:
             "withheld_per_query": _mean(row.withheld for row in rows),
             "peak_rss_bytes": header.peak_rss_bytes.get(method),
             "peak_gpu_bytes": header.peak_gpu_bytes.get(method),
+            "preparation_cpu_seconds": sum(row.prepare_seconds for some in by_k.values() for row in some),
             "gpu_seconds_per_query": _mean(row.gpu_seconds for row in rows),
             "overlap_bins": _overlap_bins(rows, header.seed),
             "by_k": every,
@@ -151,6 +152,7 @@ def _line(name: str, method: dict[str, Any]) -> dict[str, str]:
         "vs random": points(against["difference"]) + ends(against["ci"]),
         "helped": percent(method["share_helped"], 0),
         "CPU seconds": number(method["cpu_seconds_per_query"]["total"], 2),
+        "one-off seconds": one_off(method["preparation_cpu_seconds"]),
         "tokens trained": number(method["tokens_trained_per_query"], 0, ","),
         "peak memory": size(method["peak_rss_bytes"]),
         # Where there is no GPU nothing stands under these, and they are left out.

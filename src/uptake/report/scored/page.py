@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from uptake.report.formatting import many, number, percent, points
+from uptake.report.formatting import ONE_OFF, many, number, one_off, percent, points
 from uptake.report.page.layout import Page, TokensSection
 from uptake.report.results import BASE, CONTROL, Results
 from uptake.report.scored import figures as counting
@@ -47,6 +47,7 @@ _TOKENS = (
 
 
 def _legend(methods: Figures) -> str:
+    prepared = any(one_off(method["preparation_cpu_seconds"]) for method in methods.values())
     against = (
         "Against random is in percentage points: the gain of the neighbours over as many random passages. "
         if any(method["against_random"] for method in methods.values())
@@ -56,6 +57,7 @@ def _legend(methods: Figures) -> str:
         "Gain is the share of the base model’s bits that were saved, with its 95 % interval (paired "
         f"bootstrap by document). {against}Helped is the share of queries that took fewer bits. Costs are "
         "a query’s mean, memory the process’s peak."
+        + (f" O{ONE_OFF[1:].replace(' CPU', ': CPU', 1)}." if prepared else "")
     )
 
 

@@ -28,6 +28,7 @@ class Scored(Row):
     train_seconds: float = 0.0
     score_seconds: float = 0.0
     gpu_seconds: float = 0.0  # of training and scoring, where there is a GPU
+    prepare_seconds: float = 0.0  # of what was done once for all queries and fell to this one: in no other
     failed: str = ""  # why, where it failed
     stopped: str = ""  # why not everything was read, where it was not: failure, or a budget that was spent
 

@@ -16,7 +16,15 @@ class StreamReport(ReportKind):
     rows = (Answered, Drifted, Spent, DocumentFailed)
     figure_names = ("documents", "base", "methods", "pairs")
     showcase: ClassVar[Any] = ShownQuestion
-    optional_headings = ("failed", "GPU memory", "tokens trained", "CPU seconds", "F1", "vs base")
+    optional_headings = (
+        "failed",
+        "GPU memory",
+        "one-off seconds",
+        "tokens trained",
+        "CPU seconds",
+        "F1",
+        "vs base",
+    )
 
     def figures(self, results: Results) -> Figures:
         """Return `documents`, `base`, `methods` with every checkpoint under `at`, and `pairs` of methods."""

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from uptake.report import metrics
-from uptake.report.formatting import filled, many, not_scored, number, percent, size
+from uptake.report.formatting import ONE_OFF, filled, many, not_scored, number, one_off, percent, size
 from uptake.report.results import BASE, Results
 from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, Spent
 
@@ -127,6 +127,7 @@ _COSTS = (
     "adapt_seconds",
     "gpu_seconds",
     "ask_seconds",
+    "prepare_seconds",
 )
 
 
@@ -205,6 +206,7 @@ def _line(name: str, found: dict[str, Any]) -> dict[str, str]:
         "exact": percent(found["exact"]),
         "KL": number(found.get("kl"), 4),
         "CPU seconds": number(_seconds(found), 1),
+        "one-off seconds": one_off(found.get("prepare_seconds")),
         "tokens trained": number(found.get("tokens_trained"), 0, ","),
         # Without a GPU both are empty, and left out.
         "GPU seconds": number(found.get("gpu_seconds") or None, 1),
@@ -246,6 +248,7 @@ def caption(figures: dict[str, Any]) -> str:
         f"{many(figures['documents'], 'document', 'documents')}; NLL: nats a token of "
         "the right answer [95 % interval, bootstrap by group]"
         + ("; KL: nats a token of unrelated text" if drift else "")
+        + (f"; {ONE_OFF}" if any(line.get("one-off seconds") for line in lines(figures)) else "")
         + (f"\n{lost}" if (lost := unscored(figures)) else "")
     )
 

@@ -48,6 +48,7 @@ class Spent(Row):
     adapt_seconds: float = 0.0
     gpu_seconds: float = 0.0  # of adapting, where there is a GPU
     ask_seconds: float = 0.0  # at this checkpoint alone
+    prepare_seconds: float = 0.0  # of what was done once, such as opening an index: in none of the others
     short: int = 0  # documents behind which fewer neighbours were found than asked for
 
 

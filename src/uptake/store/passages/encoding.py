@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput, Mismatch
+from uptake.preparation import preparing
 from uptake.store.layout import View
 from uptake.store.remote.objects import Location
 from uptake.text.types import Embedder
@@ -64,7 +65,8 @@ class Encoding:
         if isinstance(encoder, str):
             from uptake.store.passages.encoders import make_encoder
 
-            encoder = make_encoder(encoder, self.device, self._view.dtype)
+            with preparing():
+                encoder = make_encoder(encoder, self.device, self._view.dtype)
         if encoder.fingerprint != self._view.encoder_fingerprint:
             made = _described(self._view.encoder, self._view.encoder_fingerprint)
             given = _described(getattr(encoder, "spec", ""), encoder.fingerprint)

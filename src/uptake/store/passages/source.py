@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput
+from uptake.preparation import preparing
 from uptake.store.passages.index import Index, Ranked, VectorIndex
 from uptake.store.passages.index_cache import BaseIndex
 from uptake.store.passages.table import Ids, Table, storable
@@ -65,19 +66,24 @@ class Snapshot:
     def tokens(self, fingerprint: str) -> TokenView:
         """Return the tokens of this version as the keyer of this fingerprint read them."""
         if fingerprint not in self._tokens:
-            self._tokens[fingerprint] = self._views.tokens(self.table, fingerprint)
+            with preparing():
+                self._tokens[fingerprint] = self._views.tokens(self.table, fingerprint)
         return self._tokens[fingerprint]
 
     def chunks(self, fingerprint: str) -> Chunked:
         """Return the chunks of this version as the tokenizer of this fingerprint cut them."""
         if fingerprint not in self._chunks:
-            self._chunks[fingerprint] = self._views.chunks(self.table, fingerprint)
+            with preparing():
+                self._chunks[fingerprint] = self._views.chunks(self.table, fingerprint)
         return self._chunks[fingerprint]
 
     @cached_property
     def index(self) -> Index:
         """The vector index of this version, opened or made when first needed."""
-        return self._make_index(self.table)
+        with preparing():
+            made = self._make_index(self.table)
+            made.prepare()
+        return made
 
     @property
     def base(self) -> BaseIndex | None:
@@ -88,7 +94,8 @@ class Snapshot:
     @cached_property
     def sorted_ids(self) -> Ids:
         """All ids in an order that does not depend on how they were added."""
-        return np.sort(self.table.ids)
+        with preparing():
+            return np.sort(self.table.ids)
 
     def rank(self, texts: Sequence[str], vectors: Floats | None, depth: int) -> list[Ranked]:
         """Return for each query its `depth` best passages; `vectors` is None in a lexical store."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput, Mismatch
+from uptake.preparation import preparing
 from uptake.store.files import plain_errors
 from uptake.store.passages.table import Ids
 from uptake.store.remote.lease import FileLease
@@ -65,9 +66,10 @@ class ChunkNeighbours(StoredView):
     @cached_property
     def rows(self) -> dict[int, Ids]:
         """The ids found, [queries, k] each, by the hash of document and queries."""
-        edges, ids = self.edges["ids"], np.asarray(self.arrays["ids"])
-        keys = self.arrays["documents"]["key"].tolist()
-        return {key: ids[edges[place] : edges[place + 1]] for place, key in enumerate(keys)}
+        with preparing():
+            edges, ids = self.edges["ids"], np.asarray(self.arrays["ids"])
+            keys = self.arrays["documents"]["key"].tolist()
+            return {key: ids[edges[place] : edges[place + 1]] for place, key in enumerate(keys)}
 
 
 def find_neighbours(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from uptake.cache import clear_drafts, discard, private
 from uptake.codec import load, plain
 from uptake.errors import UptakeError
+from uptake.preparation import preparing
 from uptake.store.cache import cache_folder, damaged, seal
 from uptake.store.files import one_line, read_json, write_json
 from uptake.store.passages.index_cache import Floats
@@ -119,7 +120,8 @@ class KeyIndex:
         rows = np.flatnonzero(allowed)
         if count == len(self.keys) <= _BLOCK:  # what small stores do over and over
             if self._wide is None:
-                self._wide = self.keys.astype(np.float32)
+                with preparing():
+                    self._wide = self.keys.astype(np.float32)
             yield rows, self._wide
             return
         for start in range(0, count, _BLOCK):
@@ -128,7 +130,8 @@ class KeyIndex:
 
     def _lists(self) -> Any:
         if self._ivf is None:
-            self._ivf = self._cached() or self._extended(None)
+            with preparing():
+                self._ivf = self._cached() or self._extended(None)
         elif self._ivf.ntotal < len(self.keys):
             raise AssertionError("lists cover all keys of the tokens they were made for")
         return self._ivf

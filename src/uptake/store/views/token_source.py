@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput
+from uptake.preparation import preparing
 from uptake.store.passages.table import Ids, Table
 from uptake.store.views.key_index import KeyIndex
 from uptake.store.views.tokens import StoredTokens
@@ -34,11 +35,12 @@ class TokenView:
     @cached_property
     def ends(self) -> Mask:
         """Which tokens are the last of their run of text: no pointer leads beyond them."""
-        tokens = self.stored.passages["tokens"]
-        starts = (np.cumsum(tokens) - tokens)[self.stored.passages["run"] == 1]
-        ends = np.zeros(len(self.stored.values), bool)
-        ends[starts[starts > 0] - 1] = True
-        ends[-1:] = True
+        with preparing():
+            tokens = self.stored.passages["tokens"]
+            starts = (np.cumsum(tokens) - tokens)[self.stored.passages["run"] == 1]
+            ends = np.zeros(len(self.stored.values), bool)
+            ends[starts[starts > 0] - 1] = True
+            ends[-1:] = True
         return ends
 
     def bound(self, document_id: str, group: str, overlap: Overlap, leak: LeakFilter) -> "BoundTokens":

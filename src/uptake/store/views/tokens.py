@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput, Mismatch
+from uptake.preparation import preparing
 from uptake.store.passages.table import Ids
 from uptake.store.views.view_files import PASSAGE, Arrays, StoredView, ViewKind, documents_of
 from uptake.text.chunks.cutting import edges_of
@@ -71,4 +72,5 @@ class StoredTokens(StoredView):
     @cached_property
     def collection(self) -> Collection:
         """The passages' words, for the leak filter."""
-        return Collection(self.arrays["words"], self.passages["words"])
+        with preparing():
+            return Collection(self.arrays["words"], self.passages["words"])

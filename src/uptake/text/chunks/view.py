@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from uptake.errors import BadInput
+from uptake.preparation import preparing
 from uptake.text.chunks.cutting import LENGTH, Columns, Ids, Mask, check_length, cut, edges_of, joined
 from uptake.text.chunks.finding import ByVectors, ByWords, Finder
 from uptake.text.overlap import LeakFilter, Overlap
@@ -56,9 +57,10 @@ class Chunked:
 
     @cached_property
     def _sorted(self) -> tuple[Ids, Ids]:
-        places = np.flatnonzero(self.live)
-        ids = self.columns.records["id"][places]
-        order = np.argsort(ids, kind="stable")
+        with preparing():
+            places = np.flatnonzero(self.live)
+            ids = self.columns.records["id"][places]
+            order = np.argsort(ids, kind="stable")
         return ids[order], places[order]
 
     def holding(self, passages: Sequence[int]) -> Mask:
