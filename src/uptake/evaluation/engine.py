@@ -46,7 +46,7 @@ def evaluate(
     runner = Runner(lm, plan, store, journal.states)
     everything = plan.protocol.units(plan, Inputs.of(inputs))
     plan.protocol.check(everything, lm)
-    check(lm, plan, runner.store)
+    once = check(lm, plan, runner.store)
     # What one unit processes to the next is in no journal: such a run begins again.
     kept = journal.start(plan.protocol.report, fresh=plan.sequential)
     batches = _batches(everything, plan, kept)
@@ -54,6 +54,7 @@ def evaluate(
     progress(kept.done, total, "")
     processes = min(workers, len(batches))
     for part in _made(runner, plan, batches, processes, ray):
+        plan.protocol.charge(part, once)
         if part.kept:  # what is told as done is on the disk
             journal.keep(part)
         kept.add(part)

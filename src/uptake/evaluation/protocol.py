@@ -103,6 +103,13 @@ class Protocol(ABC):
         """Raise BadInput, before anything is done, where this model cannot be measured on the units."""
         return
 
+    def charge(self, part: Part, once: dict[str, float]) -> None:
+        """Put the CPU seconds of what was prepared before all units, by method, into the rows of a part.
+
+        Called with each part in turn; what is told once is taken out of `once`.
+        """
+        return
+
     @abstractmethod
     def run(self, batch: Batch, runner: "Runner") -> Iterator[Part]:
         """Do a batch of units under every method of the runner's plan that they are for."""

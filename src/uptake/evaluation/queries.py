@@ -112,6 +112,12 @@ class QueryProtocol(Protocol):
             losses.add(query.id, query.target)
         losses.check()
 
+    def charge(self, part: Part, once: dict[str, float]) -> None:
+        for rows in part.rows.values():
+            for place, row in enumerate(rows):
+                if isinstance(row, Scored) and (more := once.pop(row.method, 0.0)):
+                    rows[place] = replace(row, prepare_seconds=row.prepare_seconds + more)
+
     def side_by_side(self, plan: "Plan") -> int:
         return 1 if self.sequential(plan) else plan.batch
 

@@ -73,6 +73,13 @@ class Stream(Protocol):
             losses.add(question.id, schedule.asking.answer(question.answers[0]))
         losses.check()
 
+    def charge(self, part: Part, once: dict[str, float]) -> None:
+        for rows in part.rows.values():
+            for place, row in enumerate(rows):
+                # What is spent is told as a sum at every checkpoint.
+                if isinstance(row, Spent) and (more := once.get(row.method, 0.0)):
+                    rows[place] = replace(row, prepare_seconds=row.prepare_seconds + more)
+
     def searches(self, plan: "Plan") -> bool:
         return max(plan.ks) > 0 and any(spec.searches for spec in plan.methods.values())
 
