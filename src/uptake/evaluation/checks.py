@@ -12,9 +12,9 @@ from uptake.store.unfinished import said
 def check(lm: LM, plan: Plan, store: Datastore | None) -> dict[str, float]:
     """Raise BadInput, Mismatch, Missing or Damaged where a method cannot work on this model or this store.
 
-    Return the CPU seconds of what was prepared for each method, such as an index. `store` is None where nothing
-    is searched. What else goes wrong in here (memory, a method's own error) goes wrong again with the queries
-    and is counted there as their failure.
+    Return the CPU seconds of what was prepared for each method, such as an index. `store` is None where
+    nothing is searched. What else goes wrong in here (memory, a method's own error) goes wrong again with
+    the queries and is counted there as their failure.
     """
     if store is not None and not store.count:
         begun = said(store.unfinished)
