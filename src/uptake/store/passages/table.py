@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from uptake.codec import Malformed, loads
 from uptake.errors import BadInput, Damaged
-from uptake.preparation import preparing
 from uptake.store.inventory import Inventory
 from uptake.store.passages import text_index
 from uptake.store.passages.columns import FIELDS, matrix_of, schema_of
@@ -180,7 +179,7 @@ class Table:
 
     @cached_property
     def _keys(self) -> tuple[Ids, Ids]:
-        with preparing(), lance_errors(self.path):
+        with lance_errors(self.path):
             columns = self._scan(["id", "document_key"]).to_table()
         return columns["id"].to_numpy(), columns["document_key"].to_numpy()
 
@@ -196,8 +195,7 @@ class Table:
 
     @cached_property
     def _order(self) -> NDArray[np.intp]:
-        with preparing():
-            return np.argsort(self.ids, kind="stable")
+        return np.argsort(self.ids, kind="stable")
 
     def positions(self, ids: Sequence[int] | Ids) -> NDArray[np.int64]:
         """Return where each id stands in table order, -1 for one that is not here."""
