@@ -50,7 +50,7 @@ def test_build_add_search_remove_export(run: Run, world: World, tmp_path: Path) 
 
     found = run("index", "search", store, "anchor chain", "-k", "1", "--json").json
     assert [(hit["document"], hit["text"]) for hit in found] == [("anchor", "the anchor chain")]
-    assert "anchor @ 0" in run("index", "search", store, "anchor chain").out
+    assert "anchor, line 1 @ 0" in run("index", "search", store, "anchor chain").out
 
     out = tmp_path / "out.parquet"
     assert run("index", "export", store, out).out == f"wrote {added.out.split()[-1]} passages to {out}\n"

@@ -198,7 +198,7 @@ def test_every_kind_of_bad_record_is_counted(run: Run, world: World, tmp_path: P
         "binary file": 1, "broken JSON": 1, "no text": 1, "empty text": 1, "NUL character": 1,
         "lone surrogate": 1, "not UTF-8": 1,
     }  # fmt: skip
-    assert built.err.startswith("left out: skipped 7: ") and built.err.count("\n") == 1
+    assert built.err.startswith("left out: skipped 7: ") and built.err.count("\n") == 7
     ran = run("eval", "-m", world.model, "--data", folder, "--method", "base", "--json", "-")
     assert ran.json["methods"]["base"]["queries"] == 1
     assert "skipped 7" in ran.json["notes"][0]

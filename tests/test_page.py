@@ -87,7 +87,7 @@ HOSTILE = synthetic.HOSTILE + "\"><img src=x onerror=alert(1)>'{{ 7 * 7 }}<!--"
 
 
 def test_hostile_text_everywhere_stays_text():
-    neighbour = Neighbour(HOSTILE, 0, 0.5, 0.1, HOSTILE)
+    neighbour = Neighbour(HOSTILE, 0, 0.5, 0.1, HOSTILE, HOSTILE)
     results = synthetic.results(ks=(5,), documents=3)
     rows = [
         dataclasses.replace(

@@ -430,4 +430,5 @@ def test_folders_deeper_than_calls_may_nest(tmp_path: Path) -> None:
 def test_records_are_named_in_examples_once_for_each_reason(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", b"broken\n" * 50 + json.dumps({"n": 1}).encode() + b'\n{"text": "x"}')
     _, skipped = read_all(tmp_path)
-    assert len(skipped.examples) == 21 and "no text" in skipped.examples[-1]
+    assert len(skipped.examples) == 20 and set(skipped.firsts) == {"broken JSON", "no text"}
+    assert skipped.firsts["no text"].startswith(f"{tmp_path}/a.jsonl:51: no text; no text among its keys n")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from uptake.tasks.worlds import make_world as make_world
     from uptake.text.overlap import LeakFilter as LeakFilter
     from uptake.text.readers import read as read
+    from uptake.text.reading import Reading as Reading
     from uptake.text.types import Document as Document
 
 _WHERE = {
@@ -51,6 +52,7 @@ _WHERE = {
     "Stream": "evaluation.protocols.stream",
     "Whole": "evaluation.protocols.whole",
     "read": "text.readers",
+    "Reading": "text.reading",
     "read_json": "evaluation.run",
     "summary": "report.summary",
     "table": "report.summary",

@@ -6,6 +6,7 @@ from uptake.cli import evaluating, inputs, options, screen
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore
+    from uptake.text.reading import Reading
 
 EXAMPLES = options.examples(
     "uptake compare -m gpt2 -s notes.store --data test.jsonl --html report.html",
@@ -14,9 +15,11 @@ EXAMPLES = options.examples(
 )
 
 
+@options.reads_files
 def compare(
     model: options.Model,
     data: options.Data,
+    reading: "Reading",
     store: options.Store = None,
     methods: options.Methods = "base,random,in-context,ttt-nn",
     k: options.NeighboursOr = None,
@@ -88,7 +91,7 @@ def compare(
 
     skipped = readers.Skipped()
     with screen.status("reading documents"):
-        documents = tuple(islice(readers.read(data, skipped=skipped), limit))
+        documents = tuple(islice(readers.read(data, skipped=skipped, reading=reading), limit))
         asked = read_questions(questions, skipped).questions if questions else ()
     screen.note_skipped(skipped)
     opened: Datastore | None = None

@@ -31,6 +31,7 @@ def cost(**given: Any) -> None:
     The options are those of `uptake compare`. The estimate holds for this machine under its present load.
     """
     names = inputs.methods(given["methods"], "ttt-nn")
+    reading = options.reading_of(given)
     with screen.status("starting"):
         from itertools import islice
 
@@ -65,7 +66,9 @@ def cost(**given: Any) -> None:
     inputs.set_threads(threads)
     skipped = readers.Skipped()
     with screen.status("reading documents"):
-        documents = list(islice(readers.read(given["data"], skipped=skipped), given["limit"]))
+        documents = list(
+            islice(readers.read(given["data"], skipped=skipped, reading=reading), given["limit"])
+        )
     screen.note_skipped(skipped)
     store = None
     if wanted:

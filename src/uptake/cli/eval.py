@@ -38,7 +38,7 @@ def eval(**given: Any) -> None:
 
 # The options of `compare`, with one method instead of several.
 _method = inspect.Parameter(
-    "method", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=options.MethodOr
+    "method", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=options.MethodOr
 )
 _parameters = [
     _method if name == "methods" else parameter

@@ -119,7 +119,8 @@ def generate(
         screen.note(f"{method} stopped: {stopped}; {outcome}")
     if show_neighbours:
         for neighbour in read:
-            where = screen.one_line(f"{neighbour.document}@{neighbour.start}")
+            place = f", {neighbour.place}" if neighbour.place else ""
+            where = screen.one_line(f"{neighbour.document}{place} @ {neighbour.start}")
             screen.note(f"{neighbour.score:.3f}  {where}  {screen.one_line(neighbour.text, 80)}")
     if as_json:
         text = session.generate(prompt, tokens, temperature, seed, stop or ())

@@ -12,6 +12,7 @@ from uptake.errors import BadInput, Damaged
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore
+    from uptake.text.reading import Reading
 
 app = typer.Typer(
     help="Build a datastore of passages, change it, search it and check it.", no_args_is_help=True
@@ -22,7 +23,8 @@ Corpus = Annotated[
     list[str],
     typer.Argument(
         metavar="CORPUS...",
-        help=".jsonl(.gz .xz .zst) .txt .md .parquet, folders of sources, Hugging Face data set names.",
+        help="Files such as .jsonl .csv .parquet .pdf .docx .html .ipynb .md .txt, packed or not; folders; "
+        "Hugging Face data set names.",
     ),
 ]
 Encoder = Annotated[
@@ -49,9 +51,11 @@ Opener = Annotated[
         "uptake index build notes.store notes/ --encoder lm:gpt2",
     )
 )
+@options.reads_files
 def build(
     store: StorePath,
     corpus: Corpus,
+    reading: "Reading",
     retriever: Annotated[
         str,
         options.option(
@@ -144,20 +148,28 @@ def build(
         return opened
 
     cluster = inputs.shards(ray, shard_rows, "wait")
-    add_corpus(store, made, corpus, as_json, threads, ray, workers, cluster, building=True)
+    add_corpus(store, made, corpus, as_json, threads, reading, ray, workers, cluster, building=True)
 
 
-@app.command(epilog=examples("uptake index add notes.store new-notes/"))
+@app.command(
+    epilog=examples(
+        "uptake index add notes.store new-notes/", "uptake index add notes.store tickets.csv --text-key body"
+    )
+)
+@options.reads_files
 def add(
     store: StorePath,
     corpus: Corpus,
+    reading: "Reading",
     encoder: Opener = None,
     as_json: options.AsJson = False,
     device: options.Device = "cpu",
     threads: options.Threads = None,
 ) -> None:
     """Add text to a datastore; known documents are skipped, changed ones are replaced."""
-    add_corpus(store, lambda: inputs.open_store(store, encoder, device, threads), corpus, as_json, threads)
+    add_corpus(
+        store, lambda: inputs.open_store(store, encoder, device, threads), corpus, as_json, threads, reading
+    )
 
 
 @app.command(
@@ -224,7 +236,14 @@ def search(
         )
     if as_json:
         found = [
-            {"id": p.id, "score": score, "document": p.document, "start": p.start, "text": p.text}
+            {
+                "id": p.id,
+                "score": score,
+                "document": p.document,
+                "place": p.meta.get("place", ""),
+                "start": p.start,
+                "text": p.text,
+            }
             for p, score in pairs
         ]
         typer.echo(json.dumps(found, indent=1))
@@ -288,7 +307,9 @@ def _show_found(pairs: list[tuple[Any, float]]) -> None:
 
     console = screen.results()
     for passage, score in pairs:
-        where = f"{score:9.3f}  {screen.one_line(passage.document)} @ {passage.start}  (passage {passage.id})"
+        place = f", {screen.one_line(passage.meta['place'], 80)}" if passage.meta.get("place") else ""
+        document = screen.one_line(passage.document)
+        where = f"{score:9.3f}  {document}{place} @ {passage.start}  (passage {passage.id})"
         console.print(Text(where, style="bold"), soft_wrap=True)
         text = Text(screen.one_line(passage.text, 300), style="dim")
         if console.is_terminal:

@@ -14,7 +14,7 @@ from uptake.errors import BadInput
 if TYPE_CHECKING:
     from uptake.store.cluster import Cluster
     from uptake.store.datastore import Added, Datastore
-    from uptake.text.readers import Skipped
+    from uptake.text.readers import Reading, Skipped
     from uptake.text.types import Document
 
 
@@ -29,6 +29,7 @@ def add_corpus(
     corpus: list[str],
     as_json: bool,
     threads: int | None,
+    reading: "Reading",
     ray: str | None = None,
     workers: int = 1,
     cluster: "Cluster | None" = None,
@@ -44,14 +45,14 @@ def add_corpus(
     skipped = readers.Skipped()
     with screen.interruptible(lambda: _resumes(place)):
         if ray is None:
-            store, added = _by_this_process(open_store, corpus, skipped, building)
+            store, added = _by_this_process(open_store, corpus, reading, skipped, building)
         else:
-            pieces = readers.pieces(corpus, skipped=skipped)
+            pieces = readers.pieces(corpus, skipped=skipped, reading=reading)
             with screen.status("opening the store"):
                 store = open_store()
             if building and store.count and not store.unfinished:
                 with screen.status("reading"):
-                    for _ in _known(store, readers.read(corpus)):
+                    for _ in _known(store, readers.read(corpus, reading=reading)):
                         pass
             with screen.on_cluster(ray):
                 with screen.progress("passages", skipped) as update:
@@ -63,17 +64,21 @@ def add_corpus(
 
 
 def _by_this_process(
-    open_store: "Callable[[], Datastore]", corpus: list[str], skipped: "Skipped", building: bool
+    open_store: "Callable[[], Datastore]",
+    corpus: list[str],
+    reading: "Reading",
+    skipped: "Skipped",
+    building: bool,
 ) -> "tuple[Datastore, Added]":
     from uptake.text import readers
 
-    documents = readers.read(corpus, skipped=skipped)
+    documents = readers.read(corpus, skipped=skipped, reading=reading)
     # A corpus that is not there or holds nothing ends here, before it leaves an empty store behind.
     with screen.status("reading"):
         first = next(documents)
     with screen.status("opening the store"):
         store = open_store()
-    known = _count(corpus, store) if store.view.dimensions else 0
+    known = _count(corpus, reading, store) if store.view.dimensions else 0
     read: Iterator[Document] = chain([first], documents)
     if building and store.count and not store.unfinished:
         read = _known(store, read)
@@ -125,6 +130,7 @@ def _show_added(added: "Added", store: "Datastore", skipped: "Skipped", as_json:
         "passages_already_there": added.already,
         "passages": store.count,
         "skipped": skipped.counts,
+        "skipped_examples": list(dict.fromkeys((*skipped.examples, *skipped.firsts.values()))),
     }
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
@@ -137,7 +143,7 @@ def _show_added(added: "Added", store: "Datastore", skipped: "Skipped", as_json:
     )
 
 
-def _count(corpus: list[str], store: "Datastore") -> int:
+def _count(corpus: list[str], reading: "Reading", store: "Datastore") -> int:
     """Return how many passages a corpus makes, for the bar: embedding takes far longer than reading twice."""
     from uptake.text import readers
 
@@ -145,4 +151,6 @@ def _count(corpus: list[str], store: "Datastore") -> int:
         return 0
     with screen.status("counting passages"):
         chunking = store.view.chunking
-        return sum(1 for document in readers.read(corpus) for _ in chunking.split(document.text))
+        return sum(
+            1 for document in readers.read(corpus, reading=reading) for _ in chunking.split(document.text)
+        )

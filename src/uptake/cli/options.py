@@ -1,15 +1,21 @@
 """Options that mean the same under every command, in the panels that `--help` shows them in."""
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uptake.errors import BadInput
 
+if TYPE_CHECKING:
+    from uptake.text.reading import Reading
+
 MAIN = "Options"
 PROTOCOL = "Protocol: when text is read, and what is scored"
 LEAK = "Leak filter"
+FILES = "Reading files"
 BUDGET = "Budget of one query or document"
 OUTPUT = "Output"
 MACHINE = "Machine"
@@ -201,6 +207,85 @@ MaxWallSeconds = Annotated[
         least=0,
     ),
 ]
+
+# The settings of text.reading.Reading, by their names; None stands for the usual value.
+READING: dict[str, Any] = {
+    "text_key": Annotated[
+        str | None, option(FILES, "KEY", "Key or column that holds the text of a record. Default: text.")
+    ],
+    "encoding": Annotated[
+        str | None,
+        option(
+            FILES,
+            "NAME",
+            "Encoding of files that are not UTF-8 and have no byte order mark, such as cp1252.",
+        ),
+    ],
+    "max_document_bytes": Annotated[
+        int | None,
+        option(FILES, "N", "Leave out documents of more bytes. Default: 67108864.", least=1, most=1 << 40),
+    ],
+    "max_unpacked_bytes": Annotated[
+        int | None,
+        option(
+            FILES, "N", "Stop a file that unpacks to more bytes. Default: 17179869184.", least=1, most=1 << 50
+        ),
+    ],
+    "max_expansion": Annotated[
+        int | None,
+        option(
+            FILES,
+            "N",
+            "Stop a file that unpacks to more than 64 MiB and to N times its size. Default: 1000.",
+            least=1,
+            most=1 << 40,
+        ),
+    ],
+    "max_parse_seconds": Annotated[
+        float | None,
+        option(
+            FILES, "SECONDS", "Give up a file whose parser gets nowhere for so long. Default: 60.", least=0.1
+        ),
+    ],
+    "max_parse_bytes": Annotated[
+        int | None,
+        option(
+            FILES,
+            "N",
+            "Memory that a file's parser may use. Default: 4294967296.",
+            least=1 << 30,
+            most=1 << 50,
+        ),
+    ],
+}
+
+
+def reading_of(given: dict[str, Any]) -> "Reading":
+    """Take the options of `READING` out of those given, and return what they say."""
+    from uptake.text.reading import Reading
+
+    said = {name: given.pop(name) for name in READING}
+    return Reading(**{name: value for name, value in said.items() if value is not None})
+
+
+def reads_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say how files are read; it gets them as one argument, `reading`."""
+
+    @functools.wraps(command)
+    def made(**given: Any) -> None:
+        reading = reading_of(given)
+        command(**given, reading=reading)
+
+    own = [each for name, each in inspect.signature(command).parameters.items() if name != "reading"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [
+        inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in READING.items()
+    ]
+    parameters = [*(each.replace(kind=keyword) for each in own), *added]
+    made.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    made.__annotations__ = {each.name: each.annotation for each in parameters}
+    return made
+
 
 Json = Annotated[
     str | None,

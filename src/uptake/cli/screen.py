@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Update = Callable[..., None]
 
+_EXAMPLES = 8  # of what was left out: one a reason
 _FIRST_LINE, _NEXT_LINE = 10.0, 30.0  # seconds between lines of progress where there is no terminal
 
 
@@ -81,9 +82,11 @@ def one_line(text: str, most: int | None = None) -> str:
 
 
 def note_skipped(skipped: "Skipped") -> None:
-    """Print what was left out while reading, if anything was."""
+    """Print what was left out while reading, if anything was, with an example of each reason."""
     if skipped.total:
         note(f"left out: {skipped}")
+        for example in [*skipped.firsts.values()][1:_EXAMPLES]:
+            note(f"  {example}")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from uptake.errors import BadInput
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore
+    from uptake.text.reading import Reading
 
 EXAMPLES = options.examples(
     "uptake stream -m gpt2 --documents news.jsonl --questions asked.jsonl",
@@ -86,9 +87,11 @@ LimitDocuments = Annotated[
 ]
 
 
+@options.reads_files
 def stream(
     model: options.Model,
     questions: Questions,
+    reading: "Reading",
     documents: Documents = None,
     methods: Annotated[
         str,
@@ -173,9 +176,14 @@ def stream(
         asked = read_questions(questions, unread)
         if not documents and not asked.documents:
             raise BadInput(f"{questions} brings no documents: name them with --documents")
-        read = list(islice(readers.read(documents, skipped=skipped) if documents else asked.documents, limit))
+        read = list(
+            islice(
+                readers.read(documents, skipped=skipped, reading=reading) if documents else asked.documents,
+                limit,
+            )
+        )
         rehearsal = read_questions(rehearse, unread).questions if rehearse else ()
-        unrelated = list(readers.read(locality, skipped=skipped)) if locality else []
+        unrelated = list(readers.read(locality, skipped=skipped, reading=reading)) if locality else []
     left_out = [f"left out while reading: {left}" for left in (unread, skipped) if left.total]
     for line in left_out:
         screen.note(f"note: {line}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from uptake.methods.contract.learned import TrainingData
     from uptake.store.datastore import Datastore
     from uptake.store.views.chunk_neighbours import NeighbourCache
+    from uptake.text.reading import Reading
     from uptake.text.types import Document, Source
     from uptake.train import Point
 
@@ -33,9 +34,11 @@ TRAINING = "Training"
 Files = list[str] | None
 
 
+@options.reads_files
 def train(
     method: Annotated[str, typer.Argument(help="Method with a network of its own; see `uptake methods`.")],
     model: options.Model,
+    reading: "Reading",
     out: Annotated[str, options.option(options.OUTPUT, "FILE", "Write the trained network here.", "--out")],
     documents: Annotated[Files, options.option(options.MAIN, "FILE", "Documents to train on.")] = None,
     questions: Annotated[
@@ -121,8 +124,8 @@ def train(
         if store is not None:
             opened = inputs.open_store(store, threads=threads)
             sources = _sources(opened, closing.enter_context(NeighbourCache(neighbours)))
-        material = _material(documents, questions, unrelated, limit, sources)
-        shown = _material(valid_documents, valid_questions, unrelated, limit, sources)
+        material = _material(documents, questions, unrelated, limit, reading, sources)
+        shown = _material(valid_documents, valid_questions, unrelated, limit, reading, sources)
         with screen.status("loading the model"):
             loaded = loading.load(model, device, dtype)
             begun = None if start is None else learner.load(Path(start), loaded)
@@ -201,7 +204,12 @@ def _forget(checkpoint: Path, neighbours: Path) -> None:
 
 
 def _material(
-    documents: Files, questions: Files, unrelated: Files, limit: int | None, sources: "Sources | None"
+    documents: Files,
+    questions: Files,
+    unrelated: Files,
+    limit: int | None,
+    reading: "Reading",
+    sources: "Sources | None",
 ) -> "TrainingData":
     from uptake.methods.contract.learned import TrainingData
     from uptake.tasks.questions import read_questions
@@ -211,8 +219,12 @@ def _material(
     with screen.status("reading text"):
         found = [read_questions(name, skipped) for name in questions or ()]
         brought = [document for one in found for document in one.documents]
-        read = islice(readers.read(documents, skipped=skipped), limit) if documents else ()
-        other = tuple(islice(readers.read(unrelated, skipped=skipped), limit)) if unrelated else ()
+        read = islice(readers.read(documents, skipped=skipped, reading=reading), limit) if documents else ()
+        other = (
+            tuple(islice(readers.read(unrelated, skipped=skipped, reading=reading), limit))
+            if unrelated
+            else ()
+        )
         material = TrainingData(
             (*read, *brought), tuple(q for one in found for q in one.questions), other, sources
         )

@@ -10,6 +10,7 @@ from uptake.errors import BadInput
 
 if TYPE_CHECKING:
     from uptake.evaluation.tune import Recipe, Trial, Tuning
+    from uptake.text.reading import Reading
 
 EXAMPLES = options.examples(
     "uptake tune -m gpt2 -s notes.store --data valid.jsonl --budget 1.0s --out notes.recipe",
@@ -17,9 +18,11 @@ EXAMPLES = options.examples(
 )
 
 
+@options.reads_files
 def tune(
     model: options.Model,
     data: options.Data,
+    reading: "Reading",
     store: Annotated[
         str, options.option(options.MAIN, "DIR", "Datastore to retrieve neighbours from.", "--store", "-s")
     ],
@@ -71,7 +74,7 @@ def tune(
     inputs.set_threads(threads)
     skipped = readers.Skipped()
     with screen.status("reading documents"):
-        documents = list(islice(readers.read(data, skipped=skipped), limit))
+        documents = list(islice(readers.read(data, skipped=skipped, reading=reading), limit))
     screen.note_skipped(skipped)
     with screen.status("opening the store"):
         opened = inputs.open_store(store, encoder, device, threads)

@@ -233,7 +233,9 @@ def segment_of(query: Query) -> Segment:
 def neighbours(found: Found) -> tuple[Neighbour, ...]:
     """Return found passages as a report shows them."""
     return tuple(
-        Neighbour(passage.document, passage.start, score, overlap, passage.text)
+        Neighbour(
+            passage.document, passage.start, score, overlap, passage.text, passage.meta.get("place", "")
+        )
         for passage, score, overlap in zip(found.passages, found.scores, found.overlaps, strict=True)
     )
 

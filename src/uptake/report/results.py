@@ -23,13 +23,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A passage that was read, as the report shows it."""
+    """A passage that was read, as the report shows it; `place` says where in its source it stands."""
 
     document: str
     start: int
     score: float
     overlap: float
     text: str
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

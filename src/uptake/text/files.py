@@ -28,8 +28,8 @@ class Skipped:
     """What a read left out: how many by reason, and some by name."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    # "path:line: reason": the first 20, and after them the first of each reason, to 100
-    examples: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)  # "path:line: reason", the first 20
+    firsts: dict[str, str] = field(default_factory=dict)  # the first example of each reason, of 100 reasons
 
     def add(self, reason: str, where: str) -> None:
         """Count one thing at `where` ("path" or "path:line") that was left out for `reason`.
@@ -37,10 +37,11 @@ class Skipped:
         What follows "; " in a reason is its detail and its cure: the examples have it, the counts do not.
         """
         kind = reason.partition("; ")[0]
-        new = kind not in self.counts
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        if len(self.examples) < (100 if new else 20):
+        if len(self.examples) < 20:
             self.examples.append(f"{where}: {reason}")
+        if len(self.firsts) < 100:
+            self.firsts.setdefault(kind, f"{where}: {reason}")
 
     @property
     def total(self) -> int:
