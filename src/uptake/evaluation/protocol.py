@@ -99,6 +99,10 @@ class Protocol(ABC):
     def units(self, plan: "Plan", inputs: Inputs) -> list[Unit]:
         """Return the units of work, in order. Raises BadInput where the inputs do not fit."""
 
+    def left_out(self, inputs: Inputs) -> dict[str, list[str]]:
+        """Return the ids of the documents that no unit comes of, by the reason."""
+        return {}
+
     def check(self, units: Sequence[Unit], lm: LM) -> None:
         """Raise BadInput, before anything is done, where this model cannot be measured on the units."""
         return

@@ -90,6 +90,7 @@ class QueryProtocol(Protocol):
     """A rule that makes queries of a document; each is scored by the base and under every method."""
 
     report = SCORED
+    lacks: ClassVar[str] = "shorter than two characters"  # why a document gives no query
     reads_neighbours: ClassVar[bool] = True  # False: what is read is the text itself, once scored
 
     @abstractmethod
@@ -105,6 +106,10 @@ class QueryProtocol(Protocol):
         if not made:
             raise BadInput(f"no document can be scored: give {self.wants}")
         return [QueryUnit(queries[0].id, 1, tuple(queries)) for queries in self.cut(made)]
+
+    def left_out(self, inputs: Inputs) -> dict[str, list[str]]:
+        names = [one.id for one in inputs.documents if next(self.queries(one), None) is None]
+        return {self.lacks: names} if names else {}
 
     def check(self, units: Sequence[Unit], lm: LM) -> None:
         losses = Losses(lm.tokenizer)

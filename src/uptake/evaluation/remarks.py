@@ -6,7 +6,9 @@ Each is a line of the notes, which stand below the table, in the JSON file and o
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
+from uptake.evaluation.protocol import Protocol
 from uptake.report.formatting import many
 from uptake.report.results import BASE, Results
 from uptake.report.scored.rows import Scored
@@ -24,6 +26,20 @@ def remarks(results: Results, plan: Plan, store: Datastore | None) -> list[str]:
             found.append(f"the store is {begun}")
         found += _found_fewer(results, plan, searched)
     return [*found, *_changed_nothing(results, plan)]
+
+
+def not_scored(protocol: Protocol, inputs: Inputs) -> list[str]:
+    """Return a line on the documents that the protocol can make nothing of, if there are any."""
+    left = protocol.left_out(inputs)
+    if not left:
+        return []
+    reasons = ", ".join(f"{len(names)} {reason} ({_some(names)})" for reason, names in left.items())
+    of = many(len(inputs.documents), "document", "documents")
+    return [f"not scored: {sum(map(len, left.values()))} of {of}, {reasons}"]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _missing_shards(results: Results) -> Iterator[str]:

@@ -14,7 +14,7 @@ from uptake.evaluation.journal import Journal
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
 from uptake.evaluation.rates import with_rates
-from uptake.evaluation.remarks import remarks
+from uptake.evaluation.remarks import not_scored, remarks
 from uptake.lm.causal import Causal
 from uptake.report import summary
 from uptake.report.formatting import many, percent
@@ -52,7 +52,7 @@ def run(
         tuple(outcome.rows),
         tuple(outcome.showcases),
     )
-    said = remarks(results, plan, store)
+    said = [*not_scored(plan.protocol, inputs), *remarks(results, plan, store)]
     return replace(results, header=replace(results.header, notes=(*header.notes, *said)))
 
 

@@ -121,7 +121,7 @@ def _places(document: Document, kind: Kind) -> Iterator[Hole]:
         if token.type not in (tokenize.INDENT, tokenize.DEDENT):
             last = max(last, token.end[0])
         # Tokenizers join a word and the space before it, so a hole takes that space along.
-        start -= text[max(start - 1, 0)] == " "
+        start -= start > 0 and text[start - 1] == " "
         if fits and start > 0:
             yield Hole(document, start, end, blank)
 

@@ -17,6 +17,7 @@ class Holes(Making, QueryProtocol):
     """
 
     name: ClassVar[str] = "holes"
+    lacks: ClassVar[str] = "without a hole to fill: no Python, or nothing of this kind in it"
     wants: ClassVar[str] = "Python files"
     options: ClassVar[Mapping[str, str]] = {
         "kind": "hole",

@@ -24,6 +24,7 @@ class Running(QueryProtocol):
     """
 
     name: ClassVar[str] = "running"
+    lacks: ClassVar[str] = "empty"
     options: ClassVar[Mapping[str, str]] = {"segment": "segment", "context": "prefix"}
     reads_neighbours: ClassVar[bool] = False
     segment: int = 512  # characters

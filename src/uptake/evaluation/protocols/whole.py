@@ -16,6 +16,7 @@ class Whole(QueryProtocol):
     """
 
     name: ClassVar[str] = "whole"
+    lacks: ClassVar[str] = "empty"
 
     def queries(self, document: Document) -> Iterator[Query]:
         if document.text:
