@@ -1,5 +1,6 @@
 """`uptake train`, on a toy method that stands in for any learned one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from test_train import LearnedMemory
 from uptake import methods
 from uptake.adaptation.tensors import read_tensors
 from uptake.methods.contract.method import MethodSpec
+from uptake.methods.fwl import FWL
 from uptake.methods.retro import Retro
 from uptake.text.chunks.view import BoundChunks
 
@@ -152,6 +154,38 @@ def test_retro_finds_neighbours_once_however_often_it_is_interrupted(
     steps.extend([1] * 9)
     searches.clear()
     assert run(*command, "--out", halted, "--fresh").code == 0 and searches
+
+
+def test_a_training_does_not_go_on_with_another_store_or_model(
+    run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(world.model, tmp_path / "model")
+    model = ("-m", folder)
+    command = ["train", "fwl", *model, "-s", world.dense, "--documents", world.corpus, "--limit", 4,
+               "--save-every", 1, "--out", tmp_path / "out"]  # fmt: skip
+    steps, gradients = [], FWL.gradients
+
+    def stop(self: FWL, *arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return gradients(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FWL, "gradients", stop)
+    assert run(*command).code == 130
+    before = (tmp_path / "out.training").read_bytes()
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-03'))
+    refused(run(*command), "out.training", "--fresh")
+    (folder / "config.json").write_text(config)
+    copy = shutil.copytree(world.dense, tmp_path / "copy.store")
+    more = write_lines(tmp_path / "more.jsonl", {"id": "new", "text": "something new"})
+    assert run("index", "add", world.dense, more).code == 0
+    refused(run(*command), "out.training", "--fresh")
+    assert (tmp_path / "out.training").read_bytes() == before
+    shutil.rmtree(world.dense)
+    copy.rename(world.dense)
+    assert run(*command).code == 0 and len(steps) > 3
 
 
 def test_retro_goes_on_from_a_network_to_answer_questions(run: Run, world: World, tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def compare(
     specs = api.method_specs(names, settings or ())
     leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
     loading.check(device, dtype)
-    wanted = evaluating.wanted_store(store, Plan(specs, chosen_protocol, tuple(ks)))
+    plan = Plan(specs, chosen_protocol, tuple(ks))
+    wanted = evaluating.wanted_store(store, plan)
     cluster = inputs.shards(ray, shard_rows, missing)
     inputs.set_threads(threads)
 
@@ -102,15 +103,11 @@ def compare(
         loaded = loading.load(model, device, dtype)
 
     journal = evaluating.journal(report_file, fresh)
-    hint = (
-        f"finished queries are saved in {journal}: the same command resumes from there"
-        if journal
-        else "nothing was saved: use --json FILE to be able to resume"
-    )
+    hint = f"finished queries are saved in {journal}: the same command resumes from there"
     with (
         screen.on_cluster(ray),
-        screen.interruptible(hint),
-        screen.progress("scoring", resumes=True) as update,
+        screen.interruptible(lambda: evaluating.kept(journal, plan, hint)),
+        screen.progress("scoring", resumes="an interrupted run") as update,
     ):
         results = api.compare(
             loaded,

@@ -50,6 +50,19 @@ def journal(report_file: Path | None, fresh: bool) -> Path | None:
     return path
 
 
+def kept(path: Path | None, plan: "Plan", resumes: str) -> str:
+    """Return what an interrupted run has left: `resumes` says where, if anything is there to go on from."""
+    from uptake.evaluation.records import RecordFile
+
+    if path is None:
+        return "nothing was saved: use --json FILE to be able to resume"
+    if plan.sequential:
+        return "nothing can be resumed with reference=true, each query needs the one before it"
+    if not RecordFile(path).count:
+        return "nothing was finished yet: the same command begins again"
+    return resumes
+
+
 def forget(path: Path | None) -> None:
     """Remove a journal and the states beside it."""
     from uptake.evaluation.journal import Journal

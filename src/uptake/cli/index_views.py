@@ -49,7 +49,7 @@ def tokens(
     opened = inputs.open_store(store, None, "cpu", threads)
     with screen.status("loading the model"):
         keys = TokenKeyer(loading.load(model, device, dtype))
-    _read(opened, lambda update: opened.read_tokens(keys, fresh=fresh, progress=update), as_json)
+    _read(opened, "tokens", lambda update: opened.read_tokens(keys, fresh=fresh, progress=update), as_json)
 
 
 def chunks(
@@ -82,14 +82,27 @@ def chunks(
     tokenizer = loading.load_tokenizer(model)
     _read(
         opened,
+        "chunks",
         lambda update: opened.read_chunks(tokenizer, length=length, name=model, fresh=fresh, progress=update),
         as_json,
     )
 
 
-def _read(opened: "Datastore", read: "Callable[[Any], ReadTokens]", as_json: bool) -> None:
-    hint = "what was read so far is stored: the same command resumes"
-    with screen.interruptible(hint), screen.progress("passages", resumes=True) as update:
+def _read(opened: "Datastore", kind: str, read: "Callable[[Any], ReadTokens]", as_json: bool) -> None:
+    before = opened.view_contents(kind)
+
+    def there(done: int, total: int) -> str:
+        left = total - done
+        return f"{done:,} of {total:,} passages were read before: " + (
+            f"reading the other {left:,}" if left else "nothing is left to read"
+        )
+
+    def hint() -> str:
+        if opened.view_contents(kind) in ("", before):
+            return "nothing new was stored yet: the same command begins again"
+        return "what was read so far is stored: the same command resumes"
+
+    with screen.interruptible(hint), screen.progress("passages", resumes=there) as update:
         done = read(update)
     if as_json:
         counts = {"documents_read": done.documents, "tokens_read": done.tokens, "tokens": done.total}

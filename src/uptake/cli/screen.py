@@ -101,11 +101,13 @@ def status(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str, skipped: "Skipped | None" = None, resumes: bool = False) -> Iterator[Update]:
+def progress(
+    what: str, skipped: "Skipped | None" = None, resumes: str | Callable[[int, int], str] = ""
+) -> Iterator[Update]:
     """Show the progress of long work; the block calls the function it gets with (done, total or 0, name).
 
-    A bar on a terminal; elsewhere a line now and then. With `resumes` the first call
-    also prints how much an earlier run has done.
+    A bar on a terminal; elsewhere a line now and then. Where the first call says that some is done, a line
+    does too: that `resumes` is resumed, or what it returns of (done, total).
     """
     screen = messages()
     started = time.monotonic()
@@ -114,7 +116,11 @@ def progress(what: str, skipped: "Skipped | None" = None, resumes: bool = False)
     def note_resumed(done: int, total: int) -> None:
         nonlocal first
         if first and resumes and done:
-            note(f"resuming an interrupted run: {done:,} of {total:,} are done")
+            note(
+                f"resuming {resumes}: {done:,} of {total:,} are done"
+                if isinstance(resumes, str)
+                else resumes(done, total)
+            )
         first = first and not total  # before the whole is known, something is prepared
 
     if not screen.is_terminal:

@@ -167,7 +167,8 @@ def stream(
         answer_tokens, batch, align,
     )  # fmt: skip
     loading.check(device, dtype)
-    wanted = store and evaluating.wanted_store(store, Plan(specs, Stream(), tuple(ks)))
+    plan = Plan(specs, Stream(), tuple(ks))
+    wanted = store and evaluating.wanted_store(store, plan)
     cluster = inputs.shards(ray, shard_rows, missing)
     inputs.set_threads(threads)
 
@@ -198,13 +199,11 @@ def stream(
     hint = (
         f"progress is saved in {journal} every {save_every:,} documents (--save-every) and at checkpoints: "
         "the same command resumes from there"
-        if journal
-        else "nothing was saved: use --json FILE to be able to resume"
     )
     with (
         screen.on_cluster(ray),
-        screen.interruptible(hint),
-        screen.progress("reading", resumes=True) as update,
+        screen.interruptible(lambda: evaluating.kept(journal, plan, hint)),
+        screen.progress("reading", resumes="an interrupted run") as update,
     ):
         results = api.stream(
             loaded,

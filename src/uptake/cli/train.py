@@ -103,9 +103,10 @@ def train(
         from uptake import methods
         from uptake import train as outer
         from uptake.adaptation.optimizers import AdamW
+        from uptake.evaluation.identity import files_in, model_identity, named
         from uptake.lm import loading
         from uptake.methods.contract.learned import learner_of
-        from uptake.settings import apply
+        from uptake.settings import apply, describe
         from uptake.store.views.chunk_neighbours import NeighbourCache
     found = learner_of(methods.find(method))
     if found is None:
@@ -120,9 +121,10 @@ def train(
     if fresh:
         _forget(checkpoint, neighbours)
     with contextlib.ExitStack() as closing:
-        sources = None
+        sources, searched = None, ""
         if store is not None:
             opened = inputs.open_store(store, threads=threads)
+            searched = f"{opened.contents} {opened.view_contents('chunks')}"
             sources = _sources(opened, closing.enter_context(NeighbourCache(neighbours)))
         material = _material(documents, questions, unrelated, limit, reading, sources)
         shown = _material(valid_documents, valid_questions, unrelated, limit, reading, sources)
@@ -144,7 +146,7 @@ def train(
     )
     with (
         screen.interruptible(lambda: _hint(checkpoint, save_every)),
-        screen.progress("training", resumes=True) as update,
+        screen.progress("training", resumes="an interrupted run") as update,
     ):
         words = ""
 
@@ -163,7 +165,7 @@ def train(
             valid,
             begun,
             lambda done, total: update(done, total, words),
-            _digest(material, shown),
+            named([_digest(material, shown), searched, model_identity(loaded), *files_in(describe(learner))]),
         )
     learner.save(network, loaded, file)
     _forget(checkpoint, neighbours)

@@ -35,26 +35,26 @@ def identity(
     views = sorted({view for spec in plan.methods.values() for view in spec.method.views})
     return {
         "seed": str(plan.seed),
-        "model": _named(model_identity(lm)),
+        "model": named(model_identity(lm)),
         "store": ""
         if searched is None
-        else _named([searched.contents, *((view, searched.view_contents(view)) for view in views)]),
-        "protocol": _named([header.protocol, plan.showcases]),
-        "methods": _named({name: header.settings[name] for name in sorted(header.settings)}),
-        "networks": _named(
+        else named([searched.contents, *((view, searched.view_contents(view)) for view in views)]),
+        "protocol": named([header.protocol, plan.showcases]),
+        "methods": named({name: header.settings[name] for name in sorted(header.settings)}),
+        "networks": named(
             {
                 name: [*sorted(files_in(header.settings[name])), *_in_memory(spec)]
                 for name, spec in plan.methods.items()
             }
         ),
-        "versions": _named(header.versions),
-        **{name: _named(text) for name, text in inputs.parts().items()},
+        "versions": named(header.versions),
+        **{name: named(text) for name, text in inputs.parts().items()},
     }
 
 
 def key_of(parts: Mapping[str, str]) -> str:
     """Return the key of the journal of a plan of these parts."""
-    return _named(parts)
+    return named(parts)
 
 
 def model_identity(lm: Causal) -> list[Any]:
@@ -84,7 +84,7 @@ def files_in(settings: Any) -> Iterator[tuple[str, str]]:
                 yield settings, digest_of(path)
             elif (path / "config.json").is_file():
                 found = sorted(file for file in path.iterdir() if file.is_file())
-                yield settings, _named([(file.name, digest_of(file)) for file in found])
+                yield settings, named([(file.name, digest_of(file)) for file in found])
 
 
 def _in_memory(value: Any) -> Iterator[str]:
@@ -104,6 +104,7 @@ def _in_memory(value: Any) -> Iterator[str]:
             yield from _in_memory(each)
 
 
-def _named(value: object) -> str:
+def named(value: object) -> str:
+    """Return 32 hexadecimal digits that name plain data, dataclasses included."""
     text = json.dumps(plain(value), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode("utf8", "surrogatepass"), digest_size=16).hexdigest()

@@ -12,6 +12,7 @@ import torch
 
 from uptake.errors import BadInput, Missing
 from uptake.gguf import dequantised, is_gguf
+from uptake.hub import cached_if_silent
 from uptake.lm.causal import Causal
 from uptake.text.tokenizer import Tokenizer
 
@@ -78,7 +79,10 @@ def _readable(name: str) -> Iterator[tuple[str, str]]:
             f"model {name!r} is no folder: give a folder with config.json and *.safetensors, a GGUF "
             "file or a hub name"
         )
-    yield name, ""
+    if folder.is_dir():
+        yield name, ""
+    else:
+        yield str(cached_if_silent(name, "model") or name), ""
 
 
 def _tokenizer(name: str, source: str) -> Tokenizer:

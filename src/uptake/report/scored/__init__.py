@@ -32,7 +32,9 @@ class ScoredReport(ReportKind):
         return counting.lines(figures)
 
     def caption(self, figures: Figures) -> str:
-        gain = "gain: share of the base's bits saved [95 % interval, bootstrap by document]"
+        gain = "gain: share of the base's bits saved"
+        if any(method["gain_ci"] for method in figures["methods"].values()):
+            gain += " [95 % interval, bootstrap by document]"
         failed = any(method["failures"] for method in figures["methods"].values())
         early = {name: method["stopped_early"] for name, method in figures["methods"].items()}
         stopped = ", ".join(f"{count} under {name}" for name, count in early.items() if count)

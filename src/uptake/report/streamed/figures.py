@@ -243,10 +243,13 @@ def details(figures: dict[str, Any]) -> list[list[dict[str, str]]]:
 def caption(figures: dict[str, Any]) -> str:
     """Return what stands below the table in a terminal."""
     drift = any(method["kl"] is not None for method in figures["methods"].values())
+    # Of one group alone there is no interval.
+    intervals = any(method["vs_base"]["nll"]["ci"] for method in figures["methods"].values())
     return (
         f"{many(figures['base']['questions'], 'question', 'questions')} after "
         f"{many(figures['documents'], 'document', 'documents')}; NLL: nats a token of "
-        "the right answer [95 % interval, bootstrap by group]"
+        "the right answer"
+        + (" [95 % interval, bootstrap by group]" if intervals else "")
         + ("; KL: nats a token of unrelated text" if drift else "")
         + (f"; {ONE_OFF}" if any(line.get("one-off seconds") for line in lines(figures)) else "")
         + (f"\n{lost}" if (lost := unscored(figures)) else "")

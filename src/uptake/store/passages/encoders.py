@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from uptake.codec import loads
 from uptake.errors import BadInput, Missing
 from uptake.gguf import dequantised, is_gguf
+from uptake.hub import cached_if_silent
 from uptake.model_checks import check_model
 from uptake.store.files import one_line
 from uptake.store.passages.table import storable
@@ -191,7 +192,11 @@ def _folder(name: str) -> Path:
         try:
             from huggingface_hub import snapshot_download
 
-            folder = Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+            folder = cached_if_silent(name, "encoder") or Path(
+                snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+            )
+        except Missing as error:
+            raise Missing(f"{error}; {_CURE}") from None
         except Exception as error:  # the hub client raises many kinds
             raise _cannot(name, error) from error
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*/*.safetensors")):
