@@ -7,7 +7,6 @@ at a time; any number read, each bound to the version that was newest when it op
 
 import contextlib
 import functools
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,9 @@ from uptake.errors import BadInput, Mismatch
 from uptake.store.cluster import Cluster
 from uptake.store.facts import facts_of
 from uptake.store.inventory import TABLE, Recorder
-from uptake.store.layout import WORDS, Layout, View
-from uptake.store.passages.drafts import check_free, clear_drafts, new_store
+from uptake.store.layout import Layout, View
+from uptake.store.making import make_store
+from uptake.store.passages.drafts import clear_drafts
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.index import IndexKind, Metric, Ranked, open_index
 from uptake.store.passages.index_cache import delete_base_indexes
@@ -100,26 +100,10 @@ class Datastore:
         BadInput, Missing where the encoder cannot be loaded.
         """
         path = locate(path, storage_options)
-        check_free(path, _LOCK)
-        if retriever == "dense" and words is not None:
-            raise BadInput(f"words {words!r}: a dense store searches no words; leave it out")
-        if retriever == "lexical":
-            if encoder is not None:
-                raise BadInput("a lexical store takes no encoder; leave it out or choose --retriever hybrid")
-        elif encoder is None or isinstance(encoder, str):
-            from uptake.store.passages.encoders import DEFAULT_ENCODER, make_encoder
-
-            encoder = make_encoder(encoder or DEFAULT_ENCODER, device, dtype)
-        view = View.of(encoder, chunking or Chunking(), metric)
-        words = "" if retriever == "dense" else words or WORDS[0]
-        layout = Layout(secrets.token_hex(16), retriever, index, {"passages": view}, words)
-        with new_store(path, _LOCK) as draft:
-            table = Table.create(draft / TABLE, view.dimensions, words == "any-script")
-            if retriever != "dense":
-                table.index_text()
-            Recorder.new(draft, layout.uid, table.version, layout.sums)
-            layout.write(draft)
-        encoding = Encoding(path, view, encoder, device)
+        layout, made = make_store(
+            path, _LOCK, retriever, words, encoder, chunking or Chunking(), metric, index, (device, dtype)
+        )
+        encoding = Encoding(path, layout.views["passages"], made, device)
         return cls(path, layout, Table.open(path / TABLE, uid=layout.uid), encoding, threads, pinned=False)
 
     @classmethod
