@@ -33,7 +33,7 @@ from uptake.store.passages.table_files import (
     lance_errors,
     open_checked,
 )
-from uptake.store.remote.objects import Location, ObjectPath
+from uptake.store.remote.objects import Location, options_of
 from uptake.text import terms
 from uptake.text.types import Passage, stable_hash
 
@@ -88,7 +88,7 @@ class Table:
         with lance_errors(path):
             empty = schema_of(dimensions, with_pieces).empty_table()
             return cls(
-                lance.write_dataset(empty, str(path), mode="create", storage_options=_options(path)), path
+                lance.write_dataset(empty, str(path), mode="create", storage_options=options_of(path)), path
             )
 
     @classmethod
@@ -104,7 +104,7 @@ class Table:
 
         def opened(number: int, inventory: Inventory) -> "Table":
             with lance_errors(path):
-                dataset = lance.dataset(str(path), number, storage_options=_options(path))
+                dataset = lance.dataset(str(path), number, storage_options=options_of(path))
                 pieces = dataset.get_fragments()
             check_deletions(path, inventory, pieces)
             return cls(dataset, path, files=TableFiles(path, inventory, data_files(pieces)))
@@ -258,7 +258,7 @@ class Table:
         """Add passages, all or none of them; `vectors` has one row each. Raises BadInput, UptakeError."""
         rows = self._filled(passages, vectors)
         with lance_errors(self.path):
-            options = _options(self.path)
+            options = options_of(self.path)
             made = lance.write_dataset(rows, str(self.path), mode="append", storage_options=options)
             return Table(made, self.path)
 
@@ -266,7 +266,7 @@ class Table:
         """Write passages down beside the table; what is returned makes them part of it, by `commit`."""
         rows = self._filled(passages, vectors)
         with lance_errors(self.path):
-            options = _options(self.path)
+            options = options_of(self.path)
             written = write_fragments(
                 rows, str(self.path), rows.schema, mode="append", storage_options=options
             )
@@ -278,7 +278,7 @@ class Table:
             fragments = [FragmentMetadata.from_json(draft) for draft in drafts]
             change = lance.LanceOperation.Append(fragments)
             newest = self._latest().version
-            options = _options(self.path)
+            options = options_of(self.path)
             made = lance.LanceDataset.commit(
                 str(self.path), change, read_version=newest, storage_options=options
             )
@@ -395,8 +395,4 @@ class Table:
 
     def _latest(self) -> Any:
         with lance_errors(self.path):
-            return lance.dataset(str(self.path), storage_options=_options(self.path))
-
-
-def _options(path: Location) -> dict[str, str] | None:
-    return dict(path.options) if isinstance(path, ObjectPath) else None
+            return lance.dataset(str(self.path), storage_options=options_of(self.path))

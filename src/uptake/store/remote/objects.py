@@ -146,6 +146,11 @@ Location = Path | ObjectPath
 Tag = Mapping[str, str]  # names what an object holds, in the service's own terms; empty for no object
 
 
+def options_of(path: Location) -> dict[str, str] | None:
+    """Return the storage options of an object's place, as Lance takes them; None for a folder."""
+    return dict(path.options) if isinstance(path, ObjectPath) else None
+
+
 def locate(path: "str | Location", options: Mapping[str, str] | None = None) -> Location:
     """Return where a store lies: a folder, or a URI such as s3://bucket/notes.store; raises BadInput."""
     if isinstance(path, ObjectPath):
