@@ -199,9 +199,10 @@ class Recorder:
         recorder.inventory = replace(recorder.inventory, sums=dict(ahead))
         recorder._write("complete")
 
-    def record(self, version: int) -> None:
-        """Sum every file that is not summed yet, and let `version` count."""
-        self.inventory = replace(self.inventory, version=version)
+    def record(self, version: int, sums: Mapping[str, str] | None = None) -> None:
+        """Sum every file that is not summed yet, nor has its sum in `sums`, and let `version` count."""
+        known = {f"{TABLE}/data/{name}": total for name, total in (sums or {}).items()}
+        self.inventory = replace(self.inventory, version=version, sums={**self.inventory.sums, **known})
         self._write("writing")
 
     def deleting(self, all_older: bool = False) -> None:

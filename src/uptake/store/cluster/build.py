@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uptake.codec import load, parse, plain
+from uptake.codec import Malformed, load, parse, plain
 from uptake.errors import BadInput, Damaged
 from uptake.store.cluster.pool import Pool
-from uptake.store.files import delete_below, plain_errors, read_json, write_json
+from uptake.store.files import delete_below, plain_errors, read_json, sha256, write_json
 from uptake.store.inventory import TABLE
 from uptake.store.layout import View
 from uptake.store.passages.encoding import Encoding
@@ -80,9 +80,16 @@ class Block:
 
 @dataclass(frozen=True)
 class _Note:
-    """What says that a block is done: the fragments it was written into."""
+    """What says that a block is done: the fragments it was written into, and the SHA-256 of their files."""
 
     fragments: tuple[str, ...]
+    sums: dict[str, str]
+
+    @classmethod
+    def of(cls, store: Location, fragments: Sequence[str]) -> "_Note":
+        """Return the note of fragments that were just written."""
+        files = [file["path"] for text in fragments for file in parse(text)["files"]]
+        return cls(tuple(fragments), {file: sha256(store / TABLE / "data" / file) for file in files})
 
 
 class Builder:
@@ -132,7 +139,7 @@ class Builder:
         passages = list(found.values())
         vectors = embedded([passage.text for passage in passages], self._embed)
         fragments = Table.open(self._store / TABLE).draft(passages, vectors)
-        write_json(self._store / BUILDING / block.note, plain(_Note(tuple(fragments))))
+        write_json(self._store / BUILDING / block.note, plain(_Note.of(self._store, fragments)))
         return len(passages)
 
     def _passages(self, block: Block) -> Iterator[Passage]:
@@ -180,12 +187,14 @@ def add(
     for block, _ in pool.share("write", left):
         done += len(block.ids)
         progress(done, known)
-    drafts = [_noted(store, block, used) for block in blocks]
-    if None in drafts:
+    # Their files are listed by the sums that the workers took, so that nothing need be read again.
+    notes = [note for block in blocks if (note := _noted(store, block, used, read=False))]
+    if len(notes) < len(blocks):
         raise Damaged(f"{building}: what was written is not there; give the same command again")
     writing.check()
-    if drafts:
-        writing.commit(writing.table.commit([text for texts in drafts for text in texts or ()]))
+    if notes:
+        made = writing.table.commit([text for note in notes for text in note.fragments])
+        writing.commit(made, {file: total for note in notes for file, total in note.sums.items()})
     if plan.stale:
         writing.commit(writing.table.delete(sorted(plan.stale)))
     delete_below(building)
@@ -226,13 +235,17 @@ class _Plan:
             yield Block(group, first, len(read.keys), np.array(wanted, np.int64))
 
 
-def _noted(store: Location, block: Block, used: set[str]) -> Sequence[str] | None:
-    """Return a block's fragments if its note is there and so are they, in no table yet; else None."""
+def _noted(store: Location, block: Block, used: set[str], read: bool = True) -> _Note | None:
+    """Return a block's note if it and the files it names are there, these in no table yet; else None.
+
+    With `read` these files must also be what was written.
+    """
     try:
-        fragments = load(_Note, read_json(store / BUILDING / block.note)).fragments
-        files = [file["path"] for text in fragments for file in parse(text)["files"]]
-    except (FileNotFoundError, KeyError, TypeError, ValueError, Damaged):
+        note = load(_Note, read_json(store / BUILDING / block.note))
+    except (FileNotFoundError, Malformed, Damaged):
         return None
+    files = {file: store / TABLE / "data" / file for file in note.sums}
     with plain_errors(store):
-        whole = all((store / TABLE / "data" / file).is_file() for file in files)
-    return fragments if whole and used.isdisjoint(files) else None
+        whole = all(path.is_file() for path in files.values())
+        whole = whole and not (read and any(sha256(files[file]) != note.sums[file] for file in files))
+    return note if whole and used.isdisjoint(files) else None

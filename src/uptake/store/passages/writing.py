@@ -1,6 +1,6 @@
 """Writes to a store under its lease: adds in whole batches, replaces, removes, tidies up."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -90,10 +90,10 @@ class StoreWriter:
             self._recorder.deleting()
             self.table.drop(outlived)
 
-    def commit(self, table: Table) -> None:
-        """Go on from the version that was just made."""
+    def commit(self, table: Table, sums: Mapping[str, str] | None = None) -> None:
+        """Go on from the version that was just made; `sums` are those known of its data files, by name."""
         self.check()
-        self._recorder.record(table.version)
+        self._recorder.record(table.version, sums or {})
         self.table = table
 
 
