@@ -178,7 +178,7 @@ def test_methods(run: Run) -> None:
 
 
 def figures_of(path: Path) -> object:
-    """The report without what no two runs share: seconds and memory."""
+    """The report without what no two runs share: seconds, memory and so the sum over all."""
 
     def timeless(value: object) -> object:
         if isinstance(value, dict):

@@ -132,7 +132,7 @@ WRITERS = {
 CALLS = {
     "write_whole", "replace_file", "draft_beside", "write_atomically", "write_json", "write_tensors",
     "write_bytes", "write_text", "tofile", "write_index", "write_dataset", "write_fragments", "ParquetWriter",
-    "save_pretrained", "save_file", "fdopen", "mkstemp", "write_table", "savez", "savetxt", "dump", "save_state",
+    "save_pretrained", "save_file", "save_state", "fdopen", "mkstemp", "write_table", "savez", "savetxt",
 }  # fmt: skip
 
 

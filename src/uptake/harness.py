@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from uptake import api
+from uptake import api, showing
 from uptake.errors import BadInput, Diverged, Missing, UptakeError
 from uptake.lm import loading
 from uptake.lm.base import LM
@@ -265,7 +265,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except UptakeError as error:
-        print(f"uptake: {error}", file=sys.stderr)
+        print(showing.message(f"uptake: {error}"), file=sys.stderr)
         sys.exit(2)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from uptake.cli import options, screen
 from uptake.cli.options import examples
+from uptake.showing import one_line
 
 app = typer.Typer(help="Show the shards of datastores on a Ray cluster.", no_args_is_help=True)
 
@@ -32,7 +33,7 @@ def status(address: Address = "auto", as_json: options.AsJson = False) -> None:
     with screen.on_cluster(address), screen.status("asking the cluster"):
         shards = status(address)
     if as_json:
-        typer.echo(json.dumps(shards, indent=1))
+        screen.echo(json.dumps(shards, indent=1))
         return
     if not shards:
         screen.note("no shards are running: they end with the program that started them")
@@ -48,7 +49,7 @@ def _show(shards: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     named = next((shard["store"] for shard in shards if "store" in shard), shards[0]["uid"])
-    table = Table(title=Text(screen.one_line(Path(named).name)), title_justify="left", box=None)
+    table = Table(title=Text(one_line(Path(named).name)), title_justify="left", box=None)
     for column in (
         "rows",
         "copy",

@@ -5,8 +5,6 @@ import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from uptake.cli import compare as comparing
 from uptake.cli import evaluating, inputs, options, screen
 from uptake.errors import BadInput
@@ -93,7 +91,7 @@ def _show(found: "Forecast", as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        typer.echo(json.dumps(asdict(found), indent=1))
+        screen.echo(json.dumps(asdict(found), indent=1))
         return
     from rich.table import Table
 
@@ -112,7 +110,7 @@ def _show(found: "Forecast", as_json: bool) -> None:
     if found.size.units != found.size.documents:
         whole = f"{many(found.size.units, 'query', 'queries')} of {whole}"
     by = "" if found.workers == 1 else f" by {found.workers} workers, each with this memory"
-    typer.echo(f"{whole}: about {_span(found.wall_seconds)}{by}; {found.measured} measured")
+    screen.echo(f"{whole}: about {_span(found.wall_seconds)}{by}; {found.measured} measured")
     for spec in found.methods:
         if spec.failed:
             screen.note(f"note: {spec.method} failed on a measured query: {spec.failed}")

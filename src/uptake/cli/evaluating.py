@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from uptake.cli import inputs, screen
 from uptake.errors import BadInput
 
@@ -85,7 +83,7 @@ def finish(
     if json_path == "-":
         for line in results.header.notes:  # a table has them below it
             screen.note(f"note: {line}")
-        typer.echo(json.dumps(report.summary(results), indent=1))
+        screen.echo(json.dumps(report.summary(results), indent=1))
     else:
         from uptake.cli import tables
 

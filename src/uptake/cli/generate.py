@@ -8,6 +8,7 @@ import typer
 
 from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
+from uptake.showing import one_line
 
 EXAMPLES = options.examples(
     'uptake generate -m gpt2 -s notes.store --method ttt-nn -k 20 "The pump is reset"',
@@ -120,8 +121,8 @@ def generate(
     if show_neighbours:
         for neighbour in read:
             place = f", {neighbour.place}" if neighbour.place else ""
-            where = screen.one_line(f"{neighbour.document}{place} @ {neighbour.start}")
-            screen.note(f"{neighbour.score:.3f}  {where}  {screen.one_line(neighbour.text, 80)}")
+            where = one_line(f"{neighbour.document}{place} @ {neighbour.start}")
+            screen.note(f"{neighbour.score:.3f}  {where}  {one_line(neighbour.text, 80)}")
     if as_json:
         text = session.generate(prompt, tokens, temperature, seed, stop or ())
         answer = {
@@ -131,12 +132,12 @@ def generate(
             "stopped": plain(stopped),
             "neighbours": plain(read),
         }
-        typer.echo(json.dumps(answer, indent=1))
+        screen.echo(json.dumps(answer, indent=1))
     else:
-        typer.echo(prompt, nl=False)
+        screen.echo(prompt, newline=False)
         for token in session.stream(prompt, tokens, temperature, seed, stop or ()):
-            typer.echo(token.text, nl=False)
+            screen.echo(token.text, newline=False)
             sys.stdout.flush()
-        typer.echo()
+        screen.echo()
     if diverged:
         raise typer.Exit(DIVERGED)

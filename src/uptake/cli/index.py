@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from uptake import showing
 from uptake.cli import index_views, inputs, options, screen
 from uptake.cli.index_adding import add_corpus, count_of, label_of
 from uptake.cli.options import examples
 from uptake.errors import BadInput, Damaged
+from uptake.showing import one_line
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore
@@ -204,10 +206,10 @@ def remove(
         raise BadInput(f"{store} holds nothing of {named}: ids are as `uptake index search` shows them")
     facts = {"passages_removed": removed, "passages": opened.count, "purged": purge}
     if as_json:
-        typer.echo(json.dumps(facts))
+        screen.echo(json.dumps(facts))
     else:
         done = ", and rewrote the files without what was removed" if purge else ""
-        typer.echo(f"removed {count_of(removed)}{done}; {opened.count:,} left")
+        screen.echo(f"removed {count_of(removed)}{done}; {opened.count:,} left")
 
 
 @app.command(epilog=examples('uptake index search notes.store "how is the pump reset" -k 3'))
@@ -246,7 +248,7 @@ def search(
             }
             for p, score in pairs
         ]
-        typer.echo(json.dumps(found, indent=1))
+        screen.echo(json.dumps(found, indent=1))
         return
     if not pairs:
         screen.note(
@@ -260,7 +262,7 @@ def info(store: StorePath, as_json: options.AsJson = False) -> None:
     """Show what a datastore contains and how it was made."""
     facts = inputs.open_store(store).info()
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        screen.echo(json.dumps(facts, indent=1))
         return
     numbers = ("passages", "documents", "tokens", "chunks", "bytes")
     screen.facts({name: f"{each:,}" if name in numbers else each for name, each in facts.items()})
@@ -274,9 +276,9 @@ def verify(store: StorePath, as_json: options.AsJson = False) -> None:
     with screen.status("reading every file"):
         faults = verify_store(store)
     if as_json:
-        typer.echo(json.dumps({"faults": faults}, indent=1))
+        screen.echo(json.dumps({"faults": faults}, indent=1))
     else:
-        typer.echo("\n".join(map(screen.one_line, faults)) if faults else "sound: no fault found")
+        screen.echo("\n".join(map(showing.message, faults)) if faults else "sound: no fault found")
     if faults:
         raise Damaged(f"{store}: {len(faults)} {'fault' if len(faults) == 1 else 'faults'} found, see above")
 
@@ -293,7 +295,7 @@ def export(
     with screen.status("writing"):
         written = inputs.open_store(store).export(file)
     facts = {"passages": written, "path": path}
-    typer.echo(json.dumps(facts) if as_json else f"wrote {count_of(written)} to {path}")
+    screen.echo(json.dumps(facts) if as_json else f"wrote {count_of(written)} to {path}")
 
 
 app.command(epilog=index_views.TOKENS)(index_views.tokens)
@@ -307,11 +309,11 @@ def _show_found(pairs: list[tuple[Any, float]]) -> None:
 
     console = screen.results()
     for passage, score in pairs:
-        place = f", {screen.one_line(passage.meta['place'], 80)}" if passage.meta.get("place") else ""
-        document = screen.one_line(passage.document)
+        place = f", {one_line(passage.meta['place'], 80)}" if passage.meta.get("place") else ""
+        document = one_line(passage.document)
         where = f"{score:9.3f}  {document}{place} @ {passage.start}  (passage {passage.id})"
         console.print(Text(where, style="bold"), soft_wrap=True)
-        text = Text(screen.one_line(passage.text, 300), style="dim")
+        text = Text(one_line(passage.text, 300), style="dim")
         if console.is_terminal:
             console.print(Padding(text, (0, 0, 0, 11)))
         else:

@@ -6,8 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from uptake.cli import inputs, screen
 from uptake.errors import BadInput
 
@@ -133,11 +131,11 @@ def _show_added(added: "Added", store: "Datastore", skipped: "Skipped", as_json:
         "skipped_examples": list(dict.fromkeys((*skipped.examples, *skipped.firsts.values()))),
     }
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        screen.echo(json.dumps(facts, indent=1))
         return
     there = f", {added.already:,} were there already" if added.already else ""
     documents_read = f"{added.documents:,} {'document' if added.documents == 1 else 'documents'}"
-    typer.echo(
+    screen.echo(
         f"added {count_of(added.passages)} of {documents_read}{there}; "
         f"{store.path.name} holds {store.count:,}"
     )

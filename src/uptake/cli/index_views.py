@@ -106,7 +106,7 @@ def _read(opened: "Datastore", kind: str, read: "Callable[[Any], ReadTokens]", a
         done = read(update)
     if as_json:
         counts = {"documents_read": done.documents, "tokens_read": done.tokens, "tokens": done.total}
-        typer.echo(json.dumps(counts, indent=1))
+        screen.echo(json.dumps(counts, indent=1))
         return
     documents = f"{done.documents:,} {'document' if done.documents == 1 else 'documents'}"
-    typer.echo(f"read {done.tokens:,} tokens of {documents}; {opened.path.name} holds {done.total:,}")
+    screen.echo(f"read {done.tokens:,} tokens of {documents}; {opened.path.name} holds {done.total:,}")

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from uptake.cli import adapt, cluster, compare, cost, eval, generate, index, methods, stream, train, tune
 from uptake.cli.options import examples
-from uptake.cli.screen import InterruptedWork, note
+from uptake.cli.screen import InterruptedWork, echo, note
 from uptake.errors import UptakeError
 
 
@@ -68,7 +68,7 @@ def _root(
     if version:
         from uptake import __version__
 
-        typer.echo(f"uptake {__version__}")
+        echo(f"uptake {__version__}")
         raise typer.Exit
 
 

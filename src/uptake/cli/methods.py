@@ -35,7 +35,7 @@ def methods(
         for each in names
     }
     if as_json:
-        typer.echo(json.dumps(entries, indent=1))
+        screen.echo(json.dumps(entries, indent=1))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     if name is None:
@@ -45,7 +45,7 @@ def methods(
             table.add_row(each, str(entry["summary"]))
         hint = "`uptake methods NAME` shows a method's settings. A+B puts two on one model, A/B mixes them."
     else:
-        typer.echo(f"{found.summary(name)}\n")
+        screen.echo(f"{found.summary(name)}\n")
         spec = found.find(name)
         owners = {"": spec.method} | ({"select.": spec.select} if spec.searches else {})
         for heading in ("setting", "default", "values"):

@@ -1,6 +1,7 @@
 """Output on the terminal: results on standard output, everything else on standard error.
 
-Text from corpora and models is shown as text: neither markup nor control characters of it work.
+Everything is printed from here, and shown as text: neither markup nor control characters of what files,
+models and people say do anything (showing.py).
 """
 
 import os
@@ -11,6 +12,9 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from uptake import showing
+from uptake.showing import one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,29 +60,45 @@ def on_cluster(address: str | None) -> Iterator[None]:
 
 def messages() -> "Console":
     """Return the console for what is not the result itself."""
-    from rich.console import Console
+    return _console(stderr=True)
 
-    return Console(stderr=True)
+
+def _console(**settings: Any) -> "Console":
+    """Return a console that shows all text as text, wherever in a table it stands."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class AsText:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __rich_console__(self, console: Console, options: Any) -> Iterator[Segment]:
+            for part in console.render(self.inner, options):
+                yield part if part.control else Segment(visible(part.text), part.style)
+
+    class Hook:
+        def process_renderables(self, renderables: list[Any]) -> list[Any]:
+            return [AsText(each) for each in renderables]
+
+    made = Console(**settings)
+    made.push_render_hook(Hook())  # type: ignore[arg-type]  # rich declares it a class to inherit from
+    return made
 
 
 def results() -> "Console":
     """Return the console for results: as wide as the terminal, 100 columns into a file or a pipe."""
-    from rich.console import Console
-
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if wide else 100, highlight=False)
+    return _console(width=None if wide else 100, highlight=False)
 
 
 def note(message: str) -> None:
     """Print one line on standard error."""
-    typer.echo(one_line(message), err=True)
+    typer.echo(showing.message(message), err=True)
 
 
-def one_line(text: str, most: int | None = None) -> str:
-    """Return text on one line, cut to `most` characters, with control characters shown as escapes."""
-    flat = " ".join(text.split()) if most is None else " ".join(text[: 4 * most].split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
-    return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
+def echo(text: str = "", newline: bool = True) -> None:
+    """Print text on standard output: a result, JSON, or what a model says."""
+    typer.echo(visible(text), nl=newline)
 
 
 def note_skipped(skipped: "Skipped") -> None:
@@ -169,4 +189,4 @@ def facts(values: dict[str, Any]) -> None:
     shown = {name.replace("_", " "): value for name, value in values.items() if value not in ("", {}, None)}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
-        typer.echo(f"{name:{width}}  {value}")
+        echo(f"{name:{width}}  {showing.message(str(value))}")

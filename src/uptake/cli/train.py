@@ -245,7 +245,7 @@ def _show(points: "list[Point]", file: Path, as_json: bool) -> None:
     judged = [point for point in points if point.valid is not None]
     best = min(judged, key=lambda point: point.valid or 0.0) if judged else points[-1]
     if as_json:
-        typer.echo(
+        screen.echo(
             json.dumps({"network": str(file), "best": plain(best), "checkpoints": plain(points)}, indent=1)
         )
         return

@@ -3,8 +3,6 @@
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
 
@@ -129,7 +127,7 @@ def _show(recipe: "Recipe", tuning: "Tuning", as_json: bool) -> None:
             "recipe": asdict(recipe),
             "frontier": [{**asdict(trial), "chosen": trial is best} for trial in frontier],
         }
-        typer.echo(json.dumps(output, indent=1))
+        screen.echo(json.dumps(output, indent=1))
         return
     from rich.table import Table
 
