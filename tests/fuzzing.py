@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import gguf_files
 import synthetic
 import test_chunk_neighbours as neighbouring
 import toys
@@ -26,9 +27,13 @@ from uptake.adaptation.delta import Delta, LowRank
 from uptake.adaptation.delta.gated import Gated, Near
 from uptake.adaptation.tensors import read_tensors
 from uptake.adaptation.token_weights import network as weighing
+from uptake.codec import plain
+from uptake.evaluation import rates
 from uptake.evaluation.journal import Journal
 from uptake.evaluation.protocol import Part
+from uptake.evaluation.rates import ChosenRate
 from uptake.evaluation.tune import Recipe
+from uptake.gguf import dequantised
 from uptake.lm.base import LM
 from uptake.methods.camels import Camels
 from uptake.methods.contract.learned import UNTRAINED
@@ -39,6 +44,7 @@ from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Retro
 from uptake.report.scored import SCORED
 from uptake.report.scored.rows import Scored
+from uptake.sealed import to_json
 from uptake.store import Datastore
 from uptake.store.cache import Stamps
 from uptake.store.cluster import build
@@ -58,7 +64,8 @@ class Case:
     read: Callable[[Path], Any]
     alone: bool = False
     subset: bool = False  # what is damaged may be left out with a warning, and is done again
-    share: int = 1  # of all mutations
+    anew: bool = False  # it is derived: what is damaged is made anew, and nothing refused
+    share: int = 2  # of all mutations
 
 
 def tensors(what: str, save: Callable[[LM, Path], object], load: Callable[[LM, Path], object]) -> Case:
@@ -192,7 +199,7 @@ def make_note(folder: Path, seed: int) -> None:
     (folder / "s" / build.BUILDING).mkdir()
     block = build.Block(build.Group(0, ()), 0, 1, np.array([passage.id for passage in passages]))
     note = build._Note.of(folder / "s", store._table.draft(passages, None))
-    build.write_json(folder / "s" / build.BUILDING / block.note, build.plain(note))
+    build.write_json(folder / "s" / build.BUILDING / block.note, plain(note))
     np.save(folder.with_name(f"{folder.name}.ids.npy"), block.ids)
 
 
@@ -226,18 +233,43 @@ def _checked(folder: Path) -> Stamps:
     return stamps
 
 
+def make_rate(folder: Path, seed: int) -> None:
+    found = ChosenRate(0.1 + seed, 0.2, 8, 5, 1.0, ((0.1, 0.2),))
+    (folder / f"{seed:016x}.json").write_bytes(to_json({"of": f"{seed:016x}", **plain(found)}))
+
+
+def read_rate(folder: Path) -> object:
+    found = rates._read(folder / f"{0:016x}.json")
+    return {} if found is None else {"rate": found}
+
+
+def make_gguf(folder: Path, seed: int) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    module = gguf_files.module(tokens=512, seed=seed, **sizes)
+    gguf_files.write(folder.with_name(f"{folder.name}.gguf"), module, gguf_files.tokenizer())
+    read_gguf(folder)
+
+
+def read_gguf(folder: Path) -> object:
+    os.environ["UPTAKE_CACHE"] = str(folder)  # the test puts it back
+    with dequantised(str(folder.with_name(f"{folder.name}.gguf"))) as found:
+        return {path.name: path.read_bytes() for path in found.folder.iterdir()}
+
+
 CASES = {
-    "store": Case(make_store, read_store, share=6),
-    "cache": Case(make_lists, read_lists, share=2),
-    "stamps": Case(make_stamps, read_stamps),
-    "neighbours": Case(make_neighbours, read_neighbours, share=2),
-    "note": Case(make_note, read_note, subset=True),
-    "journal": Case(make_journal, read_journal, subset=True, share=2),
+    "store": Case(make_store, read_store, share=12),
+    "cache": Case(make_lists, read_lists, anew=True, share=4),
+    "stamps": Case(make_stamps, read_stamps, anew=True),
+    "neighbours": Case(make_neighbours, read_neighbours, share=4),
+    "note": Case(make_note, read_note, subset=True, anew=True),
+    "journal": Case(make_journal, read_journal, subset=True, anew=True, share=4),
     "state": tensors("state", save_a_state, lambda lm, path: load_state(WeightState, path, lm)),
     "delta": tensors("delta", save_a_delta, lambda lm, path: Delta.load(path, "base")),
     "network": tensors("network", save_a_network, lambda lm, path: Retro(chunk=4).load(path, lm)),
     "weighing": tensors("network", save_a_weighing, lambda lm, path: weighing.from_file(path)),
     "checkpoint": tensors("training", train_with_a_checkpoint, train_with_a_checkpoint),
+    "rate": Case(make_rate, read_rate, subset=True, anew=True),
+    "gguf": Case(make_gguf, read_gguf, anew=True, share=1),
     "recipe": Case(make_recipe, lambda folder: Recipe.read(folder / "file"), alone=True),
     "report": Case(make_report, read_report, alone=True),
 }
@@ -245,8 +277,9 @@ CASES = {
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return name -> bytes of each file below a folder that somebody reads."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in UNREAD)
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    read = (path for path in files if path.name not in UNREAD and path.suffix != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in read}
 
 
 def spoilt(

@@ -113,7 +113,7 @@ def rate_of(
         return found
     chosen = _choose(lm, method, store, k, seed, progress)
     if private(path.parent, make=True):
-        write_whole(path, to_json(plain(chosen)))
+        write_whole(path, to_json({"of": path.stem, **plain(chosen)}))
     return chosen
 
 
@@ -183,6 +183,7 @@ def _read(path: Path) -> ChosenRate | None:
     """Return what was chosen before, None where nothing was, or what is there is damaged."""
     try:
         raw = path.read_bytes() if private(path.parent) else b""
-        return load(ChosenRate, from_json(raw, path, "chosen rate", "it is chosen again")) if raw else None
+        data = from_json(raw, path, "chosen rate", "it is chosen again") if raw else {}
+        return load(ChosenRate, data) if data.pop("of", "") == path.stem else None
     except (OSError, Damaged, Malformed):
         return None
