@@ -46,7 +46,7 @@ LEAKS = {
     "0.1": LeakFilter(containment=0.1),
     "0.25": LeakFilter(containment=0.25),
     "0.5": LeakFilter(),
-    "1.0": LeakFilter(containment=1.0),
+    "1.0": LeakFilter(containment=1.0, spaced_letters=1.0),
     "off": LeakFilter.off(),
 }
 PASSAGES = 5000

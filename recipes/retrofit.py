@@ -95,7 +95,9 @@ def episodes(
         material = TrainingData(
             tuple(texts),
             # As in the paper a document does not find itself; near copies teach to copy.
-            sources=lambda d: store.source("", document_id=d.id, group=d.group, leak=LeakFilter(1.0, 1.0)),
+            sources=lambda d: store.source(
+                "", document_id=d.id, group=d.group, leak=LeakFilter(1.0, 1.0, 1.0, 1.0)
+            ),
         )
         made = method.episodes(model, material)
         parts = {f"{i}/{name}": part for i, e in enumerate(made) for name, part in e._asdict().items()}

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import uptake.text.overlap as overlap_module
 from uptake.errors import BadInput
+from uptake.text.collection import Collected, Collection
 from uptake.text.overlap import (
     OVERLAP_BINS,
-    Collection,
     LeakFilter,
     Overlap,
     Shingles,
     Verdict,
     overlap_bin,
 )
+from uptake.text.slabs import SLAB
 from uptake.text.types import Passage
 
 
@@ -72,7 +72,7 @@ def test_slabs_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     passage = " ".join(f"W{i}" for i in range(95, 140)) + " but not this"
     expected = naive_containment(passage, document), naive_jaccard(passage, document)
     for slab in (1, 7, 64):
-        monkeypatch.setattr("uptake.text.overlap._SLAB", slab)
+        monkeypatch.setattr("uptake.text.slabs.SLAB", slab)
         overlap = Overlap(document)
         assert (overlap.containment(passage), overlap.jaccard(passage)) == expected
         assert overlap.containment(document[33:777]) == 1.0
@@ -114,7 +114,7 @@ def test_no_loop_of_python_goes_over_the_words() -> None:
 
     vocabulary = " ".join(f"w{i}" for i in range(1000))
     lines_run(vocabulary)  # a word is hashed once, and then known
-    assert len(vocabulary) * 100 < overlap_module._SLAB
+    assert len(vocabulary) * 100 < SLAB
     assert 0 < lines_run(f"{vocabulary} " * 100) == lines_run(f"{vocabulary} " * 10)
 
 
@@ -145,7 +145,7 @@ def test_verdicts(passage: Passage, verdict: Verdict) -> None:
     judged = LeakFilter().judge(Overlap(DOCUMENT), "d", "g", passage)
     assert judged == verdict
     open_verdict = LeakFilter.off().judge(Overlap(DOCUMENT), "d", "g", passage)
-    assert open_verdict == Verdict(False, "", verdict.containment)
+    assert open_verdict == Verdict(False, "", verdict.share)
 
 
 def test_group_needs_a_name_on_both_sides() -> None:
@@ -205,13 +205,10 @@ def test_all_that_leak_are_suspects_and_few_besides(threshold: float) -> None:
     leak = LeakFilter(containment=threshold, jaccard=threshold)
     overlap = Overlap(document)
     leaking = np.array([leak.judge(overlap, "query", "", passage).leaks for passage in passages])
-    each = [Shingles(text).words for text in texts]
-    found = Collection(np.concatenate(each), np.array([len(one) for one in each])).suspects(overlap, leak)
+    found = Collection(Collected.of(texts)).suspects(overlap, leak)
     assert leaking.sum() > 3 and not (leaking & ~found).any()
-    long = np.array([len(one) > 14 for one in each])
+    long = np.array([len(Shingles(text).words) > 14 for text in texts])
     assert (found & ~leaking & long).sum() <= 1
     short = Overlap("only four words here")
-    assert not Collection(np.empty(0, np.uint64), np.empty(0, int)).suspects(short, leak).size
-    assert (
-        not Collection(np.concatenate(each), np.array(list(map(len, each)))).suspects(short, leak)[long].any()
-    )
+    assert not Collection(Collected.of([])).suspects(short, leak).size
+    assert not Collection(Collected.of(texts)).suspects(short, leak)[long].any()

@@ -107,9 +107,23 @@ def test_search_is_brute_force_over_what_may_be_read(tmp_path, monkeypatch, kind
     assert (near.values == stored.values[near.places]).all() and tokens.allowed[near.places].all()
 
 
-def test_what_the_filter_withholds_for_overlap_is_withheld_token_by_token(tmp_path):
-    original = document("original", 80)
-    copy = Document("copy", original.text + " and a little more that nobody else ever said")
+# Chinese clauses, and the same with a character before each.
+CLAUSES = ["".join(chr(0x4E00 + (37 * i + 101 * j * j) % 20_000) for j in range(24)) for i in range(30)]
+CHINESE = Document("original", "，".join(CLAUSES))
+EDITED = Document("copy", "，".join(chr(0x5000 + i) + clause for i, clause in enumerate(CLAUSES)))
+
+
+@pytest.mark.parametrize(
+    ("original", "copy"),
+    [
+        (
+            document("original", 80),
+            Document("copy", document("original", 80).text + " and a little more that nobody else ever said"),
+        ),
+        (CHINESE, EDITED),
+    ],
+)
+def test_what_the_filter_withholds_for_overlap_is_withheld_token_by_token(tmp_path, original, copy):
     store, keyer = made(tmp_path / "s", [original, copy, document("other")])
     source = store.source("amber", document_id="query", whole_text=original.text)
     tokens = source.tokens(keyer.fingerprint)

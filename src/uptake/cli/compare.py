@@ -38,6 +38,8 @@ def compare(
     limit: options.Limit = None,
     leak_containment: options.Containment = 0.5,
     leak_jaccard: options.Jaccard = 0.8,
+    leak_letters: options.Letters = 0.5,
+    leak_spaced_letters: options.SpacedLetters = 0.8,
     no_leak_filter: options.NoFilter = False,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
@@ -83,7 +85,9 @@ def compare(
         settings = [*(f"{chosen.method}.{setting}" for setting in chosen.settings), *(settings or ())]
     ks = inputs.counts(k or str(chosen.k if chosen else 20), "-k")
     specs = api.method_specs(names, settings or ())
-    leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
+    leak = inputs.leak_filter(
+        leak_containment, leak_jaccard, leak_letters, leak_spaced_letters, no_leak_filter
+    )
     loading.check(device, dtype)
     plan = Plan(specs, chosen_protocol, tuple(ks))
     wanted = evaluating.wanted_store(store, plan)

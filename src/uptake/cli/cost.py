@@ -53,7 +53,13 @@ def cost(**given: Any) -> None:
         given["seed"],
         given["batch"],
         Budget(*(given[f"max_{name}"] for name in ("tokens", "steps", "cpu_seconds", "wall_seconds"))),
-        inputs.leak_filter(given["leak_containment"], given["leak_jaccard"], given["no_leak_filter"]),
+        inputs.leak_filter(
+            given["leak_containment"],
+            given["leak_jaccard"],
+            given["leak_letters"],
+            given["leak_spaced_letters"],
+            given["no_leak_filter"],
+        ),
     )
     if plan.sequential and given["workers"] > 1:
         raise BadInput("reference=true carries state from query to query: use one worker")

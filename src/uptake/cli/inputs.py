@@ -95,11 +95,13 @@ def check_device(device: str) -> None:
         loading.check_device(device)
 
 
-def leak_filter(containment: float, jaccard: float, off: bool) -> "LeakFilter":
+def leak_filter(
+    containment: float, jaccard: float, letters: float, spaced_letters: float, off: bool
+) -> "LeakFilter":
     """Return the leak filter with these thresholds."""
     from uptake.text.overlap import LeakFilter
 
-    return LeakFilter(containment, jaccard, enabled=not off)
+    return LeakFilter(containment, jaccard, letters, spaced_letters, enabled=not off)
 
 
 def open_store(

@@ -181,6 +181,19 @@ Jaccard = Annotated[
     float,
     option(LEAK, "SHARE", "Withhold passages whose Jaccard similarity to the document is at least this."),
 ]
+Letters = Annotated[
+    float,
+    option(
+        LEAK,
+        "SHARE",
+        "Where words are written together, withhold passages of whose runs of 6 Chinese characters, or what "
+        "18 letters are worth, at least this share stands in the document.",
+    ),
+]
+SpacedLetters = Annotated[
+    float,
+    option(LEAK, "SHARE", "The same where words have spaces between them, of runs of 36 letters."),
+]
 NoFilter = Annotated[
     bool,
     option(LEAK, "", "Withhold nothing, not even the document itself. Report this if you publish.",

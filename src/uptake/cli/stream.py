@@ -118,6 +118,8 @@ def stream(
     chunk: Chunk = None,
     leak_containment: options.Containment = 0.5,
     leak_jaccard: options.Jaccard = 0.8,
+    leak_letters: options.Letters = 0.5,
+    leak_spaced_letters: options.SpacedLetters = 0.8,
     no_leak_filter: options.NoFilter = False,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
@@ -161,7 +163,9 @@ def stream(
         from uptake.text.types import Chunking
     ks = inputs.counts(k, "-k")
     specs = api.method_specs(names, settings or ())
-    leak = inputs.leak_filter(leak_containment, leak_jaccard, no_leak_filter)
+    leak = inputs.leak_filter(
+        leak_containment, leak_jaccard, leak_letters, leak_spaced_letters, no_leak_filter
+    )
     asking = Asking(
         template.replace(r"\n", "\n"), inputs.one_of("--likelihood", likelihood, ["first", "best"]),  # type: ignore[arg-type]
         answer_tokens, batch, align,

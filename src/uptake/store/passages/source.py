@@ -224,7 +224,7 @@ class BoundSource:
                 verdict = self._judge(key)
                 withheld += verdict.leaks
                 if not verdict.leaks:
-                    found.append((self._passages[key], score, verdict.containment))
+                    found.append((self._passages[key], score, verdict.share))
         passages, scores, overlaps = zip(*found, strict=True) if found else ((), (), ())
         return Found(passages, scores, overlaps, withheld)
 

@@ -11,7 +11,7 @@ from uptake.store.passages.table import Table
 from uptake.store.views.tokens import TOKENS
 from uptake.store.views.view_files import PASSAGE, Records, ViewMetadata
 from uptake.store.views.view_writer import CHARACTERS, ReadTokens, ViewWriter, delete_view, extend_view
-from uptake.text.overlap import Shingles
+from uptake.text.collection import Collected
 from uptake.text.types import Keyed, Keyer, Passage, stable_hash
 
 _RUN = 128  # passages read as one text, so that a huge document needs no huge memory
@@ -53,11 +53,18 @@ def _append(writer: ViewWriter, documents: Sequence[list[Passage]], keyer: Keyer
 
 
 def _append_run(writer: ViewWriter, run: Sequence[Passage], keyed: Keyed, first: bool) -> None:
-    words = [Shingles(passage.text).words for passage in run]
+    kept = Collected.of([passage.text for passage in run])
     records = passage_records(run, keyed.starts, first)
-    records["words"] = [len(each) for each in words]
+    records["words"], records["letters"] = kept.word_counts, kept.run_counts
+    records["unspaced"], records["sampled"] = kept.unspaced, kept.sampled
     writer.append(
-        {"keys": keyed.keys, "values": keyed.values, "passages": records, "words": np.concatenate(words)}
+        {
+            "keys": keyed.keys,
+            "values": keyed.values,
+            "passages": records,
+            "words": kept.words,
+            "letters": kept.runs,
+        }
     )
 
 

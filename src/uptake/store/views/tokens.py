@@ -1,7 +1,7 @@
 """The tokens of a store's passages on disk, each with the key of the place before it, as one model read them.
 
-Of their files (see view_files.py), `keys` holds the keys, mapped, and `words` the passages' words for the
-leak filter.
+Of their files (see view_files.py), `keys` holds the keys, mapped, and `words` and `letters` what the leak
+filter compares of the passages.
 """
 
 from functools import cached_property
@@ -17,13 +17,14 @@ from uptake.preparation import preparing
 from uptake.store.passages.table import Ids
 from uptake.store.views.view_files import PASSAGE, Arrays, StoredView, ViewKind, documents_of
 from uptake.text.chunks.cutting import edges_of
-from uptake.text.overlap import Collection
+from uptake.text.collection import Collected, Collection
 
 
 def _edges(arrays: Arrays) -> dict[str, Ids]:
     documents = documents_of(arrays["passages"])
-    tokens, words = (edges_of(arrays["passages"][name])[documents] for name in ("tokens", "words"))
-    return {"keys": tokens, "values": tokens, "passages": documents, "words": words}
+    counts = ("tokens", "words", "letters")
+    tokens, words, letters = (edges_of(arrays["passages"][name])[documents] for name in counts)
+    return {"keys": tokens, "values": tokens, "passages": documents, "words": words, "letters": letters}
 
 
 _FILES: dict[str, np.dtype[Any]] = {
@@ -31,6 +32,7 @@ _FILES: dict[str, np.dtype[Any]] = {
     "values": np.dtype("<i4"),
     "passages": PASSAGE,
     "words": np.dtype("<u8"),
+    "letters": np.dtype("<u8"),
 }
 TOKENS = ViewKind(
     "tokens",
@@ -71,6 +73,10 @@ class StoredTokens(StoredView):
 
     @cached_property
     def collection(self) -> Collection:
-        """The passages' words, for the leak filter."""
+        """The passages, ready for the leak filter."""
+        words, letters, passages = self.arrays["words"], self.arrays["letters"], self.passages
+        unspaced, sampled = (passages[name] == 1 for name in ("unspaced", "sampled"))
         with preparing():
-            return Collection(self.arrays["words"], self.passages["words"])
+            return Collection(
+                Collected(words, passages["words"], letters, passages["letters"], unspaced, sampled)
+            )

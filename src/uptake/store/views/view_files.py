@@ -25,14 +25,16 @@ from uptake.store.files import plain_errors, read_json, write_json
 from uptake.store.inventory import VIEWS, check_listed
 from uptake.store.passages.table import Ids, Table
 
-FORMAT = 1
+FORMAT = 2
 
 # One passage: its id, its document and group (0 for none) as stable hashes, how many tokens and words
-# it has, whether a run of text begins with it, and whether its document does.
+# it has, whether a run of text begins with it, and whether its document does; how many runs of letters are
+# kept of it for the leak filter, whether its words are written together, and whether those are a sample.
 PASSAGE = np.dtype(
     [
         ("id", "<i8"), ("document", "<i8"), ("group", "<i8"), ("tokens", "<i4"), ("words", "<i4"),
-        ("run", "<i4"), ("first", "<i4"),
+        ("run", "<i4"), ("first", "<i4"), ("letters", "<i4"), ("unspaced", "<i4"),
+        ("sampled", "<i4"),
     ]
 )  # fmt: skip
 Records = NDArray[np.void]
