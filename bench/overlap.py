@@ -13,15 +13,14 @@ import argparse
 import base64
 import json
 import random
-import re
 import sysconfig
 import time
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from overlap_edits import EDITS, UNEDITED, replaced
 from overlap_texts import Text, declarations, fetch, texts
 from rich.console import Console
 from rich.table import Table
@@ -36,92 +35,6 @@ SIMILAR = 9  # letters of English of the runs by which the most similar passages
 FILTERS = ("words", "both", "strict")  # words alone, both measures at the defaults, both at 0.5 everywhere
 STRICT = LeakFilter(spaced_letters=0.5)
 RUNS, THRESHOLDS = (18, 24, 30, 36, 45, 60), (0.3, 0.4, 0.5, 0.6, 0.7)
-
-_CLAUSE = re.compile(r"[^、。，．,.!?;:！？；：۔،।॥\n]+")
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-
-
-def units(text: str) -> list[str]:
-    """Cut a text into words, or pieces as long as words where they are written together; all is kept."""
-    if len(_UNSPACED.findall(text)) < len(text) / 3 and text.count(" ") > len(text) / 30:
-        return re.findall(r"\s*\S+\s*?|\s+", text)
-    size = max(1, round(5 * len(text) / max(Letters(text).worth, 1)))
-    return [text[at : at + size] for at in range(0, len(text), size)]
-
-
-def replaced(rate: int) -> Callable[[str, random.Random], str]:
-    """Replace one word in `rate` by another of the text."""
-
-    def edit(text: str, chance: random.Random) -> str:
-        words = units(text)
-        return "".join(chance.choice(words) if chance.random() < 1 / rate else word for word in words)
-
-    return edit
-
-
-def dropped(rate: int) -> Callable[[str, random.Random], str]:
-    """Leave one word in `rate` out."""
-    return lambda text, chance: "".join(word for word in units(text) if chance.random() >= 1 / rate)
-
-
-def marked(text: str, chance: random.Random) -> str:
-    """Put one letter of the text before each clause."""
-    letters = [c for c in text if c.isalpha()]
-    return _CLAUSE.sub(lambda found: chance.choice(letters) + found[0], text)
-
-
-def shuffled(text: str, chance: random.Random) -> str:
-    """Put the lines, or clauses where there are few lines, in another order."""
-    parts = text.splitlines() if text.count("\n") > 4 else _CLAUSE.findall(text)
-    chance.shuffle(parts)
-    return "\n".join(parts)
-
-
-def wrapped(text: str, chance: random.Random) -> str:
-    """Break every line after 40 characters, wherever that is."""
-    flat = " ".join(text.split())
-    return "\n".join(flat[at : at + 40] for at in range(0, len(flat), 40))
-
-
-def wide(text: str, chance: random.Random) -> str:
-    """Write ASCII in full width and capitals."""
-    return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c.upper() for c in text)
-
-
-def exchanged(text: str, chance: random.Random) -> str:
-    """Write Chinese in traditional characters, or in simplified ones if it is in traditional ones."""
-    try:
-        import opencc  # of opencc-python-reimplemented, for this edit alone
-    except ImportError:
-        return text
-    if not re.search("[\u4e00-\u9fff]", text) or re.search("[\u3040-\u30ff]", text):
-        return text
-    simplified = opencc.OpenCC("t2s").convert(text)
-    changed = sum(a != b for a, b in zip(text, simplified, strict=False))
-    return simplified if changed > len(text) / 50 else opencc.OpenCC("s2t").convert(text)
-
-
-UNEDITED = "as it is"
-EDITS: dict[str, Callable[[str, random.Random], str]] = {
-    UNEDITED: lambda text, chance: text,
-    "a letter before each clause": marked,
-    "1 word in 24 replaced": replaced(24),
-    "1 in 12 replaced": replaced(12),
-    "1 in 8 replaced": replaced(8),
-    "1 in 24 dropped": dropped(24),
-    "1 in 12 dropped": dropped(12),
-    "no punctuation": lambda text, chance: "".join(c for c in text if unicodedata.category(c)[0] != "P"),
-    "no white space": lambda text, chance: "".join(text.split()),
-    "a space after each third character": lambda text, chance: re.sub(r"(\S{3})", r"\1 ", text),
-    "wrapped": wrapped,
-    "decomposed": lambda text, chance: unicodedata.normalize("NFD", text),
-    "full width, capitals": wide,
-    "marks left out": lambda text, chance: "".join(
-        c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c)
-    ),
-    "lines in another order": shuffled,
-    "traditional or simplified": exchanged,
-}  # fmt: skip
 
 
 def unspaced_kinds(english: Sequence[Text]) -> Iterator[tuple[str, list[Text]]]:
@@ -142,8 +55,11 @@ def unspaced_kinds(english: Sequence[Text]) -> Iterator[tuple[str, list[Text]]]:
     )
 
 
-def chosen(documents: Sequence[Text]) -> list[Text]:
-    return sorted(documents, key=lambda one: stable_hash("overlap", one.id))[:DOCUMENTS]
+def chosen(documents: Sequence[Text], part: str = "test") -> list[Text]:
+    """Return documents in an order fixed by their names: of one half to choose by, of the other to report."""
+    ordered = sorted(documents, key=lambda one: stable_hash("overlap", one.id))
+    half = len(ordered) // 2
+    return (ordered[:half] if part == "choice" else ordered[half:])[:DOCUMENTS]
 
 
 def pieces(text: str) -> list[str]:
@@ -234,8 +150,9 @@ class Judged:
 
 
 def measured(documents: Sequence[Text], sweep: bool) -> tuple[dict, Judged, Judged]:
-    """Judge one language; `sharing` counts the pairs that were left out."""
-    tested, copied, other = chosen(documents), Judged(sweep), Judged(sweep)
+    """Judge one language, for a sweep the half to choose by; `sharing` counts the pairs left out."""
+    tested = chosen(documents, "choice" if sweep else "test")
+    copied, other = Judged(sweep), Judged(sweep)
     sharing = 0
     for document in tested:
         for name, piece in copies(document):
@@ -246,7 +163,7 @@ def measured(documents: Sequence[Text], sweep: bool) -> tuple[dict, Judged, Judg
         else:
             other.judge("others", document, piece)
     found = {"documents": len(tested), **copied.figures(), **other.figures(), "sharing": sharing}
-    if len(documents) > 1:
+    if len(documents) > 1 and not sweep:
         found |= {"characters": sum(len(one.text) for one in documents)}
         found |= {"against_all": against_all(documents, tested)}
     return found, copied, other
@@ -267,6 +184,42 @@ def swept(every: dict[str, tuple[Judged, Judged]]) -> list[dict]:
             row = {"run": length, "threshold": threshold, "missed": np.mean(list(missed.values()))}
             row |= {"withheld": np.mean(list(wrong.values())), "most_withheld": wrong[worst]}
             found.append({key: round(float(value), 5) for key, value in row.items()} | {"where": worst})
+    return found
+
+
+TWINS = (
+    ("httpcore/_async/connection.py", "httpcore/_sync/connection.py"),
+    ("httpcore/_async/connection_pool.py", "httpcore/_sync/connection_pool.py"),
+    ("httpcore/_async/http11.py", "httpcore/_sync/http11.py"),
+    ("httpcore/_async/http2.py", "httpcore/_sync/http2.py"),
+    ("fsspec/tests/abstract/put.py", "fsspec/tests/abstract/copy.py"),
+    ("transformers/models/llama/modeling_llama.py", "transformers/models/mistral/modeling_mistral.py"),
+    # and files of one kind that are no twins
+    ("fsspec/tests/abstract/put.py", "fsspec/tests/abstract/get.py"),
+    ("transformers/models/llama/modeling_llama.py", "transformers/models/gpt2/modeling_gpt2.py"),
+    ("networkx/algorithms/bipartite/matching.py", "networkx/algorithms/matching.py"),
+)
+
+
+def twins() -> list[dict]:
+    """Return of pairs of source files how much of the second is withheld, and how much half known."""
+    installed = Path(sysconfig.get_paths()["purelib"])
+    found = []
+    for one, other in TWINS:
+        overlap, text = Overlap((installed / one).read_text()), (installed / other).read_text()
+        passages = [piece for _, piece in Chunking().split(text)]
+        leaks = [LeakFilter().judge(overlap, one, "", Passage(0, p, document=other)).leaks for p in passages]
+        letters = [overlap.letters(piece) for piece in passages]
+        found.append(
+            {
+                "files": [one, other],
+                "passages": len(passages),
+                "withheld": round(float(np.mean(leaks)), 3),
+                "letters_half": round(float(np.mean(np.array(letters) >= 0.5)), 3),
+                "whole_words": round(overlap.containment(text), 3),
+                "whole_letters": round(overlap.letters(text), 3),
+            }
+        )
     return found
 
 
@@ -321,7 +274,9 @@ def main() -> None:
     every |= dict(unspaced_kinds(every["English"]))
     every |= {name: [one] for name, one in declarations(arguments.texts)}
     for name, documents in every.items():
-        told["languages"][name], *judged[name] = measured(documents, arguments.sweep)
+        told["languages"][name], _, _ = measured(documents, sweep=False)
+        if arguments.sweep and len(documents) > 1:
+            _, *judged[name] = measured(documents, sweep=True)
         if name in ("English", "Chinese", "Thai"):
             samples[name] = chosen(documents)[0]
         Console().print(name, _line(told["languages"][name]))
@@ -329,10 +284,11 @@ def main() -> None:
         told["sweep"] = swept({name: (copied, other) for name, (copied, other) in judged.items()})
         for row in told["sweep"]:
             Console().print(row)
+    told["twins"] = twins()
     told["cost"] = cost(samples)
     arguments.json.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
     Console().print(table(told))
-    for row in told["cost"]:
+    for row in told["twins"] + told["cost"]:
         Console().print(row)
 
 
