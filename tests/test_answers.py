@@ -1,5 +1,6 @@
 """F1 and exact match, against cases worked out by hand and a plain version of the script's arithmetic."""
 
+import re
 import string
 
 import pytest
@@ -72,3 +73,34 @@ def test_marks_of_any_texts(said: list[str], golds: list[list[str]], noise: str)
     assert exact(told, answers) <= f1(told, answers) <= 1
     # Case, punctuation at the ends and the order of answers make no difference.
     assert f1(f"{noise} {told.upper()} {noise}", answers[::-1]) == f1(told, answers)
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "same", "shared"),
+    [
+        ("北京。", ["北京"], 1, 1),
+        ("「北京」", ["北京"], 1, 1),
+        ("北京市", ["北京"], 0, 0.8),
+        ("上海", ["北京"], 0, 0),
+        ("北京大学", ["在北京的大学"], 0, 0.8),
+        ("東京タワー", ["東京"], 0, 2 * 2 / 7),
+        ("1999年", ["1999 年"], 0, 1),  # figures among characters are one word
+        ("กรุงเทพ", ["กรุงเทพ"], 1, 1),
+        ("القاهرة؟", ["القاهرة"], 1, 1),
+        ("दिल्ली।", ["दिल्ली"], 1, 1),
+        ("서울은 수도", ["서울 수도"], 0, 0.5),  # Korean has words
+    ],
+)
+def test_marks_in_other_scripts(said: str, answers: list[str], same: float, shared: float) -> None:
+    assert exact(said, answers) == same
+    assert f1(said, answers) == pytest.approx(shared)
+
+
+@given(st.text(st.characters(max_codepoint=0x58F)), st.text(st.characters(max_codepoint=0x58F)))
+def test_text_of_the_latin_greek_and_cyrillic_scripts_is_marked_as_the_script_does(
+    said: str, answer: str
+) -> None:
+    lowered = said.lower().translate(str.maketrans("", "", string.punctuation))
+    assert normalised(said) == " ".join(re.sub(r"\b(?:a|an|the)\b", " ", lowered).split())
+    if normalised(said) and normalised(answer):
+        assert f1(said, [answer]) == pytest.approx(plain_f1(said, answer))

@@ -51,6 +51,12 @@ def test_spelling_finds_names_and_numbers_but_not_what_opens_a_sentence() -> Non
     ]
 
 
+def test_capitals_of_other_scripts_are_capitals() -> None:
+    russian = "Король встретил Анну в 1807 году. Потом Йозеф Гайдн уехал в Вену."
+    assert kept(SalientSpans(), russian) == ["Анну", "1807", "Потом", "Йозеф", "Гайдн", "Вену."]
+    assert kept(SalientSpans(), "国王 于 1807 年 见 安娜") == ["1807"]
+
+
 def test_a_pipeline_that_is_not_there_is_told_of() -> None:
     with pytest.raises(Missing, match="rules"):
         SalientSpans("no_such_pipeline").of(Passage(0, "x"), [(0, 1)])
@@ -110,6 +116,13 @@ def test_tf_idf_keeps_the_words_that_stand_out_by_hand(tmp_path: Path) -> None:
             kept(TfIdf(0.25, str(bad)), text)
     with pytest.raises(BadInput, match="share above 0"):
         TfIdf(0.0)
+
+
+def test_tf_idf_of_text_without_spaces_goes_by_pairs_of_characters() -> None:
+    text, earlier = "今天他在北京吃火锅", "今天他在家里看书"
+    weights = TfIdf(0.6).of(Passage(0, text), [(i, i + 1) for i in range(len(text))], [Passage(1, earlier)])
+    said = "".join(c for c, weight in zip(text, weights.tolist(), strict=True) if weight)
+    assert said == "在北京吃火锅", "what the earlier text says too weighs nothing"
 
 
 def test_tf_idf_of_a_stream_counts_what_was_read_before_and_nothing_later() -> None:

@@ -1,21 +1,38 @@
 """Marks for answers as SQuAD's own evaluation script gives them: exact match and F1.
 
 Followed is the script of SQuAD 2.0 (Rajpurkar et al. 2018); that of 1.1 agrees wherever both
-texts keep a word. A prefix of an answer is no exact match.
+texts keep a word. What it does not know, other scripts' punctuation and words without spaces, is as in
+MLQA's (Lewis et al. 2020). A prefix of an answer is no exact match.
 """
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from uptake.text.terms import characters_apart
+
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_LATIN = 0x0590  # the script knows the punctuation of ASCII alone; that of scripts from Hebrew on goes too
+_GENERAL = range(0x2000, 0x2070)  # dashes and curly quotes, which it keeps
 
 
 def normalised(text: str) -> str:
-    """Return the text in small letters, without ASCII punctuation and articles, single spaces between."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Return the text in small letters, without punctuation and articles, single spaces between.
+
+    Punctuation is that of ASCII, as in the script, and of the scripts that have their own, as in MLQA's.
+    """
+    text = text.lower().translate(_PUNCTUATION)
+    if not text.isascii():
+        text = "".join(character for character in text if not _is_foreign_mark(character))
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def _is_foreign_mark(character: str) -> bool:
+    code = ord(character)
+    return code >= _LATIN and code not in _GENERAL and unicodedata.category(character)[0] == "P"
 
 
 def exact(said: str, answers: Sequence[str]) -> float:
@@ -25,9 +42,12 @@ def exact(said: str, answers: Sequence[str]) -> float:
 
 
 def f1(said: str, answers: Sequence[str]) -> float:
-    """Return the best harmonic mean, over the answers, of precision and recall of normalised words."""
-    words = normalised(said).split()
-    return max(_overlap(words, answer.split()) for answer in _golds(answers))
+    """Return the best harmonic mean, over the answers, of precision and recall of normalised words.
+
+    Where words are written together each character is one (MLQA, Lewis et al. 2020).
+    """
+    words = characters_apart(normalised(said))
+    return max(_overlap(words, characters_apart(answer)) for answer in _golds(answers))
 
 
 def _golds(answers: Sequence[str]) -> list[str]:

@@ -33,6 +33,7 @@ _SCRIPTS = {
     "text without spaces": r"\p{Line_Break=SA}\p{Script=Bopomofo}\p{Script=Yi}",
 }
 _DENSE = rf"[{''.join(_SCRIPTS.values())}]&&[\p{{L}}\p{{N}}\p{{M}}]"
+_UNSPACED = rf"[[{_DENSE}]--\p{{Script=Hangul}}]\p{{M}}*+"
 # Extended_Pictographic also holds signs such as the copyright sign, which nobody calls an emoji.
 _PICTURE = r"[\p{Extended_Pictographic}&&[\u2600-\U0010FFFF]]\p{Emoji_Presentation}"
 _EMOJI = rf"\p{{RI}}\p{{RI}}|[{_PICTURE}--\p{{RI}}--\p{{EMod}}]"
@@ -45,6 +46,8 @@ class _Patterns(NamedTuple):
     any: Any  # what no run of words between spaces can be found by
     part: Any  # a stretch of one kind within a text
     character: Any  # as a reader takes it
+    unspaced: Any  # a character of a script without spaces, and its marks
+    apart: Any  # a stretch of such characters, or of others
     mark: Any
     hiragana: Any
     names: dict[str, Any]
@@ -65,6 +68,8 @@ def _patterns() -> _Patterns:
             rf"|(?P<word>[[\p{{L}}\p{{N}}]--[{_DENSE}]][[\p{{L}}\p{{N}}\p{{M}}]--[{_DENSE}]]*+)"
         ),
         compiled(r"\X"),
+        compiled(_UNSPACED),
+        compiled(rf"(?:{_UNSPACED})++|(?:(?!{_UNSPACED}).)++"),
         compiled(r"\p{M}"),
         compiled(r"\p{Script=Hiragana}"),
         {name: compiled(f"[{some}]") for name, some in _SCRIPTS.items()} | {"emoji": compiled(_EMOJI)},
@@ -98,6 +103,40 @@ def query_pieces(text: str) -> list[str]:
     found: list[str] = []
     for kind, part in _parts(text):
         found += (_pairs(part) or _characters(part)) if kind == "dense" else [part]
+    return found
+
+
+def spans(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield each term of a text in lower case, and where it stands.
+
+    Terms are the words and, in stretches without spaces, each pair of neighbouring characters, or a character
+    that stands alone; emoji are none.
+    """
+    patterns = _patterns()
+    for match in patterns.word.finditer(text):
+        if not has_pieces(match[0]):
+            yield match[0].lower(), match.span()
+            continue
+        for part in patterns.part.finditer(text, *match.span()):
+            if part.lastgroup == "word":
+                yield part[0].lower(), part.span()
+            elif part.lastgroup == "dense":
+                found = [each.span() for each in patterns.character.finditer(text, *part.span())]
+                pairs = [(one, other) for (one, _), (_, other) in itertools.pairwise(found)] or found
+                yield from ((text[start:end].lower(), (start, end)) for start, end in pairs)
+
+
+def characters_apart(text: str) -> list[str]:
+    """Return what stands between spaces, but characters of scripts that have none each by itself.
+
+    Korean has spaces.
+    """
+    if not has_pieces(text):
+        return text.split()
+    patterns, found = _patterns(), list[str]()
+    for word in text.split():
+        for part in patterns.apart.findall(word):
+            found += _characters(part) if patterns.unspaced.match(part) else [part]
     return found
 
 

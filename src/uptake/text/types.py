@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput
+from uptake.text.breaks import unspaced_break
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,10 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """How documents become passages: at most `characters` each, cut at a line or a space if one is near."""
+    """How documents become passages: at most `characters` each, cut at a line or a space if one is near.
+
+    Where none is, they are cut after a sentence or a clause, and never within a character and its marks.
+    """
 
     characters: int = 1024
 
@@ -88,11 +92,8 @@ class Chunking:
             if end < len(text):
                 # Breaking late keeps passages full; a break in the first half would make slivers.
                 floor = start + self.characters // 2
-                for mark in ("\n", " "):
-                    at = text.rfind(mark, floor, end)
-                    if at > 0:
-                        end = at + 1
-                        break
+                at = next((at for mark in "\n " if (at := text.rfind(mark, floor, end)) > 0), -1)
+                end = at + 1 if at > 0 else unspaced_break(text, floor, end)
             piece = text[start:end]
             if piece.strip():
                 yield start, piece

@@ -25,7 +25,8 @@ class SalientSpans(TokenWeights):
 
     `pipeline` names an installed spaCy pipeline, such as en_core_web_sm, whose named entities are the
     spans; `phrases` adds its noun phrases. The pipeline `rules` goes by spelling alone and needs no
-    spaCy: figures, and words with a capital, except a single one that opens a sentence.
+    spaCy: figures, and words with a capital, except a single one that opens a sentence. Scripts without
+    capitals, such as Chinese, Arabic and Hindi, show it no names, only figures: give a pipeline there.
     """
 
     pipeline: str = RULES
@@ -56,9 +57,22 @@ def by_spelling(text: str) -> Iterator[tuple[int, int]]:
     """Yield the spans of what may be a name or a number."""
     for found in _NUMBER.finditer(text):
         yield found.span()
-    for found in _NAME.finditer(text):
+    for found in _names(text).finditer(text):
         if " " in found[0] or not _OPENS.search(text, max(0, found.start() - 8), found.start()):
             yield found.span()
+
+
+def _names(text: str) -> Any:
+    """Return the pattern of names for a text: capitals are those of ASCII where most of its letters are."""
+    letters = [character for character in text if character.isalpha()]
+    return _NAME if 2 * sum(map(str.isascii, letters)) >= len(letters) else _name_in_any_script()
+
+
+@lru_cache(maxsize=1)
+def _name_in_any_script() -> Any:
+    import regex
+
+    return regex.compile(_NAME.pattern.replace("A-Z", r"\p{Lu}").replace(r"[\w", r"[\w\p{M}"))
 
 
 @lru_cache(maxsize=2)

@@ -1,7 +1,6 @@
 """TF-IDF with a cut (Hu et al. 2023, as a baseline): only the words that stand out in a text count."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from uptake.errors import BadInput
 from uptake.text import formats
 from uptake.text.files import SkipError, read_lines
 from uptake.text.reading import File, Reading
+from uptake.text.terms import spans as spans_of
 from uptake.text.types import Passage
 
-_WORD = re.compile(r"\w+")
 _LINE = 64 << 20
 
 
@@ -34,6 +33,8 @@ class Frequencies(NamedTuple):
 class TfIdf(TokenWeights):
     """The words of highest TF-IDF, a share `keep` of a text's distinct words, weigh 1, all others 0.
 
+    Where words are written together, as in Chinese, pairs of neighbouring characters stand for words.
+
     How many documents a word stands in is counted in `corpus`, a file with a document a line (text,
     or JSON with `text`), or, without one, in what was read before this text. Nothing
     else is read: no question, and no later document.
@@ -47,7 +48,7 @@ class TfIdf(TokenWeights):
             raise BadInput(f"keep {self.keep}: use a share above 0, at most 1")
 
     def of(self, passage: Passage, spans: Spans, before: Sequence[Passage] = ()) -> Tensor:
-        found = [(match[0].lower(), match.span()) for match in _WORD.finditer(passage.text)]
+        found = list(spans_of(passage.text))
         counts = Counter(word for word, _ in found)
         frequencies = _corpus(self.corpus) if self.corpus else _among(counts, before)
         kept = set(highest(counts, frequencies, math.ceil(self.keep * len(counts))))
@@ -71,7 +72,7 @@ def _among(words: Iterable[str], passages: Sequence[Passage]) -> Frequencies:
 
 @lru_cache(maxsize=1 << 14)
 def _words(text: str) -> frozenset[str]:
-    return frozenset(match[0].lower() for match in _WORD.finditer(text))
+    return frozenset(word for word, _ in spans_of(text))
 
 
 @lru_cache(maxsize=2)
@@ -80,7 +81,7 @@ def _corpus(name: str) -> Frequencies:
     path, counts, documents = Path(name), Counter[str](), 0
     try:
         for text in _texts(path):
-            counts.update({match[0].lower() for match in _WORD.finditer(text)})
+            counts.update({word for word, _ in spans_of(text)})
             documents += 1
     except OSError as error:
         raise BadInput(f"cannot read corpus={name}: {error.strerror}; give a file") from None
