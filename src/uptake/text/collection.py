@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.preparation import preparing
 from uptake.text.hashes import Hashes, rolled
 from uptake.text.letters import RUN, SHORT_RUN
 from uptake.text.overlap import GRAM, SHINGLE, LeakFilter, Overlap, Shingles
@@ -85,6 +86,7 @@ class Collection:
         return suspects
 
     @cached_property
+    @preparing()
     def _grams(self) -> dict[int, "_Owned"]:
         """The n-grams of each length, sorted, and whose each is; none twice for one passage."""
         counts = self._kept.word_counts
@@ -103,6 +105,7 @@ class Collection:
         return made
 
     @cached_property
+    @preparing()
     def _runs(self) -> dict[tuple[bool, bool], "_Owned"]:
         """The runs, and whose each is, of every kind of passages: (unspaced, sampled)."""
         owners = np.repeat(np.arange(self._count), self._kept.run_counts)

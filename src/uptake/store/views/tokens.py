@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput, Mismatch
-from uptake.preparation import preparing
 from uptake.store.passages.table import Ids
 from uptake.store.views.view_files import PASSAGE, Arrays, StoredView, ViewKind, documents_of
 from uptake.text.chunks.cutting import edges_of
@@ -76,7 +75,5 @@ class StoredTokens(StoredView):
         """The passages, ready for the leak filter."""
         words, letters, passages = self.arrays["words"], self.arrays["letters"], self.passages
         unspaced, sampled = (passages[name] == 1 for name in ("unspaced", "sampled"))
-        with preparing():
-            return Collection(
-                Collected(words, passages["words"], letters, passages["letters"], unspaced, sampled)
-            )
+        kept = Collected(words, passages["words"], letters, passages["letters"], unspaced, sampled)
+        return Collection(kept)
