@@ -47,6 +47,7 @@ LEAKS = {
     "0.25": LeakFilter(containment=0.25),
     "0.5": LeakFilter(),
     "1.0": LeakFilter(containment=1.0, spaced_letters=1.0),
+    "letters 0.5": LeakFilter(spaced_letters=0.5),
     "off": LeakFilter.off(),
 }
 PASSAGES = 5000
