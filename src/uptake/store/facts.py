@@ -10,10 +10,10 @@ from uptake.store.unfinished import said
 from uptake.store.views.views import Views
 
 if TYPE_CHECKING:
-    from uptake.store.datastore import Datastore
+    from uptake.store.opened import OpenStore
 
 
-def facts_of(store: "Datastore", table: Table, views: Views) -> dict[str, str | int]:
+def facts_of(store: "OpenStore", table: Table, views: Views) -> dict[str, str | int]:
     """Return the facts of a store at the version of `table`, as plain data."""
     return {
         "path": str(store.path),

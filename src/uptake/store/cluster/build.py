@@ -24,8 +24,9 @@ from uptake.store.cluster.pool import Pool
 from uptake.store.files import delete_below, plain_errors, read_json, sha256, write_json
 from uptake.store.inventory import TABLE
 from uptake.store.layout import View
+from uptake.store.passages.columns import Ids
 from uptake.store.passages.encoding import Encoding
-from uptake.store.passages.table import Ids, Table
+from uptake.store.passages.table import Table
 from uptake.store.passages.writing import Added, DocumentPassages, StoreWriter, embedded, storable_document
 from uptake.store.remote.objects import Location
 from uptake.text.types import Document, Embedder, Passage, stable_hash

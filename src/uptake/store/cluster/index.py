@@ -12,9 +12,10 @@ from uptake.errors import Incomplete
 from uptake.store.cluster import Cluster
 from uptake.store.cluster.connect import connect
 from uptake.store.cluster.wire import from_bytes, to_pieces
+from uptake.store.passages.columns import Ids
 from uptake.store.passages.index import Ranked
 from uptake.store.passages.index_cache import Floats
-from uptake.store.passages.table import Ids, Table
+from uptake.store.passages.table import Table
 from uptake.store.remote.objects import Location
 
 if TYPE_CHECKING:

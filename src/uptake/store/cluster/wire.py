@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from uptake.store.passages.columns import Ids
 from uptake.store.passages.index_cache import Floats
-from uptake.store.passages.table import Ids
 
 PIECE = 98_304  # bytes: Ray sends up to 100 KiB of each argument with the call
 

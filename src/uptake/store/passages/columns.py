@@ -1,11 +1,18 @@
-"""The columns of a table of passages, as Arrow has them."""
+"""The columns of a table of passages, as Arrow has them, and what may stand in them."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from uptake.errors import BadInput
+
+Ids = NDArray[np.int64]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 FIELDS = ["id", "text", "prompt", "document", "group", "start", "meta"]
 
 
@@ -33,3 +40,16 @@ def matrix_of(column: Any, dimensions: int) -> NDArray[np.float32]:
     chunks = column.chunks if hasattr(column, "chunks") else [column]
     parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions) for chunk in chunks]
     return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
+
+
+def storable(text: str) -> str:
+    """Return the text with lone surrogates, which UTF-8 cannot hold, replaced one for one."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def as_ids(numbers: Sequence[int] | Ids) -> Ids:
+    """Return ids as an array; raises BadInput for what cannot be one."""
+    try:
+        return np.asarray(numbers, dtype=np.int64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise BadInput(f"passage ids {str(numbers)[:80]}: give whole numbers below 2**63") from error

@@ -20,7 +20,7 @@ from uptake.gguf import dequantised, is_gguf
 from uptake.hub import cached_if_silent
 from uptake.model_checks import check_model
 from uptake.store.files import one_line
-from uptake.store.passages.table import storable
+from uptake.store.passages.columns import storable
 from uptake.text.types import Embedder
 
 if TYPE_CHECKING:

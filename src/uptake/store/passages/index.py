@@ -15,8 +15,9 @@ import faiss
 import numpy as np
 
 from uptake.errors import BadInput
+from uptake.store.passages.columns import Ids
 from uptake.store.passages.index_cache import BaseIndex, Floats, IndexCache, distances, faiss_metric, nearest
-from uptake.store.passages.table import Ids, Table
+from uptake.store.passages.table import Table
 
 IndexKind = Literal["auto", "flat", "ivf"]
 Metric = Literal["cosine", "ip", "l2"]

@@ -23,7 +23,8 @@ from uptake.codec import load
 from uptake.errors import Damaged, UptakeError
 from uptake.store.cache import cache_folder, damaged, seal
 from uptake.store.files import one_line, read_json, write_json
-from uptake.store.passages.table import Ids, Table
+from uptake.store.passages.columns import Ids
+from uptake.store.passages.table import Table
 
 Floats = NDArray[np.float32]
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput
 from uptake.preparation import preparing
+from uptake.store.passages.columns import Ids, storable
 from uptake.store.passages.index import Index, Ranked, VectorIndex
 from uptake.store.passages.index_cache import BaseIndex
-from uptake.store.passages.table import Ids, Table, storable
+from uptake.store.passages.table import Table
 from uptake.store.views.token_source import TokenView
 from uptake.store.views.views import Views
 from uptake.text.chunks.view import Chunked

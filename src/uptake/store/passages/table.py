@@ -7,7 +7,6 @@ nothing of encoders, indexes or leases: whoever writes must hold the store's lea
 
 import itertools
 import json
-import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -24,7 +23,7 @@ from uptake.codec import Malformed, loads
 from uptake.errors import BadInput, Damaged
 from uptake.store.inventory import Inventory
 from uptake.store.passages import text_index
-from uptake.store.passages.columns import FIELDS, matrix_of, schema_of
+from uptake.store.passages.columns import FIELDS, Ids, as_ids, matrix_of, schema_of, storable
 from uptake.store.passages.manifest import named
 from uptake.store.passages.table_files import (
     TableFiles,
@@ -37,24 +36,8 @@ from uptake.store.remote.objects import Location, options_of
 from uptake.text import terms
 from uptake.text.types import Passage, stable_hash
 
-Ids = NDArray[np.int64]
-
 _IDS_A_PREDICATE = 100_000
 _QUERY_CHARACTERS = 1_000_000
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def storable(text: str) -> str:
-    """Return the text with lone surrogates, which UTF-8 cannot hold, replaced one for one."""
-    return _SURROGATE.sub("\ufffd", text)
-
-
-def as_ids(numbers: Sequence[int] | Ids) -> Ids:
-    """Return ids as an array; raises BadInput for what cannot be one."""
-    try:
-        return np.asarray(numbers, dtype=np.int64)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise BadInput(f"passage ids {str(numbers)[:80]}: give whole numbers below 2**63") from error
 
 
 class Table:

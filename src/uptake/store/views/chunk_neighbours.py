@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from uptake.errors import BadInput, Mismatch
 from uptake.preparation import preparing
 from uptake.store.files import plain_errors
-from uptake.store.passages.table import Ids
+from uptake.store.passages.columns import Ids
 from uptake.store.remote.lease import FileLease
 from uptake.store.views.view_files import Arrays, StoredView, ViewKind, ViewMetadata
 from uptake.store.views.view_writer import ViewWriter, empty_view

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from uptake.store.passages.table import Ids
+from uptake.store.passages.columns import Ids
 from uptake.store.views.view_files import PASSAGE, Arrays, StoredView, ViewKind, documents_of
 from uptake.text.chunks.cutting import RECORD, Columns, edges_of
 

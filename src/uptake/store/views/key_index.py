@@ -23,8 +23,8 @@ from uptake.errors import UptakeError
 from uptake.preparation import preparing
 from uptake.store.cache import cache_folder, damaged, seal
 from uptake.store.files import one_line, read_json, write_json
+from uptake.store.passages.columns import Ids
 from uptake.store.passages.index_cache import Floats
-from uptake.store.passages.table import Ids
 from uptake.store.views.view_files import StoredView
 
 LARGE = 65_536  # keys from which "auto" takes inverted lists: below, an exact search is as fast

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput
 from uptake.preparation import preparing
-from uptake.store.passages.table import Ids, Table
+from uptake.store.passages.columns import Ids
+from uptake.store.passages.table import Table
 from uptake.store.views.key_index import KeyIndex
 from uptake.store.views.tokens import StoredTokens
 from uptake.text.overlap import LeakFilter, Overlap

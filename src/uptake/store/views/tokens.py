@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.errors import BadInput, Mismatch
-from uptake.store.passages.table import Ids
+from uptake.store.passages.columns import Ids
 from uptake.store.views.view_files import PASSAGE, Arrays, StoredView, ViewKind, documents_of
 from uptake.text.chunks.cutting import edges_of
 from uptake.text.collection import Collected, Collection

@@ -23,7 +23,8 @@ from uptake.sealed import digest
 from uptake.store.cache import Stamps
 from uptake.store.files import plain_errors, read_json, write_json
 from uptake.store.inventory import VIEWS, check_listed
-from uptake.store.passages.table import Ids, Table
+from uptake.store.passages.columns import Ids
+from uptake.store.passages.table import Table
 
 FORMAT = 2
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from uptake.errors import UptakeError
 from uptake.store.files import plain_errors
-from uptake.store.passages.table import Ids, Table
+from uptake.store.passages.columns import Ids
+from uptake.store.passages.table import Table
 from uptake.store.views.view_files import Arrays, Commit, StoredView, ViewKind, ViewMetadata
 from uptake.text.types import Passage
 

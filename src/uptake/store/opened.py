@@ -1,0 +1,190 @@
+"""A store opened at one version, to be read: what it holds, what it finds, and whether all of it is sound."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uptake.store.cluster import Cluster
+from uptake.store.facts import facts_of
+from uptake.store.layout import Layout, View
+from uptake.store.passages.columns import storable
+from uptake.store.passages.encoding import Encoding
+from uptake.store.passages.index import Ranked, open_index
+from uptake.store.passages.sampling import sample_documents
+from uptake.store.passages.source import BoundSource, QueryText, Snapshot, bind, check_count
+from uptake.store.passages.table import Table
+from uptake.store.passages.writing import lacks
+from uptake.store.remote.objects import Location
+from uptake.store.unfinished import unfinished
+from uptake.store.views.views import Views
+from uptake.text.overlap import LeakFilter
+from uptake.text.terms import unsearchable
+from uptake.text.types import Document, Passage
+
+if TYPE_CHECKING:
+    from uptake.store.cluster.index import ClusterIndex
+
+Floats = NDArray[np.float32]
+
+
+class OpenStore:
+    """A store as it was at the version it is bound to."""
+
+    def __init__(
+        self,
+        path: Location,
+        layout: Layout,
+        table: Table,
+        encoding: Encoding,
+        threads: int | None,
+        pinned: bool,
+        cluster: Cluster | None = None,
+    ) -> None:
+        self.path = path
+        self.layout = layout
+        self.cluster = cluster
+        self._encoding = encoding
+        self._threads = threads
+        self._pinned = pinned
+        self._views = Views(path, layout, self._embed, threads)
+        self._snapshot = self._bound(table)
+
+    @property
+    def view(self) -> View:
+        """How the passages were made: encoder, chunking and metric."""
+        return self.layout.views["passages"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names encoder, chunking, metric and how words are cut, whatever the store holds."""
+        return self.layout.fingerprint
+
+    @property
+    def contents(self) -> str:
+        """Names what the store holds and how it is searched, 32 hexadecimal digits.
+
+        Another one after every change, and never the same for two copies that were changed apart.
+        """
+        return self.layout.contents(self._table.contents)
+
+    def view_contents(self, kind: str) -> str:
+        """Name what one of the views, tokens or chunks, holds; empty where there is none. Raises Damaged."""
+        return self._views.contents(kind)
+
+    @property
+    def version(self) -> int:
+        """The version this store is bound to."""
+        return self._table.version
+
+    @property
+    def count(self) -> int:
+        """How many passages it holds."""
+        return self._table.count
+
+    @property
+    def encoder_spec(self) -> str:
+        """How another process can load the encoder; empty where it cannot, or there is none."""
+        return self._encoding.spec
+
+    def info(self) -> dict[str, str | int]:
+        """Return the facts that `uptake index info` shows, as plain data."""
+        return facts_of(self, self._table, self._views)
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """What was begun to be added and has not ended, as `add` was told; "" for documents of no name."""
+        return unfinished(self.path)
+
+    def lacks(self) -> Callable[[Document], bool]:
+        """Return what says of a document whether this version does not hold all of it just as it is."""
+        return lacks(self._table, self.view.chunking)
+
+    def passages(self, ids: Sequence[int]) -> list[Passage]:
+        """Return the passages of these ids, in their order; raises BadInput for one that is not here."""
+        return self._table.rows(ids)
+
+    def sample(self, count: int, characters: int, generator: np.random.Generator) -> list[Document]:
+        """Return at most `count` documents drawn at random, or parts of so many characters of long ones."""
+        return sample_documents(self._table, count, characters, generator)
+
+    def vectors(self, ids: Sequence[int]) -> Floats:
+        """Return one row an id, in their order; raises BadInput for one that is not here."""
+        return self._table.vectors(ids)
+
+    def search(self, queries: Sequence[str], k: int) -> list[Ranked]:
+        """Return for each query the k best passages' ids and scores; no leak filter. Raises BadInput."""
+        check_count(k)
+        texts = [storable(query) for query in queries]
+        return self._snapshot.rank(texts, self._embed(texts), k) if texts else []
+
+    def unsearchable(self, query: str) -> list[str]:
+        """Name the scripts of a query that this store's words do not find; none where all are found."""
+        return unsearchable(storable(query)) if self.layout.words == "spaced" else []
+
+    def sources(self, queries: Sequence[QueryText], leak: LeakFilter | None = None) -> list[BoundSource]:
+        """Return one Source a query, all embedded and searched in one batch, bound to this version."""
+        clean = [
+            QueryText(storable(q.text), storable(q.document_id), storable(q.group), storable(q.whole_text))
+            for q in queries
+        ]
+        vectors = self._embed([query.text for query in clean])
+        return bind(self._snapshot, clean, vectors, leak or LeakFilter())
+
+    def source(
+        self,
+        query_text: str,
+        *,
+        document_id: str = "",
+        group: str = "",
+        whole_text: str = "",
+        leak: LeakFilter | None = None,
+    ) -> BoundSource:
+        """Return the Source of one query; `whole_text` is all of the evaluated document."""
+        return self.sources([QueryText(query_text, document_id, group, whole_text)], leak)[0]
+
+    def verify(self) -> list[str]:
+        """Return one line for each fault found, saying how to mend it; none where all is well."""
+        from uptake.store.verify import verify_store
+
+        return verify_store(self.path)
+
+    def export(self, path: str | Path) -> int:
+        """Write every column as one plain Parquet file, which must not be there yet; return the rows."""
+        from uptake.store.export import write_parquet
+
+        return write_parquet(self._table, Path(path).absolute())
+
+    @property
+    def _table(self) -> Table:
+        return self._snapshot.table
+
+    def prepare(self) -> None:
+        """Open the vector index now, or make it: without this the first search does."""
+        if self.view.dimensions:
+            self._snapshot.index.prepare()
+
+    def _bound(self, table: Table) -> Snapshot:
+        before: Snapshot | None = getattr(self, "_snapshot", None)
+        make = functools.partial(
+            open_index,
+            uid=self.layout.uid,
+            metric=self.view.metric,
+            kind=self.layout.index,
+            threads=self._threads,
+            base=before.base if before else None,
+        )
+        make_index = self._on_cluster if self.cluster else make
+        return Snapshot(table, self.layout.retriever, make_index, self._embed, self._views)
+
+    def _on_cluster(self, table: Table) -> "ClusterIndex":
+        from uptake.store.cluster.index import ClusterIndex
+
+        assert self.cluster
+        return ClusterIndex(table, self.path, self.layout.uid, self.cluster)
+
+    def _embed(self, texts: Sequence[str]) -> Floats | None:
+        return self._encoding.embed(texts) if texts and self.view.dimensions else None
