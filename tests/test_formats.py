@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +21,9 @@ from good_files import TEXTS
 from test_readers import read_all, read_some, write
 from uptake.errors import BadInput
 from uptake.text import formats
+from uptake.text.formats import table
 from uptake.text.formats.json_file import values
+from uptake.text.reading import File, Reading
 from uptake.text.types import Chunking, Document
 
 
@@ -165,6 +168,18 @@ def test_csv_of_every_spreadsheet(tmp_path: Path, delimiter: str, end: str, enco
     rows = [delimiter.join(row) for row in (("a b", " text ", "c"), ("1", "é", "2"), ("3", "x", "4"))]
     path = write(tmp_path / "a.csv", end.join(rows).encode(encoding))
     assert [document.text for document in read_all(path)[0]] == ["é", "x"]
+
+
+@given(raw=st.text(alphabet="a\r\n,é", max_size=20), size=st.integers(1, 4))
+def test_lines_of_a_table_end_as_python_says(raw: str, size: int) -> None:
+    content = raw.encode()
+
+    class Cut(File):
+        def text_chunks(self, lines: bool = False) -> Iterator[bytes]:
+            return iter([content[at : at + size] for at in range(0, len(content), size)])
+
+    expected = io.TextIOWrapper(io.BytesIO(content), encoding="utf8", newline="")
+    assert list(table._lines(Cut(Path("a"), "a", "a", Reading()))) == list(expected)
 
 
 def test_csv_says_what_divides_it(tmp_path: Path) -> None:

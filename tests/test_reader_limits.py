@@ -162,6 +162,22 @@ def test_entities_that_grow_are_not_expanded(tmp_path: Path) -> None:
     assert used() - before < 300
 
 
+def test_long_lines_take_no_time_of_their_square(tmp_path: Path) -> None:
+    """At the square, each of these would take hours."""
+    spaces = b" \t" * (2 * MB)
+    write(tmp_path / "a.md", b"# " + spaces + b"x\n# Two\n---\n" + b"-" * (4 * MB) + b"x\n")
+    write(tmp_path / "b.html", b"<pre>" + spaces + b"x</pre><p>" + spaces + b"y")
+    write(tmp_path / "c.csv", b"text\n" + b"x" * (20 * MB) + b"\n")
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(good_files.docx())) as whole, zipfile.ZipFile(out, "w") as made:
+        for name in whole.namelist():
+            made.writestr(name, whole.read(name).replace(b">right<", b">" + b" " * (2 * MB) + b"r<"))
+    write(tmp_path / "d.docx", out.getvalue())
+    documents, skipped = read_all(tmp_path)
+    assert len(documents) == 4 and not skipped.total
+    assert [place for _, place in documents[0].places][-1] == "Two"
+
+
 def test_much_beside_a_text_is_refused(tmp_path: Path) -> None:
     records = [
         {"text": "a", "note": "x" * 70_000},

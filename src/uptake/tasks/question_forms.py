@@ -70,11 +70,15 @@ def _squad(articles: list[Any], where: str) -> Iterator[Found]:
     for article in articles:
         title = _text(_get(article, "title"))
         place = f"{where}: {title}" if title else where
+        if not isinstance(_get(article, "paragraphs"), list):
+            yield "article without paragraphs", place
         for paragraph in _list(_get(article, "paragraphs")):
             context = _text(_get(paragraph, "context"))
             if not context.strip():
                 yield "paragraph without text", place
                 continue
+            if not isinstance(_get(paragraph, "qas"), list):
+                yield "paragraph without questions", place
             for asked in _list(_get(paragraph, "qas")):
                 if isinstance(asked, dict):
                     yield _asked(asked, context, title), f"{place}: {asked.get('id')}"

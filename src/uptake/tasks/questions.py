@@ -142,7 +142,7 @@ class _Collected:
         except UnicodeEncodeError:
             reason = "lone surrogate"
         if not asked.text.strip():
-            reason = f"no question; {_EXPECTED}: its keys are {', '.join(asked.keys)[:200]}"
+            reason = f"no question; its keys are {', '.join(map(shown, asked.keys))[:200]}"
         elif asked.impossible or not asked.answers:
             reason = "no answer"
         elif not reason and key in self.questions:

@@ -19,7 +19,7 @@ _BYTES = 1 << 30  # of a file, pictures included
 _OLE = b"\xd0\xcf\x11\xe0"  # how Microsoft's older files begin, and encrypted ones
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"  # the same text again
-_TAB = re.compile(" *\t")
+_TAB = re.compile(r"(?<! ) *\t")
 _STEPS = 1000  # paragraphs between two signs of life
 
 

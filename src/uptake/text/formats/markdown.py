@@ -15,9 +15,10 @@ _FRONT_CHARACTERS = 1 << 16  # of front matter; longer, it is text
 _DEPTH = 50  # of brackets in it
 _LINE = re.compile(r"[^\n]*\n?")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
-_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*\r?\n?$")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*\r?\n?$", re.DOTALL)
 _UNDERLINE = re.compile(r" {0,3}(?:=+|-+)[ \t]*\r?\n?$")
 _HEADING_CHARACTERS = 100
+_LINE_CHARACTERS = 1000  # looked at: the patterns above take the square of a line's length at worst
 
 
 def read(file: File) -> Iterator[Item]:
@@ -66,9 +67,9 @@ def _headings(text: str) -> Iterator[tuple[int, str]]:
         mark = _FENCE.match(line)
         if mark and (not fence or mark[1].startswith(fence)):
             fence = "" if fence else mark[1]
-        elif not fence and (heading := _HEADING.match(line)) and heading[1]:
+        elif not fence and (heading := _HEADING.match(line[:_LINE_CHARACTERS])) and heading[1].strip():
             yield match.start(), _named(heading[1])
-        elif not fence and before.strip() and _UNDERLINE.match(line):
+        elif not fence and before.strip() and _UNDERLINE.match(line[:_LINE_CHARACTERS]):
             yield before_at, _named(before)
             line = ""
         before, before_at = (

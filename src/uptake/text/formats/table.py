@@ -79,21 +79,25 @@ def _delimiter(first: str, text_key: str) -> str:
 
 def _lines(file: File) -> Iterator[str]:
     """Yield lines with their ends, whichever ends they have; bytes that are no text become surrogates."""
-    held = b""
+    parts, size = list[bytes](), 0  # of the line under way
     for chunk in file.text_chunks():
-        # What follows a "\r" at the very end of a chunk may belong to it.
-        held += chunk
+        if parts and parts[-1].endswith(b"\r"):  # the "\n" after it may be here
+            last = parts.pop()
+            size -= len(last)
+            chunk = last + chunk
         at = 0
-        for end in _END.finditer(held):
-            if end.end() == len(held) and end[0] == b"\r":
+        for end in _END.finditer(chunk):
+            if end[0] == b"\r" and end.end() == len(chunk):
                 break
-            yield _decoded(held[at : end.end()], file)
-            at = end.end()
-        held = held[at:]
-        if len(held) > 6 * file.reading.max_document_bytes:
+            yield _decoded(b"".join([*parts, chunk[at : end.end()]]), file)
+            parts, size, at = [], 0, end.end()
+        if at < len(chunk):
+            parts.append(chunk[at:])
+            size += len(chunk) - at
+        if size > 6 * file.reading.max_document_bytes:
             raise SkipError(file.reading.too_long)
-    if held:
-        yield _decoded(held, file)
+    if parts:
+        yield _decoded(b"".join(parts), file)
 
 
 def _decoded(line: bytes, file: File) -> str:
