@@ -131,38 +131,56 @@ class _Collected:
 
     def add(self, asked: Asked, where: str) -> None:
         """Take one question up, and the text that answers it."""
-        reason = ""
-        try:
-            key = name_of(asked.id) or where
-            document = name_of(asked.document) or ""
-            until = name_of(asked.until) or ""
-            _check_encodes(asked.text, asked.context, asked.page, *asked.answers)
-        except Unusable as error:
-            reason = f"id or document that {error}"
-        except UnicodeEncodeError:
-            reason = "lone surrogate"
+        named, reason = self._names(asked)
         if not asked.text.strip():
             reason = f"no question; its keys are {', '.join(map(shown, asked.keys))[:200]}"
         elif asked.impossible or not asked.answers:
             reason = "no answer"
-        elif not reason and key in self.questions:
+        elif not reason and (named.id or where) in self.questions:
             reason = "duplicate id"
-        if asked.context.strip() and reason != "lone surrogate":
-            document = self._document(document if "document" not in reason else "", asked)
+        document = named.document
+        if asked.context.strip() and _encodes(asked.context, asked.page):
+            document = self._document(document or asked.page, asked.context)
         if reason:
             self.skipped.add(reason, where)
             return
-        text = asked.text.strip()
-        self.questions[key] = Question(key, text, asked.answers, document, asked.meta, until)
+        key = named.id or where
+        self.questions[key] = Question(
+            key, asked.text.strip(), asked.answers, document, asked.meta, named.until
+        )
 
-    def _document(self, named: str, asked: Asked) -> str:
+    def _names(self, asked: Asked) -> tuple["_Names", str]:
+        """Return what a question is called by and calls by name, and the reason where one names nothing."""
+        found = {}
+        for field_, value in (("id", asked.id), ("document", asked.document), ("until", asked.until)):
+            try:
+                found[field_] = name_of(value) or ""
+            except Unusable as error:
+                return _Names(**found), f"{field_} {error}"
+            except UnicodeEncodeError:
+                return _Names(**found), "lone surrogate"
+        whole = _encodes(asked.text, asked.context, asked.page, *asked.answers)
+        return _Names(**found), "" if whole else "lone surrogate"
+
+    def _document(self, name: str, text: str) -> str:
         """Return the id of the document of this text; paragraphs of one name are one group."""
-        name, text = named or asked.page, asked.context
         key = f"{name}#{stable_hash(text):016x}" if name else f"{stable_hash(text):016x}"
         self.documents.setdefault(key, Document(key, text, name))
         return key
 
 
-def _check_encodes(*texts: str) -> None:
-    for text in texts:
-        text.encode("utf8")
+@dataclass(frozen=True)
+class _Names:
+    """What a question is called by and calls by name, as text; "" for none."""
+
+    id: str = ""
+    document: str = ""
+    until: str = ""
+
+
+def _encodes(*texts: str) -> bool:
+    try:
+        "".join(texts).encode("utf8")
+    except UnicodeEncodeError:
+        return False
+    return True
