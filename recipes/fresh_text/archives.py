@@ -11,7 +11,8 @@ from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 
 from uptake.errors import BadInput
-from uptake.text.files import SkipError, Skipped, read_chunks
+from uptake.text.files import SkipError, Skipped
+from uptake.text.reading import File, Reading
 
 MOST_BYTES = 256 << 20  # of an archive, unpacked
 MOST_MEMBERS = 20_000
@@ -37,7 +38,7 @@ def read_archive(path: Path, skipped: Skipped | None = None) -> Sources:
     """
     skipped = Skipped() if skipped is None else skipped
     try:
-        raw = b"".join(read_chunks(path, MOST_BYTES))
+        raw = b"".join(File(path, path.name, path.name, Reading(max_unpacked_bytes=MOST_BYTES)).chunks())
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as archive:
             files = _members(archive, path.name, skipped)
     except SkipError as error:
