@@ -449,3 +449,27 @@ def test_another_budget_or_network_needs_a_journal_of_its_own(store: Datastore, 
         way = replace(methods.find("fwl"), method=replace(methods.find("fwl").method, weights=str(network)))
         told.append(described(way)["networks"])
     assert told[0].keys() == told[1].keys() == {"network"} and told[0] != told[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "together"), [([], 1), (["trainable=top(layers=1)"], 1), (["trainable=lora(rank=2)"], 4)]
+)
+@pytest.mark.parametrize("name", ["ttt-nn", "ttt-nn+in-context", "ttt-nn-guarded"])
+def test_copies_of_the_model_are_held_one_at_a_time(
+    store: Datastore, monkeypatch: pytest.MonkeyPatch, name: str, settings: list[str], together: int
+) -> None:
+    made = api.method_specs([name], [*settings, "optimizer=sgd(learning_rate=0.05)"])
+    held: list[int] = []
+    adapted = Finetune.adapted
+
+    def counted(self: Finetune, states: Any, lm: Any) -> Any:
+        held.append(len(states))
+        return adapted(self, states, lm)
+
+    monkeypatch.setattr(Finetune, "adapted", counted)
+    lm = toys.lm("llama")
+    batched = evaluate(lm, Plan(made, SMALL, (2,), batch=4), DOCUMENTS, store)
+    assert max(held) == together
+    alone = evaluate(lm, Plan(made, SMALL, (2,), batch=1), DOCUMENTS, store)
+    if together == 1:
+        assert figures(batched.rows) == figures(alone.rows)

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class Trainable(ABC):
 
     owner: str = WEIGHTS
     neutral: bool = True  # a copy that has taken no step computes what the model at its start does
+    low_rank: ClassVar[bool] = False  # whether `factors` is all it trains, so that rows can share passes
 
     @abstractmethod
     def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
@@ -93,6 +94,7 @@ class Named(Trainable):
 class LoRA(Trainable):
     """A low-rank product added to every weight matrix of the blocks (Hu et al. 2021), by peft."""
 
+    low_rank: ClassVar[bool] = True
     rank: int = 16
     alpha: int = 32
     owner: str = "lora"  # two trainings under two owners stand in one delta

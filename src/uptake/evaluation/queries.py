@@ -175,9 +175,18 @@ class QueryProtocol(Protocol):
             ks = self.neighbour_counts(runner.plan, spec)
             return [replace(one.row(name, k, one.base), failed=reason) for k in ks]
 
+        each = 1 if spec.method.separate else len(asked)
         once: list[float] = []
         with runner.meter.preparation(once):
-            made = attempt(asked, lambda some: self.score(name, spec, some, runner), at_the_base)
+            made = [
+                rows
+                for start in range(0, len(asked), each)
+                for rows in attempt(
+                    asked[start : start + each],
+                    lambda some: self.score(name, spec, some, runner),
+                    at_the_base,
+                )
+            ]
         if spec.select.ranks:
             once += [one.prepare_seconds for one in asked]
         made[0][0] = replace(made[0][0], prepare_seconds=sum(once))

@@ -102,6 +102,10 @@ class Finetune(Method[WeightState]):
         return self.reference
 
     @property
+    def separate(self) -> bool:
+        return not self.trainable.low_rank
+
+    @property
     def incremental(self) -> bool:
         random = self.dropout or any(transform.random for transform in self.transforms)
         return self.passes == 1 and self.order == "nearest-first" and not random

@@ -36,6 +36,10 @@ class MethodWrapper(Method[StateT]):
         return self.wrapped.sequential
 
     @property
+    def separate(self) -> bool:
+        return self.wrapped.separate
+
+    @property
     def incremental(self) -> bool:
         return self.wrapped.incremental
 
@@ -112,6 +116,10 @@ class Together(Method[CombinedState]):
     @property
     def sequential(self) -> bool:
         return any(part.sequential for _, part in self.parts)
+
+    @property
+    def separate(self) -> bool:
+        return any(part.separate for _, part in self.parts)
 
     @property
     def incremental(self) -> bool:

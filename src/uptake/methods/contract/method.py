@@ -189,6 +189,11 @@ class Method(ABC, Generic[StateT]):
         return False
 
     @property
+    def separate(self) -> bool:
+        """Whether rows share no pass while each may hold a copy of the model: they are done one by one."""
+        return False
+
+    @property
     def incremental(self) -> bool:
         """Whether several calls of `adapt` give the same state as one call on all their passages."""
         return True
