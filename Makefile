@@ -19,16 +19,20 @@ INSTALL_TORCH = $(BIN)/python tools/install_torch.py "$$(sed -n 's/^torch==//p' 
 
 # The last act of an installation, so that one cut short is done again.
 PRODUCT := $(VENV)/.product-is-installed
+REAL := $(VENV)/.gguf-is-installed
 DEV := $(VENV)/.dev-is-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model torch test test-long test-all test-slow check lint types imports docs clean
+.PHONY: help demo demo-real demo-model torch test test-long test-all test-slow check lint types imports docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(PRODUCT) ## run the main job on real text and write a page; ARGS="--model M --corpus PATH" for your own
 	$(BIN)/python examples/demo.py $(ARGS)
+
+demo-real: $(REAL) ## the same on a real model, SmolLM2, and packages that it cannot know; fetches 100 MB
+	$(BIN)/python examples/demo_real.py $(ARGS)
 
 demo-model: $(PRODUCT) ## train the small model that comes with the repository (hours; may be interrupted)
 	$(BIN)/python examples/make_demo_model.py $(ARGS)
@@ -74,6 +78,10 @@ $(PRODUCT): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(INSTALL_TORCH)
 	$(PIP) --constraint constraints.txt --editable .
+	@touch $@
+
+$(REAL): $(PRODUCT)
+	$(PIP) --constraint constraints.txt --editable '.[gguf]'
 	@touch $@
 
 $(DEV): $(PRODUCT)

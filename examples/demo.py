@@ -14,15 +14,18 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from uptake.methods.contract.method import MethodSpec
 
 HERE = Path(__file__).parent
 PACKAGES = ("networkx", "mpmath", "rich", "jinja2", "typer", "peft", "fsspec")
@@ -89,9 +92,15 @@ def sources(paths: list[str]) -> Iterator:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    arguments = parser(__doc__).parse_args()
+    ours = Path(arguments.model).resolve() == (HERE / "demo-model").resolve()
+    arguments.set = [*([f"learning_rate={LEARNING_RATE}"] if ours else []), *arguments.set]
+    told(run, arguments)
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """Return the options of a demo, with the defaults of this one."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(HERE / "demo-model"), help="Hugging Face name or folder")
     parser.add_argument("--corpus", nargs="+", default=[], help="text to index: files, folders, data sets")
     parser.add_argument(
@@ -111,30 +120,40 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default=best_dtype())
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return parser
+
+
+def told(demo: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
+    """Run a demo; tell what cannot be done in one line, and exit 2."""
     from uptake.errors import UptakeError
 
     try:
-        run(arguments)
+        demo(arguments)
     except UptakeError as error:
         console.print(Text(f"demo: {error}"))
         sys.exit(2)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(
+    arguments: argparse.Namespace,
+    methods: "Mapping[str, MethodSpec] | None" = None,
+    shown: str = "ttt-nn",
+    ks: Sequence[int] = KS,
+) -> None:
+    """Index, continue one prompt under `shown`, compare `methods` (or the usual four), write a page."""
     started = time.monotonic()
     with console.status("loading the model"):
         import torch
 
         import uptake
+        from uptake.api import DEFAULT_METHODS
         from uptake.report import page
         from uptake.report import summary as report
         from uptake.report.results import Sample
 
         torch.set_num_threads(arguments.threads)
         model = uptake.load(arguments.model, arguments.device, arguments.dtype)
-    ours = Path(arguments.model).resolve() == (HERE / "demo-model").resolve()
-    settings = [*([f"learning_rate={LEARNING_RATE}"] if ours else []), *arguments.set]
+    settings = arguments.set
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     console.rule("[bold]Uptake")
     console.print(f"  base model   {Path(arguments.model).name}, {parameters / 1e6:,.1f} M parameters")
@@ -158,21 +177,24 @@ def run(arguments: argparse.Namespace) -> None:
 
     prompt = arguments.prompt or (test[0].text[:300] if arguments.corpus else PROMPT)
     with console.status("reading the neighbours of one prompt"):
-        session = uptake.adapt(model, prompt, store=store, k=max(KS), settings=settings)
+        adapting = shown if methods is None else methods[shown]
+        session = uptake.adapt(
+            model, prompt, adapting, store=store, k=max(ks), settings=settings if methods is None else ()
+        )
         sample = Sample(
             prompt,
             {
                 "base": model.generate(prompt, 48, stop=["\n\n"]),
-                "ttt-nn": session.generate(prompt, 48, stop=["\n\n"]),
+                shown: session.generate(prompt, 48, stop=["\n\n"]),
             },
             session.neighbours,
         )
     for name, text in (
         ("before", sample.continuations["base"]),
-        ("after reading", sample.continuations["ttt-nn"]),
+        ("after reading", sample.continuations[shown]),
     ):
-        shown = Text(sample.prompt, style="dim").append(text, style="bold")
-        console.print(Panel(shown, title=name, title_align="left", width=console.width))
+        whole = Text(sample.prompt, style="dim").append(text, style="bold")
+        console.print(Panel(whole, title=name, title_align="left", width=console.width))
     nearest = " · ".join(dict.fromkeys(one.document for one in session.neighbours[:4]))
     console.print(Text(f"  read: {nearest} and {max(0, len(session.neighbours) - 4)} more\n", style="dim"))
 
@@ -181,9 +203,10 @@ def run(arguments: argparse.Namespace) -> None:
         results = uptake.compare(
             model,
             test,
+            DEFAULT_METHODS if methods is None else methods,
             store=store,
-            k=KS,
-            settings=settings,
+            k=ks,
+            settings=settings if methods is None else (),
             seed=arguments.seed,
             batch=1,
             showcases=3,
