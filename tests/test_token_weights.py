@@ -1,6 +1,7 @@
 """Token weights by rule: spans, spelling, TF-IDF with a cut, and weights moved from tokens to tokens."""
 
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -14,10 +15,12 @@ import toys
 from uptake.adaptation.token_weights import SalientSpans, TfIdf, TokenWeights
 from uptake.adaptation.token_weights.base import Spans, covering
 from uptake.adaptation.token_weights.network import aligned
+from uptake.adaptation.token_weights.salient import by_spelling
 from uptake.errors import BadInput, Missing
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.settings import apply, parse
+from uptake.text import terms
 from uptake.text.types import Passage
 
 
@@ -55,6 +58,8 @@ def test_capitals_of_other_scripts_are_capitals() -> None:
     russian = "Король встретил Анну в 1807 году. Потом Йозеф Гайдн уехал в Вену."
     assert kept(SalientSpans(), russian) == ["Анну", "1807", "Потом", "Йозеф", "Гайдн", "Вену."]
     assert kept(SalientSpans(), "国王 于 1807 年 见 安娜") == ["1807"]
+    assert list(by_spelling("国王于1807年任命他为大臣，付了20元。")) == [(3, 8), (17, 20)]
+    assert list(by_spelling("the 3rd of 20km")) == [(4, 7), (11, 15)]
 
 
 def test_a_pipeline_that_is_not_there_is_told_of() -> None:
@@ -123,6 +128,12 @@ def test_tf_idf_of_text_without_spaces_goes_by_pairs_of_characters() -> None:
     weights = TfIdf(0.6).of(Passage(0, text), [(i, i + 1) for i in range(len(text))], [Passage(1, earlier)])
     said = "".join(c for c, weight in zip(text, weights.tolist(), strict=True) if weight)
     assert said == "在北京吃火锅", "what the earlier text says too weighs nothing"
+
+
+def test_what_an_english_text_quotes_is_a_word_like_any_other() -> None:
+    text = "the statutes 大元通制 of the Yuan the"
+    assert [word for word, _ in terms.spans(text)] == re.findall(r"\w+", text.lower())
+    assert [word for word, _ in terms.spans("हिन्दी में लिखना")] == ["हिन्दी", "में", "लिखना"]
 
 
 def test_tf_idf_of_a_stream_counts_what_was_read_before_and_nothing_later() -> None:

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from uptake.text.terms import characters_apart
+from uptake.text.terms import characters_apart, mostly_ascii
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -44,10 +44,15 @@ def exact(said: str, answers: Sequence[str]) -> float:
 def f1(said: str, answers: Sequence[str]) -> float:
     """Return the best harmonic mean, over the answers, of precision and recall of normalised words.
 
-    Where words are written together each character is one (MLQA, Lewis et al. 2020).
+    Each character is one where the answer's script writes words together (MLQA, Lewis et al. 2020).
     """
-    words = characters_apart(normalised(said))
-    return max(_overlap(words, characters_apart(answer)) for answer in _golds(answers))
+    told = normalised(said)
+    return max(
+        _overlap(told.split(), answer.split())
+        if mostly_ascii(answer)
+        else _overlap(characters_apart(told), characters_apart(answer))
+        for answer in _golds(answers)
+    )
 
 
 def _golds(answers: Sequence[str]) -> list[str]:

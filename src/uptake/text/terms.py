@@ -9,6 +9,7 @@ a script are words as well. Knows nothing of indexes and scores.
 """
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -18,6 +19,7 @@ import numpy as np
 
 from uptake.text.overlap import Hashes, Shingles, word_hash
 
+_WORD = re.compile(r"\w+")
 QUERY_WORDS = 64  # the cost of a query grows with its words; more than these hardly change the order
 QUERY_PAIRS = 256  # pairs are commoner than words: more of them decide
 
@@ -106,12 +108,21 @@ def query_pieces(text: str) -> list[str]:
     return found
 
 
+def mostly_ascii(text: str) -> bool:
+    """Return whether at least half of a text's letters are ASCII: then it is read as English is."""
+    letters = [character for character in text if character.isalpha()]
+    return text.isascii() or 2 * sum(map(str.isascii, letters)) >= len(letters)
+
+
 def spans(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield each term of a text in lower case, and where it stands.
 
     Terms are the words and, in stretches without spaces, each pair of neighbouring characters, or a character
-    that stands alone; emoji are none.
+    that stands alone; emoji are none. What a text in English quotes of another script is words to it.
     """
+    if mostly_ascii(text):
+        yield from ((match[0].lower(), match.span()) for match in _WORD.finditer(text))
+        return
     patterns = _patterns()
     for match in patterns.word.finditer(text):
         if not has_pieces(match[0]):

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from uptake.adaptation.token_weights.base import Spans, TokenWeights, covering
 from uptake.errors import BadInput, Missing
+from uptake.text.terms import has_pieces, mostly_ascii
 from uptake.text.types import Passage
 
 RULES = "rules"
 # Words with a capital, joined by what stands within names; and figures with what is written to them.
 _NAME = re.compile(r"\b[A-Z][\w'’-]*(?:(?: of| the| de| von| van)* [A-Z][\w'’-]*)*")
-_NUMBER = re.compile(r"[$£€]?\d[\d.,:/-]*\w*%?")
+_NUMBER = re.compile(r"([$£€]?\d[\d.,:/-]*)\w*%?")
 _OPENS = re.compile(r"(?:^|[.!?:]['\"”’)]*\s+|\n)['\"“‘(]*$")  # what a sentence begins after
 
 
@@ -56,16 +57,23 @@ class SalientSpans(TokenWeights):
 def by_spelling(text: str) -> Iterator[tuple[int, int]]:
     """Yield the spans of what may be a name or a number."""
     for found in _NUMBER.finditer(text):
-        yield found.span()
+        yield found.start(), found.end() if found[0].isascii() else _end_of_number(text, found)
     for found in _names(text).finditer(text):
         if " " in found[0] or not _OPENS.search(text, max(0, found.start() - 8), found.start()):
             yield found.span()
 
 
+def _end_of_number(text: str, found: re.Match[str]) -> int:
+    """Return where a number ends: where words are written together, after the one character that counts."""
+    for place in range(found.end(1), found.end()):
+        if has_pieces(text[place]):
+            return place + 1
+    return found.end()
+
+
 def _names(text: str) -> Any:
     """Return the pattern of names for a text: capitals are those of ASCII where most of its letters are."""
-    letters = [character for character in text if character.isalpha()]
-    return _NAME if 2 * sum(map(str.isascii, letters)) >= len(letters) else _name_in_any_script()
+    return _NAME if mostly_ascii(text) else _name_in_any_script()
 
 
 @lru_cache(maxsize=1)
