@@ -45,7 +45,11 @@ def run(
     about = identity(model, plan, inputs, store, header)
     kept = Journal(journal, key_of(about), about)
     outcome = evaluate(model, plan, inputs, store, kept, progress, workers, ray)
-    _check_scored([row for row in outcome.rows if isinstance(row, Scored)])
+    try:
+        _check_scored([row for row in outcome.rows if isinstance(row, Scored)])
+    except BadInput:
+        kept.done()  # nothing of it is worth going on from
+        raise
     results = Results(
         plan.protocol.report,
         replace(header, peak_rss_bytes=outcome.peaks, peak_gpu_bytes=outcome.gpu_peaks),
