@@ -294,3 +294,11 @@ def test_one_and_the_same_change_is_no_more_than_three_updates() -> None:
     skipped = Skipped()
     found = updates("toy", sources(a=old), sources(a=old.replace("Old", "New")), skipped)
     assert len(found) == 3 and skipped.counts == {"one and the same change more than 3 times": 6}
+
+
+@pytest.mark.parametrize("old, new", [("3", "_UNSET"), ("NO_DEFAULT", "3"), ("Missing", "None")])
+def test_a_stand_in_for_no_value_is_no_update(old: str, new: str) -> None:
+    skipped = Skipped()
+    before, after = (f"def run(size={value}): ...\n" for value in (old, new))
+    assert updates("toy", sources(a=before), sources(a=after), skipped) == []
+    assert skipped.counts == {"a stand-in for no value": 1}

@@ -37,7 +37,8 @@ def test_bits_are_those_of_the_base_and_a_row_is_measured_once(
         ("books", "b", False, 64),
     ]
     assert rows[0].bits == rows[1].bits < rows[3].bits
-    (tmp_path / "bits.jsonl").write_bytes((tmp_path / "bits.jsonl").read_bytes() + b'{"part": "fre')
+    (journal,) = (tmp_path / "measured").iterdir()
+    journal.write_bytes(journal.read_bytes() + b'{"part": "fre')
     monkeypatch.setattr(measures, "LN2", 1e-9)  # a row that is measured again shows
     again = measures.base_bits(MODEL, tmp_path, tmp_path / "pile", 3, 64)
     assert again == rows and measures.as_json(rows)[0]["document"] == "test"

@@ -109,7 +109,7 @@ def _taken(release: Release, fetch: Fetch, made: Made, say: Say, new: bool = Fal
     text = within(files, MOST_BYTES, release.package, skipped)
     evidence = "upload times in the index" if fetched.first else "recorded with the pin"
     say(f"{release.name}: {len(text)} files, {sum(file.size for file in text):,} bytes")
-    return Package(release, files, text, skipped, sources.licence, first, evidence)
+    return Package(release, files, text, skipped, first, evidence)
 
 
 def _same_licence(release: Release, sources: Sources) -> None:

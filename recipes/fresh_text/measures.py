@@ -11,7 +11,7 @@ from statistics import fmean
 import uptake
 from uptake.codec import load
 from uptake.errors import Missing
-from uptake.evaluation.journal import RecordFile
+from uptake.evaluation.records import RecordFile
 from uptake.lm.base import LM, Segment
 from uptake.report.metrics import bits_per_byte, ratio_interval
 from uptake.tasks.answers import normalised
@@ -25,6 +25,7 @@ FRESH = {
     "older packages, after": "after.jsonl",
 }
 LEAST = 1_000  # characters that a document has, to be scored
+READINGS = ("nothing", "another passage", "its passage")  # what stands before a question
 LN2 = 0.6931471805599453
 
 
@@ -45,7 +46,7 @@ class Answered:
 
     fact: str
     kind: str
-    read: str  # nothing, its passage or another passage
+    read: str  # one of READINGS
     nats: float
     said: str
     exact: float
@@ -63,7 +64,7 @@ def base_bits(model: str, data: Path, minipile: Path, documents: int, characters
     parts |= {path.parent.name: path for path in sorted(minipile.glob("*/test.jsonl.xz"))}
     _there([*parts.values(), minipile])
     lm = uptake.load(model)
-    journal = RecordFile(data / "bits.jsonl", f"{lm.fingerprint} {characters}")
+    journal = _journal(data, "bits", lm.fingerprint, str(characters))
     rows = {(row.part, row.document): row for row in journal.start(lambda data: load(Scored, data))}
     wanted = [(part, each) for part, path in parts.items() for each in _drawn(path, documents, LEAST)]
     for part, document in wanted:
@@ -75,6 +76,14 @@ def base_bits(model: str, data: Path, minipile: Path, documents: int, characters
             journal.keep(row)
             rows[part, document.id] = row
     return [rows[part, document.id] for part, document in wanted]
+
+
+def _journal(data: Path, name: str, *key: str) -> RecordFile:
+    """Return the file of what was measured with this model, these settings and this build of the data set."""
+    manifest = data / "manifest.json"
+    built = manifest.read_text() if manifest.exists() else ""
+    whole = " ".join(key)
+    return RecordFile(data / "measured" / f"{name}-{stable_hash(whole, built):016x}.jsonl", whole)
 
 
 def _there(paths: Sequence[Path]) -> None:
@@ -113,24 +122,23 @@ def answered(model: str, data: Path, count: int) -> list[Answered]:
     every = [
         each for each in read_questions(folder / "questions.jsonl").questions if each.meta["part"] != "after"
     ]
-    asked = sorted(every, key=lambda each: stable_hash("drawn", each.id))[:count]
+    order = sorted(every, key=lambda each: stable_hash("drawn", each.id))
+    asked = order[:count]
     passages = {each.id: each.text for each in uptake.read(folder / "passages.jsonl")}
     lm = uptake.load(model)
-    journal = RecordFile(data / "answers.jsonl", f"{lm.fingerprint} {count}")
+    journal = _journal(data, "answers", lm.fingerprint)
     rows = {(row.fact, row.read): row for row in journal.start(lambda data: load(Answered, data))}
     for place, question in enumerate(asked):
-        other = asked[(place + 1) % len(asked)]
+        other = order[(place + 1) % len(order)]  # the same, whatever the count
         for read, text in _readings(passages, question, other):
             if (question.id, read) not in rows:
                 rows[question.id, read] = row = _asked(lm, question, read, text)
                 journal.keep(row)
-    return list(rows.values())
+    return [rows[question.id, read] for question in asked for read in READINGS]
 
 
 def _readings(passages: dict[str, str], question: Question, other: Question) -> Iterator[tuple[str, str]]:
-    yield "nothing", ""
-    yield "another passage", passages[other.document]
-    yield "its passage", passages[question.document]
+    yield from zip(READINGS, ("", passages[other.document], passages[question.document]), strict=True)
 
 
 def _asked(lm: LM, question: Question, read: str, text: str) -> Answered:

@@ -27,7 +27,6 @@ class Package:
     files: list[File]
     text: list[File]
     skipped: Skipped
-    licence: str
     first: str
     evidence: str
 

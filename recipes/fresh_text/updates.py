@@ -22,6 +22,7 @@ LONGEST = 60  # characters of an answer, old or new
 SMALLEST_BODY = 400  # letters of a syntax tree: below it two functions do the same by chance
 
 _STATED = {"default": "default", "returns": "returns", "base": "base"}
+_STAND_IN = re.compile(r"(?i)unset|sentinel|missing|no_default|^_[A-Z_]+$")
 Key = tuple[str, str, str]  # kind, name, detail
 
 
@@ -162,7 +163,7 @@ def _unusable(key: Key, was: str, now: str, definition: Definition) -> str:
         return "the same in other words"
     if max(len(was), len(now)) > LONGEST:
         return f"longer than {LONGEST} characters"
-    if key[0] == "default" and re.search(r"(?i)unset|sentinel|missing|_DEFAULT\b|^_", f"{was} {now}"):
+    if key[0] == "default" and (_STAND_IN.search(was) or _STAND_IN.search(now)):
         return "a stand-in for no value"
     shown = re.search(rf"(?<!\w){re.escape(now)}(?!\w)", definition.source + definition.name)
     return "" if shown else "beyond what is shown of it"
