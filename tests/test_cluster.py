@@ -1,6 +1,7 @@
 """One store on a real Ray cluster of several nodes: what one machine finds, and nothing lost in silence."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -194,6 +195,21 @@ def test_the_command_line(nodes, run, tmp_path):
     asked = ("eval", "-m", "model", "-s", tmp_path / "s", "--data", texts)
     refused(run(*asked, "--shard-rows", "100"), "--shard-rows 100", "--ray")
     refused(run(*asked, "--missing", "wiat"), "did you mean wait")
+
+
+def test_a_copy_of_a_store_has_shards_of_its_own(nodes, tmp_path):
+    """Two copies with one uid, changed apart, count their versions alike."""
+    nodes.have(2)
+    make(tmp_path / "a", retriever="dense").add([document(str(number)) for number in range(9)])
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    stores = []
+    for name in "ab":
+        Datastore.open(tmp_path / name, encoder=StubEncoder()).add([document(f"{name} new")])
+        alone = Datastore.open(tmp_path / name, encoder=StubEncoder())
+        stores.append(Datastore.open(tmp_path / name, encoder=StubEncoder(), cluster=on(nodes)))
+        same(stores[-1].search(QUERIES, 1000), alone.search(QUERIES, 1000))
+    assert stores[0].layout.uid == stores[1].layout.uid and stores[0].version == stores[1].version
+    assert {record["store"] for record in status(nodes.address)} >= {str(tmp_path / name) for name in "ab"}
 
 
 def test_search(nodes, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A store's tokens against brute force over the same passages, against damage, and against crashes."""
 
+import shutil
 import warnings
 
 import numpy as np
@@ -105,6 +106,26 @@ def test_search_is_brute_force_over_what_may_be_read(tmp_path, monkeypatch, kind
     exact = ((np.float32(stored.vectors)[near.places] - QUERIES[:, None]) ** 2).sum(-1)
     np.testing.assert_allclose(near.distances, exact, rtol=1e-5)
     assert (near.values == stored.values[near.places]).all() and tokens.allowed[near.places].all()
+
+
+def test_lists_of_a_copy_that_has_grown_otherwise_are_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(key_index, "LARGE", 100)
+    documents = [document(str(i)) for i in range(6)]
+    _, keyer = made(tmp_path / "a", documents, index="ivf")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    names = []
+    words = document("new").text.split()
+    for name, new in (("a", words), ("b", words[::-1])):  # as long, and other tokens
+        grown = Datastore.open(tmp_path / name)
+        grown.add([Document("new", " ".join(new))])
+        grown.read_tokens(keyer)
+        index = grown.source("amber").tokens(keyer.fingerprint).view.index
+        assert index._cached() is None, "the lists of other keys"
+        index._lists()
+        names.append(index._name(len(index.keys)))
+        again = Datastore.open(tmp_path / name)
+        assert again.source("amber").tokens(keyer.fingerprint).view.index._cached() is not None
+    assert names[0] != names[1]
 
 
 # Chinese clauses, and the same with a character before each.
