@@ -269,10 +269,28 @@ def info(store: StorePath, as_json: options.AsJson = False) -> None:
 
 
 @app.command()
-def verify(store: StorePath, as_json: options.AsJson = False) -> None:
+def verify(
+    store: StorePath,
+    relist: Annotated[
+        bool,
+        options.option(
+            options.MAIN,
+            "",
+            "Where checksums.sha256 is lost: list what is there as what was written.",
+            "--relist",
+        ),
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Check a datastore for damage; each fault is listed with its cure, and the exit code is then 2."""
     from uptake.store.verify import verify_store
 
+    if relist:
+        from uptake.store.relist import relist as listed_anew
+
+        with screen.status("reading every passage"):
+            passages = listed_anew(store)
+        screen.note(f"listed anew: {count_of(passages)}, as they are now")
     with screen.status("reading every file"):
         faults = verify_store(store)
     if as_json:

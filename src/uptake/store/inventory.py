@@ -37,6 +37,7 @@ State = Literal["complete", "writing", "deleting"]
 _FIRST = re.compile(r"# uptake store 1 ([0-9a-f]{32}) version (\d{1,19}) (complete|writing|deleting)")
 _SUM = re.compile(r"[0-9a-f]{64}  \S.*")
 _CURE = "put it back from a copy, or build the store again"
+_LIST_CURE = "put it back from a copy, or `uptake index verify --relist STORE` lists what is there anew"
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ class Inventory:
             try:
                 raw = path.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
-                raise Damaged(f"{path}: missing; {_CURE}") from None
-        first, *lines = from_lines(raw, path, "list of checksums", _CURE) or [""]
+                raise Damaged(f"{path}: missing; {_LIST_CURE}") from None
+        first, *lines = from_lines(raw, path, "list of checksums", _LIST_CURE) or [""]
         about = _FIRST.fullmatch(first)
         if not about or not all(map(_SUM.fullmatch, lines)):
-            raise Damaged(f"{path}: no list of checksums; {_CURE}")
+            raise Damaged(f"{path}: no list of checksums; {_LIST_CURE}")
         (state,) = (each for each in get_args(State) if each == about[3])
         return cls(about[1], int(about[2]), state, parse_sums(lines))
 
@@ -72,7 +73,7 @@ class Inventory:
     @property
     def versions(self) -> list[int]:
         """The versions of the table that are stored, in order."""
-        return sorted(version for name in self.sums if (version := _version_of(name)) is not None)
+        return sorted(version for name in self.sums if (version := version_of(name)) is not None)
 
     def files(self, *starts: str) -> list[str]:
         """Return the names that begin with one of `starts`."""
@@ -99,7 +100,7 @@ class Inventory:
     def stray_versions(self, store: Location) -> list[str]:
         """Return the versions of the table that are there and not listed, by the names of their files."""
         names = (f"{TABLE}/_versions/{name}" for name, _ in sizes(store / TABLE / "_versions"))
-        return sorted(name for name in names if _version_of(name) is not None and name not in self.sums)
+        return sorted(name for name in names if version_of(name) is not None and name not in self.sums)
 
     def cure(self, name: str) -> str:
         """Return how to mend a damaged file."""
@@ -107,7 +108,7 @@ class Inventory:
             return "`uptake index remove --purge STORE` makes it anew"
         if name in VIEWS:
             return f"`uptake index {name.partition('/')[0]} STORE --model M --fresh` makes it anew"
-        if _version_of(name) not in (None, self.version):
+        if version_of(name) not in (None, self.version):
             return "`uptake index remove --purge STORE` drops that older version"
         return _CURE
 
@@ -258,7 +259,8 @@ def manifest(version: int) -> str:
     return f"{TABLE}/_versions/{2**64 - 1 - version}.manifest"
 
 
-def _version_of(name: str) -> int | None:
+def version_of(name: str) -> int | None:
+    """Return the version of the table that a file holds, None where it is no such file."""
     found = re.fullmatch(rf"{re.escape(TABLE)}/_versions/(\d+)\.manifest", name)
     return 2**64 - 1 - int(found[1]) if found else None
 

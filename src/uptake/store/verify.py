@@ -39,7 +39,7 @@ def verify_store(path: str | Location) -> list[str]:
     elif listed and not any(line.startswith(TABLE) for line in faults):
         try:
             table = Table.open(store / TABLE, uid=layout.uid)
-            faults += _rows(table)
+            faults += row_faults(table)
             if layout.retriever != "dense":
                 table.match("the words of any text, 文字", 1)
         except UptakeError as error:
@@ -64,7 +64,8 @@ def _listed_faults(store: Location) -> tuple[list[str], Inventory | None]:
     return [f"{name}: {fault}; {listed.cure(name)}" for name, fault in faults.items()], listed
 
 
-def _rows(table: Table) -> list[str]:
+def row_faults(table: Table) -> list[str]:
+    """Return a line for each row that cannot be what was written; a few examples of each kind of fault."""
     faults = []
     ids, counts = np.unique(table.ids, return_counts=True)
     for key in ids[counts > 1][:_SHOWN].tolist():
