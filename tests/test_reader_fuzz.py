@@ -27,16 +27,24 @@ def fill(folder: Path, suffix: str, count: int, seed: int) -> None:
     (folder / f"zz-good{suffix}").write_bytes(GOOD[suffix])
 
 
+def lines_of(path: Path) -> int:
+    """Return how many lines a file of lines has that are not blank; 0 where it is read otherwise."""
+    raw = path.read_bytes()
+    marked = raw.startswith((b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")) or raw.count(b"\0") > len(raw) // 4
+    if path.suffix != ".jsonl" or marked:
+        return 0
+    return sum(1 for line in raw.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip())
+
+
 def check(folder: Path) -> dict[str, int]:
     """Read a folder piece by piece and as a whole, hold one against the other; return what was counted."""
-    names, items = [], 0
-    for piece in pieces(folder, skipped=Skipped(), reading=READING):
-        found = list(piece())
-        assert found, piece
-        items += len(found)
-        names.append(found)
-    assert len(names) == len(list(folder.iterdir()))
-    assert any(not isinstance(item, str) for item, _ in names[-1]), "the good file is read after all others"
+    items, last = 0, []
+    paths = sorted(folder.iterdir())
+    for path, piece in zip(paths, pieces(folder, skipped=Skipped(), reading=READING), strict=True):
+        last = list(piece())
+        items += len(last)
+        assert len(last) == (lines_of(path) or len(last)) > 0, path
+    assert not any(isinstance(item, str) for item, _ in last), "the good file is read after all others"
     skipped = Skipped()
     documents = list(read(folder, skipped=skipped, reading=READING))
     assert len(documents) + skipped.total == items

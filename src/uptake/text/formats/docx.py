@@ -53,32 +53,30 @@ def _paragraphs(body: Any) -> Iterator[tuple[str, str]]:
     """Yield the text and the style of each paragraph, and each row of a table as one, tabs between cells."""
     from lxml import etree
 
-    parts, style = list[str](), ""
-    rows = 0
-    for event, node in etree.iterwalk(body, events=("start", "end")):
-        tag = node.tag
+    parts, style, rows = list[str](), "", 0  # rows: how many of them this is in
+    walk = etree.iterwalk(body, events=("start", "end"))
+    for event, node in walk:
+        tag = node.tag.removeprefix(_WORD) if isinstance(node.tag, str) else ""
         if event == "start":
             if tag == _FALLBACK:
-                parts.append("")
-            rows += tag == _WORD + "tr"
-            if tag == _WORD + "t" and not any(
-                each.tag == _FALLBACK for each in node.iterancestors(_FALLBACK)
-            ):
+                walk.skip_subtree()
+            elif tag == "tr":
+                rows += 1
+            elif tag == "t":
                 parts.append(node.text or "")
-            elif tag in (_WORD + "tab", _WORD + "ptab") and node.getparent().tag == _WORD + "r":
+            elif tag in ("tab", "ptab") and node.getparent().tag == _WORD + "r":  # else it is a setting
                 parts.append("\t")
-            elif tag in (_WORD + "br", _WORD + "cr"):
+            elif tag in ("br", "cr"):
                 parts.append("\n")
-            elif tag == _WORD + "pStyle":
+            elif tag == "pStyle":
                 style = node.get(_WORD + "val", "")
             continue
-        if tag == _WORD + "tr":
-            rows -= 1
-        if tag == _WORD + "tc":
+        rows -= tag == "tr"
+        if tag == "tc":
             parts.append("\t")
-        elif tag == _WORD + "p" and rows:
+        elif tag == "p" and rows:
             parts.append(" ")
-        elif (tag == _WORD + "p" or tag == _WORD + "tr") and not rows:
+        elif tag in ("p", "tr") and not rows:
             yield _TAB.sub("\t", "".join(parts)).strip("\t "), style
             parts, style = [], ""
 
