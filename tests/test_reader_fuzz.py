@@ -56,7 +56,7 @@ def check(folder: Path) -> dict[str, int]:
         assert starts == sorted(starts) and all(0 <= start < len(document.text) for start in starts)
         for part in (document.id, document.group, *document.meta, *document.meta.values()):
             part.encode()
-    # Arrow ends its process on one damaged file in a few hundred; no parser may raise what nobody expects.
+    # Arrow ends its process on about one damaged file in a thousand; nothing may raise what nobody expects.
     assert not {"parser that fails", "parser that hangs"} & skipped.counts.keys(), skipped.firsts
     return skipped.counts
 
