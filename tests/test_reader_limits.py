@@ -341,6 +341,21 @@ def test_a_slow_reader_is_no_slow_parser(tmp_path: Path) -> None:
     assert count == 3_000
 
 
+def test_a_parser_that_has_just_ended_for_want_of_work_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.csv", b"text\nrow\n")
+    monkeypatch.setattr(isolated, "_idle", [])
+    assert len(read_all(path)[0]) == 1
+    [worker] = isolated._idle
+    worker._process.stdin.close()  # type: ignore[union-attr]  # as if 60 s were over
+    worker._process.wait()
+    worker._process.stdin = open(os.devnull, "wb")  # type: ignore[assignment]  # noqa: SIM115, PTH123
+    monkeypatch.setattr(isolated._Worker, "is_usable", True)
+    documents, skipped = read_all(path)
+    assert len(documents) == 1 and not skipped.total
+
+
 def test_pieces_are_read_anywhere(tmp_path: Path) -> None:
     write(tmp_path / "a.pdf", good_files.pdf(["x"]))
     [piece] = pieces(tmp_path, skipped=Skipped())

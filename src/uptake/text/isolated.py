@@ -27,19 +27,26 @@ _FRAME = 4  # bytes that hold the length of a message
 
 def items(file: File, format_name: str) -> Iterator[Item]:
     """Yield what the format called `format_name` reads in a file. Raises SkipError where it is given up."""
-    worker = _take()
-    done = False
-    try:
-        yield from worker.read(file, format_name)
-        done = True
-    except SkipError:
-        done = worker.is_sound
-        raise
-    finally:  # an abandoned iterator leaves a parser at work
-        if done:
-            _idle.append(worker)
-        else:
-            worker.kill()
+    while True:
+        worker, done = _take(), False
+        try:
+            yield from worker.read(file, format_name)
+            done = True
+            return
+        except _GoneIdle:
+            continue
+        except SkipError:
+            done = worker.is_sound
+            raise
+        finally:  # an abandoned iterator leaves a parser at work
+            if done:
+                _idle.append(worker)
+            else:
+                worker.kill()
+
+
+class _GoneIdle(Exception):
+    """A process that had nothing to do ended in the moment in which it was asked."""
 
 
 _idle: list["_Worker"] = []  # list's own append and pop are atomic
@@ -74,6 +81,7 @@ class _Worker:
         assert self._process.stdout is not None
         self._out = self._process.stdout.fileno()
         self._held = bytearray()
+        self._is_used = False
         self.is_sound = True
         if self._message(_START_SECONDS) is None:
             self.kill()
@@ -93,17 +101,21 @@ class _Worker:
             "name": file.name,
             "reading": dataclasses.asdict(file.reading),
         }
+        used, self._is_used = self._is_used, True
         self.is_sound = False  # until it has said that it is done
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError):  # it has ended, and then says nothing
             self._process.stdin.write(json.dumps(asked).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
-            raise SkipError("parser that crashes; it ended before it was asked") from None
+        message = None
         while True:
+            silent = message is None
             message = self._message(file.reading.max_parse_seconds)
             if message is None:
-                raise SkipError(self._why(file.reading.max_parse_seconds))
+                code = self._code()
+                if used and silent and code == 0:
+                    raise _GoneIdle
+                raise SkipError(_why(code, file.reading.max_parse_seconds))
             if "end" in message:
                 self.is_sound = message["end"] == "done"
                 if message["reason"]:
@@ -123,12 +135,12 @@ class _Worker:
                 with suppress(OSError):
                     pipe.close()
 
-    def _why(self, seconds: float) -> str:
+    def _code(self) -> int | None:
+        """Return what the child ended with, None while it lives."""
         try:
-            code = self._process.wait(0.5)
+            return self._process.wait(0.5)
         except subprocess.TimeoutExpired:
-            return f"parser that hangs; it got nowhere for {seconds:g} s: --max-parse-seconds allows more"
-        return f"parser that crashes; it ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
+            return None
 
     def _message(self, seconds: float) -> dict[str, Any] | None:
         """Return the child's next message, None where it has ended or says nothing for so long."""
@@ -149,6 +161,12 @@ class _Worker:
                 return None
             self._held += piece
             until = max(until, time.monotonic() + min(seconds, 1.0))  # what comes is no standstill
+
+
+def _why(code: int | None, seconds: float) -> str:
+    if code is None:
+        return f"parser that hangs; it got nowhere for {seconds:g} s: --max-parse-seconds allows more"
+    return f"parser that crashes; it ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
 
 
 def _item(message: dict[str, Any]) -> Document | str:
