@@ -137,7 +137,7 @@ def test_where_nothing_can_be_chosen_it_says_so(store: Datastore, tmp_path: Path
     empty = Datastore.create(tmp_path / "empty", retriever="lexical")
     with pytest.raises(BadInput, match="holds no document"):
         rate_of(toys.lm(), OPEN, empty, 1)
-    with pytest.raises(BadInput, match="use number or auto"):
+    with pytest.raises(BadInput, match="use a number or auto"):
         api.method_specs(["ttt-nn"], ["learning_rate=best"])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, given, reject
+from hypothesis import HealthCheck, example, given, reject
 from hypothesis import settings as checks
 from hypothesis import strategies as st
 
@@ -189,7 +189,7 @@ def test_mistakes_in_tuples_too(text: str, words: str) -> None:
 def test_what_cannot_be_written_is_said() -> None:
     with pytest.raises(BadInput, match=r"cannot be written as text; set it from Python"):
         parse(bytes, "x", "raw")
-    with pytest.raises(BadInput, match="use whole number or number"):
+    with pytest.raises(BadInput, match="use a whole number or a number"):
         parse(int | float, "x", "size")
 
 
@@ -279,6 +279,7 @@ def test_any_pieces_of_a_value_are_a_value_or_bad_input(name: str, pieces: list[
 
 
 @given(st.text(max_size=40).filter(lambda text: text[:1] not in ("'", '"')))
+@example("(:)")
 def test_any_bare_text_is_itself(text: str) -> None:
     assert apply(Camels(), f"weights={text}").weights == text.strip()
 

@@ -198,7 +198,8 @@ class _Value:
     @property
     def quoted(self) -> str | None:
         """The text between quotes, None where it is not in quotes."""
-        if isinstance(self.node, ast.Constant) and isinstance(self.node.value, str):
+        # Bare text within parentheses is put in quotes to be read as Python: then the text has none.
+        if isinstance(self.node, ast.Constant) and isinstance(self.node.value, str) and self.text[0] != "(":
             return self.node.value
         return None
 
@@ -269,9 +270,11 @@ def _parsed(hint: Any, value: _Value, name: str) -> Any:
         try:
             return hint(value.text)
         except ValueError:
-            kind = "a whole number" if hint is int else "a number"
-            raise BadInput(f"{name}={value.shown}: use {kind}") from None
+            raise BadInput(f"{name}={value.shown}: use {_ARTICLES[hint]}") from None
     return _choice(hint, value, name)
+
+
+_ARTICLES: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
 def _text(value: _Value) -> str:
@@ -287,7 +290,8 @@ def _one_of(arguments: Sequence[Any], value: _Value, name: str) -> Any:
     for each in sorted(members, key=lambda each: each is str):  # any text is a str: it comes last
         with suppress(BadInput):
             return _parsed(each, value, name)
-    raise BadInput(f"{name}={value.shown}: use {' or '.join(map(_values, members))}")
+    wanted = " or ".join(_ARTICLES.get(each, _values(each)) for each in members)
+    raise BadInput(f"{name}={value.shown}: use {wanted}")
 
 
 def _tuple(hint: Any, value: _Value, name: str) -> tuple[Any, ...]:
