@@ -33,8 +33,8 @@ MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 PACKAGES = ("deepagents", "langextract", "mini-swe-agent", "querychat")
 PROMPT = "import langextract as lx\n\nresult = lx.extract(\n    text_or_documents=input_text,\n"
 K = 5
-# All weights would take 4 GB a process and five times as long. The rate comes from first looks on other files of
-# such packages; `--choose` compares rates on this demo's validation files.
+# All weights would take 4 GB a process and five times as long. The rate comes from first looks on other
+# files of such packages; `--choose` compares rates on this demo's validation files.
 TRAINABLE = "top(layers=4)"
 LEARNING_RATE = "3e-4"
 RATES = ("1e-4", "3e-4", "1e-3")
