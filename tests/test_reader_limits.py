@@ -11,6 +11,7 @@ import pickle
 import resource
 import socket
 import subprocess
+import sys
 import time
 import zipfile
 import zlib
@@ -354,6 +355,26 @@ def test_a_parser_that_has_just_ended_for_want_of_work_is_replaced(
     monkeypatch.setattr(isolated._Worker, "is_usable", True)
     documents, skipped = read_all(path)
     assert len(documents) == 1 and not skipped.total
+
+
+def test_parsers_end_with_the_process_that_asked_them(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", b"text\nrow\n")
+    program = (
+        "from uptake.text import isolated, readers; print(len(list(readers.read('a.csv'))));"
+        "print(isolated._idle[0]._process.pid)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, process = done.stdout.split()
+    assert count == "1" and done.stderr == ""
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(process), 0)
 
 
 def test_pieces_are_read_anywhere(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from uptake.text.reading import File, Reading
 from uptake.text.records import Unusable, detail, name_of
 from uptake.text.types import Document, stable_hash
 
-_READING = Reading(max_unpacked_bytes=4 << 30)
+_READING = Reading(max_unpacked_bytes=1 << 30)  # such a file is held whole
 _LINE = 64 << 20
 
 

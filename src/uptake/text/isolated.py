@@ -5,6 +5,7 @@ file, and it is counted. Processes are used again and end by themselves when idl
 JSON: nothing of a child is executed.
 """
 
+import atexit
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from uptake.text.files import SkipError
@@ -59,10 +61,22 @@ def _take() -> "_Worker":
             worker = _idle.pop()
         except IndexError:
             with _starting:  # one after another: a process starts by reading many files
+                _end_at_exit()
                 return _Worker()
         if worker.is_usable:
             return worker
         worker.kill()
+
+
+@cache
+def _end_at_exit() -> None:
+    """Let those that wait for work end with this process; registered once."""
+
+    def end() -> None:
+        while _idle:
+            _idle.pop().kill()
+
+    atexit.register(end)
 
 
 class _Worker:

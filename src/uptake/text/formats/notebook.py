@@ -55,4 +55,4 @@ def _source(cell: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-format = Format((".ipynb",), read)
+format = Format((".ipynb",), read, isolated=True)
