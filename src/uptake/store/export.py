@@ -1,9 +1,9 @@
 """Writes a store's passages as plain Parquet."""
 
-import secrets
 from pathlib import Path
 
 from uptake.errors import BadInput
+from uptake.sealed import clear_drafts, draft_beside
 from uptake.store.files import plain_errors
 from uptake.store.passages.table import Table
 
@@ -17,13 +17,9 @@ def write_parquet(table: Table, path: Path) -> int:
 
     if path.exists():
         raise BadInput(f"{path}: already there; give a new file name")
-    draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    try:
-        with plain_errors(path):
-            with parquet.ParquetWriter(draft, table.schema) as writer:
-                for batch in table.stream():
-                    writer.write_batch(batch)
-            draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with plain_errors(path):
+        clear_drafts(path.parent)
+        with draft_beside(path) as file, parquet.ParquetWriter(file, table.schema) as writer:
+            for batch in table.stream():
+                writer.write_batch(batch)
     return table.count
