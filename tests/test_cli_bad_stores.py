@@ -85,7 +85,8 @@ def test_ids_full_of_quotes(run: Run, world: World, tmp_path: Path) -> None:
 
 
 def test_text_cannot_command_the_terminal(run: Run, world: World, tmp_path: Path) -> None:
-    more = write_lines(tmp_path / "x.jsonl", {"id": "odd", "text": "\x1b[2J zeppelin \x1b]0;owned\x07 [bold]"})
+    text = "\x1b[2J zeppelin \x1b]0;owned\x07 [bold]"
+    more = write_lines(tmp_path / "x.jsonl", {"id": "odd", "text": text})
     run("index", "add", world.lexical, more)
     shown = run("index", "search", world.lexical, "zeppelin").out
     assert "\x1b" not in shown and "\x07" not in shown and "[bold]" in shown

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import spoiling
 from cli_world import Run, World, made_fixture, run_fixture, world_fixture  # noqa: F401
 from uptake.cli import screen
-from uptake.cli.showing import MOST, message, one_line, visible
+from uptake.showing import MOST, message, one_line, visible
 
 CLI = Path(__file__).parent.parent / "src" / "uptake" / "cli"
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202egnp\x9b31m"

@@ -8,7 +8,7 @@ import typer
 
 from uptake.cli import options, screen
 from uptake.cli.options import examples
-from uptake.cli.showing import one_line
+from uptake.showing import one_line
 
 app = typer.Typer(help="Show the shards of datastores on a Ray cluster.", no_args_is_help=True)
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from uptake.cli import inputs, options, screen
-from uptake.cli.showing import one_line
 from uptake.errors import BadInput
+from uptake.showing import one_line
 
 EXAMPLES = options.examples(
     'uptake generate -m gpt2 -s notes.store --method ttt-nn -k 20 "The pump is reset"',

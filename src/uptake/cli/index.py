@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uptake.cli import index_views, inputs, options, screen, showing
+from uptake import showing
+from uptake.cli import index_views, inputs, options, screen
 from uptake.cli.index_adding import add_corpus, count_of, label_of
 from uptake.cli.options import examples
-from uptake.cli.showing import one_line
 from uptake.errors import BadInput, Damaged
+from uptake.showing import one_line
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore

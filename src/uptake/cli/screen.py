@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from uptake.cli import showing
-from uptake.cli.showing import one_line, visible
+from uptake import showing
+from uptake.showing import one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
