@@ -62,8 +62,8 @@ def test_files_that_nest_too_deep_are_refused_in_one_line(tmp_path: Path, text: 
     path = tmp_path / "deep.json"
     path.write_text(text)
     for read, kind in (
-        (Recipe.read, BadInput),
-        (read_data, BadInput),
+        (Recipe.read, UptakeError),
+        (read_data, UptakeError),
         (read_json, Damaged),
         (read_questions, BadInput),
     ):

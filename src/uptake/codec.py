@@ -31,7 +31,7 @@ Hook = Callable[[Any, Any], Any]  # (JSON data, type hint) -> value
 DEPTH = 100  # of JSON from outside; what Uptake writes nests far less
 
 # A string, to its end or to the end of the text, or a bracket; as JSON and as Python writes them.
-_STRING = r"{0}(?:[^{0}\\]|\\.?)*+(?:{0}|\Z)"
+_STRING = r"{0}[^{0}\\]*+(?:\\.?[^{0}\\]*+)*+(?:{0}|\Z)"
 JSON_MARKS = re.compile(_STRING.format('"') + r"|[\[\]{}]", re.DOTALL)
 PYTHON_MARKS = re.compile(f"{_STRING.format(chr(34))}|{_STRING.format(chr(39))}|[()\\[\\]{{}}]", re.DOTALL)
 

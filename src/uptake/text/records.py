@@ -7,6 +7,7 @@ stood, so that rows without ids never become one.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ _SCALARS = str | int | float | bool
 _NAME_BYTES = 1024  # of an id or a group, which every passage carries along
 _META_BYTES = 1 << 16  # of all the rest
 _TOO_MUCH = f"more than {_META_BYTES} bytes beside its text, which every passage would carry"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _KEYS = 8  # that a message names
 _EXACT = 1 << 53  # beyond it floats are no longer all the whole numbers
 
@@ -79,7 +81,7 @@ def name_of(value: Any) -> str | None:
         text = value if isinstance(value, str) else str(value)
     except ValueError:  # more digits than Python writes
         raise Unusable(f"is longer than {_NAME_BYTES} bytes") from None
-    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in text):
+    if _CONTROL.search(text):
         raise Unusable("has NUL or another control character")
     if len(text.encode("utf8")) > _NAME_BYTES:
         raise Unusable(f"is longer than {_NAME_BYTES} bytes")
