@@ -36,7 +36,9 @@ def never(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])
 @pytest.mark.parametrize(
-    "make", [load, load_tokenizer, make_encoder, lambda name: make_encoder(f"lm:{name}")], ids=str
+    "make",
+    [load, load_tokenizer, make_encoder, lambda name: make_encoder(f"lm:{name}")],
+    ids=["model", "tokenizer", "encoder", "encoder of a model"],
 )
 def test_a_wrong_name_without_a_network_is_one_short_question(
     silent: Asked, monkeypatch: pytest.MonkeyPatch, make: Callable[[str], object], name: str
