@@ -35,11 +35,21 @@ class Shelf:
 
     def search(self, k: int) -> Found:
         some = self.passages[:k]
-        return Found(some, tuple(1.0 / (place + 2) for place in range(len(some))), (0.0,) * len(some))
+        return Found(
+            some,
+            tuple(1.0 / (place + 2) for place in range(len(some))),
+            (0.0,) * len(some),
+            (0.0,) * len(some),
+        )
 
     def sample(self, k: int, generator: np.random.Generator) -> Found:
         order = generator.permutation(len(self.passages))[:k]
-        return Found(tuple(self.passages[i] for i in order), (0.0,) * len(order), (0.0,) * len(order))
+        return Found(
+            tuple(self.passages[i] for i in order),
+            (0.0,) * len(order),
+            (0.0,) * len(order),
+            (0.0,) * len(order),
+        )
 
     def vectors(self, ids: Sequence[int]) -> NDArray[np.float32]:
         rows = [np.random.default_rng(key).standard_normal(6) for key in ids]

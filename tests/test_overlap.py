@@ -145,7 +145,8 @@ def test_verdicts(passage: Passage, verdict: Verdict) -> None:
     judged = LeakFilter().judge(Overlap(DOCUMENT), "d", "g", passage)
     assert judged == verdict
     open_verdict = LeakFilter.off().judge(Overlap(DOCUMENT), "d", "g", passage)
-    assert open_verdict == Verdict(False, "", verdict.share)
+    letters = Overlap(DOCUMENT).letters(passage.text)
+    assert open_verdict == Verdict(False, "", verdict.share, letters)
 
 
 def test_group_needs_a_name_on_both_sides() -> None:

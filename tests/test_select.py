@@ -14,14 +14,24 @@ from uptake.text.types import Found, Passage
 class Ten:
     """A source of ten passages, nearest first."""
 
-    found = Found(tuple(Passage(i, f"passage {i}") for i in range(10)), tuple(range(10, 0, -1)), (0.0,) * 10)
+    found = Found(
+        tuple(Passage(i, f"passage {i}") for i in range(10)),
+        tuple(range(10, 0, -1)),
+        (0.0,) * 10,
+        (0.0,) * 10,
+    )
 
     def search(self, k: int) -> Found:
         return self.found.part(0, k)
 
     def sample(self, k: int, generator: np.random.Generator) -> Found:
         drawn = generator.permutation(10)[:k]
-        return Found(tuple(self.found.passages[i] for i in drawn), (0.0,) * len(drawn), (0.0,) * len(drawn))
+        return Found(
+            tuple(self.found.passages[i] for i in drawn),
+            (0.0,) * len(drawn),
+            (0.0,) * len(drawn),
+            (0.0,) * len(drawn),
+        )
 
     def vectors(self, ids: Sequence[int]) -> NDArray[np.float32]:
         return np.zeros((len(ids), 2), np.float32)

@@ -120,7 +120,11 @@ class Two:
     """A source of copies of one text, nearest first, and another text behind them."""
 
     found = Found(
-        tuple(Passage(i, f"text {i}") for i in range(4)), (4.0, 3.0, 2.0, 1.0), (0.1, 0.2, 0.3, 0.4), 5
+        tuple(Passage(i, f"text {i}") for i in range(4)),
+        (4.0, 3.0, 2.0, 1.0),
+        (0.1, 0.2, 0.3, 0.4),
+        (0.5, 0.6, 0.7, 0.8),
+        5,
     )
 
     def search(self, k: int) -> Found:
@@ -141,6 +145,7 @@ def test_passages_come_in_the_order_of_choice_with_their_own_scores() -> None:
     found = Sift(repeats=False).choose(Two(), 3, np.random.default_rng(0))
     assert [passage.id for passage in found.passages] == [0, 3, 1]
     assert (found.scores, found.overlaps, found.withheld) == ((4.0, 1.0, 3.0), (0.1, 0.4, 0.2), 5)
+    assert found.letters == (0.5, 0.8, 0.6)
     # What the candidates leave out is not chosen.
     few = Sift(candidates=3, repeats=False).choose(Two(), 3, np.random.default_rng(0))
     assert [passage.id for passage in few.passages] == [0, 1, 2]

@@ -15,6 +15,7 @@ import numpy as np
 from uptake.errors import BadInput, Diverged
 from uptake.evaluation.failures import attempt
 from uptake.evaluation.inputs import Inputs
+from uptake.evaluation.noting import NotingSource
 from uptake.evaluation.protocol import Batch, Part, Protocol, Unit
 from uptake.lm.base import LM, Scores, Segment
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
@@ -205,13 +206,15 @@ class QueryProtocol(Protocol):
         states, context = fresh, Context(plan.seed, plan.budget)
         segments = [segment_of(one.queries[0]) for one in asked]
         rows: list[list[Scored]] = [[] for _ in asked]
+        sources = [_noting(one) for one in asked]
         start, last = 0, max(self.neighbour_counts(plan, spec))
         for k in self.neighbour_counts(plan, spec):
             if not method.incremental:
                 start, states, context = 0, fresh, Context(plan.seed, plan.budget)
+                sources = [_noting(one) for one in asked]
             evidence = [
-                _evidence(one, some.part(start, k), support=states is fresh)
-                for some, one in zip(found, asked, strict=True)
+                _evidence(one, some.part(start, k), source, support=states is fresh)
+                for some, one, source in zip(found, asked, sources, strict=True)
             ]
             context.continues = spec.segment is not None or (method.incremental and k < last)
             score, gpu = list[float](), list[float]()
@@ -227,7 +230,9 @@ class QueryProtocol(Protocol):
                 # A reading that was given up counts at the base's score, as every failure does.
                 one.scores[name] = one.base[0] if context.ledger(i).failed else scores[i]
                 costs = (searching[i] + choose[0] / count, train[i], score[0] / count, gpu[0] / count)
-                rows[i].append(_row(one, name, k, found[i].part(0, k), context, i, costs))
+                row = _row(one, name, k, found[i].part(0, k), context, i, costs)
+                letters = max(row.letters, _letters_found(one, sources[i], max(plan.ks)))
+                rows[i].append(replace(row, letters=letters))
         if method.sequential:
             runner.carried[name] = method.next_state(states[-1], lm)
         return rows
@@ -248,9 +253,17 @@ def neighbours(found: Found) -> tuple[Neighbour, ...]:
     """Return found passages as a report shows them."""
     return tuple(
         Neighbour(
-            passage.document, passage.start, score, overlap, passage.text, passage.meta.get("place", "")
+            passage.document,
+            passage.start,
+            score,
+            overlap,
+            passage.text,
+            passage.meta.get("place", ""),
+            letters,
         )
-        for passage, score, overlap in zip(found.passages, found.scores, found.overlaps, strict=True)
+        for passage, score, overlap, letters in zip(
+            found.passages, found.scores, found.overlaps, found.letters, strict=True
+        )
     )
 
 
@@ -285,9 +298,25 @@ def _choose(spec: MethodSpec, one: OpenQuery, plan: "Plan") -> Found:
     return spec.select.choose(one.source, k, generator)
 
 
-def _evidence(one: OpenQuery, found: Found, support: bool) -> Evidence:
+def _noting(one: OpenQuery) -> NotingSource | None:
+    return None if one.source is None else NotingSource(one.source)
+
+
+def _letters_found(one: OpenQuery, source: NotingSource | None, k: int) -> float:
+    """Return the largest share of letters in what a method found by itself, beyond its selection.
+
+    Of one that searched tokens or chunks, which it takes from anywhere in the store, the k nearest passages
+    stand for them: they are among those it may read.
+    """
+    if source is None or one.source is None:
+        return 0.0
+    nearest = one.source.search(k).letters if source.searched else ()
+    return max(source.letters, *nearest, 0.0)
+
+
+def _evidence(one: OpenQuery, found: Found, source: Source | None, support: bool) -> Evidence:
     query = one.queries[0]
-    return Evidence(found.behind(query.support if support else ()), query.own, one.source, query.context)
+    return Evidence(found.behind(query.support if support else ()), query.own, source, query.context)
 
 
 def _row(
@@ -308,6 +337,7 @@ def _row(
         stopped=str(ledger.stopped or ""),
         neighbours=len(found.passages),
         overlap=max(found.overlaps, default=0.0),
+        letters=max(found.letters, default=0.0),
         withheld=found.withheld,
         coverage=found.coverage,
         tokens_trained=ledger.tokens_trained,

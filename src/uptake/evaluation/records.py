@@ -19,7 +19,7 @@ from uptake.sealed import write_whole
 
 ReadT = TypeVar("ReadT")
 
-FORMAT = "uptake journal 1"  # another one where old rows would be read as something else
+FORMAT = "uptake journal 2"  # another one where old rows would be read as something else
 _SHOWN = 3  # damaged lines that a warning names
 
 

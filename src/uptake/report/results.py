@@ -23,7 +23,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A passage that was read, as the report shows it; `place` says where in its source it stands."""
+    """A passage that was read, as the report shows it; `place` says where in its source it stands.
+
+    `overlap` and `letters` are the shares of it that stand in the document it was read for, by words and by
+    runs of letters.
+    """
 
     document: str
     start: int
@@ -31,6 +35,7 @@ class Neighbour:
     overlap: float
     text: str
     place: str = ""
+    letters: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ GRAM = 13  # words: the customary length at which shared text is a copy and not 
 SHINGLE = 5  # words: shorter, so that a copy with many small changes still shares most of them
 UNSPACED = 12  # letters of English a word is worth on average, above which words are written together
 
+NEAR_TWIN = 0.5  # of its runs of letters: a passage that shares so many with a document is of a near twin
+
 OVERLAP_EDGES = (0.0, 0.1, 0.25, 0.5)
 OVERLAP_BINS = ("0", "(0, 0.1]", "(0.1, 0.25]", "(0.25, 0.5]", "> 0.5")
 
@@ -181,11 +183,15 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a passage leaks, by which rule, and the share of it that stands in the document."""
+    """Whether a passage leaks, by which rule, and the share of it that stands in the document.
+
+    `letters` is the share of its runs of letters that do, 0 for a passage that leaks, for nobody reads it.
+    """
 
     leaks: bool
     reason: str
     share: float
+    letters: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +234,7 @@ class LeakFilter:
     def judge(self, overlap: Overlap, document_id: str, group: str, passage: Passage) -> Verdict:
         """Judge one passage for the document `document_id` of `group` whose text `overlap` holds."""
         shingles = Shingles(passage.text)
-        share = overlap.share(shingles)
+        share, letters = overlap.share(shingles), None
         if not self.enabled:
             reason = ""
         elif self.same_document and passage.document == document_id:
@@ -241,13 +247,15 @@ class LeakFilter:
             reason = "holds the document"
         elif overlap.jaccard(shingles) >= self.jaccard:
             reason = "near copy"
-        elif overlap.letters(shingles) >= self.of_letters(shingles.unspaced):
+        elif (letters := overlap.letters(shingles)) >= self.of_letters(shingles.unspaced):
             reason = "edited copy"
         elif overlap.letters_coverage(shingles) >= self.of_letters(shingles.unspaced):
             reason = "holds an edited copy"
         else:
             reason = ""
-        return Verdict(bool(reason), reason, share)
+        if reason:
+            return Verdict(True, reason, share)
+        return Verdict(False, "", share, overlap.letters(shingles) if letters is None else letters)
 
 
 def _word_in(text: str) -> re.Pattern[str]:

@@ -145,6 +145,7 @@ class Sift(Select):
             passages=tuple(found.passages[i] for i in order),
             scores=tuple(found.scores[i] for i in order),
             overlaps=tuple(found.overlaps[i] for i in order),
+            letters=tuple(found.letters[i] for i in order),
         )
 
 

@@ -301,6 +301,8 @@ class Source(Protocol):
 class Found:
     """Passages best first, with their scores (higher is nearer) and overlap with the query's document.
 
+    `overlaps` are shares of a passage by words, `letters` by its runs of letters (see text/overlap.py).
+
     What was found for several methods that each choose for themselves has a part for each; its own passages
     are all of theirs, none twice.
     """
@@ -308,6 +310,7 @@ class Found:
     passages: tuple[Passage, ...] = ()
     scores: tuple[float, ...] = ()
     overlaps: tuple[float, ...] = ()
+    letters: tuple[float, ...] = ()
     withheld: int = 0  # how many nearer ones the leak filter withheld
     coverage: float = 1.0  # share of the store that was searched: less where a shard of a cluster was missing
     parts: tuple["Found", ...] = ()
@@ -316,14 +319,14 @@ class Found:
     def of_each(cls, parts: Sequence["Found"]) -> "Found":
         """Return what was found for several methods, one part each."""
         rows = {
-            passage.id: (passage, score, overlap)
+            row[0].id: row
             for part in parts
-            for passage, score, overlap in zip(part.passages, part.scores, part.overlaps, strict=True)
+            for row in zip(part.passages, part.scores, part.overlaps, part.letters, strict=True)
         }
-        passages, scores, overlaps = zip(*rows.values(), strict=True) if rows else ((), (), ())
+        passages, scores, overlaps, letters = zip(*rows.values(), strict=True) if rows else ((), (), (), ())
         withheld = max((part.withheld for part in parts), default=0)
         coverage = min((part.coverage for part in parts), default=1.0)
-        return cls(passages, scores, overlaps, withheld, coverage, tuple(parts))
+        return cls(passages, scores, overlaps, letters, withheld, coverage, tuple(parts))
 
     def of(self, place: int) -> "Found":
         """Return what the method at this place of several reads: its part, or the whole where all do."""
@@ -335,7 +338,11 @@ class Found:
             return self.of_each([part.part(start, stop) for part in self.parts])
         cut = slice(start, stop)
         return replace(
-            self, passages=self.passages[cut], scores=self.scores[cut], overlaps=self.overlaps[cut]
+            self,
+            passages=self.passages[cut],
+            scores=self.scores[cut],
+            overlaps=self.overlaps[cut],
+            letters=self.letters[cut],
         )
 
     def behind(self, passages: Sequence[Passage]) -> "Found":
@@ -348,4 +355,5 @@ class Found:
             passages=(*passages, *self.passages),
             scores=zeros + self.scores,
             overlaps=zeros + self.overlaps,
+            letters=zeros + self.letters,
         )

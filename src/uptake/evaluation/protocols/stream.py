@@ -234,7 +234,8 @@ def _evidence(
     spec: MethodSpec, document: Document, passages: tuple[Passage, ...], runner: "Runner"
 ) -> tuple[Evidence, bool]:
     """Return a document as evidence, behind its neighbours if there is a store; and whether some lacked."""
-    own = Found(passages, (0.0,) * len(passages), (0.0,) * len(passages))
+    zeros = (0.0,) * len(passages)
+    own = Found(passages, zeros, zeros, zeros)
     if runner.store is None or not spec.searches:
         return Evidence(own), False
     (source,) = runner.sources([(document.text, document)])
@@ -259,7 +260,8 @@ def _rehearsed(state: Any, spec: MethodSpec, schedule: Schedule, runner: "Runner
         for question in schedule.inputs.rehearsal
         for text in [asking.learnt(question.answers[0])]
     )
-    evidence = Evidence(Found(passages, (0.0,) * len(passages), (0.0,) * len(passages)))
+    zeros = (0.0,) * len(passages)
+    evidence = Evidence(Found(passages, zeros, zeros, zeros))
     context = Context(stable_hash(str(runner.plan.seed), "rehearsal"))
     return _read(state, spec, evidence, context, runner.lm)
 

@@ -48,7 +48,8 @@ class Evidence:
     def of(cls, *texts: str, query: str = "") -> "Evidence":
         """Return evidence made of bare texts, numbered by their content."""
         passages = tuple(Passage(stable_hash(text), text) for text in texts)
-        return cls(Found(passages, (0.0,) * len(texts), (0.0,) * len(texts)), query)
+        zeros = (0.0,) * len(texts)
+        return cls(Found(passages, zeros, zeros, zeros), query)
 
 
 @dataclass

@@ -14,6 +14,7 @@ class ScoredReport(ReportKind):
     """Rows are `Scored`: queries, each paired with the base."""
 
     rows = (Scored,)
+    figure_names = ("methods", "near_twins")
     showcase: ClassVar[Any] = Showcase
     optional_headings = (
         "peak memory",
@@ -25,7 +26,7 @@ class ScoredReport(ReportKind):
     )
 
     def figures(self, results: Results) -> Figures:
-        """Return `methods`: each method at its largest k, and at every k under `by_k`."""
+        """Return `methods`: each at its largest k, and at every k under `by_k`; and `near_twins`."""
         return counting.figures(results)
 
     def lines(self, figures: Figures) -> TableLines:
@@ -43,6 +44,7 @@ class ScoredReport(ReportKind):
             + (f", {ONE_OFF}" if any(line.get("one-off seconds") for line in self.lines(figures)) else "")
             + ("; what failed counts at the base's score" if failed else "")
             + (f"\nstopped by the budget before all was read: {stopped}" if stopped else "")
+            + (f"\n{read}" if (read := counting.twins(figures)) else "")
             + (f"\n{lost}" if (lost := counting.unscored(figures)) else "")
         )
 

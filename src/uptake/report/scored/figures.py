@@ -11,11 +11,11 @@ from uptake.report import metrics
 from uptake.report.formatting import ends, filled, many, not_scored, number, one_off, percent, points, size
 from uptake.report.results import BASE, CONTROL, Results
 from uptake.report.scored.rows import Scored
-from uptake.text.overlap import overlap_bin
+from uptake.text.overlap import NEAR_TWIN, overlap_bin
 
 
 def figures(results: Results) -> dict[str, Any]:
-    """Return `methods`: each at its largest k; its `by_k` holds every k, smallest first.
+    """Return `methods`: each at its largest k; its `by_k` holds every k, smallest first. And `near_twins`.
 
     A query that failed, or whose bits are not finite, counts at the base's score.
     """
@@ -24,6 +24,8 @@ def figures(results: Results) -> dict[str, Any]:
     for row in results.of(Scored):
         found.setdefault(row.method, {}).setdefault(row.k, []).append(_settled(row))
     control = found.get(CONTROL, {})
+    # The same queries under every method, or what is left could not be compared.
+    twins = {row.query for by_k in found.values() for some in by_k.values() for row in some if row.near_twin}
     methods = {}
     for method, by_k in found.items():
         every = [{"k": k, **_figures(by_k[k], header.seed)} for k in sorted(by_k)]
@@ -41,12 +43,20 @@ def figures(results: Results) -> dict[str, Any]:
             "preparation_cpu_seconds": sum(row.prepare_seconds for some in by_k.values() for row in some),
             "gpu_seconds_per_query": _mean(row.gpu_seconds for row in rows),
             "overlap_bins": _overlap_bins(rows, header.seed),
+            "near_twins": _near_twins(rows, control.get(largest), twins, header.seed, method == CONTROL),
             "by_k": every,
             "against_random": None
             if method == CONTROL
             else _against(rows, control.get(largest), header.seed),
         }
-    return {"methods": methods}
+    every_query = {row.query: row.document for row in results.of(Scored)}
+    near_twins = {
+        "letters": NEAR_TWIN,
+        "queries": len(twins),
+        "of": len(every_query),
+        "documents": len({every_query[query] for query in twins}),
+    }
+    return {"methods": methods, "near_twins": near_twins}
 
 
 def _settled(row: Scored) -> Scored:
@@ -93,6 +103,27 @@ def _overlap_bins(rows: Sequence[Scored], seed: int) -> list[dict[str, Any]]:
     return [
         {"bin": name, "queries": len(members), **_gained(members, seed)} for name, members in bins.items()
     ]
+
+
+def _near_twins(
+    rows: Sequence[Scored], control: Sequence[Scored] | None, twins: set[str], seed: int, is_control: bool
+) -> dict[str, Any] | None:
+    """Return the gain over the queries `with` a near twin and those `without`; None where there is none."""
+    if not twins:
+        return None
+    parts = {
+        "with": [row for row in rows if row.query in twins],
+        "without": [row for row in rows if row.query not in twins],
+    }
+    return {
+        name: {
+            "queries": len(some),
+            "bits_per_byte": _finite(metrics.bits_per_byte([r.bits for r in some], [r.bytes for r in some])),
+            **_gained(some, seed),
+            "against_random": None if is_control else _against(some, control, seed),
+        }
+        for name, some in parts.items()
+    }
 
 
 def _against(rows: Sequence[Scored], control: Sequence[Scored] | None, seed: int) -> dict[str, Any] | None:
@@ -168,6 +199,23 @@ def unscored(figures: dict[str, Any]) -> str:
     """Return the line on bytes that are not scored, if there are any; they are the same for every method."""
     first = next(iter(figures["methods"].values()), None)
     return not_scored(first["bytes_not_scored"], first["bytes"]) if first else ""
+
+
+def twins(figures: dict[str, Any]) -> str:
+    """Return the line on queries that read from a near twin, and the gain without them, if there are any."""
+    found = figures["near_twins"]
+    if not found["queries"]:
+        return ""
+    read = f"{found['queries']:,} of {many(found['of'], 'query', 'queries')} read from a near twin of"
+    read += " its document" if found["queries"] == 1 else " their documents"
+    without = [
+        f"{name} {percent(left['gain'])}{ends(left['gain_ci'])}"
+        for name, method in figures["methods"].items()
+        if name != BASE and (left := method["near_twins"]["without"])["gain"] is not None
+    ]
+    if not without:
+        return f"{read}: no query is left without them"
+    return f"{read}; gain without {'it' if found['queries'] == 1 else 'them'}: {', '.join(without)}"
 
 
 def details(figures: dict[str, Any]) -> list[list[dict[str, str]]]:

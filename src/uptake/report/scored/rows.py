@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from uptake.report.results import Neighbour, Row
+from uptake.text.overlap import NEAR_TWIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,9 @@ class Scored(Row):
     bytes_not_scored: int = 0  # which the tokenizer does not give back: neither they nor their bits count
     neighbours: int = 0  # neighbours read
     overlap: float = 0.0  # largest 13-gram containment of a neighbour read in the whole document
+    letters: float = (
+        0.0  # largest share of a passage's runs of letters that stand there, of those it may read
+    )
     withheld: int = 0  # candidates the leak filter kept back
     coverage: float = 1.0  # share of the store that was searched for them
     tokens_trained: int = 0
@@ -31,6 +35,11 @@ class Scored(Row):
     prepare_seconds: float = 0.0  # of what was done once for all queries and fell to this one: in no other
     failed: str = ""  # why, where it failed
     stopped: str = ""  # why not everything was read, where it was not: failure, or a budget that was spent
+
+    @property
+    def near_twin(self) -> bool:
+        """Whether a passage it may read is of a near twin of the document, or of the document itself."""
+        return self.letters >= NEAR_TWIN
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,7 @@ class BoundSource:
         )
 
     def _select(self, k: int, candidates: Iterator[tuple[int, float]]) -> Found:
-        found: list[tuple[Passage, float, float]] = []
+        found: list[tuple[Passage, float, float, float]] = []
         withheld = 0
         while len(found) < k:
             some = list(islice(candidates, max(k - len(found), 8)))
@@ -225,9 +225,9 @@ class BoundSource:
                 verdict = self._judge(key)
                 withheld += verdict.leaks
                 if not verdict.leaks:
-                    found.append((self._passages[key], score, verdict.share))
-        passages, scores, overlaps = zip(*found, strict=True) if found else ((), (), ())
-        return Found(passages, scores, overlaps, withheld)
+                    found.append((self._passages[key], score, verdict.share, verdict.letters))
+        passages, scores, overlaps, letters = zip(*found, strict=True) if found else ((), (), (), ())
+        return Found(passages, scores, overlaps, letters, withheld)
 
     def _candidates(self) -> Iterator[tuple[int, float]]:
         ranking, place = self._ranking, 0
