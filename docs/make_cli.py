@@ -60,9 +60,8 @@ def _table(title: str, rows: list[tuple[str, str]]) -> str:
 
 
 def _shown(argument: Any) -> str:
-    return str(
-        argument.metavar or argument.name.upper() if argument.required else f"[{argument.name.upper()}]..."
-    )
+    name = argument.metavar or argument.name.upper()
+    return (name if argument.required else f"[{name}]") + "..." * (argument.nargs != 1)
 
 
 def _names(option: Any) -> str:

@@ -266,7 +266,16 @@ def test_a_list_a_record_or_lines_in_a_json_file(tmp_path: Path) -> None:
 def test_a_list_cut_short_is_counted(tmp_path: Path, raw: bytes) -> None:
     documents, skipped = read_all(write(tmp_path / "a.json", raw))
     assert [document.text for document in documents] == ["a"]
-    assert skipped.counts["JSON that is cut short"] == 1
+    assert skipped.counts == {"JSON that is cut short": 1}  # once, not as a broken record as well
+
+
+@pytest.mark.parametrize("raw", [b'{"text": ', b'{"text": "a', b'{"text": "a",\n"n": [1', b"[", b'[{"text": '])
+def test_a_record_cut_short_is_counted_once(tmp_path: Path, raw: bytes) -> None:
+    write(tmp_path / "in" / "a.json", raw)
+    write(tmp_path / "in" / "b.txt", b"whole")
+    documents, skipped = read_all(tmp_path / "in")
+    assert [document.text for document in documents] == ["whole"]
+    assert skipped.counts == {"JSON that is cut short": 1}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])

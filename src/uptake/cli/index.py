@@ -24,7 +24,7 @@ StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The datastore's
 Corpus = Annotated[
     list[str],
     typer.Argument(
-        metavar="CORPUS...",
+        metavar="CORPUS",
         help="Files such as .jsonl .csv .parquet .pdf .docx .html .ipynb .md .txt, packed or not; folders; "
         "Hugging Face data set names.",
     ),
@@ -183,7 +183,7 @@ def add(
 def remove(
     store: StorePath,
     documents: Annotated[
-        list[str] | None, typer.Argument(metavar="[DOCUMENT]...", help="Ids of documents to remove.")
+        list[str] | None, typer.Argument(metavar="DOCUMENT", help="Ids of documents to remove.")
     ] = None,
     passage: Annotated[
         list[int] | None, options.option(options.MAIN, "ID", "Id of a passage to remove; may be repeated.")
@@ -215,7 +215,7 @@ def remove(
 @app.command(epilog=examples('uptake index search notes.store "how is the pump reset" -k 3'))
 def search(
     store: StorePath,
-    query: Annotated[str, typer.Argument(help="Text to find neighbours of; - reads standard input.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="Text to find neighbours of; - reads standard input.")],
     k: Annotated[int, options.option(options.MAIN, "N", "How many passages.", "-k", least=1)] = 5,
     encoder: Opener = None,
     as_json: options.AsJson = False,

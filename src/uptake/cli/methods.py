@@ -16,7 +16,7 @@ EXAMPLES = options.examples("uptake methods", "uptake methods ttt-nn")
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show this method's settings.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this method's settings.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """List the adaptation methods, or one method's settings with their defaults."""

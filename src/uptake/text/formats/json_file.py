@@ -106,9 +106,9 @@ def values(chunks: Iterator[bytes], most: int) -> Iterator[bytes | None]:
             held.clear()
         if not long:
             held += chunk[start:]
-    unfinished = in_list or depth or in_string
-    yield from ended()
-    if unfinished:
+    if not depth and not in_string:
+        yield from ended()
+    if in_list or depth or in_string:
         raise SkipError("JSON that is cut short")
 
 
