@@ -269,7 +269,9 @@ def test_a_list_cut_short_is_counted(tmp_path: Path, raw: bytes) -> None:
     assert skipped.counts == {"JSON that is cut short": 1}  # once, not as a broken record as well
 
 
-@pytest.mark.parametrize("raw", [b'{"text": ', b'{"text": "a', b'{"text": "a",\n"n": [1', b"[", b'[{"text": '])
+@pytest.mark.parametrize(
+    "raw", [b'{"text": ', b'{"text": "a', b'{"text": "a",\n"n": [1', b"[", b'[{"text": ']
+)
 def test_a_record_cut_short_is_counted_once(tmp_path: Path, raw: bytes) -> None:
     write(tmp_path / "in" / "a.json", raw)
     write(tmp_path / "in" / "b.txt", b"whole")

@@ -15,7 +15,9 @@ EXAMPLES = options.examples(
 
 
 def adapt(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to retrieve neighbours for; - reads standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="Text to retrieve neighbours for; - reads standard input.")
+    ],
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder for the adapter: new or empty.")],
     model: options.Model,
     store: options.Store = None,

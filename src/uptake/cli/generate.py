@@ -20,7 +20,9 @@ DIVERGED = 3  # exit code where the answer is the base's because reading diverge
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue; - reads standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="Text to continue; - reads standard input.")
+    ],
     model: options.Model,
     store: options.Store = None,
     method: options.MethodOr = None,

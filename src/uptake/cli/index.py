@@ -215,7 +215,9 @@ def remove(
 @app.command(epilog=examples('uptake index search notes.store "how is the pump reset" -k 3'))
 def search(
     store: StorePath,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="Text to find neighbours of; - reads standard input.")],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="Text to find neighbours of; - reads standard input.")
+    ],
     k: Annotated[int, options.option(options.MAIN, "N", "How many passages.", "-k", least=1)] = 5,
     encoder: Opener = None,
     as_json: options.AsJson = False,

@@ -36,7 +36,9 @@ Files = list[str] | None
 
 @options.reads_files
 def train(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="Method with a network of its own; see `uptake methods`.")],
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="Method with a network of its own; see `uptake methods`.")
+    ],
     model: options.Model,
     reading: "Reading",
     out: Annotated[str, options.option(options.OUTPUT, "FILE", "Write the trained network here.", "--out")],
