@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,9 @@ def test_methods(run: Run) -> None:
     shown = run("methods", "ttt-nn").out
     assert "optimizer.learning_rate" in shown and "lora(rank=16" in shown
     assert "nearest-first | farthest-first" in shown
+    assert re.search(
+        r"separator +'\\n\\n' +text\n", run("methods", "in-context").out
+    )  # what is blank is shown
 
 
 def figures_of(path: Path) -> object:
