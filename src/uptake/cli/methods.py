@@ -80,6 +80,6 @@ def _default(settings: object, path: str) -> str:
     value: Any = functools.reduce(getattr, path.split("."), settings)
     if dataclasses.is_dataclass(value):
         return type(value).__name__.lower()
-    if isinstance(value, str) and value != value.strip() or value == "":
+    if isinstance(value, str) and (not value or value != value.strip()):
         return repr(value)  # as it is written on the command line; bare it could not be seen
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
