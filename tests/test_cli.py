@@ -176,9 +176,8 @@ def test_methods(run: Run) -> None:
     shown = run("methods", "ttt-nn").out
     assert "optimizer.learning_rate" in shown and "lora(rank=16" in shown
     assert "nearest-first | farthest-first" in shown
-    assert re.search(
-        r"separator +'\\n\\n' +text\n", run("methods", "in-context").out
-    )  # what is blank is shown
+    blank = run("methods", "in-context").out
+    assert re.search(r"separator +'\\n\\n' +text", blank)
 
 
 def figures_of(path: Path) -> object:
