@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -63,17 +62,6 @@ def split(documents: list, queries: int) -> Split:
     test, validation = long[:count], long[count : 2 * count]
     held = {document.id for document in (*test, *validation)}
     return Split([document for document in documents if document.id not in held], validation, test)
-
-
-def bar(title: str) -> Progress:
-    return Progress(
-        TextColumn(f"  {title:<28}"),
-        BarColumn(30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.description}"),
-        console=console,
-    )
 
 
 def best_dtype() -> str:
@@ -147,6 +135,7 @@ def run(
 
         import uptake
         from uptake.api import DEFAULT_METHODS
+        from uptake.cli import screen
         from uptake.report import page
         from uptake.report import summary as report
         from uptake.report.results import Sample
@@ -171,9 +160,8 @@ def run(
     store = uptake.Datastore.create(folder, **retriever, device=arguments.device)
     names = ", ".join(Path(path).name for path in corpus_of(arguments.corpus))
     console.print(f"  new text     {names}: {len(index):,} documents indexed, {len(test)} held out\n")
-    with bar("indexing passages") as progress:
-        task = progress.add_task("", total=None)
-        store.add(index, progress=lambda done, known: progress.update(task, completed=done, total=known))
+    with screen.progress("  indexing passages") as update:
+        store.add(index, progress=lambda done, known: update(done, known, ""))
 
     prompt = arguments.prompt or (test[0].text[:300] if arguments.corpus else PROMPT)
     with console.status("reading the neighbours of one prompt"):
@@ -198,8 +186,7 @@ def run(
     nearest = " · ".join(dict.fromkeys(one.document for one in session.neighbours[:4]))
     console.print(Text(f"  read: {nearest} and {max(0, len(session.neighbours) - 4)} more\n", style="dim"))
 
-    with bar("scoring held-out documents") as progress:
-        task = progress.add_task("", total=len(test))
+    with screen.progress("  scoring held-out documents") as update:
         results = uptake.compare(
             model,
             test,
@@ -211,9 +198,7 @@ def run(
             batch=1,
             showcases=3,
             workers=arguments.workers,
-            progress=lambda done, total, name: progress.update(
-                task, completed=done, total=total, description=name[-34:]
-            ),
+            progress=update,
         )
     results = replace(results, samples=(sample,))
     console.print()
