@@ -1,0 +1,271 @@
+"""Every method on text that SmolLM2 cannot have read: `docs/fresh.md` says what is in the data.
+
+    python recipes/fresh.py build                                              # build/fresh
+    python recipes/fresh_methods.py score --model MODEL --part valid --documents 16
+    python recipes/fresh_methods.py table --part valid
+
+`score` writes the log-probability of each token under each variant down, so that `table` can mix the
+predictions of any of them afterwards, exactly as `A/B` does; it resumes. Choices are made on `valid`.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import uptake
+from uptake.codec import load
+from uptake.errors import UptakeError
+from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.queries import Query
+from uptake.evaluation.records import RecordFile
+from uptake.lm.base import LM, Segment
+from uptake.lm.experts import FixedShare
+from uptake.methods.contract.method import Context, Evidence, MethodSpec
+from uptake.methods.contract.naming import method_specs
+from uptake.report.metrics import gain, gain_difference, gain_interval
+from uptake.store import Datastore
+from uptake.text.overlap import LeakFilter
+from uptake.text.select import Nearest, Random
+from uptake.text.types import Document, Found, stable_hash
+
+PROTOCOL = PerQuery(search=256)  # what retrieves is the end of the prefix
+SHARES = (0.0, 0.01, 0.1)  # as `A/B` has them
+LN2 = math.log(2)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with settings, and how many neighbours it reads; `drawn` at random for a control."""
+
+    method: str
+    k: int = 5
+    settings: tuple[str, ...] = ()
+    drawn: bool = False
+
+    def spec(self) -> MethodSpec:
+        spec = method_specs([self.method], self.settings)[self.method]
+        return replace(spec, select=Random() if self.drawn else Nearest()) if spec.method.reads else spec
+
+
+def _trained(rate: float, layers: int = 4, *more: str) -> tuple[str, ...]:
+    return (f"trainable=top(layers={layers})", f"optimizer=adamw(learning_rate={rate})", *more)
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "base": Variant("base", 0),
+    "in-context k=2": Variant("in-context", 2),
+    "in-context": Variant("in-context"),
+    "in-context random": Variant("in-context", drawn=True),
+    "ttt-nn 1e-4": Variant("ttt-nn", settings=_trained(1e-4)),
+    "ttt-nn 3e-4": Variant("ttt-nn", settings=_trained(3e-4)),
+    "ttt-nn 1e-3": Variant("ttt-nn", settings=_trained(1e-3)),
+    "random 3e-4": Variant("ttt-nn", settings=_trained(3e-4), drawn=True),
+    "ttt-nn 3e-4 salient": Variant("ttt-nn", settings=_trained(3e-4, 4, "token_weights=salientspans")),
+    "knn-lm": Variant("knn-lm", settings=("over=passages",)),
+    "knn-lm constant": Variant("knn-lm", settings=("over=passages", "weight=constant")),
+    "knn-lm random": Variant("knn-lm", settings=("over=passages",), drawn=True),
+    "ttt-nn 3e-4 + in-context": Variant("ttt-nn+in-context", settings=_trained(3e-4)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One document's target under one variant: the natural log-probability of each token, and the cost."""
+
+    document: str
+    twin: bool
+    variant: str
+    bytes: int
+    log_probs: tuple[float, ...]
+    cpu_seconds: float
+    found: int
+    overlap: float  # the largest share of a passage read that stands in the document
+
+    @property
+    def bits(self) -> float:
+        return -sum(self.log_probs) / LN2
+
+
+def score(model: str, data: Path, part: str, documents: int, names: Sequence[str]) -> Iterator[str]:
+    """Score so many documents, drawn by a hash, under these variants; yield a line on each."""
+    lm = uptake.load(model)
+    store = _store(data)
+    journal = _journal(data, part)
+    done = {(row.document, row.variant) for row in journal.start(lambda row: load(Scored, row))}
+    every = sorted(uptake.read(data / f"{part}.jsonl"), key=lambda each: stable_hash("drawn", each.id))
+    specs = {name: VARIANTS[name].spec() for name in names}
+    for document in every[:documents]:
+        (query,) = PROTOCOL.queries(document)
+        for name, spec in specs.items():
+            if (document.id, name) in done:
+                continue
+            row = _scored(lm, store, document, query, name, spec)
+            journal.keep(row)
+            rate = row.bits / row.bytes
+            yield f"{document.id}  {name}  {rate:.3f} bits a byte  {row.cpu_seconds:.1f} CPU s"
+
+
+def _scored(
+    lm: LM, store: Datastore, document: Document, query: Query, name: str, spec: MethodSpec
+) -> Scored:
+    started = time.process_time()
+    found, source = Found(), None
+    k = VARIANTS[name].k
+    if k:
+        source = store.source(
+            query.search,
+            document_id=document.id,
+            group=document.group,
+            whole_text=document.text,
+            leak=LeakFilter(),
+        )
+        draws = np.random.default_rng(stable_hash("choose", document.id))
+        found = spec.select.choose(source, k, draws)
+    context = Context(continues=False)
+    evidence = Evidence(found, query.context, source)
+    (state,) = spec.method.adapt([spec.method.init(lm)], lm, [evidence], context)
+    if stopped := context.ledger(0).stopped:
+        raise UptakeError(f"{document.id}, {name}: {stopped}")
+    (scores,) = spec.method.adapted([state], lm).score([Segment(query.target, query.context)])
+    return Scored(
+        document.id,
+        bool(document.meta.get("twin")),
+        name,
+        scores.bytes,
+        tuple(scores.log_probs.tolist()),
+        time.process_time() - started,
+        len(found.passages),
+        max(found.overlaps, default=0.0),
+    )
+
+
+def _store(data: Path) -> Datastore:
+    path = data / "lexical.store"
+    if path.exists():
+        return Datastore.open(path)
+    store = Datastore.create(path, retriever="lexical")
+    store.add(uptake.read(data / "store.jsonl"))
+    return store
+
+
+def _journal(data: Path, part: str) -> RecordFile:
+    return RecordFile(data / f"methods-{part}.jsonl", f"{part} {PROTOCOL}")
+
+
+def mixed(rows: Sequence[Scored], shares: Sequence[float] = SHARES) -> float:
+    """Return the bits of one document's target under the mixture of these rows, the base first."""
+    log_probs = torch.tensor([row.log_probs for row in rows], dtype=torch.float64).T
+    rest = 0.5 / (len(rows) - 1)
+    sharing = FixedShare((0.5, *[rest] * (len(rows) - 1)), tuple(shares))
+    along, _ = sharing.along(sharing.start(log_probs.device), log_probs)
+    return -(along + log_probs).logsumexp(-1).sum().item() / LN2
+
+
+def table(data: Path, part: str, mixtures: Sequence[Sequence[str]]) -> dict[str, object]:
+    """Return what each variant, and each mixture of some, saves over the base on documents scored by all."""
+    rows: dict[str, dict[str, Scored]] = {}
+    for row in _journal(data, part).start(lambda row: load(Scored, row)):
+        rows.setdefault(row.document, {})[row.variant] = row
+    names = [name for name in VARIANTS if any(name in of for of in rows.values())]
+    whole = {document: of for document, of in rows.items() if all(name in of for name in names)}
+    out: dict[str, object] = {"part": part, "documents": len(whole)}
+    for label, chosen in (
+        ("all", whole),
+        ("no twin", {d: of for d, of in whole.items() if not of["base"].twin}),
+    ):
+        if len(chosen) < 2:
+            continue
+        base = [of["base"].bits for of in chosen.values()]
+        bits = {name: [of[name].bits for of in chosen.values()] for name in names}
+        seconds = {name: sum(of[name].cpu_seconds for of in chosen.values()) / len(chosen) for name in names}
+        for mixture in mixtures:
+            called = " / ".join(mixture)
+            bits[called] = [mixed([of["base"], *(of[name] for name in mixture)]) for of in chosen.values()]
+            seconds[called] = sum(seconds[name] for name in ("base", *mixture))
+        figures = {}
+        for name, own in bits.items():
+            figure: dict[str, object] = {
+                "gain": gain(own, base),
+                "interval": gain_interval(own, base, list(chosen)),
+                "cpu_seconds": seconds[name],
+            }
+            if "in-context" in bits and name != "in-context":
+                figure["beyond in-context"] = gain_difference(own, bits["in-context"], base, list(chosen))
+            figures[name] = figure
+        sizes = [of["base"].bytes for of in chosen.values()]
+        out[label] = {
+            "documents": len(chosen),
+            "base_bits_per_byte": sum(base) / sum(sizes),
+            "variants": figures,
+        }
+    return out
+
+
+def _shown(found: dict[str, object]) -> str:
+    lines = []
+    for label in ("all", "no twin"):
+        part = found.get(label)
+        if not isinstance(part, dict):
+            continue
+        lines.append(
+            f"{label}: {part['documents']} documents, base {part['base_bits_per_byte']:.3f} bits a byte\n\n"
+            "| variant | gain | beyond in-context | CPU s |\n|---|---|---|---|"
+        )
+        for name, figure in part["variants"].items():
+            low, high = figure["interval"]
+            beyond = ""
+            if "beyond in-context" in figure:
+                value, (least, most) = figure["beyond in-context"]
+                beyond = f"{100 * value:.1f} [{100 * least:.1f}, {100 * most:.1f}]"
+            lines.append(
+                f"| {name} | {100 * figure['gain']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] | {beyond} "
+                f"| {figure['cpu_seconds']:.1f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the command that was asked for; return the status to exit with."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("score", "table"):
+        command = commands.add_parser(name)
+        command.add_argument("--data", type=Path, default=Path("build/fresh"))
+        command.add_argument("--part", choices=("valid", "test"), default="valid")
+        if name == "score":
+            command.add_argument("--model", required=True)
+            command.add_argument("--documents", type=int, default=16)
+            command.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+        else:
+            command.add_argument("--mix", action="append", default=[], help="variants, with / between")
+            command.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    try:
+        if options.command == "score":
+            for line in score(options.model, options.data, options.part, options.documents, options.variants):
+                print(line, flush=True)
+            return 0
+        mixtures = [[name.strip() for name in each.split("/")] for each in options.mix]
+        found = table(options.data, options.part, mixtures)
+        print(_shown(found))
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+    except UptakeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The recipe of every method on fresh text: what it keeps can be mixed afterwards as `A/B` mixes it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import fresh_methods as recipe
+import pytest
+
+import toys
+import uptake
+from uptake.lm.base import Segment
+from uptake.methods.contract.method import Context, Evidence
+from uptake.methods.contract.naming import method_specs
+
+SETTINGS = ("trainable=top(layers=1)", "optimizer=sgd(learning_rate=0.05)")
+VARIANTS = {
+    "base": recipe.Variant("base", 0),
+    "in-context": recipe.Variant("in-context", 2),
+    "ttt-nn": recipe.Variant("ttt-nn", 2, SETTINGS),
+    "random": recipe.Variant("ttt-nn", 2, SETTINGS, drawn=True),
+}
+
+
+def write(path: Path, texts: Sequence[str], **more: str) -> None:
+    rows = [{"id": f"{path.stem}{n}", "text": text, **more} for n, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_kept_predictions_mix_as_the_method_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    animals = ("cat", "dog", "fish", "hen", "cow", "pig")
+    write(
+        tmp_path / "store.jsonl",
+        [f"the {each} sat on the {each}'s mat number {n}. " * 3 for n, each in enumerate(animals)],
+    )
+    write(
+        tmp_path / "valid.jsonl",
+        [f"a {each} and another {each} went up the hill to sit" for each in animals[:3]],
+        twin="",
+    )
+    lm = toys.lm(window=512)
+    monkeypatch.setattr(recipe, "VARIANTS", VARIANTS)
+    monkeypatch.setattr(uptake, "load", lambda name: lm)
+    lines = list(recipe.score("toy", tmp_path, "valid", 3, list(VARIANTS)))
+    assert len(lines) == 3 * len(VARIANTS)
+    assert list(recipe.score("toy", tmp_path, "valid", 3, list(VARIANTS))) == [], "nothing is scored twice"
+    found = recipe.table(tmp_path, "valid", [["in-context", "ttt-nn"]])
+    assert found["documents"] == 3
+    spec = method_specs(["in-context/ttt-nn"], SETTINGS)["in-context/ttt-nn"]
+    store = uptake.Datastore.open(tmp_path / "lexical.store")
+    bits = base = 0.0
+    for document in uptake.read(tmp_path / "valid.jsonl"):
+        (query,) = recipe.PROTOCOL.queries(document)
+        source = store.source(query.search, document_id=document.id, whole_text=document.text)
+        evidence = Evidence(source.search(2), query.context, source)
+        (state,) = spec.method.adapt([spec.method.init(lm)], lm, [evidence], Context())
+        segments = [Segment(query.target, query.context)]
+        bits += spec.method.adapted([state], lm).score(segments)[0].bits
+        base += lm.score(segments)[0].bits
+    figures = found["all"]["variants"]  # type: ignore[index, call-overload]
+    assert figures["in-context / ttt-nn"]["gain"] == pytest.approx(1 - bits / base, abs=1e-9)
+    assert figures["base"]["gain"] == 0 and figures["random"]["gain"] != figures["ttt-nn"]["gain"]
+    assert "| in-context / ttt-nn |" in recipe._shown(found)
