@@ -118,7 +118,8 @@ def test_rows_file_table_and_page_tell_of_the_query(store: Datastore, tmp_path: 
     assert ", in-context " in str(table(results).caption).split(line)[1]
     uptake.write_page(results, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
-    assert line in page and ", of letters 0." in page
+    legend = page.split('<p class="soft">')[1].split("</p>")[0]
+    assert line in legend and ", of letters 0." in page
     write_json(results, tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text())["near_twins"]["queries"] == 1
     assert read_json(tmp_path / "r.json", SCORED).rows == results.rows

@@ -26,12 +26,11 @@ def page(results: Results, figures: Figures) -> Page:
         headline=headline(figures).replace("-", "\N{NON-BREAKING HYPHEN}"),
         caution=_caution(methods.get(best)),
         extent=_extent(results),
-        legend=_legend(methods),
+        legend=_legend(methods) + (f" {twins}." if (twins := counting.twins(figures)) else ""),
         measured=(
             "Bits per byte is over UTF-8 bytes. Gain is total bits saved divided by total bits of the base. "
             f"Intervals resample whole documents, 10,000 times with seed {figures['seed']}, and pair every "
             "method with the base on the same queries. A query that failed counts at the base’s score."
-            + (f" {twins}." if (twins := counting.twins(figures)) else "")
             + (f" {lost[0].upper()}{lost[1:]}." if (lost := counting.unscored(figures)) else "")
         ),
         plots=tuple(plots(methods)),
