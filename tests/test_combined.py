@@ -102,8 +102,8 @@ def test_selections_and_settings_are_those_of_the_parts() -> None:
     assert running.segment == 256 and running.select.dynamic_evaluation == Nothing()
     name = "sift+knn-lm"
     spec = api.method_specs([name, "sift"], [
-        "sift+knn-lm.sift.learning_rate=1e-3", "sift.learning_rate=1e-4", "temperature=3", "knn-lm.share=0.1",
-        "select.candidates=50",
+        "sift+knn-lm.sift.learning_rate=1e-3", "sift.learning_rate=1e-4", "temperature=3",
+        "knn-lm.weight=constant(share=0.1)", "select.candidates=50",
     ])[name]  # fmt: skip
     assert spec.method.sift.optimizer.learning_rate == 1e-3 and spec.method.knn_lm.temperature == 3
     assert spec.method.knn_lm.weight.share == 0.1 and spec.select.sift.candidates == 50
