@@ -137,7 +137,8 @@ def test_what_is_made_once_is_told_apart_in_rows_and_table(
     rows = [row for row in results.of(Scored) if row.method == method]
     assert not any(row.failed for row in rows)
     hours = [row.prepare_seconds / HOUR for row in rows]
-    assert hours[0] >= 1 and hours == [hours[0], *[0.0] * (len(rows) - 1)]
+    # Seconds are sums and differences of clocks: an hour may come out an ulp short.
+    assert hours[0] > 1 - 1e-9 and hours == [hours[0], *[0.0] * (len(rows) - 1)]
     for row in rows:
         assert row.retrieve_seconds + row.train_seconds + row.score_seconds < HOUR
     found = summary(results)["methods"]

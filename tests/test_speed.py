@@ -43,7 +43,7 @@ def test_the_published_loop_and_ours_agree_where_the_optimiser_is_fresh(speed: A
     mine = speed.ours(lm, 3)(one, 1e-3)
     assert first == once == pytest.approx(mine, rel=1e-5) != pytest.approx(100.0)
     # Weights are put back, the optimiser's memory is not: the second query is what `reference` does.
-    method = Finetune(optimizer=AdamW(1e-3), reference=True)
+    method = Finetune(optimizer=AdamW(1e-3), reference=True, opening_token=True)
     state = method.init(lm)
     for _ in range(2):
         (state,) = method.adapt([method.next_state(state, lm)], lm, [Evidence(one.found)], Context())

@@ -74,24 +74,35 @@ def stream(
     """Yield (row, token) as texts go on, row i from `prompts[i]` and by row i where the LM has rows.
 
     One forward pass a token for all rows; a row goes on as it would by itself, up to rounding. A prompt that
-    is too long loses its beginning. `cancelled` is called before every pass.
+    is too long loses its beginning. `cancelled` is called before every pass. Raises Diverged for a row whose
+    prediction is not finite, once the others have come to their end.
     """
     rows = [
         _Row(lm.tokenizer, prompt, lm.max_input_tokens(row), decoding) for row, prompt in enumerate(prompts)
     ]
     running = list(range(len(rows)))
     batch: _Batch | None = None
+    broken: list[Diverged] = []
     while running:
         if not decoding.tokens or cancelled():
             finish: Finish = "cancelled" if decoding.tokens else "length"
             yield from ((row, rows[row].ended(finish)) for row in running)
-            return
+            break
         if batch is None or batch.full:
             some = lm if len(running) == len(rows) else lm.at(running)
             batch = _Batch(some, running, [rows[row] for row in running])
         for row, log_probs in batch.step():
-            yield row, rows[row].choose(log_probs)
+            try:
+                token = rows[row].choose(log_probs)
+            except Diverged as error:
+                # A private model that is broken is no reason for its neighbours to stop.
+                rows[row].done = True
+                broken.append(error)
+                continue
+            yield row, token
         running = [row for row in running if not rows[row].done]
+    if broken:
+        raise broken[0]
 
 
 class _Batch:
