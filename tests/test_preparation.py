@@ -142,7 +142,7 @@ def test_what_is_made_once_is_told_apart_in_rows_and_table(
     for row in rows:
         assert row.retrieve_seconds + row.train_seconds + row.score_seconds < HOUR
     found = summary(results)["methods"]
-    assert found[method]["preparation_cpu_seconds"] == hours[0] * HOUR
+    assert found[method]["preparation_cpu_seconds"] == pytest.approx(hours[0] * HOUR)
     assert found["base"]["preparation_cpu_seconds"] == 0
     assert found[method]["cpu_seconds_per_query"]["total"] < HOUR
     shown = table(results)
@@ -175,7 +175,7 @@ def test_an_encoder_is_loaded_once(tmp_path: Path, clock: Clock, monkeypatch: py
     ways = api.method_specs(["in-context"])
     plan = Plan(ways, PerQuery(prefix=40, suffix=30), (2,), batch=1)
     results = run(model(tmp_path), plan, Inputs.of(DOCUMENTS), Datastore.open(tmp_path / "s"))
-    assert [row.prepare_seconds >= HOUR for row in results.of(Scored)] == [True, *[False] * 7]
+    assert [row.prepare_seconds > HOUR - 1 for row in results.of(Scored)] == [True, *[False] * 7]
     assert max(row.retrieve_seconds for row in results.of(Scored)) < HOUR
 
 
@@ -187,7 +187,7 @@ def test_a_network_that_a_method_loads_is_loaded_once(
     slowly(monkeypatch, clock, type(ways["fwl"].method), "fresh", HOUR)
     results = run(lm, Plan(ways, batch=1), Inputs.of(DOCUMENTS))
     rows = results.of(Scored)
-    assert sum(row.prepare_seconds >= HOUR for row in rows) == 1
+    assert sum(row.prepare_seconds > HOUR - 1 for row in rows) == 1
     assert max(row.train_seconds + row.score_seconds for row in rows) < HOUR
 
 
