@@ -68,6 +68,8 @@ def test_how_many_found_fewer_is_said_with_the_reason(tmp_path: Path) -> None:
         leak=LeakFilter(),
     )
     assert "1 of 2 queries" in line and "the leak filter withheld the rest" in line
+    both = notes(lexical(tmp_path / "one", DOCUMENTS[0].text), k=2, leak=LeakFilter())
+    assert "the leak filter withheld the rest of the 1 that the store holds" in both[0]
 
 
 def test_none_found_is_told_in_table_json_and_page(tmp_path: Path) -> None:

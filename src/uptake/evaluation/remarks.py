@@ -69,7 +69,8 @@ def _found_fewer(results: Results, plan: Plan, store: Datastore) -> Iterator[str
         behind = max((row.short for row in results.of(Spent) if row.method == name), default=0)
         if behind:
             k = max(plan.neighbour_counts(spec))
-            reason = _OF_STORE.format(store.count) if k > store.count else _WITHHELD
+            small = f"{_OF_STORE.format(store.count)}, " if k > store.count else ""
+            reason = f"{small}{_WITHHELD}"
             line = _fewer("document", "documents", documents, k, {reason: behind}, 0)
             told.setdefault(line, []).append(name)
     for line, names in told.items():
@@ -84,10 +85,11 @@ def _why_fewer(row: Scored, store: Datastore, ranks: bool) -> str:
     """Return why a query found fewer than k; empty where it did not, or where its selection wanted fewer."""
     if row.neighbours >= row.k:
         return ""
+    if row.withheld:
+        of = f" of the {store.count:,} that the store holds" if row.k > store.count else ""
+        return f"the leak filter withheld the rest{of}"
     if row.k > store.count:
         return _OF_STORE.format(store.count)
-    if row.withheld:
-        return "the leak filter withheld the rest"
     return "no other passage has a word of the query" if ranks and store.layout.retriever == "lexical" else ""
 
 
