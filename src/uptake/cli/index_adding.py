@@ -128,7 +128,8 @@ def _show_added(added: "Added", store: "Datastore", skipped: "Skipped", as_json:
         "passages_already_there": added.already,
         "passages": store.count,
         "skipped": skipped.counts,
-        "skipped_examples": list(dict.fromkeys((*skipped.examples, *skipped.firsts.values()))),
+        # By name: workers of a cluster find them in another order.
+        "skipped_examples": sorted({*skipped.examples, *skipped.firsts.values()}),
     }
     if as_json:
         screen.echo(json.dumps(facts, indent=1))
