@@ -63,9 +63,9 @@ def test_clocks_stand_still_while_something_is_prepared(clock: Clock) -> None:
             context.meter.settle()
             clock.work(3)
         clock.work(4)
-    assert seconds == [5] and prepared().cpu - before == 10
+    assert seconds == pytest.approx([5]) and prepared().cpu - before == pytest.approx(10)
     ledger = context.ledger(0)
-    assert (ledger.cpu_seconds, ledger.wall_seconds) == (5, 5)
+    assert (ledger.cpu_seconds, ledger.wall_seconds) == pytest.approx((5, 5))
 
 
 def test_a_preparation_that_fails_is_counted_and_another_thread_pays_for_its_own(clock: Clock) -> None:
@@ -73,7 +73,7 @@ def test_a_preparation_that_fails_is_counted_and_another_thread_pays_for_its_own
     with pytest.raises(ValueError), preparing():
         clock.work(2)
         raise ValueError
-    assert prepared().cpu - before == 2
+    assert prepared().cpu - before == pytest.approx(2)
     others: list[float] = []
 
     def elsewhere() -> None:
@@ -84,7 +84,7 @@ def test_a_preparation_that_fails_is_counted_and_another_thread_pays_for_its_own
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert others == [7] and prepared().cpu - before == 2
+    assert others == [7] and prepared().cpu - before == pytest.approx(2)
 
 
 def model(tmp_path: Path) -> Causal:
@@ -207,8 +207,9 @@ def test_a_stream_tells_it_apart_too(tmp_path: Path, clock: Clock, monkeypatch: 
         k=1,
     )
     (spent,) = [row for row in results.of(Spent) if row.method == "ttt-nn"]
-    assert spent.prepare_seconds == HOUR and spent.retrieve_seconds < HOUR
-    assert summary(results)["methods"]["ttt-nn"]["prepare_seconds"] == HOUR
+    # Seconds are differences of clocks that run beside: an hour may come out an ulp off.
+    assert spent.prepare_seconds == pytest.approx(HOUR) and spent.retrieve_seconds < HOUR
+    assert summary(results)["methods"]["ttt-nn"]["prepare_seconds"] == pytest.approx(HOUR)
     assert "one-off" in str(table(results).caption)
 
 
@@ -229,4 +230,4 @@ def test_a_flat_search_widens_its_keys_once(clock: Clock, monkeypatch: pytest.Mo
     index.keys = view.vectors.view(Slow)
     for _ in range(2):
         index.candidates(np.ones((1, 4), np.float32), 1, np.ones(3, bool), 3)
-    assert prepared().cpu - before == HOUR
+    assert prepared().cpu - before == pytest.approx(HOUR)
