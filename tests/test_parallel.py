@@ -68,7 +68,8 @@ def test_a_killed_workers_batch_is_done_again_and_no_worker_is_an_error(
             made.append(part)
             if len(made) == 1:
                 os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
-        assert sorted(place for part in made for place in part.places) == list(range(len(batches)))
+        # What a worker had sent before it was killed may come again with the rest of its batch.
+        assert {place for part in made for place in part.places} == set(range(len(batches)))
         assert len(hands._alive) == 1
         os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
         with pytest.raises(UptakeError, match="every worker died"):
