@@ -1,5 +1,6 @@
 """Several processes share an evaluation: the same results, a dead worker's work done again."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -15,7 +16,7 @@ from uptake.evaluation.engine import evaluate
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.journal import States
 from uptake.evaluation.plan import Plan
-from uptake.evaluation.protocol import Batch
+from uptake.evaluation.protocol import Batch, Part
 from uptake.evaluation.workers import Workers
 from uptake.lm.causal import Causal
 from uptake.store.datastore import Datastore
@@ -56,6 +57,23 @@ def test_two_workers_give_bit_for_bit_what_one_gives(model: Causal, store: Datas
     assert shared.showcases == alone.showcases and shared.peaks.keys() == alone.peaks.keys()
 
 
+def test_what_a_worker_gave_before_it_died_is_not_done_again(model: Causal, store: Datastore) -> None:
+    units = SMALL.units(PLAN, Inputs.of(DOCUMENTS))[:2]
+    workers = Workers(model, PLAN, store, States(), 2)
+    ends = []
+    for place in range(2):
+        ours, theirs = multiprocessing.Pipe()
+        workers._alive[ours] = multiprocessing.Process()
+        workers._alive[ours].join = lambda: None
+        theirs.send(Part(places=(place,)))
+        ends.append(theirs)
+    ends[0].close()  # killed between its last part and the end of its batch
+    ends[1].send("end")
+    ends[1].close()
+    made = workers.share([Batch((unit,), (place,)) for place, unit in enumerate(units)])
+    assert sorted(place for part in made for place in part.places) == [0, 1]
+
+
 @pytest.mark.long
 def test_a_killed_workers_batch_is_done_again_and_no_worker_is_an_error(
     model: Causal, store: Datastore
@@ -68,8 +86,7 @@ def test_a_killed_workers_batch_is_done_again_and_no_worker_is_an_error(
             made.append(part)
             if len(made) == 1:
                 os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
-        # What a worker had sent before it was killed may come again with the rest of its batch.
-        assert {place for part in made for place in part.places} == set(range(len(batches)))
+        assert sorted(place for part in made for place in part.places) == list(range(len(batches)))
         assert len(hands._alive) == 1
         os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
         with pytest.raises(UptakeError, match="every worker died"):

@@ -112,6 +112,7 @@ class Workers:
         """
         waiting = list(reversed(batches))
         under_way: dict[Connection, Batch] = {}
+        whole: set[Connection] = set()  # whose batch has all its parts, though not yet its end
         while waiting or under_way:
             for connection in [idle for idle in self._alive if idle not in under_way and waiting]:
                 if waiting:
@@ -122,9 +123,12 @@ class Workers:
                 answer = self._receive(connection)
                 if answer is None or answer == _END:
                     batch = under_way.pop(connection)
-                    if answer is None:
+                    if answer is None and connection not in whole:
                         waiting.append(batch)
+                    whole.discard(connection)
                 elif isinstance(answer, Part):
+                    if answer.finished and set(answer.places) == set(under_way[connection].places):
+                        whole.add(connection)
                     under_way[connection] = _from(under_way[connection], answer)
                     yield answer
                 elif isinstance(answer, UptakeError):
