@@ -26,11 +26,11 @@ from uptake.report.page import page
 from uptake.report.results import Results
 from uptake.report.summary import table
 from uptake.tasks.edits import Edit
-from uptake.text.types import Found, Passage, stable_hash
+from uptake.text.types import Found
 
 COLOURS = {"cat": "red", "dog": "blue", "fish": "grey", "hen": "black", "cow": "white"}
 EDITS = tuple(
-    Edit(f"e{n}", f"the {what} is", f" {colour}.", rephrased=(f"what is the {what}?",))
+    Edit(f"e{n}", f"the {what} is", f"{colour}.", rephrases=(f"what is the {what}?",))
     for n, (what, colour) in enumerate(COLOURS.items())
 )
 
@@ -83,12 +83,12 @@ def test_edits_are_made_in_order_then_asked(model: Causal, whole: Results) -> No
     method = SPECS["learner"].method
     state = method.init(model)
     for edit in EDITS:
-        passage = Passage(stable_hash(edit.id), edit.target, edit.prompt)
-        (state,) = method.adapt([state], model, [Evidence(Found((passage,), (0.0,)))], Context())
+        evidence = Evidence(Found((edit.passage(),), (0.0,)))
+        (state,) = method.adapt([state], model, [evidence], Context())
     adapted = method.adapted([state], model)
     rows = {row.edit: row for row in whole.of(Edited) if row.method == "learner"}
     for edit in EDITS:
-        nats = -float(adapted.score([Segment(edit.target, edit.prompt)])[0].log_probs.sum())
+        nats = -float(adapted.score([Segment(edit.text, edit.prompt)])[0].log_probs.sum())
         assert rows[edit.id].nats == nats < rows[edit.id].base
     base = [row for row in whole.of(Edited) if row.method == "base"]
     assert all(row.nats == row.base for row in base) and len(base) == len(EDITS)

@@ -19,7 +19,7 @@ from uptake.report.kind import Figures, ReportKind, TableLines
 from uptake.report.page.layout import Page, WordsSection
 from uptake.report.results import Results, Row
 from uptake.tasks.edits import Edit
-from uptake.text.types import Found, Passage, stable_hash
+from uptake.text.types import Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +122,9 @@ class Edits(Protocol):
             state, done, failed = left, int(batch.resume.data["done"]), dict(batch.resume.data["failed"])
         first = done == 0
         for number_, edit in enumerate(unit.edits[done:], done + 1):
-            passage = Passage(stable_hash(edit.id), edit.target, edit.prompt)
+            evidence = Evidence(Found((edit.passage(),), (0.0,)))
             try:
-                (state,) = method.adapt([state], lm, [Evidence(Found((passage,), (0.0,)))], Context())
+                (state,) = method.adapt([state], lm, [evidence], Context())
             except Exception as error:
                 failed[edit.id] = reason_of(error)
             if number_ % self.save_every == 0 and number_ < len(unit.edits):
@@ -147,7 +147,7 @@ class Edits(Protocol):
 
 
 def _row(method: str, edit: Edit, lm: LM, adapted: LM, failed: str) -> Edited:
-    base, other = _nats(lm, edit, (edit.prompt,)), _nats(lm, edit, edit.rephrased)
+    base, other = _nats(lm, edit, (edit.prompt,)), _nats(lm, edit, edit.rephrases)
     if failed:
         return Edited(method, edit.id, base, base, other, other, failed)
     return Edited(
@@ -156,9 +156,9 @@ def _row(method: str, edit: Edit, lm: LM, adapted: LM, failed: str) -> Edited:
         base,
         _nats(adapted, edit, (edit.prompt,)),
         other,
-        _nats(adapted, edit, edit.rephrased),
+        _nats(adapted, edit, edit.rephrases),
     )
 
 
 def _nats(lm: LM, edit: Edit, prompts: tuple[str, ...]) -> float:
-    return -sum(float(lm.score([Segment(edit.target, prompt)])[0].log_probs.sum()) for prompt in prompts)
+    return -sum(float(lm.score([Segment(edit.text, prompt)])[0].log_probs.sum()) for prompt in prompts)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from uptake.session import Session as Session
     from uptake.store.datastore import Datastore as Datastore
     from uptake.tasks.asking import Asking as Asking
+    from uptake.tasks.edit_files import read_edits as read_edits
+    from uptake.tasks.edits import Edit as Edit
     from uptake.tasks.questions import Question as Question
     from uptake.tasks.questions import read_questions as read_questions
     from uptake.tasks.worlds import make_world as make_world
@@ -61,6 +63,8 @@ _WHERE = {
     "Budget": "methods.contract.spending",
     "Datastore": "store.datastore",
     "Asking": "tasks.asking",
+    "Edit": "tasks.edits",
+    "read_edits": "tasks.edit_files",
     "Question": "tasks.questions",
     "read_questions": "tasks.questions",
     "make_world": "tasks.worlds",

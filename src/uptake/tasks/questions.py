@@ -4,23 +4,17 @@ What cannot be used is left out, counted by reason and named; only a file that i
 holds no question at all is an error. It knows nothing of models.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from uptake.codec import Malformed, parse
 from uptake.errors import BadInput
 from uptake.tasks import question_forms
+from uptake.tasks.json_records import encodes, records
 from uptake.tasks.question_forms import Asked
-from uptake.text import formats
-from uptake.text.files import SkipError, Skipped, read_lines, shown
-from uptake.text.reading import File, Reading
-from uptake.text.records import Unusable, detail, name_of
+from uptake.text.files import SkipError, Skipped, shown
+from uptake.text.records import Unusable, name_of
 from uptake.text.types import Document, stable_hash
-
-_READING = Reading(max_unpacked_bytes=1 << 30)  # such a file is held whole
-_LINE = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,7 @@ def read_questions(path: str | Path, skipped: Skipped | None = None) -> Question
     before = len(skipped.examples)
     collected = _Collected(skipped)
     try:
-        for record, where in _records(path):
+        for record, where in records(path):
             if isinstance(record, str):
                 skipped.add(record, where)
                 continue
@@ -84,43 +78,6 @@ def read_questions(path: str | Path, skipped: Skipped | None = None) -> Question
 _EXPECTED = 'write {"question": "...", "answers": ["..."]} a line'
 
 
-def _records(path: Path) -> Iterator[tuple[Any, str]]:
-    """Yield (object or the reason why there is none, where it stood)."""
-    if not path.exists() or path.is_dir():
-        path.open("rb").close()  # raises what it has to say
-    chunks = File(path, str(path), shown(path), _READING).text_chunks(lines=True)
-    if formats.of(path) != "json_lines":
-        whole = b"".join(chunks)
-        try:
-            data = parse(whole)
-        except Malformed:
-            pass  # TimeQA's .json files hold an object a line
-        else:
-            for number, one in enumerate(data if isinstance(data, list) else [data], 1):
-                yield _object(one), f"{shown(path)}:{number}"
-            return
-        chunks = iter([whole])
-    for number, line in enumerate(read_lines(chunks, _LINE), 1):
-        where = f"{shown(path)}:{number}"
-        if line is None:
-            yield f"longer than {_LINE} bytes", where
-        elif line.strip():
-            yield _parsed(line), where
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return _object(parse(line.decode("utf8")))
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except Malformed as error:
-        return f"broken JSON; {detail(error)}"
-
-
-def _object(value: Any) -> Any:
-    return value if isinstance(value, dict) else "not a JSON object"
-
-
 class _Collected:
     """Questions and documents by id, in the order read, and what was left out."""
 
@@ -139,7 +96,7 @@ class _Collected:
         elif not reason and (named.id or where) in self.questions:
             reason = "duplicate id"
         document = named.document
-        if asked.context.strip() and _encodes(asked.context, asked.page):
+        if asked.context.strip() and encodes(asked.context, asked.page):
             document = self._document(document or asked.page, asked.context)
         if reason:
             self.skipped.add(reason, where)
@@ -159,7 +116,7 @@ class _Collected:
                 return _Names(**found), f"{field_} {error}"
             except UnicodeEncodeError:
                 return _Names(**found), "lone surrogate"
-        whole = _encodes(asked.text, asked.context, asked.page, *asked.answers)
+        whole = encodes(asked.text, asked.context, asked.page, *asked.answers)
         return _Names(**found), "" if whole else "lone surrogate"
 
     def _document(self, name: str, text: str) -> str:
@@ -176,11 +133,3 @@ class _Names:
     id: str = ""
     document: str = ""
     until: str = ""
-
-
-def _encodes(*texts: str) -> bool:
-    try:
-        "".join(texts).encode("utf8")
-    except UnicodeEncodeError:
-        return False
-    return True
