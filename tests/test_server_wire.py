@@ -1,0 +1,443 @@
+"""What clients send, what they are told, who may ask and in which order; no model, and a clock of our own."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from uptake import errors as library
+from uptake.errors import BadInput
+from uptake.server import bodies, errors, wire
+from uptake.server.admit import Admission, Bucket, House, Ticket
+from uptake.server.errors import ApiError
+from uptake.server.keys import Key, Keys, Limits
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(max_size=8), JSON, max_size=5))
+def test_what_json_says_is_what_is_read(value: dict[str, Any]) -> None:
+    assert bodies.parse(json.dumps(value).encode()) == value
+    assert bodies.parse(json.dumps(value, ensure_ascii=False).encode()) == value
+
+
+@given(st.binary(max_size=300) | st.text('{}[]",:\\utrefalsn0123456789dc', max_size=300).map(str.encode))
+def test_any_bytes_are_an_object_or_a_refusal(raw: bytes) -> None:
+    try:
+        assert isinstance(bodies.parse(raw), dict)
+    except ApiError as error:
+        assert error.status == 400 and error.body()["error"]["message"].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": -Infinity}', "-Infinity"),
+        (b'{"a": 1e999}', "too large"),
+        (b'{"a": 1, "a": 2}', "'a' stands twice"),
+        (b'{"a": {"b": 1, "b": 1}}', "'b' stands twice"),
+        (b'{"a": "\\ud800"}', "half a character"),
+        (b'{"\\udc00": 1}', "half a character"),
+        (b'{"a": "\xff"}', "no JSON"),
+        (b"[1]", "no JSON object"),
+        (b"", "no JSON"),
+        (b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}", "deep"),
+        (b'{"a": ' + b"[" * 1_000_000, "deep"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "no JSON"),
+    ],
+)
+def test_a_bad_body_is_refused_in_a_line(raw: bytes, says: str) -> None:
+    with pytest.raises(ApiError, match=says) as caught:
+        bodies.parse(raw)
+    assert caught.value.status == 400 and "\n" not in caught.value.message
+
+
+def test_depth_is_counted_in_objects_and_lists() -> None:
+    def nested(depth: int) -> bytes:
+        return b'{"a":' * (depth - 1) + b"{}" + b"}" * (depth - 1)
+
+    assert bodies.parse(nested(bodies.MOST_DEPTH))
+    with pytest.raises(ApiError):
+        bodies.parse(nested(bodies.MOST_DEPTH + 1))
+
+
+def test_a_body_that_is_too_large_is_not_read() -> None:
+    with pytest.raises(ApiError) as caught:
+        bodies.parse(b'{"a": "' + b"a" * bodies.MOST_BYTES)
+    assert caught.value.status == 413
+
+
+KINDS = [library.BadInput, library.Mismatch, library.Damaged, library.Busy, library.Missing, library.Diverged]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, library.Incomplete, ValueError, KeyError])
+def test_every_error_has_one_shape_and_no_stack(kind: type[Exception]) -> None:
+    told = errors.of(kind("it is wrong: do this"))
+    assert set(told.body()) == {"error"} and set(told.body()["error"]) == {"message", "type", "param", "code"}
+    known = issubclass(kind, library.UptakeError) and kind is not library.Damaged
+    assert ("do this" in told.message) == known
+    assert told.status in (400, 500, 501, 503)
+    assert told.headers()["x-should-retry"] == (
+        "true" if told.status == 503 or told.code == "internal" else "false"
+    )
+
+
+def test_retry_after_is_never_longer_than_a_client_waits() -> None:
+    told = ApiError(429, "wait", "rate_limit", retry_after=5000)
+    assert told.headers()["retry-after"] == "120"
+    assert ApiError(429, "wait", "rate_limit", retry_after=0.01).headers()["retry-after"] == "1"
+
+
+COMPLETION = {"model": "m", "prompt": "a"}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "param", "says"),
+    [
+        (wire.Completion, {"model": None}, "model", "valid string"),
+        (wire.Completion, {"prompt": None}, "prompt", "valid"),
+        (wire.Completion, {"prompt": []}, "prompt", "at least 1"),
+        (wire.Completion, {"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
+        (wire.Completion, {"max_tokens": True}, "max_tokens", "valid integer"),
+        (wire.Completion, {"max_tokens": "7"}, "max_tokens", "valid integer"),
+        (wire.Completion, {"temperature": 2.1}, "temperature", "less than or equal to 2"),
+        (wire.Completion, {"top_p": 0}, "top_p", "greater than 0"),
+        (wire.Completion, {"n": 9}, "n", "less than or equal to 8"),
+        (wire.Completion, {"stop": ["a"] * 5}, "stop", "at most 4"),
+        (wire.Completion, {"logprobs": 21}, "logprobs", "less than or equal to 20"),
+        (wire.Completion, {"best_of": 2}, "best_of", "not supported"),
+        (wire.Completion, {"suffix": "x"}, "suffix", "not supported"),
+        (wire.Completion, {"presence_penalty": True}, "presence_penalty", "not supported"),
+        (wire.Completion, {"stream_options": {"include_usage": True}}, "stream_options", "set stream"),
+        (wire.Completion, {"uptake": {"metod": "ttt-nn"}}, "uptake.metod", "did you mean 'method'"),
+        (wire.Completion, {"uptake": {"zzz": 1}}, "uptake.zzz", "there are method"),
+        (wire.Completion, {"uptake": {"budget": {"step": 1}}}, "uptake.budget.step", "did you mean 'steps'"),
+        (wire.Completion, {"uptake": {"k": 1.5}}, "uptake.k", "valid integer"),
+        (wire.Chat, {"messages": []}, "messages", "at least 1"),
+        (wire.Chat, {"messages": [{"role": "tool", "content": ""}]}, "messages.0.role", "'system'"),
+        (wire.Chat, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "text"),
+        (
+            wire.Chat,
+            {"messages": [{"role": "assistant", "tool_calls": [1]}]},
+            "messages.0.tool_calls",
+            "not supp",
+        ),
+        (wire.Chat, {"tools": [{}]}, "tools", "not supported"),
+        (wire.Chat, {"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        (wire.Chat, {"top_logprobs": 2}, "top_logprobs", "set both"),
+    ],
+)
+def test_a_wrong_value_is_named(
+    kind: type[wire.Shape], more: dict[str, Any], param: str | None, says: str
+) -> None:
+    body = {**(COMPLETION if kind is wire.Completion else CHAT), **more}
+    with pytest.raises(ApiError) as caught:
+        wire.read(kind, body)
+    assert caught.value.status == 400 and says in caught.value.message
+    if param is not None:
+        assert caught.value.param is not None and caught.value.param.split(".")[
+            : param.count(".") + 1
+        ] == param.split(".")
+
+
+def test_a_field_left_out_is_named() -> None:
+    with pytest.raises(ApiError, match="prompt is missing") as caught:
+        wire.read(wire.Completion, {"model": "m"})
+    assert caught.value.param == "prompt" and caught.value.code == "missing_field"
+
+
+def test_what_means_nothing_is_taken_and_what_is_unknown_is_told() -> None:
+    body = {
+        **COMPLETION,
+        "best_of": 1,
+        "presence_penalty": 0.0,
+        "suffix": None,
+        "user": "u",
+        "top_k": 3,
+        "min_p": 0,
+    }
+    assert wire.read(wire.Completion, body).ignored == ["min_p", "top_k"]
+    chat = {**CHAT, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "logit_bias": {}}
+    assert wire.read(wire.Chat, chat).ignored == []
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
+)
+def test_prompts_of_all_four_kinds(given: Any, prompts: list[Any]) -> None:
+    assert wire.read(wire.Completion, {"model": "m", "prompt": given}).prompts == prompts
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from([wire.Completion, wire.Chat, wire.Score]),
+    st.dictionaries(
+        st.sampled_from(
+            ["model", "prompt", "messages", "n", "stop", "uptake", "seed", "logprobs", "text", "compare"]
+        )
+        | st.text(max_size=5),
+        JSON,
+    ),
+)
+def test_any_object_is_a_request_or_a_refusal_in_one_line(
+    kind: type[wire.Shape], body: dict[str, Any]
+) -> None:
+    try:
+        wire.read(kind, body)
+    except ApiError as error:
+        assert error.status == 400 and len(error.message) < 1000
+
+
+# Keys.
+
+
+def test_a_secret_is_shown_once_and_only_its_digest_is_stored(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "k.db", make=True)
+    key, secret = keys.add("ada", note="laptop")
+    assert secret.startswith("up-") and len(secret) > 45
+    assert keys.find(secret) == key and keys.find(secret + "x") is None and keys.find("") is None
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert secret.encode() not in stored and secret[3:].encode() not in stored
+    assert (tmp_path / "k.db").stat().st_mode & 0o077 == 0
+
+
+def test_two_keys_of_a_tenant_share_its_room_and_others_have_their_own(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "k.db", make=True)
+    (first, _), (second, _), (other, _) = keys.add("ada"), keys.add("ada", ["metrics"]), keys.add("bob")
+    assert first.tenant == second.tenant != other.tenant
+    assert "ada" not in first.tenant  # an id, which no client chose
+    assert second.may("metrics") and not second.may("infer")
+    assert Key("k", "t", ("admin",)).may("infer")
+    assert [name for _, name in keys.list()] == ["ada", "ada", "bob"]
+
+
+def test_a_revoked_key_is_gone_at_once_for_every_process(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "k.db", make=True)
+    key, secret = keys.add("ada")
+    elsewhere = Keys(tmp_path / "k.db")
+    assert elsewhere.still(key.id)
+    keys.revoke(key.id)
+    assert elsewhere.find(secret) is None and not elsewhere.still(key.id)
+    (listed,) = keys.list()
+    assert listed[0].revoked is not None
+    with pytest.raises(BadInput, match="keys list"):
+        keys.revoke("key_none")
+
+
+def test_bad_keys_and_files_of_keys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="keys add"):
+        Keys(tmp_path / "none.db")
+    (tmp_path / "text").write_text("no database at all, " * 100)
+    with pytest.raises(BadInput, match="no file of keys"):
+        Keys(tmp_path / "text")
+    keys = Keys(tmp_path / "k.db", make=True)
+    for tenant, scopes in (("", ["infer"]), ("a", []), ("a", ["root"])):
+        with pytest.raises(BadInput):
+            keys.add(tenant, scopes)
+    with pytest.raises(BadInput, match="tokens 0"):
+        Limits(tokens=0)
+
+
+# Turns and limits.
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(st.floats(1, 1e6), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1e6)), max_size=30))
+def test_a_bucket_gives_no_more_than_it_has_and_what_time_adds(
+    minute: float, steps: list[tuple[float, float]]
+) -> None:
+    bucket, now, taken = Bucket(minute, 0.0), 0.0, 0.0
+    for passed, amount in steps:
+        now += passed
+        wait = bucket.wait(amount, now)
+        if amount <= minute and wait == 0:
+            bucket.take(amount, now)
+            taken += amount
+        elif amount <= minute:
+            assert bucket.wait(amount, now + wait + 1e-6 * (1 + wait)) == pytest.approx(0, abs=1e-3)
+            now += wait + 1e-6 * (1 + wait)
+        assert taken <= minute * (1 + now / 60) * (1 + 1e-9)
+
+
+def key(name: str, **limits: int) -> Key:
+    return Key(name, f"ten_{name}", ("infer",), Limits(**limits))
+
+
+def test_what_a_key_has_used_up_is_refused_with_the_time_to_wait() -> None:
+    clock = Clock()
+    admission = Admission(clock=clock)
+    for _ in range(3):
+        admission.done(admission.admit(key("a", requests=3), 10))
+    with pytest.raises(ApiError) as caught:
+        admission.admit(key("a", requests=3), 10)
+    assert caught.value.status == 429 and caught.value.retry_after == pytest.approx(20)
+    clock.now += 20
+    admission.admit(key("a", requests=3), 10)
+
+
+def test_tokens_are_reserved_and_the_rest_given_back() -> None:
+    admission = Admission(clock=Clock())
+    ada = key("a", tokens=100)
+    ticket = admission.admit(ada, 90)
+    with pytest.raises(ApiError, match="tokens"):
+        admission.admit(ada, 20)
+    assert admission.next() is ticket
+    admission.done(ticket, tokens=15)
+    admission.done(ticket, tokens=15)  # a second end is none
+    admission.admit(ada, 85)
+    with pytest.raises(ApiError) as caught:
+        admission.admit(ada, 101)
+    assert caught.value.status == 400  # no minute would ever be enough
+
+
+def test_tokens_trained_are_owed() -> None:
+    clock = Clock()
+    admission = Admission(clock=clock)
+    ada = key("a", trained=600)
+    ticket = admission.admit(ada, 1)
+    admission.next()
+    admission.done(ticket, 1, trained=1200)
+    with pytest.raises(ApiError, match="trained tokens"):
+        admission.admit(ada, 1)
+    clock.now += 61
+    admission.admit(ada, 1)
+
+
+def test_a_full_queue_refuses_and_one_request_alone_may_wait_however_long() -> None:
+    admission = Admission(House(waiting=2, queued_tokens=10), Clock())
+    first = admission.admit(key("a"), 50)
+    with pytest.raises(ApiError) as caught:
+        admission.admit(key("b"), 5)
+    assert caught.value.status == 503 and caught.value.retry_after
+    admission.done(first)
+    admission.admit(key("a"), 1), admission.admit(key("b"), 1)
+    with pytest.raises(ApiError, match="wait"):
+        admission.admit(key("c"), 1)
+
+
+def test_open_requests_of_a_key_and_a_server_going_down() -> None:
+    admission = Admission(clock=Clock())
+    admission.admit(key("a", concurrency=1), 1)
+    with pytest.raises(ApiError, match="open"):
+        admission.admit(key("a", concurrency=1), 1)
+    admission.draining = True
+    with pytest.raises(ApiError) as caught:
+        admission.admit(key("b"), 1)
+    assert caught.value.status == 503
+
+
+def test_the_queue_holds_what_the_engine_does_in_its_patience() -> None:
+    clock = Clock()
+    admission = Admission(House(queued_tokens=10, patience=10, running=1), clock)
+    ticket = admission.admit(key("a"), 10)
+    admission.next()
+    clock.now += 1
+    admission.done(ticket, tokens=100)  # 100 a second
+    for _ in range(10):
+        admission.admit(key("a"), 100)
+    with pytest.raises(ApiError):
+        admission.admit(key("a"), 100)
+
+
+def test_a_greedy_key_leaves_the_others_their_share() -> None:
+    admission = Admission(House(running=1, waiting=10_000, queued_tokens=10**9), Clock())
+    greedy, modest = key("g", tokens=10**9, concurrency=10**4), key("m", tokens=10**9, concurrency=10**4)
+    for _ in range(400):
+        admission.admit(greedy, 1000)
+    for _ in range(100):
+        admission.admit(modest, 100)
+    served = {"g": 0, "m": 0}
+    while served["m"] < 10_000:
+        ticket = admission.next()
+        assert ticket is not None
+        served[ticket.key.id] += ticket.tokens
+        admission.done(ticket, ticket.tokens)
+    # Deficit round robin: while both wait, they differ by less than a request and a quantum.
+    assert served["g"] <= 10_000 + 1000 + 256
+
+
+class Admitting(RuleBasedStateMachine):
+    """Whatever comes, counts are what they should be, and turns within a key are in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.admission = Admission(House(running=3, waiting=8, queued_tokens=200), self.clock)
+        self.tickets: list[Ticket] = []
+
+    @rule(name=st.sampled_from("abc"), tokens=st.integers(0, 120))
+    def admit(self, name: str, tokens: int) -> None:
+        waiting = self.admission.waiting
+        try:
+            self.tickets.append(self.admission.admit(key(name, tokens=1000, requests=50), tokens))
+        except ApiError:
+            assert self.admission.waiting == waiting
+
+    @rule()
+    def turn(self) -> None:
+        ticket = self.admission.next()
+        if ticket is None:
+            running = sum(one.stage == "running" for one in self.tickets)
+            assert running == 3 or not any(one.stage == "waiting" for one in self.tickets)
+        else:
+            before = self.tickets[: self.tickets.index(ticket)]
+            assert not any(one.stage == "waiting" and one.key.id == ticket.key.id for one in before)
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), used=st.integers(0, 200))
+    def end(self, data: st.DataObject, used: int) -> None:
+        self.admission.done(data.draw(st.sampled_from(self.tickets)), used, used)
+
+    @rule(seconds=st.floats(0, 100))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @invariant()
+    def counts(self) -> None:
+        stages = [ticket.stage for ticket in self.tickets]
+        assert self.admission.waiting == stages.count("waiting") <= 8
+        assert self.admission.running == stages.count("running") <= 3
+        waiting = [ticket.tokens for ticket in self.tickets if ticket.stage == "waiting"]
+        assert self.admission.queued_tokens == sum(waiting)
+
+
+Admitting.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+TestAdmitting = Admitting.TestCase
+
+
+def test_the_door_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, uptake.server.admit, uptake.server.wire, uptake.server.keys, uptake.server.bodies; "
+    )
+    program += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_the_clock_of_the_server_is_one_that_never_goes_back() -> None:
+    assert Admission()._clock is time.monotonic
