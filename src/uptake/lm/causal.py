@@ -49,6 +49,8 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
         self._base = base
         self._replaced: dict[str, Tensor] | None = None
         self._frozen_layers: dict[int, FrozenLayers] = {}
+        # The deltas that were laid over the base; None where its weights differ in some other way.
+        self.deltas: tuple[Delta, ...] | None = () if base is None else None
         if base is None:
             check_model(module, tokenizer.inner, f"model {name!r}" if name else type(module).__name__)
         self.module = module.eval()
@@ -124,6 +126,16 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
         chosen: dict[str, Any] = {"logits_to_keep": places} if some else {}
         logits = self._run(self.module, ids, None, **chosen).logits
         return torch.log_softmax(wide(logits if some else logits[:, places]), -1)
+
+    def read_on(self, ids: Tensor, cache: Cache, **more: Any) -> tuple[Tensor, Cache]:
+        """Return the log-probabilities [rows, vocabulary] of what follows the last of ids [rows, time].
+
+        As `step`, at the last place alone. `more` goes to the module: positions and a mask of one's own.
+        """
+        if "logits_to_keep" in inspect.signature(self.module.forward).parameters:
+            more["logits_to_keep"] = 1
+        out = self._run(self.module, ids, cache, **more)
+        return torch.log_softmax(wide(out.logits[:, -1]), -1), out.past_key_values
 
     def frozen_layers(self, count: int) -> FrozenLayers:
         """Return what keeps the output of the lowest `count` blocks, the same one each time."""
@@ -242,7 +254,9 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
         return copy
 
     def overlay(self, delta: Delta) -> "Causal":
-        return self.around(delta.over(self.module, self.fingerprint))
+        over = self.around(delta.over(self.module, self.fingerprint))
+        over.deltas = None if self.deltas is None else (*self.deltas, delta)
+        return over
 
     def trainable_copy(
         self, trainable: Trainable, start: Delta, generator: torch.Generator

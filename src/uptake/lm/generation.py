@@ -46,9 +46,10 @@ class Token:
 class Decoding:
     """How texts go on: greedy at temperature 0, else sampled, every row from the same `seed`.
 
-    At most `tokens` tokens, up to the first of the `stop` words, which is not part of the text. Where the
-    window is full the text goes on from its later half. Without `beyond_window` it ends there, and a prompt
-    that leaves less than `tokens` of the window free loses its beginning.
+    With `top_p` below 1 only the likeliest tokens whose probabilities add up to it are drawn from (Holtzman
+    et al. 2020). At most `tokens` tokens, up to the first of the `stop` words, which is not part of the
+    text. Where the window is full the text goes on from its later half. Without `beyond_window` it ends
+    there, and a prompt that leaves less than `tokens` of the window free loses its beginning.
     """
 
     tokens: int = 64
@@ -56,6 +57,7 @@ class Decoding:
     seed: int = 0
     stop: tuple[str, ...] = ()
     alternatives: int = 0
+    top_p: float = 1.0
     beyond_window: bool = True
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class Decoding:
             raise BadInput(f"temperature {self.temperature}: use a finite number, 0 for greedy")
         if min(self.tokens, self.alternatives) < 0:
             raise BadInput(f"tokens {self.tokens}, alternatives {self.alternatives}: use 0 or more of each")
+        if not 0 < self.top_p <= 1:
+            raise BadInput(f"top_p {self.top_p}: use more than 0 and at most 1")
 
 
 def stream(
@@ -78,15 +82,25 @@ def stream(
     prediction is not finite, once the others have come to their end.
     """
     rows = [
-        _Row(lm.tokenizer, prompt, lm.max_input_tokens(row), decoding) for row, prompt in enumerate(prompts)
+        Continuation(lm.tokenizer, lm.tokenizer.opened(prompt), lm.max_input_tokens(row), decoding)
+        for row, prompt in enumerate(prompts)
     ]
-    running = list(range(len(rows)))
+    yield from go_on(lm, rows, cancelled)
+
+
+def go_on(
+    lm: "LM", rows: "Sequence[Continuation]", cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[int, Token]]:
+    """Yield (row, token) as `stream` does, for continuations that each have their own decoding."""
+    for row, continuation in enumerate(rows):
+        if not continuation.wanted:
+            yield row, continuation.ended("length")
+    running = [row for row, continuation in enumerate(rows) if not continuation.done]
     batch: _Batch | None = None
     broken: list[Diverged] = []
     while running:
-        if not decoding.tokens or cancelled():
-            finish: Finish = "cancelled" if decoding.tokens else "length"
-            yield from ((row, rows[row].ended(finish)) for row in running)
+        if cancelled():
+            yield from ((row, rows[row].ended("cancelled")) for row in running)
             break
         if batch is None or batch.full:
             some = lm if len(running) == len(rows) else lm.at(running)
@@ -108,7 +122,7 @@ def stream(
 class _Batch:
     """Rows that go on together. One that is done stays, so that the others' grid is what it was."""
 
-    def __init__(self, lm: "LM", numbers: Sequence[int], rows: "Sequence[_Row]") -> None:
+    def __init__(self, lm: "LM", numbers: Sequence[int], rows: "Sequence[Continuation]") -> None:
         self._lm, self._numbers, self._rows = lm, list(numbers), list(rows)
         for row in rows:
             row.fit()
@@ -147,18 +161,21 @@ class _Batch:
         return list(log_probs[:, -1].float().cpu())
 
 
-class _Row:
-    """One text that goes on: its tokens, the text that was returned, and the text that waits."""
+class Continuation:
+    """One text that goes on: its tokens, the text that was returned, and the text that waits.
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, most: int, decoding: Decoding) -> None:
-        opening, *before = tokenizer.opened(prompt)
+    `ids` is what a model reads, the opening token first; it has the `most` input tokens of that model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ids: Sequence[int], most: int, decoding: Decoding) -> None:
         read = most if decoding.beyond_window else max(1, most - decoding.tokens)
-        self.ids, self.most, self.done = [opening, *before][-read:], most, False
+        self.ids, self.most, self.done = list(ids)[-read:], most, False
         self._context = len(self.ids)  # tokens that an encoder reads; those after them were written
         self._end, self._decoding = tokenizer.end, decoding
         self._generator = torch.Generator().manual_seed(decoding.seed)
-        self._detokenizer = Detokenizer(tokenizer, before)
+        self._detokenizer = Detokenizer(tokenizer, ids[1:] if ids[0] == tokenizer.opening else ids)
         self._count, self._held = 0, ""
+        self.wanted = decoding.tokens
 
     @property
     def example(self) -> Example:
@@ -181,7 +198,7 @@ class _Row:
         if self._decoding.temperature == 0:
             token = int(log_probs.argmax())
         else:
-            shares = (log_probs / self._decoding.temperature).softmax(-1)
+            shares = _nucleus((log_probs / self._decoding.temperature).softmax(-1), self._decoding.top_p)
             token = int(torch.multinomial(shares, 1, generator=self._generator))
         best = log_probs.topk(min(self._decoding.alternatives, len(log_probs)))
         alternatives = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -219,3 +236,13 @@ class _Row:
         text, self._held = self._held[:safe], self._held[safe:]
         self.done = bool(finish)
         return text, finish
+
+
+def _nucleus(shares: Tensor, top_p: float) -> Tensor:
+    """Return the probabilities of the likeliest tokens that add up to `top_p`, 0 for all others."""
+    if top_p == 1:
+        return shares
+    ordered, places = shares.sort(descending=True, stable=True)
+    # A token stays where those before it do not suffice; the first always does.
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    return torch.zeros_like(shares).scatter(-1, places, ordered)

@@ -126,7 +126,7 @@ def side_by_side(lm: LM, deltas: Sequence[Delta], slots: int = 0) -> LM:
         and (len(deltas) > 1 or slots)
         and any(parts)
         and all(delta.kinds <= {LowRank} for delta in deltas)
-        and _stands(lm, parts)
+        and stands(lm, parts)
     ):
         return SideBySide(lm, deltas, slots)
     return Routed([lm.overlay(delta) for delta in deltas])
@@ -158,7 +158,7 @@ def train_side_by_side(
     for start, generator in zip(starts, generators, strict=True):
         start.check(lm.fingerprint)
         factors = trainable.factors(lm.module, start, generator)
-        if factors is None or not _stands(lm, [factors]):
+        if factors is None or not stands(lm, [factors]):
             return None
         begun.append(as_parameters(factors))
     stack = Stack(lm.module, sorted({name for row in begun for name in row}))
@@ -193,7 +193,7 @@ def train_side_by_side(
     return list(zip(deltas, ended, strict=True))
 
 
-def _stands(lm: Causal, rows: Sequence[Mapping[str, LowRank]]) -> bool:
+def stands(lm: Causal, rows: Sequence[Mapping[str, LowRank]]) -> bool:
     """Whether rows of a batch may differ in all these weights, and each part is of its weight's shape."""
     return all(
         lm.by_row.get(name) == part.transposed and lm.module.get_parameter(name).shape == part.shape
