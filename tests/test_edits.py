@@ -193,7 +193,7 @@ _KEYS = [
 ]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(_KEYS), _JSON), max_size=4))
 def test_whatever_stands_there_nothing_is_lost_uncounted(tmp_path: Path, records: list[Any]) -> None:
     skipped = Skipped()

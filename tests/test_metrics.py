@@ -144,3 +144,19 @@ def test_interval_is_ordered_and_never_above_one(queries):
         assert len(set(names)) < 2
     else:
         assert interval[0] <= interval[1] <= 1 + 1e-9
+
+
+def test_many_means_share_their_draws_and_are_what_one_by_one_gives() -> None:
+    values = [("a", 1.0), ("a", 0.0), ("b", 1.0), ("c", 0.0), ("d", 1.0), ("d", 1.0)]
+    column: dict[str, tuple[float, int]] = {}
+    for name, value in values:
+        total, count = column.get(name, (0.0, 0))
+        column[name] = total + value, count + 1
+    alone = metrics.ratio_interval(
+        [value for _, value in values], [1.0] * len(values), [name for name, _ in values], seed=3
+    )
+    lacking = {"a": (1.0, 1)}
+    assert metrics.mean_intervals([column, lacking, column], seed=3) == [
+        pytest.approx(alone), None, pytest.approx(alone)
+    ]  # fmt: skip
+    assert metrics.mean_intervals([], seed=3) == [] and metrics.mean_intervals([lacking], seed=3) == [None]

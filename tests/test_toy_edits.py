@@ -111,7 +111,7 @@ def test_file_table_and_page(whole: Results, tmp_path: Path) -> None:
     back = uptake.read_json(tmp_path / "edits.json", Edits)
     assert back.rows == whole.rows and back.showcases == whole.showcases
     assert uptake.summary(back) == uptake.summary(whole)
-    with pytest.raises(BadInput, match="no protocol 'edits'"):
+    with pytest.raises(BadInput, match="no protocol 'toy-edits'"):
         uptake.read_json(tmp_path / "edits.json")
     assert uptake.table(whole).row_count == 3
     uptake.write_page(whole, tmp_path / "edits.html")

@@ -102,7 +102,7 @@ class Editing(Unit):
 class Edits(Protocol):
     """Make all edits, then ask; the state is kept every `save_every` edits."""
 
-    name: ClassVar[str] = "edits"
+    name: ClassVar[str] = "toy-edits"
     report = EditsReport()
     wants: ClassVar[str] = "edits"
     save_every: int = 2

@@ -12,6 +12,7 @@ EXAMPLES = options.examples(
     "uptake compare -m gpt2 -s notes.store --data test.jsonl --html report.html",
     "uptake compare -m gpt2 -s notes.store --data test.jsonl -k 1,5,20 --limit 50",
     "uptake compare -m gpt2 --data test.jsonl --methods base,finetune \\\n      --protocol running",
+    "uptake compare -m gpt2 --data edits.jsonl --methods finetune,in-context \\\n      --protocol edits",
 )
 
 
@@ -35,6 +36,12 @@ def compare(
     hole: options.Hole = "identifier",
     around: options.Around = "both",
     questions: options.Questions = None,
+    turn: options.Turn = 0,
+    checkpoints: options.Checkpoints = None,
+    answer_tokens: options.AnswerTokens = 12,
+    probes: options.Probes = 2,
+    contradictions: options.Contradictions = "refuse",
+    locality: options.Locality = None,
     limit: options.Limit = None,
     leak_containment: options.Containment = 0.5,
     leak_jaccard: options.Jaccard = 0.8,
@@ -68,14 +75,10 @@ def compare(
     report_file = inputs.report_file(json_path)
     page_file = inputs.output_file("--html", html)
     with screen.status("starting"):
-        from itertools import islice
-
         from uptake import api
-        from uptake.evaluation.inputs import Inputs
         from uptake.evaluation.plan import Plan
         from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
-        from uptake.tasks.questions import read_questions
         from uptake.text import readers
     chosen_protocol = evaluating.protocol(protocol, values)
     chosen = inputs.recipe(recipe)
@@ -95,16 +98,18 @@ def compare(
     inputs.set_threads(threads)
 
     skipped = readers.Skipped()
-    with screen.status("reading documents"):
-        documents = tuple(islice(readers.read(data, skipped=skipped, reading=reading), limit))
-        asked = read_questions(questions, skipped).questions if questions else ()
-    screen.note_skipped(skipped)
+    with screen.status(f"reading {chosen_protocol.data}"):
+        given = evaluating.given(
+            chosen_protocol, data, reading, skipped, limit, questions, locality, contradictions
+        )
     opened: Datastore | None = None
     if wanted:
         with screen.status("opening the store"):
             opened = inputs.open_store(wanted, encoder, device, threads, cluster)
     with screen.status("loading the model"):
         loaded = loading.load(model, device, dtype)
+    given = evaluating.fitted(given, loaded, skipped)
+    screen.note_skipped(skipped)
 
     journal = evaluating.journal(report_file, fresh)
     hint = f"finished queries are saved in {journal}: the same command resumes from there"
@@ -115,7 +120,7 @@ def compare(
     ):
         results = api.compare(
             loaded,
-            Inputs(documents, asked),
+            given,
             names,
             store=opened,
             k=ks,

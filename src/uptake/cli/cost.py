@@ -40,6 +40,8 @@ def cost(**given: Any) -> None:
         from uptake.methods.contract.spending import Budget
         from uptake.text import readers
     protocol = evaluating.protocol(given["protocol"], given)
+    if protocol.data != "documents":
+        raise BadInput(f"--protocol {protocol.name}: no forecast is made of it; run compare with --limit 10")
     chosen, settings = inputs.recipe(given["recipe"]), given["settings"] or ()
     if chosen:
         names.append(chosen.method)

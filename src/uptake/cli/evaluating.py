@@ -8,11 +8,15 @@ from uptake.cli import inputs, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from uptake.evaluation.inputs import Inputs
     from uptake.evaluation.plan import Plan
     from uptake.evaluation.protocol import Protocol
+    from uptake.lm.base import LM
     from uptake.report.results import Results
+    from uptake.text.files import Skipped
+    from uptake.text.reading import Reading
 
 
 def protocol(name: str, values: "Mapping[str, Any]") -> "Protocol":
@@ -21,6 +25,43 @@ def protocol(name: str, values: "Mapping[str, Any]") -> "Protocol":
 
     inputs.one_of("--protocol", name, protocols.names())
     return protocols.find(name).from_options(values)
+
+
+def given(
+    protocol: "Protocol",
+    data: "Sequence[str]",
+    reading: "Reading",
+    skipped: "Skipped",
+    limit: int | None,
+    questions: str | None = None,
+    locality: "Sequence[str] | None" = None,
+    contradictions: str = "refuse",
+) -> "Inputs":
+    """Return what the files named by options hold, as the protocol takes it: documents or edits."""
+    from itertools import islice
+
+    from uptake.evaluation.inputs import Inputs
+    from uptake.tasks.edit_files import read_edits
+    from uptake.tasks.questions import read_questions
+    from uptake.text import readers
+
+    inputs.one_of("--contradictions", contradictions, ["refuse", "last"])
+    unrelated = tuple(readers.read(locality, skipped=skipped, reading=reading)) if locality else ()
+    if protocol.data == "edits":
+        read = read_edits(data, skipped, contradictions)  # type: ignore[arg-type]
+        return Inputs(edits=read[:limit], unrelated=unrelated)
+    documents = tuple(islice(readers.read(data, skipped=skipped, reading=reading), limit))
+    asked = read_questions(questions, skipped).questions if questions else ()
+    return Inputs(documents, asked, unrelated=unrelated)
+
+
+def fitted(given: "Inputs", lm: "LM", skipped: "Skipped") -> "Inputs":
+    """Return the inputs without the edits that the model cannot read whole."""
+    from dataclasses import replace
+
+    from uptake.tasks.edit_files import fitting
+
+    return replace(given, edits=fitting(given.edits, lm.tokenizer, lm.window, skipped))
 
 
 def wanted_store(store: str | None, plan: "Plan") -> str | None:

@@ -63,7 +63,13 @@ Store = Annotated[
 ]
 Data = Annotated[
     list[str],
-    option(MAIN, "FILE", 'Documents to score: .jsonl of {"id", "text"}, text files, folders.', "--data"),
+    option(
+        MAIN,
+        "FILE",
+        'Documents to score: .jsonl of {"id", "text"}, text files, folders. For --protocol edits, edits: '
+        '.jsonl of {"id", "prompt", "target"}.',
+        "--data",
+    ),
 ]
 Method = Annotated[str, option(MAIN, "NAME", "Adaptation method; see `uptake methods`.", "--method")]
 MethodOr = Annotated[
@@ -124,7 +130,8 @@ ProtocolName = Annotated[
         "per-query: retrieve with a prefix, score what follows it. whole: retrieve with the scored text "
         "itself, as the TTT-NN paper does. running: score a segment, then read it; needs no store. holes: "
         "fill in blanks of Python files after reading the rest of the file. stream: read documents one after "
-        "another, then answer --questions; `uptake stream` has all its options.",
+        "another, then answer --questions; `uptake stream` has all its options. edits: make all edits of "
+        "--data, then ask what changed and what did not.",
         "--protocol",
     ),
 ]
@@ -169,8 +176,44 @@ SegmentSize = Annotated[
         least=1,
     ),
 ]
+Turn = Annotated[
+    int,
+    option(
+        PROTOCOL,
+        "N",
+        "Edits made in one go: 0 all at once, 1 one after another, 100 in turns of 100 (edits).",
+        least=0,
+    ),
+]
+Checkpoints = Annotated[
+    str | None,
+    option(PROTOCOL, "N", "Also ask after N edits, of those made so far; several as in 1,10,100 (edits)."),
+]
+AnswerTokens = Annotated[
+    int, option(PROTOCOL, "N", "Maximum number of tokens of an answer (edits).", "--answer-tokens", least=1)
+]
+Probes = Annotated[
+    int,
+    option(
+        PROTOCOL, "N", "Maximum number of rephrases, of neighbours, ... asked of an edit (edits).", least=0
+    ),
+]
+Contradictions = Annotated[
+    str,
+    option(
+        PROTOCOL,
+        "RULE",
+        "Of edits that contradict after one prompt: refuse the later one, or let the last one stand (edits).",
+    ),
+]
+Locality = Annotated[
+    list[str] | None, option(PROTOCOL, "FILE", "Texts unrelated to the edits, to measure drift on (edits).")
+]
 Limit = Annotated[
-    int | None, option(PROTOCOL, "N", "Maximum number of documents to score.", least=1, most=1 << 40)
+    int | None,
+    option(
+        PROTOCOL, "N", "Maximum number of documents to score, or of edits to make.", least=1, most=1 << 40
+    ),
 ]
 
 Containment = Annotated[

@@ -8,7 +8,7 @@ failures. Each lives in one file of protocols/.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from uptake.evaluation.inputs import Inputs
 from uptake.lm.base import LM
@@ -88,6 +88,7 @@ class Protocol(ABC):
     name: ClassVar[str]
     report: ClassVar[ReportKind]  # the rows it yields, and how they become figures
     wants: ClassVar[str] = "texts of two characters or more"
+    data: ClassVar[Literal["documents", "edits"]] = "documents"  # what --data is read as
     options: ClassVar[Mapping[str, str]] = {}  # its settings that the command line sets -> option names
 
     @classmethod

@@ -4,7 +4,7 @@ Everything here takes one number a query, in float64, and knows nothing of rows 
 are base 2. The queries of one document are not independent, so documents are what is resampled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,6 +111,37 @@ def ratio_interval(
         return None
     low, high = np.quantile(ratios, TAILS)
     return float(low), float(high)
+
+
+def mean_intervals(
+    columns: Sequence[Mapping[str, tuple[float, int]]], *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Interval | None]:
+    """Return for each column the percentile interval of its mean, documents drawn with replacement.
+
+    A column gives by document the sum of its values there and how many they are; a document without any
+    counts for nothing. All columns share each draw, of all documents that any has: so do many cost little
+    more than one. None where fewer than two documents have values, or a draw has none.
+    """
+    names = sorted({document for column in columns for document in column})
+    if not columns or len(names) < 2:
+        return [None] * len(columns)
+    sums = np.array([[column.get(name, (0.0, 0))[0] for column in columns] for name in names])
+    sizes = np.array([[column.get(name, (0.0, 0))[1] for column in columns] for name in names], np.float64)
+    count, generator = len(names), np.random.default_rng(abs(seed))
+    means = np.empty((resamples, len(columns)))
+    block = max(1, 2**20 // count)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = generator.integers(0, count, size=(rows, count)) + np.arange(rows)[:, None] * count
+        often = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means[start : start + rows] = (often @ sums) / (often @ sizes)
+    known = np.isfinite(means).all(0) & ((sizes > 0).sum(0) > 1)
+    low, high = np.quantile(means, TAILS, axis=0)
+    return [
+        (float(one), float(other)) if whole else None
+        for one, other, whole in zip(low, high, known, strict=True)
+    ]
 
 
 def _columns(*columns: ArrayLike) -> tuple[NDArray[np.float64], ...]:

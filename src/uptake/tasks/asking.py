@@ -132,11 +132,13 @@ def _worth(scores: Scores) -> tuple[int, float]:
     return scores.bytes_not_scored, scores.bits
 
 
-def generate(lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64) -> list[str]:
+def generate(
+    lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64, rows: Sequence[int] | None = None
+) -> list[str]:
     """Return for each prompt what the model says after it, greedily, up to the end of the line.
 
     Prompts of like length go side by side, `batch` at a time. One that leaves too little for `tokens` in the
-    window keeps its end.
+    window keeps its end. Prompt i goes by row `rows[i]` of the LM, or all by its one row.
     """
     said = [""] * len(prompts)
     lengths = [len(lm.tokenizer.encode(prompt)[0]) for prompt in prompts]
@@ -144,7 +146,8 @@ def generate(lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64) -> li
     decoding = Decoding(tokens=tokens, stop=("\n",), beyond_window=False)
     for start in range(0, len(order), batch):
         places = order[start : start + batch]
-        texts = _spread(lm, len(places)).generate_rows([prompts[place] for place in places], decoding)
+        some = _spread(lm, len(places)) if rows is None else lm.at([rows[place] for place in places])
+        texts = some.generate_rows([prompts[place] for place in places], decoding)
         for place, text in zip(places, texts, strict=True):
             said[place] = text.strip()
     return said

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uptake.errors import BadInput
+from uptake.tasks.edit_forms import counterfact, form_of, zsre
 from uptake.tasks.edits import Edit, Probe, prompt_key, wanted
 from uptake.tasks.json_records import encodes, records
 from uptake.text.files import SkipError, Skipped, shown
@@ -20,38 +21,60 @@ _TEXTS = ("prompt", "target", "subject", "old", "relation")
 
 
 def read_edits(
-    path: str | Path, skipped: Skipped | None = None, contradicting: Contradictions = "refuse"
+    paths: str | Path | Sequence[str | Path],
+    skipped: Skipped | None = None,
+    contradicting: Contradictions = "refuse",
 ) -> tuple[Edit, ...]:
-    """Return the edits of one file, in its order; packed files are unpacked.
+    """Return the edits of a file, or of several, in their order; packed files are unpacked.
 
     Records are objects, one a line or in a list, with `prompt` and `target` and, if they like, `id`,
     `subject`, `old`, `rephrases`, `loose`, `neighbours` and `ripples` (each a prompt, or {"prompt",
-    "target"}), `document` and `relation` (or `kind`); more keys are passed over. Left out and counted in
-    `skipped`: what is broken or cannot be made, and of two edits that contradict the later one, or with
-    `contradicting` "last" the earlier one. Raises BadInput where the file cannot be read or no edit is left.
+    "target"}), `document` and `relation` (or `kind`); more keys are passed over. CounterFact and zsRE are
+    read as they are: see edit_forms.py. Left out and counted in `skipped`: what is broken or cannot be made,
+    and of two edits that contradict the later one, or with `contradicting` "last" the earlier one. Raises
+    BadInput where a file cannot be read or no edit is left.
     """
-    path, skipped = Path(path), Skipped() if skipped is None else skipped
+    skipped = Skipped() if skipped is None else skipped
     before = len(skipped.examples)
+    several = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     found: dict[str, tuple[Edit, str]] = {}
-    try:
-        for record, where in records(path):
-            made = record if isinstance(record, str) else edit_of(record, where)
-            if isinstance(made, Edit) and made.id in found:
-                made = "duplicate id"
-            if isinstance(made, str):
-                skipped.add(made, where)
-            else:
-                found[made.id] = (made, where)
-    except OSError as error:
-        raise BadInput(f"cannot read edits {shown(path)}: {error.strerror}; give a file") from error
-    except SkipError as error:
-        raise BadInput(f"cannot read edits {shown(path)}: {error}; give the file whole") from error
+    for record, where in _own_form([each for path in several for each in _read(path)]):
+        made = record if isinstance(record, str) else edit_of(record, where)
+        if isinstance(made, Edit) and made.id in found:
+            made = "duplicate id"
+        if isinstance(made, str):
+            skipped.add(made, where)
+        else:
+            found[made.id] = (made, where)
     places = {key: where for key, (_, where) in found.items()}
     left = settled([edit for edit, _ in found.values()], skipped, contradicting, places)
     if not left:
         first = [*skipped.examples[before:], "it is empty"][0]
-        raise BadInput(f"no edit to make in {shown(path)}: {first}; {_EXPECTED}")
+        raise BadInput(f"no edit to make in {', '.join(map(shown, several))}: {first}; {_EXPECTED}")
     return left
+
+
+def _read(path: Path) -> list[tuple[dict[str, Any] | str, str]]:
+    try:
+        return list(records(path))
+    except OSError as error:
+        raise BadInput(f"cannot read edits {shown(path)}: {error.strerror}; give a file") from error
+    except SkipError as error:
+        raise BadInput(f"cannot read edits {shown(path)}: {error}; give the file whole") from error
+
+
+def _own_form(read: Sequence[tuple[dict[str, Any] | str, str]]) -> list[tuple[dict[str, Any] | str, str]]:
+    """Return records in Uptake's own form, whichever data set they are of; those of one are read together."""
+    found = list(read)
+    for name, convert in (("counterfact", counterfact), ("zsre", zsre)):
+        some = {
+            place: (record, where)
+            for place, (record, where) in enumerate(read)
+            if isinstance(record, dict) and form_of(record) == name
+        }
+        for place, made in zip(some, convert([*some.values()]), strict=True):
+            found[place] = made
+    return found
 
 
 def edit_of(record: Mapping[str, Any], where: str) -> Edit | str:
@@ -83,7 +106,9 @@ def edit_of(record: Mapping[str, Any], where: str) -> Edit | str:
         return "lone surrogate"
     asked = [probe for each in probes.values() for probe in each or ()]
     others = [text for each in lists.values() for text in each or ()]
-    if not encodes(key, *texts.values(), *others, *(probe.prompt + probe.target for probe in asked)):
+    if not encodes(
+        key, *texts.values(), *others, *(probe.prompt + probe.target + probe.hinges for probe in asked)
+    ):
         return "lone surrogate"
     if "\0" in texts["prompt"] + texts["target"]:
         return "NUL character"
@@ -159,8 +184,9 @@ def _probes(value: Any) -> tuple[Probe, ...] | None:
         return None
     found = []
     for one in value:
-        prompt, target = (one.get("prompt"), one.get("target", "")) if isinstance(one, dict) else (one, "")
-        if not isinstance(prompt, str) or not prompt.strip() or not isinstance(target, str):
+        record = one if isinstance(one, dict) else {"prompt": one}
+        prompt, target, hinges = (record.get(key, "") for key in ("prompt", "target", "hinges"))
+        if not all(isinstance(text, str) for text in (prompt, target, hinges)) or not prompt.strip():
             return None
-        found.append(Probe(prompt.rstrip(" "), target.strip()))
+        found.append(Probe(prompt.rstrip(" "), target.strip(), hinges))
     return tuple(dict.fromkeys(found))

@@ -5,7 +5,8 @@ It knows nothing of models.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from uptake.text.terms import characters_apart
 from uptake.text.types import Passage, stable_hash
@@ -15,10 +16,14 @@ _OPENS = ("(", "[", "{")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A prompt beside an edit, and the text that is right after it, "" where nobody says."""
+    """A prompt beside an edit, and the text that is right after it, "" where nobody says.
+
+    Where another edit changes what is right, `hinges` is the prompt of that one.
+    """
 
     prompt: str
     target: str = ""
+    hinges: str = ""
 
     @property
     def text(self) -> str:
@@ -71,12 +76,30 @@ class Edit:
             return "no prompt; write the text that stands before the target"
         if not self.target.strip():
             return "empty target; write what the model is to say"
+        if wanted(self.old).casefold() == wanted(self.target).casefold():
+            return f"changes nothing; {self.target.strip()!r:.60} is the old answer already"
         if says(self.prompt, self.target):
             return f"prompt holds its target; ask without saying {self.target.strip()!r:.60}"
         if self.subject and self.subject not in self.prompt:
             cure = "write it as it stands in the prompt, or leave it out"
             return f"subject not in the prompt; {self.subject!r:.60}: {cure}"
         return ""
+
+
+def independent(edits: Sequence[Edit]) -> tuple[Edit, ...]:
+    """Return the edits without the neighbours and ripples that another one of them makes wrong."""
+    made = {prompt_key(edit.prompt) for edit in edits}
+
+    def left(probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
+        return tuple(
+            probe
+            for probe in probes
+            if prompt_key(probe.prompt) not in made and prompt_key(probe.hinges) not in made
+        )
+
+    return tuple(
+        replace(edit, neighbours=left(edit.neighbours), ripples=left(edit.ripples)) for edit in edits
+    )
 
 
 def after(prompt: str, target: str) -> str:
