@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from uptake.cli import evaluating, inputs, options, screen
+from uptake.cli import edit_options, evaluating, inputs, options, screen
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore
@@ -36,12 +36,12 @@ def compare(
     hole: options.Hole = "identifier",
     around: options.Around = "both",
     questions: options.Questions = None,
-    turn: options.Turn = 0,
-    checkpoints: options.Checkpoints = None,
-    answer_tokens: options.AnswerTokens = 12,
-    probes: options.Probes = 2,
-    contradictions: options.Contradictions = "refuse",
-    locality: options.Locality = None,
+    turn: edit_options.Turn = 0,
+    checkpoints: edit_options.Checkpoints = None,
+    answer_tokens: edit_options.AnswerTokens = 12,
+    probes: edit_options.Probes = 2,
+    contradictions: edit_options.Contradictions = "refuse",
+    locality: edit_options.Locality = None,
     limit: options.Limit = None,
     leak_containment: options.Containment = 0.5,
     leak_jaccard: options.Jaccard = 0.8,

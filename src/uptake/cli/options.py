@@ -176,39 +176,6 @@ SegmentSize = Annotated[
         least=1,
     ),
 ]
-Turn = Annotated[
-    int,
-    option(
-        PROTOCOL,
-        "N",
-        "Edits made in one go: 0 all at once, 1 one after another, 100 in turns of 100 (edits).",
-        least=0,
-    ),
-]
-Checkpoints = Annotated[
-    str | None,
-    option(PROTOCOL, "N", "Also ask after N edits, of those made so far; several as in 1,10,100 (edits)."),
-]
-AnswerTokens = Annotated[
-    int, option(PROTOCOL, "N", "Maximum number of tokens of an answer (edits).", "--answer-tokens", least=1)
-]
-Probes = Annotated[
-    int,
-    option(
-        PROTOCOL, "N", "Maximum number of rephrases, of neighbours, ... asked of an edit (edits).", least=0
-    ),
-]
-Contradictions = Annotated[
-    str,
-    option(
-        PROTOCOL,
-        "RULE",
-        "Of edits that contradict after one prompt: refuse the later one, or let the last one stand (edits).",
-    ),
-]
-Locality = Annotated[
-    list[str] | None, option(PROTOCOL, "FILE", "Texts unrelated to the edits, to measure drift on (edits).")
-]
 Limit = Annotated[
     int | None,
     option(
