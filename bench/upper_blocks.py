@@ -30,7 +30,7 @@ def seconds(lm: LM, method: Finetune, texts: list[str], kept: bool = True) -> fl
     """Return the CPU seconds a passage; without `kept` all blocks are run in every pass."""
     above: Callable[..., LM] = finetune.above_frozen
     if not kept:
-        finetune.above_frozen = lambda lm, private, opened, start: private  # type: ignore[assignment]
+        finetune.above_frozen = lambda lm, private, *_: private  # type: ignore[assignment]
     try:
         started = time.process_time()
         method.adapt([method.init(lm)], lm, [Evidence.of(*texts, query="a")], Context(continues=False))

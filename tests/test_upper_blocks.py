@@ -33,7 +33,7 @@ def trained(method: Finetune, lm: LM, times: int = 1) -> WeightState:
 
 
 def without_upper_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "above_frozen", lambda lm, private, opened, start: private)
+    monkeypatch.setattr(finetune, "above_frozen", lambda lm, private, *_: private)
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.text.activations import Activations
 from uptake.text.types import Chunks, Found, Source, Tokens
 
 
@@ -46,6 +47,9 @@ class NotingSource:
     def chunks(self, fingerprint: str) -> Chunks:
         self._whole.searched = True
         return self._source.chunks(fingerprint)
+
+    def activations(self, fingerprint: str) -> Activations:
+        return self._source.activations(fingerprint)
 
     def _noted(self, found: Found) -> Found:
         self._whole.letters = max(self._whole.letters, *found.letters, 0.0)

@@ -111,6 +111,20 @@ def separate_pieces(example: Example, size: int) -> Iterator[tuple[int, Example]
             yield start - known, Example(text[begin:start], text[start:end], spans)
 
 
+def training_pieces(whole: Example, size: int, opening: bool) -> Iterator[tuple[int, Example]]:
+    """Yield the pieces that training reads of a text by itself, each with its place in the target.
+
+    As `pieces` cuts them after the opening token, or without `opening` as `separate_pieces` does.
+    """
+    if not opening:
+        yield from separate_pieces(whole, size)
+        return
+    done = 0
+    for example in pieces(whole, size):
+        yield done, example
+        done += len(example.target)
+
+
 def even_pieces(example: Example, size: int, max_inputs: int) -> Iterator[Example]:
     """Yield even parts of the target, `size` tokens at most, each after as much context as fits."""
     total = len(example.target)

@@ -1,8 +1,9 @@
 """Fine-tuning: gradient steps on the documents of a stream, on the text so far, or on neighbours."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -12,10 +13,11 @@ from uptake.adaptation.delta import Delta
 from uptake.adaptation.draws import drawing_from
 from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
-from uptake.adaptation.token_weights import TokenWeights, Uniform
-from uptake.adaptation.trainable import All, Trainable
+from uptake.adaptation.token_weights import ByLoss, TokenWeights, Uniform
+from uptake.adaptation.trainable import All, Trainable, TrainableCopy
 from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
+from uptake.lm.activations import token_losses
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.lm.examples import (
@@ -24,16 +26,16 @@ from uptake.lm.examples import (
     encode,
     even_pieces,
     of_targets,
-    pieces,
     rolling_windows,
-    separate_pieces,
+    training_pieces,
 )
 from uptake.lm.scoring import token_log_probs_at, weighted
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
-from uptake.lm.upper_blocks import above_frozen
+from uptake.lm.upper_blocks import above_frozen, activations_of
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, same_length
 from uptake.methods.contract.spending import Budget
 from uptake.methods.contract.weight_state import RowReading, WeightState
+from uptake.text.activations import Activations
 from uptake.text.types import Document, Passage, Source
 
 _PROBE = "A word"
@@ -56,6 +58,10 @@ class Finetune(Method[WeightState]):
 
     `key_penalty` times the mean squared length of the keys (what enters the last feed-forward) is added
     to the loss, as Ton et al. (2021, arXiv 2109.08249) train a model that kNN-LM is to search with.
+
+    Where blocks below those that train stay frozen, a text goes through them once. With `activations=view`
+    what they make of a store's passages, and the model's own loss of each token, comes from the store
+    (`uptake index activations`); what was not kept there, and text without a store, is computed when needed.
     """
 
     trains_weights_only: ClassVar[bool] = True
@@ -75,6 +81,7 @@ class Finetune(Method[WeightState]):
     dropout: bool = False
     key_penalty: float = 0.0
     opening_token: bool | None = None  # before each passage; None: yes, but not under `reference`
+    activations: Literal["memory", "view"] = "memory"
     reference: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +95,13 @@ class Finetune(Method[WeightState]):
             raise BadInput(f"max_steps {self.max_steps}, max_tokens {self.max_tokens}: use 0 or more")
         if self.opening_token is False and self.after_context:
             raise BadInput("opening_token=false is for passages read by themselves: leave after_context out")
+        if self.activations not in ("memory", "view"):
+            raise BadInput(f"activations {self.activations!r}: use memory or view")
+        if self.activations == "view" and (self.dropout or self.key_penalty or self.after_context):
+            raise BadInput(
+                "activations=view holds passages read by themselves, as the base reads them: leave dropout, "
+                "key_penalty and after_context out"
+            )
         chain(self.clip, self.transforms)
         if not 0 <= self.key_penalty < float("inf"):
             raise BadInput(f"key_penalty {self.key_penalty}: use 0 for none, or a small positive number")
@@ -106,6 +120,10 @@ class Finetune(Method[WeightState]):
         return not self.trainable.low_rank
 
     @property
+    def views(self) -> tuple[str, ...]:
+        return ("activations",) if self.activations == "view" else ()
+
+    @property
     def incremental(self) -> bool:
         random = self.dropout or any(transform.random for transform in self.transforms)
         return self.passes == 1 and self.order == "nearest-first" and not random
@@ -119,9 +137,13 @@ class Finetune(Method[WeightState]):
         if self.key_penalty:
             capability(lm, FeedForwardKeys)
         # A file or a pipeline that is not there is told of by the first text.
-        self.token_weights.of(Passage(0, _PROBE), [(0, len(_PROBE))])
-        if not isinstance(self.trainable, All):  # those a model may lack; a copy of all it has costs memory
-            lm.trainable_copy(self.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
+        if not isinstance(self.token_weights, ByLoss):
+            self.token_weights.of(Passage(0, _PROBE), [(0, len(_PROBE))])
+        if isinstance(self.trainable, All) and self.activations == "memory":
+            return  # those a model may lack are tried; a copy of all it has costs memory
+        start = Delta(lm.fingerprint)
+        private, opened = lm.trainable_copy(self.trainable, start, torch.Generator().manual_seed(0))
+        self._kept(lm, private, opened, start, source)
 
     def init(self, lm: LM) -> WeightState:
         # A missing file raises its error before anything is read.
@@ -252,11 +274,14 @@ class Finetune(Method[WeightState]):
             {**reading.state.resumed(), **known},
             reading.generator(context),
         )
+        kept = None
         if not self.dropout and not self.key_penalty:
-            private = above_frozen(lm, private, opened, reading.state.delta)
+            kept = self._kept(lm, private, opened, reading.state.delta, reading.evidence.source)
+            private = above_frozen(lm, private, opened, reading.state.delta, kept)
         scored = pieces is not None
         if pieces is None:
-            pieces = self.pieces(private, reading.passages, reading.state.passages)
+            losses = partial(token_losses, lm, kept=kept)
+            pieces = self.pieces(private, reading.passages, reading.state.passages, losses)
         scores = torch.zeros(0)
         draws = context.generator("dropout", reading.evidence.query)
         with drawing_from(draws) if self.dropout else nullcontext():
@@ -273,6 +298,15 @@ class Finetune(Method[WeightState]):
             reading.evidence, context, opened.delta(), own_state, self.reference
         )
         return after, scores
+
+    def _kept(
+        self, lm: LM, private: LM, opened: TrainableCopy, start: Delta, source: Source | None
+    ) -> Activations | None:
+        """Return what the store keeps of the frozen blocks; None where it is not asked, or there is none."""
+        if self.activations == "memory":
+            return None
+        size = min(self.chunk_tokens or lm.window, lm.window)
+        return activations_of(lm, private, opened, start, source, self.opens, size)
 
     def _loss(self, lm: LM, piece: Piece, scored: bool) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of a piece's targets, detached, and the loss to minimise.
@@ -297,14 +331,32 @@ class Finetune(Method[WeightState]):
         pieces = self.pieces(lm, reading.passages, reading.state.passages)
         return self._affordable(pieces, context, reading.row)
 
-    def pieces(self, lm: LM, passages: Sequence[Passage], before: Sequence[Passage] = ()) -> Iterator[Piece]:
-        """Yield one piece a step, none where nothing counts; `before` was read before the passages."""
+    def pieces(
+        self,
+        lm: LM,
+        passages: Sequence[Passage],
+        before: Sequence[Passage] = (),
+        losses: Callable[[Example], Tensor] | None = None,
+    ) -> Iterator[Piece]:
+        """Yield one piece a step, none where nothing counts; `before` was read before the passages.
+
+        `losses` gives the base's loss of each token of a target, [targets]; those of `lm` if left out.
+        """
+        losses = losses or partial(token_losses, lm)
         size = self.chunk_tokens or lm.window
         ordered = passages if self.order == "nearest-first" else passages[::-1]
         for place, passage in enumerate([*ordered] * self.passes):
             whole = encode(lm.tokenizer, passage.prompt, passage.text)
-            weights = self.token_weights.of(passage, whole.spans, [*before, *ordered[:place]]).to(lm.device)
-            for start, example in self._cut(whole, size, lm.window):
+            cut = [*self._cut(whole, size, lm.window)]
+            if isinstance(self.token_weights, ByLoss):
+                found = torch.zeros(len(whole.target))
+                for start, example in cut:
+                    found[start : start + len(example.target)] = losses(example)
+                weights = self.token_weights.of_losses(passage, found).to(lm.device)
+            else:
+                read = [*before, *ordered[:place]]
+                weights = self.token_weights.of(passage, whole.spans, read).to(lm.device)
+            for start, example in cut:
                 own = weights[start : start + len(example.target)]
                 if own.any():
                     # A loss is a mean over all tokens that it is charged for, a prompt's among them.
@@ -313,13 +365,11 @@ class Finetune(Method[WeightState]):
 
     def _cut(self, whole: Example, size: int, window: int) -> Iterator[tuple[int, Example]]:
         """Yield the pieces of a passage, each with its place in the target."""
-        if not self.opens:
-            yield from separate_pieces(whole, min(size, window))
+        if not self.after_context:
+            yield from training_pieces(whole, min(size, window), self.opens)
             return
         done = 0
-        for example in (
-            even_pieces(whole, size, window) if self.after_context else pieces(whole, min(size, window))
-        ):
+        for example in even_pieces(whole, size, window):
             yield done, example
             done += len(example.target)
 

@@ -28,9 +28,11 @@ from uptake.store.passages.writing import Added, StoreWriter
 from uptake.store.remote.lease import lease
 from uptake.store.remote.objects import Location, locate
 from uptake.store.unfinished import Adding
+from uptake.store.views.activation_reading import read_activations
 from uptake.store.views.chunk_reading import read_chunks
 from uptake.store.views.token_reading import read_tokens
 from uptake.store.views.view_writer import ReadTokens
+from uptake.text.activations import ActivationReads
 from uptake.text.chunks.cutting import LENGTH
 from uptake.text.types import Chunking, Document, Embedder, Encodes, Keyer, stable_hash
 
@@ -210,6 +212,27 @@ class Datastore(OpenStore):
             every = progress or (lambda done, every: None)
             return read_chunks(
                 self._views.store, writing.table, self.layout, self._embed, encode, name, every, length, fresh
+            )
+
+    def read_activations(
+        self,
+        reader: ActivationReads,
+        *,
+        passages: Sequence[int] | None = None,
+        most_bytes: int | None = None,
+        fresh: bool = False,
+        progress: Progress | None = None,
+    ) -> ReadTokens:
+        """Keep what enters a model's upper blocks for every passage that was not read yet.
+
+        With `passages` of those of these ids alone, and of as many as `most_bytes` on the disk hold: what was
+        not kept is computed when it is needed. An interrupted call is finished by calling again. Raises Busy,
+        Mismatch for another reader than that of what there is (`fresh` begins anew), BadInput, Damaged.
+        """
+        with self._writing() as writing:
+            every = progress or (lambda done, every: None)
+            return read_activations(
+                self._views.store, writing.table, reader, every, passages, most_bytes, fresh
             )
 
     @contextlib.contextmanager

@@ -29,7 +29,7 @@ from uptake.store.remote.objects import Location
 
 NAME = "checksums.sha256"
 TABLE = "passages.lance"
-STORE, VIEWS = "store.json", ("tokens/about.json", "chunks/about.json")
+STORE, VIEWS = "store.json", ("tokens/about.json", "chunks/about.json", "activations/about.json")
 OTHERS = (*VIEWS, "unfinished.json")  # what changes between one writing and the next
 CHANGED, MISSING = "not what was written", "missing"
 State = Literal["complete", "writing", "deleting"]

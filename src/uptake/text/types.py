@@ -19,6 +19,8 @@ from uptake.text.breaks import unspaced_break
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from uptake.text.activations import Activations
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -293,6 +295,13 @@ class Source(Protocol):
         """Return the store's chunks as the tokenizer of this fingerprint cut them.
 
         Raises BadInput where the store holds none or not all of them, Mismatch for another tokenizer's.
+        """
+        ...
+
+    def activations(self, fingerprint: str) -> "Activations":
+        """Return what enters the blocks that this fingerprint names, of the passages that were read for it.
+
+        Raises BadInput where the store holds nothing, Mismatch where it enters others.
         """
         ...
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uptake.errors import BadInput
 from uptake.text.types import Passage
 
 Spans = Sequence[tuple[int, int]]  # of characters, one a token, in order
@@ -29,6 +30,21 @@ class Uniform(TokenWeights):
 
     def of(self, passage: Passage, spans: Spans, before: Sequence[Passage] = ()) -> Tensor:
         return torch.ones(len(spans))
+
+
+class ByLoss(TokenWeights):
+    """A choice that goes by the loss of the model itself, before it has learnt anything, on each token."""
+
+    @abstractmethod
+    def of_losses(self, passage: Passage, losses: Tensor) -> Tensor:
+        """Return one weight, 0 or more, for each token of the passage's text, given their losses in nats.
+
+        A token that is not learnt, as the first one without an opening token, has the loss 0.
+        """
+
+    def of(self, passage: Passage, spans: Spans, before: Sequence[Passage] = ()) -> Tensor:
+        name = type(self).__name__.lower()
+        raise BadInput(f"token_weights={name} goes by a model's losses, which this method does not give it")
 
 
 def covering(spans: Spans, marked: Spans) -> Tensor:

@@ -19,8 +19,10 @@ from uptake.store.passages.columns import Ids, storable
 from uptake.store.passages.index import Index, Ranked, VectorIndex
 from uptake.store.passages.index_cache import BaseIndex
 from uptake.store.passages.table import Table
+from uptake.store.views.activations import StoredActivations
 from uptake.store.views.token_source import TokenView
 from uptake.store.views.views import Views
+from uptake.text.activations import Activations
 from uptake.text.chunks.view import Chunked
 from uptake.text.overlap import LeakFilter, Overlap, Verdict
 from uptake.text.types import Chunks, Found, Passage, Tokens
@@ -61,6 +63,7 @@ class Snapshot:
         self.embed = embed
         self._make_index = make_index
         self._views = views
+        self._activations: dict[str, StoredActivations] = {}
         self._tokens: dict[str, TokenView] = {}
         self._chunks: dict[str, Chunked] = {}
 
@@ -77,6 +80,13 @@ class Snapshot:
             with preparing():
                 self._chunks[fingerprint] = self._views.chunks(self.table, fingerprint)
         return self._chunks[fingerprint]
+
+    def activations(self, fingerprint: str) -> StoredActivations:
+        """Return what enters the blocks that this fingerprint names."""
+        if fingerprint not in self._activations:
+            with preparing():
+                self._activations[fingerprint] = self._views.activations(fingerprint)
+        return self._activations[fingerprint]
 
     @cached_property
     def index(self) -> Index:
@@ -204,6 +214,10 @@ class BoundSource:
         view = self._ranking.snapshot.chunks(fingerprint)
         query = self._query
         return self._change_chunks(view.bound(query.document_id, query.group, self._overlap, self._leak))
+
+    def activations(self, fingerprint: str) -> Activations:
+        """Return what enters the blocks that this fingerprint names; raises BadInput, Mismatch, Damaged."""
+        return self._ranking.snapshot.activations(fingerprint)
 
     def read_ahead(self, passages: dict[int, Passage]) -> None:
         """Store passages that were read for a whole batch."""

@@ -53,6 +53,9 @@ class ViewKind:
     repair: str  # the command that mends it after damage
     edges: Callable[[Arrays], dict[str, Ids]]  # where each document's rows of each file begin
     settings: tuple[str, ...] = ()  # the names of the settings it is made with
+    by_passage: bool = (
+        False  # whether each passage was read by itself, so that one may be here without others
+    )
 
     def rebuild_hint(self, store: Path) -> str:
         """Return how to make a damaged view anew, for an error message."""
@@ -236,11 +239,16 @@ class StoredView:
         return self.metadata.kind.edges(self.arrays)
 
     def live(self, table: Table) -> NDArray[np.bool_]:
-        """Return which passages are live: those of documents that the table still holds unchanged."""
+        """Return which passages are live: those of documents that the table still holds unchanged.
+
+        Of a view that was read passage by passage, those that it still holds.
+        """
         if not len(self.passages):
             return np.zeros(0, bool)
-        block = np.cumsum(self.passages["first"]) - 1
         here = table.positions(self.passages["id"]) >= 0
+        if self.metadata.kind.by_passage:
+            return np.asarray(here)
+        block = np.cumsum(self.passages["first"]) - 1
         counts = np.bincount(block)
         documents = self.passages["document"][self.passages["first"] == 1]
         keys, sizes = np.unique(table.document_keys, return_counts=True)
@@ -251,7 +259,12 @@ class StoredView:
         return np.asarray((whole & (np.bincount(block, here) == counts))[block])
 
     def missing(self, live: NDArray[np.bool_], table: Table) -> Ids:
-        """Return the keys of the documents that have not been read, in table order."""
+        """Return the keys of the documents that have not been read, in table order.
+
+        Of a view that was read passage by passage, the ids of the passages.
+        """
+        if self.metadata.kind.by_passage:
+            return np.asarray(table.ids[~np.isin(table.ids, self.passages["id"][live])])
         keys, first = np.unique(table.document_keys, return_index=True)
         known = np.isin(keys, self.passages["document"][live])
         return keys[~known][np.argsort(first[~known])]

@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from uptake.store.views.view_files import Arrays, Commit, StoredView, ViewKind, 
 from uptake.text.types import Passage
 
 COMMIT = 32_768  # tokens: an interruption loses at most the reading of so many, or of one document
+SECONDS = 20.0  # or of a batch, where that takes longer than these
 CHARACTERS = 65_536  # of whole documents, read in one batch
 _DEAD = 0.1  # share of removed passages above which the files are written anew
 
@@ -33,6 +35,10 @@ class ReadTokens:
     documents: int
     tokens: int
     total: int
+
+
+class ViewFull(Exception):
+    """The files of a view may not grow further: what was appended so far is all that comes in."""
 
 
 class ViewWriter:
@@ -54,6 +60,11 @@ class ViewWriter:
     def uncommitted(self) -> int:
         """How many tokens were appended since the last commit."""
         return (self._ends["values"] - self.metadata.ends["values"]) // 4
+
+    @property
+    def bytes(self) -> int:
+        """How large the files are."""
+        return sum(self._ends.values())
 
     def append(self, rows: Arrays) -> None:
         """Append rows to every file; a document must be complete before `commit`."""
@@ -97,11 +108,13 @@ def extend_view(
     empty: ViewMetadata,
     append: Callable[[ViewWriter, list[list[Passage]]], None],
     progress: Callable[[int, int], None],
+    wanted: Ids | None = None,
 ) -> ReadTokens:
     """Append every document of the table that a view lacks; `empty` is the metadata of a new view.
 
-    `append` gets documents, each as its passages in order. `progress(done, all)` counts passages.
-    Raises Damaged.
+    `append` gets documents, each as its passages in order; those of a view that is read passage by passage
+    one at a time, and of these `wanted`, where given, alone. It raises ViewFull, having appended a part of
+    them, to end. `progress(done, all)` counts passages. Raises Damaged.
     """
     rewrite_view(empty.kind, store, table, _DEAD)
     writer = ViewWriter(store, ViewMetadata.read(empty.kind, store) or empty_view(empty))
@@ -109,21 +122,34 @@ def extend_view(
         before = writer.metadata.tokens
         view = StoredView.mapped(writer.metadata, store)
         live = view.live(table)
-        left = list(_documents(table, view.missing(live, table)))
-        done, every = int(live.sum()), table.count
+        missing = view.missing(live, table)
+        if empty.kind.by_passage:
+            chosen = missing if wanted is None else missing[np.isin(missing, wanted)]
+            left = [chosen[place : place + 1] for place in range(len(chosen))]
+        else:
+            left = list(_documents(table, missing))
+        done, held, read = int(live.sum()), len(view.passages), 0
+        every = table.count if wanted is None else done + len(left)
         progress(done, every)
+        committed = time.monotonic()
         for batch in _batches(table, left):
-            append(writer, batch)
-            done += sum(map(len, batch))
-            if writer.uncommitted >= COMMIT:
+            try:
+                append(writer, batch)
+            except ViewFull:
+                break
+            done, read = done + sum(map(len, batch)), read + len(batch)
+            if writer.uncommitted >= COMMIT or time.monotonic() - committed >= SECONDS:
                 writer.commit()
+                committed = time.monotonic()
             progress(done, every)
         if writer.uncommitted or not writer.metadata.commits:
             writer.commit()
         total = writer.metadata.tokens
+        if empty.kind.by_passage:  # the last batch may have come in part
+            read = writer.metadata.count("passages") - held
     finally:
         writer.close()
-    return ReadTokens(len(left), total - before, total)
+    return ReadTokens(read, total - before, total)
 
 
 def rewrite_view(kind: ViewKind, store: Path, table: Table, allowed: float = 0.0) -> None:
