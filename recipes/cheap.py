@@ -27,6 +27,7 @@ from uptake.errors import UptakeError
 from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.evaluation.queries import Query
 from uptake.evaluation.records import RecordFile
+from uptake.lm.activations import ActivationReader
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.lm.examples import encode, pieces
@@ -35,13 +36,14 @@ from uptake.methods.finetune import Finetune
 from uptake.settings import apply
 from uptake.store import Datastore
 from uptake.text.overlap import LeakFilter
-from uptake.text.types import Document, Found, stable_hash
+from uptake.text.types import Document, Found, Source, stable_hash
 
 PROTOCOL = PerQuery(search=256)  # what retrieves is the end of the prefix
 K = 10
 RESCORED = (
     4  # documents on which the published loop's scorings are all made; elsewhere one is, and counts k times
 )
+LAYERS = 4  # above what the store keeps
 LN2 = math.log(2)
 
 
@@ -55,14 +57,28 @@ class Variant:
 
 
 def _top(layers: int, rate: float, *more: str) -> Variant:
-    return Variant((f"trainable=top(layers={layers})", f"optimizer=adamw(learning_rate={rate})", *more))
+    kept = ("activations=view",) if layers == LAYERS else ()
+    return Variant(
+        (f"trainable=top(layers={layers})", f"optimizer=adamw(learning_rate={rate})", *kept, *more)
+    )
 
 
 VARIANTS: Mapping[str, Variant] = {
+    "base": Variant(("trainable=top(layers=2)", "passes=0")),
     "published 2e-5": Variant(rate=2e-5),
     "published 5e-5": Variant(rate=5e-5),
+    "published 5e-5, random": Variant(rate=5e-5, drawn=True),
     "published 1e-4": Variant(rate=1e-4),
+    "top 4, 1.5e-4": _top(4, 1.5e-4),
     "top 4, 3e-4": _top(4, 3e-4),
+    "top 4, 3e-4, worst quarter": _top(4, 3e-4, "token_weights=baseloss(share=0.25)"),
+    "top 4, 3e-4, worst half": _top(4, 3e-4, "token_weights=baseloss(share=0.5)"),
+    "top 4, 3e-4, random quarter": _top(4, 3e-4, "token_weights=randomtokens(share=0.25)"),
+    "top 8, 1e-4": _top(8, 1e-4),
+    "top 8, 2e-4": _top(8, 2e-4),
+    "top 8, 2e-4, random quarter": _top(8, 2e-4, "token_weights=randomtokens(share=0.25)"),
+    "top 12, 1e-4": _top(12, 1e-4),
+    "top 12, 2e-4, random quarter": _top(12, 2e-4, "token_weights=randomtokens(share=0.25)"),
     "top 2, 3e-4": _top(2, 3e-4),
     "top 2, 6e-4": _top(2, 6e-4),
 }
@@ -133,15 +149,17 @@ def score(model: str, data: Path, part: str, documents: int, names: Sequence[str
     journal = _journal(data, part)
     done = {(row.document, row.variant) for row in journal.start(lambda row: load(Scored, row))}
     every = sorted(uptake.read(data / f"{part}.jsonl"), key=lambda each: stable_hash("drawn", each.id))
+    if any("activations=view" in VARIANTS[name].settings for name in names):
+        yield _kept(lm, store, every[:documents], names)
     for place, document in enumerate(every[:documents]):
         (query,) = PROTOCOL.queries(document)
         for name in names:
             if (document.id, name) in done:
                 continue
             variant = VARIANTS[name]
-            found = _found(store, document, query, variant.drawn)
+            found, source = _found(store, document, query, variant.drawn)
             if variant.settings:
-                bits, spent = _ours(lm, found, query, variant)
+                bits, spent = _ours(lm, Evidence(found, query.context, source), query, variant)
             else:
                 again = place < RESCORED and not variant.drawn and part == "test"
                 bits, spent = published.run(found, query, variant.rate, again)
@@ -152,11 +170,26 @@ def score(model: str, data: Path, part: str, documents: int, names: Sequence[str
             yield f"{document.id}  {name}  {bits / size:.4f} bits a byte  {spent[0]:.1f} + {spent[1]:.1f} CPU s"
 
 
-def _ours(lm: Causal, found: Found, query: Query, variant: Variant) -> tuple[float, list[float]]:
+def _kept(lm: Causal, store: Datastore, documents: Sequence[Document], names: Sequence[str]) -> str:
+    """Have the store keep what enters the upper blocks for all that will be read; return what that took."""
+    chosen = set()
+    for document in documents:
+        (query,) = PROTOCOL.queries(document)
+        for drawn in {
+            VARIANTS[name].drawn for name in names if "activations=view" in VARIANTS[name].settings
+        }:
+            chosen |= {passage.id for passage in _found(store, document, query, drawn)[0].passages}
+    started = time.process_time()
+    told = store.read_activations(ActivationReader(lm, LAYERS), passages=sorted(chosen))
+    seconds = time.process_time() - started
+    return f"kept {told.documents} passages, {told.tokens:,} tokens, in {seconds:.1f} CPU s"
+
+
+def _ours(lm: Causal, evidence: Evidence, query: Query, variant: Variant) -> tuple[float, list[float]]:
     method = apply(Finetune(), *variant.settings)
     started = time.process_time()
     context = Context(continues=False)
-    (state,) = method.adapt([method.init(lm)], lm, [Evidence(found, query.context)], context)
+    (state,) = method.adapt([method.init(lm)], lm, [evidence], context)
     if stopped := context.ledger(0).stopped:
         raise UptakeError(f"{variant.settings}: {stopped}")
     trained = time.process_time()
@@ -164,7 +197,7 @@ def _ours(lm: Causal, found: Found, query: Query, variant: Variant) -> tuple[flo
     return scores.bits, [trained - started, time.process_time() - trained, 0.0]
 
 
-def _found(store: Datastore, document: Document, query: Query, drawn: bool) -> Found:
+def _found(store: Datastore, document: Document, query: Query, drawn: bool) -> tuple[Found, Source]:
     source = store.source(
         query.search,
         document_id=document.id,
@@ -172,11 +205,8 @@ def _found(store: Datastore, document: Document, query: Query, drawn: bool) -> F
         whole_text=document.text,
         leak=LeakFilter(),
     )
-    return (
-        source.sample(K, np.random.default_rng(stable_hash("choose", document.id)))
-        if drawn
-        else source.search(K)
-    )
+    draws = np.random.default_rng(stable_hash("choose", document.id))
+    return source.sample(K, draws) if drawn else source.search(K), source
 
 
 def _store(data: Path) -> Datastore:

@@ -1,6 +1,11 @@
 """What frozen blocks make of a store's passages is kept, and training from it ends where it did without."""
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +31,9 @@ from uptake.text.types import Chunking, Document, Passage
 TEXTS = (
     "the cat sat on the mat, and London was quiet in 1984; nobody knew why, and nobody asked for long.",
     "a dog ran over the hill.",
-    "for each of the passages, what enters the upper block is kept once, and read again by every query of all.",
+    "for each of the passages, what enters the upper block is kept once, and every query reads it again.",
 )
+SPANS = [(place, place + 1) for place in range(8)]
 PIECES = 5  # of at most 64 inputs each
 QUERY = "the cat and the dog of London passages"
 IN_VIEW = Finetune(trainable=Top(1), optimizer=SGD(0.1), activations="view")
@@ -117,10 +123,11 @@ def test_texts_of_the_same_inputs_and_other_ends_have_their_own_losses(tmp_path:
     store.read_activations(ActivationReader(lm, 1, dtype="float32"))
     method = replace(IN_VIEW, token_weights=BaseLoss(0.1))
     source = store.source("to and fro")
-    for evidence in (Evidence(source.search(9), "q", source), Evidence(source.search(9), "q")):
-        (state,) = method.adapt([method.init(lm)], lm, [evidence], Context())
-        first = state.delta if evidence.source else first
-    assert all(torch.equal(first.difference(name), state.delta.difference(name)) for name in first.names)
+    one, other = (
+        method.adapt([method.init(lm)], lm, [Evidence(source.search(9), "q", each)], Context())[0].delta
+        for each in (source, None)
+    )
+    assert all(torch.equal(one.difference(name), other.difference(name)) for name in other.names)
 
 
 def test_a_passage_that_was_not_kept_is_computed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,10 +179,10 @@ def test_the_worst_predicted_tokens_count_and_the_control_draws_as_many() -> Non
     assert BaseLoss(0.125).of_losses(passage, losses).nonzero()[:, 0].tolist() == [1]
     assert BaseLoss(0.01).of_losses(passage, losses).sum() == 1
     assert BaseLoss(1.0).of_losses(passage, losses).tolist() == [1.0] * 8
-    drawn = [RandomTokens(0.25).of_losses(replace(passage, id=key), losses) for key in range(40)]
+    drawn = [RandomTokens(0.25).of(replace(passage, id=key), SPANS) for key in range(40)]
     assert all(each.sum() == 2 for each in drawn)
     assert torch.stack(drawn).sum(0).min() > 3, "every place is drawn now and then"
-    assert torch.equal(drawn[3], RandomTokens(0.25).of_losses(replace(passage, id=3), losses))
+    assert torch.equal(drawn[3], RandomTokens(0.25).of(replace(passage, id=3), SPANS))
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
@@ -210,7 +217,9 @@ def test_activations_of_another_making_are_refused_in_one_line(
         lambda: trained(method, lm, store),
         lambda: store.read_activations(ActivationReader(toys.lm(seed=1), 1)),
     ):
-        with pytest.raises(Mismatch, match="enter the top 1 blocks of toy-llama, read with the opening") as told:
+        with pytest.raises(
+            Mismatch, match="enter the top 1 blocks of toy-llama, read with the opening"
+        ) as told:
             do()
         assert "\n" not in str(told.value) and "--fresh" in str(told.value)
 
@@ -236,7 +245,9 @@ def test_what_cannot_use_a_view_says_so(tmp_path: Any) -> None:
         large.model.embed_tokens.weight.mul_(1e7)
     with pytest.raises(BadInput, match="too large for float16: keep them as bfloat16"):
         store.read_activations(ActivationReader(Causal(large, lm.tokenizer), 1))
-    assert store.read_activations(ActivationReader(Causal(large, lm.tokenizer), 1, dtype="bfloat16"), fresh=True).total
+    assert store.read_activations(
+        ActivationReader(Causal(large, lm.tokenizer), 1, dtype="bfloat16"), fresh=True
+    ).total
 
 
 def test_it_stays_within_its_bytes_and_goes_on_from_there(tmp_path: Any) -> None:
@@ -285,6 +296,57 @@ def test_an_interrupted_reading_goes_on(tmp_path: Any, monkeypatch: pytest.Monke
     assert all(torch.equal(one.difference(name), other.difference(name)) for name in one.names)
 
 
+READER = """
+import sys
+import toys
+from uptake.lm.activations import ActivationReader
+from uptake.store import Datastore
+from uptake.store.views import view_writer
+view_writer.COMMIT = view_writer.CHARACTERS = 1
+store = Datastore.open(sys.argv[1])
+store.read_activations(ActivationReader(toys.lm(), 1), progress=lambda done, every: print(done, flush=True))
+"""
+
+
+@pytest.mark.long
+def test_a_reading_that_is_killed_at_any_moment_goes_on(tmp_path: Any) -> None:
+    words = np.random.default_rng(0).choice("amber birch cedar delta ember fjord".split(), (24, 9))  # noqa: SIM905
+    texts = tuple(" ".join(each) for each in words)
+    store, lm = make(tmp_path / "s", texts), toys.lm()
+    draws = np.random.default_rng(1)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = 0
+    for _ in range(8):
+        reader = subprocess.Popen(
+            [sys.executable, "-c", READER, str(tmp_path / "s")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert reader.stdout is not None
+        begun = int(reader.stdout.readline())
+        assert begun >= done, "what was committed is there"
+        for _ in range(int(draws.integers(0, 3))):
+            done = int(reader.stdout.readline() or done)
+        time.sleep(float(draws.uniform(0, 0.02)))
+        reader.kill()
+        reader.communicate()
+        store = Datastore.open(tmp_path / "s")
+        assert not [line for line in store.verify() if "activations" in line]
+    store.read_activations(ActivationReader(lm, 1))
+    assert store.verify() == []
+    whole = make(tmp_path / "whole", texts)
+    whole.read_activations(ActivationReader(lm, 1))
+    for text in texts:
+        inputs = encode(lm.tokenizer, "", text).inputs
+        one, other = (
+            each.source("x").activations(fingerprint_of(lm, 1, True, 64)).find(inputs)
+            for each in (store, whole)
+        )
+        assert one is not None and other is not None
+        assert np.array_equal(one.hidden, other.hidden) and np.array_equal(one.losses, other.losses)
+
+
 @pytest.mark.parametrize("name", ["hidden", "values", "losses", "pieces", "passages"])
 @pytest.mark.parametrize("how", ["bit", "cut"])
 def test_damage_is_refused_told_and_mended(tmp_path: Any, name: str, how: str) -> None:
@@ -296,7 +358,9 @@ def test_damage_is_refused_told_and_mended(tmp_path: Any, name: str, how: str) -
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw if how == "bit" else raw[:-1])
     store = Datastore.open(tmp_path / "s")
-    with pytest.raises(Damaged, match=f"{name}: not what was written; `uptake index activations` reads it again"):
+    with pytest.raises(
+        Damaged, match=f"{name}: not what was written; `uptake index activations` reads it again"
+    ):
         trained(IN_VIEW, lm, store)
     assert any(f"activations/{name}: not what was written" in line for line in store.verify())
     store.read_activations(ActivationReader(lm, 1, dtype="float32"))
@@ -314,7 +378,9 @@ def test_purging_leaves_no_number_of_what_was_removed(tmp_path: Any) -> None:
     hidden = lm.layers(torch.tensor([piece.inputs]))[0][1][0].numpy().tobytes()
 
     def there() -> list[bool]:
-        whole = b"".join(file.read_bytes() for file in (tmp_path / "s/activations").rglob("*") if file.is_file())
+        whole = b"".join(
+            file.read_bytes() for file in (tmp_path / "s/activations").rglob("*") if file.is_file()
+        )
         return [mark in whole, hidden in whole]
 
     assert there() == [True, True]

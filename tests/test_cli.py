@@ -397,6 +397,31 @@ def test_a_model_reads_a_store_token_by_token(run: Run, world: World) -> None:
     assert json.loads(fresh.out)["tokens_read"] == read["tokens"]
 
 
+def test_what_enters_upper_blocks_is_kept_and_trained_from(run: Run, world: World) -> None:
+    asked = ("index", "activations", world.lexical, "-m", world.model, "--layers", "1")
+    few = run(*asked, "--max-bytes", "200000", "--json").json
+    assert few["passages_read"] > 0 and few["tokens"] > 0
+    rest = run(*asked, "--json").json
+    assert rest["tokens"] == few["tokens"] + rest["tokens_read"] > 2 * few["tokens"]
+    assert run(*asked).out == f"read 0 tokens of 0 passages; lexical.store holds {rest['tokens']:,}\n"
+    info = run("index", "info", world.lexical, "--json").json
+    assert info["activations"] == rest["tokens"] and info["activations_enter_top"] == 1
+    common = ("--store", world.lexical, "--data", world.data, "-m", world.model, "--limit", "2", "-k", "2")
+    trains = ("--method", "ttt-nn", "--set", "activations=view", "--set", "token_weights=baseloss")
+    top = ("--set", "trainable=top(layers=1)")
+    assert run("eval", *common, *trains, *top).code == 0
+    refused(run("eval", *common, *trains), "trainable=top(layers=N)")
+    refused(
+        run("eval", *common, *trains, *top, "--set", "opening_token=false"),
+        "with the opening token",
+        "--fresh",
+    )
+    refused(run(*asked, "--no-opening-token"), "with the opening token", "--fresh")
+    refused(run(*asked, "--keep-as", "float32"), "kept as float16, asked for is float32", "--fresh")
+    refused(run(*asked, "--layers", "9"), "keep what enters the top 1 to 1")
+    refused(run("index", "activations", world.lexical, "-m", world.other, "--layers", "1"), "--fresh")
+
+
 def test_chunks_are_cut_once_and_another_length_is_refused(run: Run, world: World) -> None:
     asked = ("index", "chunks", world.lexical, "-m", world.model)
     cut = run(*asked, "--json").json

@@ -266,7 +266,7 @@ def info(store: StorePath, as_json: options.AsJson = False) -> None:
     if as_json:
         screen.echo(json.dumps(facts, indent=1))
         return
-    numbers = ("passages", "documents", "tokens", "chunks", "bytes")
+    numbers = ("passages", "documents", "tokens", "chunks", "activations", "bytes")
     screen.facts({name: f"{each:,}" if name in numbers else each for name, each in facts.items()})
 
 
@@ -320,6 +320,7 @@ def export(
 
 app.command(epilog=index_views.TOKENS)(index_views.tokens)
 app.command(epilog=index_views.CHUNKS)(index_views.chunks)
+app.command(epilog=index_views.ACTIVATIONS)(index_views.activations)
 
 
 def _show_found(pairs: list[tuple[Any, float]]) -> None:

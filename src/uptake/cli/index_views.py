@@ -1,4 +1,4 @@
-"""`uptake index tokens` and `uptake index chunks`: views of a datastore for one model."""
+"""`uptake index tokens`, `chunks` and `activations`: views of a datastore for one model."""
 
 import json
 from collections.abc import Callable
@@ -19,6 +19,10 @@ TOKENS = options.examples(
 CHUNKS = options.examples(
     "uptake index chunks notes.store -m gpt2",
     "uptake index chunks notes.store -m ./my-model --length 32 --fresh",
+)
+ACTIVATIONS = options.examples(
+    "uptake index activations notes.store -m gpt2 --layers 4",
+    "uptake index activations notes.store -m ./my-model --layers 2 --max-bytes 2000000000",
 )
 
 _StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The datastore's folder.")]
@@ -88,7 +92,75 @@ def chunks(
     )
 
 
-def _read(opened: "Datastore", kind: str, read: "Callable[[Any], ReadTokens]", as_json: bool) -> None:
+def activations(
+    store: _StorePath,
+    model: options.Model,
+    layers: Annotated[
+        int,
+        options.option(options.MAIN, "N", "Blocks that will train: keep what enters the lowest.", "--layers"),
+    ] = 4,
+    no_opening_token: Annotated[
+        bool,
+        options.option(
+            options.MAIN,
+            "",
+            "Read passages as training with opening_token=false does.",
+            "--no-opening-token",
+        ),
+    ] = False,
+    keep_as: Annotated[
+        str,
+        options.option(
+            options.MAIN,
+            "TYPE",
+            "float16, bfloat16 for what float16 cannot hold, or float32 for the very bits.",
+            "--keep-as",
+        ),
+    ] = "float16",
+    max_bytes: Annotated[
+        int | None,
+        options.option(
+            options.MAIN,
+            "N",
+            "Keep no more than this on the disk; what is left out is computed when needed.",
+            "--max-bytes",
+            least=1,
+            most=1 << 50,
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        options.option(options.MAIN, "", "Delete the activations there are and begin anew.", "--fresh"),
+    ] = False,
+    as_json: options.AsJson = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    threads: options.Threads = None,
+) -> None:
+    """Store what enters a model's upper blocks for every passage: for training these blocks alone.
+
+    Methods that train with `trainable=top(layers=N)` use it with `activations=view`; the base's loss of each
+    token is kept beside it, for `token_weights=baseloss`. Only what was not read yet is read, and an
+    interrupted run is resumed. Takes two bytes a token for each of the model's dimensions.
+    """
+    with screen.status("starting"):
+        from uptake.lm import loading
+        from uptake.lm.activations import ActivationReader
+    loading.check(device, dtype)
+    inputs.set_threads(threads)
+    opened = inputs.open_store(store, None, "cpu", threads)
+    with screen.status("loading the model"):
+        reader = ActivationReader(loading.load(model, device, dtype), layers, not no_opening_token, keep_as)
+
+    def read(update: "Callable[[int, int], None]") -> "ReadTokens":
+        return opened.read_activations(reader, most_bytes=max_bytes, fresh=fresh, progress=update)
+
+    _read(opened, "activations", read, as_json, "passage")
+
+
+def _read(
+    opened: "Datastore", kind: str, read: "Callable[[Any], ReadTokens]", as_json: bool, unit: str = "document"
+) -> None:
     before = opened.view_contents(kind)
 
     def there(done: int, total: int) -> str:
@@ -105,8 +177,8 @@ def _read(opened: "Datastore", kind: str, read: "Callable[[Any], ReadTokens]", a
     with screen.interruptible(hint), screen.progress("passages", resumes=there) as update:
         done = read(update)
     if as_json:
-        counts = {"documents_read": done.documents, "tokens_read": done.tokens, "tokens": done.total}
+        counts = {f"{unit}s_read": done.documents, "tokens_read": done.tokens, "tokens": done.total}
         screen.echo(json.dumps(counts, indent=1))
         return
-    documents = f"{done.documents:,} {'document' if done.documents == 1 else 'documents'}"
-    screen.echo(f"read {done.tokens:,} tokens of {documents}; {opened.path.name} holds {done.total:,}")
+    units = f"{done.documents:,} {unit if done.documents == 1 else f'{unit}s'}"
+    screen.echo(f"read {done.tokens:,} tokens of {units}; {opened.path.name} holds {done.total:,}")

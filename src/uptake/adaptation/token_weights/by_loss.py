@@ -1,11 +1,12 @@
 """A share of the tokens counts, those that the model predicts worst: the others are cheap to leave out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from uptake.adaptation.token_weights.base import ByLoss
+from uptake.adaptation.token_weights.base import ByLoss, Spans, TokenWeights
 from uptake.errors import BadInput
 from uptake.text.types import Passage
 
@@ -30,7 +31,7 @@ class BaseLoss(ByLoss):
 
 
 @dataclass(frozen=True)
-class RandomTokens(ByLoss):
+class RandomTokens(TokenWeights):
     """The control of `baseloss`: as many tokens of a passage, drawn at random, the same ones each time."""
 
     share: float = 0.25
@@ -38,9 +39,9 @@ class RandomTokens(ByLoss):
     def __post_init__(self) -> None:
         _check(self.share)
 
-    def of_losses(self, passage: Passage, losses: Tensor) -> Tensor:
+    def of(self, passage: Passage, spans: Spans, before: Sequence[Passage] = ()) -> Tensor:
         draws = torch.Generator().manual_seed(passage.id)
-        return _first(torch.randperm(len(losses), generator=draws), self.share)
+        return _first(torch.randperm(len(spans), generator=draws), self.share)
 
 
 def _first(order: Tensor, share: float) -> Tensor:
