@@ -20,10 +20,11 @@ INSTALL_TORCH = $(BIN)/python tools/install_torch.py "$$(sed -n 's/^torch==//p' 
 # The last act of an installation, so that one cut short is done again.
 PRODUCT := $(VENV)/.product-is-installed
 REAL := $(VENV)/.gguf-is-installed
+SERVER := $(VENV)/.server-is-installed
 DEV := $(VENV)/.dev-is-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real demo-model torch test test-long test-all test-slow check lint types imports docs clean
+.PHONY: help demo demo-real serve-demo demo-model torch test test-long test-all test-slow check lint types imports docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,6 +34,9 @@ demo: $(PRODUCT) ## run the main job on real text and write a page; ARGS="--mode
 
 demo-real: $(REAL) ## the same on a real model, SmolLM2, and packages that it cannot know; fetches 100 MB
 	$(BIN)/python examples/demo_real.py $(ARGS)
+
+serve-demo: $(SERVER) ## serve that small model, adapted to docs/, to any client of OpenAI's API
+	$(BIN)/python examples/serve_demo.py $(ARGS)
 
 demo-model: $(PRODUCT) ## train the small model that comes with the repository (hours; may be interrupted)
 	$(BIN)/python examples/make_demo_model.py $(ARGS)
@@ -82,6 +86,10 @@ $(PRODUCT): pyproject.toml constraints.txt
 
 $(REAL): $(PRODUCT)
 	$(PIP) --constraint constraints.txt --editable '.[gguf]'
+	@touch $@
+
+$(SERVER): $(PRODUCT)
+	$(PIP) --constraint constraints.txt --editable '.[server]'
 	@touch $@
 
 $(DEV): $(PRODUCT)

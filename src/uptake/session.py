@@ -229,13 +229,13 @@ class Session:
         if state is self._state:
             return
         adapted = self.spec.method.adapted([state], self.model)
-        if finite(state) and _finite_after(adapted, text):
+        if finite(state) and finite_after(adapted, text):
             self._state, self._adapted = state, adapted
         else:
             self.ledger.stop("diverged", "the adapted model gives no numbers: use a smaller learning rate")
 
 
-def _finite_after(lm: LM, text: str) -> bool:
+def finite_after(lm: LM, text: str) -> bool:
     """Whether an LM has a probability for every token after the end of a text."""
     context, *ids = lm.tokenizer.opened(text)[-min(CHECKED, lm.max_input_tokens(0)) :]
     with torch.no_grad():

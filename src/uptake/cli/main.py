@@ -9,7 +9,21 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from uptake.cli import adapt, cluster, compare, cost, eval, generate, index, methods, stream, train, tune
+from uptake.cli import (
+    adapt,
+    cluster,
+    compare,
+    cost,
+    eval,
+    generate,
+    index,
+    keys,
+    methods,
+    serve,
+    stream,
+    train,
+    tune,
+)
 from uptake.cli.options import examples
 from uptake.cli.screen import InterruptedWork, echo, note
 from uptake.errors import UptakeError
@@ -48,6 +62,7 @@ app = typer.Typer(
 )
 app.add_typer(index.app, name="index")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(keys.app, name="keys")
 app.command("eval", epilog=eval.EXAMPLES)(eval.eval)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=stream.EXAMPLES)(stream.stream)
@@ -56,6 +71,7 @@ app.command(epilog=tune.EXAMPLES)(tune.tune)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=cost.EXAMPLES)(cost.cost)
 app.command(epilog=adapt.EXAMPLES)(adapt.adapt)
+app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=methods.EXAMPLES)(methods.methods)
 
 

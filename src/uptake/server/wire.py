@@ -55,7 +55,7 @@ class Adaptation(Strict):
 
     method: Text | None = None
     settings: Annotated[list[Text], Field(max_length=64)] = []
-    store: Text | Annotated[list[Text], Field(max_length=8)] | None = None
+    store: Text | None = None
     k: Annotated[StrictInt, Field(ge=0, le=1000)] | None = None
     query: Text | None = None
     texts: Texts = []
@@ -64,13 +64,6 @@ class Adaptation(Strict):
     budget: Budget = Budget()
     on_limit: Literal["answer", "fail"] = "answer"
     explain: StrictBool = False
-
-    @property
-    def stores(self) -> tuple[str, ...]:
-        """The ids of the stores to search."""
-        if self.store is None:
-            return ()
-        return (self.store,) if isinstance(self.store, str) else tuple(self.store)
 
 
 class StreamOptions(BaseModel):

@@ -1,0 +1,345 @@
+"""The routes of the door: who asks is known by a key, what is asked is checked, and the engine answers."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from uptake.server import bodies, wire
+from uptake.server.admit import Admission, House
+from uptake.server.answers import Answer, Choice
+from uptake.server.calls import EngineProcess
+from uptake.server.config import Config
+from uptake.server.errors import ApiError, bad, internal
+from uptake.server.generating import Generating, Turns, refused
+from uptake.server.keys import LOCAL, Key, Keys
+from uptake.server.meter import Meter
+
+log = logging.getLogger("uptake.server")
+BODY_SECONDS = 60.0
+ShapeT = TypeVar("ShapeT", bound=wire.Shape)
+
+
+@dataclass
+class Door:
+    """What the routes share."""
+
+    config: Config
+    keys: Keys | None
+    engine: EngineProcess
+    meter: Meter = field(default_factory=Meter)
+    admission: Admission = field(default_factory=lambda: Admission(House()))
+    turns: Turns = field(init=False)
+    tokenizer: Any = None
+    open: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.turns = Turns(self.admission, self.meter)
+
+    def key(self, request: Request, scope: str) -> Key:
+        """Return who asks. Raises ApiError for nobody, or for one who may not."""
+        if self.keys is None:
+            if not _local(request.headers.get("host", "")):
+                raise ApiError(
+                    403, "a server without keys answers to localhost alone: make keys", "forbidden"
+                )
+            return LOCAL
+        kind, _, secret = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not secret.strip():
+            raise ApiError(401, "no key was given: send Authorization: Bearer up-...", "missing_api_key")
+        found = self.keys.find(secret.strip())
+        if found is None:
+            raise ApiError(
+                401, "the key is not known here, or was revoked: ask for another", "invalid_api_key"
+            )
+        if not found.may(scope):
+            raise ApiError(403, f"the key lacks the scope {scope!r}: ask for another", "forbidden")
+        return found
+
+    def allowed(self, key: Key) -> Callable[[], bool]:
+        """Return what says whether a key is still one."""
+        keys = self.keys
+        return (lambda: True) if keys is None else (lambda: keys.still(key.id))
+
+    async def body(self, request: Request, kind: type[ShapeT]) -> ShapeT:
+        """Return the body of a request as its shape. Raises ApiError."""
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given != "application/json":
+            raise ApiError(415, "send JSON, and Content-Type: application/json", "unsupported_media_type")
+        return wire.read(kind, bodies.parse(await received(request, bodies.MOST_BYTES)))
+
+    @property
+    def fingerprint(self) -> str:
+        """What answers depend on beside the request: the weights, and how rows share a pass."""
+        hello = self.engine.hello
+        return f"fp_{hello['fingerprint']}_{hello['grid'].replace(' ', '_').replace(':', '')}"
+
+    def known(self, model: str) -> None:
+        """Raise ApiError for a model that is not there, before anything waits."""
+        if model not in {each["id"] for each in self.engine.hello["models"]}:
+            raise ApiError(
+                404,
+                f"model {model[:100]!r} does not exist: /v1/models lists them",
+                "model_not_found",
+                "model",
+            )
+
+
+async def received(request: Request, most: int) -> bytes:
+    """Return the bytes of a body, counted as they come and within a minute. Raises ApiError."""
+    with contextlib.suppress(ValueError):
+        if int(request.headers.get("content-length", "0")) > most:
+            raise bodies.too_large(most)
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise bodies.too_large(most)
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(
+            408, f"the body took more than {BODY_SECONDS:.0f} seconds: send it faster", "slow_body"
+        ) from None
+    return b"".join(parts)
+
+
+def make_app(door: Door) -> ASGIApp:
+    """Return the server as an ASGI application, whose lifespan starts and ends the engine."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await door.engine.start()
+        from tokenizers import Tokenizer
+
+        door.tokenizer = Tokenizer.from_str(door.engine.hello["tokenizer"])
+        lag = asyncio.create_task(_lag(door.meter))
+        yield
+        lag.cancel()
+        await door.engine.close()
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.exception_handler(ApiError)
+    async def _api_error(_: Request, error: ApiError) -> Response:
+        return refused(error)
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(request: Request, error: HTTPException) -> Response:
+        told = {404: "there is no such endpoint", 405: "the endpoint has no such method"}
+        message = told.get(error.status_code, "the request cannot be read")
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        return refused(ApiError(error.status_code, message, code))
+
+    @app.get("/health/live")
+    async def live() -> Response:
+        return JSONResponse({"live": True})
+
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        if not door.engine.ready or door.admission.draining:
+            return refused(ApiError(503, "not ready", "starting" if not door.engine.ready else "draining"))
+        return JSONResponse(
+            {"ready": True, "grid": door.engine.hello["grid"], "restarts": door.engine.restarts}
+        )
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        door.key(request, "metrics")
+        door.meter.restarts.set(door.engine.restarts)
+        if door.engine.ready:
+            for name, value in (await door.engine.answer({"op": "facts"})).items():
+                door.meter.engine.labels(name).set(value)
+        return Response(door.meter.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        door.key(request, "infer")
+        return JSONResponse(
+            {"object": "list", "data": [_model(each) for each in door.engine.hello["models"]]}
+        )
+
+    @app.get("/v1/models/{name:path}")
+    async def model(request: Request, name: str) -> Response:
+        door.key(request, "infer")
+        door.known(name)
+        return JSONResponse(next(_model(each) for each in door.engine.hello["models"] if each["id"] == name))
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        key = door.key(request, "infer")
+        asked = await door.body(request, wire.Completion)
+        most = 16 if asked.max_tokens is None else asked.max_tokens
+        frame = {"prompts": asked.prompts, "max_tokens": asked.max_tokens, "echo": bool(asked.echo)}
+        sizes = [len(each) if isinstance(each, list) else _size(each) for each in asked.prompts]
+        return generate(key, asked, "completion", {**frame, "logprobs": asked.logprobs}, sum(sizes), most)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        key = door.key(request, "infer")
+        asked = await door.body(request, wire.Chat)
+        messages = [{"role": _role(each.role), "content": each.text} for each in asked.messages]
+        most = 256 if asked.most_tokens is None else asked.most_tokens
+        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        frame = {"messages": messages, "max_tokens": asked.most_tokens, "echo": False, "logprobs": logprobs}
+        size = sum(_size(each["content"]) + 8 for each in messages)
+        return generate(key, asked, "chat", frame, size, most)
+
+    def generate(
+        key: Key, asked: wire.Generation, kind: str, more: dict[str, Any], prompt: int, most: int
+    ) -> Response:
+        door.known(asked.model)
+        count = asked.n or 1
+        seed = secrets.randbits(62) if asked.seed is None else asked.seed
+        uptake = None if asked.uptake is None else asked.uptake.model_dump(exclude_unset=True)
+        frame = {
+            "op": "generate",
+            "tenant": key.tenant,
+            "state_bytes": key.limits.state_bytes,
+            "model": asked.model,
+            "temperature": 1.0 if asked.temperature is None else float(asked.temperature),
+            "top_p": 1.0 if asked.top_p is None else float(asked.top_p),
+            "n": count,
+            "stop": asked.stops,
+            "seed": seed,
+            "uptake": uptake,
+            **more,
+        }
+        rows = len(more.get("prompts") or [0]) * count
+        ticket = door.turns.enter(key, prompt + most * rows)
+        answer = Answer(
+            kind,
+            asked.model,
+            door.fingerprint,
+            [Choice(i) for i in range(rows)],
+            more["logprobs"] is not None,
+        )
+        options, limits = asked.stream_options, (uptake or {}).get("budget") or {}
+        deadline = limits.get("deadline_ms")
+        return Generating(
+            door.turns,
+            door.engine,
+            door.meter,
+            ticket,
+            frame,
+            answer,
+            bool(asked.stream),
+            options is not None and options.include_usage,
+            asked.ignored,
+            None if deadline is None else deadline / 1000,
+            door.allowed(key),
+        )
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        door.key(request, "infer")
+        asked = await door.body(request, wire.Tokenize)
+        ids = await asyncio.to_thread(
+            lambda: door.tokenizer.encode(asked.prompt, add_special_tokens=False).ids
+        )
+        hello = door.engine.hello
+        if asked.add_special_tokens:
+            ids = [hello["opening"], *ids]
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": hello["window"]})
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        door.key(request, "infer")
+        asked = await door.body(request, wire.Detokenize)
+        most = door.tokenizer.get_vocab_size()
+        if asked.tokens and max(asked.tokens) >= most:
+            raise bad(f"token {max(asked.tokens)} is none of the {most:,} of this model", "tokens")
+        text = await asyncio.to_thread(door.tokenizer.decode, asked.tokens, skip_special_tokens=False)
+        return JSONResponse({"prompt": text})
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info(request: Request) -> Response:
+        door.key(request, "infer")
+        hello, name = door.engine.hello, door.tokenizer.id_to_token
+        end = None if hello["end"] is None else name(hello["end"])
+        return JSONResponse(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": name(hello["opening"]),
+                "eos_token": end,
+                "pad_token": end,
+                "chat_template": hello["chat_template"],
+            }
+        )
+
+    return Outermost(app, door)
+
+
+class Outermost:
+    """Around everything: a name for each request, a count, and one shape for what nobody caught."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app, self._door = app, door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        name, started = f"req_{secrets.token_hex(12)}", False
+        status = 499  # the client left
+
+        async def named(message: Message) -> None:
+            nonlocal started, status
+            if message["type"] == "http.response.start":
+                started, status = True, message["status"]
+                extra = [(b"x-request-id", name.encode()), (b"x-content-type-options", b"nosniff")]
+                message = {**message, "headers": [*message.get("headers", []), *extra]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, named)
+        except Exception:
+            log.exception("%s failed", name)
+            if not started:
+                await refused(internal())(scope, receive, named)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._door.meter.requests.labels(route, str(status)).inc()
+
+
+def _model(each: dict[str, Any]) -> dict[str, Any]:
+    return {"id": each["id"], "object": "model", "created": 0, "owned_by": "uptake", "uptake": each}
+
+
+def _role(role: str) -> str:
+    return "system" if role == "developer" else role
+
+
+def _size(text: str) -> int:
+    """Return about as many tokens as a text has, and seldom fewer."""
+    return len(text.encode("utf8", "replace")) // 3 + 1
+
+
+def _local(host: str) -> bool:
+    """Whether a Host header names this machine: a page elsewhere cannot make a browser say so."""
+    name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
+    name = name.strip("[]").lower()
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+async def _lag(meter: Meter) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + 0.5
+        await asyncio.sleep(0.5)
+        meter.lag.set(max(0.0, loop.time() - due))

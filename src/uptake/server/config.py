@@ -1,0 +1,54 @@
+"""What `uptake serve` was told, as the door, the engine and the tests share it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StoreAt:
+    """One of the operator's stores: its name in `uptake.store`, and where it is."""
+
+    name: str
+    path: str
+    encoder: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to adapt under a name of its own, which follows the base's and a plus sign."""
+
+    name: str
+    method: str
+    k: int = 20
+    settings: tuple[str, ...] = ()
+    store: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that an engine needs to begin."""
+
+    model: str
+    name: str  # what clients call the base
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int | None = None
+    stores: tuple[StoreAt, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
+    data: str = ""  # the folder of what clients store
+    rows: int = 64  # that write at once
+    state_bytes: int = 1 << 30  # of states that are kept in memory
+    trained_tokens: int = 100_000  # that one request may train on
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as data for another process."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> "Config":
+        """Return what `plain` gave."""
+        stores = tuple(StoreAt(**each) for each in data.pop("stores"))
+        recipes = tuple(
+            Recipe(**{**each, "settings": tuple(each["settings"])}) for each in data.pop("recipes")
+        )
+        return cls(**data, stores=stores, recipes=recipes)

@@ -1,0 +1,352 @@
+"""Adapting to requests: found, read and kept, once for all who ask for the same.
+
+What is read decides the key of what becomes of it: tenant, base, method, settings, seed, query, passages and
+budget. One flight makes a key, and whoever asks meanwhile waits for it. Flights that only differ in what they
+read are adapted together.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from uptake.codec import plain
+from uptake.errors import Diverged
+from uptake.evaluation.failures import finite
+from uptake.evaluation.queries import neighbours
+from uptake.lm.base import LM
+from uptake.lm.causal import Causal
+from uptake.lm.grid import Grid, own
+from uptake.methods.contract.method import Context, Evidence, State
+from uptake.methods.contract.spending import Ledger
+from uptake.server.engine.pieces import Pieces
+from uptake.server.engine.plans import Plan, digest
+from uptake.server.engine.rows import Answers
+from uptake.server.errors import ApiError
+from uptake.session import finite_after
+from uptake.settings import describe
+from uptake.store.datastore import Datastore
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Found, Passage, stable_hash
+
+GRID = "grid 1"  # part of every key: states do not depend on it, answers might
+TOGETHER = 8  # flights of one batch
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of reading: who answers now, what was read, and what it cost."""
+
+    key: str
+    tenant: str
+    answers: Answers
+    passages: tuple[Passage, ...]
+    scores: tuple[float, ...]
+    steps: int
+    trained: int
+    stopped: str | None
+    diverged: bool
+    bytes: int
+    store: str | None
+    search_ms: float
+    adapt_ms: float
+
+    @property
+    def name(self) -> str:
+        """What clients are told as its id."""
+        return f"st_{self.key[:24]}"
+
+
+Told = Callable[[Made | Exception, str], None]  # what came of it; and made, hit or joined
+
+
+@dataclass(eq=False)
+class Waiter:
+    """One prompt of a request that waits for its state."""
+
+    told: Told
+    plan: Plan
+    tenant: str
+    quota: int
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
+class _Flight:
+    key: str
+    plan: Plan
+    tenant: str
+    evidence: Evidence
+    search_ms: float
+    waiters: list[Waiter]
+
+    @property
+    def wanted(self) -> bool:
+        return not all(waiter.cancelled for waiter in self.waiters)
+
+
+class States:
+    """What is kept: the least recently used go first, a tenant's own where its quota is full."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._kept = most, OrderedDict[str, Made]()
+        self.hits = self.evictions = 0
+
+    def get(self, key: str) -> Made | None:
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+            self.hits += 1
+        return found
+
+    def put(self, made: Made, quota: int) -> None:
+        """Keep a state, and let others go for it; one that is larger than all there may be is not kept."""
+        if made.bytes > min(quota, self._most):
+            return
+        self._kept[made.key] = made
+        self._kept.move_to_end(made.key)
+        for tenant, most in ((made.tenant, quota), (None, self._most)):
+            while self.bytes(tenant) > most:
+                oldest = next(key for key, one in self._kept.items() if tenant in (None, one.tenant))
+                del self._kept[oldest]
+                self.evictions += 1
+
+    def bytes(self, tenant: str | None = None) -> int:
+        """Return the bytes of all states, or of one tenant's."""
+        return sum(one.bytes for one in self._kept.values() if tenant in (None, one.tenant))
+
+    def forget(self, tenant: str, passages: set[int]) -> int:
+        """Drop every state of a tenant that has read one of these passages; return how many."""
+        gone = [
+            key
+            for key, one in self._kept.items()
+            if one.tenant == tenant and any(passage.id in passages for passage in one.passages)
+        ]
+        for key in gone:
+            del self._kept[key]
+        return len(gone)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+class Adapter:
+    """Makes states for whoever asks. `ask` and `tick` belong to the thread that computes."""
+
+    def __init__(
+        self,
+        lm: Causal,
+        grid: Grid | None,
+        store_of: Callable[[str, str], Datastore],
+        later: Callable[[Callable[[], None]], None],
+        most_bytes: int,
+    ) -> None:
+        """`store_of(tenant, id)` opens a store; `later` runs something in the thread that computes."""
+        self._lm, self._grid, self._store_of, self._later = lm, grid, store_of, later
+        self.states = States(most_bytes)
+        self._keeper = ThreadPoolExecutor(1, "keeper")
+        self._flights: dict[str, _Flight] = {}
+        self._queue: list[_Flight] = []
+        self._batch: list[_Flight] = []
+        self._work: Pieces[list[Made | Exception]] | None = None
+        self._searching = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a state to work on."""
+        return bool(self._queue) or self._work is not None
+
+    @property
+    def open(self) -> int:
+        """How many states are wanted and not there yet."""
+        return len(self._flights) + self._searching
+
+    def ask(self, plan: Plan, tenant: str, query: str, quota: int, told: Told) -> Waiter:
+        """Have a state made for a plan and a query; `told` hears of it, in the thread that computes."""
+        waiter = Waiter(told, plan, tenant, quota)
+        self._searching += 1
+
+        def search() -> None:
+            started = time.monotonic()
+            try:
+                evidence = self._find(plan, tenant, query)
+            except Exception as error:
+                failed = error
+                self._later(lambda: self._found(waiter, failed, 0.0))
+                return
+            passed = (time.monotonic() - started) * 1000
+            self._later(lambda: self._found(waiter, evidence, passed))
+
+        self._keeper.submit(search)
+        return waiter
+
+    def _find(self, plan: Plan, tenant: str, query: str) -> Evidence:
+        texts = tuple(Passage(stable_hash(text), text) for text in plan.texts)
+        found, source = Found(), None
+        if plan.searches:
+            assert plan.store is not None
+            source = self._store_of(tenant, plan.store).source(query, leak=LeakFilter.off())
+            generator = np.random.default_rng(stable_hash(str(plan.seed), "choose", query))
+            found = plan.spec.select.choose(source, plan.k, generator)
+        return Evidence(found.behind(texts) if texts else found, query, source)
+
+    def _found(self, waiter: Waiter, evidence: Evidence | Exception, search_ms: float) -> None:
+        self._searching -= 1
+        if isinstance(evidence, Exception):
+            waiter.told(evidence, "made")
+            return
+        key = self._key(waiter.plan, waiter.tenant, evidence)
+        if made := self.states.get(key):
+            waiter.told(made, "hit")
+        elif flight := self._flights.get(key):
+            flight.waiters.append(waiter)
+        else:
+            flight = _Flight(key, waiter.plan, waiter.tenant, evidence, search_ms, [waiter])
+            self._flights[key] = flight
+            self._queue.append(flight)
+
+    def _key(self, plan: Plan, tenant: str, evidence: Evidence) -> str:
+        passages = [[one.id, one.text, one.prompt] for one in evidence.passages]
+        # A method that does more than train may search on by itself, and then all of the store decides.
+        more = plan.store if not plan.spec.method.trains_weights_only else None
+        version = [more, self._store_of(tenant, more).contents] if more else None
+        return digest(
+            [tenant, self._lm.fingerprint, str(self._lm.dtype), self._lm.device.type, GRID],
+            [plan.method, plain(describe(plan.spec.method)), plan.seed, evidence.query],
+            [passages, list(evidence.found.scores), version],
+            [plan.budget.tokens, plan.budget.steps],
+        )
+
+    def tick(self) -> None:
+        """Work on one piece of what is adapted to now, or begin the next batch."""
+        if self._work is None:
+            self._queue = [flight for flight in self._queue if flight.wanted or self._gone(flight)]
+            if not self._queue:
+                return
+            first = self._queue[0]
+            same = [flight for flight in self._queue if flight.plan.alike == first.plan.alike]
+            self._batch = same[: 1 if first.plan.spec.method.separate else TOGETHER]
+            self._queue = [flight for flight in self._queue if flight not in self._batch]
+            batch = self._batch
+            self._work = Pieces(lambda pieces: self._adapt(batch, pieces))
+        if self._work.go():
+            work, batch = self._work, self._batch
+            self._work, self._batch = None, []
+            for flight, made in zip(batch, work.result(), strict=True):
+                del self._flights[flight.key]
+                self._tell(flight, made)
+
+    def _gone(self, flight: _Flight) -> bool:
+        del self._flights[flight.key]
+        return False
+
+    def _tell(self, flight: _Flight, made: Made | Exception) -> None:
+        if isinstance(made, Made) and made.stopped is None:
+            self.states.put(made, flight.waiters[0].quota)
+        for place, waiter in enumerate(flight.waiters):
+            if not waiter.cancelled:
+                waiter.told(made, "joined" if place else "made")
+
+    def _adapt(
+        self, batch: Sequence[_Flight], pieces: Pieces[list[Made | Exception]]
+    ) -> list[Made | Exception]:
+        """Adapt to some flights together, each by itself where that fails."""
+        plan = batch[0].plan
+        started = time.monotonic()
+
+        def cancelled() -> bool:
+            pieces.pause()
+            return not any(flight.wanted for flight in batch)
+
+        context = Context(plan.seed, plan.budget, [Ledger() for _ in batch], cancelled, continues=False)
+        try:
+            fresh = [plan.spec.method.init(self._lm) for _ in batch]
+            evidence = [flight.evidence for flight in batch]
+            states = plan.spec.method.adapt(fresh, self._lm, evidence, context)
+            passed = (time.monotonic() - started) * 1000
+            pairs = zip(batch, fresh, states, context.ledgers, strict=True)
+            return [self._made(*each, passed) for each in pairs]
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            return [made for flight in batch for made in self._adapt([flight], pieces)]
+
+    def _made(self, flight: _Flight, fresh: State, state: State, ledger: Ledger, adapt_ms: float) -> Made:
+        method = flight.plan.spec.method
+        adapted: LM = method.adapted([state], self._lm)
+        if state is not fresh and not (finite(state) and finite_after(adapted, flight.evidence.query)):
+            ledger.stop("diverged", "the adapted model gives no numbers: use a smaller learning rate")
+            state, adapted = fresh, method.adapted([fresh], self._lm)
+        parts = own(adapted) if self._grid is not None else None
+        sits = parts is not None and self._grid is not None and self._grid.takes(parts)
+        stopped, found = ledger.stopped, flight.evidence.found
+        return Made(
+            flight.key,
+            flight.tenant,
+            Answers(own=parts) if sits else Answers(lm=adapted),
+            found.passages,
+            found.scores,
+            ledger.steps,
+            ledger.tokens_trained,
+            None if stopped is None else stopped.kind,
+            stopped is not None and stopped.kind == "diverged",
+            _bytes(state) + sum(len(passage.text) for passage in found.passages),
+            flight.plan.store,
+            flight.search_ms,
+            adapt_ms,
+        )
+
+
+def shown(made: Made, cache: str, plan: Plan) -> dict[str, Any]:
+    """Return what a client is told of the state that answers it."""
+    rows = neighbours(Found(made.passages, made.scores, (0.0,) * len(made.scores), (0.0,) * len(made.scores)))
+    near = [
+        {
+            "id": f"pa_{passage.id:016x}",
+            "document": passage.document,
+            "start": passage.start,
+            "score": row.score,
+            **({"text": passage.text} if plan.explain else {}),
+        }
+        for passage, row in zip(made.passages, rows, strict=True)
+    ]
+    return {
+        "state": made.name,
+        "cache": cache,
+        "method": plan.method,
+        "neighbours": near,
+        "steps": made.steps,
+        "tokens_trained": made.trained,
+        "stopped": made.stopped,
+        "seed": plan.seed,
+        "ms": {"search": round(made.search_ms, 1), "adapt": round(made.adapt_ms, 1)},
+    }
+
+
+def refusal(made: Made, plan: Plan) -> ApiError | None:
+    """Return why a request fails where its state could not be had whole, if it asked for that."""
+    if plan.on_limit == "answer" or made.stopped is None:
+        return None
+    if made.diverged:
+        raise Diverged("training diverged: use a smaller learning rate")
+    return ApiError(
+        400, "the budget was spent before everything was read: give more", "budget", "uptake.budget"
+    )
+
+
+def _bytes(value: Any) -> int:
+    """Return the bytes of all tensors in a state."""
+    import dataclasses
+
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if dataclasses.is_dataclass(value):
+        return sum(_bytes(getattr(value, part.name)) for part in dataclasses.fields(value))
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, tuple | list) else 0

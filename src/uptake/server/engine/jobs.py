@@ -1,0 +1,287 @@
+"""Requests as the engine works on them: from a frame to rows that write, and what is told of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from uptake.lm.base import LM
+from uptake.lm.causal import Causal
+from uptake.lm.examples import Example, of_target, rolling_windows
+from uptake.lm.generation import Decoding
+from uptake.lm.grid import Own
+from uptake.server.engine.adapting import Adapter, Made, Waiter, refusal, shown
+from uptake.server.engine.plans import Plan, Plans
+from uptake.server.engine.rows import Answers, Row, Writer, plain
+from uptake.server.errors import bad, of
+from uptake.text.token_bytes import TokenBytes
+from uptake.text.types import stable_hash
+
+COMPLETION_TOKENS = 16  # where a completion does not say
+MOST_ROWS = 128  # choices of one request
+
+
+@dataclass(eq=False)
+class Job:
+    """One request under way."""
+
+    id: int
+    frame: dict[str, Any]
+    prompts: list[list[int]] = field(default_factory=list)
+    plan: Plan | None = None
+    waiters: list[Waiter] = field(default_factory=list)
+    made: dict[int, tuple[Made, str]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> int:
+        """The tokens that were trained on for this request and no other."""
+        return sum(made.trained for made, cache in self.made.values() if cache == "made")
+
+
+class Jobs:
+    """All requests under way, by their number."""
+
+    def __init__(
+        self,
+        lm: Causal,
+        plans: Plans,
+        adapter: Adapter,
+        writer: Writer,
+        send: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._lm, self._plans, self._adapter, self._writer, self._send = lm, plans, adapter, writer, send
+        self._names = TokenBytes(lm.tokenizer)
+        self.open: dict[int, Job] = {}
+
+    def begin(self, frame: dict[str, Any]) -> None:
+        """Take a request up. Raises whatever is wrong with it."""
+        job = Job(frame["id"], frame)
+        job.plan = self._plans.of(frame["model"], frame.get("uptake"))
+        job.prompts = [self._ids(prompt) for prompt in self._prompts(frame)]
+        self._check(job)
+        self.open[job.id] = job
+        if job.plan is None:
+            self._write(job, [Answers(own=None, lm=self._lm)] * len(job.prompts))
+            return
+        for place, ids in enumerate(job.prompts):
+            self._ask(job, place, self._query(job, ids))
+
+    def cancel(self, number: int) -> None:
+        """End a request whose client is gone; one that is not there has ended."""
+        job = self.open.pop(number, None)
+        if job is None:
+            return
+        for waiter in job.waiters:
+            waiter.cancelled = True
+        for row in job.rows:
+            self._writer.drop(row)
+
+    def tick(self) -> None:
+        """Let rows write, and tell what they wrote."""
+        told = set(self._writer.tick())
+        for job in [*self.open.values()]:
+            if any(row in told for row in job.rows):
+                self._report(job)
+
+    def fail(self, number: int, error: Exception) -> None:
+        """End a request with an error."""
+        self.cancel(number)
+        self._send({"id": number, "event": "error", "error": of(error).plain()})
+
+    def _prompts(self, frame: dict[str, Any]) -> list[str | list[int]]:
+        if frame.get("messages") is None:
+            return list(frame["prompts"])
+        tokenizer: Any = self._lm.tokenizer.inner
+        if not tokenizer.chat_template:
+            raise bad("the model has no chat template: use /v1/completions", "messages", "no_chat_template")
+        try:
+            text = tokenizer.apply_chat_template(
+                frame["messages"], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates raise what they like
+            raise bad(f"the model's chat template refuses these messages ({error})", "messages") from None
+        ids = self._lm.tokenizer.encode(str(text))[0]
+        return [ids or [self._lm.tokenizer.opening]]
+
+    def _ids(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._lm.tokenizer.encode(prompt)[0]
+        if (most := len(self._lm.tokenizer)) <= max(prompt):
+            raise bad(f"token {max(prompt)} is none of the {most:,} of this model", "prompt")
+        return prompt
+
+    def _check(self, job: Job) -> None:
+        frame, window = job.frame, self._lm.window
+        chat = frame.get("messages") is not None
+        if len(job.prompts) * frame["n"] > MOST_ROWS:
+            raise bad(f"{len(job.prompts)} prompts of {frame['n']} choices each: use {MOST_ROWS} in all", "n")
+        longest = max(len(self._opened(job, ids)) for ids in job.prompts)
+        asked = frame["max_tokens"]
+        if asked is None:
+            asked = max(1, window - longest) if chat else min(COMPLETION_TOKENS, max(1, window - longest))
+        if longest + asked > window:
+            raise bad(
+                f"the model has room for {window:,} tokens; {longest:,} of the prompt and {asked:,} to write "
+                "are more: shorten one",
+                "messages" if chat else "prompt",
+                "context_length_exceeded",
+            )
+        job.told["tokens"] = asked
+        searches = job.plan is not None and job.plan.searches and job.plan.query is None
+        if frame.get("echo") and searches:
+            raise bad(
+                "an echo would be scored by a model that searched with what is scored: give a query",
+                "uptake.query",
+                "query_missing",
+            )
+
+    def _opened(self, job: Job, ids: Sequence[int]) -> list[int]:
+        """Return what the model reads: the opening token first, but a chat's template is all there is."""
+        opening = self._lm.tokenizer.opening
+        if ids and (ids[0] == opening or job.frame.get("messages") is not None):
+            return list(ids)
+        return [opening, *ids]
+
+    def _query(self, job: Job, ids: Sequence[int]) -> str:
+        assert job.plan is not None
+        if job.plan.query is not None:
+            return job.plan.query
+        messages = job.frame.get("messages")
+        if messages is not None:
+            asked = [each["content"] for each in messages if each["role"] == "user"]
+            return str(asked[-1] if asked else messages[-1]["content"])
+        return str(self._lm.tokenizer.decode(list(ids)))
+
+    def _ask(self, job: Job, place: int, query: str) -> None:
+        plan = job.plan
+        assert plan is not None
+
+        def told(made: Made | Exception, cache: str) -> None:
+            if job.id not in self.open:
+                return
+            try:
+                if isinstance(made, Exception):
+                    raise made
+                if refused := refusal(made, plan):
+                    raise refused
+                job.made[place] = made, cache
+                if len(job.made) == len(job.prompts):
+                    self._write(job, [job.made[each][0].answers for each in range(len(job.prompts))])
+            except Exception as error:
+                self.fail(job.id, error)
+
+        frame = job.frame
+        job.waiters.append(self._adapter.ask(plan, frame["tenant"], query, frame["state_bytes"], told))
+
+    def _write(self, job: Job, answers: Sequence[Answers]) -> None:
+        """Let a request's rows wait for their seats, and tell what is known before they write."""
+        frame = job.frame
+        begun: dict[str, Any] = {
+            "id": job.id,
+            "event": "begun",
+            "prompt_tokens": sum(map(len, job.prompts)),
+            "trained": job.trained,
+        }
+        if job.plan is not None:
+            found = [shown(*job.made[place], job.plan) for place in range(len(job.prompts))]
+            begun["uptake"] = found[0] if len(found) == 1 else {"prompts": found}
+        if frame.get("echo"):
+            begun["echo"] = [self._echo(job, ids, own) for ids, own in zip(job.prompts, answers, strict=True)]
+        self._send(begun)
+        for place, (ids, own) in enumerate(zip(job.prompts, answers, strict=True)):
+            for choice in range(frame["n"]):
+                number = place * frame["n"] + choice
+                decoding = Decoding(
+                    tokens=job.told["tokens"],
+                    temperature=frame["temperature"],
+                    top_p=frame["top_p"],
+                    seed=stable_hash(str(frame["seed"]), str(number)),
+                    stop=tuple(frame["stop"]),
+                    alternatives=frame["logprobs"] or 0,
+                    beyond_window=False,
+                )
+                row = Row(number, self._seated(own), self._behind(job, own, ids), decoding)
+                job.rows.append(row)
+                self._writer.add(row)
+
+    def _seated(self, answers: Answers) -> Answers:
+        """Return who answers: the base itself sits in the grid, where there is one."""
+        if answers.lm is self._lm and self._writer.grid is not None:
+            return Answers(own=Own())
+        return answers
+
+    def _behind(self, job: Job, answers: Answers, ids: Sequence[int]) -> list[int]:
+        """Return what a row reads. What stands before a text takes the place of an opening token."""
+        opened, opening = self._opened(job, ids), self._lm.tokenizer.opening
+        chat = job.frame.get("messages") is not None
+        return [opening, *opened] if chat and (answers.own is None or answers.own.prefix) else opened
+
+    def _lm_of(self, answers: Answers) -> LM:
+        if answers.own is not None and self._writer.grid is not None:
+            return self._writer.grid.alone(answers.own)
+        assert answers.lm is not None
+        return answers.lm
+
+    def _echo(self, job: Job, ids: Sequence[int], answers: Answers) -> dict[str, Any]:
+        """Return a prompt's text, and its tokens with their log-probabilities, none for the first."""
+        found: dict[str, Any] = {"text": self._text(ids), "tokens": None}
+        if job.frame["logprobs"] is None:
+            return found
+        opened = self._opened(job, ids)
+        tokens: list[list[Any]] = [[list(self._names.of(token)), None, None] for token in ids[:1]]
+        if len(opened) > 1:
+            example = Example(tuple(opened[:1]), tuple(opened[1:]))
+            lm = self._lm_of(answers)
+            rows = [
+                row
+                for window in rolling_windows(example, lm.max_input_tokens(0))
+                for row in self._told(lm, window, job.frame["logprobs"])
+            ]
+            tokens += rows[len(rows) - len(ids) + 1 :] if len(ids) > 1 else []
+        return {**found, "tokens": tokens}
+
+    def _told(self, lm: LM, example: Example, most: int) -> list[list[Any]]:
+        with torch.no_grad():
+            (log_probs,) = lm.predictions([example])
+        log_probs = log_probs.float().cpu()
+        own, best = of_target(log_probs, example).tolist(), log_probs.topk(most)
+        return [
+            [
+                list(self._names.of(token)),
+                own[place],
+                [
+                    [list(self._names.of(other)), value]
+                    for other, value in zip(
+                        best.indices[place].tolist(), best.values[place].tolist(), strict=True
+                    )
+                ],
+            ]
+            for place, token in enumerate(example.target)
+        ]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self._names.of, ids)).decode("utf8", "replace")
+
+    def _report(self, job: Job) -> None:
+        rows = []
+        for row in job.rows:
+            if row.error:
+                self.fail(job.id, row.error)
+                return
+            if not row.told:
+                continue
+            text = "".join(token.text for token in row.told)
+            finish = row.told[-1].finish
+            tokens = None
+            if job.frame["logprobs"] is not None:
+                tokens = [plain(token, self._names) for token in row.told if token.id is not None]
+            rows.append([row.choice, text, finish, sum(token.id is not None for token in row.told), tokens])
+            row.told.clear()
+        if rows:
+            self._send({"id": job.id, "event": "tokens", "rows": rows})
+        if all(row.done for row in job.rows):
+            self._send({"id": job.id, "event": "end", "trained": job.trained})
+            del self.open[job.id]

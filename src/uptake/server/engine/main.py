@@ -1,0 +1,193 @@
+"""The engine's process: frames in, frames out, and between them one thread that computes.
+
+    python -m uptake.server.engine.main FD
+
+FD is the number of an open socket to the door, which sends the configuration first.
+"""
+
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from uptake.errors import UptakeError
+from uptake.lm import loading
+from uptake.lm.causal import Causal
+from uptake.lm.grid import Grid
+from uptake.server.config import Config
+from uptake.server.engine.adapting import Adapter
+from uptake.server.engine.jobs import Jobs
+from uptake.server.engine.plans import Plans
+from uptake.server.engine.rows import Writer
+from uptake.server.errors import ApiError, not_found, of
+from uptake.server.link import Link
+from uptake.store.datastore import Datastore
+
+
+class Engine:
+    """One model, what adapts it, and the requests that it answers."""
+
+    def __init__(self, config: Config, link: Link) -> None:
+        """Load everything. Raises UptakeError where something cannot be used."""
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.config, self._link = config, link
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._stores: dict[str, Datastore] = {}
+        for at in config.stores:
+            self._stores[at.name] = Datastore.open(at.path, encoder=at.encoder, device=config.device)
+        self.lm = loading.load(config.model, config.device, config.dtype)
+        self.lm.name = config.name
+        self.outcome, self.grid = checked(self.lm)
+        self.plans = Plans(config, self.lm, lambda name: self._store_of("", name))
+        self.adapter = Adapter(self.lm, self.grid, self._store_of, self._inbox.put, config.state_bytes)
+        self.writer = Writer(self.lm, self.grid, config.rows)
+        self.jobs = Jobs(self.lm, self.plans, self.adapter, self.writer, self._send)
+        # While somebody writes, adapting has at most as much time as writing.
+        self._spent = {"write": 0.0, "adapt": 0.0}
+
+    def _send(self, frame: dict[str, Any]) -> None:
+        try:
+            self._link.send(frame)
+        except OSError:
+            self.take(None)  # the door is gone
+
+    def hello(self) -> dict[str, Any]:
+        """Return what the door has to know."""
+        tokenizer: Any = self.lm.tokenizer.inner
+        return {
+            "event": "hello",
+            "models": self.plans.listed(),
+            "window": self.lm.window,
+            "fingerprint": self.lm.fingerprint,
+            "grid": self.outcome,
+            "tokenizer": tokenizer.backend_tokenizer.to_str(),
+            "opening": self.lm.tokenizer.opening,
+            "end": self.lm.tokenizer.end,
+            "chat_template": tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+            "notes": self.plans.notes,
+        }
+
+    def take(self, frame: dict[str, Any] | None) -> None:
+        """Let the thread that computes act on a frame; None ends it. Any thread may call this."""
+        self._inbox.put(None if frame is None else lambda: self._act(frame))
+
+    def run(self) -> None:
+        """Compute until the door is gone."""
+        while True:
+            idle = not (self.writer.busy or self.adapter.busy)
+            if idle:
+                self._spent = {"write": 0.0, "adapt": 0.0}
+            try:
+                act = self._inbox.get(block=idle)
+            except queue.Empty:
+                self._tick()
+                continue
+            if act is None:
+                return
+            act()
+
+    def _tick(self) -> None:
+        if self.writer.busy:
+            self._timed("write", self.jobs.tick)
+        if self.adapter.busy and (not self.writer.busy or self._spent["adapt"] <= self._spent["write"]):
+            self._timed("adapt", self.adapter.tick)
+
+    def _timed(self, name: str, do: Callable[[], None]) -> None:
+        started = time.monotonic()
+        do()
+        self._spent[name] += time.monotonic() - started
+
+    def _act(self, frame: dict[str, Any]) -> None:
+        number = frame["id"]
+        try:
+            match frame["op"]:
+                case "generate":
+                    self.jobs.begin(frame)
+                case "cancel":
+                    self.jobs.cancel(number)
+                case "facts":
+                    self._send({"id": number, "event": "answer", "answer": self.facts()})
+                case _:
+                    raise ApiError(404, "there is no such operation", "not_found")
+        except Exception as error:
+            if not isinstance(error, UptakeError | ApiError):
+                traceback.print_exc()
+            self._send({"id": number, "event": "error", "error": of(error).plain()})
+
+    def facts(self) -> dict[str, Any]:
+        """Return counts of what the engine holds now."""
+        states = self.adapter.states
+        return {
+            "rows": len(self.writer.rows),
+            "rows_waiting": len(self.writer.waiting),
+            "requests": len(self.jobs.open),
+            "adapting": self.adapter.open,
+            "kv_bytes": self.grid.bytes if self.grid else 0,
+            "states": len(states),
+            "state_bytes": states.bytes(),
+            "state_hits": states.hits,
+            "state_evictions": states.evictions,
+        }
+
+    def _store_of(self, tenant: str, name: str) -> Datastore:
+        if name in self._stores:
+            return self._stores[name]
+        raise not_found(f"store {name[:100]!r}", "uptake.store")
+
+
+def checked(lm: Causal) -> tuple[str, Grid | None]:
+    """Return what the self-test of this machine gave, and the grid, or None where rows go one by one."""
+    grid = Grid(lm)
+    try:
+        outcome = grid.check()
+    except Exception as error:  # a model of another build fails in a manner of its own
+        return f"one by one: {type(error).__name__}", None
+    if outcome and not outcome.startswith("pinned"):
+        return f"one by one: {outcome}", None
+    return outcome or "grid", grid
+
+
+def serve(link: Link) -> None:
+    """Be the engine of whoever is at the other end of a link, until it is gone."""
+    first = link.receive()
+    if first is None:
+        return
+    try:
+        engine = Engine(Config.of(first), link)
+    except UptakeError as error:
+        link.send({"event": "failed", "message": str(error)})
+        return
+    link.send(engine.hello())
+
+    def listen() -> None:
+        while (frame := link.receive()) is not None:
+            engine.take(frame)
+        engine.take(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    engine.run()
+
+
+def main() -> None:
+    """Serve the door at the other end of the socket that the argument names."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the door says when to end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    serve(Link(socket.socket(fileno=int(sys.argv[1]))))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(
+        0
+    )  # threads of libraries may wait for each other at an orderly end, and nothing is left to write
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""One generation from its turn to its last byte: an ASGI response that ends when its client leaves.
+
+A task waits on `receive()` all the while, so a client that goes away frees its place in the queue, its state
+and its rows at once. Errors after the first byte come within the stream, and the stream is closed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from uptake.server.admit import Admission, Ticket
+from uptake.server.answers import DONE, FINISH, Answer, Choice, event
+from uptake.server.calls import EngineProcess
+from uptake.server.errors import ApiError, internal
+from uptake.server.keys import Key
+from uptake.server.meter import Meter
+
+log = logging.getLogger("uptake.server")
+HEADERS = {"cache-control": "no-store"}
+UNREAD = 30.0  # seconds that a chunk may wait for a client to read
+
+
+class Turns:
+    """Requests that wait for their turn, each on a future of its own."""
+
+    def __init__(self, admission: Admission, meter: Meter) -> None:
+        self.admission, self._meter = admission, meter
+        self._futures: dict[Ticket, asyncio.Future[None]] = {}
+
+    def enter(self, key: Key, tokens: int) -> Ticket:
+        """Admit a request. Raises ApiError."""
+        try:
+            ticket = self.admission.admit(key, tokens)
+        except ApiError as error:
+            self._meter.refused.labels(error.code).inc()
+            raise
+        self._futures[ticket] = asyncio.get_running_loop().create_future()
+        self.pump()
+        return ticket
+
+    async def turn(self, ticket: Ticket) -> None:
+        """Wait for the turn of a request."""
+        await self._futures[ticket]
+        self._meter.queue.observe(time.monotonic() - ticket.begun)
+
+    def leave(self, ticket: Ticket, tokens: int = 0, trained: int = 0) -> None:
+        """End a request, and let the next begin."""
+        self.admission.done(ticket, tokens, trained)
+        self._futures.pop(ticket, None)
+        self.pump()
+
+    def pump(self) -> None:
+        """Give turns to whoever may have one."""
+        while (ticket := self.admission.next()) is not None:
+            future = self._futures.get(ticket)
+            if future is not None and not future.done():
+                future.set_result(None)
+        self._meter.waiting.set(self.admission.waiting)
+        self._meter.running.set(self.admission.running)
+
+
+class Generating(Response):
+    """The answer to one request for text."""
+
+    def __init__(
+        self,
+        turns: Turns,
+        engine: EngineProcess,
+        meter: Meter,
+        ticket: Ticket,
+        frame: dict[str, Any],
+        answer: Answer,
+        stream: bool,
+        usage: bool,
+        ignored: list[str],
+        deadline: float | None,
+        allowed: Callable[[], bool],
+    ) -> None:
+        """`allowed` says, now and then, whether the key is still one."""
+        super().__init__()
+        self._turns, self._engine, self._meter = turns, engine, meter
+        self._ticket, self._frame, self._answer = ticket, frame, answer
+        self._stream, self._usage, self._ignored = stream, usage, ignored
+        self._deadline, self._allowed = deadline, allowed
+        self._begun = time.monotonic()
+        self._started = False
+        self._trained = 0
+        self._stage = "queue"
+        self.failed: ApiError | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._run(scope, receive, send))
+        gone = asyncio.create_task(_disconnected(receive))
+        revoked = asyncio.create_task(self._revoked())
+        try:
+            await asyncio.wait({work, gone, revoked}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and revoked.done():
+                work.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await work
+                error = ApiError(401, "the key was revoked", "invalid_api_key")
+                await self._fail(scope, receive, send, error)
+            elif not work.done():
+                self._meter.cancelled.labels(self._stage).inc()
+        finally:
+            for task in (work, gone, revoked):
+                task.cancel()
+            await asyncio.gather(work, gone, revoked, return_exceptions=True)
+            used = self._answer.usage["total_tokens"]
+            self._turns.leave(self._ticket, used, self._trained)
+            self._meter.whole.observe(time.monotonic() - self._begun)
+            for kind, count in (*self._answer.usage.items(), ("trained_tokens", self._trained)):
+                if kind != "total_tokens":
+                    self._meter.tokens.labels(kind.removesuffix("_tokens")).inc(count)
+
+    async def _revoked(self) -> None:
+        while self._allowed():
+            await asyncio.sleep(1)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._deadline):
+                await self._turns.turn(self._ticket)
+                await self._write(scope, receive, send)
+        except TimeoutError:
+            told = ApiError(504, "the deadline passed: give more, or ask for less", "deadline", retry=False)
+            await self._fail(scope, receive, send, told)
+        except ApiError as error:
+            await self._fail(scope, receive, send, error)
+        except OSError:
+            return  # the client is gone
+        except Exception:
+            log.exception("a request failed")
+            await self._fail(scope, receive, send, internal())
+
+    async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer, self._stage = self._answer, "adapt"
+        queued = time.monotonic() - self._begun
+        async for found in self._engine.events(self._engine.call(self._frame)):
+            match found["event"]:
+                case "begun":
+                    self._stage = "write"
+                    self._open(found, queued)
+                    if self._stream:
+                        await self._start(send)
+                        for chunk in answer.first():
+                            await self._send(send, event(chunk))
+                        await self._echoed(send)
+                case "tokens":
+                    for choice, text, finish, count, tokens in found["rows"]:
+                        await self._grow(send, answer.choices[choice], text, finish, count, tokens or [])
+                case "end":
+                    self._trained = found["trained"]
+        if not self._stream:
+            await JSONResponse(answer.whole(), headers=HEADERS)(scope, receive, send)
+            return
+        if self._usage:
+            await self._send(send, event(answer.last()))
+        await self._send(send, DONE)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _open(self, found: dict[str, Any], queued: float) -> None:
+        answer = self._answer
+        answer.prompt_tokens, self._trained = found["prompt_tokens"], found["trained"]
+        cache = "base"
+        if "uptake" in found or self._frame.get("uptake") is not None:
+            told = found.get("uptake") or {}
+            times = {"queue": round(queued * 1000, 1), **told.get("ms", {})}
+            answer.uptake = {**told, "ignored": self._ignored, "ms": times}
+            cache = told.get("cache", "several" if "prompts" in told else "base")
+            for one in told.get("prompts", [told]):
+                if one.get("cache") == "made":
+                    self._meter.search.observe(one["ms"]["search"] / 1000)
+                    self._meter.adapt.observe(one["ms"]["adapt"] / 1000)
+        self._cache = cache
+        for place, echo in enumerate(found.get("echo") or []):
+            for choice in answer.choices[place * self._frame["n"] : (place + 1) * self._frame["n"]]:
+                choice.text, choice.tokens = echo["text"], list(echo["tokens"] or [])
+
+    async def _echoed(self, send: Send) -> None:
+        for choice in self._answer.choices:
+            if choice.text or choice.tokens:
+                chunk = self._answer.chunk(choice, choice.text, choice.tokens, None, 0)
+                await self._send(send, event(chunk))
+
+    async def _grow(
+        self, send: Send, choice: Choice, text: str, finish: str, count: int, tokens: list[Any]
+    ) -> None:
+        if not any(each.count for each in self._answer.choices):
+            self._meter.first.labels(self._cache).observe(time.monotonic() - self._begun)
+        ended = FINISH[finish] if finish else None
+        offset = len(choice.text)
+        choice.text += text
+        choice.tokens += tokens
+        choice.count += count
+        choice.finish = ended
+        if self._stream and (text or tokens or ended):
+            await self._send(send, event(self._answer.chunk(choice, text, tokens, ended, offset)))
+
+    async def _start(self, send: Send) -> None:
+        headers = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "x-accel-buffering": "no",
+            **HEADERS,
+        }
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        self._started = True
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        try:
+            async with asyncio.timeout(UNREAD):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except TimeoutError:
+            self._meter.cancelled.labels("unread").inc()
+            raise OSError("the client does not read") from None
+
+    async def _fail(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
+        self.failed = error
+        with contextlib.suppress(OSError):
+            if not self._started:
+                await refused(error)(scope, receive, send)
+                return
+            await self._send(send, event(error.body()))
+            await self._send(send, DONE)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def refused(error: ApiError) -> JSONResponse:
+    """Return an error as a response."""
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return once the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,112 @@
+"""A server for tests: the real door on a real socket, its engine a thread of this process, a toy model."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import uvicorn
+from transformers import PreTrainedTokenizerFast
+
+import toys
+from uptake.server.admit import Admission, House
+from uptake.server.app import Door, make_app
+from uptake.server.calls import EngineProcess
+from uptake.server.config import Config, Recipe, StoreAt
+from uptake.server.engine.main import serve
+from uptake.server.keys import Keys
+from uptake.server.link import Link
+from uptake.server.serving import Server, listening, options
+from uptake.store.datastore import Datastore
+from uptake.text.types import Document
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TEXTS = ("the cat sat on the mat. ", "a dog ran over the hill.", "one fish, two fish, red fish.")
+LORA = ("trainable=lora(rank=2)", "learning_rate=1e-2")
+
+
+class EngineThread(EngineProcess):
+    """An engine in a thread, which is there at once."""
+
+    async def _begin(self, end: socket.socket) -> None:
+        link = Link(end.dup())
+        threading.Thread(target=serve, args=[link], daemon=True).start()
+
+
+class Running:
+    """A server that runs, and clients of it."""
+
+    def __init__(self, url: str, door: Door) -> None:
+        self.url, self.door = url, door
+        self.http = httpx.Client(base_url=url, timeout=60)
+
+    def openai(self, key: str = "none", **more: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **more)
+
+    def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
+        return self.http.post(path, json=body, **more)
+
+
+def saved_model(folder: Path, shape: str = "llama", window: int = 256, seed: int = 0) -> Path:
+    """Write a toy with a chat template, and return its folder."""
+    toys.module(shape, seed=seed, window=window).save_pretrained(folder)
+    tokenizer: PreTrainedTokenizerFast = toys.tokenizer()
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def saved_store(path: Path) -> Path:
+    store = Datastore.create(path, retriever="lexical")
+    store.add([Document(f"d{number}", text) for number, text in enumerate(TEXTS)])
+    return path
+
+
+def config(folder: Path, **more: Any) -> Config:
+    model, store = folder / "toy", folder / "notes.store"
+    if not model.exists():
+        saved_model(model)
+    if not store.exists():
+        saved_store(store)
+    recipes = (
+        Recipe("notes", "ttt-nn", 2, LORA, "notes"),
+        Recipe("read", "in-context", 2, (), "notes"),
+        Recipe("whole", "ttt-nn", 2, ("learning_rate=1e-3",), "notes"),
+    )
+    stores = (StoreAt("notes", str(store)),)
+    return Config(str(model), "toy", threads=1, stores=stores, recipes=recipes, **more)
+
+
+@contextlib.contextmanager
+def running(
+    config: Config,
+    keys: Keys | None = None,
+    house: House | None = None,
+    engine: type[EngineProcess] = EngineThread,
+) -> Iterator[Running]:
+    """Around a server: yield it once it answers."""
+    door = Door(config, keys, engine(config), admission=Admission(house))
+    at = listening("127.0.0.1", 0)
+    server = Server(uvicorn.Config(make_app(door), **options()), door)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[at])), daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        thread.join(0.01)
+    assert server.started, door.engine.failed
+    found = Running(f"http://127.0.0.1:{at.getsockname()[1]}", door)
+    try:
+        yield found
+    finally:
+        found.http.close()
+        server.should_exit = True
+        thread.join(20)
+        at.close()
+        assert not thread.is_alive()
