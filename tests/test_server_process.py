@@ -1,0 +1,163 @@
+"""The server as it really runs: two processes, which are killed, drained and asked by the harness."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+import server_world
+from uptake.lm.base import Segment
+from uptake.lm.loading import load
+
+pytestmark = pytest.mark.long
+ROOT = Path(__file__).parent.parent
+
+
+class Process:
+    """`uptake serve` on a free port."""
+
+    def __init__(self, folder: Path, *more: object) -> None:
+        config = server_world.config(folder)
+        store = config.stores[0].path
+        words = ["serve", "-m", config.model, "-s", store, "--port", 0, "--threads", 1, *more]
+        words += ["--set", server_world.LORA[0], "--set", server_world.LORA[1], "-k", 2]
+        program = "from uptake.cli.main import main; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, words)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if " at http" in line:
+                self.url = line.split(" at ")[1].split("/v1")[0]
+                break
+        else:
+            raise AssertionError("it did not start")
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
+    def children(self) -> list[int]:
+        found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(each) for each in found.split()]
+
+    def ready(self) -> bool:
+        return self.http.get("/health/ready").status_code == 200
+
+    def close(self) -> None:
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0
+
+
+@pytest.fixture(name="server")
+def server_fixture(tmp_path: Path) -> Iterator[Process]:
+    found = Process(tmp_path)
+    yield found
+    found.close()
+
+
+def ask(server: Process, **more: Any) -> httpx.Response:
+    return server.http.post("/v1/completions", json={"model": "toy+notes", "prompt": "the cat", **more})
+
+
+def test_an_engine_that_is_killed_is_told_of_and_started_again(server: Process) -> None:
+    before = ask(server, max_tokens=8, temperature=0).json()["choices"]
+    for _ in range(3):
+        (engine,) = server.children()
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
+        stream = client.completions.create(model="toy", prompt="a", max_tokens=250, stream=True)
+        next(iter(stream))
+        os.kill(engine, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="restarted"):
+            list(stream)
+        assert ask(server).json()["error"]["code"] == "starting"
+        for _ in range(600):
+            if server.ready():
+                break
+            time.sleep(0.1)
+        assert ask(server, max_tokens=8, temperature=0).json()["choices"] == before
+
+
+def test_a_server_that_goes_down_lets_what_runs_finish(server: Process) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
+    stream = client.completions.create(model="toy", prompt="a", max_tokens=200, temperature=0, stream=True)
+    next(iter(stream))
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    refused = ask(server)
+    assert refused.status_code == 503 and refused.json()["error"]["code"] == "draining"
+    assert server.http.get("/health/ready").status_code == 503
+    assert [each.choices[0].finish_reason for each in stream][-1] == "length"
+    assert server.process.wait(30) == 0
+
+
+def test_the_door_holds_no_torch(server: Process) -> None:
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "libtorch" not in maps and "libtorch" in Path(f"/proc/{server.children()[0]}/maps").read_text()
+
+
+@pytest.mark.parametrize("name", ["toy", "toy+notes"])
+def test_the_harness_scores_over_http_what_the_library_scores(
+    server: Process, tmp_path: Path, name: str
+) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    lm = load(str(tmp_path / "toy"))
+    pairs = [("the cat sat", " on the mat"), ("one fish, two", " fish"), ("a dog", " ran over")]
+    more: dict[str, Any] = {}
+    if name == "toy+notes":
+        more["uptake"] = {"query": "the cat"}
+    remote = LocalCompletionsAPI(
+        base_url=f"{server.url}/v1/completions",
+        model=name,
+        tokenizer=str(tmp_path / "toy"),
+        tokenizer_backend="huggingface",
+        max_length=256,
+        tokenized_requests=True,
+        **more,
+    )
+    if more:
+        payload = remote._create_payload
+
+        def with_query(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            return {**payload(*args, **kwargs), **more}
+
+        remote._create_payload = with_query
+    asked = [Instance("loglikelihood", {}, pair, place) for place, pair in enumerate(pairs)]
+    found = remote.loglikelihood(asked)
+    answers: Any = lm
+    if more:
+        from uptake.session import Session
+        from uptake.store.datastore import Datastore
+
+        session = Session(
+            lm,
+            "ttt-nn",
+            settings=server_world.LORA,
+            store=Datastore.open(tmp_path / "notes.store"),
+            k=2,
+            continues=False,
+        )
+        session.adapt("the cat")
+        answers = session.adapted
+    for (context, text), (log_prob, _) in zip(pairs, found, strict=True):
+        wanted = answers.score([Segment(text, context)])[0].log_probs.sum().item()
+        assert log_prob == pytest.approx(wanted, abs=1e-4)
+
+
+def test_what_it_prints_is_its_address_and_nothing_of_what_is_asked(tmp_path: Path) -> None:
+    server = Process(tmp_path)
+    ask(server, prompt="canary-4711", max_tokens=1)
+    server.http.post("/v1/completions", content=b"canary-4711")
+    server.close()
+    assert server.process.stderr is not None
+    assert "canary" not in json.dumps(server.process.stderr.read())
