@@ -2,9 +2,9 @@
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,10 @@ from uptake.lm.feed_forward_input import FeedForwardInput
 from uptake.lm.frozen_layers import FrozenLayers
 from uptake.lm.rows import RowCaches, each_row
 from uptake.model_checks import check_model
+from uptake.preparation import preparing
 from uptake.text.tokenizer import Tokenizer
+
+MadeT = TypeVar("MadeT")
 
 
 class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCache):
@@ -49,6 +52,7 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
         self._base = base
         self._replaced: dict[str, Tensor] | None = None
         self._frozen_layers: dict[int, FrozenLayers] = {}
+        self._derived: dict[Hashable, Any] = {}
         # The deltas that were laid over the base; None where its weights differ in some other way.
         self.deltas: tuple[Delta, ...] | None = () if base is None else None
         if base is None:
@@ -136,6 +140,14 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
             more["logits_to_keep"] = 1
         out = self._run(self.module, ids, cache, **more)
         return torch.log_softmax(wide(out.logits[:, -1]), -1), out.past_key_values
+
+    def derived(self, key: Hashable, make: Callable[[], MadeT]) -> MadeT:
+        """Return what `make` makes of this model alone, made once: `key` says what, and by which settings."""
+        if key not in self._derived:
+            with preparing():
+                self._derived[key] = make()
+        found: MadeT = self._derived[key]
+        return found
 
     def frozen_layers(self, count: int) -> FrozenLayers:
         """Return what keeps the output of the lowest `count` blocks, the same one each time."""

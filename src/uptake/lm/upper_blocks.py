@@ -24,7 +24,7 @@ from uptake.text.activations import Activations
 from uptake.text.types import Source
 
 
-class _Skipped(nn.Module):
+class Skipped(nn.Module):
     """Stands for a frozen block: passes on what it is given, or the hidden states it holds."""
 
     def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
@@ -51,7 +51,7 @@ class UpperBlocks(Wrapper, SelectedPlaces):
         self._private, self.frozen, self._kept = private, frozen, kept
         _, stack = blocks(private.module)
         for place in range(frozen.count):
-            stack[place] = _Skipped(stack[place], frozen.returns_tuple)
+            stack[place] = Skipped(stack[place], frozen.returns_tuple)
         self._last: Any = stack[frozen.count - 1]
 
     def around(self, inner: LM) -> Self:
