@@ -35,8 +35,9 @@ class PlacedText:
 class ChangedPlace:
     """Some texts of a model, and what they predict when the feed-forward of one layer adds something.
 
-    `keys` is what enters the layer's down projection at each text's place, [texts, in], and `outputs` what
-    leaves it there, [texts, out], without any change. For one thread.
+    `inputs` is what enters the layer's down projection at the tokens from each place on, [texts, time, in]
+    (behind a shorter text's end it means nothing), `keys` what enters at the place itself, [texts, in], and
+    `outputs` what leaves it there, [texts, out], without any change. For one thread.
     """
 
     def __init__(self, lm: Causal, place: LinearPlace, texts: Sequence[PlacedText]) -> None:
@@ -59,7 +60,8 @@ class ChangedPlace:
         with torch.no_grad():
             _, self._cache = whole.hidden(before, lm.start(), lengths)
             hidden, _ = whole.hidden(self._rest, self._cache_copy())
-        self.keys, self.outputs = wide(seen.inputs[:, 0]), wide(seen.outputs[:, 0])
+        self.inputs = wide(seen.inputs)
+        self.keys, self.outputs = self.inputs[:, 0], wide(seen.outputs[:, 0])
         self.unchanged = self._predictions(hidden)
         self._added = _Added()
         self._upper = lm.around(_above(lm.module, place, seen, self._added))
@@ -67,7 +69,8 @@ class ChangedPlace:
     def predictions(self, change: Tensor) -> list[Tensor]:
         """Return log-probabilities [predicting, vocabulary] of each text with `change` [out] added.
 
-        Differentiable in the change, which may be one a text, [texts, out].
+        Differentiable in the change, which may be one a text, [texts, out]; or one for each token from the
+        place on, [texts, time, out].
         """
         self._added.change = change
         try:
@@ -154,5 +157,7 @@ class _Add(Hook):
         change = self.added.change
         if change is None:
             return output
+        if change.dim() == 3:
+            return (wide(output) + change).to(output.dtype)
         first = wide(output[:, :1]) + change.expand(len(output), -1)[:, None]
         return torch.cat([first.to(output.dtype), output[:, 1:]], 1)
