@@ -163,13 +163,14 @@ class WeightPart(Part):
         """Change the parameter, which becomes float32 or wider: a small step on bfloat16 is not lost."""
         weight = site.parameter(name.path)
         stands = wide(weight.detach())
-        difference = self.difference().to(stands)
+        difference = self.difference().to(stands.device)
         if difference.shape != weight.shape:
             raise Mismatch(
                 f"delta has {name.path!r} of shape {tuple(difference.shape)}, the model of "
                 f"{tuple(weight.shape)}: use the base it was made on"
             )
-        site.replace(name.path, stands + difference)
+        # A difference in float64 is added in float64: it may give a weight back to the bit.
+        site.replace(name.path, (stands + difference).to(stands.dtype))
         return {}
 
 
