@@ -6,7 +6,7 @@ no selection can let a leak through. One that weighs candidates against each oth
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -140,13 +140,7 @@ class Sift(Select):
         found = source.search(self.candidates)
         vectors = source.vectors([passage.id for passage in found.passages])
         order = sift(vectors, query, k, self.regularisation, self.alpha, self.repeats)
-        return replace(
-            found,
-            passages=tuple(found.passages[i] for i in order),
-            scores=tuple(found.scores[i] for i in order),
-            overlaps=tuple(found.overlaps[i] for i in order),
-            letters=tuple(found.letters[i] for i in order),
-        )
+        return found.at(order)
 
 
 def sift(

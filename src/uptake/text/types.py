@@ -345,13 +345,16 @@ class Found:
         """Return the passages from place `start` up to place `stop`."""
         if self.parts:
             return self.of_each([part.part(start, stop) for part in self.parts])
-        cut = slice(start, stop)
+        return self.at(range(len(self.passages))[start:stop])
+
+    def at(self, places: Sequence[int]) -> "Found":
+        """Return the passages at these places, in this order."""
         return replace(
             self,
-            passages=self.passages[cut],
-            scores=self.scores[cut],
-            overlaps=self.overlaps[cut],
-            letters=self.letters[cut],
+            passages=tuple(self.passages[place] for place in places),
+            scores=tuple(self.scores[place] for place in places),
+            overlaps=tuple(self.overlaps[place] for place in places if self.overlaps),
+            letters=tuple(self.letters[place] for place in places if self.letters),
         )
 
     def behind(self, passages: Sequence[Passage]) -> "Found":
