@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from uptake.lm.loading import load
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("UPTAKE_KILLS", "3"))
 
 
 class Process:
@@ -84,6 +87,55 @@ def test_an_engine_that_is_killed_is_told_of_and_started_again(server: Process) 
                 break
             time.sleep(0.1)
         assert ask(server, max_tokens=8, temperature=0).json()["choices"] == before
+
+
+def test_what_was_acknowledged_stands_however_often_the_engine_is_killed(tmp_path: Path) -> None:
+    server = Process(tmp_path, "--data", tmp_path / "data")
+    kept: dict[str, str] = {}
+    gone: list[str] = []
+    end = threading.Event()
+
+    def write() -> None:
+        number = 0
+        with httpx.Client(base_url=server.url, timeout=60) as http:
+            while not end.is_set():
+                number += 1
+                text = f"canary-{number}-canary the cat sat"
+                try:
+                    made = http.post("/uptake/memories", json={"user": "ann", "text": text})
+                    if made.status_code == 200:
+                        kept[made.json()["id"]] = text
+                    if number % 3 == 0 and kept:
+                        name = next(iter(kept))
+                        text = kept.pop(name)
+                        # What is not answered may or may not have been done: it counts for neither.
+                        if http.delete(f"/uptake/memories/{name}").status_code == 200:
+                            gone.append(text)
+                except httpx.HTTPError:
+                    continue
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    drawn = random.Random(0)
+    try:
+        for _ in range(KILLS):
+            time.sleep(0.2 + drawn.random())
+            (engine,) = server.children()
+            os.kill(engine, signal.SIGKILL)
+            for _ in range(900):
+                if server.ready():
+                    break
+                time.sleep(0.1)
+    finally:
+        end.set()
+        writer.join()
+    listed = server.http.get("/uptake/memories", params={"user": "ann", "limit": 10000}).json()["data"]
+    texts = {each["id"]: each["text"] for each in listed}
+    assert kept and gone and all(texts[name] == text for name, text in kept.items())
+    assert not {*gone} & {*texts.values()}
+    server.close()
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
+    assert not [text for text in gone if text.split(" ")[0].encode() in stored]
 
 
 def test_a_server_that_goes_down_lets_what_runs_finish(server: Process) -> None:

@@ -48,6 +48,14 @@ def serve(
         str | None,
         options.option(SERVING, "FILE", "Keys that clients need, made by `uptake keys add`."),
     ] = None,
+    data: Annotated[
+        str | None,
+        options.option(
+            SERVING,
+            "DIR",
+            "Folder for what clients store; without it there are no files or sessions.",
+        ),
+    ] = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     threads: options.Threads = None,
@@ -82,7 +90,7 @@ def serve(
     called = name or Path(model.rstrip("/")).name.removesuffix(".gguf")
     if not called or len(called) > 100 or "+" in called or "@" in called:
         raise BadInput(f"--name {called!r}: use 1 to 100 characters without + and @")
-    config = Config(model, called, device, dtype, threads, stores, recipes)
+    config = Config(model, called, device, dtype, threads, stores, recipes, _whole(data))
     with listening(host, port) as at:
         address = f"http://{f'[{host}]' if ':' in host else host}:{at.getsockname()[1]}"
 
@@ -107,3 +115,7 @@ def _offered(
             raise BadInput(f"--store {stores[place]}: two stores would be called {name!r}; rename one")
     opened = tuple(StoreAt(name, path, encoder) for name, path in zip(names, stores, strict=True))
     return opened, tuple(Recipe(name, method, k, settings, name) for name in names)
+
+
+def _whole(folder: str | None) -> str:
+    return "" if folder is None else str(Path(folder).absolute())

@@ -95,11 +95,8 @@ class Admission:
     def admit(self, key: Key, tokens: int) -> Ticket:
         """Let a request that may cost so many tokens wait for its turn. Raises ApiError before it waits."""
         now = self._clock()
-        if self.draining:
-            raise ApiError(503, "the server is going down: try another, or later", "draining", retry_after=5)
-        account = self._accounts.get(key.id)
-        if account is None or account.limits != key.limits:
-            account = self._accounts[key.id] = _Account(key, now)
+        self._refuse_draining()
+        account = self._account(key)
         self._check(account, tokens, now)
         if self.waiting >= self.house.waiting or self.queued_tokens + tokens > self._most_queued(tokens):
             raise ApiError(
@@ -113,6 +110,26 @@ class Admission:
         self.waiting += 1
         self.queued_tokens += tokens
         return ticket
+
+    def visit(self, key: Key) -> None:
+        """Count a request that costs no tokens. Raises ApiError."""
+        now, account = self._clock(), self._account(key)
+        self._refuse_draining()
+        if (wait := account.requests.wait(1, now)) > 0:
+            raise ApiError(
+                429, "the key has used its requests of this minute: wait", "rate_limit", retry_after=wait
+            )
+        account.requests.take(1, now)
+
+    def _refuse_draining(self) -> None:
+        if self.draining:
+            raise ApiError(503, "the server is going down: try another, or later", "draining", retry_after=5)
+
+    def _account(self, key: Key) -> "_Account":
+        account = self._accounts.get(key.id)
+        if account is None or account.limits != key.limits:
+            account = self._accounts[key.id] = _Account(key, self._clock())
+        return account
 
     def _check(self, account: _Account, tokens: int, now: float) -> None:
         limits = account.limits

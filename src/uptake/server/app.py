@@ -5,12 +5,14 @@ import contextlib
 import ipaddress
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +28,7 @@ from uptake.server.meter import Meter
 
 log = logging.getLogger("uptake.server")
 BODY_SECONDS = 60.0
+FORM_SECONDS = 600.0
 ShapeT = TypeVar("ShapeT", bound=wire.Shape)
 
 
@@ -112,6 +115,37 @@ async def received(request: Request, most: int) -> bytes:
             408, f"the body took more than {BODY_SECONDS:.0f} seconds: send it faster", "slow_body"
         ) from None
     return b"".join(parts)
+
+
+@contextlib.asynccontextmanager
+async def received_form(request: Request, most: int) -> AsyncIterator[FormData]:
+    """Yield a form of fields and one file, of at most so many bytes. Raises ApiError."""
+    with contextlib.suppress(ValueError):
+        if int(request.headers.get("content-length", "0")) > most:
+            raise bodies.too_large(most)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ApiError(415, "send multipart/form-data", "unsupported_media_type")
+    size = 0
+
+    async def counted() -> AsyncGenerator[bytes, None]:
+        nonlocal size
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise bodies.too_large(most)
+            yield part
+
+    try:
+        async with asyncio.timeout(FORM_SECONDS):
+            form = await MultiPartParser(request.headers, counted(), max_files=1, max_fields=16).parse()
+    except TimeoutError:
+        raise ApiError(408, "the file took too long: send it faster", "slow_body") from None
+    except (MultiPartException, KeyError, ValueError):
+        raise bad("the form cannot be read: send one file, with a purpose", "file") from None
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def make_app(door: Door) -> ASGIApp:
@@ -277,6 +311,10 @@ def make_app(door: Door) -> ASGIApp:
             }
         )
 
+    if door.config.data:
+        from uptake.server.storing import add_routes
+
+        add_routes(app, door)
     return Outermost(app, door)
 
 

@@ -60,6 +60,7 @@ class Adaptation(Strict):
     query: Text | None = None
     texts: Texts = []
     session: Text | None = None
+    memory: Text | None = None  # the user whose memories are searched
     seed: Seed | None = None
     budget: Budget = Budget()
     on_limit: Literal["answer", "fail"] = "answer"

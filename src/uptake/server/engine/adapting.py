@@ -8,7 +8,7 @@ read are adapted together.
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ class _Flight:
     evidence: Evidence
     search_ms: float
     waiters: list[Waiter]
+    forgotten: bool = False
 
     @property
     def wanted(self) -> bool:
@@ -120,13 +121,9 @@ class States:
         """Return the bytes of all states, or of one tenant's."""
         return sum(one.bytes for one in self._kept.values() if tenant in (None, one.tenant))
 
-    def forget(self, tenant: str, passages: set[int]) -> int:
-        """Drop every state of a tenant that has read one of these passages; return how many."""
-        gone = [
-            key
-            for key, one in self._kept.items()
-            if one.tenant == tenant and any(passage.id in passages for passage in one.passages)
-        ]
+    def forget(self, held: Callable[[Made], bool]) -> int:
+        """Drop every state that this is true of; return how many."""
+        gone = [key for key, one in self._kept.items() if held(one)]
         for key in gone:
             del self._kept[key]
         return len(gone)
@@ -145,11 +142,15 @@ class Adapter:
         store_of: Callable[[str, str], Datastore],
         later: Callable[[Callable[[], None]], None],
         most_bytes: int,
+        keeper: Executor,
     ) -> None:
-        """`store_of(tenant, id)` opens a store; `later` runs something in the thread that computes."""
+        """`store_of(tenant, id)` opens a store; `later` runs something in the thread that computes.
+
+        `keeper` searches, and does nothing else with stores meanwhile.
+        """
         self._lm, self._grid, self._store_of, self._later = lm, grid, store_of, later
         self.states = States(most_bytes)
-        self._keeper = ThreadPoolExecutor(1, "keeper")
+        self._keeper = keeper
         self._flights: dict[str, _Flight] = {}
         self._queue: list[_Flight] = []
         self._batch: list[_Flight] = []
@@ -186,7 +187,7 @@ class Adapter:
         return waiter
 
     def _find(self, plan: Plan, tenant: str, query: str) -> Evidence:
-        texts = tuple(Passage(stable_hash(text), text) for text in plan.texts)
+        texts = tuple(Passage(stable_hash(text), text, document=name) for name, text in plan.texts)
         found, source = Found(), None
         if plan.searches:
             assert plan.store is not None
@@ -203,7 +204,7 @@ class Adapter:
         key = self._key(waiter.plan, waiter.tenant, evidence)
         if made := self.states.get(key):
             waiter.told(made, "hit")
-        elif flight := self._flights.get(key):
+        elif (flight := self._flights.get(key)) and not flight.forgotten:
             flight.waiters.append(waiter)
         else:
             flight = _Flight(key, waiter.plan, waiter.tenant, evidence, search_ms, [waiter])
@@ -225,7 +226,7 @@ class Adapter:
     def tick(self) -> None:
         """Work on one piece of what is adapted to now, or begin the next batch."""
         if self._work is None:
-            self._queue = [flight for flight in self._queue if flight.wanted or self._gone(flight)]
+            self._queue = [flight for flight in self._queue if flight.wanted or self._landed(flight)]
             if not self._queue:
                 return
             first = self._queue[0]
@@ -238,15 +239,43 @@ class Adapter:
             work, batch = self._work, self._batch
             self._work, self._batch = None, []
             for flight, made in zip(batch, work.result(), strict=True):
-                del self._flights[flight.key]
+                self._landed(flight)
                 self._tell(flight, made)
 
-    def _gone(self, flight: _Flight) -> bool:
-        del self._flights[flight.key]
+    def forget(
+        self, tenant: str, store: str, mine: Callable[[str], bool]
+    ) -> tuple[int, Callable[[Made], bool]]:
+        """Drop whatever was made, or is being made, of documents.
+
+        Return how many states went, and what says of any other whether it should have. What is being made
+        fails, so that whoever waits asks again. `store` is where the documents were found, "" for texts that
+        came with a request.
+        """
+
+        def read(passages: Sequence[Passage], where: str | None) -> bool:
+            return (not store or where == store) and any(mine(passage.document) for passage in passages)
+
+        def held(made: Made) -> bool:
+            # What answers by itself may search its store on and on.
+            searches = made.answers.lm is not None and store and made.store == store
+            return made.tenant == tenant and (bool(searches) or read(made.passages, made.store))
+
+        for flight in [*self._flights.values()]:
+            if flight.tenant == tenant and read(flight.evidence.passages, flight.plan.store):
+                flight.forgotten = True
+                for waiter in flight.waiters:
+                    if not waiter.cancelled:
+                        waiter.told(forgotten(), "made")
+                    waiter.cancelled = True
+        return self.states.forget(held), held
+
+    def _landed(self, flight: _Flight) -> bool:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
         return False
 
     def _tell(self, flight: _Flight, made: Made | Exception) -> None:
-        if isinstance(made, Made) and made.stopped is None:
+        if isinstance(made, Made) and made.stopped is None and not flight.forgotten:
             self.states.put(made, flight.waiters[0].quota)
         for place, waiter in enumerate(flight.waiters):
             if not waiter.cancelled:
@@ -300,6 +329,11 @@ class Adapter:
             flight.search_ms,
             adapt_ms,
         )
+
+
+def forgotten() -> ApiError:
+    """Return what is told of a request whose text was deleted meanwhile: asked again, it answers without."""
+    return ApiError(409, "a text that was read was deleted: send the request again", "forgotten", retry=True)
 
 
 def shown(made: Made, cache: str, plan: Plan) -> dict[str, Any]:

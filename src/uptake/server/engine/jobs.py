@@ -11,10 +11,11 @@ from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, of_target, rolling_windows
 from uptake.lm.generation import Decoding
 from uptake.lm.grid import Own
-from uptake.server.engine.adapting import Adapter, Made, Waiter, refusal, shown
+from uptake.server.engine.adapting import Adapter, Made, Waiter, forgotten, refusal, shown
+from uptake.server.engine.keeper import Keeper
 from uptake.server.engine.plans import Plan, Plans
 from uptake.server.engine.rows import Answers, Row, Writer, plain
-from uptake.server.errors import bad, of
+from uptake.server.errors import bad, not_found, of
 from uptake.text.token_bytes import TokenBytes
 from uptake.text.types import stable_hash
 
@@ -51,7 +52,9 @@ class Jobs:
         adapter: Adapter,
         writer: Writer,
         send: Callable[[dict[str, Any]], None],
+        keeper: Keeper | None,
     ) -> None:
+        self._keeper = keeper
         self._lm, self._plans, self._adapter, self._writer, self._send = lm, plans, adapter, writer, send
         self._names = TokenBytes(lm.tokenizer)
         self.open: dict[int, Job] = {}
@@ -59,7 +62,7 @@ class Jobs:
     def begin(self, frame: dict[str, Any]) -> None:
         """Take a request up. Raises whatever is wrong with it."""
         job = Job(frame["id"], frame)
-        job.plan = self._plans.of(frame["model"], frame.get("uptake"))
+        job.plan = self._plans.of(frame["model"], self._asked(frame))
         job.prompts = [self._ids(prompt) for prompt in self._prompts(frame)]
         self._check(job)
         self.open[job.id] = job
@@ -68,6 +71,33 @@ class Jobs:
             return
         for place, ids in enumerate(job.prompts):
             self._ask(job, place, self._query(job, ids))
+
+    def _asked(self, frame: dict[str, Any]) -> dict[str, Any] | None:
+        """Return how a request adapts, with what a session has kept and a person's memories put in place."""
+        if frame.get("uptake") is None:
+            return None
+        asked = {name: value for name, value in frame["uptake"].items() if value is not None}
+        texts = [("", text) for text in asked.get("texts", [])]
+        session, person = asked.pop("session", None), asked.pop("memory", None)
+        if (session or person) and self._keeper is None:
+            raise not_found("a session or a memory on a server without --data", "uptake")
+        if session and self._keeper:
+            kept, read = self._keeper.session(frame["tenant"], session)
+            asked, texts = {**kept, **asked}, [*read, *texts]
+        if person and self._keeper:
+            if asked.get("store"):
+                raise bad("a store and a memory are two places to search: name one", "uptake.memory")
+            asked["store"] = self._keeper.person(frame["tenant"], person)
+            if asked["store"] is None:
+                raise not_found("a memory of this user", "uptake.memory")
+        return {**asked, "texts": texts}
+
+    def forget(self, gone: Callable[[Made], bool]) -> int:
+        """End every request that is answered from something; return how many."""
+        ended = [job for job in self.open.values() if any(gone(made) for made, _ in job.made.values())]
+        for job in ended:
+            self.fail(job.id, forgotten())
+        return len(ended)
 
     def cancel(self, number: int) -> None:
         """End a request whose client is gone; one that is not there has ended."""

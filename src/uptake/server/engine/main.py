@@ -14,6 +14,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from uptake.lm.grid import Grid
 from uptake.server.config import Config
 from uptake.server.engine.adapting import Adapter
 from uptake.server.engine.jobs import Jobs
+from uptake.server.engine.keeper import Keeper
 from uptake.server.engine.plans import Plans
 from uptake.server.engine.rows import Writer
 from uptake.server.errors import ApiError, not_found, of
@@ -47,10 +50,18 @@ class Engine:
         self.lm = loading.load(config.model, config.device, config.dtype)
         self.lm.name = config.name
         self.outcome, self.grid = checked(self.lm)
+        self._running = False
+        # Stores are searched and changed in one thread, one thing after another.
+        thread = ThreadPoolExecutor(1, "keeper")
+        self.keeper = Keeper(Path(config.data), thread, self._forget) if config.data else None
         self.plans = Plans(config, self.lm, lambda name: self._store_of("", name))
-        self.adapter = Adapter(self.lm, self.grid, self._store_of, self._inbox.put, config.state_bytes)
+        self.adapter = Adapter(
+            self.lm, self.grid, self._store_of, self._inbox.put, config.state_bytes, thread
+        )
         self.writer = Writer(self.lm, self.grid, config.rows)
-        self.jobs = Jobs(self.lm, self.plans, self.adapter, self.writer, self._send)
+        self.jobs = Jobs(self.lm, self.plans, self.adapter, self.writer, self._send, self.keeper)
+        if self.keeper is not None:
+            self.keeper.resume()
         # While somebody writes, adapting has at most as much time as writing.
         self._spent = {"write": 0.0, "adapt": 0.0}
 
@@ -82,6 +93,7 @@ class Engine:
 
     def run(self) -> None:
         """Compute until the door is gone."""
+        self._running = True
         while True:
             idle = not (self.writer.busy or self.adapter.busy)
             if idle:
@@ -114,6 +126,8 @@ class Engine:
                     self.jobs.begin(frame)
                 case "cancel":
                     self.jobs.cancel(number)
+                case "keep" if self.keeper is not None:
+                    self._keep(self.keeper, frame)
                 case "facts":
                     self._send({"id": number, "event": "answer", "answer": self.facts()})
                 case _:
@@ -122,6 +136,35 @@ class Engine:
             if not isinstance(error, UptakeError | ApiError):
                 traceback.print_exc()
             self._send({"id": number, "event": "error", "error": of(error).plain()})
+
+    def _keep(self, keeper: Keeper, frame: dict[str, Any]) -> None:
+        """Let the keeper do something, and answer once it is done."""
+
+        def do() -> None:
+            try:
+                answer = keeper.act(frame["do"], frame["tenant"], frame["asked"])
+                self._send({"id": frame["id"], "event": "answer", "answer": answer})
+            except Exception as error:
+                if not isinstance(error, UptakeError | ApiError):
+                    traceback.print_exc()
+                self._send({"id": frame["id"], "event": "error", "error": of(error).plain()})
+
+        keeper.submit(do)
+
+    def _forget(self, tenant: str, store: str, mine: Callable[[str], bool]) -> dict[str, int]:
+        """Drop what was made of documents, in the thread that computes, and wait until it has gone."""
+        if not self._running:
+            return {}
+        counts, gone = dict[str, int](), threading.Event()
+
+        def drop() -> None:
+            states, held = self.adapter.forget(tenant, store, mine)
+            counts.update(states=states, requests=self.jobs.forget(held))
+            gone.set()
+
+        self._inbox.put(drop)
+        gone.wait()
+        return counts
 
     def facts(self) -> dict[str, Any]:
         """Return counts of what the engine holds now."""
@@ -141,6 +184,8 @@ class Engine:
     def _store_of(self, tenant: str, name: str) -> Datastore:
         if name in self._stores:
             return self._stores[name]
+        if tenant and self.keeper is not None and name.startswith(("vs_", "pe_")):
+            return self.keeper.store_of(tenant, name)
         raise not_found(f"store {name[:100]!r}", "uptake.store")
 
 

@@ -34,7 +34,7 @@ class Plan:
     store: str | None
     seed: int
     budget: Budget
-    texts: tuple[str, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()  # each with the id it is kept under, "" where it is not
     query: str | None = None
     on_limit: str = "answer"
     explain: bool = False
@@ -117,7 +117,7 @@ class Plans:
                 plan = replace(plan, **{name: asked[name]})
         plan = replace(
             plan,
-            texts=tuple(asked.get("texts") or ()),
+            texts=tuple((name, text) for name, text in asked.get("texts") or ()),
             on_limit=asked.get("on_limit") or "answer",
             explain=bool(asked.get("explain")),
         )
