@@ -1,0 +1,103 @@
+"""Remembers edits and reads the nearest before a prompt that is about one; other prompts see the base.
+
+Editing without training, as IKE (Zheng et al. 2023, arXiv:2305.12740) and SERAC's memory (Mitchell et al.
+2022, arXiv:2206.06520) do, behind a gate of words: which prompts are about an edit is decided once for
+each, before anything is generated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from uptake.errors import BadInput
+from uptake.lm.base import LM
+from uptake.lm.gated import Gate, Gated
+from uptake.methods.contract.composed import FrozenModelMethod
+from uptake.methods.contract.method import (
+    Context,
+    Evidence,
+    MethodSpec,
+    State,
+    same_base,
+    same_length,
+)
+from uptake.methods.gated_memory.scope import Always, Memory, Scope, Words
+from uptake.text.types import Passage
+
+PROMPT, TARGET = "{prompt}", "{target}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryState(State):
+    """What was read is the memory."""
+
+
+@dataclass(frozen=True)
+class GatedMemory(FrozenModelMethod[MemoryState]):
+    """Before a prompt in `scope` of some edits stand the `k` nearest of them, the nearest next to it.
+
+    Each as `template` writes it. Where no edit is in scope the base answers, bit for bit.
+    """
+
+    scope: Scope = field(default_factory=Words)
+    k: int = 1
+    template: str = "{prompt}{target}\n\n"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise BadInput(f"k {self.k}: use 1 or more edits")
+        check_template(self.template)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(Always())
+
+    def init(self, lm: LM) -> MemoryState:
+        return MemoryState(base=lm.fingerprint)
+
+    def adapt(
+        self,
+        states: Sequence[MemoryState],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
+    ) -> list[MemoryState]:
+        same_length(states, evidence)
+        return [
+            state.after(read, context) if read.passages else state
+            for state, read in zip(states, evidence, strict=True)
+        ]
+
+    def around(self, states: Sequence[MemoryState], lm: LM, base: LM) -> LM:
+        same_base(states, base)
+        return Gated(lm, gates(lm, self.scope, states, self.k, self.template))
+
+
+def gates(lm: LM, scope: Scope, states: Sequence[State], k: int, template: str) -> list[Gate]:
+    """Return the gate of each state: it opens for prompts about an edit, and lets in the k nearest."""
+    return [_gate(lm, scope.memory(state.passages), k, template) for state in states]
+
+
+def _gate(lm: LM, memory: Memory, k: int, template: str) -> Gate:
+    def decide(prompt: str) -> tuple[int, ...] | None:
+        found = memory.find(prompt, max(1, k))
+        if not found:
+            return None
+        text = "".join(_written(edit, template) for edit in reversed(found[:k]))
+        return tuple(lm.tokenizer.encode(text)[0])
+
+    return decide
+
+
+def _written(edit: Passage, template: str) -> str:
+    return template.replace(PROMPT, edit.prompt).replace(TARGET, edit.text)
+
+
+def check_template(template: str) -> None:
+    """Raise BadInput for a template that does not hold both parts of an edit."""
+    if PROMPT not in template or TARGET not in template:
+        raise BadInput(f"template {template!r}: write {PROMPT} and {TARGET} where those of the edit go")
+
+
+spec = MethodSpec(GatedMemory())
