@@ -75,7 +75,8 @@ def test_pieces_are_slices_of_the_whole_text_with_one_token_of_overlap(
 @given(context=CONTEXTS, count=COUNTS, size=st.integers(1, 20), room=ROOMS)
 def test_even_pieces_see_as_much_as_there_is_room_for(context: int, count: int, size: int, room: int) -> None:
     example, whole = made(context, count)
-    found = [*even_pieces(example, size, room)]
+    places, found = zip(*even_pieces(example, size, room), strict=True) if count else ((), ())
+    assert list(places) == [sum(len(piece.target) for piece in found[:place]) for place in range(len(found))]
     assert [token for piece in found for token in piece.target] == whole[context:]
     for piece in found:
         check(piece, whole, context)

@@ -260,3 +260,53 @@ def test_a_prompt_is_read_but_not_learnt() -> None:
     (state,) = method.adapt([method.init(lm)], lm, [Evidence(found)], context)
     assert context.ledger(0).steps == 0
     assert method.adapted([state], lm).score([Segment(TARGET)])[0].bits == lm.score([Segment(TARGET)])[0].bits
+
+
+def naive_drops(lm: Any, rate: float) -> list[float]:
+    """How much likelier each neighbour is than under the base when its turn comes, in nats a token."""
+    plain = copy.deepcopy(lm.module).requires_grad_(True)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=rate)
+    drops = []
+    for text in NEIGHBOURS[::-1]:
+        ids = torch.tensor([lm.tokenizer.opened("") + lm.tokenizer.encode(text)[0]])
+        for begin in range(0, ids.shape[1] - 1, lm.window):
+            piece = ids[:, begin : begin + lm.window + 1]
+            losses = [
+                torch.nn.functional.cross_entropy(module(piece[:, :-1]).logits[0], piece[0, 1:])
+                for module in (lm.module, plain)
+            ]
+            drops.append((losses[0] - losses[1]).item())
+            optimizer.zero_grad()
+            losses[1].backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+            optimizer.step()
+    return drops
+
+
+def test_reading_ends_where_the_next_neighbour_promises_too_little() -> None:
+    lm = toys.lm(dtype=torch.float64)
+    drops = naive_drops(lm, 0.05)
+    assert drops[0] == 0 and len(drops) > 3 and len({*drops}) == len(drops)
+    evidence = Evidence.of(*NEIGHBOURS[::-1], query=PREFIX)
+    method = Finetune(optimizer=SGD(0.05))
+    for least in (-100.0, *(drop + side for drop in drops for side in (-1e-6, 1e-6)), 100.0):
+        # The first one is always read; then reading ends before the first that has too little.
+        read = next((place for place, drop in enumerate(drops) if place and drop < least), len(drops))
+        some, all_ = Context(), Context()
+        (found,) = replace(method, least_drop=least).adapt([method.init(lm)], lm, [evidence], some)
+        (expected,) = replace(method, max_steps=read).adapt([method.init(lm)], lm, [evidence], all_)
+        assert found.delta.fingerprint == expected.delta.fingerprint, least
+        assert some.ledger(0).steps == min(read + 1, len(drops)), "the pass that ended it is charged"
+    assert not replace(method, least_drop=0.0).incremental and method.incremental
+
+
+def test_low_rank_rows_end_each_by_itself() -> None:
+    lm = toys.lm()
+    method = Finetune(trainable=LoRA(2), optimizer=SGD(0.5), least_drop=100.0)
+    context = Context()
+    evidence = [Evidence.of(*NEIGHBOURS[:count], query=str(count)) for count in (1, 3)]
+    states = method.adapt([method.init(lm)] * 2, lm, evidence, context)
+    alone = [method.adapt([method.init(lm)], lm, [each], Context())[0] for each in evidence]
+    assert [state.delta.fingerprint for state in states] == [state.delta.fingerprint for state in alone]
+    with pytest.raises(BadInput, match="least_drop nan"):
+        Finetune(least_drop=float("nan"))

@@ -6,6 +6,7 @@ bfloat16, which has the range of float32.
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +20,7 @@ from uptake.adaptation.trainable import blocks
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.lm.examples import Example, encode, training_pieces
+from uptake.lm.examples import Example, Piece, encode, training_pieces
 from uptake.text.activations import Activation, Activations
 from uptake.text.types import Passage
 
@@ -48,6 +49,27 @@ def token_losses(lm: LM, example: Example, kept: Activations | None = None) -> T
         return torch.from_numpy(found.losses)
     with torch.no_grad():
         return -lm.token_log_probs([example])[0].float().cpu()
+
+
+def text_losses(
+    whole: Example, cut: Sequence[tuple[int, Example]], losses: Callable[[Example], Tensor]
+) -> Tensor:
+    """Return a loss for each token of a text that is cut into pieces; 0 where none predicts it."""
+    found = torch.zeros(len(whole.target))
+    for start, example in cut:
+        found[start : start + len(example.target)] = losses(example)
+    return found
+
+
+def likelier(piece: Piece, log_probs: Tensor, losses: Callable[[Example], Tensor]) -> float:
+    """Return how much likelier a piece is than the base finds it, in nats a token.
+
+    `log_probs` are those of all its tokens, or of the ones that count alone.
+    """
+    base = losses(piece.example)
+    if len(log_probs) < len(base):
+        base = base[piece.weights.cpu() != 0]
+    return (base + log_probs.cpu()).mean().item()
 
 
 class ActivationReader:

@@ -125,12 +125,16 @@ def training_pieces(whole: Example, size: int, opening: bool) -> Iterator[tuple[
         done += len(example.target)
 
 
-def even_pieces(example: Example, size: int, max_inputs: int) -> Iterator[Example]:
-    """Yield even parts of the target, `size` tokens at most, each after as much context as fits."""
+def even_pieces(example: Example, size: int, max_inputs: int) -> Iterator[tuple[int, Example]]:
+    """Yield even parts of the target, `size` tokens at most, each after as much context as fits.
+
+    Each comes with its place in the target.
+    """
     total = len(example.target)
     count = math.ceil(total / min(size, max_inputs))
     for number in range(count):
-        yield example.part(total * number // count, total * (number + 1) // count, max_inputs)
+        start = total * number // count
+        yield start, example.part(start, total * (number + 1) // count, max_inputs)
 
 
 def overlapping_windows(example: Example, max_inputs: int, overlap: int) -> Iterator[Example]:

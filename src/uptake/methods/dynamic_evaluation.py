@@ -43,7 +43,9 @@ class GradientCounting(Learner[Example]):
         return [
             window
             for document in material.documents
-            for window in even_pieces(encode(lm.tokenizer, "", document.text), size, min(2 * size, lm.window))
+            for _, window in even_pieces(
+                encode(lm.tokenizer, "", document.text), size, min(2 * size, lm.window)
+            )
         ]
 
     def loss(self, network: nn.Module, lm: LM, episode: Example) -> Tensor:

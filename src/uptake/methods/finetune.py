@@ -1,5 +1,6 @@
 """Fine-tuning: gradient steps on the documents of a stream, on the text so far, or on neighbours."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from uptake.adaptation.token_weights import ByLoss, TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Trainable, TrainableCopy
 from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
-from uptake.lm.activations import token_losses
+from uptake.lm.activations import likelier, text_losses, token_losses
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.lm.examples import (
@@ -59,6 +60,9 @@ class Finetune(Method[WeightState]):
     `key_penalty` times the mean squared length of the keys (what enters the last feed-forward) is added
     to the loss, as Ton et al. (2021, arXiv 2109.08249) train a model that kNN-LM is to search with.
 
+    With `least_drop` reading ends at a piece that all read before it has made less than so much likelier than
+    the model itself finds it: neighbours that no longer resemble each other promise less than they cost.
+
     Where blocks below those that train stay frozen, a text goes through them once. With `activations=view`
     what they make of a store's passages, and the model's own loss of each token, comes from the store
     (`uptake index activations`); what was not kept there, and text without a store, is computed when needed.
@@ -76,6 +80,7 @@ class Finetune(Method[WeightState]):
     token_weights: TokenWeights = field(default_factory=Uniform)
     own_prefix: bool = False  # learn the query's own text first
     after_context: bool = False  # learn each piece after the text before it
+    least_drop: float | None = None  # in nats a token, below which reading ends
     max_steps: int | None = None  # a query
     max_tokens: int | None = None  # a query
     dropout: bool = False
@@ -91,6 +96,8 @@ class Finetune(Method[WeightState]):
             raise BadInput(
                 f"passes {self.passes}, chunk_tokens {self.chunk_tokens}: use 0 or more, and 2 or more"
             )
+        if self.least_drop is not None and not math.isfinite(self.least_drop):
+            raise BadInput(f"least_drop {self.least_drop}: use a number of nats such as 0.01, or none")
         if min(self.max_steps or 0, self.max_tokens or 0) < 0:
             raise BadInput(f"max_steps {self.max_steps}, max_tokens {self.max_tokens}: use 0 or more")
         if self.opening_token is False and self.after_context:
@@ -126,7 +133,7 @@ class Finetune(Method[WeightState]):
     @property
     def incremental(self) -> bool:
         random = self.dropout or any(transform.random for transform in self.transforms)
-        return self.passes == 1 and self.order == "nearest-first" and not random
+        return self.passes == 1 and self.least_drop is None and self.order == "nearest-first" and not random
 
     @classmethod
     def example(cls) -> Self:
@@ -231,6 +238,7 @@ class Finetune(Method[WeightState]):
         Where seconds are limited rows are trained one by one, so that no row is charged for the others.
         """
         alone = self.dropout or self.key_penalty or self.reference or self.optimizer.informed
+        alone = alone or self.least_drop is not None
         if alone or context.budget.timed:
             return None
         ended = train_side_by_side(
@@ -278,9 +286,9 @@ class Finetune(Method[WeightState]):
         if not self.dropout and not self.key_penalty:
             kept = self._kept(lm, private, opened, reading.state.delta, reading.evidence.source)
             private = above_frozen(lm, private, opened, reading.state.delta, kept)
-        scored = pieces is not None
+        scored, begun = pieces is not None, bool(reading.state.passages)
+        losses = partial(token_losses, lm, kept=kept)
         if pieces is None:
-            losses = partial(token_losses, lm, kept=kept)
             pieces = self.pieces(private, reading.passages, reading.state.passages, losses)
         scores = torch.zeros(0)
         draws = context.generator("dropout", reading.evidence.query)
@@ -288,6 +296,10 @@ class Finetune(Method[WeightState]):
             try:
                 for piece in self._affordable(pieces, context, reading.row):
                     scores, loss = self._loss(private, piece, scored)
+                    least = self.least_drop
+                    if begun and least is not None and likelier(piece, scores, losses) < least:
+                        break
+                    begun = True
                     descent.step(Losses.one(loss, piece.document))
             except Diverged as error:
                 context.ledger(reading.row).stop("diverged", str(error))
@@ -349,13 +361,10 @@ class Finetune(Method[WeightState]):
             whole = encode(lm.tokenizer, passage.prompt, passage.text)
             cut = [*self._cut(whole, size, lm.window)]
             if isinstance(self.token_weights, ByLoss):
-                found = torch.zeros(len(whole.target))
-                for start, example in cut:
-                    found[start : start + len(example.target)] = losses(example)
-                weights = self.token_weights.of_losses(passage, found).to(lm.device)
+                weights = self.token_weights.of_losses(passage, text_losses(whole, cut, losses))
             else:
-                read = [*before, *ordered[:place]]
-                weights = self.token_weights.of(passage, whole.spans, read).to(lm.device)
+                weights = self.token_weights.of(passage, whole.spans, [*before, *ordered[:place]])
+            weights = weights.to(lm.device)
             for start, example in cut:
                 own = weights[start : start + len(example.target)]
                 if own.any():
@@ -365,13 +374,9 @@ class Finetune(Method[WeightState]):
 
     def _cut(self, whole: Example, size: int, window: int) -> Iterator[tuple[int, Example]]:
         """Yield the pieces of a passage, each with its place in the target."""
-        if not self.after_context:
-            yield from training_pieces(whole, min(size, window), self.opens)
-            return
-        done = 0
-        for example in even_pieces(whole, size, window):
-            yield done, example
-            done += len(example.target)
+        if self.after_context:
+            return even_pieces(whole, size, window)
+        return training_pieces(whole, min(size, window), self.opens)
 
     def _tokens(self, example: Example) -> int:
         """Return how many tokens a piece is charged for; context that was learnt before is free."""

@@ -43,14 +43,32 @@ class Select(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Nearest(Select):
-    """The k nearest passages, nearest first."""
+    """The k nearest passages, nearest first; with `least` those that score at least that share of the best.
+
+    A neighbour that is found far behind the best promises less than it costs.
+    """
+
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= 1:
+            raise BadInput(f"least {self.least}: use a share of the best score, from 0, for all, to 1")
 
     @property
     def name(self) -> str:
         return "nearest"
 
     def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
-        return source.search(k)
+        found = source.search(k)
+        if not self.least or not found.scores:
+            return found
+        if found.scores[0] <= 0:
+            raise BadInput(
+                f"least {self.least}: the best score is {found.scores[0]:.4g}, whose share means nothing: "
+                "use a store by words or by metric cosine"
+            )
+        enough = self.least * found.scores[0]
+        return found.part(0, sum(score >= enough for score in found.scores))
 
 
 @dataclass(frozen=True, slots=True)
