@@ -43,6 +43,7 @@ from uptake.text.types import Document, Found, stable_hash
 PROTOCOL = PerQuery(search=256)  # what retrieves is the end of the prefix
 SHARES = (0.0, 0.01, 0.1)  # as `A/B` has them
 LN2 = math.log(2)
+RUN = "methods"  # what is scored under one model, kept in one file a part
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,12 @@ class Variant:
         return replace(spec, select=Random() if self.drawn else Nearest())
 
 
-def _trained(rate: float, *more: str) -> tuple[str, ...]:
-    return ("trainable=top(layers=4)", f"optimizer=adamw(learning_rate={rate})", *more)
+def _trained(rate: float, *more: str, layers: int | None = 4) -> tuple[str, ...]:
+    return (
+        f"trainable=top(layers={layers})" if layers else "trainable=all",
+        f"optimizer=adamw(learning_rate={rate})",
+        *more,
+    )
 
 
 RATE = 3e-4  # chosen on `valid` at 5 neighbours, where 1e-3 gained less, and 1e-4 too
@@ -80,6 +85,9 @@ VARIANTS: Mapping[str, Variant] = {
     "random": Variant("ttt-nn", settings=_trained(RATE), drawn=True),
     "ttt-nn 1e-4": Variant("ttt-nn", settings=_trained(1e-4)),
     "ttt-nn 1e-3": Variant("ttt-nn", settings=_trained(1e-3)),
+    "ttt-nn all 1e-3": Variant("ttt-nn", settings=_trained(1e-3, layers=None)),
+    "random all 1e-3": Variant("ttt-nn", settings=_trained(1e-3, layers=None), drawn=True),
+    "ttt-nn all 1e-3+n-gram": Variant("n-gram", onto="ttt-nn all 1e-3"),
     "ttt-nn salient": Variant("ttt-nn", settings=_trained(RATE, "token_weights=salientspans")),
     "ttt-nn+in-context": Variant("ttt-nn+in-context", settings=_trained(RATE)),
     "knn-lm": Variant("knn-lm", settings=("over=passages",)),
@@ -98,6 +106,17 @@ VARIANTS: Mapping[str, Variant] = {
         f"n-gram passages={each}": Variant("n-gram", settings=(f"passages={each}",), onto="base")
         for each in (5, 20, 50, 1000)
     },
+}
+
+
+CONTROLS = {
+    "in-context": "in-context random",
+    "ttt-nn": "random",
+    "ttt-nn all 1e-3": "random all 1e-3",
+    "knn-lm": "knn-lm random",
+    "n-gram": "n-gram random",
+    "ttt-nn+n-gram": "random+n-gram",
+    "in-context+n-gram": "in-context random+n-gram",
 }
 
 
@@ -142,11 +161,13 @@ class Recorded(Wrapper):
         raise BadInput("only what was scored is known")
 
 
-def score(model: str, data: Path, part: str, documents: int, names: Sequence[str]) -> Iterator[str]:
+def score(
+    model: str, data: Path, part: str, documents: int, names: Sequence[str], run: str = RUN
+) -> Iterator[str]:
     """Score so many documents, drawn by a hash, under these variants; yield a line on each."""
     lm = uptake.load(model)
     store = _store(data)
-    journal = _journal(data, part)
+    journal = _journal(data, part, run)
     done = {(row.document, row.variant): row for row in journal.start(lambda row: load(Scored, row))}
     every = sorted(uptake.read(data / f"{part}.jsonl"), key=lambda each: stable_hash("drawn", each.id))
     specs = {name: VARIANTS[name].spec() for name in names}
@@ -212,8 +233,8 @@ def _store(data: Path) -> Datastore:
     return store
 
 
-def _journal(data: Path, part: str) -> RecordFile:
-    return RecordFile(data / f"methods-{part}.jsonl", f"{part} {PROTOCOL}")
+def _journal(data: Path, part: str, run: str) -> RecordFile:
+    return RecordFile(data / f"{run}-{part}.jsonl", f"{part} {PROTOCOL}")
 
 
 def mixed(rows: Sequence[Scored], shares: Sequence[float] = SHARES) -> float:
@@ -225,12 +246,14 @@ def mixed(rows: Sequence[Scored], shares: Sequence[float] = SHARES) -> float:
     return -(along + log_probs).logsumexp(-1).sum().item() / LN2
 
 
-def table(data: Path, part: str, mixtures: Sequence[Sequence[str]]) -> dict[str, object]:
+def table(
+    data: Path, part: str, mixtures: Sequence[Sequence[str]], run: str = RUN, names: Sequence[str] = ()
+) -> dict[str, object]:
     """Return what each variant, and each mixture of some, saves over the base on documents scored by all."""
     rows: dict[str, dict[str, Scored]] = {}
-    for row in _journal(data, part).start(lambda row: load(Scored, row)):
+    for row in _journal(data, part, run).start(lambda row: load(Scored, row)):
         rows.setdefault(row.document, {})[row.variant] = row
-    names = [name for name in VARIANTS if any(name in of for of in rows.values())]
+    names = [*names] or [name for name in VARIANTS if any(name in of for of in rows.values())]
     whole = {document: of for document, of in rows.items() if all(name in of for name in names)}
     out: dict[str, object] = {"part": part, "documents": len(whole)}
     for label, chosen in (
@@ -253,8 +276,9 @@ def table(data: Path, part: str, mixtures: Sequence[Sequence[str]]) -> dict[str,
                 "interval": gain_interval(own, base, list(chosen)),
                 "cpu_seconds": seconds[name],
             }
-            if "in-context" in bits and name != "in-context":
-                figure["beyond in-context"] = gain_difference(own, bits["in-context"], base, list(chosen))
+            for called, other in (("in-context", "in-context"), ("control", CONTROLS.get(name, ""))):
+                if other in bits and name != other:
+                    figure[f"beyond {called}"] = gain_difference(own, bits[other], base, list(chosen))
             figures[name] = figure
         sizes = [of["base"].bytes for of in chosen.values()]
         out[label] = {
@@ -273,20 +297,28 @@ def _shown(found: dict[str, object]) -> str:
             continue
         lines.append(
             f"{label}: {part['documents']} documents, base {part['base_bits_per_byte']:.3f} bits a byte\n\n"
-            "| variant | gain | beyond in-context | CPU s |\n|---|---|---|---|"
+            "| variant | bits a byte | gain | beyond its control | beyond in-context | CPU s |\n"
+            "|---|---|---|---|---|---|"
         )
         for name, figure in part["variants"].items():
             low, high = figure["interval"]
-            beyond = ""
-            if "beyond in-context" in figure:
-                value, (least, most) = figure["beyond in-context"]
-                beyond = f"{100 * value:.1f} [{100 * least:.1f}, {100 * most:.1f}]"
+            rate = part["base_bits_per_byte"] * (1 - figure["gain"])
+            beyond = " | ".join(
+                _difference(figure.get(f"beyond {each}")) for each in ("control", "in-context")
+            )
             lines.append(
-                f"| {name} | {100 * figure['gain']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] | {beyond} "
-                f"| {figure['cpu_seconds']:.1f} |"
+                f"| {name} | {rate:.3f} | {100 * figure['gain']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] "
+                f"| {beyond} | {figure['cpu_seconds']:.1f} |"
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def _difference(found: tuple[float, tuple[float, float]] | None) -> str:
+    if found is None:
+        return ""
+    value, (low, high) = found
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def main() -> int:
@@ -299,21 +331,25 @@ def main() -> int:
         command = commands.add_parser(name)
         command.add_argument("--data", type=Path, default=Path("build/fresh"))
         command.add_argument("--part", choices=("valid", "test"), default="valid")
+        command.add_argument("--run", default=RUN, help="the name of the file: another one for another model")
+        command.add_argument("--variants", nargs="*", default=[], choices=list(VARIANTS))
         if name == "score":
             command.add_argument("--model", required=True)
             command.add_argument("--documents", type=int, default=16)
-            command.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
         else:
             command.add_argument("--mix", action="append", default=[], help="variants, with / between")
             command.add_argument("--json", type=Path)
     options = parser.parse_args()
     try:
         if options.command == "score":
-            for line in score(options.model, options.data, options.part, options.documents, options.variants):
+            names = options.variants or list(VARIANTS)
+            for line in score(
+                options.model, options.data, options.part, options.documents, names, options.run
+            ):
                 print(line, flush=True)
             return 0
         mixtures = [[name.strip() for name in each.split("/")] for each in options.mix]
-        found = table(options.data, options.part, mixtures)
+        found = table(options.data, options.part, mixtures, options.run, options.variants)
         print(_shown(found))
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
