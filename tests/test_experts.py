@@ -132,7 +132,7 @@ def test_what_makes_no_mixture_is_refused(name: str, said: str) -> None:
     ("setting", "said"),
     [
         ("base_weight=1", "use a probability"),
-        ("shares=(1.0,)", "less than 1"),
+        ("shares=(1.5,)", "from 0 to 1"),
         ("shares=(0.1,0.1)", "name each once"),
         ("shares=()", "one or more"),
     ],

@@ -27,7 +27,8 @@ class FixedShare:
     """How the weights of experts begin and change.
 
     `prior` gives each expert its weight before the first token, `shares` the candidates for the share of the
-    weight that is dealt out anew at each token, equally likely at first: 0 is Bayes' rule itself.
+    weight that is dealt out anew at each token, equally likely at first: 0 is Bayes' rule itself, 1 gives
+    each expert its prior at every token.
     Against any sequence of experts with m switches over T tokens a text costs at most `worst_case` bits more.
     """
 
@@ -37,8 +38,8 @@ class FixedShare:
     def __post_init__(self) -> None:
         if not self.prior or min(self.prior) <= 0 or not math.isclose(sum(self.prior), 1.0):
             raise BadInput(f"prior {self.prior}: give each expert a probability above 0, adding up to 1")
-        if not self.shares or not all(0 <= share < 1 for share in self.shares):
-            raise BadInput(f"shares {self.shares}: use one or more numbers of 0 or more, and less than 1")
+        if not self.shares or not all(0 <= share <= 1 for share in self.shares):
+            raise BadInput(f"shares {self.shares}: use one or more numbers from 0 to 1")
         if len(set(self.shares)) < len(self.shares):
             raise BadInput(f"shares {self.shares}: name each once")
 

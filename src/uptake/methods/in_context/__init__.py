@@ -68,7 +68,7 @@ class InContext(FrozenModelMethod[PrefixState]):
                 after.append(state)
                 continue
             read = state.after(found, context)
-            tokens = self._tokens(lm, _nearest(read), self._max_tokens(lm, found.query))
+            tokens = self.prefix(lm, _nearest(read), found.query)
             context.ledger(row).tokens_read += max(0, len(tokens) - len(state.tokens))
             source = found.source if self.refresh else None
             after.append(
@@ -98,6 +98,10 @@ class InContext(FrozenModelMethod[PrefixState]):
         if self.refresh is None or all(state.source is None for state in states):
             return Prefixed(lm, [state.tokens for state in states])
         return Refreshed(lm, [self._fresh(state, lm) for state in states], self.refresh)
+
+    def prefix(self, lm: LM, passages: Sequence[Passage], query: str) -> list[int]:
+        """Return the tokens that stand before the text of this query for these passages, nearest first."""
+        return self._tokens(lm, passages, self._max_tokens(lm, query))
 
     def _fresh(self, state: PrefixState, lm: LM) -> RowPrefix:
         max_tokens, source = self._max_tokens(lm, state.query), state.source
