@@ -47,7 +47,7 @@ def text_of(found: Any) -> str:
 
 def test_models_are_listed_and_found_by_their_names(client: openai.OpenAI) -> None:
     names = [model.id for model in client.models.list()]
-    assert names == ["toy", "toy+notes", "toy+read", "toy+whole"]
+    assert names[0] == "toy" and {"toy+notes", "toy+notes.random", "toy+read", "toy+whole"} < {*names}
     assert client.models.retrieve("toy+notes").id == "toy+notes"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
@@ -285,6 +285,28 @@ def test_an_echo_under_a_search_needs_a_query(client: openai.OpenAI, server: Run
     assert told is not None and told.token_logprobs is not None
     scored = session.score(PROMPT).log_probs.tolist()
     assert told.token_logprobs[1 : len(PROMPT)] == pytest.approx(scored[1:], abs=1e-4)
+
+
+def test_a_text_is_scored_under_several_models_at_once(server: Running, lm: LM) -> None:
+    from uptake.lm.base import Segment
+
+    text = " the mat. é"
+    compare = ["toy", "toy+notes", "toy+notes.random"]
+    body = {"text": text, "context": PROMPT, "compare": compare}
+    found = server.post("/uptake/score", body).json()
+    assert [each["model"] for each in found["results"]] == compare and found["bytes"] == len(text.encode())
+    session = library(server, lm, "ttt-nn", LORA)
+    base, notes, control = found["results"]
+    for told, scores in ((base, lm.score([Segment(text, PROMPT)])[0]), (notes, session.score(text, PROMPT))):
+        assert [token["logprob"] for token in told["tokens"]] == pytest.approx(
+            scores.log_probs.tolist(), abs=1e-4
+        )
+        assert told["bits"] == pytest.approx(scores.bits, abs=1e-3)
+        # Bytes that share a character cover the same one.
+        assert [token["text"] for token in told["tokens"]] == [*" the mat. éé"]
+    assert control["uptake"]["tokens_trained"] > 0 and base["uptake"] is None
+    refused = server.post("/uptake/score", {**body, "context": ""})
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "query_missing"
 
 
 def test_texts_become_tokens_and_texts_again(server: Running, lm: LM) -> None:

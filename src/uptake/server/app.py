@@ -5,14 +5,12 @@ import contextlib
 import ipaddress
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,13 +20,12 @@ from uptake.server.answers import Answer, Choice
 from uptake.server.calls import EngineProcess
 from uptake.server.config import Config
 from uptake.server.errors import ApiError, bad, internal
-from uptake.server.generating import Generating, Turns, refused
+from uptake.server.generating import Generating, Scoring, Turns, refused
 from uptake.server.keys import LOCAL, Key, Keys
 from uptake.server.meter import Meter
+from uptake.server.receiving import received
 
 log = logging.getLogger("uptake.server")
-BODY_SECONDS = 60.0
-FORM_SECONDS = 600.0
 ShapeT = TypeVar("ShapeT", bound=wire.Shape)
 
 
@@ -95,57 +92,6 @@ class Door:
                 "model_not_found",
                 "model",
             )
-
-
-async def received(request: Request, most: int) -> bytes:
-    """Return the bytes of a body, counted as they come and within a minute. Raises ApiError."""
-    with contextlib.suppress(ValueError):
-        if int(request.headers.get("content-length", "0")) > most:
-            raise bodies.too_large(most)
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > most:
-                    raise bodies.too_large(most)
-                parts.append(part)
-    except TimeoutError:
-        raise ApiError(
-            408, f"the body took more than {BODY_SECONDS:.0f} seconds: send it faster", "slow_body"
-        ) from None
-    return b"".join(parts)
-
-
-@contextlib.asynccontextmanager
-async def received_form(request: Request, most: int) -> AsyncIterator[FormData]:
-    """Yield a form of fields and one file, of at most so many bytes. Raises ApiError."""
-    with contextlib.suppress(ValueError):
-        if int(request.headers.get("content-length", "0")) > most:
-            raise bodies.too_large(most)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise ApiError(415, "send multipart/form-data", "unsupported_media_type")
-    size = 0
-
-    async def counted() -> AsyncGenerator[bytes, None]:
-        nonlocal size
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise bodies.too_large(most)
-            yield part
-
-    try:
-        async with asyncio.timeout(FORM_SECONDS):
-            form = await MultiPartParser(request.headers, counted(), max_files=1, max_fields=16).parse()
-    except TimeoutError:
-        raise ApiError(408, "the file took too long: send it faster", "slow_body") from None
-    except (MultiPartException, KeyError, ValueError):
-        raise bad("the form cannot be read: send one file, with a purpose", "file") from None
-    try:
-        yield form
-    finally:
-        await form.close()
 
 
 def make_app(door: Door) -> ASGIApp:
@@ -273,6 +219,25 @@ def make_app(door: Door) -> ASGIApp:
             None if deadline is None else deadline / 1000,
             door.allowed(key),
         )
+
+    @app.post("/uptake/score")
+    async def score(request: Request) -> Response:
+        key = door.key(request, "infer")
+        asked = await door.body(request, wire.Score)
+        for name in asked.compare:
+            door.known(name)
+        uptake = None if asked.uptake is None else asked.uptake.model_dump(exclude_unset=True)
+        frame = {
+            "op": "score",
+            "tenant": key.tenant,
+            "state_bytes": key.limits.state_bytes,
+            "text": asked.text,
+            "context": asked.context,
+            "compare": asked.compare,
+            "uptake": uptake,
+        }
+        cost = len(asked.compare) * (_size(asked.text) + _size(asked.context))
+        return Scoring(door.turns, door.engine, door.turns.enter(key, cost), frame, cost)
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:

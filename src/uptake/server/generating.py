@@ -232,6 +232,39 @@ class Generating(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class Scoring(Response):
+    """The answer to one text that is scored; it ends when its client leaves."""
+
+    def __init__(
+        self, turns: Turns, engine: EngineProcess, ticket: Ticket, frame: dict[str, Any], cost: int
+    ) -> None:
+        super().__init__()
+        self._turns, self._engine, self._ticket = turns, engine, ticket
+        self._frame, self._cost = frame, cost
+        self._trained = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._run(scope, receive, send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+            self._turns.leave(self._ticket, self._cost, self._trained)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._turns.turn(self._ticket)
+            found = await self._engine.answer(self._frame)
+        except ApiError as error:
+            await refused(error)(scope, receive, send)
+            return
+        self._trained = sum(each.pop("trained") for each in found["results"])
+        await JSONResponse(found, headers=HEADERS)(scope, receive, send)
+
+
 def refused(error: ApiError) -> JSONResponse:
     """Return an error as a response."""
     return JSONResponse(error.body(), error.status, error.headers())

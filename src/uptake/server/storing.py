@@ -12,8 +12,9 @@ from starlette.datastructures import UploadFile
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from uptake.server import wire
-from uptake.server.app import Door, received_form
+from uptake.server.app import Door
 from uptake.server.errors import bad, not_found
+from uptake.server.receiving import received_form
 
 MOST_UPLOAD = 512 << 20
 Name = Annotated[str, Field(max_length=256)]

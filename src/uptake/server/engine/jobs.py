@@ -1,5 +1,6 @@
 """Requests as the engine works on them: from a frame to rows that write, and what is told of them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +18,11 @@ from uptake.server.engine.plans import Plan, Plans
 from uptake.server.engine.rows import Answers, Row, Writer, plain
 from uptake.server.errors import bad, not_found, of
 from uptake.text.token_bytes import TokenBytes
+from uptake.text.tokenizer import Spans
 from uptake.text.types import stable_hash
 
 COMPLETION_TOKENS = 16  # where a completion does not say
+TOP = 5  # alternatives of a token that is scored
 MOST_ROWS = 128  # choices of one request
 
 
@@ -91,6 +94,70 @@ class Jobs:
             if asked["store"] is None:
                 raise not_found("a memory of this user", "uptake.memory")
         return {**asked, "texts": texts}
+
+    def score(self, frame: dict[str, Any]) -> None:
+        """Take up the scoring of a text after its context, under each of some models."""
+        text, context, query = frame["text"], frame["context"], (frame.get("uptake") or {}).get("query")
+        ids, spans = self._lm.tokenizer.encode(text)
+        if not ids:
+            raise bad("text is empty: give one to score", "text")
+        plans = [self._plans.of(model, self._asked(frame)) for model in frame["compare"]]
+        if not context and query is None and any(plan is not None and plan.searches for plan in plans):
+            told = "a text would be scored by a model that searched with it: give a context, or a query"
+            raise bad(told, "context", "query_missing")
+        job = Job(frame["id"], frame)
+        self.open[job.id] = job
+        example = Example(tuple(self._lm.tokenizer.opened(context)), tuple(ids))
+        found: dict[int, dict[str, Any]] = {}
+
+        def scored(place: int, answers: Answers, uptake: dict[str, Any] | None, trained: int) -> None:
+            tokens = self._scored(self._lm_of(self._seated(answers)), example, spans, text)
+            bits = -sum(token["logprob"] for token in tokens) / math.log(2)
+            size = len(text.encode("utf8", "replace"))
+            found[place] = {
+                "model": frame["compare"][place],
+                "bits": bits,
+                "bits_per_byte": bits / size,
+                "tokens": tokens,
+                "uptake": uptake,
+                "trained": trained,
+            }
+            if len(found) == len(plans):
+                del self.open[job.id]
+                answer = {"bytes": size, "results": [found[each] for each in range(len(plans))]}
+                self._send({"id": job.id, "event": "answer", "answer": answer})
+
+        for place, plan in enumerate(plans):
+            if plan is None:
+                scored(place, Answers(lm=self._lm), None, 0)
+                continue
+            asked = context if plan.query is None else plan.query
+
+            def came(made: Made | Exception, cache: str, place: int = place, plan: Plan = plan) -> None:
+                if job.id not in self.open:
+                    return
+                try:
+                    if isinstance(made, Exception):
+                        raise made
+                    if refused := refusal(made, plan):
+                        raise refused
+                    job.made[place] = made, cache
+                    own = made.trained if cache == "made" else 0
+                    scored(place, made.answers, shown(made, cache, plan), own)
+                except Exception as error:
+                    self.fail(job.id, error)
+
+            waiter = self._adapter.ask(plan, frame["tenant"], asked, frame["state_bytes"], came)
+            job.waiters.append(waiter)
+
+    def _scored(self, lm: LM, example: Example, spans: Spans, text: str) -> list[dict[str, Any]]:
+        """Return each token of a text, the characters it covers, and what was as likely in its place."""
+        windows = rolling_windows(example, lm.max_input_tokens(0))
+        rows = [row for window in windows for row in self._told(lm, window, TOP)]
+        return [
+            {"text": text[start:end], "start": start, "logprob": own, "top": best}
+            for (start, end), (_, own, best) in zip(spans, rows, strict=True)
+        ]
 
     def forget(self, gone: Callable[[Made], bool]) -> int:
         """End every request that is answered from something; return how many."""

@@ -6,22 +6,18 @@ engine's: it drops whatever was made of a text and returns how much that was.
 """
 
 import functools
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uptake.errors import BadInput, UptakeError
+from uptake.errors import UptakeError
 from uptake.sealed import write_whole
+from uptake.server.engine.folders import Folders, sync, unlink
 from uptake.server.errors import ApiError, bad, not_found
 from uptake.server.records import Records, Thing, minted
 from uptake.store.datastore import Datastore
-from uptake.text.files import Skipped
-from uptake.text.formats import by_suffix
-from uptake.text.readers import read
-from uptake.text.reading import Reading
 from uptake.text.types import Document
 
 MadeT = TypeVar("MadeT")
@@ -36,10 +32,9 @@ class Keeper:
     def __init__(self, root: Path, thread: ThreadPoolExecutor, forget: Forget) -> None:
         """`thread` does one thing after another, searches too."""
         self._root, self._thread, self._forget = root, thread, forget
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._at = Folders(root)
         self.records = Records(root / "records.db")
-        self._open: dict[str, Datastore] = {}
-        for path in self._folder("", "uploads").iterdir():  # of uploads that nobody was told of
+        for path in self._at.of("", "uploads").iterdir():  # of uploads that nobody was told of
             path.unlink()
 
     def submit(self, do: Callable[[], MadeT]) -> Future[MadeT]:
@@ -68,7 +63,7 @@ class Keeper:
             self.records.get("person", tenant, name)
         else:
             self.records.get("store", tenant, name)
-        return self._opened(tenant, name)
+        return self._at.opened(tenant, name)
 
     def act(self, what: str, tenant: str, asked: Thing) -> Any:
         """Do what a client asked, in the keeper's thread. Raises ApiError."""
@@ -80,15 +75,15 @@ class Keeper:
     # Files.
 
     def _file_add(self, tenant: str, asked: Thing) -> Thing:
-        upload = self._folder("", "uploads") / Path(asked["upload"]).name
+        upload = self._at.of("", "uploads") / Path(asked["upload"]).name
         size = upload.stat().st_size
         try:
             if self.records.used(tenant) + size > asked["quota"]:
                 raise ApiError(413, "the key's room for files is full: delete some", "store_full", "file")
             name = minted("file")
-            kept = self._folder(tenant, "files") / name
+            kept = self._at.of(tenant, "files") / name
             upload.replace(kept)
-            _sync(kept.parent)
+            sync(kept.parent)
         finally:
             upload.unlink(missing_ok=True)
         data = {"filename": asked["filename"], "purpose": asked["purpose"]}
@@ -99,7 +94,7 @@ class Keeper:
 
     def _file_path(self, tenant: str, asked: Thing) -> str:
         self.records.get("file", tenant, asked["id"])
-        return str(self._folder(tenant, "files") / asked["id"])
+        return str(self._at.of(tenant, "files") / asked["id"])
 
     def _file_list(self, tenant: str, asked: Thing) -> list[Thing]:
         return self.records.page("file", tenant, None, asked["limit"], asked["after"], asked["newest_first"])
@@ -114,7 +109,7 @@ class Keeper:
         for file in asked["file_ids"]:
             self.records.get("file", tenant, file)
         name = minted("store")
-        Datastore.create(self._store_path(tenant, name), retriever="lexical")
+        Datastore.create(self._at.store_path(tenant, name), retriever="lexical")
         made = self.records.make(
             "store", tenant, {"name": asked["name"], "metadata": asked["metadata"]}, name=name
         )
@@ -185,32 +180,12 @@ class Keeper:
         tenant = next(path.parent.parent.name for path in self._root.glob(f"*/stores/{store}"))
         try:
             known = self.records.get("file", tenant, file)
-            documents = self._documents(tenant, file, known["filename"])
-            self._opened(tenant, store).add(documents)
+            documents = self._at.documents(tenant, file, known["filename"])
+            self._at.opened(tenant, store).add(documents)
         except UptakeError as error:
             self.records.came(store, file, "failed", 0, str(error).replace(str(self._root), "")[:300])
         else:
             self.records.came(store, file, "completed", len(documents))
-
-    def _documents(self, tenant: str, file: str, filename: str) -> list[Document]:
-        """Return the documents in a file, each named by the file's id; the name given says its format."""
-        suffix = Path(filename).suffix.lower()
-        suffix = suffix if suffix in by_suffix() else ".txt"
-        path = self._folder("", "uploads") / f"{file}{suffix}"
-        path.unlink(missing_ok=True)
-        os.link(self._folder(tenant, "files") / file, path)
-        try:
-            skipped = Skipped()
-            found = list(read(path, skipped=skipped, reading=Reading(max_parse_bytes=2 << 30)))
-        except UptakeError as error:
-            raise type(error)(str(error).replace(str(path), "the file")) from None
-        finally:
-            path.unlink()
-        if not found:
-            raise BadInput("the file holds no text that can be read")
-        return [
-            Document(f"{file}/{place}", each.text, file, {}, each.places) for place, each in enumerate(found)
-        ]
 
     # Memories of a person.
 
@@ -221,8 +196,8 @@ class Keeper:
             raise ApiError(413, "the key's room for files is full: delete some", "store_full", "text")
         person = self._person(tenant, asked["user"]) or self._new_person(tenant, asked["user"])
         name = minted("memory")
-        write_whole(self._folder(tenant, "memories") / name, asked["text"].encode())
-        _sync(self._folder(tenant, "memories"))
+        write_whole(self._at.of(tenant, "memories") / name, asked["text"].encode())
+        sync(self._at.of(tenant, "memories"))
         size = len(asked["text"].encode())
         made = self.records.make("memory", tenant, {"pending": True}, parent=person, size=size, name=name)
         self._remember(tenant, made)
@@ -231,8 +206,8 @@ class Keeper:
     def _remember(self, tenant: str, memory: Thing) -> None:
         """Let a memory be found, and keep that it can be."""
         name = memory["id"]
-        text = (self._folder(tenant, "memories") / name).read_text("utf8")
-        self._opened(tenant, memory["parent"]).add([Document(f"{name}/0", text, name)])
+        text = (self._at.of(tenant, "memories") / name).read_text("utf8")
+        self._at.opened(tenant, memory["parent"]).add([Document(f"{name}/0", text, name)])
         self.records.update("memory", tenant, name, {})
 
     def _memory_list(self, tenant: str, asked: Thing) -> list[Thing]:
@@ -270,11 +245,11 @@ class Keeper:
 
     def _new_person(self, tenant: str, user: str) -> str:
         name = minted("person")
-        Datastore.create(self._store_path(tenant, name), retriever="lexical")
+        Datastore.create(self._at.store_path(tenant, name), retriever="lexical")
         return str(self.records.make("person", tenant, {"user": user}, name=name)["id"])
 
     def _told(self, tenant: str, memory: Thing, user: str) -> Thing:
-        text = (self._folder(tenant, "memories") / memory["id"]).read_text("utf8")
+        text = (self._at.of(tenant, "memories") / memory["id"]).read_text("utf8")
         return {**memory, "user": user, "text": text}
 
     # Sessions: texts that are read in order, with a way to adapt.
@@ -329,7 +304,7 @@ class Keeper:
                 for row in self.records.held(file=name):
                     forget(row["store"], lambda document: file_of(document) == name)
                     counts["passages"] += self._remove(tenant, row["store"], name, row["documents"])
-                counts["files"] += _unlink(self._folder(tenant, "files") / name)
+                counts["files"] += unlink(self._at.of(tenant, "files") / name)
                 self.records.gone(name)
             case "held":
                 rows = self.records.held(parent, name)
@@ -338,15 +313,15 @@ class Keeper:
                 self.records.gone(name, parent)
             case "store" | "person":
                 forget(name, lambda document: True)
-                counts["stores"] += self._drop(tenant, name)
+                counts["stores"] += self._at.drop(tenant, name)
                 memories = self.records.page("memory", tenant, name, 1 << 30) if kind == "person" else []
                 for each in memories:
-                    counts["texts"] += _unlink(self._folder(tenant, "memories") / each["id"])
+                    counts["texts"] += unlink(self._at.of(tenant, "memories") / each["id"])
                 self.records.gone(name)
             case "memory":
                 forget(parent, lambda document: file_of(document) == name)
                 counts["passages"] += self._remove(tenant, parent, name, 1)
-                counts["texts"] += _unlink(self._folder(tenant, "memories") / name)
+                counts["texts"] += unlink(self._at.of(tenant, "memories") / name)
                 self.records.gone(name)
                 self.records.gone(name, parent)
             case "text" | "session":
@@ -361,45 +336,21 @@ class Keeper:
 
     def _remove(self, tenant: str, store: str, name: str, documents: int) -> int:
         """Remove a thing's documents from a store, its bytes too. A kill may have left a store without it."""
-        if not self._store_path(tenant, store).exists():
+        if not self._at.store_path(tenant, store).exists():
             return 0
-        opened = self._opened(tenant, store)
+        opened = self._at.opened(tenant, store)
         # One that was being read when the process died may hold any number of documents.
         known = documents or self._most_documents(tenant, name)
         return opened.remove([f"{name}/{place}" for place in range(known)], purge=True)
 
     def _most_documents(self, tenant: str, name: str) -> int:
-        path = self._folder(tenant, "files") / name
+        path = self._at.of(tenant, "files") / name
         if not path.exists():
             return 1
         try:
-            return len(self._documents(tenant, name, self.records.get("file", tenant, name)["filename"]))
+            return len(self._at.documents(tenant, name, self.records.get("file", tenant, name)["filename"]))
         except (UptakeError, ApiError):
             return 1
-
-    def _drop(self, tenant: str, store: str) -> int:
-        self._open.pop(store, None)
-        path = self._store_path(tenant, store)
-        there = path.exists()
-        if there:
-            shutil.rmtree(path)
-            _sync(path.parent)
-        return int(there)
-
-    # Folders.
-
-    def _folder(self, tenant: str, name: str) -> Path:
-        found = self._root / tenant / name if tenant else self._root / name
-        found.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return found
-
-    def _store_path(self, tenant: str, name: str) -> Path:
-        return self._folder(tenant, "stores") / name
-
-    def _opened(self, tenant: str, name: str) -> Datastore:
-        if name not in self._open:
-            self._open[name] = Datastore.open(self._store_path(tenant, name))
-        return self._open[name]
 
     def _counted(self, store: Thing) -> Thing:
         rows = self.records.held(store["id"])
@@ -424,19 +375,3 @@ _ACTS = frozenset(
 def file_of(document: str) -> str:
     """Return the id of the file or memory that a stored document is part of."""
     return document.partition("/")[0]
-
-
-def _unlink(path: Path) -> int:
-    there = path.exists()
-    path.unlink(missing_ok=True)
-    _sync(path.parent)
-    return int(there)
-
-
-def _sync(folder: Path) -> None:
-    """Let a change of a folder be on the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -124,6 +124,8 @@ class Engine:
             match frame["op"]:
                 case "generate":
                     self.jobs.begin(frame)
+                case "score":
+                    self.jobs.score(frame)
                 case "cancel":
                     self.jobs.cancel(number)
                 case "keep" if self.keeper is not None:

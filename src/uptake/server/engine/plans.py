@@ -19,6 +19,7 @@ from uptake.server.config import Config, Recipe
 from uptake.server.errors import ApiError, bad
 from uptake.settings import describe
 from uptake.store.datastore import Datastore
+from uptake.text.select import Random
 
 CHECKED = 256  # methods with settings that are known to work
 MOST = {"rank": 256, "neighbours": 4096, "passes": 64}  # of settings that a request gives
@@ -75,6 +76,10 @@ class Plans:
             spec, notes = with_rate(lm, recipe.method, spec, store, recipe.k)
             spec.method.check(lm, None if store is None else store.source("a"))
             self._recipes[f"{config.name}+{recipe.name}"] = recipe, spec
+            if spec.searches and spec.select.ranks:
+                # Its control: the same method on passages drawn at random.
+                control = replace(recipe, name=f"{recipe.name}.random")
+                self._recipes[f"{config.name}+{control.name}"] = control, replace(spec, select=Random())
             self.notes += notes
 
     def listed(self) -> list[dict[str, Any]]:
