@@ -20,7 +20,7 @@ from uptake.lm.examples import Example, encode, of_target
 from uptake.lm.experts import Experts, FixedShare
 from uptake.lm.generation import Decoding
 from uptake.lm.scoring import kl, losses
-from uptake.lm.wrappers import Mixed, Routed
+from uptake.lm.wrappers import Routed
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.session import Session
@@ -124,7 +124,7 @@ def test_it_stands_in_mixtures_and_rows_like_any_model() -> None:
     model, other = lm(), lm(1)
     segments = [Segment(ANSWER, QUESTION), Segment("max saw lou.", QUESTION)]
     one, two = model.score(segments), other.score(segments)
-    mixed = Mixed([model, other], [0.25, 0.75]).score(segments)
+    mixed = toys.mixed([model, other], [0.25, 0.75]).score(segments)
     routed = Routed([model, other]).score(segments)
     bayes = Experts([model, other], FixedShare((0.5, 0.5))).score(segments)
     for row, (p, q) in enumerate(zip(one, two, strict=True)):
@@ -190,7 +190,7 @@ def test_it_continues_texts_alone_in_rows_in_wrappers_and_in_a_session() -> None
     assert expected[0] and expected[0] != expected[1] and expected[0] != continued(other, QUESTION, 12)
     assert [model.generate(prompt, tokens=12) for prompt in prompts] == expected
     assert model.generate_rows(prompts, Decoding(tokens=12)) == expected
-    assert Mixed([model, other], [1.0, 0.0]).generate(QUESTION, tokens=12) == expected[0]
+    assert toys.mixed([model, other], [1 - 1e-9, 1e-9]).generate(QUESTION, tokens=12) == expected[0]
     routed = Routed([model, other]).generate_rows([QUESTION] * 2, Decoding(tokens=12))
     assert routed == [expected[0], continued(other, QUESTION, 12)]
     session = Session(model, MethodSpec(Finetune(optimizer=SGD(0.5), clip=None), Nearest()))
@@ -210,8 +210,8 @@ def test_it_goes_on_beyond_the_window() -> None:
 def test_what_it_cannot_do_is_refused_with_the_cure() -> None:
     with pytest.raises(BadInput, match=r"EncoderDecoder has no one network whose layers .*: give its base"):
         capability(lm(), Layers)
-    with pytest.raises(BadInput, match="Mixed has no one network"):
-        capability(Mixed([toys.lm()], [1.0]), Layers)
+    with pytest.raises(BadInput, match="Experts has no one network"):
+        capability(toys.mixed([toys.lm()], [1.0]), Layers)
     base = toys.lm()
     assert capability(Routed([base]), Layers) is base
     with pytest.raises(BadInput, match="2 rows have no weights in common"):

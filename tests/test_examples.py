@@ -22,7 +22,7 @@ from uptake.lm.examples import (
 )
 from uptake.lm.experts import Experts, FixedShare
 from uptake.lm.scoring import divergence, kl, losses, per_token
-from uptake.lm.wrappers import Mixed, Prefixed, Routed
+from uptake.lm.wrappers import Prefixed, Routed
 
 CONTEXTS, COUNTS, ROOMS = st.integers(1, 40), st.integers(0, 90), st.integers(2, 20)
 
@@ -124,9 +124,9 @@ def models() -> dict[str, LM]:
     return {
         "base": one,
         "prefixed": Prefixed(one, [[0, 40, 41], [], [0, 7]]),
-        "mixed": Mixed([one, other], [0.3, 0.7]),
+        "mixed": toys.mixed([one, other], [0.3, 0.7]),
         "routed": Routed([one, other, one]),
-        "nested": Prefixed(Mixed([one, Routed([other, one, other])], [0.5, 0.5]), [[0, 40], [0], []]),
+        "nested": Prefixed(toys.mixed([one, Routed([other, one, other])], [0.5, 0.5]), [[0, 40], [0], []]),
     }
 
 

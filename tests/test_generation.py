@@ -26,7 +26,7 @@ from uptake.lm.causal import Causal
 from uptake.lm.experts import Experts, FixedShare
 from uptake.lm.generation import Decoding, Token
 from uptake.lm.rows import WIDTH, left_padded
-from uptake.lm.wrappers import Mixed, Prefixed, Routed
+from uptake.lm.wrappers import Prefixed, Routed
 from uptake.text.detokenizer import Detokenizer
 from uptake.text.tokenizer import Tokenizer
 
@@ -125,10 +125,10 @@ def wrapped(lm: LM) -> dict[str, LM]:
     return {
         "base": lm,
         "prefixed": Prefixed(lm, prefixes),
-        "mixed": Mixed([lm, other], [0.3, 0.7]),
+        "mixed": toys.mixed([lm, other], [0.3, 0.7]),
         "routed": Routed([lm, other, lm, other]),
         "bayes": Experts([lm, Routed([other, lm, other, other])], FixedShare((0.6, 0.4), (0.0, 0.1))),
-        "nested": Prefixed(Mixed([lm, Routed([other, lm, lm, lm])], [0.5, 0.5]), prefixes),
+        "nested": Prefixed(toys.mixed([lm, Routed([other, lm, lm, lm])], [0.5, 0.5]), prefixes),
         "soft prompt": lm.overlay(Delta.of(lm.fingerprint, {"": Prompt(torch.randn(3, 32))}, "prompt")),
         "outer": Experts([Prefixed(lm, prefixes), Prefixed(other, prefixes[::-1])], FixedShare((0.5, 0.5))),
     }

@@ -15,7 +15,7 @@ from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
 from uptake.lm.experts import Experts, FixedShare
 from uptake.lm.generation import Decoding
-from uptake.lm.wrappers import Mixed, Prefixed, Routed
+from uptake.lm.wrappers import Prefixed, Routed
 from uptake.text.tokenizer import Tokenizer
 
 
@@ -55,10 +55,10 @@ def wrapped(lm: LM) -> dict[str, LM]:
     return {
         "base": lm,
         "prefixed": Prefixed(lm, [[0, 40, 41, 42]]),
-        "mixed": Mixed([lm, other], [0.3, 0.7]),
+        "mixed": toys.mixed([lm, other], [0.3, 0.7]),
         "routed": Routed([other]),
         "bayes": Experts([lm, other], FixedShare((0.6, 0.4), (0.0, 0.1))),
-        "nested": Prefixed(Mixed([lm, Routed([other])], [0.5, 0.5]), [[0, 40, 41]]),
+        "nested": Prefixed(toys.mixed([lm, Routed([other])], [0.5, 0.5]), [[0, 40, 41]]),
     }
 
 
@@ -122,7 +122,7 @@ def test_rows_must_match() -> None:
     with pytest.raises(BadInput, match="use a shorter one"):
         Prefixed(toys.lm(), [[1] * 64])
     with pytest.raises(BadInput, match="adding up to 1"):
-        Mixed([toys.lm()], [0.5])
+        toys.mixed([toys.lm()], [0.5])
 
 
 def test_a_batch_of_ragged_texts_equals_one_at_a_time() -> None:

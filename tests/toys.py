@@ -20,7 +20,9 @@ from transformers import (
 
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.trainable import LoRA
+from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.lm.experts import Experts, FixedShare
 from uptake.text.tokenizer import Tokenizer
 
 SHAPES = ("gpt2", "llama", "neox")
@@ -78,3 +80,8 @@ def low_rank(lm: Causal, ranks: Sequence[int] = (3, 1, 5, 2), seed: int = 0) -> 
         }
         made.append(Delta.of(lm.fingerprint, parts, "lora"))
     return made
+
+
+def mixed(parts: Sequence[LM], weights: Sequence[float]) -> Experts:
+    """Return the mixture of models at the same weights at every token."""
+    return Experts(parts, FixedShare(tuple(weights), (1.0,)))

@@ -1,6 +1,5 @@
-"""LMs made of other LMs: a text before the text, mixtures, another model for each row."""
+"""LMs made of other LMs: a text before the text, another model for each row."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -88,63 +87,6 @@ class _PrefixCache:
 
     inner: Cache
     begun: bool = False
-
-
-class Mixed(Wrapper):
-    """A mixture of LMs over one tokenizer, token by token: log sum_i w_i p_i."""
-
-    def __init__(self, parts: Sequence[LM], weights: Sequence[float]) -> None:
-        if len(parts) != len(weights) or not parts or min(weights) < 0 or not math.isclose(sum(weights), 1.0):
-            raise BadInput(
-                f"mixture weights {list(weights)} for {len(parts)} models: give one each, adding up to 1"
-            )
-        super().__init__(parts[0])
-        self.parts, self.weights = list(parts), list(weights)
-        self.rows = next((part.rows for part in parts if part.rows is not None), None)
-        self.has_step = all(part.has_step for part in parts)
-
-    def around(self, inner: LM) -> Self:
-        return type(self)([inner, *self.parts[1:]], self.weights)
-
-    def overlay(self, delta: Delta) -> LM:
-        return Mixed([part.overlay(delta) for part in self.parts], self.weights)
-
-    def trainable_copy(
-        self, trainable: Trainable, start: Delta, generator: torch.Generator
-    ) -> tuple[LM, TrainableCopy]:
-        raise BadInput("a mixture has no one set of weights to train: train its parts, then mix them")
-
-    def with_parameters(self, parameters: Mapping[str, Tensor]) -> LM:
-        raise BadInput("a mixture has no one set of weights: give them to its parts")
-
-    def at(self, rows: Sequence[int]) -> LM:
-        return Mixed([part.at(rows) for part in self.parts], self.weights)
-
-    def max_input_tokens(self, row: int) -> int:
-        return min(part.max_input_tokens(row) for part in self.parts)
-
-    def start(self) -> Cache:
-        return all_or_none([part.start() for part in self.parts])
-
-    def step(
-        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
-    ) -> tuple[Tensor, Cache]:
-        caches = cache if cache is not None else [None] * len(self.parts)
-        stepped = [part.step(ids, kept, lengths) for part, kept in zip(self.parts, caches, strict=True)]
-        mixed = self._mixed([log_probs for log_probs, _ in stepped])
-        return mixed, None if cache is None else [kept for _, kept in stepped]
-
-    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
-        parts = [part.predictions(examples) for part in self.parts]
-        return [self._mixed(each) for each in zip(*parts, strict=True)]
-
-    def _mixed(self, parts: Sequence[Tensor]) -> Tensor:
-        logs = [
-            log_probs + math.log(weight)
-            for log_probs, weight in zip(parts, self.weights, strict=True)
-            if weight > 0
-        ]
-        return torch.logsumexp(torch.stack(logs), 0)
 
 
 class Routed(Wrapper):
