@@ -12,6 +12,7 @@ as `A/B` does; it resumes. Choices are made on `valid`.
 import argparse
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from uptake.report.metrics import gain, gain_difference, gain_interval
 from uptake.store import Datastore
 from uptake.text.overlap import LeakFilter
 from uptake.text.select import Nearest, Random
-from uptake.text.types import Document, Found, stable_hash
+from uptake.text.types import Document, Found, Source, stable_hash
 
 PROTOCOL = PerQuery(search=256)  # what retrieves is the end of the prefix
 SHARES = (0.0, 0.01, 0.1)  # as `A/B` has them
@@ -199,13 +200,7 @@ def _scored(
     started = time.process_time()
     found, source = Found(), None
     if spec.searches:
-        source = store.source(
-            query.search,
-            document_id=document.id,
-            group=document.group,
-            whole_text=document.text,
-            leak=LeakFilter(),
-        )
+        source = _source(store, document, query)
         draws = np.random.default_rng(stable_hash("choose", document.id))
         found = spec.select.choose(source, VARIANTS[name].k, draws)
     context = Context(continues=False)
@@ -224,6 +219,17 @@ def _scored(
         time.process_time() - started + (under.cpu_seconds if under else 0.0),
         len(state.passages),
         max(found.overlaps, default=0.0),
+    )
+
+
+def _source(store: Datastore, document: Document, query: Query) -> Source:
+    """Return where the query may search: not in its own document, nor in what nearly is it."""
+    return store.source(
+        query.search,
+        document_id=document.id,
+        group=document.group,
+        whole_text=document.text,
+        leak=LeakFilter(),
     )
 
 
@@ -249,6 +255,26 @@ def mixed(rows: Sequence[Scored], shares: Sequence[float] = SHARES) -> float:
     return -(along + log_probs).logsumexp(-1).sum().item() / LN2
 
 
+def repeated(data: Path, part: str, documents: Sequence[str]) -> dict[str, float]:
+    """Return the share of each scored text's runs of 13 words that stand in the 200 nearest passages."""
+    store, found = _store(data), {}
+    for document in uptake.read(data / f"{part}.jsonl"):
+        if document.id not in documents:
+            continue
+        (query,) = PROTOCOL.queries(document)
+        read = {
+            run for each in _source(store, document, query).search(200).passages for run in _runs(each.text)
+        }
+        own = _runs(query.target)
+        found[document.id] = sum(run in read for run in own) / max(1, len(own))
+    return found
+
+
+def _runs(text: str, words: int = 13) -> list[tuple[str, ...]]:
+    found = re.findall(r"\w+|[^\w\s]", text)
+    return [tuple(found[start : start + words]) for start in range(len(found) - words + 1)]
+
+
 def table(
     data: Path, part: str, mixtures: Sequence[Sequence[str]], run: str = RUN, names: Sequence[str] = ()
 ) -> dict[str, object]:
@@ -259,9 +285,12 @@ def table(
     names = [*names] or [name for name in VARIANTS if any(name in of for of in rows.values())]
     whole = {document: of for document, of in rows.items() if all(name in of for name in names)}
     out: dict[str, object] = {"part": part, "documents": len(whole)}
+    shares = repeated(data, part, list(whole))
     for label, chosen in (
         ("all", whole),
         ("no twin", {d: of for d, of in whole.items() if not of["base"].twin}),
+        ("nothing repeated", {d: of for d, of in whole.items() if not shares[d]}),
+        ("something repeated", {d: of for d, of in whole.items() if shares[d]}),
     ):
         if len(chosen) < 2:
             continue
@@ -287,6 +316,7 @@ def table(
         out[label] = {
             "documents": len(chosen),
             "base_bits_per_byte": sum(base) / sum(sizes),
+            "repeated": sum(shares[d] for d in chosen) / len(chosen),
             "variants": figures,
         }
     return out
@@ -294,7 +324,7 @@ def table(
 
 def _shown(found: dict[str, object]) -> str:
     lines = []
-    for label in ("all", "no twin"):
+    for label in ("all", "no twin", "nothing repeated", "something repeated"):
         part = found.get(label)
         if not isinstance(part, dict):
             continue
