@@ -24,6 +24,11 @@ TEXTS = st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=4)
 READ = ["one fish, two fish, red fish, blue fish", "one fish, two birds, and a red fish"]
 
 
+def memory_of(texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> NGramMemory:
+    tokens = [token for prompt, learnt in texts for token in (*prompt, *learnt)]
+    return NGramMemory(np.array(tokens, np.int64), [(len(prompt), len(learnt)) for prompt, learnt in texts])
+
+
 def by_recursion(
     texts: Sequence[tuple[Sequence[int], Sequence[int]]],
     before: Sequence[int],
@@ -50,7 +55,7 @@ def by_recursion(
 def test_counts_are_those_of_the_recursion(
     texts: list[tuple[list[int], list[int]]], before: list[int], longest: int
 ) -> None:
-    memory = NGramMemory(texts)
+    memory = memory_of(texts)
     smoothing = Smoothing(longest, (0.5, 20.0), 0.7)
     found = memory.continuations(memory.along(before, longest), smoothing)
     bottom = [0.1, 0.2, 0.3, 0.4]
@@ -62,13 +67,13 @@ def test_counts_are_those_of_the_recursion(
 
 
 def test_a_match_stops_where_a_text_begins() -> None:
-    memory = NGramMemory([([], [1, 2]), ([], [3, 2, 1])])
+    memory = memory_of([([], [1, 2]), ([], [3, 2, 1])])
     assert memory.along([1, 2], 5).lengths.tolist() == [2, 1]
     assert memory.along([2, 3], 5).lengths.tolist() == [1]  # 2 ends the first text, 3 begins the second
 
 
 def test_what_is_read_as_a_prompt_is_matched_and_never_predicted() -> None:
-    memory = NGramMemory([([1, 2], [3])])
+    memory = memory_of([([1, 2], [3])])
     smoothing = Smoothing(4, (1.0,))
     assert memory.continuations(memory.along([1], 4), smoothing).tokens.tolist() == []
     assert memory.continuations(memory.along([1, 2], 4), smoothing).tokens.tolist() == [3]
@@ -118,7 +123,7 @@ def test_steps_with_a_cache_are_one_pass() -> None:
 
 def test_without_a_match_it_is_the_model_bit_for_bit() -> None:
     base = lm("llama")
-    memory = NGramMemory([([], encode(base.tokenizer, "", "xyz").target)])
+    memory = memory_of([([], encode(base.tokenizer, "", "xyz").target)])
     mixed = NGramMixture(base, [memory], NGram()._mixing)
     (own,), (same,) = base.score([Segment("one fish")]), mixed.score([Segment("one fish")])
     assert torch.equal(own.log_probs, same.log_probs)

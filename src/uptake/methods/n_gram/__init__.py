@@ -1,10 +1,12 @@
 """An n-gram memory: mixes in what followed the last tokens of a text in passages near to the query."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
@@ -20,9 +22,14 @@ from uptake.text.types import Found, Source, stable_hash
 
 @dataclass(frozen=True, kw_only=True)
 class NGramState(State):
-    """The tokens of the texts read: of each what is read alone, and what may be predicted as well."""
+    """The tokens of the texts read, and of each how many are read alone and how many may be predicted."""
 
-    texts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    tokens: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    sizes: tuple[tuple[int, int], ...] = ()
+
+    def memory(self) -> NGramMemory | None:
+        """Return what predictions are looked up in; None where there is nothing."""
+        return NGramMemory(self.tokens.numpy(), self.sizes) if len(self.tokens) else None
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class NGram(FrozenModelMethod[NGramState]):
 
     def around(self, states: Sequence[NGramState], lm: LM, base: LM) -> LM:
         same_base(states, base)
-        return NGramMixture(lm, [NGramMemory.of(state.texts) for state in states], self._mixing)
+        return NGramMixture(lm, [state.memory() for state in states], self._mixing)
 
     @property
     def _mixing(self) -> Mixing:
@@ -94,8 +101,13 @@ class NGram(FrozenModelMethod[NGramState]):
             return state
         read = [encode(lm.tokenizer, passage.prompt, passage.text) for passage in evidence.passages]
         context.ledger(row).tokens_read += sum(len(example.target) for example in read)
-        texts = tuple((example.context, example.target) for example in read)
-        return state.after(evidence, context, texts=(*state.texts, *texts))
+        tokens = [token for example in read for token in (*example.context, *example.target)]
+        return state.after(
+            evidence,
+            context,
+            tokens=torch.cat([state.tokens, torch.tensor(tokens, dtype=torch.long)]),
+            sizes=(*state.sizes, *((len(each.context), len(each.target)) for each in read)),
+        )
 
     def _found(self, source: Source, query: str, state: NGramState, context: Context) -> Found:
         """Return what of the store is looked up in and was not before."""

@@ -8,7 +8,6 @@ file knows no model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,24 +78,23 @@ class Continuations:
 
 
 class NGramMemory:
-    """Texts as tokens. Each text is (what is read alone, what is read and may be predicted).
+    """Texts as tokens, one after another; text i has `sizes[i]`: so many read alone, then so many to predict.
 
     A step costs what the last token's places are many, however large the memory is.
     """
 
-    def __init__(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        texts = [(prompt, learnt) for prompt, learnt in texts if prompt or learnt]
-        tokens, follows = [], []
-        for prompt, learnt in texts:
-            tokens += [*prompt, *learnt]
-            follows += [-1] * (len(prompt) - 1) + [*learnt][0 if prompt else 1 :] + [-1]
-        self._follows = np.array(follows, np.int64)
-        ends = np.cumsum([len(prompt) + len(learnt) for prompt, learnt in texts])
-        self._begins = np.zeros(len(tokens) + 1, bool)
-        self._begins[[0, *ends]] = True
-        named = np.array(tokens, np.int64)
-        self._order = np.argsort(named, kind="stable")
-        self._sorted = named[self._order]
+    def __init__(self, tokens: Ints, sizes: Sequence[tuple[int, int]]) -> None:
+        learnt, self._begins = np.zeros(len(tokens) + 1, bool), np.zeros(len(tokens) + 1, bool)
+        place = 0
+        for alone, predicted in sizes:
+            self._begins[place] = True
+            learnt[place + alone : place + alone + predicted] = True
+            place += alone + predicted
+        self._begins[place:] = True
+        # What follows a place, where that is to be predicted and of the same text.
+        self._follows = np.where(learnt[1:] & ~self._begins[1:], np.append(tokens[1:], -1), -1)
+        self._order = np.argsort(tokens, kind="stable")
+        self._sorted = tokens[self._order]
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -128,8 +126,3 @@ class NGramMemory:
         tokens, which = np.unique(follows[known], return_inverse=True)
         each = [np.bincount(which, own[lengths - 1], len(tokens)) for own in weights]
         return Continuations(tokens, np.stack(each), rest)
-
-    @classmethod
-    def of(cls, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Self | None:
-        """Return the memory of these texts, None where nothing of them may be predicted."""
-        return cls(texts) if any(learnt for _, learnt in texts) else None
