@@ -134,6 +134,7 @@ def test_statistics_of_a_layer_are_those_of_its_inputs(tmp_path: Any) -> None:
     c = key_covariance(lm, place, text)
     assert float((c - expected).abs().max()) < 1e-6
     assert key_covariance(lm, place, text) is c
+    assert torch.equal(key_covariance(lm, place, OrdinaryText(tokens=0)), torch.eye(48).double())
     with pytest.raises(BadInput, match="give a file"):
         key_covariance(lm, place, replace(text, file=str(tmp_path / "none")))
     (tmp_path / "short").write_text("few")
@@ -179,7 +180,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
         lambda: AlphaEdit(strength=-1),
         lambda: UltraEdit(learning_rate=0),
         lambda: UltraEdit(first=0.9, last=0.1),
-        lambda: OrdinaryText(tokens=0),
+        lambda: OrdinaryText(tokens=-1),
     ):
         with pytest.raises(BadInput, match="use"):
             wrong()

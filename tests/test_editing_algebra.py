@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from uptake.adaptation.editing.closed_form import memit, memit_dense, projected, rome
+from uptake.adaptation.editing.closed_form import Factored, memit, memit_dense, projected, rome
 from uptake.adaptation.editing.codebook import Codebook
 from uptake.adaptation.editing.covariance import KeyCovariance
 from uptake.adaptation.editing.moments import Moments
@@ -116,6 +116,20 @@ def test_memit_one_after_another_is_the_batch(sizes: tuple[int, int, int, int]) 
         edited = edited + memit(key[None], lacking, grown, strength).difference()
         grown = grown + torch.outer(key, key) / strength
     assert gap(edited - weight, memit(keys, residuals, covariance, strength).difference()) <= CLOSE
+
+
+@given(SIZES)
+@settings(max_examples=20, deadline=None)
+def test_a_factored_covariance_solves_alike(sizes: tuple[int, int, int, int]) -> None:
+    keys, residuals, covariance = problem(sizes)
+    factored = Factored.of(covariance)
+    for found, expected in (
+        (memit(keys, residuals, factored, 2.0), memit(keys, residuals, covariance, 2.0)),
+        (rome(keys[0], residuals[0], factored), rome(keys[0], residuals[0], covariance)),
+    ):
+        assert gap(found.difference(), expected.difference()) <= CLOSE
+    with pytest.raises(BadInput, match="singular"):
+        Factored.of(torch.zeros(2, 2, dtype=torch.float64))
 
 
 def test_memit_with_hardly_any_strength_writes_every_key() -> None:

@@ -27,6 +27,7 @@ EXAMPLES = options.examples(
     "uptake train dynamic-evaluation -m gpt2 --documents train.jsonl --out statistics.safetensors",
     "uptake train retro -m gpt2 --documents train.jsonl --store train.store --out retro.safetensors",
     "uptake train retro -m gpt2 --questions asked.jsonl --store facts.store --out answers.safetensors",
+    "uptake train mend -m gpt2 --edits edits.jsonl --unrelated other.txt --out mend.safetensors",
     "uptake train camels -m gpt2 --documents news.jsonl --questions asked.jsonl \\\n"
     "      --unrelated other.txt --out camels.safetensors",
 )
@@ -73,6 +74,13 @@ def train(
     valid_questions: Annotated[
         Files, options.option(TRAINING, "FILE", "Questions about the validation documents.")
     ] = None,
+    edits: Annotated[
+        Files,
+        options.option(
+            TRAINING, "FILE", 'Edits to learn to make, {"id", "prompt", "target", "rephrases"} a line.'
+        ),
+    ] = None,
+    valid_edits: Annotated[Files, options.option(TRAINING, "FILE", "Validation edits.")] = None,
     settings: options.Setting = None,
     learning_rate: Annotated[
         float, options.option(TRAINING, "RATE", "Learning rate of AdamW.", least=0)
@@ -128,15 +136,16 @@ def train(
             opened = inputs.open_store(store, threads=threads)
             searched = f"{opened.contents} {opened.view_contents('chunks')}"
             sources = _sources(opened, closing.enter_context(NeighbourCache(neighbours)))
-        material = _material(documents, questions, unrelated, limit, reading, sources)
-        shown = _material(valid_documents, valid_questions, unrelated, limit, reading, sources)
+        material = _material(documents, questions, unrelated, edits, limit, reading, sources)
+        shown = _material(valid_documents, valid_questions, unrelated, valid_edits, limit, reading, sources)
         with screen.status("loading the model"):
             loaded = loading.load(model, device, dtype)
             begun = None if start is None else learner.load(Path(start), loaded)
         with screen.status("making episodes"):
             episodes = learner.episodes(loaded, material)
             try:
-                valid = learner.episodes(loaded, shown) if shown.documents or shown.questions else ()
+                judged = shown.documents or shown.questions or shown.edits
+                valid = learner.episodes(loaded, shown) if judged else ()
             except BadInput as error:
                 raise BadInput(f"for validation: {error}") from None
     training = outer.Training(
@@ -198,7 +207,7 @@ def _digest(*materials: "TrainingData") -> str:
     from uptake.text.types import stable_hash
 
     read = (part for m in materials for d in (*m.documents, *m.unrelated) for part in (d.id, d.group, d.text))
-    asked = [(m.questions, len(m.documents)) for m in materials]
+    asked = [(m.questions, len(m.documents), *([m.edits] if m.edits else ())) for m in materials]
     return f"{stable_hash(repr(asked), *read):016x}"
 
 
@@ -211,11 +220,13 @@ def _material(
     documents: Files,
     questions: Files,
     unrelated: Files,
+    edits: Files,
     limit: int | None,
     reading: "Reading",
     sources: "Sources | None",
 ) -> "TrainingData":
     from uptake.methods.contract.learned import TrainingData
+    from uptake.tasks.edit_files import read_edits
     from uptake.tasks.questions import read_questions
     from uptake.text import readers
 
@@ -230,7 +241,11 @@ def _material(
             else ()
         )
         material = TrainingData(
-            (*read, *brought), tuple(q for one in found for q in one.questions), other, sources
+            (*read, *brought),
+            tuple(q for one in found for q in one.questions),
+            other,
+            sources,
+            tuple(edit for name in edits or () for edit in read_edits(name, skipped)),
         )
     screen.note_skipped(skipped)
     return material

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from uptake.adaptation.delta import skeleton
 from uptake.adaptation.delta.overlay import Hook
+from uptake.adaptation.editing.closed_form import Factored
 from uptake.adaptation.editing.covariance import KeyCovariance
 from uptake.errors import BadInput
 from uptake.lm.causal import Causal
@@ -21,7 +22,8 @@ class OrdinaryText:
     """Text that edits are to leave alone: a UTF-8 file, or what the model samples where none is given.
 
     A layer's statistics want about ten tokens for each of its inputs. `ridge` times the mean of their
-    diagonal is added to it, for directions that the text never used.
+    diagonal is added to it, for directions that the text never used. With no tokens, 0, no text is left alone
+    and C is the unit matrix.
     """
 
     file: str = ""
@@ -30,10 +32,10 @@ class OrdinaryText:
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.tokens < 2 or self.length < 2 or not 0 <= self.ridge < 1:
+        if self.tokens < 0 or self.length < 2 or not 0 <= self.ridge < float("inf"):
             raise BadInput(
-                f"tokens {self.tokens}, length {self.length}, ridge {self.ridge}: use 2 or more, and a small "
-                "number from 0"
+                f"tokens {self.tokens}, length {self.length}, ridge {self.ridge}: use 0 for none or more, 2 "
+                "or more, and 0 or a small number"
             )
 
     def batches(self, lm: Causal) -> list[Tensor]:
@@ -63,7 +65,16 @@ def key_covariance(lm: Causal, place: LinearPlace, text: OrdinaryText) -> Tensor
     return lm.derived(("covariance", place.path, text), lambda: _covariance(lm, place, text))
 
 
+def factored_covariance(lm: Causal, place: LinearPlace, text: OrdinaryText) -> Factored:
+    """Return `key_covariance` factored; made once. Raises BadInput where it is singular."""
+    return lm.derived(
+        ("factored covariance", place.path, text), lambda: Factored.of(key_covariance(lm, place, text))
+    )
+
+
 def _covariance(lm: Causal, place: LinearPlace, text: OrdinaryText) -> Tensor:
+    if not text.tokens:
+        return torch.eye(place.width_in, dtype=torch.float64)
     module, seen = skeleton(lm.module), _Keys(KeyCovariance.empty(place.width_in))
     module.get_submodule(place.path).register_forward_pre_hook(_Take(seen))
     private = lm.around(module)

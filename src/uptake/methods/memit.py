@@ -11,7 +11,7 @@ from uptake.errors import BadInput
 from uptake.lm.causal import Causal
 from uptake.lm.fact_values import ValueSearch
 from uptake.lm.feed_forward import LinearPlace
-from uptake.lm.key_statistics import OrdinaryText, key_covariance
+from uptake.lm.key_statistics import OrdinaryText, factored_covariance
 from uptake.methods.contract.editor import ClosedFormEditor
 from uptake.methods.contract.method import MethodSpec
 
@@ -39,10 +39,10 @@ class Memit(ClosedFormEditor):
         return cls(depth=0, values=few, ordinary=OrdinaryText(tokens=512, length=32))
 
     def prepare(self, lm: Causal, place: LinearPlace) -> None:
-        key_covariance(lm, place, self.ordinary)
+        factored_covariance(lm, place, self.ordinary)
 
     def solve(self, lm: Causal, place: LinearPlace, keys: Tensor, changes: Tensor) -> LowRank:
-        return memit(keys, changes, key_covariance(lm, place, self.ordinary), self.strength)
+        return memit(keys, changes, factored_covariance(lm, place, self.ordinary), self.strength)
 
 
 spec = MethodSpec(Memit())

@@ -11,7 +11,7 @@ from uptake.adaptation.editing.closed_form import rome
 from uptake.lm.causal import Causal
 from uptake.lm.fact_values import ValueSearch
 from uptake.lm.feed_forward import LinearPlace
-from uptake.lm.key_statistics import OrdinaryText, key_covariance
+from uptake.lm.key_statistics import OrdinaryText, factored_covariance
 from uptake.methods.contract.editor import ClosedFormEditor
 from uptake.methods.contract.method import MethodSpec
 
@@ -34,10 +34,10 @@ class Rome(ClosedFormEditor):
         return cls(depth=0, values=few, ordinary=OrdinaryText(tokens=512, length=32))
 
     def prepare(self, lm: Causal, place: LinearPlace) -> None:
-        key_covariance(lm, place, self.ordinary)
+        factored_covariance(lm, place, self.ordinary)
 
     def solve(self, lm: Causal, place: LinearPlace, keys: Tensor, changes: Tensor) -> LowRank:
-        covariance = key_covariance(lm, place, self.ordinary)
+        covariance = factored_covariance(lm, place, self.ordinary)
         parts = [rome(key, change, covariance) for key, change in zip(keys, changes, strict=True)]
         return LowRank(torch.cat([part.up for part in parts], 1), torch.cat([part.down for part in parts]))
 

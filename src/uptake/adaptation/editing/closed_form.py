@@ -4,6 +4,8 @@ K is [edits, in], one key a row; R is [edits, out], what the layer's output lack
 Everything is solved in the precision of what is given: give float64.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,24 @@ from uptake.adaptation.delta.low_rank import LowRank
 from uptake.errors import BadInput, Mismatch
 
 
-def rome(key: Tensor, residual: Tensor, covariance: Tensor) -> LowRank:
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """A covariance by its Cholesky factor [in, in], for those who solve by it again and again."""
+
+    lower: Tensor
+
+    @classmethod
+    def of(cls, covariance: Tensor) -> "Factored":
+        """Return a matrix factored. Raises BadInput where it is not positive definite."""
+        try:
+            return cls(torch.linalg.cholesky(covariance))
+        except RuntimeError:  # torch.linalg's own error is one
+            raise BadInput(
+                "the covariance is singular: take it from more text, or add a larger ridge"
+            ) from None
+
+
+def rome(key: Tensor, residual: Tensor, covariance: Tensor | Factored) -> LowRank:
     """Return the rank-one difference that writes one key [in] and moves ordinary inputs least.
 
     (v* - W k*) uᵀ / (uᵀ k*) with u = C⁻¹ k* (Meng et al. 2022, arXiv 2202.05262). The one key stands in
@@ -19,21 +38,21 @@ def rome(key: Tensor, residual: Tensor, covariance: Tensor) -> LowRank:
     Raises BadInput for a key of zeros.
     """
     _same_edits(key[None], residual[None])
-    u = torch.linalg.solve(covariance, key)
+    u = _by(covariance, key[:, None])[:, 0]
     denominator = u @ key
     if not denominator > 0:
         raise BadInput("the key of an edit is zero: choose another layer")
     return LowRank((residual / denominator)[:, None], u[None])
 
 
-def memit(keys: Tensor, residuals: Tensor, covariance: Tensor, strength: float) -> LowRank:
+def memit(keys: Tensor, residuals: Tensor, covariance: Tensor | Factored, strength: float) -> LowRank:
     """Return Δ = R Kᵀ (λC + K Kᵀ)⁻¹, of rank n, λ being `strength` (Meng et al. 2023, arXiv 2210.07229).
 
     By Woodbury, so that a matrix of edits x edits is solved and the rank is that of the edits.
     """
     _same_edits(keys, residuals)
     _positive(strength)
-    spread = torch.linalg.solve(covariance, keys.T) / strength  # Q K, [in, n]
+    spread = _by(covariance, keys.T) / strength  # Q K, [in, n]
     inner = torch.eye(len(keys), dtype=keys.dtype) + keys @ spread
     return LowRank(torch.linalg.solve(inner, residuals).T, spread.T)
 
@@ -57,6 +76,14 @@ def projected(keys: Tensor, residuals: Tensor, basis: Tensor, strength: float) -
     within = keys @ basis
     inner = within @ within.T + strength * torch.eye(len(keys), dtype=keys.dtype)
     return LowRank(torch.linalg.solve(inner, residuals).T, within @ basis.T)
+
+
+def _by(covariance: Tensor | Factored, right: Tensor) -> Tensor:
+    """Return C⁻¹ times a matrix [in, n]."""
+    if isinstance(covariance, Factored):
+        return torch.cholesky_solve(right, covariance.lower)
+    found: Tensor = torch.linalg.solve(covariance, right)
+    return found
 
 
 def _same_edits(keys: Tensor, residuals: Tensor) -> None:

@@ -32,6 +32,7 @@ from uptake.lm.base import LM
 from uptake.methods.contract.method import Method, MethodSpec, State
 from uptake.preparation import preparing
 from uptake.settings import describe
+from uptake.tasks.edits import Edit
 from uptake.tasks.questions import Question
 from uptake.text.types import Document, Source
 
@@ -45,7 +46,7 @@ _CACHED = 4  # networks that stay loaded
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data that training episodes are made from: documents, questions about them, unrelated text.
+    """The data that training episodes are made from: documents, questions about them, unrelated text, edits.
 
     `sources` returns, for a document, the store to search for its neighbours, without the document itself.
     """
@@ -54,6 +55,7 @@ class TrainingData:
     questions: tuple[Question, ...] = ()
     unrelated: tuple[Document, ...] = ()
     sources: Callable[[Document], Source] | None = None
+    edits: tuple[Edit, ...] = ()
 
     def questions_by_document(self) -> dict[str, list[Question]]:
         """Return the questions by the id of their document; BadInput where none is about one here.

@@ -1,0 +1,215 @@
+"""MEND: a trained network turns an edit's gradient into a change that stays local (Mitchell et al. 2021)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from uptake.adaptation.delta import Delta, LowRank
+from uptake.adaptation.editing.mend import MendNetwork
+from uptake.adaptation.trainable import blocks
+from uptake.errors import BadInput, Diverged
+from uptake.lm.base import LM
+from uptake.lm.causal import Causal
+from uptake.lm.examples import Example, encode
+from uptake.lm.feed_forward import LinearPlace, down_projection, entering_projections
+from uptake.lm.gradient_factors import gradient_factors
+from uptake.lm.scoring import kl
+from uptake.lm.side_by_side import side_by_side
+from uptake.methods.contract.editor import facts_in, note, only_causal
+from uptake.methods.contract.learned import Learned, TrainingData
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_length
+
+OWNER = "mend"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MendState(State):
+    """What the network made of each edit, by the passage's id, and their sum."""
+
+    delta: Delta
+    edits: dict[str, Delta] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EditEpisode:
+    """An edit to make, a prompt that asks for it in other words, and a text that is to stay as it was."""
+
+    prompt: str
+    target: str
+    rephrase: str
+    unrelated: str
+
+
+@dataclass(frozen=True)
+class Mend(Learned[MendState, EditEpisode]):
+    """Edits the feed-forward matrices of the last `blocks` blocks; one network a shape, of rank `rank`.
+
+    Its loss is `edit` times -log p(target | rephrase), a token, plus `locality` times KL(base || edited) over
+    all tokens of an unrelated text. Every edit is made of the base's own gradient, so edits add up in any
+    order, and one that is forgotten was never made.
+    """
+
+    trains_weights_only: ClassVar[bool] = True
+
+    blocks: int = 3
+    rank: int = 128
+    alpha: float = 1e-4  # the rate before training
+    standardise: bool = True
+    edit: float = 0.1
+    locality: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.blocks, self.rank) < 1:
+            raise BadInput(f"blocks {self.blocks}, rank {self.rank}: use 1 or more of each")
+        for name in ("alpha", "edit", "locality"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise BadInput(f"{name} {getattr(self, name)}: use 0 or a positive number")
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(weights="untrained", blocks=1, rank=4, alpha=0.1)
+
+    def init(self, lm: LM) -> MendState:
+        self.network(only_causal(lm, "MEND"))
+        return MendState(base=lm.fingerprint, delta=Delta(lm.fingerprint))
+
+    def adapt(
+        self,
+        states: Sequence[MendState],
+        lm: LM,
+        evidence: Sequence[Evidence],
+        context: Context,
+        donate: bool = False,
+    ) -> list[MendState]:
+        same_length(states, evidence)
+        causal = only_causal(lm, "MEND")
+        after = []
+        for row, (state, read) in enumerate(zip(states, evidence, strict=True)):
+            with context.charging([row], lm.device):
+                after.append(self._adapt(row, state, causal, read, context))
+        return after
+
+    def adapted(self, states: Sequence[MendState], lm: LM) -> LM:
+        return side_by_side(lm, [state.delta for state in states])
+
+    def forget(
+        self, state: MendState, lm: LM, ids: Sequence[int], context: Context | None = None
+    ) -> MendState:
+        gone = {str(each) for each in ids}
+        edits = {name: edit for name, edit in state.edits.items() if name not in gone}
+        return replace(state, history=state.history_without(ids), edits=edits, delta=_sum(lm, edits))
+
+    def _adapt(
+        self, row: int, state: MendState, lm: Causal, evidence: Evidence, context: Context
+    ) -> MendState:
+        network, ledger, edits = self.network(lm), context.ledger(row), dict(state.edits)
+        for passage, fact in facts_in(row, evidence, [int(name) for name in edits], context):
+            example = encode(lm.tokenizer, fact.prompt, fact.target)
+            if not context.affords(row, len(example.target)):
+                break
+            try:
+                made = self.delta_of(network, lm, example)
+            except (BadInput, Diverged) as error:
+                note(context, row, passage, error)
+                continue
+            edits[str(passage.id)] = made
+            ledger.tokens_trained += len(example.target)
+            ledger.steps += 1
+        if not evidence.passages:
+            return state
+        return state.after(evidence, context, edits=edits, delta=_sum(lm, edits))
+
+    def delta_of(self, network: nn.Module, lm: Causal, example: Example) -> Delta:
+        """Return what the network makes of one edit. Raises BadInput where it does not fit, Diverged."""
+        places = self.places(lm)
+        with torch.no_grad():
+            made = network(self._tokens(lm, example))
+        parts = {
+            place.weight: LowRank(up, down, 1.0, place.transposed)
+            for place, (up, down) in zip(places, made, strict=True)
+        }
+        if not all(torch.isfinite(part.up).all() for part in parts.values()):
+            raise Diverged("what the network makes of the edit is not finite: train it again")
+        return Delta.of(lm.fingerprint, parts, OWNER)
+
+    def build(self, lm: LM) -> MendNetwork:
+        places = self.places(only_causal(lm, "MEND"))
+        shapes = [(place.width_in, place.width_out) for place in places]
+        return MendNetwork(shapes, self.rank, self.alpha, self.standardise)
+
+    def episodes(self, lm: LM, material: TrainingData) -> list[EditEpisode]:
+        """Return an episode for each edit in their order; texts not related come round in turn."""
+        if not material.edits:
+            raise BadInput("no edits to learn from: give some, with --edits")
+        if self.locality and not material.unrelated:
+            raise BadInput(
+                f"locality {self.locality} without unrelated text: give some, with --unrelated, or locality=0"
+            )
+        other = [document.text for document in material.unrelated] or [""]
+        return [
+            EditEpisode(edit.prompt, edit.text, (*edit.rephrases, edit.prompt)[0], other[place % len(other)])
+            for place, edit in enumerate(material.edits)
+        ]
+
+    def loss(self, network: nn.Module, lm: LM, episode: EditEpisode) -> Tensor:
+        """Return the loss of one edit; in training mode its tokens go into the network's statistics first.
+
+        Inputs and gradients are constants, so this is exact with no second derivative.
+        """
+        assert isinstance(network, MendNetwork)
+        causal = only_causal(lm, "MEND")
+        tokens = self._tokens(causal, encode(lm.tokenizer, episode.prompt, episode.target))
+        if network.training:
+            network.see(tokens)
+        weights = {}
+        for place, (up, down) in zip(self.places(causal), network(tokens), strict=True):
+            weight, change = causal.module.get_parameter(place.weight), up @ down
+            weights[place.weight] = weight + (change.T if place.transposed else change).to(weight)
+        edited = causal.with_parameters(weights)
+        asked = encode(lm.tokenizer, episode.rephrase, episode.target).ending(lm.window)
+        loss = -self.edit * edited.token_log_probs([asked])[0].mean()
+        if self.locality and episode.unrelated:
+            whole = encode(lm.tokenizer, "", episode.unrelated)
+            text = whole.part(0, min(len(whole.target), lm.window), lm.window)
+            loss = loss + self.locality * kl(lm, edited, [text])[0].mean()
+        return loss
+
+    def _tokens(self, lm: Causal, example: Example) -> list[tuple[Tensor, Tensor]]:
+        """Return inputs and output gradients of each matrix, without tokens of which either is all zero."""
+        if not example.target or len(example.inputs) > lm.window:
+            raise BadInput(
+                f"{len(example.inputs):,} tokens, where the model reads {lm.window:,}: give a target, and a "
+                "shorter prompt"
+            )
+        _, factors = gradient_factors(lm, self.places(lm), partial(_nll, example))
+        return [tuple(each.tokens()) for each in factors]  # type: ignore[misc]
+
+    def places(self, lm: Causal) -> list[LinearPlace]:
+        """Return the matrices that are edited."""
+        count = len(blocks(lm.module)[1])
+        if self.blocks > count:
+            raise BadInput(f"blocks {self.blocks}: the model has {count}")
+        return [
+            place
+            for layer in range(count - self.blocks, count)
+            for place in (*entering_projections(lm.module, layer), down_projection(lm.module, layer))
+        ]
+
+
+def _nll(example: Example, lm: LM) -> Tensor:
+    return -lm.token_log_probs([example])[0].mean()
+
+
+def _sum(lm: LM, edits: dict[str, Delta]) -> Delta:
+    """Return all edits' sum, in an order of its own."""
+    total = Delta(lm.fingerprint)
+    for name in sorted(edits, key=int):
+        total = total + edits[name]
+    return total
+
+
+spec = MethodSpec(Mend())
