@@ -14,6 +14,7 @@ from uptake.adaptation.delta import Delta
 from uptake.adaptation.draws import drawing_from
 from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
+from uptake.adaptation.privacy.dp import DP
 from uptake.adaptation.token_weights import ByLoss, TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Trainable, TrainableCopy
 from uptake.adaptation.transforms import GradientTransform, Losses, chain
@@ -33,13 +34,12 @@ from uptake.lm.examples import (
 from uptake.lm.scoring import token_log_probs_at, weighted
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
 from uptake.lm.upper_blocks import above_frozen, activations_of
+from uptake.methods.contract import private
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, same_length
 from uptake.methods.contract.spending import Budget
 from uptake.methods.contract.weight_state import RowReading, WeightState
 from uptake.text.activations import Activations
 from uptake.text.types import Document, Passage, Source
-
-_PROBE = "A word"
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Finetune(Method[WeightState]):
     opening_token: bool | None = None  # before each passage; None: yes, but not under `reference`
     activations: Literal["memory", "view"] = "memory"
     reference: bool = False
+    privacy: DP | None = None  # then all that one reading holds is trained on together
 
     def __post_init__(self) -> None:
         if self.order not in ("nearest-first", "farthest-first"):
@@ -106,12 +107,12 @@ class Finetune(Method[WeightState]):
             raise BadInput(f"activations {self.activations!r}: use memory or view")
         if self.activations == "view" and (self.dropout or self.key_penalty or self.after_context):
             raise BadInput(
-                "activations=view holds passages read by themselves, as the base reads them: leave dropout, "
-                "key_penalty and after_context out"
+                "activations=view holds what the base reads: leave dropout, key_penalty and after_context out"
             )
         chain(self.clip, self.transforms)
         if not 0 <= self.key_penalty < float("inf"):
             raise BadInput(f"key_penalty {self.key_penalty}: use 0 for none, or a small positive number")
+        private.check(self)
 
     @property
     def opens(self) -> bool:
@@ -132,7 +133,7 @@ class Finetune(Method[WeightState]):
 
     @property
     def incremental(self) -> bool:
-        random = self.dropout or any(transform.random for transform in self.transforms)
+        random = self.dropout or self.private or any(transform.random for transform in self.transforms)
         return self.passes == 1 and self.least_drop is None and self.order == "nearest-first" and not random
 
     @classmethod
@@ -145,7 +146,7 @@ class Finetune(Method[WeightState]):
             capability(lm, FeedForwardKeys)
         # A file or a pipeline that is not there is told of by the first text.
         if not isinstance(self.token_weights, ByLoss):
-            self.token_weights.of(Passage(0, _PROBE), [(0, len(_PROBE))])
+            self.token_weights.of(Passage(0, "A word"), [(0, 6)])
         if isinstance(self.trainable, All) and self.activations == "memory":
             return  # those a model may lack are tried; a copy of all it has costs memory
         start = Delta(lm.fingerprint)
@@ -166,6 +167,8 @@ class Finetune(Method[WeightState]):
         donate: bool = False,
     ) -> list[WeightState]:
         same_length(states, evidence)
+        if self.privacy is not None:
+            return private.adapt(self, states, lm, evidence, context)
         readings = [
             RowReading(row, state, read, passages)
             for row, (state, read) in enumerate(zip(states, evidence, strict=True))
@@ -186,11 +189,7 @@ class Finetune(Method[WeightState]):
 
     def next_state(self, state: WeightState, lm: LM) -> WeightState:
         fresh = self.init(lm)
-        return (
-            WeightState(base=fresh.base, delta=fresh.delta, optimizer_state=state.optimizer_state)
-            if self.reference
-            else fresh
-        )
+        return replace(fresh, optimizer_state=state.optimizer_state) if self.reference else fresh
 
     def read(
         self, states: Sequence[WeightState], lm: LM, segments: Sequence[Segment], context: Context

@@ -19,10 +19,11 @@ from uptake.evaluation.protocol import Batch, Part, Protocol, Unit
 from uptake.evaluation.schedule import Schedule
 from uptake.lm.base import LM
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State
+from uptake.methods.contract.private import check_blocks
 from uptake.report.formatting import many
 from uptake.report.results import BASE, Row
 from uptake.report.streamed import STREAMED
-from uptake.report.streamed.rows import DocumentFailed, ShownQuestion, Spent
+from uptake.report.streamed.rows import Claimed, DocumentFailed, ShownQuestion, Spent
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.round_trip import Losses
@@ -43,7 +44,8 @@ class Stream(Protocol):
     At each of `checkpoints`, numbers of documents read, the questions are asked whose document has
     been read and whose `until` has not; at the end all but those outdated. `chunking` cuts documents
     into passages; left out, a document is one. A plan's budget is a document's. With a store a method
-    that reads neighbours reads those of each document before it, and may search as it goes.
+    that reads neighbours reads those of each document before it, and may search as it goes. A private method
+    gets all documents up to the next checkpoint at once.
     """
 
     name: ClassVar[str] = "stream"
@@ -64,6 +66,15 @@ class Stream(Protocol):
         if len(plan.ks) > 1:
             raise BadInput(f"k {', '.join(map(str, plan.ks))}: a stream is read once, give one k")
         reading = [name for name, spec in plan.methods.items() if spec.method.reads]
+        if inputs.rehearsal and (private := [name for name in reading if plan.methods[name].method.private]):
+            raise BadInput(
+                f"{private[0]} under privacy, and a rehearsal: its questions would be learnt without any; "
+                "leave out one of them"
+            )
+        ends = schedule.stops
+        blocks = [inputs.documents[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        for name in reading:
+            check_blocks(name, plan.methods[name].method, blocks)
         runs = [StreamRun(name, len(inputs.documents), schedule=schedule) for name in reading]
         return [StreamRun(BASE, 0, schedule=schedule), *runs]
 
@@ -154,10 +165,17 @@ def _run_method(run: StreamRun, place: int, batch: Batch, runner: "Runner") -> I
     runner.meter.start()
     for number in range(spent.taken + 1, len(documents) + 1):
         document = documents[number - 1]
-        spent = replace(spent, taken=number)
-        state, spent, failed = _read_document(state, spec, document, spent, runner)
-        rows += [DocumentFailed(name, document.id, number, failed)] if failed else []
         label = f"{name} {document.id}"
+        if spec.method.private and number not in stops:
+            yield Part.progress(number - 1, label)
+            continue
+        together = documents[spent.taken : number] if spec.method.private else [document]
+        spent = replace(spent, taken=number)
+        state, spent, failed = _read_documents(state, spec, together, spent, runner)
+        called = document.id if len(together) == 1 else f"{together[0].id} to {document.id}"
+        rows += [DocumentFailed(name, called, number, failed)] if failed else []
+        if (claim := getattr(state, "claim", None)) is not None:
+            rows.append(Claimed(name, number, claim.said(), plain(claim)))
         if number in stops:
             asked = schedule.questions_after(number)
             yield Part.progress(number - 1, f"{name} {_asking(asked)}")
@@ -201,14 +219,22 @@ def _ask(
         return [*rows, *unanswered, spent]
 
 
-def _read_document(
-    state: Any, spec: MethodSpec, document: Document, spent: Spent, runner: "Runner"
+def _read_documents(
+    state: Any, spec: MethodSpec, documents: Sequence[Document], spent: Spent, runner: "Runner"
 ) -> tuple[Any, Spent, str]:
-    """Return the state after one document, what is spent by then, and why it was passed over, if it was."""
+    """Return the state after one document, what is spent by then, and why it was passed over, if it was.
+
+    Of a private method it is that after several documents, which it reads together.
+    """
     plan, chunking = runner.plan, _protocol(runner).chunking
+    document = documents[-1]
     # Seeded by the document, so that what is random differs from one to the next.
     context = Context(stable_hash(str(plan.seed), "stream", document.id), plan.budget)
-    passages = tuple(chunking.passages(document)) if chunking else (Passage.whole(document),)
+    passages = tuple(
+        passage
+        for each in documents
+        for passage in (chunking.passages(each) if chunking else (Passage.whole(each),))
+    )
     finding, reading, gpu, once = list[float](), list[float](), list[float](), list[float]()
     with runner.meter.preparation(once):
         with runner.meter.seconds(finding):

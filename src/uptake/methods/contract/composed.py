@@ -40,6 +40,10 @@ class MethodWrapper(Method[StateT]):
         return self.wrapped.separate
 
     @property
+    def private(self) -> bool:
+        return self.wrapped.private
+
+    @property
     def incremental(self) -> bool:
         return self.wrapped.incremental
 
@@ -120,6 +124,16 @@ class Together(Method[CombinedState]):
     @property
     def separate(self) -> bool:
         return any(part.separate for _, part in self.parts)
+
+    @property
+    def private(self) -> bool:
+        """No: raises BadInput where a part is, since what stands beside it reads the same text openly."""
+        if private := [name for name, part in self.parts if part.private]:
+            raise BadInput(
+                f"{private[0]} under privacy, and others beside it that read the same text openly: name it "
+                "alone, or leave privacy out"
+            )
+        return False
 
     @property
     def incremental(self) -> bool:

@@ -195,6 +195,14 @@ class Method(ABC, Generic[StateT]):
         return False
 
     @property
+    def private(self) -> bool:
+        """Whether it reads under differential privacy, as its setting `privacy` says, if it has one.
+
+        It reads all that one reading holds together then, and each unit in one reading alone.
+        """
+        return getattr(self, "privacy", None) is not None
+
+    @property
     def incremental(self) -> bool:
         """Whether several calls of `adapt` give the same state as one call on all their passages."""
         return True
@@ -279,6 +287,14 @@ class MethodSpec:
     select: Select = field(default_factory=Nearest)
     segment: int | None = None
     learner: object | None = None
+
+    def __post_init__(self) -> None:
+        if self.method.private and self.searches:
+            raise BadInput(
+                f"{type(self.method).__name__.lower()} under privacy reads what it finds in a store: which "
+                "neighbours those are depends on the private text itself, and noise that hides a few drowns "
+                "them; use online, which reads no store, or leave privacy out"
+            )
 
     @property
     def searches(self) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from uptake.adaptation.delta import Delta
+from uptake.adaptation.privacy.dp import Claim
 from uptake.errors import BadInput
 from uptake.methods.contract.method import Context, Evidence, State
 from uptake.text.types import Passage
@@ -22,6 +23,12 @@ class WeightState(State):
     delta: Delta
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)
     ended: bool = False
+    claims: tuple[Claim, ...] = ()  # of the private trainings it went through, in order
+
+    @property
+    def claim(self) -> Claim | None:
+        """What is kept about each unit, None where nothing was to be: no unit was in two trainings."""
+        return Claim.joined(self.claims) if self.claims else None
 
     def after_training(
         self,
@@ -30,6 +37,7 @@ class WeightState(State):
         delta: Delta,
         optimizer_state: dict[str, Tensor],
         keep: bool = False,
+        claims: tuple[Claim, ...] = (),
     ) -> "WeightState":
         """Return the state after reading; its optimizer state stays if more will be read, or with `keep`."""
         continues = keep or context.continues
@@ -39,6 +47,7 @@ class WeightState(State):
             delta=delta,
             optimizer_state=optimizer_state if continues else {},
             ended=not continues,
+            claims=(*self.claims, *claims),
         )
 
     def resumed(self) -> dict[str, Tensor]:

@@ -7,13 +7,13 @@ from uptake.report.kind import Figures, ReportKind, TableLines
 from uptake.report.page.layout import Page
 from uptake.report.results import Results
 from uptake.report.streamed import figures as counting
-from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, ShownQuestion, Spent
+from uptake.report.streamed.rows import Answered, Claimed, DocumentFailed, Drifted, ShownQuestion, Spent
 
 
 class StreamReport(ReportKind):
     """Rows are answers, drift, costs and failures; the base's answers stand with `taken` 0, each once."""
 
-    rows = (Answered, Drifted, Spent, DocumentFailed)
+    rows = (Answered, Drifted, Spent, DocumentFailed, Claimed)
     figure_names = ("documents", "base", "methods", "pairs")
     showcase: ClassVar[Any] = ShownQuestion
     optional_headings = (

@@ -9,7 +9,7 @@ from typing import Any
 from uptake.report import metrics
 from uptake.report.formatting import ONE_OFF, filled, many, not_scored, number, one_off, percent, size
 from uptake.report.results import BASE, Results
-from uptake.report.streamed.rows import Answered, DocumentFailed, Drifted, Spent
+from uptake.report.streamed.rows import Answered, Claimed, DocumentFailed, Drifted, Spent
 
 # What is compared: the column, and what it is shared out over.
 MEASURES: Mapping[str, tuple[Callable[[Answered], float], Callable[[Answered], float]]] = {
@@ -43,6 +43,7 @@ def figures(results: Results) -> dict[str, Any]:
             **every[-1],
             "at": every,
             "failures": _failures(results, method),
+            "privacy": _claim(results, method),
             "peak_rss_bytes": results.header.peak_rss_bytes.get(method),
             "peak_gpu_bytes": results.header.peak_gpu_bytes.get(method),
         }
@@ -73,6 +74,13 @@ def _settled(row: Answered, base: Mapping[str, Answered]) -> Answered:
     names = ("nats", "tokens", "said", "f1", "exact", "bytes", "bytes_not_scored")
     marks = {name: getattr(right, name) for name in names}
     return replace(row, **marks)
+
+
+def _claim(results: Results, method: str) -> dict[str, Any] | None:
+    """Return what a method keeps private at the end, in numbers and as `said`; None for no claim."""
+    rows = [row for row in results.of(Claimed) if row.method == method]
+    last = max(rows, key=lambda row: row.taken, default=None)
+    return None if last is None else {"said": last.said, **last.claim}
 
 
 def _failures(results: Results, method: str) -> list[dict[str, Any]]:
@@ -253,7 +261,14 @@ def caption(figures: dict[str, Any]) -> str:
         + ("; KL: nats a token of unrelated text" if drift else "")
         + (f"; {ONE_OFF}" if any(line.get("one-off seconds") for line in lines(figures)) else "")
         + (f"\n{lost}" if (lost := unscored(figures)) else "")
+        + "".join(f"\n{line}" for line in claims(figures))
     )
+
+
+def claims(figures: dict[str, Any]) -> list[str]:
+    """Return a line on each method that claims privacy: what it keeps, and what is not private."""
+    found = {name: method.get("privacy") for name, method in figures["methods"].items()}
+    return [f"{name}: {claim['said']}" for name, claim in found.items() if claim]
 
 
 def unscored(figures: dict[str, Any]) -> str:

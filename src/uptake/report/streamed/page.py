@@ -33,6 +33,7 @@ def page(results: Results, figures: Figures) -> Page:
             "method with the base on the same questions. A document that could not be read was passed over; "
             "a question that could not be asked counts at the base’s answer."
             + (f" {lost[0].upper()}{lost[1:]}." if (lost := counting.unscored(figures)) else "")
+            + "".join(f" {line}." for line in counting.claims(figures))
         ),
         plots=tuple(plot for plot in (_length(figures), _forgetting(figures), _drift(figures)) if plot),
         sections=(_answers(results, figures),) if results.showcases else (),

@@ -1,5 +1,6 @@
 """The rows of a stream: one a question, method and checkpoint, and the like for drift, cost and failures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from uptake.report.results import Row
@@ -59,6 +60,15 @@ class DocumentFailed(Row):
     document: str
     place: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed(Row):
+    """What a private method has kept once `taken` documents had been read: in words and in numbers."""
+
+    taken: int
+    said: str
+    claim: Mapping[str, str | int | float | bool | None]
 
 
 @dataclass(frozen=True, slots=True)

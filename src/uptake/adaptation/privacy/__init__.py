@@ -1,0 +1,1 @@
+"""Differential privacy of training: per-unit norms, clipped sums, secret noise, and what it all costs."""
