@@ -1,0 +1,67 @@
+"""The attack of recipes/privacy.py: what it makes of likelihoods, and that it sees what was learnt openly."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from privacy import Data, advantage, chance, log_probs
+
+import toys
+from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.privacy.dp import DP
+from uptake.adaptation.trainable import Top
+from uptake.methods.contract.method import Context, Evidence
+from uptake.methods.finetune import Finetune
+from uptake.text.types import Document, Found, Passage
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=30).filter(lambda found: 0 < sum(found) < len(found)))
+def test_the_advantage_is_the_true_less_the_false_positive_rate(drawn: list[bool]) -> None:
+    members = np.array(drawn)
+    assert advantage(np.where(members, 1.0, 0.0), members) == 1.0
+    called = np.argsort(-np.arange(len(members)))[::-1] < members.sum()  # the last ones are the likeliest
+    naive = called[::-1][members].mean() - called[::-1][~members].mean()
+    assert advantage(np.arange(len(members), dtype=float), members) == pytest.approx(naive)
+
+
+def test_chance_is_what_guessing_gives() -> None:
+    members = np.arange(64) < 32
+    low, high = chance(members, draws=500)
+    assert low == pytest.approx(-high, abs=0.07) and 0.15 < high < 0.35
+    generator = np.random.default_rng(1)
+    inside = [low <= advantage(generator.random(64), members) <= high for _ in range(200)]
+    assert np.mean(inside) > 0.9
+
+
+def test_half_of_what_is_planted_is_drawn_by_the_seed() -> None:
+    data = Data((), {}, tuple(Document(str(n), "text") for n in range(10)))
+    assert data.members(0).sum() == 5 and (data.members(0) != data.members(1)).any()
+
+
+@pytest.mark.long
+def test_the_attack_sees_what_was_learnt_openly_and_not_what_was_learnt_in_private() -> None:
+    lm = toys.lm()
+    words = ["pear", "moss", "iron", "blue", "west", "salt", "corn", "dusk"]
+    draws = np.random.default_rng(0)
+    planted = [
+        Document(f"p{n}", " ".join(words[place] for place in draws.integers(0, 8, 6))) for n in range(24)
+    ]
+    members = np.arange(24) % 2 == 0
+    read = tuple(Passage.whole(document) for document, there in zip(planted, members, strict=True) if there)
+    before = log_probs(lm, lm.tokenizer, planted)
+
+    def attacked(dp: DP) -> float:
+        method = Finetune(trainable=Top(1), optimizer=AdamW(learning_rate=3e-3), privacy=dp)
+        evidence = Evidence(Found(read, (0.0,) * len(read)))
+        (state,) = method.adapt([method.init(lm)], lm, [evidence], Context())
+        return advantage(log_probs(method.adapted([state], lm), lm.tokenizer, planted) - before, members)
+
+    torch.set_num_threads(1)
+    openly = DP(epsilon=None, noise=0.0, clip=math.inf, steps=40, batch=12, seed=0)
+    low, high = chance(members)
+    assert attacked(openly) > max(high, 0.8)
+    assert low <= attacked(replace(openly, noise=20.0, clip=0.1, delta=0.01)) <= high
