@@ -27,7 +27,7 @@ class AlphaEdit(ClosedFormEditor):
     one model and none of another.
     """
 
-    depth: float = 0.4
+    depth: float = 0.35
     energy: float = 0.01
     strength: float = 1.0
     values: ValueSearch = field(default_factory=ValueSearch)

@@ -24,7 +24,7 @@ class Memit(ClosedFormEditor):
     published method spreads a value over several layers, each with keys of the layers before it changed.
     """
 
-    depth: float = 0.4
+    depth: float = 0.35
     strength: float = 1.0
     values: ValueSearch = field(default_factory=ValueSearch)
     ordinary: OrdinaryText = field(default_factory=OrdinaryText)

@@ -24,7 +24,7 @@ class Rome(ClosedFormEditor):
     disturb each other's keys: from a few on, use memit.
     """
 
-    depth: float = 0.4
+    depth: float = 0.35
     values: ValueSearch = field(default_factory=ValueSearch)
     ordinary: OrdinaryText = field(default_factory=OrdinaryText)
 
