@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -405,6 +406,28 @@ def test_a_page_elsewhere_cannot_use_a_server_without_keys(server: Running) -> N
     assert found.status_code == 403
     options = server.http.options("/v1/completions", headers={"origin": "http://evil.example"})
     assert "access-control-allow-origin" not in options.headers
+
+
+def test_the_page_comes_whole_and_asks_nobody_else(server: Running) -> None:
+    page = server.http.get("/lens")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
+    named = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sorted(named) == ["/lens/lens.css", "/lens/lens.js", "data:,"]
+    assert (
+        "<style" not in page.text
+        and "style=" not in page.text
+        and " on" not in re.sub(r">[^<]*<", "", page.text)
+    )
+    script = server.http.get("/lens/lens.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    # What comes from a model or a store is never read as HTML.
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|https?://", script.text
+    )
+    assert server.http.get("/lens/lens.css").status_code == 200
+    assert server.http.get("/lens/__init__.py").json()["error"]["code"] == "not_found"
 
 
 def test_health_and_metrics_tell_nothing_that_a_client_wrote(server: Running) -> None:

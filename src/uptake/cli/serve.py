@@ -98,7 +98,7 @@ def serve(
             for line in door.engine.hello["notes"]:
                 screen.note(line)
             names = ", ".join(each["id"] for each in door.engine.hello["models"])
-            screen.note(f"{names} at {address}/v1 ({door.engine.hello['grid']})")
+            screen.note(f"{names} at {address}/v1 ({door.engine.hello['grid']}); a page at {address}/lens")
 
         serve(config, known, at, started)
 

@@ -22,6 +22,7 @@ from uptake.server.config import Config
 from uptake.server.errors import ApiError, bad, internal
 from uptake.server.generating import Generating, Scoring, Turns, refused
 from uptake.server.keys import LOCAL, Key, Keys
+from uptake.server.lens import add_page
 from uptake.server.meter import Meter
 from uptake.server.receiving import received
 
@@ -276,6 +277,7 @@ def make_app(door: Door) -> ASGIApp:
             }
         )
 
+    add_page(app)
     if door.config.data:
         from uptake.server.storing import add_routes
 

@@ -1,0 +1,204 @@
+// The page of a server: one prompt before and after reading. Whatever comes from a model or a store is shown as
+// text, by textContent alone; nothing is asked of any other host.
+
+const $ = (id) => document.getElementById(id);
+let running = null;
+
+$("key").value = sessionStorage.getItem("uptake-key") ?? "";
+$("key").addEventListener("change", () => {
+  sessionStorage.setItem("uptake-key", $("key").value.trim());
+  models();
+});
+
+function headers() {
+  const key = $("key").value.trim();
+  return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
+}
+
+function say(text, bad = false) {
+  $("status").textContent = text;
+  $("status").className = bad ? "error" : "";
+}
+
+async function told(response) {
+  if (response.ok) return response;
+  let error = { message: `the server answered ${response.status}` };
+  try { error = (await response.json()).error; } catch { /* no JSON: the status is all there is */ }
+  const wait = response.headers.get("retry-after");
+  throw new Error(error.message + (wait ? ` (again in ${wait} s)` : ""));
+}
+
+async function models() {
+  try {
+    const found = await (await told(await fetch("/v1/models", { headers: headers() }))).json();
+    const chosen = $("model").value;
+    $("model").replaceChildren(...found.data.map((each) => new Option(each.id, each.id)));
+    const offered = found.data.map((each) => each.id);
+    $("model").value = offered.includes(chosen) ? chosen : offered[1] ?? offered[0];
+    say("");
+  } catch (error) {
+    $("keys").open = true;
+    say(error.message, true);
+  }
+}
+
+const base = () => $("model").options[0]?.value;
+
+function body(model) {
+  const own = $("own").value;
+  const adapts = model !== base();
+  return {
+    model,
+    prompt: $("prompt").value,
+    max_tokens: Number($("tokens").value),
+    temperature: Number($("temperature").value),
+    seed: Number($("seed").value),
+    ...(adapts ? { uptake: { explain: true, ...(own ? { texts: [own] } : {}) } } : {}),
+  };
+}
+
+async function write(model, out, signal) {
+  out.textContent = "";
+  out.className = "";
+  out.setAttribute("aria-busy", "true");
+  try {
+    const asked = { ...body(model), stream: true };
+    const sent = { method: "POST", headers: headers(), body: JSON.stringify(asked), signal };
+    const response = await told(await fetch("/v1/completions", sent));
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let rest = "", part; !(part = await reader.read()).done;) {
+      const lines = (rest + part.value).split("\n\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data: {")) continue;
+        const found = JSON.parse(line.slice(6));
+        if (found.error) throw new Error(found.error.message);
+        if (found.uptake) neighbours(found.uptake);
+        out.append(found.choices?.[0]?.text ?? "");
+      }
+    }
+  } catch (error) {
+    const cut = document.createElement("span");
+    cut.className = "error";
+    cut.textContent = signal.aborted ? " [stopped]" : ` [${error.message}]`;
+    out.append(cut);
+    if (!signal.aborted) throw error;
+  } finally {
+    out.removeAttribute("aria-busy");
+  }
+}
+
+function neighbours(uptake) {
+  const { ms, steps, tokens_trained: trained, cache, stopped } = uptake;
+  $("cost").textContent =
+    `${cache}: found in ${ms.search} ms, adapted in ${ms.adapt} ms, ${steps} steps over ${trained} tokens` +
+    (stopped ? `, stopped by ${stopped}` : "");
+  $("neighbours").replaceChildren(...uptake.neighbours.map((near) => {
+    const item = document.createElement("li"), more = document.createElement("details");
+    const head = document.createElement("summary"), text = document.createElement("pre");
+    head.textContent = `${near.document || "your own text"} at ${near.start}, score ${near.score.toFixed(2)}`;
+    text.textContent = near.text ?? "";
+    more.append(head, text);
+    item.append(more);
+    return item;
+  }));
+}
+
+$("ask").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  running?.abort();
+  const mine = (running = new AbortController());
+  $("stop").disabled = false;
+  say("running");
+  const started = performance.now();
+  $("neighbours").replaceChildren();
+  $("cost").textContent = "";
+  const both = [write(base(), $("before"), mine.signal), write($("model").value, $("after"), mine.signal)];
+  const failed = (await Promise.allSettled(both)).find((each) => each.status === "rejected");
+  if (running !== mine) return;
+  running = null;
+  $("stop").disabled = true;
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  say(failed ? failed.reason.message : mine.signal.aborted ? "stopped" : `done in ${seconds} s`, Boolean(failed));
+});
+$("stop").addEventListener("click", () => running?.abort());
+
+const BITS = Math.log(2);
+
+function strip(found, against) {
+  const box = document.createElement("div");
+  box.className = "strip";
+  found.tokens.forEach((token, place) => {
+    const part = document.createElement("span"), was = against.tokens[place];
+    const gained = (token.logprob - was.logprob) / BITS;
+    part.textContent = token.text;
+    part.tabIndex = 0;
+    const strength = Math.min(1, Math.abs(gained) / 3);
+    if (strength > 0.05) {
+      part.className = "marked";
+      const [red, green, blue] = gained > 0 ? [88, 160, 240] : [240, 150, 50];
+      part.style.backgroundColor = `rgba(${red}, ${green}, ${blue}, ${0.25 + 0.75 * strength})`;
+    }
+    const show = () => {
+      const share = (each) => `${(100 * Math.exp(each.logprob)).toFixed(2)} %`;
+      const best = token.top.map(([raw, value]) =>
+        `${new TextDecoder().decode(new Uint8Array(raw))} ${(100 * Math.exp(value)).toFixed(1)} %`);
+      $("token").textContent =
+        `"${token.text}": ${share(was)} before, ${share(token)} here, ${gained.toFixed(2)} bits gained\n` +
+        `likeliest here: ${best.join(" | ")}`;
+    };
+    part.addEventListener("pointerenter", show);
+    part.addEventListener("focus", show);
+    box.append(part);
+  });
+  return box;
+}
+
+$("score").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const offered = [...$("model").options].map((each) => each.value), chosen = $("model").value;
+  const compare = [...new Set([base(), chosen, `${chosen}.random`])].filter((each) => offered.includes(each));
+  $("strips").replaceChildren();
+  say("scoring");
+  try {
+    const asked = JSON.stringify({ text: $("text").value, context: $("prompt").value, compare });
+    const sent = { method: "POST", headers: headers(), body: asked };
+    const { results } = await (await told(await fetch("/uptake/score", sent))).json();
+    const [before] = results;
+    for (const found of results) {
+      const title = document.createElement("h3");
+      const seconds = found.uptake ? `, adapted in ${(found.uptake.ms.adapt / 1000).toFixed(1)} s` : "";
+      title.textContent = found === before
+        ? `${found.model}: ${found.bits_per_byte.toFixed(3)} bits a byte`
+        : `${found.model}: ${before.bits_per_byte.toFixed(3)} → ${found.bits_per_byte.toFixed(3)} bits a byte${seconds}`;
+      $("strips").append(title, strip(found, before));
+    }
+    say("scored");
+  } catch (error) {
+    say(error.message, true);
+  }
+});
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    say("copied");
+  } catch {
+    say(text);
+  }
+}
+$("curl").addEventListener("click", () => {
+  const quoted = JSON.stringify(body($("model").value)).replaceAll("'", "'\\''");
+  const key = $("key").value ? " -H \"authorization: Bearer $UPTAKE_KEY\"" : "";
+  copy(`curl ${location.origin}/v1/completions -H 'content-type: application/json'${key} -d '${quoted}'`);
+});
+$("python").addEventListener("click", () => {
+  const { uptake, ...rest } = body($("model").value);
+  const more = uptake ? `, extra_body=json.loads(${JSON.stringify(JSON.stringify({ uptake }))})` : "";
+  copy("import json\nfrom openai import OpenAI\n\n" +
+    `client = OpenAI(base_url="${location.origin}/v1", api_key="none")\n` +
+    `asked = json.loads(${JSON.stringify(JSON.stringify(rest))})\n` +
+    `print(client.completions.create(**asked${more}).choices[0].text)`);
+});
+
+models();

@@ -1,0 +1,103 @@
+"""The page of a server in a real browser: it runs, colours, stops, shows hostile text as text, asks nobody else."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import server_world
+from server_world import Running
+
+pytestmark = pytest.mark.long
+CHROMIUM = Path("/usr/bin/chromium")
+HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script> the cat sat"
+# Where pictures of the page go, for the documentation.
+PICTURES = os.environ.get("UPTAKE_PICTURES")
+
+
+@pytest.fixture(scope="module", name="server")
+def server_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with server_world.running(server_world.config(tmp_path_factory.mktemp("server"))) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", name="browser")
+def browser_fixture() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip("there is no chromium here")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1200, "dark")])
+def test_a_person_sees_what_reading_does(server: Running, browser: Any, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(120_000)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server.url}/lens")
+    page.wait_for_function("document.querySelector('#model').options.length > 1")
+    page.fill("#prompt", "the cat sat on")
+    page.fill("#tokens", "12")
+    page.locator("summary").first.click()
+    page.fill("#own", HOSTILE)
+    page.click("#run")
+    page.wait_for_function("document.querySelector('#status').textContent.startsWith('done')")
+    body = {"model": "toy", "prompt": "the cat sat on", "max_tokens": 12, "temperature": 0}
+    assert page.text_content("#before") == server.post("/v1/completions", body).json()["choices"][0]["text"]
+    after = page.text_content("#after")
+    assert after and "[" not in after[-60:].split("]")[-1]
+    # Hostile text was read, is shown as it is, and does nothing.
+    assert HOSTILE in page.text_content("#neighbours") and page.evaluate("window.hacked") is None
+    page.fill("#text", " the mat and " + HOSTILE)
+    page.click("#score button")
+    page.wait_for_function("document.querySelector('#status').textContent === 'scored'")
+    assert page.locator(".strip").count() == 3 and page.locator(".strip span.marked").count() > 0
+    page.locator(".strip span").last.focus()
+    assert "bits gained" in page.text_content("#token")
+    assert page.evaluate("window.hacked") is None
+    # Nothing stands beyond the edge of a narrow screen.
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    if PICTURES:
+        page.screenshot(path=f"{PICTURES}/lens-{width}.png", full_page=True)
+    assert said == [] and all(url.startswith((server.url, "data:")) for url in asked)
+    page.close()
+
+
+def test_stop_frees_the_rows(server: Running, browser: Any) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(f"{server.url}/lens")
+    page.wait_for_function("document.querySelector('#model').options.length > 1")
+    page.fill("#prompt", "a")
+    page.fill("#tokens", "250")
+    page.click("#run")
+    page.wait_for_function("document.querySelector('#before').textContent.length > 3")
+    page.click("#stop")
+    page.wait_for_function("document.querySelector('#status').textContent === 'stopped'")
+    for _ in range(200):
+        facts = server.http.get("/metrics").text
+        if 'what="rows"} 0.0' in facts and "uptake_running 0.0" in facts:
+            break
+    assert 'what="rows"} 0.0' in facts and "uptake_running 0.0" in facts
+    page.close()
+
+
+def test_what_goes_wrong_is_said(server: Running, browser: Any) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(f"{server.url}/lens")
+    page.wait_for_function("document.querySelector('#model').options.length > 1")
+    page.fill("#prompt", "a" * 400)
+    page.click("#run")
+    page.wait_for_function("document.querySelector('#status').className === 'error'")
+    assert "room for 256 tokens" in page.text_content("#status")
+    page.close()
