@@ -1,4 +1,4 @@
-"""The page of a server in a real browser: it runs, colours, stops, shows hostile text and asks nobody else."""
+"""The page of a server in a real browser: it runs, stops, shows hostile text as text, asks nobody else."""
 
 import os
 from collections.abc import Iterator
