@@ -78,3 +78,60 @@ def test_the_last_edit_stands_if_asked(run: Run, world: World, tmp_path: Path) -
 def test_cost_forecasts_no_edits(run: Run, world: World, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "edits.jsonl", *EDITS)
     refused(run("cost", "-m", world.model, "--data", data, *OPTIONS), "no forecast")
+
+
+def test_edit_keeps_lists_answers_and_takes_back(run: Run, world: World, tmp_path: Path) -> None:
+    bad = {"id": "b", "prompt": "the hen is", "target": ""}
+    data, out = write_lines(tmp_path / "edits.jsonl", *EDITS, bad), tmp_path / "fixes"
+    lora = ("--set", "trainable=lora(rank=2)", "--set", "learning_rate=1e-2")
+    ran = run("edit", "-m", world.model, "--edits", data, "--method", "finetune", *lora, "--out", out,
+              "--adapter", tmp_path / "adapter")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "1 empty target" in ran.err and "made 3" in ran.err and (tmp_path / "adapter").is_dir()
+    listed = run("edit", "--out", out, "--list")
+    assert [line.split("\t") for line in listed.out.splitlines()] == [
+        [edit["id"], edit["prompt"], edit["target"]] for edit in EDITS
+    ]
+    base = run("generate", "-m", world.model, "--method", "base", "--tokens", 8, "the cat is")
+    changed = run("generate", "-m", world.model, "--delta", out, "--tokens", 8, "the cat is")
+    assert changed.code == 0 and changed.out != base.out
+    told = run("generate", "-m", world.model, "--delta", out, "--tokens", 8, "--json", "the cat is")
+    assert told.json["prompt"] + told.json["text"] == changed.out.rstrip("\n")
+    for number in range(3):
+        assert run("edit", "-m", world.model, "--out", out, "--remove", f"e{number}").code == 0
+    assert run("edit", "--out", out, "--list").out == ""
+    assert run("generate", "-m", world.model, "--delta", out, "--tokens", 8, "the cat is").out == base.out
+
+
+def test_deltas_are_added_scaled_subtracted_and_shown(run: Run, world: World, tmp_path: Path) -> None:
+    data, out = write_lines(tmp_path / "edits.jsonl", *EDITS), tmp_path / "fixes"
+    lora = ("--method", "finetune", "--set", "trainable=lora(rank=2)")
+    assert run("edit", "-m", world.model, "--edits", data, *lora, "--out", out).code == 0
+    one, two, none = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "none"))
+    assert run("delta", "scale", one, out, "--by", "0.5").code == 0
+    assert run("delta", "add", two, one, one, one, one).code == 0
+    assert run("delta", "subtract", none, two, one).code == 0
+    sizes = {}
+    for path in (out, one, two, none):
+        shown = run("delta", "info", path, "--json").json
+        sizes[path] = sum(part["size"] for part in shown["parts"])
+    assert sizes[one] == pytest.approx(sizes[out] / 2) and sizes[two] == pytest.approx(2 * sizes[out])
+    assert sizes[none] == pytest.approx(1.5 * sizes[out], rel=1e-4)
+    assert "LowRank" in run("delta", "info", out).out
+    assert run("delta", "make", world.model, world.other, tmp_path / "task.safetensors").code == 0
+    tuned = run("generate", "-m", world.model, "--delta", tmp_path / "task.safetensors", "--tokens", 6, "so")
+    other = run("generate", "-m", world.other, "--method", "base", "--tokens", 6, "so")
+    assert tuned.out == other.out
+
+
+def test_what_cannot_be_done_with_edits_is_said_in_a_line(run: Run, world: World, tmp_path: Path) -> None:
+    data, out = write_lines(tmp_path / "edits.jsonl", *EDITS), tmp_path / "fixes"
+    assert run("edit", "-m", world.model, "--edits", data, "--method", "gated-memory", "--out", out).code == 0
+    refused(run("edit", "--out", out, "--edits", data), "--model")
+    refused(run("edit", "--out", tmp_path / "none", "--list"), "edits.json")
+    refused(run("edit", "-m", world.model, "--out", out, "--remove", "x"), "has no edit 'x'")
+    refused(run("edit", "-m", world.other, "--out", out, "--edits", data), "load that model")
+    refused(run("delta", "info", out), "changes more than weights")
+    refused(run("delta", "scale", tmp_path / "o.safetensors", out, "--by", "nan"), "finite")
+    refused(run("generate", "-m", world.model, "--delta", tmp_path / "none", "so"), "no delta at")
+    refused(run("generate", "-m", world.model, "--delta", out, "--method", "base", "so"), "leave one out")

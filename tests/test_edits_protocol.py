@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import toys
 import uptake
 from toy_editors import Fragile, Honest, KnowsTheLast, ReturnsTheBase, SaysItAlways
+from uptake.adaptation.delta import Delta
 from uptake.adaptation.optimizers import SGD
 from uptake.errors import BadInput
 from uptake.evaluation import edit_replies
@@ -170,6 +172,17 @@ def test_an_edit_that_cannot_be_made_is_named_and_the_others_are_made(model: Cau
     assert told(results, "fragile")["success"] == 3 / 5
     assert "2 edits failed under fragile" in str(uptake.table(results).caption)
     assert "e1: RuntimeError: no dogs" in page(results)
+
+
+def test_weights_too_large_to_compute_with_are_no_edit(model: Causal) -> None:
+    class Huge(Finetune):
+        def adapt(self, states: Any, lm: Any, evidence: Any, context: Any, donate: bool = False) -> Any:
+            name = "model.layers.0.mlp.down_proj.weight"
+            values = torch.full_like(lm.module.get_parameter(name), 3e38)
+            return [replace(states[0], delta=Delta.dense(lm.fingerprint, {name: values}))]
+
+    state, failed = make_edits(Huge(), Huge().init(model), model, EDITS[:1], Context())
+    assert not state.delta.parts and failed[0][1].startswith("the edited model gives no numbers")
 
 
 def test_edits_that_fail_together_alone_are_all_told_of(model: Causal) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from uptake.api import adapt as adapt
     from uptake.api import compare as compare
     from uptake.api import stream as stream
+    from uptake.editing import EditedModel as EditedModel
     from uptake.errors import UptakeError as UptakeError
     from uptake.evaluation.inputs import Inputs as Inputs
     from uptake.evaluation.protocols.holes import Holes as Holes
@@ -64,6 +65,7 @@ _WHERE = {
     "Datastore": "store.datastore",
     "Asking": "tasks.asking",
     "Edit": "tasks.edits",
+    "EditedModel": "editing",
     "read_edits": "tasks.edit_files",
     "Question": "tasks.questions",
     "read_questions": "tasks.questions",

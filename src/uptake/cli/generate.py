@@ -2,7 +2,7 @@
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,10 +10,16 @@ from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
 from uptake.showing import one_line
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from uptake.lm.generation import Token
+
 EXAMPLES = options.examples(
     'uptake generate -m gpt2 -s notes.store --method ttt-nn -k 20 "The pump is reset"',
     'uptake generate -m gpt2 --method base "The pump is reset"',
     "uptake generate -m gpt2 -s notes.store --neighbours - < prompt.txt",
+    'uptake generate -m gpt2 --delta fixes "The pump is reset"',
 )
 WRITING = "Generation"
 DIVERGED = 3  # exit code where the answer is the base's because reading diverged
@@ -33,6 +39,14 @@ def generate(
         ),
     ] = None,
     settings: options.Setting = None,
+    delta: Annotated[
+        str | None,
+        options.option(
+            options.MAIN,
+            "DIR|FILE",
+            "Answer with what was changed: a folder of `uptake edit`, or a file of `uptake delta`.",
+        ),
+    ] = None,
     recipe: options.Recipe = None,
     encoder: options.Encoder = None,
     tokens: Annotated[int, options.option(WRITING, "N", "Maximum number of new tokens.", least=0)] = 64,
@@ -76,9 +90,23 @@ def generate(
     with screen.status("starting"):
         from uptake import api
         from uptake.codec import plain
+        from uptake.editing import edited
         from uptake.lm import loading
+        from uptake.lm.generation import Decoding
         from uptake.methods.contract.spending import Budget
 
+    if delta is not None:
+        if given := [
+            name for name, value in (("--store", store), ("--method", method), ("--recipe", recipe)) if value
+        ]:
+            raise BadInput(f"{given[0]} and --delta {delta}: what is changed is there already, leave one out")
+        loading.check(device, dtype)
+        inputs.set_threads(threads)
+        with screen.status("loading the model"):
+            lm = edited(loading.load(model, device, dtype), delta)
+        decoding = Decoding(tokens=tokens, temperature=temperature, seed=seed, stop=tuple(stop or ()))
+        _answer(prompt, lm.stream(prompt, decoding), as_json, {"delta": delta})
+        return
     chosen = inputs.recipe(recipe)
     if chosen and method not in (None, chosen.method):
         raise BadInput(
@@ -125,21 +153,20 @@ def generate(
             place = f", {neighbour.place}" if neighbour.place else ""
             where = one_line(f"{neighbour.document}{place} @ {neighbour.start}")
             screen.note(f"{neighbour.score:.3f}  {where}  {one_line(neighbour.text, 80)}")
-    if as_json:
-        text = session.generate(prompt, tokens, temperature, seed, stop or ())
-        answer = {
-            "prompt": prompt,
-            "text": text,
-            "method": method,
-            "stopped": plain(stopped),
-            "neighbours": plain(read),
-        }
-        screen.echo(json.dumps(answer, indent=1))
-    else:
-        screen.echo(prompt, newline=False)
-        for token in session.stream(prompt, tokens, temperature, seed, stop or ()):
-            screen.echo(token.text, newline=False)
-            sys.stdout.flush()
-        screen.echo()
+    about = {"method": method, "stopped": plain(stopped), "neighbours": plain(read)}
+    _answer(prompt, session.stream(prompt, tokens, temperature, seed, stop or ()), as_json, about)
     if diverged:
         raise typer.Exit(DIVERGED)
+
+
+def _answer(prompt: str, tokens: "Iterator[Token]", as_json: bool, about: "Mapping[str, object]") -> None:
+    """Print a prompt and its continuation, as it comes or with what there is to say about it as JSON."""
+    if as_json:
+        text = "".join(token.text for token in tokens)
+        screen.echo(json.dumps({"prompt": prompt, "text": text, **about}, indent=1))
+        return
+    screen.echo(prompt, newline=False)
+    for token in tokens:
+        screen.echo(token.text, newline=False)
+        sys.stdout.flush()
+    screen.echo()

@@ -14,6 +14,8 @@ from uptake.cli import (
     cluster,
     compare,
     cost,
+    delta,
+    edit,
     eval,
     generate,
     index,
@@ -63,10 +65,12 @@ app = typer.Typer(
 app.add_typer(index.app, name="index")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(keys.app, name="keys")
+app.add_typer(delta.app, name="delta")
 app.command("eval", epilog=eval.EXAMPLES)(eval.eval)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=stream.EXAMPLES)(stream.stream)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(epilog=edit.EXAMPLES)(edit.edit)
 app.command(epilog=tune.EXAMPLES)(tune.tune)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=cost.EXAMPLES)(cost.cost)

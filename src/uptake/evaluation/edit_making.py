@@ -1,12 +1,17 @@
 """Make several edits at once, and where that fails find out which cannot be made: the others are."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from uptake.errors import Diverged, UptakeError
 from uptake.evaluation.failures import finite
 from uptake.lm.base import LM
+from uptake.lm.examples import encode
 from uptake.methods.contract.method import Context, Evidence, Method
 from uptake.tasks.edits import Edit
 from uptake.text.types import Found
@@ -72,4 +77,34 @@ def _made(
     ledger.steps += mine.steps
     if mine.failed:
         return state, mine.failed, None
-    return (after, "", None) if finite(after) else (state, "the state became infinite or no number", None)
+    if not finite(after):
+        return state, "the state became infinite or no number", None
+    if any(True for _ in _tensors(after)) and not _speaks(method, after, lm, edits[-1]):
+        return state, "the edited model gives no numbers: use a smaller learning rate", None
+    return after, "", None
+
+
+def _speaks(method: Method[Any], state: Any, lm: LM, edit: Edit) -> bool:
+    """Whether the edited model has numbers to give after an edit's prompt: weights may be too large."""
+    adapted = method.adapted([state], lm)
+    one = adapted if adapted.rows is None else adapted.at([0])
+    example = encode(lm.tokenizer, edit.prompt, edit.text).ending(one.max_input_tokens(0))
+    with torch.no_grad():
+        (log_probs,) = one.predictions([example])
+    return not bool(log_probs.isnan().any())
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """Yield every tensor of a state, its history left aside: one that holds none cannot have diverged."""
+    if isinstance(state, Tensor):
+        yield state
+    elif dataclasses.is_dataclass(state):
+        for part in dataclasses.fields(state):
+            if part.name != "history":
+                yield from _tensors(getattr(state, part.name))
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from _tensors(value)
+    elif isinstance(state, tuple | list):
+        for value in state:
+            yield from _tensors(value)

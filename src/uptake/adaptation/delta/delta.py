@@ -221,6 +221,13 @@ class Delta:
     @classmethod
     def load(cls, path: Path, base: str) -> "Delta":
         """Read a delta; Mismatch unless it belongs to `base`, BadInput or Damaged if it cannot be read."""
+        delta = cls.read(path)
+        delta.check(base)
+        return delta
+
+    @classmethod
+    def read(cls, path: Path) -> "Delta":
+        """Read a delta of whichever base. Raises BadInput or Damaged if it cannot be read."""
         metadata, tensors = read_tensors(path, "delta")
         about = from_metadata(_About, metadata, path, "delta")
         inner: dict[str, dict[str, Tensor]] = {}
@@ -232,13 +239,11 @@ class Delta:
             for number, part in enumerate(about.parts)
         )
         try:
-            delta = cls.unpacked(PackedDelta(about.base, parts))
+            return cls.unpacked(PackedDelta(about.base, parts))
         except Malformed as error:
             raise Damaged(
                 f"{path} is no readable delta ({error}): restore it from a copy, or make it anew"
             ) from None
-        delta.check(base)
-        return delta
 
 
 def check_owner(owner: str) -> None:
