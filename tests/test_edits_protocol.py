@@ -177,7 +177,7 @@ def test_an_edit_that_cannot_be_made_is_named_and_the_others_are_made(model: Cau
 def test_weights_too_large_to_compute_with_are_no_edit(model: Causal) -> None:
     class Huge(Finetune):
         def adapt(self, states: Any, lm: Any, evidence: Any, context: Any, donate: bool = False) -> Any:
-            name = "model.layers.0.mlp.down_proj.weight"
+            name = "model.norm.weight"
             values = torch.full_like(lm.module.get_parameter(name), 3e38)
             return [replace(states[0], delta=Delta.dense(lm.fingerprint, {name: values}))]
 
