@@ -38,6 +38,17 @@ def tokens(
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     threads: options.Threads = None,
+    workers: Annotated[
+        int,
+        options.option(
+            options.MACHINE,
+            "N",
+            "Processes that read, each with its own model and one thread; the last bit of a key may differ.",
+            "--workers",
+            least=1,
+            most=1024,
+        ),
+    ] = 1,
 ) -> None:
     """Store every document's tokens, each with the model's state that predicts it: for kNN-LM.
 
@@ -47,13 +58,16 @@ def tokens(
     """
     with screen.status("starting"):
         from uptake.lm import loading
-        from uptake.methods.knn_lm.keys import TokenKeyer
+        from uptake.methods.knn_lm.parallel import ParallelKeyer
     loading.check(device, dtype)
-    inputs.set_threads(threads)
+    inputs.set_threads(1 if workers > 1 else threads)
     opened = inputs.open_store(store, None, "cpu", threads)
     with screen.status("loading the model"):
-        keys = TokenKeyer(loading.load(model, device, dtype))
-    _read(opened, "tokens", lambda update: opened.read_tokens(keys, fresh=fresh, progress=update), as_json)
+        keys = ParallelKeyer(loading.load(model, device, dtype), workers)
+    with keys:
+        _read(
+            opened, "tokens", lambda update: opened.read_tokens(keys, fresh=fresh, progress=update), as_json
+        )
 
 
 def chunks(

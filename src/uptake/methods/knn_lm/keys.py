@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.lm.examples import Example, encode, overlapping_windows, padded
 from uptake.text.types import Keyed
 
-_BATCH_TOKENS = 4096  # of one forward pass
+BATCH_TOKENS = 4096  # of one forward pass
 _WINDOW = 1024  # tokens read at a time, or as many as the model takes
 _OVERLAP = 4  # the share of a window, one in so many, that is read again so that keys know what came before
 _FORMAT = "last feed-forward 1"
@@ -33,6 +33,8 @@ class _Piece:
 
 class TokenKeyer:
     """Reads texts in windows, each but the first seeing the last quarter of the one before it."""
+
+    batch_tokens = BATCH_TOKENS
 
     def __init__(self, lm: LM) -> None:
         self._lm = capability(lm, FeedForwardKeys)
@@ -56,11 +58,13 @@ class TokenKeyer:
         """Return each text's tokens and their keys. Raises BadInput for keys that float16 cannot hold."""
         encoded = [encode(self._lm.tokenizer, "", text) for text in texts]
         keys = [np.empty((len(each.target), self.dimensions), np.float16) for each in encoded]
-        for batch in _batches(
-            [piece for row, each in enumerate(encoded) for piece in self._pieces(row, each)]
+        pieces = [piece for row, each in enumerate(encoded) for piece in self._pieces(row, each)]
+        batches = [*_batches(pieces, self.batch_tokens)]
+        for batch, found in zip(
+            batches, self.run([[piece.window for piece in batch] for batch in batches]), strict=True
         ):
-            for piece, found in zip(batch, self._run([piece.window for piece in batch]), strict=True):
-                keys[piece.row][piece.start : piece.start + len(found)] = found
+            for piece, own in zip(batch, found, strict=True):
+                keys[piece.row][piece.start : piece.start + len(own)] = own
         return [
             Keyed(
                 np.array(each.target, np.int32), np.array([start for start, _ in each.spans], np.int64), found
@@ -74,24 +78,31 @@ class TokenKeyer:
             yield _Piece(row, start, window)
             start += len(window.target)
 
-    def _run(self, batch: Sequence[Example]) -> Iterator[NDArray[np.float16]]:
+    def run(self, batches: Sequence[Sequence[Example]]) -> Iterable[list[NDArray[np.float16]]]:
+        """Return for each batch of windows, in order, what `keys_of` makes of it."""
+        return map(self.keys_of, batches)
+
+    def keys_of(self, batch: Sequence[Example]) -> list[NDArray[np.float16]]:
+        """Return the keys before each window's target, in one pass. Raises BadInput as `read` does."""
         # What stands to the right of a row's end changes nothing before it.
         ids = padded([window.inputs for window in batch])
         with torch.no_grad():
             keys = self._lm.keys(ids.to(self._lm.device)).half().cpu()
+        found = []
         for row, window in enumerate(batch):
             end = len(window.inputs)
-            found = keys[row, end - len(window.target) : end]
-            if not found.isfinite().all():
+            own = keys[row, end - len(window.target) : end]
+            if not own.isfinite().all():
                 raise BadInput("the model's keys are too large for float16: it cannot have a token view")
-            yield found.numpy()
+            found.append(own.numpy())
+        return found
 
 
-def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    """Group pieces of like length."""
+def _batches(pieces: list[_Piece], most: int) -> Iterator[list[_Piece]]:
+    """Group pieces of like length, each group of `most` tokens at most."""
     batch: list[_Piece] = []
     for piece in sorted(pieces, key=lambda piece: -len(piece.window.inputs)):
-        if batch and len(batch[0].window.inputs) * (len(batch) + 1) > _BATCH_TOKENS:
+        if batch and len(batch[0].window.inputs) * (len(batch) + 1) > most:
             yield batch
             batch = []
         batch.append(piece)

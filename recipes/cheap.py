@@ -1,0 +1,349 @@
+"""Test-time training in fewer CPU seconds than the published loop, on text that SmolLM2 cannot have read.
+
+    python recipes/fresh.py build                                               # build/fresh
+    python recipes/cheap.py score --model MODEL --part valid --documents 4 --variants ...      # choices
+    python recipes/cheap.py score --model MODEL --part test --documents 24
+    python recipes/cheap.py table --part test --json recipes/cheap.json
+
+The published loop trains all weights in float32 by AdamW, a step a neighbour, and scores the query again
+after each; its optimizer is fresh for each query here, so that an interrupted run goes on as it would have.
+All ways of working read the same neighbours of the same queries. `score` resumes. The scorings of the
+published loop are all made on a few documents; elsewhere the last one is, and counts as many times.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import uptake
+from uptake.codec import load
+from uptake.errors import UptakeError
+from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.queries import Query
+from uptake.evaluation.records import RecordFile
+from uptake.lm.activations import ActivationReader
+from uptake.lm.base import Segment
+from uptake.lm.causal import Causal
+from uptake.lm.examples import encode, pieces
+from uptake.methods.contract.method import Context, Evidence
+from uptake.methods.finetune import Finetune
+from uptake.report.metrics import gain, gain_difference, gain_interval, ratio_interval
+from uptake.settings import apply
+from uptake.store import Datastore
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Document, Found, Source, stable_hash
+
+PROTOCOL = PerQuery(search=256)  # what retrieves is the end of the prefix
+K = 10
+LAYERS = 4  # that train above what the store keeps
+RESCORED = 2  # documents on which the published loop's scorings are all made
+LN2 = math.log(2)
+PUBLISHED, CHEAP = "published 5e-5", "top 4, 1.5e-4"  # what validation text chose
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of working; without settings it is the published loop at a learning rate."""
+
+    settings: tuple[str, ...] = ()
+    rate: float = 0.0
+    drawn: bool = False  # passages at random, the control
+
+
+def _top(layers: int, rate: float, *more: str, drawn: bool = False) -> Variant:
+    kept = ("activations=view",) if layers == LAYERS else ()
+    settings = (f"trainable=top(layers={layers})", f"optimizer=adamw(learning_rate={rate})", *kept, *more)
+    return Variant(settings, drawn=drawn)
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "base": Variant(("passes=0", "trainable=top(layers=1)")),
+    "published 2e-5": Variant(rate=2e-5),
+    PUBLISHED: Variant(rate=5e-5),
+    f"{PUBLISHED}, random": Variant(rate=5e-5, drawn=True),
+    "published 1e-4": Variant(rate=1e-4),
+    CHEAP: _top(4, 1.5e-4),
+    f"{CHEAP}, random": _top(4, 1.5e-4, drawn=True),
+    "top 4, 3e-4": _top(4, 3e-4),
+    "top 4, 3e-4, worst quarter": _top(4, 3e-4, "token_weights=baseloss(share=0.25)"),
+    "top 4, 3e-4, worst half": _top(4, 3e-4, "token_weights=baseloss(share=0.5)"),
+    "top 4, 3e-4, random quarter": _top(4, 3e-4, "token_weights=randomtokens(share=0.25)"),
+    "top 2, 3e-4": _top(2, 3e-4),
+    "top 2, 6e-4": _top(2, 6e-4),
+    "top 8, 1e-4": _top(8, 1e-4),
+    "top 8, 2e-4": _top(8, 2e-4),
+    "top 8, 2e-4, random quarter": _top(8, 2e-4, "token_weights=randomtokens(share=0.25)"),
+}
+SHOWN = ("base", PUBLISHED, f"{PUBLISHED}, random", CHEAP, f"{CHEAP}, random")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One document's target under one variant: its bits, and the CPU seconds of each part of the work."""
+
+    document: str
+    variant: str
+    bytes: int
+    bits: float
+    train_seconds: float
+    score_seconds: float  # of one scoring
+    scored_again_seconds: float  # of those before the last, where they were made
+    found: int
+    tokens: int  # of the passages
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds of the way of working; the published loop scores after every neighbour."""
+        scorings = 1 if VARIANTS[self.variant].settings else self.found
+        return self.train_seconds + scorings * self.score_seconds
+
+
+class PublishedLoop:
+    """One module whose weights are put back for each query, all of them trained in float32."""
+
+    def __init__(self, lm: Causal) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.lm = lm
+        self.module: nn.Module = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).train()
+        self._saved = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+
+    def run(self, found: Found, query: Query, rate: float, every: bool) -> tuple[float, list[float]]:
+        """Return the bits of the target after the last passage, and the CPU seconds of its parts.
+
+        Of training, of the last scoring, and of the others, which are made where `every` says so.
+        """
+        self.module.load_state_dict(self._saved)
+        optimizer = torch.optim.AdamW(self.module.parameters(), lr=rate, weight_decay=0.01)
+        bits, spent = math.nan, [0.0, 0.0, 0.0]
+        for place, passage in enumerate(found.passages, start=1):
+            started = time.process_time()
+            for piece in pieces(encode(self.lm.tokenizer, "", passage.text), self.lm.window):
+                logits = self.module(input_ids=torch.tensor([piece.inputs])).logits[0]
+                loss = nn.functional.cross_entropy(logits, torch.tensor(piece.target))
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+                optimizer.step()
+            spent[0] += time.process_time() - started
+            last = place == len(found.passages)
+            if every or last:
+                started = time.process_time()
+                bits = self._bits(query)
+                spent[1 if last else 2] += time.process_time() - started
+        return bits, spent
+
+    def _bits(self, query: Query) -> float:
+        example = encode(self.lm.tokenizer, query.context, query.target)
+        with torch.no_grad():
+            logits = self.module(input_ids=torch.tensor([example.inputs])).logits[0]
+            targets = torch.tensor(example.target)
+            lost = nn.functional.cross_entropy(logits[-len(targets) :], targets, reduction="sum")
+        return lost.item() / LN2
+
+
+def score(model: str, data: Path, part: str, documents: int, names: Sequence[str]) -> Iterator[str]:
+    """Score so many documents, drawn by a hash, under these variants; yield a line on each."""
+    lm = uptake.load(model)
+    assert isinstance(lm, Causal)
+    published = PublishedLoop(lm)
+    store = _store(data)
+    journal = _journal(data, part)
+    done = {(row.document, row.variant) for row in journal.start(lambda row: load(Scored, row))}
+    every = sorted(uptake.read(data / f"{part}.jsonl"), key=lambda each: stable_hash("drawn", each.id))
+    if any(_kept_for(name) for name in names):
+        yield _keep(lm, store, every[:documents], names)
+    for place, document in enumerate(every[:documents]):
+        (query,) = PROTOCOL.queries(document)
+        for name in names:
+            if (document.id, name) in done:
+                continue
+            variant = VARIANTS[name]
+            found, source = _found(store, document, query, variant.drawn)
+            if variant.settings:
+                bits, spent = _ours(lm, Evidence(found, query.context, source), query, variant)
+            else:
+                again = place < RESCORED and not variant.drawn and part == "test"
+                bits, spent = published.run(found, query, variant.rate, again)
+            tokens = sum(len(lm.tokenizer.encode(passage.text)[0]) for passage in found.passages)
+            size = len(query.target.encode())
+            row = Scored(document.id, name, size, bits, *spent, len(found.passages), tokens)
+            journal.keep(row)
+            yield f"{document.id}  {name}  {bits / size:.4f} bits a byte  {row.seconds:.1f} CPU s"
+
+
+def _kept_for(name: str) -> bool:
+    return "activations=view" in VARIANTS[name].settings
+
+
+def _keep(lm: Causal, store: Datastore, documents: Sequence[Document], names: Sequence[str]) -> str:
+    """Have the store keep what enters the upper blocks for all that is read; return what that took."""
+    chosen = set()
+    for document in documents:
+        (query,) = PROTOCOL.queries(document)
+        for drawn in {VARIANTS[name].drawn for name in names if _kept_for(name)}:
+            chosen |= {passage.id for passage in _found(store, document, query, drawn)[0].passages}
+    started = time.process_time()
+    told = store.read_activations(ActivationReader(lm, LAYERS), passages=sorted(chosen))
+    seconds = time.process_time() - started
+    return f"kept {told.documents} passages, {told.tokens:,} tokens, in {seconds:.1f} CPU s"
+
+
+def _ours(lm: Causal, evidence: Evidence, query: Query, variant: Variant) -> tuple[float, list[float]]:
+    method = apply(Finetune(), *variant.settings)
+    started = time.process_time()
+    context = Context(continues=False)
+    (state,) = method.adapt([method.init(lm)], lm, [evidence], context)
+    if stopped := context.ledger(0).stopped:
+        raise UptakeError(f"{variant.settings}: {stopped}")
+    trained = time.process_time()
+    (scores,) = method.adapted([state], lm).score([Segment(query.target, query.context)])
+    return scores.bits, [trained - started, time.process_time() - trained, 0.0]
+
+
+def _found(store: Datastore, document: Document, query: Query, drawn: bool) -> tuple[Found, Source]:
+    source = store.source(
+        query.search,
+        document_id=document.id,
+        group=document.group,
+        whole_text=document.text,
+        leak=LeakFilter(),
+    )
+    draws = np.random.default_rng(stable_hash("choose", document.id))
+    return source.sample(K, draws) if drawn else source.search(K), source
+
+
+def _store(data: Path) -> Datastore:
+    path = data / "lexical.store"
+    if path.exists():
+        return Datastore.open(path)
+    store = Datastore.create(path, retriever="lexical")
+    store.add(uptake.read(data / "store.jsonl"))
+    return store
+
+
+def _journal(data: Path, part: str) -> RecordFile:
+    return RecordFile(data / f"cheap-{part}.jsonl", f"{part} {PROTOCOL} {K}")
+
+
+def table(data: Path, part: str, names: Sequence[str]) -> dict[str, object]:
+    """Return what each variant gains and costs, on the documents that all of them have scored.
+
+    Where a variant has a control, `beyond_random` is its gain less that of the control. Against the published
+    loop: its share of the CPU seconds, and of the gain beyond random with its interval.
+    """
+    rows: dict[str, dict[str, Scored]] = {}
+    for row in _journal(data, part).start(lambda row: load(Scored, row)):
+        rows.setdefault(row.document, {})[row.variant] = row
+    whole = {document: of for document, of in rows.items() if all(name in of for name in names)}
+    if len(whole) < 2:
+        raise UptakeError(
+            f"{len(whole)} documents were scored by all of {', '.join(names)}: score two or more"
+        )
+    documents = list(whole)
+    bits = {name: [of[name].bits for of in whole.values()] for name in names}
+    base = bits["base"]
+    variants: dict[str, dict[str, object]] = {}
+    for name in names:
+        own = [of[name] for of in whole.values()]
+        control = f"{name}, random"
+        variants[name] = {
+            "gain": gain(bits[name], base),
+            "interval": gain_interval(bits[name], base, documents),
+            "by_document": [1 - one / other for one, other in zip(bits[name], base, strict=True)],
+            "cpu_seconds": sum(row.seconds for row in own) / len(own),
+            "train_cpu_seconds": sum(row.train_seconds for row in own) / len(own),
+            "score_cpu_seconds": sum(row.score_seconds for row in own) / len(own),
+        }
+        if control in names:
+            variants[name]["beyond_random"] = gain_difference(bits[name], bits[control], base, documents)
+        if control in names and PUBLISHED in names and name != PUBLISHED:
+            ours = np.subtract(bits[control], bits[name])
+            theirs = np.subtract(bits[f"{PUBLISHED}, random"], bits[PUBLISHED])
+            seconds = [row.seconds for row in own], [of[PUBLISHED].seconds for of in whole.values()]
+            variants[name]["share_of_gain"] = float(ours.sum() / theirs.sum())
+            variants[name]["share_of_gain_interval"] = ratio_interval(ours, theirs, documents)
+            variants[name]["share_of_cpu_seconds"] = sum(seconds[0]) / sum(seconds[1])
+    again = [
+        of[PUBLISHED] for of in whole.values() if PUBLISHED in names and of[PUBLISHED].scored_again_seconds
+    ]
+    return {
+        "part": part,
+        "documents": documents,
+        "k": K,
+        "base_bits_per_byte": sum(base) / sum(of["base"].bytes for of in whole.values()),
+        "variants": variants,
+        "scorings_made_over_those_counted": [
+            (row.scored_again_seconds + row.score_seconds) / (row.found * row.score_seconds) for row in again
+        ],
+    }
+
+
+def _shown(found: Mapping[str, object]) -> str:
+    lines = ["| variant | gain | beyond random | CPU s a query |\n|---|---|---|---|"]
+    variants = found["variants"]
+    assert isinstance(variants, dict)
+    for name, own in variants.items():
+        low, high = own["interval"]
+        beyond = ""
+        if "beyond_random" in own:
+            value, (least, most) = own["beyond_random"]
+            beyond = f"{100 * value:.1f} [{100 * least:.1f}, {100 * most:.1f}]"
+        lines.append(
+            f"| {name} | {100 * own['gain']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] | {beyond} "
+            f"| {own['cpu_seconds']:.1f} |"
+        )
+    for name, own in variants.items():
+        if "share_of_gain" in own:
+            low, high = own["share_of_gain_interval"]
+            lines.append(
+                f"\n{name}: {100 * own['share_of_cpu_seconds']:.0f} % of the published loop's CPU seconds, "
+                f"{100 * own['share_of_gain']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of its gain beyond "
+                "random"
+            )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the command that was asked for; return the status to exit with."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("score", "table"):
+        command = commands.add_parser(name)
+        command.add_argument("--data", type=Path, default=Path("build/fresh"))
+        command.add_argument("--part", choices=("valid", "test"), default="test")
+        command.add_argument("--variants", nargs="*", default=list(SHOWN), choices=list(VARIANTS))
+        if name == "score":
+            command.add_argument("--model", required=True)
+            command.add_argument("--documents", type=int, default=24)
+        else:
+            command.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    try:
+        if options.command == "score":
+            for line in score(options.model, options.data, options.part, options.documents, options.variants):
+                print(line, flush=True)
+            return 0
+        found = table(options.data, options.part, options.variants)
+        print(_shown(found))
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+    except UptakeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
