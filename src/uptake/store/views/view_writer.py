@@ -132,7 +132,8 @@ def extend_view(
         every = table.count if wanted is None else done + len(left)
         progress(done, every)
         committed = time.monotonic()
-        for batch in _batches(table, left):
+        # What is read passage by passage is a large model's work: an interruption shall lose little of it.
+        for batch in _batches(table, left, 1 if empty.kind.by_passage else CHARACTERS):
             try:
                 append(writer, batch)
             except ViewFull:
@@ -189,15 +190,15 @@ def delete_view(kind: ViewKind, store: Path) -> None:
     shutil.rmtree(store / kind.name, ignore_errors=True)
 
 
-def _batches(table: Table, left: Sequence[Ids]) -> Iterator[list[list[Passage]]]:
-    """Yield documents, each its passages in order, in batches of about CHARACTERS."""
+def _batches(table: Table, left: Sequence[Ids], most: int) -> Iterator[list[list[Passage]]]:
+    """Yield documents, each its passages in order, in batches of about so many characters."""
     batch: list[list[Passage]] = []
     characters = 0
     for ids in left:
         document = sorted(table.rows(ids), key=lambda passage: passage.start)
         batch.append(document)
         characters += sum(len(passage.text) for passage in document)
-        if characters >= CHARACTERS:
+        if characters >= most:
             yield batch
             batch, characters = [], 0
     if batch:
