@@ -70,7 +70,7 @@ def deltas(lm: Causal, rows: int, rank: int) -> list[Delta]:
     generator = torch.Generator().manual_seed(0)
     made = []
     for _ in range(rows):
-        begun = LoRA(rank).factors(lm.module, Delta(lm.fingerprint), generator)
+        begun = LoRA(rank).stackable(lm.module, Delta(lm.fingerprint), generator)
         assert begun is not None
         parts = {
             name: replace(part, up=torch.randn(part.up.shape, generator=generator).to(part.up) / 100)

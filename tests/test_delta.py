@@ -11,7 +11,8 @@ import toys
 from uptake.adaptation.delta import Delta, LowRank, fingerprint, skeleton
 from uptake.adaptation.inner_loop import gradient_descent, token_loss
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
-from uptake.adaptation.trainable import All, LoRA, Named, Top, Trainable, block_matrices
+from uptake.adaptation.trainable import All, LoRA, Named, Top, Trainable
+from uptake.adaptation.trainable.places import block_matrices
 from uptake.adaptation.transforms import Losses, chain
 from uptake.errors import BadInput, Damaged, Mismatch
 

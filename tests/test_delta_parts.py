@@ -19,7 +19,8 @@ from uptake.adaptation.delta.prompt import Prompt
 from uptake.adaptation.delta.scale import Scale
 from uptake.adaptation.inner_loop import gradient_descent, token_loss
 from uptake.adaptation.optimizers import SGD
-from uptake.adaptation.trainable import All, LoRA, Trainable, TrainableCopy, open_parts
+from uptake.adaptation.trainable import All, LoRA, Trainable, TrainableCopy
+from uptake.adaptation.trainable.opening import open_parts
 from uptake.adaptation.transforms import Losses
 from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.export import export_peft
@@ -47,7 +48,7 @@ class Rotation(Inserted):
         width = len(self.values["weight"])
         return nn.Linear(width, width, bias=False)
 
-    def run(self, network: nn.Module, output: Tensor) -> Tensor:
+    def run(self, network: nn.Module, output: Tensor, inputs: tuple[Any, ...]) -> Tensor:
         for _ in range(self.turns):
             output = network(output)
         return output

@@ -11,7 +11,8 @@ import toys
 from uptake import api, methods
 from uptake.adaptation.delta import Delta, LowRank
 from uptake.adaptation.optimizers import AdamW
-from uptake.adaptation.trainable import LoRA, Top, Trainable, block_matrices
+from uptake.adaptation.trainable import LoRA, Top, Trainable
+from uptake.adaptation.trainable.places import block_matrices
 from uptake.cli.main import main
 from uptake.errors import BadInput, Mismatch
 from uptake.export import export_peft, only_delta

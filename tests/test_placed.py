@@ -18,7 +18,7 @@ from transformers import (
 
 import toys
 from uptake.adaptation.delta import skeleton
-from uptake.adaptation.trainable import blocks
+from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput
 from uptake.lm.attention_hook import AttentionHook, find
 

@@ -58,7 +58,7 @@ def test_values_of_every_kind() -> None:
     assert apply(Finetune(), "trainable=top", "optimizer=sgd(learning_rate=0.1,momentum=0.9)") == Finetune(
         Top(), SGD(0.1, 0.9)
     )
-    assert describe(changed)["trainable"] == {"kind": "LoRA", "rank": 8, "alpha": 32, "owner": "lora"}
+    assert describe(changed)["trainable"] == {"kind": "LoRA", "rank": 8, "alpha": 32, "owner": "lora", "layers": None}
     assert apply(Finetune(), "clip=None", "own_prefix=TRUE", "optimizer=SGD", "dropout=False") == Finetune(
         optimizer=SGD(), clip=None, own_prefix=True
     )
@@ -95,7 +95,7 @@ def test_tuples() -> None:
     assert apply(Several(), "some=(1,)").some == (1,) and apply(Several(some=(1,)), "some=none").some is None
     assert values(Several())["ks"] == "(whole number, ...)"
     assert values(Several())["pair"] == "(number, text)"
-    assert describe(Several())["moved"][1] == {"kind": "LoRA", "rank": 8, "alpha": 32, "owner": "lora"}
+    assert describe(Several())["moved"][1] == {"kind": "LoRA", "rank": 8, "alpha": 32, "owner": "lora", "layers": None}
 
 
 PATHS = [
@@ -138,8 +138,8 @@ def test_quotes_keep_text_as_it_is() -> None:
         ("dropout=1", "use true or false"),
         ("order=random", "nearest-first"),
         ("order=none", "nearest-first"),
-        ("trainable=everything", "use one of all, top, named, lora"),
-        ("trainable=none", "use one of all, top, named, lora"),
+        ("trainable=everything", "use one of all, lora, named, top, compacter, ia3, prompt, tarp"),
+        ("trainable=none", "use one of all, lora, named, top, compacter, ia3, prompt, tarp"),
         ("trainable=lora(size=3)", "no setting 'size'"),
         ("trainable=lora(rank=3", "use one of"),
         ("trainable=lora(rank=3))", "use one of"),
@@ -222,7 +222,7 @@ def test_a_name_that_is_no_setting_says_how() -> None:
     near = miss(pair, "momentun")
     assert near.miss is Miss.NEAR and near.names == ("momentum",)
     unknown = miss(LoRA(), "zzz")
-    assert unknown.miss is Miss.UNKNOWN and unknown.names == ("rank", "alpha", "owner")
+    assert unknown.miss is Miss.UNKNOWN and unknown.names == ("rank", "alpha", "owner", "layers")
 
 
 def test_the_nearest_miss_of_several_ways_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def low_rank(lm: Causal, ranks: Sequence[int] = (3, 1, 5, 2), seed: int = 0) -> 
     generator = torch.Generator().manual_seed(seed)
     made = []
     for place, rank in enumerate(ranks):
-        begun = LoRA(rank).factors(lm.module, Delta(lm.fingerprint), generator)
+        begun = LoRA(rank).stackable(lm.module, Delta(lm.fingerprint), generator)
         assert begun is not None
         parts = {
             name: replace(

@@ -1,7 +1,8 @@
-"""Many low-rank adaptations of one module side by side: each row of a batch has its own, one pass runs all.
+"""Many small adaptations of one module side by side: each row of a batch has its own, one pass runs all.
 
-A weight W with the product `scale * up @ down` on it gives `W x + scale * up (down x)`. `Stack` is a private
-copy of a module that computes this for a whole batch, with the factors of all rows stacked; the base's own
+A weight W with the product `scale * up @ down` on it gives `W x + scale * up (down x)`; a scale vector
+multiplies what enters or leaves. `Stack` is a private copy of a module that computes this for a whole batch,
+with the parts of all rows stacked; the base's own
 products are shared. `gradient_descent_side_by_side` trains rows together, each with its own loss, gradient
 transforms, optimizer state, number of steps and end. No operation mixes rows, so that at a fixed grid
 (slots, time, rank) a row's bits do not depend on its neighbours, broken ones included. This file knows
@@ -16,71 +17,91 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from uptake.adaptation.delta import LowRank, skeleton, wide
+from uptake.adaptation.delta import Delta, LowRank, Part, skeleton, wide
+from uptake.adaptation.delta.scale import Ranges, Scale, key_of, scaled
 from uptake.adaptation.inner_loop import GradientDescent, check_loss
 from uptake.adaptation.optimizers import Optimizer, OptimizerState
-from uptake.adaptation.trainable import factor_names
+from uptake.adaptation.trainable.lora import factor_names
 from uptake.adaptation.transforms import GradientTransform
 from uptake.errors import BadInput, Diverged
 
 BatchT = TypeVar("BatchT")
-Factors = Mapping[str, LowRank]  # by the name of the weight they belong to
+Parts = Mapping[str, Part]  # of one row, low rank or scales, by the weight or the layer they stand on
 
 # Matrix products over fewer places (rows times time) than this take other kernels, with other last bits.
 FEWEST = 4
 
 
-class Stack:
-    """A private copy of `module` in which each row of a batch has low-rank products of its own.
+def stacking(delta: Delta) -> dict[str, Part] | None:
+    """Return the parts of a delta as a `Stack` takes them, None where it cannot hold them all.
 
-    `names` are the weights that may have one, of linear layers that see their input as [rows, time, width]
-    (`by_row` finds them). Until `put` or `lead` is called there are no rows.
+    It holds low rank, of all owners added, and one scale a layer.
+    """
+    scales = [name.path for name, part in delta.parts.items() if isinstance(part, Scale)]
+    if not delta.kinds <= {LowRank, Scale} or len(set(scales)) < len(scales):
+        return None
+    return {**delta.parts_of(LowRank), **delta.parts_of(Scale)}
+
+
+class Stack:
+    """A private copy of `module` in which each row of a batch has low-rank products and scales of its own.
+
+    `paths` are what rows may have parts on: weights of linear layers that see their input as [rows, time,
+    width] (`by_row` finds them), or such layers. Until `put` or `lead` is called there are no rows.
     """
 
-    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
+    def __init__(self, module: nn.Module, paths: Iterable[str]) -> None:
         self.module = skeleton(module)
         self._layers: dict[str, _Stacked] = {}
-        for name in names:
-            layer = name.removesuffix(".weight")
-            self._layers[name] = _Stacked(self.module.get_submodule(layer))
-            self.module.set_submodule(layer, self._layers[name])
+        for layer in sorted({path.removesuffix(".weight") for path in paths}):
+            self._layers[layer] = _Stacked(self.module.get_submodule(layer))
+            self.module.set_submodule(layer, self._layers[layer])
+        self._leaves: dict[tuple[str, str], int] = {}
 
-    def put(self, rows: Sequence[Factors], slots: int = 0) -> None:
+    def put(self, rows: Sequence[Parts], slots: int = 0) -> None:
         """Let row i of a batch have `rows[i]`, and rows up to `slots` nothing, to be read and not trained."""
         for name, layer in self._layers.items():
-            parts = [row.get(name) for row in rows]
-            layer.hold([part and _without_scale(part) for part in parts], slots, layer.weight.dtype)
+            low, scales = _of_layer(name, rows)
+            layer.hold([part and _without_scale(part) for part in low], scales, slots, layer.weight.dtype)
 
-    def lead(self, rows: Sequence[Factors], slots: int = 0) -> list[Tensor]:
-        """As `put`, to be trained: return the stacked factors, down and up of each weight in turn.
+    def lead(self, rows: Sequence[Parts], slots: int = 0) -> list[Tensor]:
+        """As `put`, to be trained: return the stacked tensors.
 
         Row i of a gradient, as far as its rank goes, belongs to `rows[i]`: `gradients_of` picks it.
         """
-        leaves = []
+        leaves: list[Tensor] = []
         for name, layer in self._layers.items():
-            layer.hold([row.get(name) for row in rows], slots, wide(layer.weight).dtype)
-            leaves += [layer.down.requires_grad_(), layer.up.requires_grad_()]
+            layer.hold(*_of_layer(name, rows), slots, wide(layer.weight).dtype)
+            for path, key, tensor in layer.tensors(name):
+                self._leaves[path, key] = len(leaves)
+                leaves.append(tensor.requires_grad_())
         return leaves
 
-    def gradients_of(
-        self, row: int, factors: Factors, gradients: Sequence[Tensor | None]
-    ) -> list[Tensor | None]:
-        """Return one row's part of the gradients of what `lead` gave: down and up of each of its factors."""
-        found = dict(zip(self._layers, zip(gradients[::2], gradients[1::2], strict=True), strict=True))
+    def gradients_of(self, row: int, parts: Parts, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return one row's part of the gradients of what `lead` gave, in the order of `leaves_of`."""
         own: list[Tensor | None] = []
-        for name, part in factors.items():
-            down, up = found[name]
-            rank = part.down.shape[0]
-            own += [down if down is None else down[row, :rank], up if up is None else up[row, :, :rank]]
+        for path, part in parts.items():
+            for key, tensor in leaves_of(part).items():
+                found = gradients[self._leaves[path, key]]
+                # Of a part with a smaller rank than others in the batch what is its own.
+                own.append(found if found is None else found[row][*map(slice, tensor.shape)])
         return own
 
 
-class _Stacked(nn.Module):
-    """A linear layer of the base plus low-rank products, one for each row of the batch."""
+def _of_layer(name: str, rows: Sequence[Parts]) -> tuple[list[LowRank | None], list[Scale | None]]:
+    low = [cast(LowRank | None, row.get(f"{name}.weight")) for row in rows]
+    return low, [cast(Scale | None, row.get(name)) for row in rows]
 
-    down: Tensor  # [slots, rank, in]
+
+class _Stacked(nn.Module):
+    """A linear layer of the base plus low-rank products and scales, one for each row of the batch."""
+
+    down: Tensor | None = None  # [slots, rank, in]; None where no row has a product
     up: Tensor  # [slots, out, rank]
-    scale: Tensor | None  # [slots, 1, 1], or None where all are 1
+    scale: Tensor | None  # of products: [slots, 1, 1], or None where all are 1
+    change: Tensor | None = None  # of scale vectors: [slots, width]
+    on_input: bool  # whether they scale what enters
+    ranges: Ranges
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -89,11 +110,23 @@ class _Stacked(nn.Module):
         self.transposed = not isinstance(layer, nn.Linear)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        weight, down, up, scale = self.weight, self.down, self.up, self.scale
+        change = None if self.change is None else self.change[: len(inputs), None]
+        if change is not None and self.on_input:
+            inputs = scaled(inputs, change, self.ranges)
+        found = self._product(inputs)
+        if change is not None and not self.on_input:
+            found = scaled(found, change, self.ranges)
+        return found
+
+    def _product(self, inputs: Tensor) -> Tensor:
+        weight, down = self.weight, self.down
+        base = nn.functional.linear(inputs, weight.T if self.transposed else weight, self.bias)
+        if down is None:
+            return base
+        up, scale = self.up, self.scale
         if len(inputs) != len(down):
             down, up = down[: len(inputs)], up[: len(inputs)]
             scale = None if scale is None else scale[: len(inputs)]
-        base = nn.functional.linear(inputs, weight.T if self.transposed else weight, self.bias)
         # With one place a row, a matrix times a vector is quicker than a vector times a matrix.
         single = inputs.shape[1] == 1
         within = torch.bmm(down, inputs.mT).mT if single else torch.bmm(inputs, down.mT)
@@ -103,21 +136,47 @@ class _Stacked(nn.Module):
             return base.baddbmm_(within, up.mT)  # nothing else has seen `base`
         return torch.baddbmm(base, within, up.mT)  # autocast, which does not reach what is done in place
 
-    def hold(self, parts: Sequence[LowRank | None], slots: int, dtype: torch.dtype) -> None:
+    def hold(
+        self,
+        low: Sequence[LowRank | None],
+        scales: Sequence[Scale | None],
+        slots: int,
+        dtype: torch.dtype,
+    ) -> None:
         """Have these parts, one a row, with zeros up to the largest rank and for rows that have none."""
+        slots = max(slots, len(low))
+        self.down = self.scale = self.change = None
+        if any(low):
+            self._hold_products(low, slots, dtype)
+        if some := [part for part in scales if part]:
+            self.on_input, self.ranges = some[0].on == "input", some[0].ranges
+            # As wide as on a row by itself.
+            wanted = wide(self.weight.detach())
+            self.change = wanted.new_zeros(slots, len(some[0].change))
+            for row, part in enumerate(scales):
+                if part:
+                    self.change[row] = part.change.detach()
+
+    def _hold_products(self, parts: Sequence[LowRank | None], slots: int, dtype: torch.dtype) -> None:
         rank = max((part.down.shape[0] for part in parts if part), default=0)
         into, out = self.weight.shape if self.transposed else reversed(self.weight.shape)
-        slots = max(slots, len(parts))
         self.down = torch.zeros(slots, rank, into, dtype=dtype, device=self.weight.device)
         self.up = torch.zeros(slots, out, rank, dtype=dtype, device=self.weight.device)
         scales = [part.scale if part else 1.0 for part in parts] + [1.0] * (slots - len(parts))
-        self.scale = None
         if set(scales) != {1.0}:
             self.scale = torch.tensor(scales, dtype=dtype, device=self.weight.device)[:, None, None]
         for row, part in enumerate(parts):
             if part:
                 own = part.down.shape[0]
                 self.down[row, :own], self.up[row, :, :own] = part.down.detach(), part.up.detach()
+
+    def tensors(self, name: str) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield what it holds: of which path, which tensor of a part there, and the stack of it."""
+        if self.down is not None:
+            yield f"{name}.weight", "down", self.down
+            yield f"{name}.weight", "up", self.up
+        if self.change is not None:
+            yield name, "change", self.change
 
 
 def _without_scale(part: LowRank) -> LowRank:
@@ -148,12 +207,21 @@ def by_row(module: nn.Module, run: Callable[[nn.Module, Tensor], object]) -> dic
     }
 
 
-def as_parameters(rows: Factors) -> dict[str, LowRank]:
-    """Return the factors as parameters of their own."""
+def as_parameters(parts: Parts) -> dict[str, Part]:
+    """Return the parts with copies of their tensors as parameters of their own."""
     return {
-        name: LowRank(nn.Parameter(part.up), nn.Parameter(part.down), part.scale, part.transposed)
-        for name, part in rows.items()
+        path: part.holding(
+            {key: nn.Parameter(tensor.detach().clone()) for key, tensor in leaves_of(part).items()}
+        )
+        for path, part in parts.items()
     }
+
+
+def leaves_of(part: Part) -> dict[str, Tensor]:
+    """Return the tensors of a part that train, in the order in which their names are listed."""
+    if isinstance(part, LowRank):
+        return {"down": part.down, "up": part.up}
+    return part.tensors()
 
 
 @dataclass(frozen=True)
@@ -166,7 +234,7 @@ class RowTraining:
 
 def gradient_descent_side_by_side(
     stack: Stack,
-    rows: Sequence[Factors],
+    rows: Sequence[Parts],
     batches: Sequence[Iterable[BatchT]],
     losses_of: Callable[[Sequence[BatchT]], Tensor],
     passes_of: Callable[[Mapping[int, BatchT]], Iterable[Sequence[int]]],
@@ -175,6 +243,7 @@ def gradient_descent_side_by_side(
     optimizer_states: Sequence[OptimizerState] = (),
     draws: Sequence[torch.Generator] = (),
     slots: int = 0,
+    owner: str = "lora",
 ) -> list[RowTraining]:
     """Train `rows[i]`, made by `as_parameters`, on `batches[i]`, in place, together; return how each ended.
 
@@ -184,6 +253,7 @@ def gradient_descent_side_by_side(
     rows run in one pass, and `losses_of` returns the losses of these rows' batches, [rows], from
     `stack.module`. A row whose loss or gradient is not finite takes no further step; the others do not
     notice. `slots` is the least number of rows of a pass, idle ones among them: give it to fix the grid.
+    `owner` is whose the parts are, by which optimizer states name them.
     """
     states = optimizer_states or [{}] * len(rows)
     if not len(rows) == len(batches) == len(states):
@@ -192,7 +262,7 @@ def gradient_descent_side_by_side(
         )
     generators: Sequence[torch.Generator | None] = draws or [None] * len(rows)
     descents = [
-        GradientDescent(_named(row), optimizer, transforms, state, generator)
+        GradientDescent(_named(row, owner), optimizer, transforms, state, generator)
         for row, state, generator in zip(rows, states, generators, strict=True)
     ]
     remaining: dict[int, Iterator[BatchT]] = {row: iter(own) for row, own in enumerate(batches)}
@@ -221,10 +291,11 @@ def gradient_descent_side_by_side(
     ]
 
 
-def _named(factors: Factors) -> dict[str, nn.Parameter]:
-    """Return trainable factors as parameters by name, down and up of each in turn."""
-    return {
-        name: cast(nn.Parameter, half)
-        for weight, part in factors.items()
-        for name, half in zip(factor_names(weight), (part.down, part.up), strict=True)
-    }
+def _named(parts: Parts, owner: str) -> dict[str, nn.Parameter]:
+    """Return trainable parts as parameters by the names that they have in a row by itself."""
+    found: dict[str, nn.Parameter] = {}
+    for path, part in parts.items():
+        names = factor_names(path) if isinstance(part, LowRank) else (f"{path}.{key_of(owner)}",)
+        leaves = leaves_of(part).values()
+        found |= {name: cast(nn.Parameter, leaf) for name, leaf in zip(names, leaves, strict=True)}
+    return found

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import skeleton
-from uptake.adaptation.trainable import blocks
+from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput
 
 Add = Callable[[int, Tensor], Tensor | None]  # of a block's number and h; None adds nothing

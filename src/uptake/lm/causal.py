@@ -68,8 +68,8 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
         self.window = whole - self._taken
         if self.window < 1:
             raise BadInput(
-                f"{self._taken:,} of the model's {whole:,} input tokens are taken by soft prompts: leave "
-                "room for a text"
+                f"{self._taken:,} of the model's {whole:,} input tokens are taken by soft prompts: use a "
+                "prompt of fewer tokens, to leave room for a text"
             )
         self.relative = _relative(config)
         first = next(module.parameters())

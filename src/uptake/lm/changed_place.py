@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from uptake.adaptation.delta import skeleton, wide
 from uptake.adaptation.delta.overlay import Hook
-from uptake.adaptation.trainable import blocks
+from uptake.adaptation.trainable.places import blocks
 from uptake.lm.base import Cache
 from uptake.lm.causal import Causal
 from uptake.lm.feed_forward import LinearPlace

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from uptake.adaptation.trainable import blocks
+from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput
 
 # Llama, Qwen, Mistral, Gemma and Phi-3; GPT-2; NeoX and Falcon; GPT-J; Phi; OPT.

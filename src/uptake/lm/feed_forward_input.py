@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import skeleton
-from uptake.adaptation.trainable import blocks
+from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput
 
 _FEED_FORWARDS = ("mlp", "fc1")  # what families of models call it; `fc1` is its first half

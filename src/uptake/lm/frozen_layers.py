@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import skeleton
-from uptake.adaptation.trainable import blocks
+from uptake.adaptation.trainable.places import blocks
 
 KEPT = 1 << 28  # bytes of hidden states that stay in memory
 

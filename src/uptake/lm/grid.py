@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from uptake.adaptation.delta import Delta, LowRank
-from uptake.adaptation.side_by_side import Stack
+from uptake.adaptation.delta import Delta, LowRank, Part
+from uptake.adaptation.delta.scale import Scale
+from uptake.adaptation.side_by_side import Stack, stacking
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.side_by_side import SideBySide, stands
@@ -29,30 +30,44 @@ CLOSE = 2e-3  # nats by which one pass for many rows may differ from a row by it
 
 @dataclass(frozen=True)
 class Own:
-    """All that is a row's own in a pass over the base: a low-rank change, and tokens before its text."""
+    """All that is a row's own in a pass over the base: low rank and scales, and tokens before its text."""
 
-    factors: Mapping[str, LowRank] = field(default_factory=dict)
+    parts: Mapping[str, Part] = field(default_factory=dict)
     prefix: tuple[int, ...] = ()
 
     @property
-    def kind(self) -> tuple[tuple[str, int], ...]:
-        """What has to be alike for two rows to share a pass: which weights change, by which rank."""
-        return tuple(sorted((name, part.down.shape[0]) for name, part in self.factors.items()))
+    def kind(self) -> "Kind":
+        """What has to be alike for two rows to share a pass: what changes, by which rank, or which of it."""
+        return tuple(sorted((path, _size(part)) for path, part in self.parts.items()))
+
+
+Kind = tuple[tuple[str, str], ...]
+
+
+def _size(part: Part) -> str:
+    if isinstance(part, LowRank):
+        return str(part.down.shape[0])
+    assert isinstance(part, Scale)
+    return f"{part.on} {part.ranges}"
 
 
 def own(lm: LM, row: int = 0) -> Own | None:
     """Return what makes up row `row` of an LM; None where it is more than a pass over the base can have."""
     if type(lm) is Prefixed:
         inner = own(lm.inner, row)
-        return None if inner is None or inner.prefix else Own(inner.factors, tuple(lm.prefixes[row]))
+        return None if inner is None or inner.prefix else Own(inner.parts, tuple(lm.prefixes[row]))
     if type(lm) is Routed:
         return own(lm.parts[row])
     if type(lm) is SideBySide:
-        return Own(lm.deltas[row].parts_of(LowRank))
+        return _of(lm.deltas[row])
     if type(lm) is Causal and lm.deltas is not None:
-        whole = sum(lm.deltas, Delta(lm.fingerprint))
-        return Own(whole.parts_of(LowRank)) if whole.kinds <= {LowRank} else None
+        return _of(sum(lm.deltas, Delta(lm.fingerprint)))
     return None
+
+
+def _of(delta: Delta) -> Own | None:
+    parts = stacking(delta)
+    return None if parts is None else Own(parts)
 
 
 @dataclass(eq=False)
@@ -71,12 +86,12 @@ class Grid:
 
     def __init__(self, base: Causal, sizes: Sequence[int] = SIZES) -> None:
         self.base, self.sizes = base, tuple(sizes)
-        self._tables: dict[tuple[int, tuple[tuple[str, int], ...]], list[_Table]] = {}
-        self._alone: dict[tuple[tuple[str, int], ...], tuple[Stack | None, Causal]] = {}
+        self._tables: dict[tuple[int, Kind], list[_Table]] = {}
+        self._alone: dict[Kind, tuple[Stack | None, Causal]] = {}
 
     def takes(self, own: Own) -> bool:
         """Whether rows may differ in these weights within a pass."""
-        return not own.factors or stands(self.base, [own.factors])
+        return not own.parts or stands(self.base, [own.parts])
 
     def alone(self, own: Own) -> LM:
         """Return the LM that answers a row by itself, until another row of its kind is asked for."""
@@ -142,7 +157,7 @@ class Grid:
             self._alone[kind] = stack, self.base if stack is None else self.base.around(stack.module)
         stack, lm = self._alone[kind]
         if stack is not None:
-            stack.put([own.factors], 1)
+            stack.put([own.parts], 1)
         return lm
 
     def _seat(self, seat: Seat, past: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -287,7 +302,7 @@ class _Table:
 
     def _changed(self) -> None:
         if self._stack is not None:
-            rows = [self.seats[row].own.factors if row in self.seats else {} for row in range(self._rows)]
+            rows = [self.seats[row].own.parts if row in self.seats else {} for row in range(self._rows)]
             self._stack.put(rows, self._rows)
 
     def step(self, tokens: Mapping[Seat, int]) -> None:

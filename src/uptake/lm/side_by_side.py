@@ -10,7 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from uptake.adaptation.delta import Delta, LowRank
+from uptake.adaptation.delta import Delta, LowRank, Part
+from uptake.adaptation.delta.scale import Scale
 from uptake.adaptation.optimizers import Optimizer, OptimizerState
 from uptake.adaptation.side_by_side import (
     FEWEST,
@@ -18,6 +19,8 @@ from uptake.adaptation.side_by_side import (
     Stack,
     as_parameters,
     gradient_descent_side_by_side,
+    leaves_of,
+    stacking,
 )
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.adaptation.transforms import GradientTransform
@@ -36,7 +39,7 @@ ON_CPU, ELSEWHERE = 1 << 22, 1 << 26
 
 
 class SideBySide(Wrapper, HiddenStates):
-    """Row i is answered by `base` with `deltas[i]` on it, low-rank parts alone: one pass for all rows.
+    """Row i is answered by `base` with `deltas[i]` on it, low rank and scales alone: one pass for all rows.
 
     With `slots` every pass has that many rows, idle ones among them, so that at one length a row's bits do
     not depend on how many others there are. Left out, only passes of few tokens and those that keep a cache
@@ -45,7 +48,7 @@ class SideBySide(Wrapper, HiddenStates):
 
     def __init__(self, base: Causal, deltas: Sequence[Delta], slots: int = 0) -> None:
         stack = Stack(base.module, sorted({name for delta in deltas for name in delta.names}))
-        stack.put([delta.parts_of(LowRank) for delta in deltas], max(slots, FEWEST))
+        stack.put([stacking(delta) or {} for delta in deltas], max(slots, FEWEST))
         super().__init__(base.around(stack.module))
         self.base, self.deltas, self.slots = base, list(deltas), slots
         self.rows = len(self.deltas)
@@ -115,20 +118,15 @@ def _filled(lengths: Sequence[int] | None, ids: Tensor) -> list[int] | None:
 def side_by_side(lm: LM, deltas: Sequence[Delta], slots: int = 0) -> LM:
     """Return an LM whose row i answers with `deltas[i]` on `lm`: in one pass if that can be, else in a loop.
 
-    It can be where a causal model has several rows (or `slots`) and every delta is low rank, or empty, on
-    linear layers that see each row apart. Raises Mismatch for a delta of another base.
+    It can be where a causal model has several rows (or `slots`) and every delta has low rank and scales
+    alone, or nothing, on linear layers that see each row apart. Raises Mismatch for a delta of another base.
     """
     for delta in deltas:
         delta.check(lm.fingerprint)
-    parts = [delta.parts_of(LowRank) for delta in deltas]
-    if (
-        isinstance(lm, Causal)
-        and (len(deltas) > 1 or slots)
-        and any(parts)
-        and all(delta.kinds <= {LowRank} for delta in deltas)
-        and stands(lm, parts)
-    ):
-        return SideBySide(lm, deltas, slots)
+    if isinstance(lm, Causal) and (len(deltas) > 1 or slots) and any(delta.parts for delta in deltas):
+        parts = [stacking(delta) for delta in deltas]
+        if all(each is not None for each in parts) and stands(lm, [each or {} for each in parts]):
+            return SideBySide(lm, deltas, slots)
     return Routed([lm.overlay(delta) for delta in deltas])
 
 
@@ -146,7 +144,7 @@ def train_side_by_side(
 ) -> list[tuple[Delta, RowTraining]] | None:
     """Train row i from `starts[i]` on `pieces[i]`, a step a piece, all together; return where they ended.
 
-    None, and nothing done, where more than low-rank factors would train or `lm` cannot have rows apart.
+    None, and nothing done, where more would train than stacks, or `lm` cannot have rows apart.
     What `transforms` of row i's gradients draw comes from `draws[i]`.
     Each row ends as it would by itself, through `lm.trainable_copy` and `gradient_descent`, up to rounding.
     On a CPU its bits depend on its own pieces alone; elsewhere `slots`, the rows of every pass, fixes the
@@ -157,10 +155,10 @@ def train_side_by_side(
     begun = []
     for start, generator in zip(starts, generators, strict=True):
         start.check(lm.fingerprint)
-        factors = trainable.factors(lm.module, start, generator)
-        if factors is None or not stands(lm, [factors]):
+        parts = trainable.stackable(lm.module, start, generator)
+        if parts is None or not stands(lm, [parts]):
             return None
-        begun.append(as_parameters(factors))
+        begun.append(as_parameters(parts))
     stack = Stack(lm.module, sorted({name for row in begun for name in row}))
     private = lm.around(stack.module)
     most = (ON_CPU if lm.device.type == "cpu" else ELSEWHERE) // len(lm.tokenizer)
@@ -184,23 +182,41 @@ def train_side_by_side(
         return weighted(of_targets(private.step(ids)[0], examples), [piece.weights for piece in batch])
 
     ended = gradient_descent_side_by_side(
-        stack, begun, pieces, losses_of, passes_of, optimizer, transforms, optimizer_states, draws, slots
+        stack,
+        begun,
+        pieces,
+        losses_of,
+        passes_of,
+        optimizer,
+        transforms,
+        optimizer_states,
+        draws,
+        slots,
+        trainable.owner,
     )
     deltas = [
-        Delta.of(start.base, {name: _still(part) for name, part in row.items()}, trainable.owner)
+        Delta.of(start.base, {path: _still(part) for path, part in row.items()}, trainable.owner)
         for start, row in zip(starts, begun, strict=True)
     ]
     return list(zip(deltas, ended, strict=True))
 
 
-def stands(lm: Causal, rows: Sequence[Mapping[str, LowRank]]) -> bool:
-    """Whether rows of a batch may differ in all these weights, and each part is of its weight's shape."""
-    return all(
-        lm.by_row.get(name) == part.transposed and lm.module.get_parameter(name).shape == part.shape
-        for row in rows
-        for name, part in row.items()
-    )
+def stands(lm: Causal, rows: Sequence[Mapping[str, Part]]) -> bool:
+    """Whether rows of a batch may differ in what these parts stand on, and the parts are of its shape."""
+    scales: dict[str, set[object]] = {}
+    for row in rows:
+        for path, part in row.items():
+            if isinstance(part, LowRank):
+                if lm.by_row.get(path) != part.transposed:
+                    return False
+                if lm.module.get_parameter(path).shape != part.shape:
+                    return False
+            elif isinstance(part, Scale):
+                if f"{path}.weight" not in lm.by_row:
+                    return False
+                scales.setdefault(path, set()).add((part.on, part.ranges, len(part.change)))
+    return all(len(alike) == 1 for alike in scales.values())
 
 
-def _still(part: LowRank) -> LowRank:
-    return LowRank(part.up.detach(), part.down.detach(), part.scale, part.transposed)
+def _still(part: Part) -> Part:
+    return part.holding({key: leaf.detach() for key, leaf in leaves_of(part).items()})

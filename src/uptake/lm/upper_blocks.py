@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.trainable import TrainableCopy, blocks
+from uptake.adaptation.trainable import TrainableCopy
+from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput
 from uptake.lm.activations import entering, fingerprint_of
 from uptake.lm.base import LM, Cache, Wrapper

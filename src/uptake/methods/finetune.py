@@ -125,7 +125,7 @@ class Finetune(Method[WeightState]):
 
     @property
     def separate(self) -> bool:
-        return not self.trainable.low_rank
+        return not self.trainable.stacks
 
     @property
     def views(self) -> tuple[str, ...]:

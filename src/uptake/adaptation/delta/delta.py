@@ -7,7 +7,7 @@ made it and what it stands on, so that two trainings stand in one delta and each
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -151,12 +151,24 @@ class Delta:
         self.put(site)
         return site.module
 
-    def put(self, site: Overlay[Any]) -> dict[Name, dict[str, nn.Parameter]]:
-        """Put all parts on a private module; return what of each can be trained, as `Part.apply`."""
-        # In an order of their own, so that a + b is b + a where parts do not commute.
-        ordered = sorted(self.parts.items(), key=lambda item: (item[1].order, item[0]))
+    def put(self, site: Overlay[Any], led: Container[Name] = ()) -> dict[Name, dict[str, nn.Parameter]]:
+        """Put all parts on a private module; return what of each can be trained, as `Part.apply`.
+
+        Those that `led` names are put there to be trained, as `Part.lead` does.
+        """
+
+        def place(item: tuple[Name, Part]) -> tuple[int, bool, Name]:
+            # In an order of their own, so that a + b is b + a where parts do not commute. What is led and
+            # scales weights sees those that all others have scaled.
+            name, part = item
+            return part.order, part.order < 0 and name in led, name
+
+        ordered = sorted(self.parts.items(), key=place)
         with torch.no_grad():
-            found = {name: part.apply(site, name) for name, part in ordered}
+            found = {
+                name: part.lead(site, name) if name in led else part.apply(site, name)
+                for name, part in ordered
+            }
         site.note(
             f"{name.owner}/{name.path}/{type(part).__name__}/{part.settings()}/{digest(part.tensors().items())}"
             for name, part in ordered

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta.overlay import Hook, Overlay, check_free, wide
-from uptake.adaptation.delta.part import Name, Part, Stored, WeightPart
+from uptake.adaptation.delta.part import Name, Part, Stored
 from uptake.errors import BadInput, Mismatch
 
 
@@ -61,7 +61,7 @@ class Gated(Part):
 
     @property
     def holds_weights(self) -> bool:
-        return isinstance(self.inner, WeightPart)
+        return self.inner.order <= 0
 
     def apply(self, site: Overlay[Any], name: Name) -> dict[str, nn.Parameter]:
         module, key = site.submodule(name.path), f"gated_by_{name.owner}"

@@ -30,8 +30,11 @@ class Inserted(Part):
     def build(self) -> nn.Module:
         """Return the network, with any values: of the sizes that `values` have."""
 
-    def run(self, network: nn.Module, output: Tensor) -> Tensor:
-        """Return what takes the place of the module's output: that and the network's answer to it."""
+    def run(self, network: nn.Module, output: Tensor, inputs: tuple[Any, ...]) -> Tensor:
+        """Return what takes the place of the module's output: that and the network's answer to it.
+
+        `inputs` are what the module was given by place.
+        """
         found: Tensor = network(output)
         return output + found
 
@@ -59,7 +62,7 @@ class _Run(Hook):
     run: Any
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        return on_output(output, lambda tensor: self.run(module.get_submodule(self.key), tensor))
+        return on_output(output, lambda tensor: self.run(module.get_submodule(self.key), tensor, inputs))
 
 
 @dataclass(frozen=True, eq=False)

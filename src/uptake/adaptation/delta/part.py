@@ -114,7 +114,8 @@ def _plain_data() -> Converter:
 class Part(Stored, ABC):
     """One part of a delta. What a kind cannot do it refuses with the reason."""
 
-    order: ClassVar[int] = 1  # weights are changed (0) before hooks are set (1), gates copy what is there (2)
+    # Weights are scaled (-1), then changed (0), then hooks are set (1); gates copy what is there (2).
+    order: ClassVar[int] = 1
 
     @abstractmethod
     def apply(self, site: Overlay[Any], name: Name) -> dict[str, nn.Parameter]:
@@ -122,6 +123,10 @@ class Part(Stored, ABC):
 
         Raises Mismatch where the module lacks what it stands on.
         """
+
+    def lead(self, site: Overlay[Any], name: Name) -> dict[str, nn.Parameter]:
+        """Put the part on a private module to be trained there: as `apply`, unless that leaves nothing to."""
+        return self.apply(site, name)
 
     @property
     def input_tokens(self) -> int:

@@ -34,7 +34,7 @@ class Prompt(Part):
     def apply(self, site: Overlay[Any], name: Name) -> dict[str, nn.Parameter]:
         if name.path:
             raise Mismatch(f'a soft prompt on {name.path!r}: it stands before the whole text, name it ""')
-        transformer = _transformer(site.module)
+        transformer = transformer_of(site.module)
         width = transformer.get_input_embeddings().weight.shape[1]
         if self.vectors.ndim != 2 or self.vectors.shape[1] != width:
             raise Mismatch(
@@ -54,7 +54,7 @@ class Prompt(Part):
         return {"vectors": parameter}
 
 
-def _transformer(module: Any) -> Any:
+def transformer_of(module: Any) -> Any:
     """Return what is between embeddings and logits. Raises BadInput for a module of another build."""
     found = getattr(module, "base_model", None)
     if found is None or found is module or not hasattr(found, "get_input_embeddings"):

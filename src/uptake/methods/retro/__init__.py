@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import wide
-from uptake.adaptation.trainable import blocks
+from uptake.adaptation.trainable.places import blocks
 from uptake.codec import dumps, loads
 from uptake.errors import BadInput
 from uptake.lm.base import LM

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta, wide
-from uptake.adaptation.trainable import FROZEN, All
+from uptake.adaptation.trainable import All
+from uptake.adaptation.trainable.opening import FROZEN
 from uptake.lm.attention_hook import AttentionHook, find
 from uptake.lm.base import LM, Cache
 from uptake.methods.retro.network import DistanceAttention, RetroParts, standardise

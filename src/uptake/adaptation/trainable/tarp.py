@@ -1,0 +1,42 @@
+"""TARP: weights of attention rescaled at low rank, and a low-rank map of the input (arXiv 2207.03509)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from uptake.adaptation.delta import Delta, Part
+from uptake.adaptation.delta.delta import check_owner
+from uptake.adaptation.delta.tarp import InputDependent, Rescaled
+from uptake.adaptation.trainable.opening import open_parts
+from uptake.adaptation.trainable.places import attention_matrices, sides
+from uptake.adaptation.trainable.trainable import Trainable, TrainableCopy
+from uptake.errors import BadInput
+
+
+@dataclass(frozen=True)
+class TARP(Trainable):
+    """The task-adaptive reparameterisation of "learning the difference", on all linear layers of attention.
+
+    The published one scales every weight by 0.69 before it has learnt anything; here nothing changes before
+    the first step. `layers` says of how many upper blocks.
+    """
+
+    rank: int = 4
+    layers: int | None = None
+    owner: str = "tarp"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise BadInput(f"TARP rank {self.rank}: use 1 or more")
+        check_owner(self.owner)
+
+    def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
+        parts: dict[str, Part] = {}
+        for name, transposed in attention_matrices(module, self.layers).items():
+            layer = name.removesuffix(".weight")
+            into, out = sides(module.get_submodule(layer))
+            down = 0.02 * torch.randn(self.rank, into, generator=generator)
+            parts[name] = Rescaled(torch.zeros(out, self.rank), down, transposed)
+            parts[layer] = InputDependent.fresh(into, out, self.rank, generator)
+        return open_parts(module, parts, self.owner, start)
