@@ -18,6 +18,7 @@ import torch
 
 from shelf import Shelf
 from uptake.adaptation.delta import Delta, fingerprint
+from uptake.adaptation.delta.part import WeightPart
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.rows import left_padded
@@ -85,6 +86,24 @@ def read(subject: Subject, lm: LM, *texts: str, state: Any = None, context: Cont
 def logs(subject: Subject, lm: LM, state: Any, text: str = SEGMENTS[0].text) -> torch.Tensor:
     (scores,) = subject.method.adapted([state], lm).score([Segment(text, "so ")])
     return scores.log_probs
+
+
+def values(delta: Delta) -> dict[str, torch.Tensor]:
+    """Return what a delta holds: differences of weights, and the tensors of parts that are none."""
+    others = delta.without(lambda _, part: isinstance(part, WeightPart)).parts.items()
+    parts = {f"{name} {key}": value for name, part in others for key, value in part.tensors().items()}
+    return {**delta.differences, **parts}
+
+
+def spoiled(delta: Delta) -> Delta:
+    """Return the delta with no number in any of its tensors."""
+    return Delta(
+        delta.base,
+        {
+            name: part.holding({key: value * math.nan for key, value in part.tensors().items()})
+            for name, part in delta.parts.items()
+        },
+    )
 
 
 def same(left: list[Scores], right: list[Scores]) -> bool:
@@ -207,8 +226,8 @@ def law_side_by_side_equals_alone(subject: Subject, lm: LM, other: LM, folder: P
     mine, theirs = read(subject, lm, A), read(subject, lm, B)
     if not isinstance(getattr(mine, "delta", None), Delta):
         return  # no weights of its own
-    broken = replace(theirs, delta=theirs.delta * math.nan)
-    assert all(torch.isnan(broken.delta.difference(name)).any() for name in broken.delta.names)
+    broken = replace(theirs, delta=spoiled(theirs.delta))
+    assert all(torch.isnan(value).any() for value in values(broken.delta).values())
 
     def taken(neighbour: Any, text: str) -> Any:
         evidence = [subject.evidence(lm, each) for each in (C, text)]
@@ -222,9 +241,10 @@ def law_side_by_side_equals_alone(subject: Subject, lm: LM, other: LM, folder: P
         (mine, ""),
     ):
         state = taken(neighbour, text)
-        for name in alone.delta.names:
-            assert torch.equal(state.delta.difference(name), beside.delta.difference(name)), name
-            assert torch.allclose(state.delta.difference(name), alone.delta.difference(name), atol=1e-6), name
+        found, by_grid = values(state.delta), values(beside.delta)
+        for name, value in values(alone.delta).items():
+            assert torch.equal(found[name], by_grid[name]), name
+            assert torch.allclose(found[name], value, atol=1e-6), name
     ids = [lm.tokenizer.opening, *lm.tokenizer.encode(A)[0]]
 
     def told(states: list[Any], second: list[int]) -> torch.Tensor:

@@ -10,9 +10,14 @@ import torch
 import toys
 from uptake import api, methods
 from uptake.adaptation.delta import Delta, LowRank
+from uptake.adaptation.delta.scale import Scale
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import LoRA, Top, Trainable
+from uptake.adaptation.trainable.compacter import Compacter
+from uptake.adaptation.trainable.ia3 import IA3
 from uptake.adaptation.trainable.places import block_matrices
+from uptake.adaptation.trainable.prompt import Prompt
+from uptake.adaptation.trainable.tarp import TARP
 from uptake.cli.main import main
 from uptake.errors import BadInput, Mismatch
 from uptake.export import export_peft, only_delta
@@ -70,6 +75,46 @@ def test_parts_of_several_ranks_and_scales_on_some_layers(shape: str, tmp_path: 
     assert {part.down.shape[0] for part in some.values()} == {2, 5}
     found = logits(stock(shape, export_peft(delta, lm, tmp_path / "a")))
     assert (found - logits(lm.overlay(delta).module)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", [IA3(), Prompt(tokens=4)], ids=str)
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_scales_and_prompts_are_adapters_of_their_own_kinds(
+    shape: str, kind: Trainable, tmp_path: Path
+) -> None:
+    lm = toys.lm(shape)
+    delta = learnt(lm, kind)
+    if isinstance(kind, IA3):
+        delta = delta + learnt(lm, IA3(owner="another"))
+    ids = torch.tensor([[0, 117, 105, 102, 33, 100, 98, 117]])
+    with torch.no_grad():
+        expected, base = (torch.log_softmax(each.step(ids)[0], -1) for each in (lm.overlay(delta), lm))
+        stocked = stock(shape, export_peft(delta, lm, tmp_path / "adapter"))
+        more = {} if isinstance(kind, IA3) else {"use_cache": False}
+        logits = stocked(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits
+    found = torch.log_softmax(logits[:, -ids.shape[1] :], -1)
+    assert (found - expected).abs().max() < 1e-4 < 0.01 < (expected - base).abs().max()
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["peft_type"] == ("IA3" if isinstance(kind, IA3) else "PROMPT_TUNING")
+
+
+def test_scales_that_peft_cannot_hold_are_refused_by_their_reason(tmp_path: Path) -> None:
+    lm, path = toys.lm(), "model.layers.0.mlp"
+    ones = torch.ones(32)
+    norm = Delta.of(lm.fingerprint, {path: Scale(ones)}, "a")
+    both = {"a": Scale(ones), "b": Scale(torch.ones(48), "input")}
+    twice = [Delta.of(lm.fingerprint, {f"{path}.down_proj": part}, owner) for owner, part in both.items()]
+    for delta, words in (
+        (norm, "a layer of kind LlamaMLP, and an .IA.+ adapter scales linear"),
+        (twice[0] + twice[1], "what enters and what leaves it scaled"),
+        (twice[0] * 0.0, "the delta is empty"),
+        (learnt(lm, TARP()), "has a InputDependent and a LoRA adapter holds low-rank parts only"),
+        (learnt(lm, Compacter()), "has a HypercomplexAdapters and a LoRA adapter"),
+        (learnt(lm, IA3()) + learnt(lm, Prompt(tokens=2)), r"has a (Prompt|Scale) and a LoRA adapter"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            export_peft(delta, lm, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def on(lm: Causal, name: str) -> Delta:

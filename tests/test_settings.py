@@ -58,7 +58,13 @@ def test_values_of_every_kind() -> None:
     assert apply(Finetune(), "trainable=top", "optimizer=sgd(learning_rate=0.1,momentum=0.9)") == Finetune(
         Top(), SGD(0.1, 0.9)
     )
-    assert describe(changed)["trainable"] == {"kind": "LoRA", "rank": 8, "alpha": 32, "owner": "lora", "layers": None}
+    assert describe(changed)["trainable"] == {
+        "kind": "LoRA",
+        "rank": 8,
+        "alpha": 32,
+        "owner": "lora",
+        "layers": None,
+    }
     assert apply(Finetune(), "clip=None", "own_prefix=TRUE", "optimizer=SGD", "dropout=False") == Finetune(
         optimizer=SGD(), clip=None, own_prefix=True
     )
@@ -95,7 +101,13 @@ def test_tuples() -> None:
     assert apply(Several(), "some=(1,)").some == (1,) and apply(Several(some=(1,)), "some=none").some is None
     assert values(Several())["ks"] == "(whole number, ...)"
     assert values(Several())["pair"] == "(number, text)"
-    assert describe(Several())["moved"][1] == {"kind": "LoRA", "rank": 8, "alpha": 32, "owner": "lora", "layers": None}
+    assert describe(Several())["moved"][1] == {
+        "kind": "LoRA",
+        "rank": 8,
+        "alpha": 32,
+        "owner": "lora",
+        "layers": None,
+    }
 
 
 PATHS = [

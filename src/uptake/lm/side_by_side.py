@@ -65,7 +65,7 @@ class SideBySide(Wrapper, HiddenStates):
         # A row by itself is asked for again with every token where it stands within another LM.
         (row,) = rows
         if row not in self._alone:
-            self._alone[row] = side_by_side(self.base, [self.deltas[row]], self.slots)
+            self._alone[row] = side_by_side(self.base, [self.deltas[row]], self.slots).at([0])
         return self._alone[row]
 
     def overlay(self, delta: Delta) -> LM:

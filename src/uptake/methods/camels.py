@@ -202,7 +202,7 @@ class Camels(Learned[WeightState, BatchSequence], MethodWrapper[WeightState]):
             values, optimizer_state = unroll(
                 losses_of,
                 values,
-                steps.pieces(lm, passages),
+                steps.pieces(private, passages),
                 steps.optimizer,
                 2 if network.training else 0,
                 chain(steps.clip, steps.transforms),

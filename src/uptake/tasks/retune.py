@@ -61,11 +61,11 @@ def retune(
     Raises BadInput where there is nothing to learn, Diverged where the loss is no longer a number.
     """
     retuning = retuning or Retuning()
-    texts = [*_answered(lm, questions, asking or Asking()), *_read(lm, documents)]
-    if not texts:
-        raise BadInput("no question to learn from: give at least one")
     generator = torch.Generator().manual_seed(retuning.seed)
     private, opened = lm.trainable_copy(retuning.trainable, Delta(lm.fingerprint), generator)
+    texts = [*_answered(private, questions, asking or Asking()), *_read(private, documents)]
+    if not texts:
+        raise BadInput("no question to learn from: give at least one")
 
     def losses_of(batch: Sequence[Text]) -> Losses:
         examples = [example for example, _ in batch]

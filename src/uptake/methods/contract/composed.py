@@ -44,6 +44,10 @@ class MethodWrapper(Method[StateT]):
         return self.wrapped.private
 
     @property
+    def takes_input_tokens(self) -> bool:
+        return self.wrapped.takes_input_tokens
+
+    @property
     def incremental(self) -> bool:
         return self.wrapped.incremental
 
@@ -206,6 +210,16 @@ class Combined(Together):
     The first part's LM is the innermost, then methods with modules inside the network, then the others in
     their order.
     """
+
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        inside = [name for name, part in self.parts if getattr(part, "in_network", False)]
+        taking = [name for name, part in self.parts if part.takes_input_tokens]
+        if inside and taking:
+            raise BadInput(
+                f"{taking[0]} puts a soft prompt before the text, and {inside[0]} counts places from there: "
+                "train something else, such as trainable=ia3"
+            )
+        super().check(lm, source)
 
     def adapted(self, states: Sequence[CombinedState], lm: LM) -> LM:
         rest = self.parts

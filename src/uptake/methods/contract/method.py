@@ -203,6 +203,11 @@ class Method(ABC, Generic[StateT]):
         return getattr(self, "privacy", None) is not None
 
     @property
+    def takes_input_tokens(self) -> bool:
+        """Whether its LM uses input tokens of the model for places of its own, as a soft prompt does."""
+        return False
+
+    @property
     def incremental(self) -> bool:
         """Whether several calls of `adapt` give the same state as one call on all their passages."""
         return True

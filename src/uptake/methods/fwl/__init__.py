@@ -182,6 +182,11 @@ class FWL(Learned[FastWeightState, Example]):
     def __post_init__(self) -> None:
         if not 0 <= self.rate_scale < float("inf"):
             raise BadInput(f"rate_scale {self.rate_scale}: use a finite number, 0 or more")
+        if self.trainable is not None and not self.trainable.neutral:
+            raise BadInput(
+                f"trainable={type(self.trainable).__name__.lower()}: fast weights train along what begins as "
+                "the base itself, a soft prompt does not; use ia3, lora, compacter or tarp"
+            )
         if self.stretch < 0:
             raise BadInput(f"stretch {self.stretch}: use a number of tokens, or 0 for one step on all")
         if self.episode_tokens < SHORTEST or (self.hidden is not None and self.hidden < 1):
@@ -225,7 +230,7 @@ class FWL(Learned[FastWeightState, Example]):
         sums, parts = network.layer.start(1), []
         base = capability(network.base, HiddenStates)
         out = base.unembedding
-        for hidden, labels in windows(base, episode, lm.window):
+        for hidden, labels in windows(base, episode, base.window):
             answers, sums = network.layer(hidden, labels, out, sums)
             loss = token_loss(torch.log_softmax(out.logits(answers), -1), labels)
             parts.append(loss * labels.shape[1])
