@@ -33,12 +33,12 @@ def told(grid: Grid, row: Own, ids: Sequence[int], goes_on: Sequence[int]) -> li
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_a_row_predicts_what_its_own_model_does(shape: str) -> None:
     lm = toys.lm(shape, window=128)
-    for delta in [Delta(lm.fingerprint), *toys.low_rank(lm)[:2]]:
+    for delta in [Delta(lm.fingerprint), *toys.low_rank(lm)[:2], toys.scales(lm)[0]]:
         plain = lm.overlay(delta)
         row = own_of(lm, delta)
         answers: list[tuple[LM, Own]] = [
             (plain, row),
-            (Prefixed(plain, [[0, 5, 6]]), Own(row.factors, (0, 5, 6))),
+            (Prefixed(plain, [[0, 5, 6]]), Own(row.parts, (0, 5, 6))),
         ]
         # Past 64 places, so that the row changes its table.
         ids, goes_on = lm.tokenizer.opened(TEXTS[0]), list(range(1, 45))
@@ -52,10 +52,11 @@ def test_a_row_predicts_what_its_own_model_does(shape: str) -> None:
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_neighbours_that_come_and_go_change_no_bit(shape: str) -> None:
     lm, drawn = toys.lm(shape, window=128), random.Random(0)
-    deltas = toys.low_rank(lm, (3, 3, 3, 2))
-    broken = {name: part.times(float("nan")) for name, part in own_of(lm, deltas[1]).factors.items()}
-    rows = [Own(), own_of(lm, deltas[0]), Own(own_of(lm, deltas[2]).factors, (0, 9, 9)), Own(broken)]
-    for mine in rows[:3]:
+    deltas = [*toys.low_rank(lm, (3, 3)), toys.low_rank(lm, (3,))[0] + toys.scales(lm)[0], *toys.scales(lm)]
+    broken = {name: part.times(float("nan")) for name, part in own_of(lm, deltas[1]).parts.items()}
+    rows = [Own(), own_of(lm, deltas[0]), Own(own_of(lm, deltas[2]).parts, (0, 9, 9)), Own(broken)]
+    rows += [own_of(lm, delta) for delta in deltas[3:]]
+    for mine in [*rows[:3], rows[4]]:
         ids, goes_on = lm.tokenizer.opened(TEXTS[0]), list(range(1, 45))
         alone = told(Grid(lm), mine, ids, goes_on)
         grid, beside = Grid(lm), []
@@ -100,9 +101,12 @@ def test_what_makes_up_a_row_is_found_in_the_models_that_methods_make() -> None:
     one, two = toys.low_rank(lm)[:2]
     rows = side_by_side(lm, [one, two])
     assert own(lm) == Own() and own(rows, 1) == own_of(lm, two)
-    assert own(Prefixed(rows, [[0], [0, 7]]), 1) == Own(own_of(lm, two).factors, (0, 7))
+    assert own(Prefixed(rows, [[0], [0, 7]]), 1) == Own(own_of(lm, two).parts, (0, 7))
     assert own(side_by_side(lm, [one])) == own_of(lm, one)
     # All weights, a mixture, a prefix before a prefix: no pass over the base has these.
+    (scale,) = toys.scales(lm, 1)
+    assert own(lm.overlay(scale)) == Own({name.path: part for name, part in scale.parts.items()})
+    assert own(lm.overlay(scale + scale.owned_by("another"))) is None, "two scales of one layer multiply"
     dense = Delta.dense(
         lm.fingerprint, {name: torch.ones_like(t) for name, t in lm.module.named_parameters()}
     )

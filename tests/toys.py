@@ -20,6 +20,7 @@ from transformers import (
 
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.trainable import LoRA
+from uptake.adaptation.trainable.ia3 import IA3
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.experts import Experts, FixedShare
@@ -85,3 +86,19 @@ def low_rank(lm: Causal, ranks: Sequence[int] = (3, 1, 5, 2), seed: int = 0) -> 
 def mixed(parts: Sequence[LM], weights: Sequence[float]) -> Experts:
     """Return the mixture of models at the same weights at every token."""
     return Experts(parts, FixedShare(tuple(weights), (1.0,)))
+
+
+def scales(lm: Causal, count: int = 2, seed: int = 0) -> list[Delta]:
+    """Random scale vectors where (IA)^3 has them."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        begun = IA3().stackable(lm.module, Delta(lm.fingerprint), generator)
+        assert begun is not None
+        parts = {
+            path: part.holding({"change": torch.randn(value.shape, generator=generator).to(value) / 3})
+            for path, part in begun.items()
+            for value in part.tensors().values()
+        }
+        made.append(Delta.of(lm.fingerprint, parts, "ia3"))
+    return made

@@ -1,9 +1,9 @@
 """Rows of many requests that go on in one pass, each joining and leaving when it likes.
 
 A table has a fixed width, its key-value cache in place, and a row a seat. Which table a row sits at follows
-from its own length and its own change (low rank and scales) alone, and no operation of a pass mixes rows: so no neighbour
-changes a bit of a row, however many there are, whoever joins or leaves, and whatever their weights hold.
-`Grid.check` tries that on this very machine. A row is read by itself before it takes its seat.
+from its own length and its own change (low rank, scales) alone, and no operation of a pass mixes rows: so no
+neighbour changes a bit of a row, however many there are, whoever joins or leaves, and whatever their weights
+hold. `Grid.check` tries that on this very machine. A row is read by itself before it takes its seat.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

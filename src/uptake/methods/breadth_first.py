@@ -65,7 +65,7 @@ class BreadthFirst(Method[WeightState]):
 
     @property
     def separate(self) -> bool:
-        return not self.trainable.low_rank
+        return not self.trainable.stacks
 
     @property
     def incremental(self) -> bool:

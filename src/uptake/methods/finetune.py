@@ -132,10 +132,6 @@ class Finetune(Method[WeightState]):
         return ("activations",) if self.activations == "view" else ()
 
     @property
-    def takes_input_tokens(self) -> bool:
-        return not self.trainable.neutral
-
-    @property
     def incremental(self) -> bool:
         random = self.dropout or self.private or any(transform.random for transform in self.transforms)
         return self.passes == 1 and self.least_drop is None and self.order == "nearest-first" and not random

@@ -205,7 +205,7 @@ class Method(ABC, Generic[StateT]):
     @property
     def takes_input_tokens(self) -> bool:
         """Whether its LM uses input tokens of the model for places of its own, as a soft prompt does."""
-        return False
+        return not getattr(getattr(self, "trainable", None), "neutral", True)
 
     @property
     def incremental(self) -> bool:
