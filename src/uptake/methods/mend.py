@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta, LowRank
 from uptake.adaptation.editing.mend import MendNetwork
-from uptake.adaptation.trainable import blocks
+from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
