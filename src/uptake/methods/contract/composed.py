@@ -16,6 +16,7 @@ import numpy as np
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.experts import Experts, FixedShare
+from uptake.methods.contract.input_tokens import check_input_tokens
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
 from uptake.text.select import Select
 from uptake.text.types import Found, Source
@@ -42,10 +43,6 @@ class MethodWrapper(Method[StateT]):
     @property
     def private(self) -> bool:
         return self.wrapped.private
-
-    @property
-    def takes_input_tokens(self) -> bool:
-        return self.wrapped.takes_input_tokens
 
     @property
     def incremental(self) -> bool:
@@ -212,13 +209,7 @@ class Combined(Together):
     """
 
     def check(self, lm: LM, source: Source | None = None) -> None:
-        inside = [name for name, part in self.parts if getattr(part, "in_network", False)]
-        taking = [name for name, part in self.parts if part.takes_input_tokens]
-        if inside and taking:
-            raise BadInput(
-                f"{taking[0]} puts a soft prompt before the text, and {inside[0]} counts places from there: "
-                "train something else, such as trainable=ia3"
-            )
+        check_input_tokens(dict(self.parts))
         super().check(lm, source)
 
     def adapted(self, states: Sequence[CombinedState], lm: LM) -> LM:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def check(method: "Finetune") -> None:
-    """Raise BadInput for settings under which the claim would not hold."""
+    """Raise BadInput for settings under which the claim would not hold, where there is one."""
+    if method.privacy is None:
+        return
     wrong = {
         "learning_rate=auto": method.optimizer.learning_rate == AUTO,
         "reference": method.reference,
