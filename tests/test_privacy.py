@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from uptake.lm.scoring import losses
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.contract.naming import method_specs
 from uptake.methods.contract.spending import Budget
+from uptake.methods.contract.state import load_state, save_state
+from uptake.methods.contract.weight_state import WeightState
 from uptake.methods.finetune import Finetune
 from uptake.text.select import Nothing
 from uptake.text.types import Document, Found, Passage
@@ -321,7 +324,7 @@ def test_private_neighbours_are_refused() -> None:
     assert not MethodSpec(Finetune(), Nothing()).method.private
 
 
-def test_a_unit_is_learnt_once_and_a_budget_is_refused() -> None:
+def test_a_unit_is_learnt_once_and_a_budget_is_refused(tmp_path: Path) -> None:
     lm = toys.lm()
     method = Finetune(trainable=Top(1), optimizer=SGD(0.1), privacy=NO_NOISE)
 
@@ -334,6 +337,8 @@ def test_a_unit_is_learnt_once_and_a_budget_is_refused() -> None:
         method.adapt([state], lm, [evidence("b", "c")], Context())
     (after,) = method.adapt([state], lm, [evidence("c")], Context())
     assert len(after.claims) == 2 and len(state.claims) == 1
+    save_state(after, tmp_path / "state")
+    assert load_state(WeightState, tmp_path / "state", lm).claims == after.claims
     (same,) = method.adapt([state], lm, [evidence()], Context())
     assert same is state
     with pytest.raises(BadInput, match="a budget under privacy"):

@@ -55,13 +55,13 @@ def test_the_attack_sees_what_was_learnt_openly_and_not_what_was_learnt_in_priva
     before = log_probs(lm, lm.tokenizer, planted)
 
     def attacked(dp: DP) -> float:
-        method = Finetune(trainable=Top(1), optimizer=AdamW(learning_rate=3e-3), privacy=dp)
+        method = Finetune(trainable=Top(1), optimizer=AdamW(learning_rate=1e-2), privacy=dp)
         evidence = Evidence(Found(read, (0.0,) * len(read)))
         (state,) = method.adapt([method.init(lm)], lm, [evidence], Context())
         return advantage(log_probs(method.adapted([state], lm), lm.tokenizer, planted) - before, members)
 
     torch.set_num_threads(1)
-    openly = DP(epsilon=None, noise=0.0, clip=math.inf, steps=40, batch=12, seed=0)
+    openly = DP(epsilon=None, noise=0.0, clip=math.inf, steps=100, batch=12, seed=0)
     low, high = chance(members)
     assert attacked(openly) > max(high, 0.8)
     assert low <= attacked(replace(openly, noise=20.0, clip=0.1, delta=0.01)) <= high
