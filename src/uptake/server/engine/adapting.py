@@ -204,7 +204,8 @@ class Adapter:
         key = self._key(waiter.plan, waiter.tenant, evidence)
         if made := self.states.get(key):
             waiter.told(made, "hit")
-        elif (flight := self._flights.get(key)) and not flight.forgotten:
+        elif (flight := self._flights.get(key)) and flight.wanted and not flight.forgotten:
+            # One that nobody waits for any more ends early: it is made anew.
             flight.waiters.append(waiter)
         else:
             flight = _Flight(key, waiter.plan, waiter.tenant, evidence, search_ms, [waiter])
@@ -275,7 +276,8 @@ class Adapter:
         return False
 
     def _tell(self, flight: _Flight, made: Made | Exception) -> None:
-        if isinstance(made, Made) and made.stopped is None and not flight.forgotten:
+        # A budget of tokens and steps ends every reading of the same at the same place.
+        if isinstance(made, Made) and made.stopped in (None, "budget") and not flight.forgotten:
             self.states.put(made, flight.waiters[0].quota)
         for place, waiter in enumerate(flight.waiters):
             if not waiter.cancelled:

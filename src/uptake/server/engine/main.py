@@ -137,6 +137,7 @@ class Engine:
         except Exception as error:
             if not isinstance(error, UptakeError | ApiError):
                 traceback.print_exc()
+            self.jobs.cancel(number)
             self._send({"id": number, "event": "error", "error": of(error).plain()})
 
     def _keep(self, keeper: Keeper, frame: dict[str, Any]) -> None:
