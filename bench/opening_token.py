@@ -26,7 +26,7 @@ def scored(
     model: Causal, store: Datastore, texts: list[Document], rate: str, k: int, opens: bool
 ) -> dict[str, Scored]:
     """Return the row of each query."""
-    settings = [f"learning_rate={rate}", f"opening_token={str(opens).lower()}"]
+    settings = ["trainable=all", f"learning_rate={rate}", f"opening_token={str(opens).lower()}"]
     protocol = uptake.PerQuery(search=384)
     found = uptake.compare(
         model, texts, ["ttt-nn"], store=store, k=k, settings=settings, protocol=protocol, batch=1

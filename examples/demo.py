@@ -31,6 +31,7 @@ PACKAGES = ("networkx", "mpmath", "rich", "jinja2", "typer", "peft", "fsspec")
 # Chosen on validation files, which are neither indexed nor shown: see examples/choose_learning_rate.py.
 LEARNING_RATE = 3e-4
 KS = (1, 5, 20)
+METHODS = ("base", "random", "in-context", "ttt-nn")
 PROMPT = "def test_dijkstra(self):\n        G = nx."
 
 console = Console(width=min(100, Console().width) if Console().is_terminal else 100)
@@ -134,7 +135,6 @@ def run(
         import torch
 
         import uptake
-        from uptake.api import DEFAULT_METHODS
         from uptake.cli import screen
         from uptake.report import page
         from uptake.report import summary as report
@@ -190,7 +190,7 @@ def run(
         results = uptake.compare(
             model,
             test,
-            DEFAULT_METHODS if methods is None else methods,
+            METHODS if methods is None else methods,
             store=store,
             k=ks,
             settings=settings if methods is None else (),

@@ -83,7 +83,7 @@ def test_info_and_verify(run: Run, world: World) -> None:
 def test_eval_writes_the_report_and_leaves_no_journal(run: Run, world: World, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     ran = run("eval", "--model", world.model, "--store", world.lexical, "--data", world.data,
-              "--method", "ttt-nn", *SMALL, "--json", out)  # fmt: skip
+              "--method", "ttt-nn", *SMALL, "--set", "learning_rate=2e-5", "--json", out)  # fmt: skip
     assert ran.code == 0 and ran.err == f"report: {out}\n"
     assert "ttt-nn" in ran.out and "6 queries: ttt-nn saves" in ran.out
     report = json.loads(out.read_text())
@@ -363,8 +363,9 @@ def test_a_tuned_recipe_is_taken_by_eval_compare_and_generate(
     assert report["methods"]["ttt-nn"]["k"] == k
     assert report["settings"]["ttt-nn"]["optimizer"]["learning_rate"] == rate
     report = run(
-        "compare", *common, "--methods", "base,random", "--recipe", recipe, "-k", "1", "--json", "-"
-    ).json
+        "compare", *common, "--methods", "base,random", "--recipe", recipe, "-k", "1",
+        "--set", "random.learning_rate=2e-5", "--json", "-"
+    ).json  # fmt: skip
     assert list(report["methods"]) == ["base", "random", "ttt-nn"] and report["methods"]["ttt-nn"]["k"] == 1
     assert report["settings"]["random"]["optimizer"]["learning_rate"] == 2e-5
     written = run(

@@ -292,13 +292,20 @@ def test_the_leak_filter_withholds_the_document_itself(store: Datastore, tmp_pat
 
 def test_compare_writes_down_what_was_run(store: Datastore) -> None:
     results = api.compare(
-        toys.lm(), DOCUMENTS[:2], ["base", "ttt-nn"], store=store, k=2, protocol=SMALL, seed=5
+        toys.lm(),
+        DOCUMENTS[:2],
+        ["base", "ttt-nn"],
+        store=store,
+        k=2,
+        protocol=SMALL,
+        seed=5,
+        settings=["learning_rate=2e-5"],
     )
     header = results.header
     assert header.seed == 5 and header.model["parameters"] > 0 and len(str(header.model["fingerprint"])) == 16
     assert header.store["passages"] == store.count and "torch" in header.versions
     rule = header.settings["ttt-nn"]["optimizer"]
-    assert rule == {"kind": "AdamW", **asdict(AdamW())} and rule["learning_rate"] == 2e-5
+    assert rule == {"kind": "AdamW", **asdict(AdamW(2e-5))} and rule["learning_rate"] == 2e-5
     assert header.protocol["prefix"] == 80 and header.protocol["leak_containment"] == 0.5
     assert len(results.showcases) == 2 and "".join(results.showcases[0].tokens) == DOCUMENTS[0].text[80:160]
     assert results.showcases[0].log_probs.keys() == {"base", "ttt-nn"}

@@ -43,6 +43,7 @@ def opened(path: Path) -> Datastore:
 
 def compare(journal: Path | None, **more: Any) -> Results:
     given = {"model": toys.lm(), "documents": DOCUMENTS, "names": ["ttt-nn"], "k": 1} | more
+    given.setdefault("settings", ["learning_rate=1e-4"] if "ttt-nn" in given["names"] else [])
     return api.compare(
         given.pop("model"), given.pop("documents"), given.pop("names"), protocol=SHORT, batch=1,
         leak=LeakFilter.off(), journal=journal, **given,

@@ -37,8 +37,11 @@ def lexical(path: Path, *texts: str) -> Datastore:
     return made
 
 
+RATE = ("learning_rate=1e-4",)  # a chosen one has a note of its own
+
+
 def notes(store: Datastore | None, names: Any = ("ttt-nn",), **more: Any) -> tuple[str, ...]:
-    given = {"leak": LeakFilter.off(), "protocol": SHORT, "k": 2} | more
+    given = {"leak": LeakFilter.off(), "protocol": SHORT, "k": 2, "settings": RATE} | more
     return api.compare(toys.lm(), DOCUMENTS, names, store=store, **given).header.notes
 
 
@@ -74,7 +77,7 @@ def test_how_many_found_fewer_is_said_with_the_reason(tmp_path: Path) -> None:
 
 def test_none_found_is_told_in_table_json_and_page(tmp_path: Path) -> None:
     store = lexical(tmp_path / "s", "qwerty asdf", "zxcv uiop")
-    results = api.compare(toys.lm(), DOCUMENTS, ["ttt-nn"], store=store, protocol=SHORT, k=2)
+    results = api.compare(toys.lm(), DOCUMENTS, ["ttt-nn"], store=store, protocol=SHORT, k=2, settings=RATE)
     found, changed = results.header.notes
     assert "2 of 2 queries found fewer than 2 neighbours, 2 of them none" in found
     assert changed.startswith("ttt-nn changed nothing")
@@ -87,14 +90,14 @@ def test_none_found_is_told_in_table_json_and_page(tmp_path: Path) -> None:
 
 
 def test_a_method_that_reads_nothing_under_a_protocol_is_named() -> None:
-    (line,) = notes(None, names=api.method_specs(["camels"], ["weights=untrained"]))
+    (line,) = notes(None, names=api.method_specs(["camels"], ["weights=untrained"]), settings=())
     assert line.startswith("camels changed nothing, every answer is the base's: it read nothing under")
 
 
 def test_a_stream_tells_of_documents_that_found_fewer(tmp_path: Path) -> None:
     store = lexical(tmp_path / "s", "the pump is red")
     asked = [Question("q", "what?", ("pump",), "t0")]
-    results = uptake.stream(toys.lm(), DOCUMENTS, asked, ("ttt-nn",), store=store, k=2)
+    results = uptake.stream(toys.lm(), DOCUMENTS, asked, ("ttt-nn",), store=store, k=2, settings=RATE)
     assert any("2 of 2 documents found fewer than 2 neighbours" in line for line in results.header.notes)
 
 

@@ -1,21 +1,26 @@
-"""A learning rate that is left open is chosen on documents of the store, and nothing else is looked at."""
+"""A learning rate that is left open is chosen on documents of the store, or is the usual one for the size."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import toys
 from uptake import api
+from uptake.adaptation.by_size import Auto, weights_of
 from uptake.adaptation.optimizers import SGD, AdamW
-from uptake.adaptation.trainable import Top
+from uptake.adaptation.trainable import All, LoRA, Top
 from uptake.errors import BadInput
-from uptake.evaluation import rates
+from uptake.evaluation import defaults, rates
+from uptake.evaluation.defaults import queries_together, with_defaults
 from uptake.evaluation.engine import evaluate
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocols.per_query import PerQuery
-from uptake.evaluation.rates import rate_of, with_rates
+from uptake.evaluation.protocols.running import Running
+from uptake.evaluation.rates import ChosenRate, Effort, rate_of
 from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.report.metrics import gain
@@ -41,104 +46,216 @@ QUERIES = [Document(f"q{number}", text(100 + number)) for number in range(3)]
 @pytest.fixture(name="store")
 def store_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Datastore:
     monkeypatch.setenv("UPTAKE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(rates, "DOCUMENTS", 2)
+    monkeypatch.setattr(Effort, "of", lambda weights: Effort(3, 2, 3, 512))
     monkeypatch.setattr(rates, "CLIMBS", 2)
     store = Datastore.create(tmp_path / "s", retriever="lexical", chunking=Chunking(120))
     store.add(DOCUMENTS)
     return store
 
 
+def chosen_of(store: Datastore, method: Finetune = OPEN, k: int = 3, seed: int = 0) -> ChosenRate:
+    found = rate_of(toys.lm(seed=seed), method, store, k)
+    assert found is not None
+    return found
+
+
 def test_it_is_the_best_of_the_rates_tried_measured_as_any_evaluation(store: Datastore) -> None:
-    lm = toys.lm()
-    chosen = rate_of(lm, OPEN, store, 3)
-    assert chosen.documents == 2 and chosen.neighbours == 3 and len(chosen.tried) >= 3
-    held_out = store.sample(2, 2048, np.random.default_rng(rates.stable_hash("0", "rates")))
-    assert {document.id for document in held_out} <= {document.id for document in DOCUMENTS}
-    for rate, saved in chosen.tried:
-        plan = Plan({"a": MethodSpec(Finetune(trainable=Top(1), optimizer=AdamW(rate)))}, PerQuery(), (3,))
-        outcome = evaluate(lm, plan, Inputs(tuple(held_out)), store)
+    chosen = chosen_of(store)
+    assert chosen.documents == 3 and chosen.neighbours == 3 and len(chosen.tried) >= 3
+    drawn = store.sample(9, 1024, np.random.default_rng(rates.stable_hash("0", "rates")))[:3]
+    assert {document.id for document in drawn} <= {document.id for document in DOCUMENTS}
+    for each in chosen.tried:
+        method = Finetune(trainable=Top(1), optimizer=AdamW(each.rate))
+        plan = Plan({"a": MethodSpec(method)}, PerQuery(512, 512), (3,))
+        outcome = evaluate(toys.lm(), plan, Inputs(tuple(drawn[: each.documents])), store)
         rows = [row for row in outcome.rows if isinstance(row, Scored)]
-        assert gain([row.bits for row in rows], [row.base_bits for row in rows]) == pytest.approx(saved)
-    assert chosen.gain == max(saved for _, saved in chosen.tried) > 0
-    assert dict(chosen.tried)[chosen.rate] == chosen.gain
+        assert gain([row.bits for row in rows], [row.base_bits for row in rows]) == pytest.approx(each.gain)
+    whole = [each for each in chosen.tried if each.documents == 3]
+    assert 1 <= len(whole) <= 2 and chosen.gain == max(each.gain for each in whole) > 0
+    assert (chosen.rate, chosen.gain) in [(each.rate, each.gain) for each in whole]
 
 
-def test_what_was_chosen_is_kept_until_what_it_depends_on_changes(
+def test_only_the_two_best_after_the_first_documents_are_measured_on_all(store: Datastore) -> None:
+    tried = chosen_of(store).tried
+    first = {each.rate: each.gain for each in tried if each.documents < 3}
+    on = [each.rate for each in tried if each.documents == 3]
+    for rate in on:
+        plan = Plan(
+            {"a": MethodSpec(Finetune(trainable=Top(1), optimizer=AdamW(rate)))}, PerQuery(512, 512), (3,)
+        )
+        drawn = store.sample(9, 1024, np.random.default_rng(rates.stable_hash("0", "rates")))[:2]
+        rows = [
+            row
+            for row in evaluate(toys.lm(), plan, Inputs(tuple(drawn)), store).rows
+            if isinstance(row, Scored)
+        ]
+        assert gain([r.bits for r in rows], [r.base_bits for r in rows]) >= max(first.values())
+
+
+def test_a_rate_that_does_harm_is_given_up_before_the_documents_are_through(
     store: Datastore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm, runs = toys.lm(), list[int]()
+    rows = PerQuery.rows
 
-    def counted(*given: object) -> object:
+    def harming(protocol: PerQuery, name: str, *given: Any) -> list[list[Scored]]:
+        (made,) = rows(protocol, name, *given)
+        return [[replace(row, bits=1.1 * row.base_bits) if name == "300.0" else row for row in made]]
+
+    monkeypatch.setattr(PerQuery, "rows", harming)
+    choosing = rates._Choosing(toys.lm(), OPEN, store, Effort(3, 2, 3, 512), 0, lambda tried, best: None)
+    choosing.queries += choosing._drawn()
+    assert choosing._measure(1e-3, 3) > 0 and len(choosing.bits[1e-3]) == 3
+    assert choosing._measure(300.0, 3) < 0 and len(choosing.bits[300.0]) == 1
+
+
+def test_what_was_chosen_is_kept_beside_the_store_until_what_it_depends_on_changes(
+    store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = list[int]()
+    run = rates._Choosing.run
+
+    def counted(choosing: rates._Choosing) -> ChosenRate | None:
         runs.append(1)
-        return evaluate(*given)  # type: ignore[arg-type]
+        return run(choosing)
 
-    monkeypatch.setattr(rates, "evaluate", counted)
-    first = rate_of(lm, OPEN, store, 3)
-    measured = len(runs)
-    assert measured == len(first.tried)
-    assert rate_of(toys.lm(), OPEN, store, 3) == first and len(runs) == measured
-    (kept,) = rates.cache_root().glob("rates/*.json")
+    monkeypatch.setattr(rates._Choosing, "run", counted)
+    first = chosen_of(store)
+    assert chosen_of(store) == first and chosen_of(Datastore.open(str(store.path))) == first
+    assert len(runs) == 1
+    (kept,) = (Path(str(store.path)) / "rates").glob("*.json")
     kept.write_bytes(kept.read_bytes().replace(b"0", b"1", 1))
-    again = rate_of(lm, OPEN, store, 3)
-    assert (again.rate, again.tried) == (first.rate, first.tried) and len(runs) == 2 * measured
+    again = chosen_of(store)
+    assert (again.rate, again.tried) == (first.rate, first.tried) and len(runs) == 2
     for changed in ("model", "settings", "k", "store"):
         before = len(runs)
         if changed == "store":
             store.add([Document("new", text(50))])
-        other = toys.lm(seed=1) if changed == "model" else lm
         method = Finetune(trainable=Top(2), optimizer=AdamW("auto")) if changed == "settings" else OPEN
-        rate_of(other, method, store, 2 if changed == "k" else 3)
+        chosen_of(store, method, 2 if changed == "k" else 3, seed=int(changed == "model"))
         assert len(runs) > before, changed
+
+
+def test_a_store_that_may_not_be_written_to_has_its_rates_in_the_cache(
+    store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates.os, "access", lambda path, mode: False)
+    first = chosen_of(store)
+    assert not (Path(str(store.path)) / "rates").exists()
+    assert len([*rates.cache_root().glob("rates/*.json")]) == 1
+    monkeypatch.setattr(rates._Choosing, "run", lambda choosing: None)
+    assert chosen_of(store) == first
 
 
 def test_a_control_and_a_mixture_train_at_the_rate_of_the_method_and_the_report_says_so(
     store: Datastore,
 ) -> None:
-    specs = api.method_specs(
-        ["ttt-nn", "random", "in-context/ttt-nn", "ttt-nn+in-context", "base"],
-        ["optimizer=adamw(learning_rate=auto)", "trainable=top(layers=1)"],
-    )
+    names = ["ttt-nn", "random", "in-context/ttt-nn", "ttt-nn+in-context", "base"]
+    specs = api.method_specs(names, ["trainable=top(layers=1)"])
     found = api.compare(toys.lm(), QUERIES, specs, store=store, k=2)
     shown = {name: str(settings) for name, settings in found.header.settings.items()}
-    chosen = rate_of(toys.lm(), specs["ttt-nn"].method, store, 2)
+    chosen = chosen_of(store, OPEN, 2)
     for name in specs:
         assert "auto" not in shown[name]
         assert (f"'learning_rate': {chosen.rate}" in shown[name]) == (name != "base")
     said = [note for note in found.header.notes if "learning rate" in note]
-    assert len(said) == 4 and all(str(chosen) in note for note in said)
-    assert said[0].startswith("ttt-nn: learning rate")
+    assert said == [f"{', '.join(names[:-1])}: learning rate {chosen}"]
 
 
 def test_only_what_is_open_is_chosen(store: Datastore) -> None:
     plan = Plan({"a": MethodSpec(Finetune(optimizer=SGD(0.1))), "b": MethodSpec(OPEN, Random())}, ks=(1,))
-    filled, notes = with_rates(toys.lm(), plan, store)
-    assert filled.methods["a"] == plan.methods["a"] and len(notes) == 1
+    filled, notes = with_defaults(toys.lm(), plan, store)
+    assert filled.methods["a"].method == Finetune(trainable=All(), optimizer=SGD(0.1)) and len(notes) == 1
     assert filled.methods["b"].select == Random()
-    same, none = with_rates(toys.lm(), Plan({"a": plan.methods["a"]}), None)
-    assert same.methods == {"a": plan.methods["a"]} and none == ()
+    same, none = with_defaults(toys.lm(), Plan({"a": MethodSpec(Finetune(All(), SGD(0.1)))}), None)
+    assert same.methods == {"a": MethodSpec(Finetune(All(), SGD(0.1)))} and none == ()
 
 
 def test_a_session_chooses_once_for_its_store_and_says_so(store: Datastore) -> None:
-    spec = MethodSpec(OPEN)
-    session = api.adapt(toys.lm(), "the cat sat", spec, store=store, k=2)
-    chosen = rate_of(toys.lm(), OPEN, store, 2)
+    spec, told = MethodSpec(OPEN), list[tuple[str, int]]()
+    session = api.adapt(
+        toys.lm(),
+        "the cat sat",
+        spec,
+        store=store,
+        k=2,
+        progress=lambda name, tried, best: told.append((name, tried)),
+    )
+    chosen = chosen_of(store, OPEN, 2)
     assert session.spec.method == Finetune(trainable=Top(1), optimizer=AdamW(chosen.rate))
     assert session.notes == (f"finetune: learning rate {chosen}",)
-    with pytest.raises(BadInput, match="give a store, or a rate"):
-        Session(toys.lm(), spec)
+    assert told[0] == ("finetune", 1) and told[-1][1] == len(chosen.tried)
+    assert len(told) == sum(each.documents for each in chosen.tried)
 
 
-def test_where_nothing_can_be_chosen_it_says_so(store: Datastore, tmp_path: Path) -> None:
-    plan = Plan({"a": MethodSpec(OPEN)}, ks=(1,))
-    with pytest.raises(BadInput, match="give a store, or a rate"):
-        with_rates(toys.lm(), plan, None)
-    with pytest.raises(BadInput, match="give a store, or a rate"):
-        OPEN.adapt([OPEN.init(toys.lm())], toys.lm(), [Evidence.of("some text")], Context())
+def test_where_nothing_can_be_chosen_the_rate_is_the_usual_one_and_it_says_so(
+    store: Datastore, tmp_path: Path
+) -> None:
+    lm, plan = toys.lm(), Plan({"a": MethodSpec(OPEN)}, ks=(1,))
+    alone = Datastore.create(tmp_path / "alone", retriever="lexical")
+    alone.add([Document("one", text(1))])
     empty = Datastore.create(tmp_path / "empty", retriever="lexical")
-    with pytest.raises(BadInput, match="holds no document"):
-        rate_of(toys.lm(), OPEN, empty, 1)
+    running = Plan(plan.methods, Running(), (1,))
+    cases = {
+        "there is no store": (plan, None),
+        "no document of the store has neighbours": (plan, alone),
+        "reads no neighbours of a store": (plan, empty),
+        "--protocol running takes none": (running, store),
+    }
+    for why, (given, found) in cases.items():
+        settled, (note,) = with_defaults(lm, given, found)
+        assert settled.methods["a"].method == Finetune(trainable=Top(1), optimizer=AdamW(1e-4)), why
+        assert (
+            note.startswith("a: learning rate 0.0001, the usual one for a model of 0.0 million")
+            and why in note
+        )
+    session = Session(lm, MethodSpec(OPEN))
+    assert "there is no store" in session.notes[0]
     with pytest.raises(BadInput, match="use a number or auto"):
         api.method_specs(["ttt-nn"], ["learning_rate=best"])
+
+
+def test_an_open_rate_that_nobody_has_settled_is_the_usual_one(tmp_path: Path) -> None:
+    lm, evidence = toys.lm(), [Evidence.of("some text"), Evidence.of("the cat sat on a mat")]
+    for trainable in (All(), LoRA(2)):
+        states = [
+            Finetune(trainable=trainable, optimizer=optimizer).adapt(
+                [Finetune().init(lm)] * 2, lm, evidence, Context()
+            )
+            for optimizer in (AdamW(), AdamW(1e-4))
+        ]
+        for mine, named in zip(*states, strict=True):
+            assert str(mine.delta.packed()) == str(named.delta.packed())
+
+
+def test_usual_rates_fall_with_the_size_of_the_model_beyond_what_was_tried() -> None:
+    assert AdamW().usual_for(5_000_000) == AdamW().usual_for(135_000_000) == 1e-4
+    assert AdamW().usual_for(2_000_000_000) == pytest.approx(1e-5)
+    assert SGD().settled(1000) == SGD(1e-3) and SGD(0.5).settled(10**12) == SGD(0.5)
+
+
+def test_what_is_trained_goes_by_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = toys.lm()
+    assert Auto().of(lm.module) == All()
+    monkeypatch.setattr("uptake.adaptation.by_size.SMALL", weights_of(lm.module) - 1)
+    assert Auto().of(lm.module) == Top(2)
+    monkeypatch.setattr("uptake.adaptation.by_size.BLOCKS", 1)
+    settled, notes = with_defaults(
+        lm, Plan({name: MethodSpec(Finetune(optimizer=AdamW(1e-3))) for name in ("a", "b")}), None
+    )
+    assert settled.methods["a"].method == Finetune(trainable=Top(1), optimizer=AdamW(1e-3))
+    assert notes[0].startswith("a, b: trains the last 1 of 2 blocks, 0.0 of 0.0 million weights")
+    (state,) = Finetune(optimizer=AdamW(1e-3)).adapt(
+        [Finetune().init(lm)], lm, [Evidence.of("some text")], Context()
+    )
+    assert {name.path.split(".")[2] for name in state.delta.parts} == {"1"}
+
+
+def test_queries_go_side_by_side_where_rows_share_a_pass() -> None:
+    lm = toys.lm()
+    assert queries_together(lm, api.method_specs(["base", "in-context", "ttt-nn"])) == 1
+    assert (
+        queries_together(lm, api.method_specs(["in-context/ttt-nn"], ["trainable=lora"])) == defaults.TOGETHER
+    )
 
 
 def test_documents_are_put_together_again_as_they_were(store: Datastore) -> None:

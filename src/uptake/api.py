@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from uptake.errors import BadInput
+from uptake.evaluation.defaults import Progress as Choosing
+from uptake.evaluation.defaults import queries_together, usual_methods
 from uptake.evaluation.engine import Progress
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
@@ -28,20 +30,18 @@ from uptake.tasks.questions import Question
 from uptake.text.overlap import LeakFilter
 from uptake.text.types import Chunking, Document
 
-DEFAULT_METHODS = ("base", "random", "in-context", "ttt-nn")
-
 
 def compare(
     model: Causal,
     documents: Iterable[Document] | Inputs,
-    names: Sequence[str] | Mapping[str, MethodSpec] = DEFAULT_METHODS,
+    names: Sequence[str] | Mapping[str, MethodSpec] | None = None,
     *,
     store: Datastore | None = None,
     k: int | Sequence[int] = 20,
     settings: Sequence[str] = (),
     protocol: Protocol | None = None,
     seed: int = 0,
-    batch: int = 8,
+    batch: int | None = None,
     budget: Budget | None = None,
     leak: LeakFilter | None = None,
     showcases: int = 4,
@@ -50,27 +50,42 @@ def compare(
     progress: Progress = lambda done, total, name: None,
     workers: int = 1,
     ray: str | None = None,
+    within: str = "",
 ) -> Results:
     """Measure several methods side by side on the same documents, under one protocol.
 
-    `names` are names of methods, or method specs by the names to show. Several `workers` share the
-    work, a process and a thread each, with the same results; on the Ray cluster at the address `ray`,
-    if one is given. With `journal` an interrupted call with the same arguments goes on where it
-    stopped. Raises BadInput for what cannot be run; what fails is listed in the results.
+    `names` are names of methods, or method specs by the names to show; where none are given, what usually
+    wins on a model of this size, with the controls. What their settings leave open is
+    settled first, and the notes tell (evaluation/defaults.py); so is `batch`, how many queries go side by
+    side. Several `workers` share the work, a process and a thread each, with the same results; on the Ray
+    cluster at the address `ray`, if one is given. With `journal` an interrupted call with the same arguments
+    goes on where it stopped. The results say which method is best `within` a cost, 3x the base's CPU seconds
+    or 20s a query. Raises BadInput for what cannot be run; what fails is listed in the results.
     """
+    names = usual_methods(model) if names is None else names
+    specs = names if isinstance(names, Mapping) else method_specs(names, settings)
     plan = Plan(
-        names if isinstance(names, Mapping) else method_specs(names, settings),
+        specs,
         protocol or PerQuery(),
         (k,) if isinstance(k, int) else tuple(k),
         seed,
-        batch,
+        queries_together(model, specs) if batch is None else batch,
         budget or Budget(),
         leak or LeakFilter(),
         showcases,
     )
     inputs = Inputs.of(documents)
     return run(
-        model, plan, inputs, store, journal=journal, notes=notes, progress=progress, workers=workers, ray=ray
+        model,
+        plan,
+        inputs,
+        store,
+        journal=journal,
+        notes=notes,
+        progress=progress,
+        workers=workers,
+        ray=ray,
+        within=within,
     )
 
 
@@ -142,6 +157,7 @@ def adapt(
     budget: Budget | None = None,
     leak: LeakFilter | None = None,
     continues: bool = False,
+    progress: Choosing = lambda name, tried, best: None,
 ) -> Session:
     """Return a session that has read what the store holds near `prompt` and answers from it.
 
@@ -157,6 +173,7 @@ def adapt(
         budget=budget,
         leak=leak,
         continues=continues,
+        progress=progress,
     )
     session.adapt(prompt)
     return session

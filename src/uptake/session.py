@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from uptake.errors import BadInput
+from uptake.evaluation.defaults import Progress, with_defaults_of
 from uptake.evaluation.failures import finite
 from uptake.evaluation.queries import neighbours
-from uptake.evaluation.rates import with_rate
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.examples import Example
 from uptake.lm.generation import Decoding, Token
@@ -34,8 +34,9 @@ CHECKED = 32  # tokens of a prompt that an adapted model must have finite log-pr
 class Session:
     """A base model adapted for one person or request, step by step; the model itself stays as it is.
 
-    `method` is a name, with `settings` as on the command line, or a method spec. A learning rate that it
-    leaves open is chosen first, on documents of the `store` (evaluation/rates.py), and `notes` say so.
+    `method` is a name, with `settings` as on the command line, or a method spec. What it leaves open, such as
+    the learning rate, is settled first, on the `store` if there is one (evaluation/defaults.py), and `notes`
+    say how; `progress(name, tried, best)` is told of each rate that is tried.
     `adapt` reads what `store` holds near a prompt and `read` any text; `generate`, `stream` and `score`
     answer from all of it, and `forget` takes passages back. `budget` bounds all readings of the session
     together. A session that does not `continue` reads once and answers: the optimizer state, for AdamW on all
@@ -57,13 +58,14 @@ class Session:
         budget: Budget | None = None,
         leak: LeakFilter | None = None,
         continues: bool = True,
+        progress: Progress = lambda name, tried, best: None,
     ) -> None:
         if isinstance(method, MethodSpec) and settings:
             raise BadInput(f"settings {', '.join(settings)}: set them in the method spec, or give a name")
         self.model = model
         spec = method if isinstance(method, MethodSpec) else method_specs([method], settings)[method]
         name = type(spec.method).__name__.lower() if isinstance(method, MethodSpec) else method
-        self.spec, self.notes = with_rate(model, name, spec, store, _checked(k), seed)
+        self.spec, self.notes = with_defaults_of(model, name, spec, store, _checked(k), seed, progress)
         self.continues = continues
         self._store, self._k, self._seed, self._leak = store, _checked(k), seed, leak or LeakFilter.off()
         self._cancelled = threading.Event()

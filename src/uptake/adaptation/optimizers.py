@@ -20,6 +20,7 @@ OptimizerState = Mapping[str, Tensor]  # "name of the parameter|what is remember
 Values = Mapping[str, Tensor]
 LearningRate = float | Literal["auto"]
 AUTO: Literal["auto"] = "auto"  # a learning rate that is chosen before anything is read
+TRIED = 200_000_000  # weights of the largest model that the usual rates were tried on, rounded up
 EVEN = "even"  # in place of a file of statistics
 
 
@@ -27,7 +28,8 @@ class Optimizer(ABC):
     """How a gradient becomes a step."""
 
     learning_rate: LearningRate
-    usual: ClassVar[float] = 1e-4  # where a search for the learning rate begins
+    usual: ClassVar[float] = 1e-4  # the learning rate where none can be chosen
+    start: ClassVar[float] = 1e-4  # where a search for it begins
 
     @property
     def rate(self) -> float:
@@ -42,6 +44,18 @@ class Optimizer(ABC):
     def at(self, rate: float) -> Self:
         """Return the same rule at this learning rate."""
         return cast(Self, replace(cast(Any, self), learning_rate=rate))
+
+    def usual_for(self, weights: int) -> float:
+        """Return a learning rate that does no harm to a model of so many weights, where none can be chosen.
+
+        It is `usual` up to the size that was tried and falls as one over the size beyond, the way published
+        rates do: TTT-NN takes 2e-5 for GPT-2 of 117 million weights, 5e-6 for GPT-Neo of 1.3 billion.
+        """
+        return self.usual * min(1.0, TRIED / max(1, weights))
+
+    def settled(self, weights: int) -> Self:
+        """Return the same rule, at the usual rate for a model of so many weights if its own is still open."""
+        return self.at(self.usual_for(weights)) if self.learning_rate == AUTO else self
 
     @property
     def informed(self) -> bool:
@@ -73,9 +87,9 @@ class Optimizer(ABC):
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); defaults as TTT-NN publishes them."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); but for the rate, as TTT-NN has it."""
 
-    learning_rate: LearningRate = 2e-5
+    learning_rate: LearningRate = AUTO
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -121,8 +135,9 @@ class AdamW(Optimizer):
 class SGD(Optimizer):
     """Plain gradient descent, with momentum if that is set."""
 
-    usual: ClassVar[float] = 1e-2
-    learning_rate: LearningRate = 1e-3
+    usual: ClassVar[float] = 1e-3
+    start: ClassVar[float] = 1e-2
+    learning_rate: LearningRate = AUTO
     momentum: float = 0.0
     weight_decay: float = 0.0
 
@@ -165,7 +180,9 @@ class RMS(Optimizer):
     an even decay.
     """
 
-    learning_rate: LearningRate = 5e-5
+    usual: ClassVar[float] = 5e-5
+    start: ClassVar[float] = 5e-5
+    learning_rate: LearningRate = AUTO
     decay: float = 0.002
     epsilon: float = 2e-5
     statistics: str = ""

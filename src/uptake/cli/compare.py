@@ -1,6 +1,6 @@
 """`uptake compare`: score the same text under several methods."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from uptake.cli import edit_options, evaluating, inputs, options, screen
 
@@ -16,13 +16,34 @@ EXAMPLES = options.examples(
 )
 
 
+Methods = Annotated[
+    str | None,
+    options.option(
+        options.MAIN,
+        "NAMES",
+        "Adaptation methods, separated by commas; see `uptake methods`. Default: what usually wins on a "
+        "model of this size, with the base and random.",
+        "--methods",
+    ),
+]
+Within = Annotated[
+    str | None,
+    options.option(
+        options.OUTPUT,
+        "COST",
+        "Name the best method within a cost of a query: 3x the base's CPU seconds, or 20s. Default: 4x.",
+        "--within",
+    ),
+]
+
+
 @options.reads_files
 def compare(
     model: options.Model,
     data: options.Data,
     reading: "Reading",
     store: options.Store = None,
-    methods: options.Methods = "base,random,in-context,ttt-nn",
+    methods: Methods = None,
     k: options.NeighboursOr = None,
     settings: options.Setting = None,
     recipe: options.Recipe = None,
@@ -52,12 +73,13 @@ def compare(
     max_steps: options.MaxSteps = None,
     max_cpu_seconds: options.MaxCpuSeconds = None,
     max_wall_seconds: options.MaxWallSeconds = None,
+    within: Within = None,
     json_path: options.Json = None,
     html: options.Html = None,
     fresh: options.Fresh = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
-    batch: options.Batch = 8,
+    batch: options.BatchOr = None,
     workers: options.Workers = 1,
     ray: options.Ray = None,
     shard_rows: options.ShardRows = None,
@@ -71,19 +93,25 @@ def compare(
     """
     values = locals()
     # Mistakes in the options are reported before a file is read or a model loaded.
-    names = inputs.methods(methods, "ttt-nn")
+    named = None if methods is None else inputs.methods(methods, "ttt-nn")
     report_file = inputs.report_file(json_path)
     page_file = inputs.output_file("--html", html)
     with screen.status("starting"):
         from uptake import api
+        from uptake.evaluation.defaults import LARGE_METHODS, usual_methods
         from uptake.evaluation.plan import Plan
         from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
+        from uptake.report.scored.best import checked
         from uptake.text import readers
+    cost = checked(within) if within else ""
+    # Which methods are usual is known once the model is: until then all that may be stand for them.
+    names = [*LARGE_METHODS] if named is None else named
     chosen_protocol = evaluating.protocol(protocol, values)
     chosen = inputs.recipe(recipe)
+    more = [chosen.method] if chosen else []
+    names = list(dict.fromkeys([*names, *more]))
     if chosen:
-        names = list(dict.fromkeys([*names, chosen.method]))
         # The recipe's settings are for its own method; options on the command line override them.
         settings = [*(f"{chosen.method}.{setting}" for setting in chosen.settings), *(settings or ())]
     ks = inputs.counts(k or str(chosen.k if chosen else 20), "-k")
@@ -111,6 +139,8 @@ def compare(
     given = evaluating.fitted(given, loaded, skipped)
     screen.note_skipped(skipped)
 
+    if named is None:
+        names = list(dict.fromkeys([*usual_methods(loaded), *more]))
     journal = evaluating.journal(report_file, fresh)
     hint = f"finished queries are saved in {journal}: the same command resumes from there"
     with (
@@ -135,5 +165,6 @@ def compare(
             progress=update,
             workers=workers,
             ray=ray,
+            within=cost,
         )
     evaluating.finish(results, json_path, report_file, page_file, journal)

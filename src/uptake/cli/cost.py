@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from uptake.cli import compare as comparing
@@ -10,7 +11,10 @@ from uptake.cli import evaluating, inputs, options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from uptake.evaluation.cost import CostRange, Forecast
+    from uptake.methods.contract.method import MethodSpec
 
 EXAMPLES = options.examples(
     "uptake cost -m gpt2 -s notes.store --data test.jsonl -k 1,5,20",
@@ -28,13 +32,14 @@ def cost(**given: Any) -> None:
 
     The options are those of `uptake compare`. The estimate holds for this machine under its present load.
     """
-    names = inputs.methods(given["methods"], "ttt-nn")
+    named = None if given["methods"] is None else inputs.methods(given["methods"], "ttt-nn")
     reading = options.reading_of(given)
     with screen.status("starting"):
         from itertools import islice
 
         from uptake import api
         from uptake.evaluation.cost import forecast
+        from uptake.evaluation.defaults import LARGE_METHODS, queries_together, usual_methods
         from uptake.evaluation.plan import Plan
         from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
@@ -43,17 +48,21 @@ def cost(**given: Any) -> None:
     if protocol.data != "documents":
         raise BadInput(f"--protocol {protocol.name}: no forecast is made of it; run compare with --limit 10")
     chosen, settings = inputs.recipe(given["recipe"]), given["settings"] or ()
+    more = [chosen.method] if chosen else []
     if chosen:
-        names.append(chosen.method)
         settings = [*(f"{chosen.method}.{setting}" for setting in chosen.settings), *settings]
     ks = inputs.counts(given["k"] or str(chosen.k if chosen else 20), "-k")
-    # Every query is scored by the base too, whether it is among the methods or not.
+
+    def specs(names: "Sequence[str]") -> "dict[str, MethodSpec]":
+        # Every query is scored by the base too, whether it is among the methods or not.
+        return api.method_specs(list(dict.fromkeys(("base", *names, *more))), settings)
+
     plan = Plan(
-        api.method_specs(list(dict.fromkeys(("base", *names))), settings),
+        specs(LARGE_METHODS if named is None else named),
         protocol,
         tuple(ks),
         given["seed"],
-        given["batch"],
+        given["batch"] or 1,
         Budget(*(given[f"max_{name}"] for name in ("tokens", "steps", "cpu_seconds", "wall_seconds"))),
         inputs.leak_filter(
             given["leak_containment"],
@@ -82,6 +91,8 @@ def cost(**given: Any) -> None:
             store = inputs.open_store(wanted, given["encoder"], given["device"], threads)
     with screen.status("loading the model"):
         loaded = loading.load(given["model"], given["device"], given["dtype"])
+    methods = specs(usual_methods(loaded) if named is None else named)
+    plan = replace(plan, methods=methods, batch=given["batch"] or queries_together(loaded, methods))
     with screen.interruptible("an estimate cannot be resumed"), screen.progress("measuring") as update:
         found = forecast(
             loaded,
@@ -149,7 +160,7 @@ _parameters = [
     *(
         parameter.replace(kind=_KEYWORD)
         for name, parameter in inspect.signature(comparing.compare).parameters.items()
-        if name not in ("json_path", "html", "fresh", "questions")
+        if name not in ("json_path", "html", "fresh", "questions", "within")
     ),
     inspect.Parameter("queries", _KEYWORD, default=3, annotation=Queries),
     inspect.Parameter("as_json", _KEYWORD, default=False, annotation=options.AsJson),

@@ -81,9 +81,6 @@ MethodOr = Annotated[
         "--method",
     ),
 ]
-Methods = Annotated[
-    str, option(MAIN, "NAMES", "Adaptation methods, separated by commas; see `uptake methods`.")
-]
 Neighbours = Annotated[
     str, option(MAIN, "N", "Number of neighbours a query reads; several as in 1,5,20.", "-k")
 ]
@@ -339,6 +336,16 @@ Threads = Annotated[
     int | None, option(MACHINE, "N", "CPU threads. Default: chosen by PyTorch.", least=1, most=4096)
 ]
 Batch = Annotated[int, option(MACHINE, "N", "Number of queries processed side by side.", least=1)]
+BatchOr = Annotated[
+    int | None,
+    option(
+        MACHINE,
+        "N",
+        "Number of queries processed side by side. Default: 1 on a CPU, 8 on a GPU or where lora is trained.",
+        "--batch",
+        least=1,
+    ),
+]
 Workers = Annotated[
     int,
     option(

@@ -41,7 +41,7 @@ def tune(
     as_json: options.AsJson = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
-    batch: options.Batch = 8,
+    batch: options.BatchOr = None,
     workers: options.Workers = 1,
     seed: options.Seed = 0,
     threads: options.Threads = None,

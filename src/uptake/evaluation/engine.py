@@ -4,7 +4,7 @@ What is done is journaled as it is done, so an interrupted run goes on. Results 
 alone, not on how many processes share the work. What a unit is only its protocol knows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from uptake.errors import BadInput
 from uptake.evaluation.checks import check
@@ -31,22 +31,23 @@ def evaluate(
     progress: Progress = lambda done, total, name: None,
     workers: int = 1,
     ray: str | None = None,
+    once: Mapping[str, float] | None = None,
 ) -> RunOutcome:
     """Do all that the plan's protocol makes of the inputs, under every method of the plan.
 
     With several `workers` as many processes share the units, one thread each: on this machine, or
     on the Ray cluster at the address `ray`. Raises BadInput where the inputs do not fit the protocol or the
-    model, or where neighbours are wanted and there is no store; Incomplete where a cluster is.
+    model, or where neighbours are wanted and there is no store; Incomplete where a cluster is. `once` is what
+    `checked` returned, where it was called before.
     """
     if workers < 1:
         raise BadInput(f"workers {workers}: use 1 or more")
     if plan.sequential and (workers > 1 or ray is not None):
         raise BadInput("reference=true carries state from query to query: use one worker")
     journal = journal or Journal()
+    once = dict(checked(lm, plan, inputs, store) if once is None else once)
     runner = Runner(lm, plan, store, journal.states)
     everything = plan.protocol.units(plan, Inputs.of(inputs))
-    plan.protocol.check(everything, lm)
-    once = check(lm, plan, runner.store)
     # What one unit processes to the next is in no journal: such a run begins again.
     kept = journal.start(plan.protocol.report, fresh=plan.sequential)
     batches = _batches(everything, plan, kept)
@@ -62,6 +63,18 @@ def evaluate(
             progress(kept.done, total, part.label)
     journal.states.clear()  # all is done: nothing goes on from one
     return kept.outcome()
+
+
+def checked(
+    lm: LM, plan: Plan, inputs: Iterable[Document] | Inputs, store: Datastore | None = None
+) -> dict[str, float]:
+    """Raise as `evaluate` does for what can be told before the first query.
+
+    Return the CPU seconds of what was prepared for each method, such as an index.
+    """
+    runner = Runner(lm, plan, store)
+    plan.protocol.check(plan.protocol.units(plan, Inputs.of(inputs)), lm)
+    return check(lm, plan, runner.store)
 
 
 def _batches(everything: Sequence[Unit], plan: Plan, kept: SavedRun) -> list[Batch]:

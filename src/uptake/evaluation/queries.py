@@ -139,12 +139,11 @@ class QueryProtocol(Protocol):
 
     def run(self, batch: Batch, runner: "Runner") -> Iterator[Part]:
         plan = runner.plan
-        asked = [_ask(queries_of(unit), runner) for unit in batch.units]
-        _find(asked, runner)
+        asked = self.asked(batch.units, runner)
         rows: dict[int, list[Row]] = {place: [] for place in batch.places}
         for name, spec in plan.methods.items():
             with runner.meter.memory(name):
-                made = self._attempt(name, spec, asked, runner)
+                made = self.rows(name, spec, asked, runner)
             for place, some in zip(batch.places, made, strict=True):
                 rows[place] += some
         shown = self.shown(plan, batch.places)
@@ -165,9 +164,16 @@ class QueryProtocol(Protocol):
             for k in self.neighbour_counts(plan, spec)
         ]
 
-    def _attempt(
+    def asked(self, units: Sequence[Unit], runner: "Runner") -> list[OpenQuery]:
+        """Return the units under way: scored by the base, and with a place to find neighbours in."""
+        made = [_ask(queries_of(unit), runner) for unit in units]
+        _find(made, runner)
+        return made
+
+    def rows(
         self, name: str, spec: MethodSpec, asked: Sequence[OpenQuery], runner: "Runner"
     ) -> list[list[Scored]]:
+        """Return the rows of each unit under one method, one a k; what fails counts at the base's score."""
         if not spec.method.reads:
             return [[replace(one.row(name, 0, one.base), score_seconds=one.base_seconds)] for one in asked]
 

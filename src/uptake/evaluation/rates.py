@@ -1,56 +1,83 @@
-"""Choose learning rates that are left open, `learning_rate=auto`, on documents of the store itself.
+"""Choose the learning rate of a method that leaves it open, `learning_rate=auto`, on a store itself.
 
 The best rate differs between models, between stores and with what is trained. So a few documents of the
 store are taken as if they were queries: their neighbours come from the rest of the store, under the leak
-filter, and the rate climbs by factors of three while the gain does. No evaluated text is seen. What was
-chosen is kept in this user's cache, under all that it depends on.
+filter, and the rate climbs by factors of three while the gain does. The first documents decide which two
+rates are measured on all. No evaluated text is seen. What was chosen is kept in the store's folder, or else
+in this user's cache, under all that it depends on.
 """
 
-import dataclasses
+import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from uptake.adaptation.optimizers import AUTO, Optimizer
+from uptake.adaptation.by_size import SMALL
 from uptake.cache import cache_root, private
 from uptake.codec import Malformed, load, plain
-from uptake.errors import BadInput, Damaged
+from uptake.errors import BadInput, Damaged, Diverged, UptakeError
 from uptake.evaluation.climb import climb
-from uptake.evaluation.engine import evaluate
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocols.per_query import PerQuery
+from uptake.evaluation.queries import OpenQuery, queries_of
+from uptake.evaluation.runner import Runner
 from uptake.lm.base import LM
+from uptake.lm.size import size_of
 from uptake.methods.contract.method import Method, MethodSpec
 from uptake.report.formatting import percent
 from uptake.report.metrics import gain
-from uptake.report.scored.rows import Scored
 from uptake.sealed import from_json, to_json, write_whole
 from uptake.settings import describe
 from uptake.store.datastore import Datastore
 from uptake.text.types import stable_hash
 
-DOCUMENTS = 8  # of the store, that play the query
-NEIGHBOURS = 5  # at most, that each of them reads
 FACTOR, CLIMBS = 3.0, 6
+FOLDER = "rates"  # in a store, and in the cache
+_DRAWN = 3  # documents for each that is wanted: some have no neighbour
 
-Progress = Callable[[str, int, float], None]  # what is chosen, how many rates were tried, the best gain
+Progress = Callable[[int, float], None]  # how many rates were tried, the best gain
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: documents that play the query, the first of them for every rate, and how long."""
+
+    documents: int
+    first: int
+    neighbours: int  # at most, that each of them reads
+    characters: int  # of its prefix, and as many of what is scored
+
+    @classmethod
+    def of(cls, weights: int) -> "Effort":
+        """Return what a model of so many weights can afford: the cost is theirs times the tokens read."""
+        return cls(8, 3, 5, 1024) if weights <= SMALL else cls(5, 2, 3, 512)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A rate, and the share of bits it saved over the first so many documents."""
+
+    rate: float
+    gain: float
+    documents: int
 
 
 @dataclass(frozen=True)
 class ChosenRate:
-    """A learning rate, and on what it was chosen: `tried` are all rates with the share of bits each saved."""
+    """A learning rate, and on what it was chosen; `tried` are all rates."""
 
     rate: float
     gain: float
     documents: int
     neighbours: int
     cpu_seconds: float
-    tried: tuple[tuple[float, float], ...]
+    tried: tuple[Tried, ...]
 
     def __str__(self) -> str:
         return (
@@ -60,130 +87,131 @@ class ChosenRate:
         )
 
 
-def with_rates(
-    lm: LM, plan: Plan, store: Datastore | None, progress: Progress = lambda name, tried, best: None
-) -> tuple[Plan, tuple[str, ...]]:
-    """Return the plan with every open learning rate chosen, and a line on each method for the report.
-
-    Methods that train alike get one rate, whatever they read: a control trains as what it controls. Raises
-    BadInput where there is no store, or none of its documents can play the query.
-    """
-    methods, notes = dict(plan.methods), list[str]()
-    for name, spec in plan.methods.items():
-        methods[name], more = with_rate(lm, name, spec, store, max(plan.ks), plan.seed, progress)
-        notes += more
-    return replace(plan, methods=methods), tuple(notes)
-
-
-def with_rate(
-    lm: LM,
-    name: str,
-    spec: MethodSpec,
-    store: Datastore | None,
-    k: int,
-    seed: int = 0,
-    progress: Progress = lambda name, tried, best: None,
-) -> tuple[MethodSpec, tuple[str, ...]]:
-    """Do for the method `name` alone what `with_rates` does for those of a plan."""
-    notes = list[str]()
-    for part in dict.fromkeys(_open(spec.method)):
-        if store is None:
-            raise BadInput(
-                f"{name}: learning_rate=auto is chosen on the documents of a store and there is none: give a "
-                "store, or a rate, such as learning_rate=1e-4"
-            )
-        chosen = rate_of(lm, part, store, k, seed, lambda tried, best: progress(name, tried, best))
-        spec = replace(spec, method=_filled(spec.method, part, chosen.rate))
-        notes.append(f"{name}: learning rate {chosen}")
-    return spec, tuple(notes)
-
-
 def rate_of(
     lm: LM,
     method: Method[Any],
     store: Datastore,
     k: int,
     seed: int = 0,
-    progress: Callable[[int, float], None] = lambda tried, best: None,
-) -> ChosenRate:
-    """Return the learning rate for a method whose optimizer leaves it open, from the cache if it is there."""
-    k = max(1, min(k, NEIGHBOURS))
-    path = _path(lm, method, store, k, seed)
-    if found := _read(path):
-        return found
-    chosen = _choose(lm, method, store, k, seed, progress)
-    if private(path.parent, make=True):
-        write_whole(path, to_json({"of": path.stem, **plain(chosen)}))
+    progress: Progress = lambda tried, best: None,
+) -> ChosenRate | None:
+    """Return the learning rate for a method whose optimizer leaves it open, as it was kept or chosen now.
+
+    None where no document of the store has a neighbour to learn from. Raises BadInput where training
+    fails at every rate.
+    """
+    effort = Effort.of(size_of(lm))
+    effort = replace(effort, neighbours=max(1, min(k, effort.neighbours)))
+    name = _name(lm, method, store, effort, seed)
+    for folder in _folders(store):
+        if found := _read(folder / name):
+            return found
+    chosen = _Choosing(lm, method, store, effort, seed, progress).run()
+    if chosen:
+        _keep(chosen, store, name)
     return chosen
 
 
-def _choose(
-    lm: LM, method: Any, store: Datastore, k: int, seed: int, progress: Callable[[int, float], None]
-) -> ChosenRate:
-    protocol = PerQuery()
-    draws = np.random.default_rng(stable_hash(str(seed), "rates"))
-    documents = store.sample(DOCUMENTS, protocol.prefix + protocol.suffix, draws)
-    if not documents:
-        raise BadInput(f"{store.path} holds no document to choose a learning rate on: give one with --set")
-    tried: dict[float, float] = {}
-    started = time.process_time()
+@dataclass
+class _Choosing:
+    """A choice under way: what each rate has made of each document so far."""
 
-    def measure(rate: float) -> float:
-        at = replace(method, optimizer=method.optimizer.at(rate))
-        plan = Plan({"method": MethodSpec(at)}, protocol, (k,), seed)
-        rows = [
-            row for row in evaluate(lm, plan, Inputs(tuple(documents)), store).rows if isinstance(row, Scored)
-        ]
-        saved = gain([row.bits for row in rows], [row.base_bits for row in rows])
-        # A rate at which training fails anywhere is none to use, though its row counts as the base's.
-        tried[rate] = float("-inf") if any(row.failed for row in rows) else saved
-        progress(len(tried), max(tried.values()))
-        return tried[rate]
+    lm: LM
+    method: Any
+    store: Datastore
+    effort: Effort
+    seed: int
+    progress: Progress
+    queries: list[OpenQuery] = field(default_factory=list)
+    bits: dict[float, list[float]] = field(default_factory=dict)  # a rate -> the first documents' bits
 
-    climb(measure, method.optimizer.usual, FACTOR, CLIMBS)
-    best = max(tried, key=lambda rate: (tried[rate], -rate))
-    if tried[best] == float("-inf"):
-        raise BadInput("learning_rate=auto: training fails at every rate tried; choose what is trained anew")
-    spent = time.process_time() - started
-    return ChosenRate(best, tried[best], len(documents), k, spent, tuple(sorted(tried.items())))
+    def __post_init__(self) -> None:
+        size = self.effort.characters
+        plan = Plan(
+            {"method": MethodSpec(self.method)}, PerQuery(size, size), (self.effort.neighbours,), self.seed, 1
+        )
+        self.protocol, self.runner = PerQuery(size, size), Runner(self.lm, plan, self.store)
+
+    def run(self) -> ChosenRate | None:
+        started = time.process_time()
+        self.queries += self._drawn()
+        if not self.queries:
+            return None
+        first, every = min(self.effort.first, len(self.queries)), len(self.queries)
+        climb(lambda rate: self._measure(rate, first), self.method.optimizer.start, FACTOR, CLIMBS)
+        for rate in self._by_gain()[:2]:
+            self._measure(rate, every)
+        best = max(self._by_gain()[:2], key=lambda rate: (len(self.bits[rate]), self._gain(rate), -rate))
+        if self._gain(best) == float("-inf"):
+            raise BadInput("learning_rate=auto: training fails at every rate tried; set `trainable` anew")
+        spent = time.process_time() - started
+        tried = tuple(Tried(rate, self._gain(rate), len(self.bits[rate])) for rate in sorted(self.bits))
+        return ChosenRate(best, self._gain(best), every, self.effort.neighbours, spent, tried)
+
+    def _drawn(self) -> Iterator[OpenQuery]:
+        """Yield documents of the store that have something to read in the rest of it, as queries."""
+        effort = self.effort
+        draws = np.random.default_rng(stable_hash(str(self.seed), "rates"))
+        documents = self.store.sample(_DRAWN * effort.documents, 2 * effort.characters, draws)
+        left = effort.documents
+        for unit in self.protocol.units(self.runner.plan, Inputs(tuple(documents))) if documents else ():
+            (query,) = queries_of(unit)
+            (source,) = self.runner.sources([(query.search, query.document)])
+            if left and source.search(1).passages:
+                with contextlib.suppress(Diverged):  # the base has no score for it
+                    yield from self.protocol.asked([unit], self.runner)
+                    left -= 1
+
+    def _measure(self, rate: float, count: int) -> float:
+        """Return the gain at a rate over the first `count` documents; one that does harm ends early."""
+        done = self.bits.setdefault(rate, [])
+        spec = MethodSpec(replace(self.method, optimizer=self.method.optimizer.at(rate)))
+        for one in self.queries[len(done) : count]:
+            ((row,),) = self.protocol.rows(str(rate), spec, [one], self.runner)
+            # A rate at which training fails anywhere is none to use, though its row counts as the base's.
+            done.append(float("inf") if row.failed else row.bits)
+            self.progress(len(self.bits), max(map(self._gain, self.bits)))
+            if self._gain(rate) < 0 < max(self._gain(other, len(done)) for other in self.bits):
+                break
+        return self._gain(rate)
+
+    def _gain(self, rate: float, count: int | None = None) -> float:
+        """Return the gain at a rate over the first documents, all that it was tried on unless told."""
+        bits = self.bits[rate][:count]
+        return gain(bits, [sum(part.bits for part in one.base) for one in self.queries[: len(bits)]])
+
+    def _by_gain(self) -> list[float]:
+        return sorted(self.bits, key=lambda rate: (-self._gain(rate), rate))
 
 
-def _open(value: Any) -> Iterator[Any]:
-    """Yield every method in a method, itself among them, whose optimizer has no learning rate yet."""
-    if not dataclasses.is_dataclass(value):
-        return
-    fields = [getattr(value, part.name) for part in dataclasses.fields(value)]
-    if isinstance(value, Method) and any(
-        isinstance(each, Optimizer) and each.learning_rate == AUTO for each in fields
-    ):
-        yield value
-    else:
-        for each in fields:
-            yield from _open(each)
+def _name(lm: LM, method: Method[Any], store: Datastore, effort: Effort, seed: int) -> str:
+    settings: Mapping[str, Any] = describe(method)
+    key = stable_hash(lm.fingerprint, store.contents, repr(plain(settings)), repr(effort), str(seed))
+    return f"{key:016x}.json"
 
 
-def _filled(value: Any, part: Method[Any], rate: float) -> Any:
-    """Return a method with this learning rate in the place of `part`'s open one, wherever it stands."""
-    if value == part:
-        return replace(value, optimizer=value.optimizer.at(rate))
-    if not dataclasses.is_dataclass(value) or not any(True for _ in _open(value)):
-        return value
-    own = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-    changed = {name: _filled(each, part, rate) for name, each in own.items()}
-    return replace(value, **{name: new for name, new in changed.items() if new is not own[name]})  # type: ignore[type-var]
+def _folders(store: Datastore) -> Iterator[Path]:
+    """Yield where chosen rates are kept: beside the store's passages where that may be written, the cache."""
+    if isinstance(store.path, Path) and os.access(store.path, os.W_OK):
+        yield store.path / FOLDER
+    if private(cache_root() / FOLDER, make=True):
+        yield cache_root() / FOLDER
 
 
-def _path(lm: LM, method: Method[Any], store: Datastore, k: int, seed: int) -> Path:
-    parts: Mapping[str, Any] = describe(method)
-    key = stable_hash(lm.fingerprint, store.contents, repr(plain(parts)), str(k), str(seed), str(DOCUMENTS))
-    return cache_root() / "rates" / f"{key:016x}.json"
+def _keep(chosen: ChosenRate, store: Datastore, name: str) -> None:
+    for folder in _folders(store):
+        with contextlib.suppress(UptakeError, OSError):  # a full disk costs another choice, and no run
+            folder.mkdir(exist_ok=True)
+            write_whole(folder / name, to_json({"of": name, **plain(chosen)}))
+            return
 
 
 def _read(path: Path) -> ChosenRate | None:
     """Return what was chosen before, None where nothing was, or what is there is damaged."""
     try:
-        raw = path.read_bytes() if private(path.parent) else b""
+        raw = path.read_bytes() if path.is_file() else b""
         data = from_json(raw, path, "chosen rate", "it is chosen again") if raw else {}
-        return load(ChosenRate, data) if data.pop("of", "") == path.stem else None
+        found = load(ChosenRate, data) if data.pop("of", "") == path.name else None
     except (OSError, Damaged, Malformed):
         return None
+    return found if found and 0 < found.rate < float("inf") else None

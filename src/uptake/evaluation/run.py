@@ -6,19 +6,20 @@ from pathlib import Path
 
 from uptake.errors import BadInput
 from uptake.evaluation import protocols
-from uptake.evaluation.engine import Progress, evaluate
+from uptake.evaluation.defaults import with_defaults
+from uptake.evaluation.engine import Progress, checked, evaluate
 from uptake.evaluation.header import header_of
 from uptake.evaluation.identity import identity, key_of
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.journal import Journal
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
-from uptake.evaluation.rates import with_rates
 from uptake.evaluation.remarks import not_scored, remarks
 from uptake.lm.causal import Causal
 from uptake.report import summary
 from uptake.report.formatting import many, percent
 from uptake.report.results import Results
+from uptake.report.scored.best import checked as checked_cost
 from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
 
@@ -34,17 +35,22 @@ def run(
     progress: Progress = lambda done, total, name: None,
     workers: int = 1,
     ray: str | None = None,
+    within: str = "",
 ) -> Results:
     """Do an evaluation and return its results; with `journal` an interrupted one goes on where it stopped.
 
+    `within` is the cost that the best method is told within, such as 3x the base's or 20s a query.
     Raises as `evaluate` does, and BadInput where nothing could be scored.
     """
-    plan, chosen = with_rates(model, plan, store, _telling(progress))
+    within = within and checked_cost(within)
+    # What cannot be done at all is told before anything is chosen for it.
+    once = checked(model, plan, inputs, store)
+    plan, chosen = with_defaults(model, plan, store, _telling(progress))
     notes = (*notes, *chosen)
-    header = header_of(model, plan, inputs, store, notes)
+    header = replace(header_of(model, plan, inputs, store, notes), within=within)
     about = identity(model, plan, inputs, store, header)
     kept = Journal(journal, key_of(about), about)
-    outcome = evaluate(model, plan, inputs, store, kept, progress, workers, ray)
+    outcome = evaluate(model, plan, inputs, store, kept, progress, workers, ray, once)
     try:
         _check_scored([row for row in outcome.rows if isinstance(row, Scored)])
     except BadInput:

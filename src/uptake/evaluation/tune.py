@@ -15,6 +15,7 @@ from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput
 from uptake.evaluation.checks import check
 from uptake.evaluation.climb import climb
+from uptake.evaluation.defaults import queries_together
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
@@ -168,7 +169,7 @@ def tune(
     space: Space | None = None,
     budget: float | None = None,
     protocol: Protocol | None = None,
-    batch: int = 8,
+    batch: int | None = None,
     seed: int = 0,
     workers: int = 1,
     progress: Callable[[int, Trial], None] = lambda made, best: None,
@@ -182,6 +183,8 @@ def tune(
     if not space.choices:
         space = replace(space, choices=method_specs([name], settings)[name].method.tuning_choices)
     validation = Inputs.of(documents)
+    if batch is None:
+        batch = queries_together(model, method_specs([name], settings))
     # What cannot be tried is told of now, and not after hours of what can.
     for changed in _changes(space):
         specs = method_specs([name], [*settings, *changed])

@@ -27,6 +27,7 @@ from uptake.lm.capabilities import (
     Unembedding,
     refusal,
 )
+from uptake.lm.examples import Example
 from uptake.lm.feed_forward_input import FeedForwardInput
 from uptake.lm.frozen_layers import FrozenLayers
 from uptake.lm.rows import RowCaches, each_row
@@ -148,6 +149,15 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
                 self._derived[key] = make()
         found: MadeT = self._derived[key]
         return found
+
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        ids = examples[0].inputs if len(examples) == 1 else ()
+        first = len(ids) - len(examples[0].target) if ids else 0
+        if not first:
+            return super().predictions(examples)
+        # No logits before the target: of a long context and a large vocabulary they are most of the memory.
+        places = torch.arange(first, len(ids), device=self.device)
+        return [*self.step_at(torch.tensor([ids], device=self.device), places)]
 
     def frozen_layers(self, count: int) -> FrozenLayers:
         """Return what keeps the output of the lowest `count` blocks, the same one each time."""

@@ -71,7 +71,7 @@ def _opened(lm: LM) -> tuple[LM, Mapping[str, nn.Parameter]]:
 
 spec = MethodSpec(
     Finetune(
-        optimizer=AdamW(learning_rate=1e-4, weight_decay=0.0),
+        optimizer=AdamW(weight_decay=0.0),
         clip=None,
         chunk_tokens=256,
         own_prefix=True,

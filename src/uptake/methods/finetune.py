@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from uptake.adaptation.by_size import Auto
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.draws import drawing_from
 from uptake.adaptation.inner_loop import GradientDescent
@@ -33,6 +34,7 @@ from uptake.lm.examples import (
 )
 from uptake.lm.scoring import token_log_probs_at, weighted
 from uptake.lm.side_by_side import side_by_side, train_side_by_side
+from uptake.lm.size import settled
 from uptake.lm.upper_blocks import above_frozen, activations_of
 from uptake.methods.contract import private
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, same_length
@@ -70,7 +72,7 @@ class Finetune(Method[WeightState]):
 
     trains_weights_only: ClassVar[bool] = True
 
-    trainable: Trainable = field(default_factory=All)
+    trainable: Trainable = field(default_factory=Auto)
     optimizer: Optimizer = field(default_factory=AdamW)
     clip: float | None = 1.0
     transforms: tuple[GradientTransform, ...] = ()  # of gradients, before they are clipped
@@ -246,7 +248,7 @@ class Finetune(Method[WeightState]):
             [reading.state.delta for reading in readings],
             [context.generator("moves") for _ in readings],
             [self._pieces(reading, lm, context) for reading in readings],
-            self.optimizer,
+            settled(self.optimizer, lm),
             chain(self.clip, self.transforms),
             [reading.state.resumed() for reading in readings],
             [reading.generator(context) for reading in readings],
@@ -276,7 +278,7 @@ class Finetune(Method[WeightState]):
         known = self.optimizer.known(opened.parameters, lm.fingerprint)
         descent = GradientDescent(
             opened.parameters,
-            self.optimizer,
+            settled(self.optimizer, lm),
             chain(self.clip, self.transforms),
             {**reading.state.resumed(), **known},
             reading.generator(context),

@@ -9,4 +9,4 @@ from uptake.methods.contract.method import MethodSpec
 from uptake.methods.finetune import Finetune
 from uptake.text.select import Nothing
 
-spec = MethodSpec(Finetune(optimizer=AdamW(learning_rate=1e-4, weight_decay=0.0)), Nothing())
+spec = MethodSpec(Finetune(optimizer=AdamW(weight_decay=0.0)), Nothing())

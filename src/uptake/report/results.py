@@ -60,6 +60,7 @@ class Header:
     peak_rss_bytes: Mapping[str, int] = field(default_factory=dict)  # method -> most memory held
     peak_gpu_bytes: Mapping[str, int] = field(default_factory=dict)  # the same on a GPU, where there is one
     notes: tuple[str, ...] = ()
+    within: str = ""  # the cost that `best` is told within: 3x the base's, or 20s a query
 
 
 @dataclass(frozen=True, slots=True)

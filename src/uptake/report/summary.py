@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FORMAT = "uptake report 2"
 _CURE = "give a file that --json wrote, as it was written"
-_HEADER = ("seed", "versions", "model", "store", "protocol", "settings", "notes")
+_HEADER = ("seed", "versions", "model", "store", "protocol", "settings", "notes", "within")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class ScoredReport(ReportKind):
     """Rows are `Scored`: queries, each paired with the base."""
 
     rows = (Scored,)
-    figure_names = ("methods", "near_twins")
+    figure_names = ("methods", "near_twins", "best")
     showcase: ClassVar[Any] = Showcase
     optional_headings = (
         "peak memory",
@@ -44,6 +44,7 @@ class ScoredReport(ReportKind):
             + (f", {ONE_OFF}" if any(line.get("one-off seconds") for line in self.lines(figures)) else "")
             + ("; what failed counts at the base's score" if failed else "")
             + (f"\nstopped by the budget before all was read: {stopped}" if stopped else "")
+            + (f"\n{own}" if (own := counting.own_controls(figures)) else "")
             + (f"\n{read}" if (read := counting.twins(figures)) else "")
             + (f"\n{lost}" if (lost := counting.unscored(figures)) else "")
         )

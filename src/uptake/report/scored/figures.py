@@ -10,20 +10,21 @@ from typing import Any
 from uptake.report import metrics
 from uptake.report.formatting import ends, filled, many, not_scored, number, one_off, percent, points, size
 from uptake.report.results import BASE, CONTROL, Results
+from uptake.report.scored.best import best_within, control_of, rivals, said_within
 from uptake.report.scored.rows import Scored
 from uptake.text.overlap import NEAR_TWIN, overlap_bin
 
 
 def figures(results: Results) -> dict[str, Any]:
-    """Return `methods`: each at its largest k; its `by_k` holds every k, smallest first. And `near_twins`.
+    """Return `methods`: each at its largest k; its `by_k` holds every k, smallest first.
 
-    A query that failed, or whose bits are not finite, counts at the base's score.
+    And `near_twins`, and `best`: which saves most within the cost that the header names. A query that failed,
+    or whose bits are not finite, counts at the base's score.
     """
     header = results.header
     found: dict[str, dict[int, list[Scored]]] = {}
     for row in results.of(Scored):
         found.setdefault(row.method, {}).setdefault(row.k, []).append(_settled(row))
-    control = found.get(CONTROL, {})
     # The same queries under every method, or what is left could not be compared.
     twins = {row.query for by_k in found.values() for some in by_k.values() for row in some if row.near_twin}
     methods = {}
@@ -31,6 +32,8 @@ def figures(results: Results) -> dict[str, Any]:
         every = [{"k": k, **_figures(by_k[k], header.seed)} for k in sorted(by_k)]
         largest = max(by_k)
         rows = by_k[largest]
+        control = control_of(method, found)
+        theirs = found.get(control, {}).get(largest) if control else None
         methods[method] = {
             **every[-1],
             "failures": [{"query": row.query, "reason": row.failed} for row in rows if row.failed],
@@ -43,11 +46,10 @@ def figures(results: Results) -> dict[str, Any]:
             "preparation_cpu_seconds": sum(row.prepare_seconds for some in by_k.values() for row in some),
             "gpu_seconds_per_query": _mean(row.gpu_seconds for row in rows),
             "overlap_bins": _overlap_bins(rows, header.seed),
-            "near_twins": _near_twins(rows, control.get(largest), twins, header.seed, method == CONTROL),
+            "near_twins": _near_twins(rows, theirs, twins, header.seed),
             "by_k": every,
-            "against_random": None
-            if method == CONTROL
-            else _against(rows, control.get(largest), header.seed),
+            "control": control if theirs else None,
+            "against_random": _against(rows, theirs, header.seed),
         }
     every_query = {row.query: row.document for row in results.of(Scored)}
     near_twins = {
@@ -56,7 +58,7 @@ def figures(results: Results) -> dict[str, Any]:
         "of": len(every_query),
         "documents": len({every_query[query] for query in twins}),
     }
-    return {"methods": methods, "near_twins": near_twins}
+    return {"methods": methods, "near_twins": near_twins, "best": best_within(methods, header.within)}
 
 
 def _settled(row: Scored) -> Scored:
@@ -106,7 +108,7 @@ def _overlap_bins(rows: Sequence[Scored], seed: int) -> list[dict[str, Any]]:
 
 
 def _near_twins(
-    rows: Sequence[Scored], control: Sequence[Scored] | None, twins: set[str], seed: int, is_control: bool
+    rows: Sequence[Scored], control: Sequence[Scored] | None, twins: set[str], seed: int
 ) -> dict[str, Any] | None:
     """Return the gain over the queries `with` a near twin and those `without`; None where there is none."""
     if not twins:
@@ -120,7 +122,7 @@ def _near_twins(
             "queries": len(some),
             "bits_per_byte": _finite(metrics.bits_per_byte([r.bits for r in some], [r.bytes for r in some])),
             **_gained(some, seed),
-            "against_random": None if is_control else _against(some, control, seed),
+            "against_random": _against(some, control, seed),
         }
         for name, some in parts.items()
     }
@@ -201,6 +203,13 @@ def unscored(figures: dict[str, Any]) -> str:
     return not_scored(first["bytes_not_scored"], first["bytes"]) if first else ""
 
 
+def own_controls(figures: dict[str, Any]) -> str:
+    """Return the line on methods that are set against a control of their own, if there are any."""
+    own = {name: method["control"] for name, method in figures["methods"].items() if method["control"]}
+    told = [f"{name} against {control}" for name, control in own.items() if control != CONTROL]
+    return f"vs random: {', '.join(told)}" if told else ""
+
+
 def twins(figures: dict[str, Any]) -> str:
     """Return the line on queries that read from a near twin, and the gain without them, if there are any."""
     found = figures["near_twins"]
@@ -240,11 +249,7 @@ def conclusion(figures: dict[str, Any]) -> str:
         return ""
     first = next(iter(methods.values()))
     queries = many(first["queries"], "query", "queries")
-    others = {
-        name: method
-        for name, method in methods.items()
-        if name not in (BASE, CONTROL) and method["gain"] is not None
-    }
+    others = rivals(methods)
     if not others:
         return f"{queries} scored; the base needs {number(first['base_bits_per_byte'], 3)} bits a byte"
     best = max(others, key=lambda name: others[name]["gain"])
@@ -261,4 +266,4 @@ def conclusion(figures: dict[str, Any]) -> str:
         )
     unsure = interval is not None and interval[0] <= 0
     doubt = ", which may be chance: the interval includes 0" if unsure else ""
-    return f"{queries}: {best} saves {saved}{doubt}"
+    return f"{queries}: {best} saves {saved}{said_within(methods, best, figures['best'])}{doubt}"

@@ -8,6 +8,7 @@ from uptake.report.formatting import ONE_OFF, many, number, one_off, percent, po
 from uptake.report.page.layout import Page, TokensSection
 from uptake.report.results import BASE, CONTROL, Results
 from uptake.report.scored import figures as counting
+from uptake.report.scored.best import is_control, said_within
 from uptake.report.scored.plots import plots, strips
 from uptake.report.scored.rows import Scored, Showcase
 
@@ -49,7 +50,8 @@ _TOKENS = (
 def _legend(methods: Figures) -> str:
     prepared = any(one_off(method["preparation_cpu_seconds"]) for method in methods.values())
     against = (
-        "Against random is in percentage points: the gain of the neighbours over as many random passages. "
+        "Against random is in percentage points: the gain over as many random passages, or over the "
+        "method’s own control where that was run. "
         if any(method["against_random"] for method in methods.values())
         else ""
     )
@@ -78,8 +80,18 @@ def headline(figures: Figures) -> str:
         low, high = sorted(math.copysign(100, method["gain"]) * end for end in method["gain_ci"])
         told += f" (95 % interval {number(low, 1)} to {number(high, 1)})"
     if method["against_random"]:
-        told += f"; the same number of random passages {_saved(methods[CONTROL]['gain'], brief=True)}"
+        control = method["control"]
+        told += "; the same number of random passages" if control == CONTROL else f"; {control}"
+        told += f" {_saved(methods[control]['gain'], brief=True)}"
+    if method["gain"] > 0:
+        told = f"{told}.{_within(methods, best, figures['best'])}".removesuffix(".")
     return (told + ".").replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _within(methods: Figures, best: str, found: Figures) -> str:
+    """Return the sentence on what the best method costs, and which is best within what counts."""
+    said = said_within(methods, best, found).strip()
+    return f" That was {said}." if said else ""
 
 
 def _saved(gain: float, brief: bool = False) -> str:
@@ -95,7 +107,7 @@ def _best(methods: Figures) -> str | None:
         for name, method in methods.items()
         if name != BASE and method["gain"] is not None
     }
-    rivals = {name: gain for name, gain in gains.items() if name != CONTROL} or gains
+    rivals = {name: gain for name, gain in gains.items() if not is_control(name, methods)} or gains
     return max(rivals, key=lambda name: rivals[name], default=None)
 
 
