@@ -3,7 +3,8 @@
     python bench/auto_rate.py --model ../shared/models/base-5m --data ../shared/data/minipile
 
 For each domain: a lexical store of training documents, the rate chosen on it, the best of a grid on
-validation documents, and what both save on test documents. Prints a table, writes JSON; resumes.
+validation documents, and what both save on test documents. Prints a table, writes JSON; resumes. With --again
+the rates are chosen anew, and the tuned ones of the JSON stay.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import uptake
+from uptake.codec import plain
+from uptake.errors import UptakeError
 from uptake.evaluation.engine import evaluate
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
@@ -39,25 +42,29 @@ def rows_at(lm: LM, store: Datastore, documents: list[Document], method: object,
     return [row for row in outcome.rows if isinstance(row, Scored)]
 
 
-def measure(lm: LM, data: Path, domain: str, work: Path, documents: int, stored: int) -> dict[str, object]:
+def measure(
+    lm: LM, data: Path, domain: str, work: Path, documents: int, stored: int, tuned: float | None
+) -> dict[str, object]:
     """Return what the chosen and the tuned rate are, and save on test documents of one domain."""
     path = work / f"{domain}.store"
     if not path.exists():
         store = Datastore.create(path, retriever="lexical")
         store.add(list(uptake.read(data / domain / "train.jsonl.xz"))[:stored])
     store = Datastore.open(path)
-    method = method_specs(["ttt-nn"], ["learning_rate=auto"])["ttt-nn"].method
+    method = method_specs(["ttt-nn"])["ttt-nn"].method
     started = time.process_time()
     chosen = rate_of(lm, method, store, K)
     seconds = time.process_time() - started
     valid, test = (
         list(uptake.read(data / domain / f"{part}.jsonl.xz"))[:documents] for part in ("valid", "test")
     )
+    if chosen is None:
+        raise UptakeError(f"{domain}: no document of the store has neighbours to choose a rate on")
     gains = {}
-    for rate in GRID:
+    for rate in () if tuned else GRID:
         rows = rows_at(lm, store, valid, method, rate)
         gains[rate] = gain([row.bits for row in rows], [row.base_bits for row in rows])
-    tuned = max(gains, key=lambda rate: gains[rate])
+    tuned = tuned or max(gains, key=lambda rate: gains[rate])
     auto, best = (rows_at(lm, store, test, method, rate) for rate in (chosen.rate, tuned))
     base = [row.base_bits for row in auto]
     bits = [[row.bits for row in rows] for rows in (auto, best)]
@@ -65,6 +72,7 @@ def measure(lm: LM, data: Path, domain: str, work: Path, documents: int, stored:
         "domain": domain,
         "chosen": chosen.rate,
         "chosen_cpu_seconds": seconds,
+        "tried": plain(chosen.tried),
         "tuned": tuned,
         "gain_chosen": gain(bits[0], base),
         "gain_tuned": gain(bits[1], base),
@@ -83,6 +91,7 @@ def main() -> None:
     parser.add_argument("--domains", nargs="*", default=list(DOMAINS))
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--stored", type=int, default=150)
+    parser.add_argument("--again", action="store_true", help="choose once more, and keep the tuned rates")
     parser.add_argument("--work", type=Path, default=Path("build/auto_rate"))
     parser.add_argument("--json", type=Path, default=Path("bench/auto_rate.json"))
     options = parser.parse_args()
@@ -91,8 +100,10 @@ def main() -> None:
     lm = uptake.load(options.model)
     for domain in options.domains:
         key = f"{Path(options.model).name} {domain}"
-        if key not in found:
-            found[key] = measure(lm, options.data, domain, options.work, options.documents, options.stored)
+        if key not in found or options.again:
+            tuned = found[key]["tuned"] if key in found else None
+            sizes = options.documents, options.stored
+            found[key] = measure(lm, options.data, domain, options.work, *sizes, tuned)
             options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(
         "| model, domain | chosen | tuned | gain chosen | gain tuned | difference [95 %] | CPU s to choose |"

@@ -113,14 +113,15 @@ def parser(about: str | None) -> argparse.ArgumentParser:
 
 
 def told(demo: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
-    """Run a demo; tell what cannot be done in one line, and exit 2."""
+    """Run a demo; tell what cannot be done in one line, and exit 2, or 130 where it was interrupted."""
+    from uptake.cli.screen import InterruptedWork
     from uptake.errors import UptakeError
 
     try:
         demo(arguments)
-    except UptakeError as error:
+    except (UptakeError, InterruptedWork) as error:
         console.print(Text(f"demo: {error}"))
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UptakeError) else 130)
 
 
 def run(
@@ -135,10 +136,11 @@ def run(
         import torch
 
         import uptake
-        from uptake.cli import screen
+        from uptake.cli import evaluating, screen
         from uptake.report import page
         from uptake.report import summary as report
         from uptake.report.results import Sample
+        from uptake.text.types import stable_hash
 
         torch.set_num_threads(arguments.threads)
         model = uptake.load(arguments.model, arguments.device, arguments.dtype)
@@ -151,13 +153,23 @@ def run(
     parts = split(documents, arguments.queries)
     test = list(uptake.read(arguments.data)) if arguments.data else parts.test
     index = documents if arguments.data else parts.index
-    folder = arguments.out / f"store-{int(time.time())}"
+    # Both are named by what they hold, so that a run which was interrupted goes on.
+    held = stable_hash(arguments.encoder or "", *(f"{each.id} {stable_hash(each.text)}" for each in index))
+    folder = arguments.out / f"store-{held:016x}"
+    asked = [str(value) for name, value in sorted(vars(arguments).items()) if name not in ("out", "workers")]
+    asked += [*map(str, ks), *(METHODS if methods is None else methods)]
+    journal = arguments.out / f"report-{stable_hash(str(held), *asked):016x}.journal"
     retriever = (
         {"retriever": "hybrid", "encoder": arguments.encoder}
         if arguments.encoder
         else {"retriever": "lexical"}
     )
-    store = uptake.Datastore.create(folder, **retriever, device=arguments.device)
+    begun = (folder / "store.json").is_file()
+    store = (
+        uptake.Datastore.open(folder, encoder=arguments.encoder, device=arguments.device)
+        if begun
+        else uptake.Datastore.create(folder, **retriever, device=arguments.device)
+    )
     names = ", ".join(Path(path).name for path in corpus_of(arguments.corpus))
     console.print(f"  new text     {names}: {len(index):,} documents indexed, {len(test)} held out\n")
     with screen.progress("  indexing passages") as update:
@@ -186,7 +198,10 @@ def run(
     nearest = " · ".join(dict.fromkeys(one.document for one in session.neighbours[:4]))
     console.print(Text(f"  read: {nearest} and {max(0, len(session.neighbours) - 4)} more\n", style="dim"))
 
-    with screen.progress("  scoring held-out documents") as update:
+    with (
+        screen.interruptible("finished queries are saved: the same command goes on from there"),
+        screen.progress("  scoring held-out documents", resumes="an interrupted run") as update,
+    ):
         results = uptake.compare(
             model,
             test,
@@ -198,6 +213,7 @@ def run(
             batch=1,
             showcases=3,
             workers=arguments.workers,
+            journal=journal,
             progress=update,
         )
     results = replace(results, samples=(sample,))
@@ -206,6 +222,7 @@ def run(
     arguments.out.mkdir(parents=True, exist_ok=True)
     report.write_json(results, arguments.out / "report.json")
     page.write_page(results, arguments.out / "report.html")
+    evaluating.forget(journal)  # the report holds it all
     console.print(f"\n  page   {arguments.out / 'report.html'}   (open it in a browser)")
     console.print(f"  json   {arguments.out / 'report.json'}")
     console.print(f"  took   {time.monotonic() - started:.0f} s\n")

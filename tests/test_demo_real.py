@@ -15,6 +15,8 @@ import pytest
 import gguf_files
 from cli_world import TOPICS, text, write_lines
 from uptake.errors import Missing, UptakeError
+from uptake.evaluation.journal import Journal
+from uptake.evaluation.protocol import Part
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONTENT = b"GGUF and more"
@@ -110,8 +112,21 @@ def test_the_whole_of_it_on_a_toy(
         sys, "argv", ["demo_real.py", *map(str, given), "--workers", "1", "--prompt", "The pump"]
     )
     monkeypatch.setattr(demo, "TRAINABLE", "top(layers=1)")
+    keep = Journal.keep
+
+    def interrupted(journal: Journal, part: Part) -> None:
+        keep(journal, part)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as first:
+        first.setattr(Journal, "keep", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            demo.main()
+    assert ended.value.code == 130 and "the same command goes on from there" in capsys.readouterr().out
     demo.main()
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert "resuming an interrupted run: 1 of 2 are done" in said
+    assert not [*(tmp_path / "out").glob("*.journal*")] and len([*(tmp_path / "out").glob("store-*")]) == 1
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     names = ["base", "random", "in-context", "ttt-nn", "ttt-nn+in-context", "in-context/ttt-nn"]
     assert list(report["methods"]) == names

@@ -78,7 +78,7 @@ def compare(
     html: options.Html = None,
     fresh: options.Fresh = False,
     device: options.Device = "cpu",
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOr = None,
     batch: options.BatchOr = None,
     workers: options.Workers = 1,
     ray: options.Ray = None,
@@ -98,7 +98,7 @@ def compare(
     page_file = inputs.output_file("--html", html)
     with screen.status("starting"):
         from uptake import api
-        from uptake.evaluation.defaults import LARGE_METHODS, usual_methods
+        from uptake.evaluation.defaults import LARGE_METHODS, usual_format, usual_methods
         from uptake.evaluation.plan import Plan
         from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
@@ -119,6 +119,7 @@ def compare(
     leak = inputs.leak_filter(
         leak_containment, leak_jaccard, leak_letters, leak_spaced_letters, no_leak_filter
     )
+    dtype = dtype or usual_format(specs.values())
     loading.check(device, dtype)
     plan = Plan(specs, chosen_protocol, tuple(ks))
     wanted = evaluating.wanted_store(store, plan)

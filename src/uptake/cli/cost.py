@@ -39,7 +39,7 @@ def cost(**given: Any) -> None:
 
         from uptake import api
         from uptake.evaluation.cost import forecast
-        from uptake.evaluation.defaults import LARGE_METHODS, queries_together, usual_methods
+        from uptake.evaluation.defaults import LARGE_METHODS, queries_together, usual_format, usual_methods
         from uptake.evaluation.plan import Plan
         from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
@@ -74,7 +74,8 @@ def cost(**given: Any) -> None:
     )
     if plan.sequential and given["workers"] > 1:
         raise BadInput("reference=true carries state from query to query: use one worker")
-    loading.check(given["device"], given["dtype"])
+    dtype = given["dtype"] or usual_format(plan.methods.values())
+    loading.check(given["device"], dtype)
     wanted = evaluating.wanted_store(given["store"], plan)
     # Each of several workers has one thread.
     threads = 1 if given["workers"] > 1 else given["threads"]
@@ -90,7 +91,7 @@ def cost(**given: Any) -> None:
         with screen.status("opening the store"):
             store = inputs.open_store(wanted, given["encoder"], given["device"], threads)
     with screen.status("loading the model"):
-        loaded = loading.load(given["model"], given["device"], given["dtype"])
+        loaded = loading.load(given["model"], given["device"], dtype)
     methods = specs(usual_methods(loaded) if named is None else named)
     plan = replace(plan, methods=methods, batch=given["batch"] or queries_together(loaded, methods))
     with screen.interruptible("an estimate cannot be resumed"), screen.progress("measuring") as update:

@@ -77,7 +77,7 @@ def generate(
         ),
     ] = False,
     device: options.Device = "cpu",
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOr = None,
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
@@ -91,6 +91,7 @@ def generate(
         from uptake import api
         from uptake.codec import plain
         from uptake.editing import edited
+        from uptake.evaluation.defaults import choosing, usual_format
         from uptake.lm import loading
         from uptake.lm.generation import Decoding
         from uptake.methods.contract.spending import Budget
@@ -100,6 +101,7 @@ def generate(
             name for name, value in (("--store", store), ("--method", method), ("--recipe", recipe)) if value
         ]:
             raise BadInput(f"{given[0]} and --delta {delta}: what is changed is there already, leave one out")
+        dtype = dtype or "float32"  # a delta belongs to the weights it was made for
         loading.check(device, dtype)
         inputs.set_threads(threads)
         with screen.status("loading the model"):
@@ -119,6 +121,7 @@ def generate(
     reads = spec.searches and k > 0
     if reads and store is None:
         raise BadInput(f"{method} reads neighbours and there is no store: name one with --store")
+    dtype = dtype or usual_format([spec])
     loading.check(device, dtype)
     inputs.set_threads(threads)
     opened = None
@@ -127,7 +130,7 @@ def generate(
             opened = inputs.open_store(store, encoder, device, threads)
     with screen.status("loading the model"):
         base = loading.load(model, device, dtype)
-    with screen.status("reading neighbours"):
+    with screen.progress("reading neighbours") as update:
         session = api.adapt(
             base,
             prompt,
@@ -136,6 +139,7 @@ def generate(
             k=k,
             seed=seed,
             budget=Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds),
+            progress=lambda name, tried, best: update(0, 0, choosing(name, tried, best)),
         )
     for line in session.notes:
         screen.note(line)

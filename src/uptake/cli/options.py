@@ -328,6 +328,16 @@ Device = Annotated[str, option(MACHINE, "NAME", "Device that models run on: cpu,
 Dtype = Annotated[
     str, option(MACHINE, "NAME", "Number format of the base model: float32, bfloat16, float16, float64.")
 ]
+DtypeOr = Annotated[
+    str | None,
+    option(
+        MACHINE,
+        "NAME",
+        "float32, bfloat16, float16 or float64. Default: float32; of a model of more than 50 million weights "
+        "bfloat16, where a probe finds it faster here and no method reads what was made for the weights.",
+        "--dtype",
+    ),
+]
 EncoderDtype = Annotated[
     str, option(MACHINE, "NAME", "Number format of the encoder: bfloat16, float32, float16.")
 ]
@@ -338,14 +348,9 @@ Threads = Annotated[
 Batch = Annotated[int, option(MACHINE, "N", "Number of queries processed side by side.", least=1)]
 BatchOr = Annotated[
     int | None,
-    option(
-        MACHINE,
-        "N",
-        "Number of queries processed side by side. Default: 1 on a CPU, 8 on a GPU or where lora is trained.",
-        "--batch",
-        least=1,
-    ),
-]
+    option(MACHINE, "N", "Queries processed side by side. Default: 1 on a CPU; 8 on a GPU or with lora.",
+           "--batch", least=1),
+]  # fmt: skip
 Workers = Annotated[
     int,
     option(

@@ -6,6 +6,7 @@ models and people say do anything (showing.py).
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Update = Callable[..., None]
 
 _EXAMPLES = 8  # of what was left out: one a reason
-_FIRST_LINE, _NEXT_LINE = 10.0, 30.0  # seconds between lines of progress where there is no terminal
+_EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
 
 class InterruptedWork(Exception):
@@ -126,7 +127,8 @@ def progress(
 ) -> Iterator[Update]:
     """Show the progress of long work; the block calls the function it gets with (done, total or 0, name).
 
-    A bar on a terminal; elsewhere a line now and then. Where the first call says that some is done, a line
+    A bar on a terminal, whose clock goes on; elsewhere a line every ten seconds, also while nothing is told
+    of. Where the first call says that some is done, a line
     does too: that `resumes` is resumed, or what it returns of (done, total).
     """
     screen = messages()
@@ -144,18 +146,23 @@ def progress(
         first = first and not total  # before the whole is known, something is prepared
 
     if not screen.is_terminal:
-        due = started + _FIRST_LINE
+        latest: tuple[int, int, str] = (0, 0, "")
 
         def line(done: int, total: int, name: str = "") -> None:
-            nonlocal due
+            nonlocal latest
             note_resumed(done, total)
-            if (now := time.monotonic()) >= due:
-                due = now + _NEXT_LINE
-                of = f" of {total:,}" if total else ""
-                at = f"{done:,}{of}" if done or total or not name else name
-                note(f"{what}: {at} after {now - started:,.0f} s{_left_out(skipped)}")
+            latest = (done, total, name)
 
-        yield line
+        def tell() -> None:
+            done, total, name = latest
+            of = f" of {total:,}" if total else ""
+            at = f"{done:,}{of}" if done or total or not name else name
+            now = f", {name}" if name and at != name else ""
+            passed = time.monotonic() - started
+            note(f"{what}: {at}{now} after {passed:,.0f} s{_left_out(skipped)}")
+
+        with _repeating(tell):
+            yield line
         return
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -178,6 +185,24 @@ def progress(
             bar.update(task, completed=done, total=total or None, count=count, name=one_line(name)[-32:])
 
         yield update
+
+
+@contextmanager
+def _repeating(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` every so many seconds while the block runs, however long one step of it takes."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(_EVERY):
+            tell()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _left_out(skipped: "Skipped | None") -> str:

@@ -40,7 +40,7 @@ def tune(
     limit: options.Limit = None,
     as_json: options.AsJson = False,
     device: options.Device = "cpu",
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOr = None,
     batch: options.BatchOr = None,
     workers: options.Workers = 1,
     seed: options.Seed = 0,
@@ -58,6 +58,7 @@ def tune(
         from itertools import islice
 
         from uptake import api
+        from uptake.evaluation.defaults import usual_format
         from uptake.evaluation.protocols.per_query import PerQuery
         from uptake.evaluation.tune import Space
         from uptake.evaluation.tune import tune as choose
@@ -68,6 +69,7 @@ def tune(
         raise BadInput(
             f"--method {method} -k {k}: tune chooses how neighbours are read, name one that reads some"
         )
+    dtype = dtype or usual_format([spec])
     loading.check(device, dtype)
     inputs.set_threads(threads)
     skipped = readers.Skipped()

@@ -6,21 +6,24 @@ text, it is the optimizer's usual one for the size of the model. A line for the 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
 from uptake.adaptation import by_size
 from uptake.adaptation.by_size import Auto, weights_of
-from uptake.adaptation.optimizers import AUTO, Optimizer
+from uptake.adaptation.optimizers import AUTO, EVEN, Optimizer
 from uptake.adaptation.trainable import Top, Trainable, blocks
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.queries import QueryProtocol
 from uptake.evaluation.rates import ChosenRate, rate_of
 from uptake.lm.base import LM
+from uptake.lm.number_format import AUTO as AUTO_FORMAT
 from uptake.lm.size import module_of
+from uptake.methods.contract.learned import UNTRAINED
 from uptake.methods.contract.method import Method, MethodSpec
+from uptake.report.formatting import many, percent
 from uptake.store.datastore import Datastore
 
 ValueT = TypeVar("ValueT")
@@ -28,6 +31,11 @@ SMALL_METHODS = ("base", "random", "in-context", "ttt-nn", "in-context/ttt-nn")
 LARGE_METHODS = ("base", "random", "in-context", "in-context-refreshed", "ttt-nn", "in-context/ttt-nn")
 TOGETHER = 8  # queries side by side, where that helps
 Progress = Callable[[str, int, float], None]  # what is chosen, how many rates were tried, the best gain
+
+
+def choosing(name: str, tried: int, best: float) -> str:
+    """Return how far the choice of a learning rate is, in words."""
+    return f"learning rate of {name}: {many(tried, 'rate', 'rates')} tried, best {percent(best)}"
 
 
 def _silent(name: str, tried: int, best: float) -> None:
@@ -61,6 +69,22 @@ def with_defaults_of(
     """Do for one method what `with_defaults` does for those of a plan."""
     chooser = _Chooser(lm, store, k, seed, progress)
     return chooser.settled(name, spec), chooser.notes
+
+
+def usual_format(specs: Iterable[MethodSpec]) -> str:
+    """Return the number format to load a model in where nobody says: it goes by size and processor.
+
+    But float32 where a method reads what was made for the weights as they are: a network, a view of a store.
+    """
+    bound = any(
+        spec.method.views or any(_made_for_weights(each) for each in _inside(spec.method)) for spec in specs
+    )
+    return "float32" if bound else AUTO_FORMAT
+
+
+def _made_for_weights(value: Any) -> bool:
+    files = (getattr(value, name, "") for name in ("weights", "statistics"))
+    return any(isinstance(each, str) and each not in ("", EVEN, UNTRAINED) for each in files)
 
 
 def usual_methods(lm: LM) -> tuple[str, ...]:

@@ -141,7 +141,9 @@ class QueryProtocol(Protocol):
         plan = runner.plan
         asked = self.asked(batch.units, runner)
         rows: dict[int, list[Row]] = {place: [] for place in batch.places}
+        label = queries_of(batch.units[-1])[0].document.id
         for name, spec in plan.methods.items():
+            yield Part.progress(0, f"{label}: {name}")
             with runner.meter.memory(name):
                 made = self.rows(name, spec, asked, runner)
             for place, some in zip(batch.places, made, strict=True):
@@ -152,7 +154,6 @@ class QueryProtocol(Protocol):
             for place, one in zip(batch.places, asked, strict=True)
             if place in shown
         }
-        label = queries_of(batch.units[-1])[0].document.id
         yield Part(rows=rows, showcases=showcases, done=len(batch.units), label=label)
 
     def failed(self, unit: Unit, plan: "Plan", reason: str) -> list[Row]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from uptake.errors import BadInput
 from uptake.evaluation import protocols
-from uptake.evaluation.defaults import with_defaults
+from uptake.evaluation.defaults import choosing, with_defaults
 from uptake.evaluation.engine import Progress, checked, evaluate
 from uptake.evaluation.header import header_of
 from uptake.evaluation.identity import identity, key_of
@@ -17,7 +17,7 @@ from uptake.evaluation.protocol import Protocol
 from uptake.evaluation.remarks import not_scored, remarks
 from uptake.lm.causal import Causal
 from uptake.report import summary
-from uptake.report.formatting import many, percent
+from uptake.report.formatting import many
 from uptake.report.results import Results
 from uptake.report.scored.best import checked as checked_cost
 from uptake.report.scored.rows import Scored
@@ -68,9 +68,7 @@ def run(
 
 def _telling(progress: Progress) -> Callable[[str, int, float], None]:
     """Return how the choice of a learning rate is shown: nothing is done yet of what was asked for."""
-    return lambda name, tried, best: progress(
-        0, 0, f"learning rate of {name}: {many(tried, 'rate', 'rates')} tried, best {percent(best)}"
-    )
+    return lambda name, tried, best: progress(0, 0, choosing(name, tried, best))
 
 
 def _check_scored(rows: Sequence[Scored]) -> None:

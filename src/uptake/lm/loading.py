@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from uptake.adaptation.by_size import weights_of
 from uptake.errors import BadInput, Missing
 from uptake.gguf import dequantised, is_gguf
 from uptake.hub import cached_if_silent
 from uptake.lm.causal import Causal
+from uptake.lm.number_format import AUTO, format_for
 from uptake.text.tokenizer import Tokenizer
 
 DTYPES = {
@@ -27,14 +29,17 @@ DTYPES = {
 def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
     """Load a causal language model and its tokenizer by hub name, folder or GGUF file.
 
-    Weights are read from safetensors or GGUF only and no code of the repository is run. Raises BadInput
-    or Missing, in one line, where there is no usable model.
+    Weights are read from safetensors or GGUF only and no code of the repository is run. The dtype `auto` goes
+    by the model's size and the device (lm/number_format.py). Raises BadInput or Missing, in one line, where
+    there is no usable model.
     """
     from transformers import AutoModelForCausalLM
 
     check(device, dtype)
     with _readable(name) as (source, quantisation):
         tokenizer = _tokenizer(name, source)
+        if dtype == AUTO:
+            dtype = format_for(device, _or_missing(name, lambda: _weights(source)))
         module, report = _or_missing(
             name,
             lambda: AutoModelForCausalLM.from_pretrained(
@@ -56,6 +61,15 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
     except (RuntimeError, AssertionError, TypeError) as error:
         raise BadInput(f"device {device!r} cannot hold {name!r} in {dtype}: {_first_line(error)}") from error
     return Causal(module, tokenizer, name, quantisation=quantisation)
+
+
+def _weights(source: str) -> int:
+    """Return how many weights a model has, by its configuration alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    with torch.device("meta"):
+        return weights_of(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -97,8 +111,8 @@ def _tokenizer(name: str, source: str) -> Tokenizer:
 
 def check(device: str, dtype: str) -> None:
     """Raise BadInput for a number format there is not, or a device that is not here."""
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if dtype not in (AUTO, *DTYPES):
+        raise BadInput(f"dtype {dtype!r}: use one of {', '.join((AUTO, *DTYPES))}")
     check_device(device)
 
 
