@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import toys
+from uptake.cli import screen
 from uptake.cli.main import main
 
 TOPICS = ("pump", "valve", "rotor", "gauge", "boiler", "filter")
@@ -75,6 +76,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
 @pytest.fixture(name="run")
 def run_fixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.setenv("COLUMNS", "100")
+    # What a slow machine would say meanwhile is no part of what a command says.
+    monkeypatch.setattr(screen, "_EVERY", 3600.0)
     return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 

@@ -104,7 +104,7 @@ def test_compare_writes_page_and_report(run: Run, world: World, tmp_path: Path) 
               "-k", "1,2", "--set", "learning_rate=1e-3", "--json", out, "--html", page)  # fmt: skip
     assert ran.code == 0 and "gain at k" in ran.out
     report = json.loads(out.read_text())
-    assert list(report["methods"]) == ["base", "random", "in-context", "ttt-nn"]
+    assert list(report["methods"]) == ["base", "random", "in-context", "ttt-nn", "in-context/ttt-nn"]
     assert [at["k"] for at in report["methods"]["ttt-nn"]["by_k"]] == [1, 2]
     assert report["settings"]["random"]["optimizer"]["learning_rate"] == 1e-3
     assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:200]

@@ -42,6 +42,7 @@ def adapt(
     prompt = inputs.given_text(prompt)
     with screen.status("starting"):
         from uptake import api
+        from uptake.evaluation.defaults import choosing
         from uptake.export import check_folder, export_peft, only_delta
         from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
@@ -61,9 +62,18 @@ def adapt(
             opened = inputs.open_store(store, encoder, device, threads)
     with screen.status("loading the model"):
         base = loading.load(model, device, dtype)
-    with screen.status("reading neighbours"):
+    with screen.progress("reading neighbours") as update:
         budget = Budget(max_tokens, max_steps, max_cpu_seconds, max_wall_seconds)
-        session = api.adapt(base, prompt, spec, store=opened, k=k, seed=seed, budget=budget)
+        session = api.adapt(
+            base,
+            prompt,
+            spec,
+            store=opened,
+            k=k,
+            seed=seed,
+            budget=budget,
+            progress=lambda name, tried, best: update(0, 0, choosing(name, tried, best)),
+        )
         stopped = session.stopped
         if stopped and stopped.kind == "diverged":
             raise Diverged(f"{stopped}; no adapter was written")

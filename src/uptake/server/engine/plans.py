@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from uptake.codec import plain
 from uptake.errors import BadInput
-from uptake.evaluation.rates import with_rate
+from uptake.evaluation.defaults import with_defaults_of
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.contract.naming import method_specs
@@ -73,7 +73,7 @@ class Plans:
         for recipe in config.recipes:
             spec = method_specs([recipe.method], recipe.settings)[recipe.method]
             store = None if recipe.store is None else store_of(recipe.store)
-            spec, notes = with_rate(lm, recipe.method, spec, store, recipe.k)
+            spec, notes = with_defaults_of(lm, recipe.method, spec, store, recipe.k)
             spec.method.check(lm, None if store is None else store.source("a"))
             self._recipes[f"{config.name}+{recipe.name}"] = recipe, spec
             if spec.searches and spec.select.ranks:
@@ -143,7 +143,7 @@ class Plans:
                 # Before anything of it is tried: that alone may open a file, or take all memory.
                 _check_harmless(spec.method)
                 _check_harmless(spec.select)
-                spec, _ = with_rate(self._lm, method, spec, None, 1)
+                spec, _ = with_defaults_of(self._lm, method, spec, None, 1)
                 spec.method.check(self._lm)
             except BadInput as error:
                 raise bad(str(error), "uptake.settings" if settings else "uptake.method") from None
