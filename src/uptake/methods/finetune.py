@@ -276,12 +276,9 @@ class Finetune(Method[WeightState]):
         private, opened = lm.trainable_copy(self.trainable, reading.state.delta, context.generator("moves"))
         opened.module.train(self.dropout)
         known = self.optimizer.known(opened.parameters, lm.fingerprint)
+        resumed, transforms = {**reading.state.resumed(), **known}, chain(self.clip, self.transforms)
         descent = GradientDescent(
-            opened.parameters,
-            settled(self.optimizer, lm),
-            chain(self.clip, self.transforms),
-            {**reading.state.resumed(), **known},
-            reading.generator(context),
+            opened.parameters, settled(self.optimizer, lm), transforms, resumed, reading.generator(context)
         )
         kept = None
         if not self.dropout and not self.key_penalty:
