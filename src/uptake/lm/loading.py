@@ -69,7 +69,8 @@ def _weights(source: str) -> int:
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     with torch.device("meta"):
-        return weights_of(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    return weights_of(module)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
