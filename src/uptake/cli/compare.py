@@ -31,7 +31,7 @@ Within = Annotated[
     options.option(
         options.OUTPUT,
         "COST",
-        "Name the best method within a cost of a query: 3x the base's CPU seconds, or 20s. Default: 4x.",
+        "Name the best method within a cost of a query: 3x the base's CPU seconds, or 20s. Default: 6x.",
         "--within",
     ),
 ]
