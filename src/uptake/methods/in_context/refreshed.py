@@ -73,11 +73,14 @@ class Refreshed(Wrapper):
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         self._check_rows(len(examples))
         # Row by row, each by its own length: what pads a batch is not text to search with.
-        rows = [self._row(row, [*example.inputs], None)[0] for row, example in enumerate(examples)]
+        rows = [self._row(row, [*example.inputs], None, True)[0] for row, example in enumerate(examples)]
         pairs = zip(rows, examples, strict=True)
         return [found[0, found.shape[1] - len(example.target) :] for found, example in pairs]
 
-    def _row(self, row: int, new: list[int], before: _RowProgress | None) -> tuple[Tensor, _RowProgress]:
+    def _row(
+        self, row: int, new: list[int], before: _RowProgress | None, ends: bool = False
+    ) -> tuple[Tensor, _RowProgress]:
+        """Return the log-probabilities after `new`, and how to go on, unless the row `ends` with them."""
         fresh, inner = self.fresh[row], self.inner.at([row])
         # The prediction of the first token beyond the known ones still goes by the first passages.
         kept = before or _RowProgress([], fresh.tokens, fresh.known - 1 + self.every)
@@ -94,10 +97,21 @@ class Refreshed(Wrapper):
             else:
                 opened = bool(kept.tokens) and ids[0] == self.tokenizer.opening
                 whole = [*kept.tokens, *(ids[1:] if opened else ids)]
+                if ends:  # what follows the passages need not be predicted: a large vocabulary is dear
+                    parts.append(self._last(inner, whole, count)[None])
+                    kept = _RowProgress(ids, kept.tokens, kept.until)
+                    continue
                 log_probs, cache = inner.step(self._tensor(whole), inner.start())
             parts.append(log_probs[:, -count:])
             kept = _RowProgress(ids, kept.tokens, kept.until, cache)
         return torch.cat(parts, 1), kept
+
+    @staticmethod
+    def _last(inner: LM, ids: list[int], count: int) -> Tensor:
+        """Return the log-probabilities after the last `count` of ids."""
+        known = len(ids) - count + 1
+        (found,) = inner.predictions([Example(tuple(ids[:known]), (*ids[known:], 0))])
+        return found
 
     def _tensor(self, ids: list[int]) -> Tensor:
         return torch.tensor([ids], device=self.device)
