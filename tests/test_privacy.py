@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import toys
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import GradientDescent
-from uptake.adaptation.optimizers import SGD
+from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.adaptation.privacy.accountant import epsilon_of, noise_for
 from uptake.adaptation.privacy.clipping import ClippedSum
 from uptake.adaptation.privacy.dp import DP, Claim
@@ -304,12 +304,27 @@ def test_a_delta_at_which_a_whole_document_leaks_is_refused() -> None:
         ({"passes": 2}, "passes under privacy: the number of steps decides"),
         ({"max_tokens": 9}, "max_tokens under privacy: a stop that depends on the text"),
         ({"token_weights": TfIdf()}, "counts words of the other documents"),
-        ({"optimizer": replace(SGD(), learning_rate="auto")}, "chosen on the documents themselves"),
     ],
 )
 def test_what_would_break_the_claim_is_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         Finetune(**{"privacy": DP(), **more})
+
+
+def test_an_open_rate_goes_by_the_model_alone() -> None:
+    lm, evidence = toys.lm(), [Evidence.of("some text", "more of it", "and a third")]
+    ended = [
+        method.adapt([method.init(lm)], lm, evidence, Context())[0].delta.fingerprint
+        for method in (
+            Finetune(privacy=DP(), optimizer=optimizer) for optimizer in (AdamW(), AdamW(1e-4), AdamW(1e-3))
+        )
+    ]
+    assert ended[0] == ended[1] != ended[2]
+
+
+def test_what_is_refused_under_privacy_is_allowed_without() -> None:
+    free = Finetune(reference=True, dropout=True, own_prefix=True, after_context=True, passes=2, max_tokens=9)
+    assert free.privacy is None and free.passes == 2
 
 
 def test_private_neighbours_are_refused() -> None:

@@ -114,7 +114,8 @@ class Finetune(Method[WeightState]):
         chain(self.clip, self.transforms)
         if not 0 <= self.key_penalty < float("inf"):
             raise BadInput(f"key_penalty {self.key_penalty}: use 0 for none, or a small positive number")
-        private.check(self)
+        if self.privacy is not None:
+            private.check(self)
 
     @property
     def opens(self) -> bool:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from uptake.adaptation.inner_loop import GradientDescent
-from uptake.adaptation.optimizers import AUTO
 from uptake.adaptation.privacy.dp import DP
 from uptake.adaptation.token_weights.tfidf import TfIdf
 from uptake.adaptation.transforms import chain
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.private_training import train_privately
+from uptake.lm.size import settled
 from uptake.lm.upper_blocks import above_frozen
 from uptake.methods.contract.composed import MethodWrapper
 from uptake.methods.contract.method import Context, Evidence, Method
@@ -30,7 +30,6 @@ def check(method: "Finetune") -> None:
     if method.privacy is None:
         return
     wrong = {
-        "learning_rate=auto": method.optimizer.learning_rate == AUTO,
         "reference": method.reference,
         "dropout": method.dropout,
         "key_penalty": bool(method.key_penalty),
@@ -43,7 +42,6 @@ def check(method: "Finetune") -> None:
         "optimizer=rms": method.optimizer.informed,
     }
     reasons = {
-        "learning_rate=auto": "it is chosen on the documents themselves; choose one on public text",
         "passes": "the number of steps decides what is spent; set privacy.steps",
         "max_tokens": "a stop that depends on the text tells of it; set privacy.steps",
         "least_drop": "a stop that depends on the text tells of it; set privacy.steps",
@@ -122,7 +120,7 @@ def _learn(
     private = above_frozen(lm, private, opened, state.delta)
     descent = GradientDescent(
         opened.parameters,
-        method.optimizer,
+        settled(method.optimizer, lm),  # by the model's size alone: nothing is chosen on what is private
         chain(method.clip, method.transforms),
         state.resumed(),
         context.generator("transforms", evidence.query, str(len(state.history))),
