@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import toys
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import GradientDescent
-from uptake.adaptation.optimizers import SGD, AdamW
+from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.privacy.accountant import epsilon_of, noise_for
 from uptake.adaptation.privacy.clipping import ClippedSum
 from uptake.adaptation.privacy.dp import DP, Claim
@@ -312,14 +312,13 @@ def test_what_would_break_the_claim_is_refused(more: dict[str, Any], said: str) 
 
 
 def test_an_open_rate_goes_by_the_model_alone() -> None:
-    lm, evidence = toys.lm(), [Evidence.of("some text", "more of it", "and a third")]
-    ended = [
-        method.adapt([method.init(lm)], lm, evidence, Context())[0].delta.fingerprint
-        for method in (
-            Finetune(privacy=DP(), optimizer=optimizer) for optimizer in (AdamW(), AdamW(1e-4), AdamW(1e-3))
-        )
-    ]
-    assert ended[0] == ended[1] != ended[2]
+    passages = tuple(Passage.whole(Document(name, f"text of {name}")) for name in "abc")
+    lm, evidence = toys.lm(), [Evidence(Found(passages, (0.0,) * 3))]
+    method = Finetune(privacy=DP(epsilon=60.0, steps=2))
+    (state,) = method.adapt([method.init(lm)], lm, evidence, Context())
+    moved = max(part.tensors["values"].abs().max().item() for part in state.delta.packed().parts)
+    # Two steps of Adam at the usual rate for this size: noise decides where to, the rate how far.
+    assert method.optimizer.learning_rate == "auto" and 1e-5 < moved < 3e-4
 
 
 def test_what_is_refused_under_privacy_is_allowed_without() -> None:
