@@ -9,9 +9,9 @@ import pytest
 
 import toys
 from uptake import api
-from uptake.adaptation.by_size import Auto, weights_of
+from uptake.adaptation.by_size import weights_of
 from uptake.adaptation.optimizers import SGD, AdamW
-from uptake.adaptation.trainable import All, LoRA, Top
+from uptake.adaptation.trainable import All, Auto, LoRA, Top
 from uptake.errors import BadInput
 from uptake.evaluation import defaults, rates
 from uptake.evaluation.defaults import queries_together, with_defaults

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from uptake.adaptation import by_size
-from uptake.adaptation.by_size import Auto, weights_of
+from uptake.adaptation.by_size import weights_of
 from uptake.adaptation.optimizers import AUTO, EVEN, Optimizer
-from uptake.adaptation.trainable import Top, Trainable, blocks
+from uptake.adaptation.trainable import Auto, Top, Trainable
+from uptake.adaptation.trainable.places import blocks
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.queries import QueryProtocol
 from uptake.evaluation.rates import ChosenRate, rate_of
@@ -103,7 +104,7 @@ def queries_together(lm: LM, specs: Mapping[str, MethodSpec]) -> int:
     memory and tell of progress less often, and save no time. On a GPU it is eight.
     """
     factors = any(
-        isinstance(each, Trainable) and each.low_rank for spec in specs.values() for each in _inside(spec)
+        isinstance(each, Trainable) and each.stacks for spec in specs.values() for each in _inside(spec)
     )
     return TOGETHER if factors or lm.device.type != "cpu" else 1
 

@@ -10,14 +10,13 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from uptake.adaptation.by_size import Auto
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.draws import drawing_from
 from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.privacy.dp import DP
 from uptake.adaptation.token_weights import ByLoss, TokenWeights, Uniform
-from uptake.adaptation.trainable import All, Trainable, TrainableCopy
+from uptake.adaptation.trainable import All, Auto, Trainable, TrainableCopy
 from uptake.adaptation.transforms import GradientTransform, Losses, chain
 from uptake.errors import BadInput, Diverged
 from uptake.lm.activations import likelier, text_losses, token_losses

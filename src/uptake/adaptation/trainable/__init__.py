@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 
 from uptake.adaptation.trainable.all import All
+from uptake.adaptation.trainable.auto import Auto
 from uptake.adaptation.trainable.lora import LoRA
 from uptake.adaptation.trainable.named import Named
 from uptake.adaptation.trainable.top import Top
@@ -16,4 +17,4 @@ from uptake.adaptation.trainable.trainable import Trainable, TrainableCopy
 for _file in pkgutil.iter_modules(__path__):  # a kind is known to settings as soon as its file is
     importlib.import_module(f"{__name__}.{_file.name}")
 
-__all__ = ["All", "LoRA", "Named", "Top", "Trainable", "TrainableCopy"]
+__all__ = ["All", "Auto", "LoRA", "Named", "Top", "Trainable", "TrainableCopy"]
