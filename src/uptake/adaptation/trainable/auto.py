@@ -1,4 +1,4 @@
-"""Where nobody says what is trained: all weights of a small model, those of the last blocks of a larger one."""
+"""Where nobody says what is trained: all of a small model, the last blocks of a larger one."""
 
 from dataclasses import dataclass
 
