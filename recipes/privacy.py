@@ -23,15 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 import uptake
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.delta.low_rank import LowRank
 from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.privacy.dp import DP
-from uptake.adaptation.trainable import LoRA, TrainableCopy, blocks
+from uptake.adaptation.trainable import LoRA, TrainableCopy
 from uptake.codec import plain
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, Piece, encode
@@ -51,21 +49,6 @@ WORDS = (
     "amber basin cedar delta ember fjord grove heron inlet jasper kelp larch maple north onyx pearl quartz",
     "river slate tundra umber vale willow yarrow zephyr",
 )
-
-
-@dataclass(frozen=True)
-class UpperLoRA(LoRA):
-    """LoRA on the last `layers` blocks alone: what is below runs once for a text, and less takes noise."""
-
-    layers: int = 4
-
-    def _begin(
-        self, module: nn.Module, start: Delta, generator: torch.Generator
-    ) -> tuple[Delta, dict[str, LowRank]]:
-        rest, begun = super()._begin(module, start, generator)
-        name, stack = blocks(module)
-        kept = tuple(f"{name}.{place}." for place in range(max(0, len(stack) - self.layers), len(stack)))
-        return rest, {path: part for path, part in begun.items() if path.startswith(kept)}
 
 
 @dataclass(frozen=True)
@@ -147,7 +130,7 @@ def train(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
     """
     dp, members = run.dp(), data.members(run.seed)
     planted = [document for document, there in zip(data.planted, members, strict=True) if there]
-    trainable = UpperLoRA(rank=4, alpha=32, layers=run.layers)
+    trainable = LoRA(rank=4, alpha=32, layers=run.layers)
     start = Delta(lm.fingerprint)
     private, opened = lm.trainable_copy(trainable, start, torch.Generator().manual_seed(run.seed))
     opened.module.eval()

@@ -19,6 +19,7 @@ from uptake.adaptation.privacy.ghost import Ghost, Unsuited
 from uptake.adaptation.privacy.layers import Rows
 from uptake.adaptation.trainable import All, LoRA, Named, Top, Trainable
 from uptake.adaptation.transforms import Clip, Losses, gradients_of
+from uptake.settings import parse
 
 WORDS = ["the cat sat on the mat", "a dog", "xx yy xx yy xx", "the the the", "once more", "z"]
 KINDS: dict[str, Trainable] = {
@@ -253,3 +254,18 @@ def test_taps_leave_no_trace_where_nothing_is_watched() -> None:
     assert torch.equal(private.step(ids)[0], before)
     with ghost.watching(range(6)):
         assert torch.equal(private.step(ids)[0], before)
+
+
+@pytest.mark.parametrize("kind", ["ia3", "prompt", "compacter", "tarp"])
+def test_every_other_kind_is_clipped_just_so(kind: str) -> None:
+    """Kinds whose numbers a hook uses have no ghost norm: each unit by itself, told, with the same result."""
+    text = {"prompt": "prompt(tokens=3)", "compacter": "compacter(n=2,reduction=4)"}.get(kind, kind)
+    private, copy = opened(parse(Trainable, text, "trainable"))
+    run = run_of(private, WORDS)
+    owners = (0, 1, 1, 2, 2, 2)
+    right, norms = looped(private, copy, WORDS, owners, 0.05)
+    summing = ClippedSum(copy.module, copy.parameters, 0.05)
+    summing.add(run, owners)
+    found = summing.take()
+    assert max(norms) > 0.05 and close(found, right, 2e-4)
+    assert summing.unsuited or kind in ("compacter", "tarp")
