@@ -58,6 +58,12 @@ def test_editors_are_measured_once_and_drawn_together(
     monkeypatch.setattr(editing, "measure", lambda *_: pytest.fail("an editor was measured again"))
     editing.main(["run", *arguments, *editors])
     assert (tmp_path / "editing.json").read_bytes() == before
+    monkeypatch.undo()
+    monkeypatch.setenv("UPTAKE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(editing, "KL_TRIES", 1)
+    editing.main(["equal-kl", *arguments, "--as", "gated-memory"])
+    (run,) = json.loads((tmp_path / "editing.json").read_text())["runs"].values()
+    assert run["editors"]["finetune at the KL of gated-memory"]["kl"] > 0
     editing.main(["page", *arguments])
     page = Path(capsys.readouterr().out.splitlines()[-1]).read_text()
     assert "oracle" in page and "gated-memory" in page
