@@ -20,6 +20,7 @@ from uptake.adaptation.transforms import (
     gradients_of,
     transformed,
 )
+from uptake.adaptation.update_masks import REMEMBERED, masks_of
 from uptake.errors import BadInput, Diverged
 
 BatchT = TypeVar("BatchT")
@@ -55,9 +56,12 @@ class GradientDescent:
         self.parameters, self.transforms, self._generator = parameters, transforms, generator
         # A network may have no parameters that steps change, only statistics that reading fills.
         self._optimizer = optimizer.torch_optimizer([*parameters.values()] or [nn.Parameter(torch.zeros(()))])
+        self._mask_state: dict[str, Tensor] = {}
         for full_name, value in (optimizer_state or {}).items():
             name, key = full_name.rsplit("|", 1)
-            if name in parameters:
+            if key.startswith(REMEMBERED):
+                self._mask_state[full_name] = value.clone()
+            elif name in parameters:
                 self._optimizer.state[parameters[name]][key] = value.clone()
 
     def step(self, losses: Losses) -> None:
@@ -75,6 +79,8 @@ class GradientDescent:
         self._apply(transformed(found, self.transforms, self._generator))
 
     def _apply(self, gradients: Gradients) -> None:
+        masks, self._mask_state = masks_of(self.transforms, gradients, self._mask_state, self._generator)
+        before = {name: self.parameters[name].detach().clone() for name in masks}
         for name, parameter in self.parameters.items():
             gradient = gradients.get(name)
             if gradient is not None and gradient.stride() != parameter.stride():
@@ -83,16 +89,23 @@ class GradientDescent:
             parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                self.parameters[name].copy_(torch.where(mask, self.parameters[name], before[name]))
 
     @property
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizer state of each parameter, as `name|key`."""
-        return {
+        """The optimizer state of each parameter, as `name|key`, and what masks of the update remember."""
+        return self._mask_state | {
             f"{name}|{key}": value
             for name, parameter in self.parameters.items()
             for key, value in self._optimizer.state[parameter].items()
             if isinstance(value, Tensor)
         }
+
+
+def _is_mask(full_name: str) -> bool:
+    return full_name.rpartition("|")[2].startswith(REMEMBERED)
 
 
 def check_loss(loss: Tensor) -> None:
@@ -146,7 +159,13 @@ def unroll(
         if order == 0:
             values = {name: value.detach().requires_grad_() for name, value in values.items()}
         gradients = gradients_of(losses_of(values, batch), values, transforms, generator, order == 2)
+        remembered = {name: value for name, value in state.items() if _is_mask(name)}
+        masks, remembered = masks_of(transforms, gradients, remembered, generator)
+        before = values
         values, state = optimizer.update(values, gradients, state)
+        for name, mask in masks.items():
+            values[name] = torch.where(mask, values[name], before[name])
+        state |= remembered
     if order == 0:
         values = {name: value.detach() for name, value in values.items()}
     return values, state
