@@ -12,8 +12,10 @@ from uptake.lm.base import Segment
 from uptake.lm.fact_values import ValueSearch
 from uptake.lm.generation import Decoding
 from uptake.lm.key_statistics import OrdinaryText
+from uptake.lm.wrappers import Prefixed
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.gated_editor import GatedEditor
+from uptake.methods.gated_memory.scope import Words
 from uptake.methods.memit import Memit
 from uptake.text.types import Found, Passage
 
@@ -76,5 +78,15 @@ def test_forgetting_is_the_editors_and_a_prompt_can_be_about_several() -> None:
     found = both.adapted([made(both, lm, *EDITS)], lm).score(prompt)[0].log_probs
     pair = EDITOR.adapted([made(EDITOR, lm, *EDITS[:2])], lm).score(prompt)[0].log_probs
     assert torch.equal(found, pair)
+    # Written before the prompt as well, an edit is let in before it as the gated memory does.
+    beside = replace(METHOD, shown=1, template="{prompt} {target}. ")
+    found = beside.adapted([made(beside, lm, *EDITS)], lm).score(prompt[:1])[0].log_probs
+    (first,) = Words().memory(EDITS).find(prompt[0].context, 1)
+    alone = EDITOR.adapted([made(EDITOR, lm, first)], lm)
+    tokens = [lm.tokenizer.opening, *lm.tokenizer.encode(f"{first.prompt} {first.text}. ")[0]]
+    assert torch.allclose(found, Prefixed(alone, [tokens]).score(prompt[:1])[0].log_probs, atol=1e-5)
+    for wrong in ({"shown": 2}, {"template": "{prompt}"}):
+        with pytest.raises(BadInput, match=r"shown 2|template"):
+            replace(METHOD, **wrong)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="k 0"):
         replace(METHOD, k=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import toys
-from uptake.adaptation.editing.mend import Blocks, MendNetwork
+from uptake.adaptation.editing.mend import SPEED, Blocks, MendNetwork
 from uptake.adaptation.editing.moments import Moments
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput
@@ -37,8 +37,9 @@ def moved(network: nn.Module, size: float = 0.3) -> None:
     """Give a network's parameters other values than at birth."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter))
+        for name, parameter in network.named_parameters():
+            scale = size / SPEED if "alpha" in name else size
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
@@ -174,7 +175,7 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     )
     episodes = METHOD.episodes(lm, TrainingData((), unrelated=(Document("", "other text"),), edits=edits))
     assert episodes[1] == EditEpisode("the 1 is", " y", "it is 1, the", "other text")
-    training = Training(AdamW(learning_rate=1e-3, weight_decay=0.0), passes=2, save_every=2)
+    training = Training(AdamW(learning_rate=1e-4, weight_decay=0.0), passes=2, save_every=2)
     network, points = train(METHOD, lm, episodes, training, valid=episodes)
     assert points[-1].valid < points[0].valid  # type: ignore[operator]
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from uptake.adaptation.editing.moments import Moments
 
+SPEED = 100  # how much faster rates learn than blocks, as in the paper: one optimizer steps both
+
 
 class Blocks(nn.Module):
     """The network of one shape of weight, [out, in], for `layers` layers of it.
@@ -74,7 +76,12 @@ class MendNetwork(nn.Module):
                 for into, out in dict.fromkeys(shapes)
             }
         )
-        self.alpha = nn.Parameter(torch.full((len(self._keys),), alpha))
+        self.slow_alpha = nn.Parameter(torch.full((len(self._keys),), alpha / SPEED))
+
+    @property
+    def alpha(self) -> Tensor:
+        """The rate of each weight, [weights]."""
+        return self.slow_alpha * SPEED
 
     def see(self, tokens: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take the tokens of an edit into the statistics of their shapes."""

@@ -84,13 +84,14 @@ def _gate(lm: LM, memory: Memory, k: int, template: str) -> Gate:
         found = memory.find(prompt, max(1, k))
         if not found:
             return None
-        text = "".join(_written(edit, template) for edit in reversed(found[:k]))
+        text = "".join(written(edit, template) for edit in reversed(found[:k]))
         return tuple(lm.tokenizer.encode(text)[0])
 
     return decide
 
 
-def _written(edit: Passage, template: str) -> str:
+def written(edit: Passage, template: str) -> str:
+    """Return an edit as a template writes it before a prompt."""
     return template.replace(PROMPT, edit.prompt).replace(TARGET, edit.text)
 
 
