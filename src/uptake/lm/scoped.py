@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-import torch
 from torch import Tensor
 
 from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
@@ -28,9 +27,8 @@ class Asked(NamedTuple):
 class Scoped(Wrapper):
     """Each row's prompt is answered by the LM that `choose` gives for it.
 
-    The prompt is the context of what is scored, and what is read first where a text is continued. Where a
-    whole text is read without a cache, every token but the last is the base's, for the prompt that a place
-    stands in is the text up to it.
+    The prompt is the context of what is scored, and what is read first where a text is continued; it is
+    empty where a whole text is read without a cache, for no place may depend on a later token.
     """
 
     @abstractmethod
@@ -51,15 +49,14 @@ class Scoped(Wrapper):
             log_probs, kept = cache.answering.step(ids, cache.inner)
             return log_probs, _ScopedCache(cache.answering, kept)
         gaps = [ids.shape[1] - length for length in lengths or [ids.shape[1]] * len(ids)]
+        if cache is None:
+            empty = (self.tokenizer.opening,)
+            answering = self.choose([Asked(row, empty) for row in range(len(ids))])
+            return answering.step(ids, None, lengths)[0], None
         rows = [Asked(row, tuple(ids[row, gap:].tolist())) for row, gap in enumerate(gaps)]
         answering = self.choose(rows)
-        if cache is not None:
-            log_probs, kept = answering.step(ids, answering.start(), lengths)
-            return log_probs, _ScopedCache(answering, kept)
-        base = self.inner.step(ids, None, lengths)[0]
-        if answering is self.inner:
-            return base, None
-        return torch.cat([base[:, :-1], answering.step(ids, None, lengths)[0][:, -1:]], 1), None
+        log_probs, kept = answering.step(ids, answering.start(), lengths)
+        return log_probs, _ScopedCache(answering, kept)
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         self._check_rows(len(examples))

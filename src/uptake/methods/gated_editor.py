@@ -13,6 +13,7 @@ from uptake.lm.base import LM
 from uptake.lm.gated import Gate, Gated
 from uptake.lm.key_statistics import OrdinaryText
 from uptake.lm.scoped import Asked, Scoped
+from uptake.lm.wrappers import Routed
 from uptake.methods.contract.composed import MethodWrapper
 from uptake.methods.contract.method import Context, Method, MethodSpec, State, same_base
 from uptake.methods.gated_memory import check_template, written
@@ -49,11 +50,14 @@ class AboutOne(Scoped):
         about = [self._about(one) for one in asked]
         if not any(about):
             return self.inner
-        states = [
-            self._only(one.row, {edit.id for edit in edits}) for one, edits in zip(asked, about, strict=True)
+        # Each by itself: which other prompts are in scope changes no bit of a row.
+        parts = [
+            self._method.adapted([self._only(one.row, {edit.id for edit in edits})], self.inner)
+            if edits
+            else self.inner
+            for one, edits in zip(asked, about, strict=True)
         ]
-        opened = self._method.adapted(states, self.inner)
-        return Gated(self.inner, [self._gate(edits) for edits in about], opened)
+        return Gated(self.inner, [self._gate(edits) for edits in about], Routed(parts))
 
     def _gate(self, edits: Sequence[Passage]) -> Gate:
         if not edits:
