@@ -203,7 +203,7 @@ def _scored(
         source = _source(store, document, query)
         draws = np.random.default_rng(stable_hash("choose", document.id))
         found = spec.select.choose(source, VARIANTS[name].k, draws)
-    context = Context(continues=False)
+    context = Context(continues=spec.segment is not None)
     evidence = Evidence(found, query.context, source)
     whole = lm if under is None else Recorded(lm, under.log_probs)
     (state,) = spec.method.adapt([spec.method.init(whole)], whole, [evidence], context)

@@ -104,7 +104,9 @@ def test_compare_writes_page_and_report(run: Run, world: World, tmp_path: Path) 
               "-k", "1,2", "--set", "learning_rate=1e-3", "--json", out, "--html", page)  # fmt: skip
     assert ran.code == 0 and "gain at k" in ran.out
     report = json.loads(out.read_text())
-    assert list(report["methods"]) == ["base", "random", "in-context", "ttt-nn", "in-context/ttt-nn"]
+    assert list(report["methods"]) == [
+        "base", "random", "in-context", "n-gram", "ttt-nn", "in-context+n-gram", "in-context+n-gram/ttt-nn"
+    ]  # fmt: skip
     assert [at["k"] for at in report["methods"]["ttt-nn"]["by_k"]] == [1, 2]
     assert report["settings"]["random"]["optimizer"]["learning_rate"] == 1e-3
     assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:200]
@@ -116,7 +118,7 @@ def test_the_table_never_loses_the_method_on_a_narrow_screen(
     monkeypatch.setenv("COLUMNS", "60")
     ran = run("compare", "-m", world.model, "-s", world.lexical, "--data", world.data, *SMALL, "--limit", "2")
     assert max(map(len, ran.out.splitlines()[:-1])) <= 60
-    assert re.search(r"in-context/ttt-nn +2", ran.out) and "…" not in ran.out
+    assert re.search(r"in-context\+n-gram/ttt-nn +2", ran.out) and "…" not in ran.out
 
 
 def test_the_base_alone_needs_no_store(run: Run, world: World) -> None:

@@ -28,8 +28,10 @@ from uptake.report.formatting import many, percent
 from uptake.store.datastore import Datastore
 
 ValueT = TypeVar("ValueT")
-SMALL_METHODS = ("base", "random", "in-context", "ttt-nn", "in-context/ttt-nn")
-LARGE_METHODS = ("base", "random", "in-context", "in-context-refreshed", "ttt-nn", "in-context/ttt-nn")
+# n-gram costs next to nothing and helps any other: the mixture is the best that is known (docs/results.md).
+_BEST = ("n-gram", "ttt-nn", "in-context+n-gram", "in-context+n-gram/ttt-nn")
+SMALL_METHODS = ("base", "random", "in-context", *_BEST)
+LARGE_METHODS = ("base", "random", "in-context", "in-context-refreshed", *_BEST)
 TOGETHER = 8  # queries side by side, where that helps
 Progress = Callable[[str, int, float], None]  # what is chosen, how many rates were tried, the best gain
 
