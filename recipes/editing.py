@@ -65,6 +65,8 @@ EDITORS = {
     "gated-memory": Editor("gated-memory"),
     "gated-finetune": Editor("gated-finetune"),
     "gated-both": Editor("gated-finetune", ("k=1",)),
+    "gated-editor": Editor("gated-editor"),
+    "gated-editor-shown": Editor("gated-editor", ("shown=1",)),
     "rome": Editor("rome", most=300),
     "memit": Editor("memit", most=300),
     "alphaedit": Editor("alphaedit", most=300),
