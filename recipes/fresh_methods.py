@@ -62,7 +62,7 @@ class Variant:
 
     def spec(self) -> MethodSpec:
         spec = method_specs([self.method], self.settings)[self.method]
-        if not spec.searches or not spec.select.gives_passages:
+        if not self.k or self.onto:
             return spec
         return replace(spec, select=Random() if self.drawn else Nearest())
 
@@ -152,11 +152,12 @@ class Recorded(Wrapper):
     def around(self, inner: LM) -> Self:
         return type(self)(inner, self.log_probs.tolist())
 
+    def max_input_tokens(self, row: int) -> int:
+        return sys.maxsize  # the text was cut into windows, if need be, when it was scored
+
     def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
         if [len(example.target) for example in examples] != [len(self.log_probs)]:
-            raise BadInput(
-                "the text was scored in windows, or is another: score the variant underneath again"
-            )
+            raise BadInput("another text was scored: score what is underneath again")
         return [self.log_probs]
 
     def step(
