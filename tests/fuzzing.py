@@ -22,16 +22,16 @@ from stubs import StubEncoder
 from test_chunk_view import LENGTH, Counting, document
 from test_token_view import StubKeyer
 from test_train import EPISODES, LearnedMemory
-from uptake import report
+from uptake import editing, report
 from uptake.adaptation.delta import Delta, LowRank
 from uptake.adaptation.delta.gated import Gated, Near
 from uptake.adaptation.tensors import read_tensors
 from uptake.adaptation.token_weights import network as weighing
 from uptake.codec import plain
-from uptake.evaluation import rates
+from uptake.evaluation import edit_replies, rates
 from uptake.evaluation.journal import Journal
 from uptake.evaluation.protocol import Part
-from uptake.evaluation.rates import ChosenRate
+from uptake.evaluation.rates import ChosenRate, Tried
 from uptake.evaluation.tune import Recipe
 from uptake.gguf import dequantised
 from uptake.lm.base import LM
@@ -49,6 +49,8 @@ from uptake.store import Datastore
 from uptake.store.cache import Stamps
 from uptake.store.cluster import build
 from uptake.store.views.chunk_neighbours import ChunkNeighbours, find_neighbours
+from uptake.tasks.edit_asking import Reply
+from uptake.tasks.edits import Edit
 from uptake.text.types import Chunking
 
 Files = Mapping[str, bytes]
@@ -234,7 +236,7 @@ def _checked(folder: Path) -> Stamps:
 
 
 def make_rate(folder: Path, seed: int) -> None:
-    found = ChosenRate(0.1 + seed, 0.2, 8, 5, 1.0, ((0.1, 0.2),))
+    found = ChosenRate(0.1 + seed, 0.2, 8, 5, 1.0, (Tried(0.1, 0.2, 8),))
     (folder / f"{seed:016x}.json").write_bytes(to_json({"of": f"{seed:016x}", **plain(found)}))
 
 
@@ -256,6 +258,23 @@ def read_gguf(folder: Path) -> object:
         return {path.name: path.read_bytes() for path in found.folder.iterdir()}
 
 
+def make_replies(folder: Path, seed: int) -> None:
+    folder.chmod(0o700)
+    kept = edit_replies._Kept(f"{seed:016x}", (Reply(f"answer {seed}", True), Reply("none", False, nats=0.5)))
+    (folder / f"{seed:016x}.json").write_bytes(to_json(plain(kept)))
+
+
+def read_replies(folder: Path) -> object:
+    found = edit_replies._read(folder / f"{0:016x}.json")
+    return {} if found is None else {"replies": found}
+
+
+def make_edits(folder: Path, seed: int) -> None:
+    edits = (Edit("one", "The sea is", f"wide {seed}"), Edit("two", "The sky is", "blue"))
+    kept = editing._Kept("finetune", (), seed, "base", edits)
+    (folder / editing.EDITS).write_bytes(to_json(plain(kept)))
+
+
 CASES = {
     "store": Case(make_store, read_store, share=12),
     "cache": Case(make_lists, read_lists, anew=True, share=4),
@@ -269,6 +288,8 @@ CASES = {
     "weighing": tensors("network", save_a_weighing, lambda lm, path: weighing.from_file(path)),
     "checkpoint": tensors("training", train_with_a_checkpoint, train_with_a_checkpoint),
     "rate": Case(make_rate, read_rate, subset=True, anew=True),
+    "replies": Case(make_replies, read_replies, subset=True, anew=True),
+    "edits": Case(make_edits, editing._read, alone=True),
     "gguf": Case(make_gguf, read_gguf, anew=True, share=1),
     "recipe": Case(make_recipe, lambda folder: Recipe.read(folder / "file"), alone=True),
     "report": Case(make_report, read_report, alone=True),

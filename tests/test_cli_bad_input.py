@@ -39,7 +39,7 @@ from cli_world import (  # noqa: F401
         (("--device", "toaster"), "device 'toaster' cannot be used here"),
         (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
         (("--device", "meta"), "device 'meta'"),
-        (("--dtype", "float31"), "dtype 'float31': use one of float32"),
+        (("--dtype", "float31"), "dtype 'float31': use one of auto, float32"),
         (("--threads", "0"), "--threads 0: use 1 or more"),
         (("--limit", "0"), "--limit 0: use 1 or more"),
         (("--limit", "-3"), "--limit -3"),

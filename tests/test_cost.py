@@ -131,10 +131,11 @@ def test_the_verb_tells_what_a_comparison_will_take(
     common = ("-m", world.model, "--data", world.data, "--suffix", "80", "-k", "1,2", "--queries", "2")
     ran = run("cost", *common, "-s", world.lexical)
     assert ran.code == 0 and ran.out.startswith("method")
-    assert [line.split()[0] for line in ran.out.splitlines()[1:5]] == [
+    assert [line.split()[0] for line in ran.out.splitlines()[1:6]] == [
         "base",
         "random",
         "in-context",
+        "n-gram",
         "ttt-nn",
     ]
     assert "6 documents: about" in ran.out and "2 measured" in ran.out

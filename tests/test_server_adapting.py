@@ -9,6 +9,7 @@ import pytest
 
 import toys
 from server_world import LORA, TEXTS
+from uptake.adaptation.delta import LowRank
 from uptake.lm.grid import Grid
 from uptake.methods.contract.naming import method_specs
 from uptake.methods.contract.spending import Budget
@@ -111,8 +112,10 @@ def test_together_or_alone_a_state_is_the_same(asking: Asking) -> None:
     asking.finish()
     for (one, _), (two, _) in zip(asking.told, other.told, strict=True):
         assert isinstance(one, Made) and isinstance(two, Made) and one.answers.own and two.answers.own
-        for name, part in one.answers.own.factors.items():
-            assert part.up.equal(two.answers.own.factors[name].up)
+        for name, part in one.answers.own.parts.items():
+            other_part = two.answers.own.parts[name]
+            assert isinstance(part, LowRank) and isinstance(other_part, LowRank)
+            assert part.up.equal(other_part.up)
 
 
 def test_the_least_recently_used_go_first_and_a_tenant_fills_its_own_room_alone(asking: Asking) -> None:

@@ -14,6 +14,7 @@ import pytest
 import server_world
 from cli_world import Run, refused, run_fixture  # noqa: F401
 from server_world import LORA, TEXTS, Running
+from uptake.server import generating
 from uptake.server.admit import House
 from uptake.server.keys import Keys, Limits
 
@@ -70,7 +71,10 @@ def test_what_a_key_has_used_up_is_refused_with_the_time_to_wait(server: Running
     assert server.post(**asked(small, max_tokens=60)).status_code == 400
 
 
-def test_a_revoked_key_ends_what_runs_under_it(server: Running, keys: Keys) -> None:
+def test_a_revoked_key_ends_what_runs_under_it(
+    server: Running, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generating, "ASKED_EVERY", 0.01)  # a toy is done within a second
     key, secret = keys.add("gone")
     client = server.openai(secret)
     stream = client.completions.create(model="toy", prompt="a", max_tokens=250, n=8, stream=True)

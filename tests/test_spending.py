@@ -1,12 +1,11 @@
 """What a query may spend depends on nobody beside it, and what stopped a reading is said."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import toys
 from uptake import api
@@ -39,13 +38,15 @@ class Clocks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passes = 0
-        step = Causal.step
+        for name in ("step", "step_at"):
+            monkeypatch.setattr(Causal, name, self._counted(getattr(Causal, name)))
 
-        def counted(lm: Causal, ids: Tensor, cache: Any = None) -> Any:
+    def _counted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(lm: Causal, *given: Any) -> Any:
             self.passes += 1
-            return step(lm, ids, cache)
+            return step(lm, *given)
 
-        monkeypatch.setattr(Causal, "step", counted)
+        return counted
 
     def __call__(self) -> Times:
         return Times(*(self.passes * part for part in STEP))

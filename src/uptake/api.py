@@ -157,6 +157,7 @@ def adapt(
     budget: Budget | None = None,
     leak: LeakFilter | None = None,
     continues: bool = False,
+    called: str = "",
     progress: Choosing = lambda name, tried, best: None,
 ) -> Session:
     """Return a session that has read what the store holds near `prompt` and answers from it.
@@ -173,6 +174,7 @@ def adapt(
         budget=budget,
         leak=leak,
         continues=continues,
+        called=called,
         progress=progress,
     )
     session.adapt(prompt)

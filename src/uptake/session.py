@@ -34,9 +34,10 @@ CHECKED = 32  # tokens of a prompt that an adapted model must have finite log-pr
 class Session:
     """A base model adapted for one person or request, step by step; the model itself stays as it is.
 
-    `method` is a name, with `settings` as on the command line, or a method spec. What it leaves open, such as
-    the learning rate, is settled first, on the `store` if there is one (evaluation/defaults.py), and `notes`
-    say how; `progress(name, tried, best)` is told of each rate that is tried.
+    `method` is a name, with `settings` as on the command line, or a method spec, `called` so in notes. What
+    it leaves open, such as the learning rate, is settled first, on the `store` if there is one
+    (evaluation/defaults.py), and `notes` say how; `progress(name, tried, best)` is told of each rate that is
+    tried.
     `adapt` reads what `store` holds near a prompt and `read` any text; `generate`, `stream` and `score`
     answer from all of it, and `forget` takes passages back. `budget` bounds all readings of the session
     together. A session that does not `continue` reads once and answers: the optimizer state, for AdamW on all
@@ -58,13 +59,14 @@ class Session:
         budget: Budget | None = None,
         leak: LeakFilter | None = None,
         continues: bool = True,
+        called: str = "",
         progress: Progress = lambda name, tried, best: None,
     ) -> None:
         if isinstance(method, MethodSpec) and settings:
             raise BadInput(f"settings {', '.join(settings)}: set them in the method spec, or give a name")
         self.model = model
         spec = method if isinstance(method, MethodSpec) else method_specs([method], settings)[method]
-        name = type(spec.method).__name__.lower() if isinstance(method, MethodSpec) else method
+        name = called or (method if isinstance(method, str) else type(spec.method).__name__.lower())
         self.spec, self.notes = with_defaults_of(model, name, spec, store, _checked(k), seed, progress)
         self.continues = continues
         self._store, self._k, self._seed, self._leak = store, _checked(k), seed, leak or LeakFilter.off()

@@ -331,6 +331,7 @@ def _choices(kind: Any) -> dict[str, type[Any]]:
 
 
 def _classes(kind: Any) -> Iterator[Any]:
+    kind = get_origin(kind) or kind  # Method[Any] is any Method
     if dataclasses.is_dataclass(kind) and not inspect.isabstract(kind):
         yield kind
     for each in kind.__subclasses__():

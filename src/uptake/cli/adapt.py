@@ -68,6 +68,7 @@ def adapt(
             base,
             prompt,
             spec,
+            called=method,
             store=opened,
             k=k,
             seed=seed,

@@ -135,6 +135,7 @@ def generate(
             base,
             prompt,
             spec,
+            called=method,
             store=opened,
             k=k,
             seed=seed,

@@ -21,6 +21,7 @@ from uptake.server.errors import ApiError, internal
 from uptake.server.keys import Key
 from uptake.server.meter import Meter
 
+ASKED_EVERY = 1.0  # seconds after which a running request asks again whether its key stands
 log = logging.getLogger("uptake.server")
 HEADERS = {"cache-control": "no-store"}
 UNREAD = 30.0  # seconds that a chunk may wait for a client to read
@@ -121,7 +122,7 @@ class Generating(Response):
 
     async def _revoked(self) -> None:
         while self._allowed():
-            await asyncio.sleep(1)
+            await asyncio.sleep(ASKED_EVERY)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
