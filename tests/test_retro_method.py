@@ -442,3 +442,8 @@ def test_a_half_precision_base_keeps_its_bits_and_is_read_beside_parts_of_more()
         found, cache = model.step(part, cache)
         parts.append(found)
     assert torch.allclose(torch.cat(parts, 1), model.step(ids)[0], atol=0.5)
+
+
+def test_layers_are_numbers_that_can_be_read() -> None:
+    with pytest.raises(BadInput, match="write numbers from 1 on"):
+        Retro(layers="²")

@@ -143,7 +143,7 @@ def _folder(root: Path, reading: Reading, skipped: Skipped) -> Iterator[Piece]:
 def _unread(path: Path) -> str:
     """The reason for a file of no format here: by its suffix, unless that is a number or the like."""
     suffix = formats.suffix(path)
-    usual = suffix[1:].isascii() and suffix[1:].isalnum() and not suffix[1:].isdigit() and len(suffix) < 12
+    usual = suffix[1:].isascii() and suffix[1:].isalnum() and not suffix[1:].isdecimal() and len(suffix) < 12
     kind = suffix if usual else "other" if suffix else "no suffix"
     return f"of no format that is read ({kind})"
 

@@ -300,7 +300,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], FrozenModelMetho
     @property
     def _layers(self) -> tuple[int, ...]:
         parts = [part.strip() for part in self.layers.split(",") if part.strip()]
-        if not all(part.isdigit() and int(part) for part in parts):
+        if not all(part.isdecimal() and int(part) for part in parts):
             raise BadInput(f"layers {self.layers!r}: write numbers from 1 on, such as 6,9,12")
         return tuple(sorted({int(part) for part in parts}))
 

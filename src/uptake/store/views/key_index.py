@@ -218,4 +218,4 @@ class KeyIndex:
 
 def _covered(path: Path) -> int:
     tail = path.name.rpartition("-")[2]
-    return int(tail) if tail.isdigit() else -1
+    return int(tail) if tail.isdecimal() else -1
