@@ -24,7 +24,7 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.experts import Experts, FixedShare
-from uptake.lm.generation import Decoding, Token
+from uptake.lm.generation import Continuation, Decoding, Token
 from uptake.lm.rows import WIDTH, left_padded
 from uptake.lm.wrappers import Prefixed, Routed
 from uptake.text.detokenizer import Detokenizer
@@ -299,6 +299,22 @@ def test_a_word_that_goes_on_from_a_text_begins_with_its_space() -> None:
         detokenizer = Detokenizer(tokenizer, before)
         pieces = [*map(detokenizer.push, ids), detokenizer.flush()]
         assert "".join(pieces) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-38, 1e-6])
+def test_a_temperature_next_to_zero_is_greedy(temperature: float, dtype: torch.dtype) -> None:
+    log_probs = torch.tensor([0.1, 0.2, 0.4, 0.3]).log().to(dtype)
+    for top_p in (1.0, 1e-300):
+        decoding = Decoding(tokens=1, temperature=temperature, top_p=top_p)
+        assert Continuation(toys.lm().tokenizer, [0], 9, decoding).choose(log_probs).id == 2
+
+
+def test_a_nucleus_next_to_nothing_holds_the_likeliest_token() -> None:
+    log_probs = torch.tensor([0.1, 0.2, 0.4, 0.3]).log()
+    for seed in range(9):
+        decoding = Decoding(tokens=1, temperature=2.0, top_p=1e-300, seed=seed)
+        assert Continuation(toys.lm().tokenizer, [0], 9, decoding).choose(log_probs).id == 2
 
 
 def test_decoding_refuses_what_cannot_be() -> None:

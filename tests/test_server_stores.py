@@ -10,6 +10,8 @@ import pytest
 
 import server_world
 from server_world import LORA, TEXTS, Running
+from uptake.errors import BadInput
+from uptake.server.engine import folders
 from uptake.server.keys import Keys, Limits
 
 CANARY = "zyxwvut-canary-98765"
@@ -53,6 +55,21 @@ def filled(client: openai.OpenAI, *texts: str) -> tuple[str, list[str]]:
         held = client.vector_stores.files.create_and_poll(file, vector_store_id=store.id, poll_interval_ms=20)
         assert held.status == "completed"
     return store.id, files
+
+
+def test_a_second_server_is_refused_the_folder_of_one_that_runs(
+    server: Running, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "PATIENCE", 0.1)
+    with pytest.raises(BadInput, match="another server"):
+        folders.Held(root / "data")
+    assert server.door.engine.ready
+
+
+def test_a_folder_is_free_once_its_server_has_gone(tmp_path: Path) -> None:
+    first = folders.Held(tmp_path)
+    first.close()
+    folders.Held(tmp_path).close()
 
 
 def bytes_under(root: Path) -> bytes:

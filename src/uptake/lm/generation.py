@@ -195,10 +195,10 @@ class Continuation:
                 f"the model's prediction after {self._count:,} tokens is not finite: use another number "
                 "format, or a smaller learning rate where it was adapted"
             )
-        if self._decoding.temperature == 0:
-            token = int(log_probs.argmax())
-        else:
-            shares = _nucleus((log_probs / self._decoding.temperature).softmax(-1), self._decoding.top_p)
+        token, temperature = int(log_probs.argmax()), self._decoding.temperature
+        # A temperature so near to zero that even the likeliest overflows leaves no other token a chance.
+        if temperature > 0 and (scaled := log_probs / temperature)[token].isfinite():
+            shares = _nucleus(scaled.softmax(-1), self._decoding.top_p)
             token = int(torch.multinomial(shares, 1, generator=self._generator))
         best = log_probs.topk(min(self._decoding.alternatives, len(log_probs)))
         alternatives = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -243,6 +243,8 @@ def _nucleus(shares: Tensor, top_p: float) -> Tensor:
     if top_p == 1:
         return shares
     ordered, places = shares.sort(descending=True, stable=True)
-    # A token stays where those before it do not suffice; the first always does.
-    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    # A token stays where those before it do not suffice; the first always does, though `top_p` round to zero.
+    enough = ordered.cumsum(-1) - ordered >= top_p
+    enough[..., 0] = False
+    ordered = ordered.masked_fill(enough, 0.0)
     return torch.zeros_like(shares).scatter(-1, places, ordered)

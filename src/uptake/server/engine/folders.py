@@ -1,7 +1,9 @@
 """Where what clients store lies: a folder a tenant, a folder a store, and files under their ids."""
 
+import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 
 from uptake.errors import BadInput, UptakeError
@@ -11,6 +13,33 @@ from uptake.text.formats import by_suffix
 from uptake.text.readers import read
 from uptake.text.reading import Reading
 from uptake.text.types import Document
+
+PATIENCE = 10.0  # seconds for the engine of a server that was killed to end
+
+
+class Held:
+    """The right of one engine at a time to a folder; it ends with the process, however that dies."""
+
+    def __init__(self, root: Path) -> None:
+        """Take it. Raises BadInput where another engine has it and keeps it."""
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    self.close()
+                    raise BadInput(
+                        f"--data {root}: another server has this folder; stop it, or give another folder"
+                    ) from None
+                time.sleep(0.05)
+
+    def close(self) -> None:
+        """Give it back."""
+        os.close(self._handle)
 
 
 class Folders:

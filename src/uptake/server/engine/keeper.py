@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from uptake.errors import UptakeError
 from uptake.sealed import write_whole
-from uptake.server.engine.folders import Folders, sync, unlink
+from uptake.server.engine.folders import Folders, Held, sync, unlink
 from uptake.server.errors import ApiError, bad, not_found
 from uptake.server.records import Records, Thing, minted
 from uptake.store.datastore import Datastore
@@ -32,10 +32,15 @@ class Keeper:
     def __init__(self, root: Path, thread: ThreadPoolExecutor, forget: Forget) -> None:
         """`thread` does one thing after another, searches too."""
         self._root, self._thread, self._forget = root, thread, forget
+        self._held = Held(root)
         self._at = Folders(root)
         self.records = Records(root / "records.db")
         for path in self._at.of("", "uploads").iterdir():  # of uploads that nobody was told of
             path.unlink()
+
+    def close(self) -> None:
+        """Leave the folder to another engine."""
+        self._held.close()
 
     def submit(self, do: Callable[[], MadeT]) -> Future[MadeT]:
         """Do something in the keeper's thread, after all that was asked before."""

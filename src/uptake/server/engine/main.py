@@ -223,6 +223,8 @@ def serve(link: Link) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     engine.run()
+    if engine.keeper is not None:
+        engine.keeper.close()
 
 
 def main() -> None:
