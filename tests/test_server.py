@@ -361,6 +361,13 @@ WRONG: list[tuple[str, str, Any, int, str | None]] = [
         400,
         "uptake.method",
     ),
+    (
+        "POST",
+        "/v1/completions",
+        {"model": "toy", "prompt": "a", "uptake": {"store": "vs_x"}},
+        400,
+        "uptake.method",
+    ),
     ("POST", "/v1/chat/completions", {"model": "toy", "messages": []}, 400, "messages"),
     ("POST", "/v1/nothing", {}, 404, None),
     ("GET", "/v1/completions", None, 405, None),

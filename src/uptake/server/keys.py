@@ -60,7 +60,10 @@ class Keys:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time, make: bool = False) -> None:
         """Open the file, or make it. Raises BadInput where it is not there or is something else."""
         if not make and not path.is_file():
-            raise BadInput(f"keys {path}: there is no such file; make a first key with `uptake keys add`")
+            raise BadInput(
+                f"keys {path}: there is no such file; make a first key with "
+                f"`uptake keys add TENANT --file {path}`"
+            )
         self.path, self._clock = path, clock
         try:
             with self._open() as database:

@@ -127,8 +127,9 @@ class Plans:
             explain=bool(asked.get("explain")),
         )
         if not plan.spec.method.reads:
-            if plan.texts:
-                raise bad("the base reads no texts: name a method that does", "uptake.method")
+            for name, given in (("texts", plan.texts), ("store", plan.store)):
+                if given:
+                    raise bad(f"the base reads no {name}: name a method that does", "uptake.method")
             return None
         if plan.spec.searches and plan.k and plan.store is None and not plan.texts:
             raise bad(f"{plan.method} reads neighbours and there is no store: name one", "uptake.store")
