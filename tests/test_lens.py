@@ -36,7 +36,7 @@ def browser_fixture() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1200, "dark")])
 def test_a_person_sees_what_reading_does(server: Running, browser: Any, width: int, scheme: str) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = browser.new_page(bypass_csp=True, viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.set_default_timeout(120_000)
     said: list[str] = []
     asked: list[str] = []
@@ -73,7 +73,7 @@ def test_a_person_sees_what_reading_does(server: Running, browser: Any, width: i
 
 
 def test_stop_frees_the_rows(server: Running, browser: Any) -> None:
-    page = browser.new_page()
+    page = browser.new_page(bypass_csp=True)
     page.set_default_timeout(120_000)
     page.goto(f"{server.url}/lens")
     page.wait_for_function("document.querySelector('#model').options.length > 1")
@@ -92,7 +92,7 @@ def test_stop_frees_the_rows(server: Running, browser: Any) -> None:
 
 
 def test_what_goes_wrong_is_said(server: Running, browser: Any) -> None:
-    page = browser.new_page()
+    page = browser.new_page(bypass_csp=True)
     page.set_default_timeout(120_000)
     page.goto(f"{server.url}/lens")
     page.wait_for_function("document.querySelector('#model').options.length > 1")

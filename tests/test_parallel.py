@@ -86,7 +86,8 @@ def test_a_killed_workers_batch_is_done_again_and_no_worker_is_an_error(
             made.append(part)
             if len(made) == 1:
                 os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
-        assert sorted(place for part in made for place in part.places) == list(range(len(batches)))
+        whole = [part for part in made if part.rows]
+        assert sorted(place for part in whole for place in part.places) == list(range(len(batches)))
         assert len(hands._alive) == 1
         os.kill(next(iter(hands._alive.values())).pid, signal.SIGKILL)
         with pytest.raises(UptakeError, match="every worker died"):

@@ -13,7 +13,7 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.examples import Example
 from uptake.lm.rows import left_padded
-from uptake.lm.wrappers import Prefixed
+from uptake.lm.wrappers import Prefixed, Routed
 
 # Whether a prompt is in scope: None where it is not, else the tokens to read before it, which may be none.
 Gate = Callable[[str], tuple[int, ...] | None]
@@ -130,7 +130,10 @@ class Gated(Wrapper):
 
     def _open(self, rows: Sequence[int], let_in: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> LM:
         """Return the LM of these rows behind what is let in, as far as it fits beside `sizes` tokens."""
-        lm = (self.opened or self.inner).at(rows)
+        lm = self.inner.at(rows)
+        if self.opened is not None:
+            # Each by itself: which others are open is no matter of a row's bits.
+            lm = Routed([self.opened.at([row]) for row in rows])
         prefixes = []
         for row, (tokens, size) in enumerate(zip(let_in, sizes, strict=True)):
             free = lm.max_input_tokens(row) - size
