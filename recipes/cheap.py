@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fresh_common import PROTOCOL, choosing, difference, drawn, source_of, store_of
 from torch import nn
 
 import uptake
 from uptake.codec import load
 from uptake.errors import UptakeError
-from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.evaluation.queries import Query
 from uptake.evaluation.records import RecordFile
 from uptake.lm.activations import ActivationReader
@@ -39,10 +39,8 @@ from uptake.methods.finetune import Finetune
 from uptake.report.metrics import gain, gain_difference, gain_interval, ratio_interval
 from uptake.settings import apply
 from uptake.store import Datastore
-from uptake.text.overlap import LeakFilter
-from uptake.text.types import Document, Found, Source, stable_hash
+from uptake.text.types import Document, Found, Source
 
-PROTOCOL = PerQuery(search=256)  # what retrieves is the end of the prefix
 K = 10
 LAYERS = 4  # that train above what the store keeps
 RESCORED = 2  # documents on which the published loop's scorings are all made
@@ -156,10 +154,10 @@ def score(model: str, data: Path, part: str, documents: int, names: Sequence[str
     lm = uptake.load(model)
     assert isinstance(lm, Causal)
     published = PublishedLoop(lm)
-    store = _store(data)
+    store = store_of(data)
     journal = _journal(data, part)
     done = {(row.document, row.variant) for row in journal.start(lambda row: load(Scored, row))}
-    every = sorted(uptake.read(data / f"{part}.jsonl"), key=lambda each: stable_hash("drawn", each.id))
+    every = drawn(data, part)
     if any(_kept_for(name) for name in names):
         yield _keep(lm, store, every[:documents], names)
     for place, document in enumerate(every[:documents]):
@@ -190,8 +188,8 @@ def _keep(lm: Causal, store: Datastore, documents: Sequence[Document], names: Se
     chosen = set()
     for document in documents:
         (query,) = PROTOCOL.queries(document)
-        for drawn in {VARIANTS[name].drawn for name in names if _kept_for(name)}:
-            chosen |= {passage.id for passage in _found(store, document, query, drawn)[0].passages}
+        for at_random in {VARIANTS[name].drawn for name in names if _kept_for(name)}:
+            chosen |= {passage.id for passage in _found(store, document, query, at_random)[0].passages}
     started = time.process_time()
     told = store.read_activations(ActivationReader(lm, LAYERS), passages=sorted(chosen))
     seconds = time.process_time() - started
@@ -210,25 +208,9 @@ def _ours(lm: Causal, evidence: Evidence, query: Query, variant: Variant) -> tup
     return scores.bits, [trained - started, time.process_time() - trained, 0.0]
 
 
-def _found(store: Datastore, document: Document, query: Query, drawn: bool) -> tuple[Found, Source]:
-    source = store.source(
-        query.search,
-        document_id=document.id,
-        group=document.group,
-        whole_text=document.text,
-        leak=LeakFilter(),
-    )
-    draws = np.random.default_rng(stable_hash("choose", document.id))
-    return source.sample(K, draws) if drawn else source.search(K), source
-
-
-def _store(data: Path) -> Datastore:
-    path = data / "lexical.store"
-    if path.exists():
-        return Datastore.open(path)
-    store = Datastore.create(path, retriever="lexical")
-    store.add(uptake.read(data / "store.jsonl"))
-    return store
+def _found(store: Datastore, document: Document, query: Query, at_random: bool) -> tuple[Found, Source]:
+    source = source_of(store, document, query)
+    return source.sample(K, choosing(document)) if at_random else source.search(K), source
 
 
 def _journal(data: Path, part: str) -> RecordFile:
@@ -294,10 +276,7 @@ def _shown(found: Mapping[str, object]) -> str:
     assert isinstance(variants, dict)
     for name, own in variants.items():
         low, high = own["interval"]
-        beyond = ""
-        if "beyond_random" in own:
-            value, (least, most) = own["beyond_random"]
-            beyond = f"{100 * value:.1f} [{100 * least:.1f}, {100 * most:.1f}]"
+        beyond = difference(own.get("beyond_random"))
         lines.append(
             f"| {name} | {100 * own['gain']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] | {beyond} "
             f"| {own['cpu_seconds']:.1f} |"

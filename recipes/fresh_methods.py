@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
+from fresh_common import PROTOCOL, choosing, difference, drawn, source_of, store_of
 from torch import Tensor
 
 import uptake
 from uptake.codec import load
 from uptake.errors import BadInput, UptakeError
-from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.evaluation.queries import Query
 from uptake.evaluation.records import RecordFile
 from uptake.lm.base import LM, Cache, Segment, Wrapper
@@ -37,11 +36,9 @@ from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.contract.naming import method_specs
 from uptake.report.metrics import gain, gain_difference, gain_interval
 from uptake.store import Datastore
-from uptake.text.overlap import LeakFilter
 from uptake.text.select import Nearest, Random
-from uptake.text.types import Document, Found, Source, stable_hash
+from uptake.text.types import Document, Found
 
-PROTOCOL = PerQuery(search=256)  # what retrieves is the end of the prefix
 SHARES = (0.0, 0.01, 0.1)  # as `A/B` has them
 LN2 = math.log(2)
 RUN = "methods"  # what is scored under one model, kept in one file a part
@@ -171,10 +168,10 @@ def score(
 ) -> Iterator[str]:
     """Score so many documents, drawn by a hash, under these variants; yield a line on each."""
     lm = uptake.load(model)
-    store = _store(data)
+    store = store_of(data)
     journal = _journal(data, part, run)
     done = {(row.document, row.variant): row for row in journal.start(lambda row: load(Scored, row))}
-    every = sorted(uptake.read(data / f"{part}.jsonl"), key=lambda each: stable_hash("drawn", each.id))
+    every = drawn(data, part)
     specs = {name: VARIANTS[name].spec() for name in names}
     for document in every[:documents]:
         (query,) = PROTOCOL.queries(document)
@@ -201,9 +198,8 @@ def _scored(
     started = time.process_time()
     found, source = Found(), None
     if spec.searches:
-        source = _source(store, document, query)
-        draws = np.random.default_rng(stable_hash("choose", document.id))
-        found = spec.select.choose(source, VARIANTS[name].k, draws)
+        source = source_of(store, document, query)
+        found = spec.select.choose(source, VARIANTS[name].k, choosing(document))
     context = Context(continues=spec.segment is not None)
     evidence = Evidence(found, query.context, source)
     whole = lm if under is None else Recorded(lm, under.log_probs)
@@ -223,26 +219,6 @@ def _scored(
     )
 
 
-def _source(store: Datastore, document: Document, query: Query) -> Source:
-    """Return where the query may search: not in its own document, nor in what nearly is it."""
-    return store.source(
-        query.search,
-        document_id=document.id,
-        group=document.group,
-        whole_text=document.text,
-        leak=LeakFilter(),
-    )
-
-
-def _store(data: Path) -> Datastore:
-    path = data / "lexical.store"
-    if path.exists():
-        return Datastore.open(path)
-    store = Datastore.create(path, retriever="lexical")
-    store.add(uptake.read(data / "store.jsonl"))
-    return store
-
-
 def _journal(data: Path, part: str, run: str) -> RecordFile:
     return RecordFile(data / f"{run}-{part}.jsonl", f"{part} {PROTOCOL}")
 
@@ -258,13 +234,13 @@ def mixed(rows: Sequence[Scored], shares: Sequence[float] = SHARES) -> float:
 
 def repeated(data: Path, part: str, documents: Sequence[str]) -> dict[str, float]:
     """Return the share of each scored text's runs of 13 words that stand in the 200 nearest passages."""
-    store, found = _store(data), {}
+    store, found = store_of(data), {}
     for document in uptake.read(data / f"{part}.jsonl"):
         if document.id not in documents:
             continue
         (query,) = PROTOCOL.queries(document)
         read = {
-            run for each in _source(store, document, query).search(200).passages for run in _runs(each.text)
+            run for each in source_of(store, document, query).search(200).passages for run in _runs(each.text)
         }
         own = _runs(query.target)
         found[document.id] = sum(run in read for run in own) / max(1, len(own))
@@ -338,7 +314,7 @@ def _shown(found: dict[str, object]) -> str:
             low, high = figure["interval"]
             rate = part["base_bits_per_byte"] * (1 - figure["gain"])
             beyond = " | ".join(
-                _difference(figure.get(f"beyond {each}")) for each in ("control", "in-context")
+                difference(figure.get(f"beyond {each}")) for each in ("control", "in-context")
             )
             lines.append(
                 f"| {name} | {rate:.3f} | {100 * figure['gain']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] "
@@ -346,13 +322,6 @@ def _shown(found: dict[str, object]) -> str:
             )
         lines.append("")
     return "\n".join(lines)
-
-
-def _difference(found: tuple[float, tuple[float, float]] | None) -> str:
-    if found is None:
-        return ""
-    value, (low, high) = found
-    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fresh_common import drawn, store_of
 
 import uptake
 from uptake.adaptation.delta import Delta
@@ -26,7 +27,7 @@ from uptake.errors import UptakeError
 from uptake.lm.causal import Causal
 from uptake.settings import parse
 from uptake.store import Datastore
-from uptake.text.types import Document, stable_hash
+from uptake.text.types import Document
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,8 @@ def main() -> int:
     try:
         lm = uptake.load(options.model)
         assert isinstance(lm, Causal)
-        if options.store.exists():
-            store = Datastore.open(options.store)
-        else:
-            store = Datastore.create(options.store, retriever="lexical")
-            store.add(uptake.read(options.data / "store.jsonl"))
-        every = sorted(
-            uptake.read(options.data / "valid.jsonl"), key=lambda each: stable_hash("drawn", each.id)
-        )
-        documents = every[: options.documents]
+        store = store_of(options.data, options.store)
+        documents = drawn(options.data, "valid")[: options.documents]
         ids = [document.id for document in documents]
         whole: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
         if (

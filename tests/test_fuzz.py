@@ -102,6 +102,7 @@ WRITERS = {
     "evaluation/edit_replies.py:state_bytes": "no file that stays: its size alone is taken",
     "evaluation/rates.py:_keep": "rate",
     "lm/number_format.py:_measured": "a number that is a guess at speed: read by from_json, and made again",
+    "server/engine/folders.py:__init__": "a lock: none of its bytes is read",
     "server/engine/keeper.py:_memory_add": "a text as it came, read as text",
     "server/storing.py:add_routes": "a file as it came, read by the readers of files",
     "evaluation/records.py:keep": "journal",

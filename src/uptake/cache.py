@@ -45,3 +45,12 @@ def discard(folder: Path) -> None:
     with contextlib.suppress(OSError):  # another process was first, or it was never there
         folder.rename(away)
         shutil.rmtree(away, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the bytes of a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from uptake.cache import sync
 from uptake.codec import parse
 from uptake.errors import BadInput, Damaged
 
@@ -124,7 +125,7 @@ def draft_beside(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
             draft.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -135,15 +136,6 @@ def clear_drafts(folder: Path) -> None:
         for left in list(folder.glob(f"{_DRAFT}*")):
             if re.fullmatch(re.escape(_DRAFT) + "[0-9a-f]{16}", left.name) and _abandoned(left):
                 left.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _abandoned(draft: Path) -> bool:

@@ -7,8 +7,6 @@ travel through pipes that the parent makes and nobody else can reach.
 import contextlib
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -22,6 +20,7 @@ from uptake.evaluation.runner import Runner
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
+from uptake.lm.processes import ignoring_interrupts
 from uptake.store.cluster import Cluster
 from uptake.store.datastore import Datastore
 from uptake.store.remote.objects import Location
@@ -93,7 +92,7 @@ class Workers:
         for number in range(self.count):
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=_work, args=(_on(job, number), theirs), daemon=True)
-            with _ignoring_interrupts():
+            with ignoring_interrupts():
                 process.start()
             theirs.close()
             self._alive[ours] = process
@@ -159,19 +158,6 @@ _END = "end"  # what a worker sends after the last part of a batch
 def _from(batch: Batch, part: Part) -> Batch:
     """Return the batch as another worker would go on with it after this part."""
     return replace(batch, resume=Resume(part.saved, part.data)) if part.saved else batch
-
-
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Let processes started in the block ignore Ctrl-C, which a terminal sends to all: this one ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say so
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _on(job: Job, number: int) -> Job:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from uptake.cache import cache_root, clear_drafts, discard, private
+from uptake.cache import cache_root, clear_drafts, discard, private, sync
 from uptake.errors import BadInput, UptakeError
 from uptake.gguf.convert import bytes_after, convert, quantisation
 from uptake.gguf.header import Header, read_header
@@ -86,9 +86,9 @@ def _make(header: Header, digest: str, home: Path, key: str) -> None:
         sums = {file.name: _digest(file) for file in sorted(draft.iterdir())}
         (draft / "sums.json").write_text(json.dumps(sums) + "\n")
         for file in draft.iterdir():
-            _sync(file)
+            sync(file)
         draft.rename(home / key)
-        _sync(home)
+        sync(home)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -145,11 +145,3 @@ def _limit() -> int:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

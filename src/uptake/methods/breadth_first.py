@@ -22,7 +22,7 @@ from uptake.lm.base import LM
 from uptake.lm.examples import Example, encode
 from uptake.lm.scoring import kl, losses
 from uptake.lm.side_by_side import side_by_side
-from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, same_length
+from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, charged_by_row
 from uptake.methods.contract.weight_state import RowReading, WeightState
 from uptake.preparation import preparing
 from uptake.text.types import Passage, Source
@@ -94,13 +94,12 @@ class BreadthFirst(Method[WeightState]):
         context: Context,
         donate: bool = False,
     ) -> list[WeightState]:
-        same_length(states, evidence)
-        after = list(states)
-        for row, (state, read) in enumerate(zip(states, evidence, strict=True)):
-            if read.passages:
-                with context.charging([row], lm.device):
-                    after[row] = self._learn(RowReading(row, state, read, read.passages), lm, context)
-        return after
+        def learn(row: int, state: WeightState, read: Evidence) -> WeightState:
+            if not read.passages:
+                return state
+            return self._learn(RowReading(row, state, read, read.passages), lm, context)
+
+        return charged_by_row(learn, states, evidence, context, lm.device)
 
     def _learn(self, reading: RowReading, lm: LM, context: Context) -> WeightState:
         state = reading.state

@@ -22,8 +22,8 @@ from uptake.methods.contract.method import (
     Method,
     MethodSpec,
     State,
+    charged_by_row,
     same_base,
-    same_length,
 )
 
 
@@ -106,13 +106,12 @@ class Grace(Method[GraceState]):
         context: Context,
         donate: bool = False,
     ) -> list[GraceState]:
-        same_length(states, evidence)
         causal = only_causal(lm, "GRACE")
-        after = []
-        for row, (state, read) in enumerate(zip(states, evidence, strict=True)):
-            with context.charging([row], lm.device):
-                after.append(self._adapt(row, state, causal, read, context))
-        return after
+
+        def learn(row: int, state: GraceState, read: Evidence) -> GraceState:
+            return self._adapt(row, state, causal, read, context)
+
+        return charged_by_row(learn, states, evidence, context, lm.device)
 
     def adapted(self, states: Sequence[GraceState], lm: LM) -> LM:
         same_base(states, lm)

@@ -26,8 +26,8 @@ from uptake.methods.contract.method import (
     Method,
     MethodSpec,
     State,
+    charged_by_row,
     same_base,
-    same_length,
 )
 from uptake.text.select import Nothing
 from uptake.text.types import Source
@@ -151,13 +151,10 @@ class HiddenStateOptimisation(Method[CacheState]):
         context: Context,
         donate: bool = False,
     ) -> list[CacheState]:
-        same_length(states, evidence)
-        rows = enumerate(zip(states, evidence, strict=True))
-        after = []
-        for row, (state, found) in rows:
-            with context.charging([row], lm.device):
-                after.append(self._adapt(row, state, lm, found, context)[0])
-        return after
+        def learn(row: int, state: CacheState, found: Evidence) -> CacheState:
+            return self._adapt(row, state, lm, found, context)[0]
+
+        return charged_by_row(learn, states, evidence, context, lm.device)
 
     def adapted(self, states: Sequence[CacheState], lm: LM) -> LM:
         same_base(states, lm)

@@ -21,7 +21,7 @@ from uptake.lm.scoring import kl
 from uptake.lm.side_by_side import side_by_side
 from uptake.methods.contract.editor import facts_in, note, only_causal
 from uptake.methods.contract.learned import Learned, TrainingData
-from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_length
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, charged_by_row
 
 OWNER = "mend"
 
@@ -85,13 +85,12 @@ class Mend(Learned[MendState, EditEpisode]):
         context: Context,
         donate: bool = False,
     ) -> list[MendState]:
-        same_length(states, evidence)
         causal = only_causal(lm, "MEND")
-        after = []
-        for row, (state, read) in enumerate(zip(states, evidence, strict=True)):
-            with context.charging([row], lm.device):
-                after.append(self._adapt(row, state, causal, read, context))
-        return after
+
+        def learn(row: int, state: MendState, read: Evidence) -> MendState:
+            return self._adapt(row, state, causal, read, context)
+
+        return charged_by_row(learn, states, evidence, context, lm.device)
 
     def adapted(self, states: Sequence[MendState], lm: LM) -> LM:
         return side_by_side(lm, [state.delta for state in states])

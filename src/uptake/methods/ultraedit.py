@@ -19,7 +19,7 @@ from uptake.lm.feed_forward import LinearPlace, entering_projections, layer_at
 from uptake.lm.gradient_factors import Factors, gradient_factors
 from uptake.lm.side_by_side import side_by_side
 from uptake.methods.contract.editor import facts_in, note, only_causal
-from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
+from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, charged_by_row
 
 OWNER = "ultraedit"
 
@@ -77,13 +77,12 @@ class UltraEdit(Method[UltraState]):
         context: Context,
         donate: bool = False,
     ) -> list[UltraState]:
-        same_length(states, evidence)
         causal = only_causal(lm, "UltraEdit")
-        after = []
-        for row, (state, read) in enumerate(zip(states, evidence, strict=True)):
-            with context.charging([row], lm.device):
-                after.append(self._adapt(row, state, causal, read, context))
-        return after
+
+        def learn(row: int, state: UltraState, read: Evidence) -> UltraState:
+            return self._adapt(row, state, causal, read, context)
+
+        return charged_by_row(learn, states, evidence, context, lm.device)
 
     def adapted(self, states: Sequence[UltraState], lm: LM) -> LM:
         return side_by_side(lm, [state.delta for state in states])

@@ -27,8 +27,8 @@ from uptake.methods.contract.method import (
     Method,
     MethodSpec,
     State,
+    charged_by_row,
     same_base,
-    same_length,
 )
 
 OWNER = "wise"
@@ -134,13 +134,12 @@ class Wise(Method[WiseState]):
         context: Context,
         donate: bool = False,
     ) -> list[WiseState]:
-        same_length(states, evidence)
         causal = only_causal(lm, "WISE")
-        after = []
-        for row, (state, read) in enumerate(zip(states, evidence, strict=True)):
-            with context.charging([row], lm.device):
-                after.append(self._adapt(row, state, causal, read, context))
-        return after
+
+        def learn(row: int, state: WiseState, read: Evidence) -> WiseState:
+            return self._adapt(row, state, causal, read, context)
+
+        return charged_by_row(learn, states, evidence, context, lm.device)
 
     def adapted(self, states: Sequence[WiseState], lm: LM) -> LM:
         same_base(states, lm)

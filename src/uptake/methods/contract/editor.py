@@ -20,7 +20,7 @@ from uptake.lm.causal import Causal
 from uptake.lm.fact_values import Fact, ValueSearch, search
 from uptake.lm.feed_forward import LinearPlace, down_projection, layer_at
 from uptake.lm.side_by_side import side_by_side
-from uptake.methods.contract.method import Context, Evidence, Method, State, same_length
+from uptake.methods.contract.method import Context, Evidence, Method, State, charged_by_row
 from uptake.text.types import Passage, Source
 
 _NAME = re.compile(r"(?:\b[^\W\d_a-z]\w*)(?:[ '’.-]+(?:of |the |de |van |von )?[^\W\d_a-z]\w*)*")
@@ -125,13 +125,12 @@ class ClosedFormEditor(Method[FactState]):
         context: Context,
         donate: bool = False,
     ) -> list[FactState]:
-        same_length(states, evidence)
         causal = only_causal(lm, type(self).__name__)
-        after = []
-        for row, (state, read) in enumerate(zip(states, evidence, strict=True)):
-            with context.charging([row], lm.device):
-                after.append(self._adapt(row, state, causal, read, context))
-        return after
+
+        def learn(row: int, state: FactState, read: Evidence) -> FactState:
+            return self._adapt(row, state, causal, read, context)
+
+        return charged_by_row(learn, states, evidence, context, lm.device)
 
     def adapted(self, states: Sequence[FactState], lm: LM) -> LM:
         return side_by_side(lm, [state.delta for state in states])

@@ -353,6 +353,22 @@ def same_base(states: Sequence[State], lm: LM) -> None:
             )
 
 
+def charged_by_row(
+    learn: Callable[[int, StateT, Evidence], StateT],
+    states: Sequence[StateT],
+    evidence: Sequence[Evidence],
+    context: Context,
+    device: torch.device,
+) -> list[StateT]:
+    """Return what `learn(row, state, evidence)` makes of each row, whose time is charged to it alone."""
+    same_length(states, evidence)
+    after = []
+    for row, (state, read) in enumerate(zip(states, evidence, strict=True)):
+        with context.charging([row], device):
+            after.append(learn(row, state, read))
+    return after
+
+
 def same_length(states: Sequence[State], evidence: Sequence[Evidence]) -> None:
     """Raise BadInput unless there is one state for each query."""
     if len(states) != len(evidence):

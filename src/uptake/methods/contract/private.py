@@ -17,7 +17,7 @@ from uptake.lm.private_training import train_privately
 from uptake.lm.size import settled
 from uptake.lm.upper_blocks import above_frozen
 from uptake.methods.contract.composed import MethodWrapper
-from uptake.methods.contract.method import Context, Evidence, Method
+from uptake.methods.contract.method import Context, Evidence, Method, charged_by_row
 from uptake.methods.contract.weight_state import WeightState
 from uptake.text.types import Document, Passage
 
@@ -90,11 +90,11 @@ def adapt(
     method: "Finetune", states: Sequence[WeightState], lm: LM, evidence: Sequence[Evidence], context: Context
 ) -> list[WeightState]:
     """Return the states after reading, each row trained by itself on all units of its evidence together."""
-    after = []
-    for row, (state, read) in enumerate(zip(states, evidence, strict=True)):
-        with context.charging([row], lm.device):
-            after.append(_learn(method, row, state, lm, read, context) if read.passages else state)
-    return after
+
+    def learn(row: int, state: WeightState, read: Evidence) -> WeightState:
+        return _learn(method, row, state, lm, read, context) if read.passages else state
+
+    return charged_by_row(learn, states, evidence, context, lm.device)
 
 
 def _learn(

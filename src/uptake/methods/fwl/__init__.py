@@ -24,7 +24,7 @@ from uptake.lm.examples import Example, encode, pieces, rolling_windows
 from uptake.lm.rows import RowCaches, each_row
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import Learned, TrainingData
-from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_length
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, charged_by_row
 from uptake.methods.fwl.network import FastWeights, Sums
 from uptake.text.select import Nothing
 from uptake.text.types import Document, Found, Passage, stable_hash
@@ -247,15 +247,13 @@ class FWL(Learned[FastWeightState, Example]):
         context: Context,
         donate: bool = False,
     ) -> list[FastWeightState]:
-        same_length(states, evidence)
         network = self._network(lm)
         under = network.under(lm)
-        rows = enumerate(zip(states, evidence, strict=True))
-        after = []
-        for row, (state, read) in rows:
-            with context.charging([row], lm.device):
-                after.append(self._adapt(network.layer, row, state, under, read, context))
-        return after
+
+        def learn(row: int, state: FastWeightState, read: Evidence) -> FastWeightState:
+            return self._adapt(network.layer, row, state, under, read, context)
+
+        return charged_by_row(learn, states, evidence, context, lm.device)
 
     def adapted(self, states: Sequence[FastWeightState], lm: LM) -> LM:
         network = self._network(lm)

@@ -6,10 +6,8 @@ Windows are dealt out, not texts, so that a long document keeps no process waiti
 import contextlib
 import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +19,7 @@ from uptake.errors import BadInput, UptakeError
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example
 from uptake.lm.loading import load
+from uptake.lm.processes import ignoring_interrupts
 from uptake.methods.knn_lm.keys import BATCH_TOKENS, TokenKeyer
 
 _AHEAD = 2  # batches that a process has at once: the next one waits for it
@@ -52,7 +51,7 @@ class ParallelKeyer(TokenKeyer):
         for _ in range(self._others):
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=_work, args=(*self._model, self.fingerprint, theirs), daemon=True)
-            with _ignoring_interrupts():
+            with ignoring_interrupts():
                 process.start()
             theirs.close()
             self._alive[ours] = process
@@ -100,19 +99,6 @@ class ParallelKeyer(TokenKeyer):
             self._alive.pop(connection).join()
             return None
         return answer
-
-
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Let processes started in the block ignore Ctrl-C, which a terminal sends to all: this one ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say so
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _work(model: str, device: str, dtype: str, fingerprint: str, connection: Connection) -> None:

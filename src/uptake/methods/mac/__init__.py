@@ -22,7 +22,7 @@ from uptake.lm.rows import RowCaches, each_row
 from uptake.lm.scoring import divergence
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import UNTRAINED, Learned, TrainingData
-from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
+from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, charged_by_row, same_base
 from uptake.methods.mac.network import BaseShapes, ContextMemory
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
@@ -116,12 +116,10 @@ class Mac(Learned[MacState, MacEpisode]):
         context: Context,
         donate: bool = False,
     ) -> list[MacState]:
-        same_length(states, evidence)
-        after = []
-        for row, (state, found) in enumerate(zip(states, evidence, strict=True)):
-            with context.charging([row], lm.device):
-                after.append(self._adapt(row, state, lm, found, context))
-        return after
+        def learn(row: int, state: MacState, found: Evidence) -> MacState:
+            return self._adapt(row, state, lm, found, context)
+
+        return charged_by_row(learn, states, evidence, context, lm.device)
 
     def _adapt(self, row: int, state: MacState, lm: LM, evidence: Evidence, context: Context) -> MacState:
         if not evidence.passages:

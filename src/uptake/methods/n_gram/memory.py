@@ -96,9 +96,6 @@ class NGramMemory:
         self._order = np.argsort(tokens, kind="stable")
         self._sorted = tokens[self._order]
 
-    def __len__(self) -> int:
-        return len(self._sorted)
-
     def after(self, matches: Matches, token: int, longest: int) -> Matches:
         """Return where the text stands once it has gone on with this token."""
         start, stop = np.searchsorted(self._sorted, [token, token + 1])

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+from uptake.cache import sync
 from uptake.errors import BadInput, UptakeError
 from uptake.store.datastore import Datastore
 from uptake.text.files import Skipped
@@ -103,12 +104,3 @@ def unlink(path: Path) -> int:
     path.unlink(missing_ok=True)
     sync(path.parent)
     return int(there)
-
-
-def sync(folder: Path) -> None:
-    """Let a change of a folder be on the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -133,21 +133,12 @@ class Jobs:
                 continue
             asked = context if plan.query is None else plan.query
 
-            def came(made: Made | Exception, cache: str, place: int = place, plan: Plan = plan) -> None:
-                if job.id not in self.open:
-                    return
-                try:
-                    if isinstance(made, Exception):
-                        raise made
-                    if refused := refusal(made, plan):
-                        raise refused
-                    job.made[place] = made, cache
-                    own = made.trained if cache == "made" else 0
-                    scored(place, made.answers, shown(made, cache, plan), own)
-                except Exception as error:
-                    self.fail(job.id, error)
+            def came(made: Made, cache: str, place: int = place, plan: Plan = plan) -> None:
+                own = made.trained if cache == "made" else 0
+                scored(place, made.answers, shown(made, cache, plan), own)
 
-            waiter = self._adapter.ask(plan, frame["tenant"], asked, frame["state_bytes"], came)
+            taking = self._taking(job, place, plan, came)
+            waiter = self._adapter.ask(plan, frame["tenant"], asked, frame["state_bytes"], taking)
             job.waiters.append(waiter)
 
     def _scored(self, lm: LM, example: Example, spans: Spans, text: str) -> list[dict[str, Any]]:
@@ -256,7 +247,19 @@ class Jobs:
         plan = job.plan
         assert plan is not None
 
-        def told(made: Made | Exception, cache: str) -> None:
+        def came(made: Made, cache: str) -> None:
+            if len(job.made) == len(job.prompts):
+                self._write(job, [job.made[each][0].answers for each in range(len(job.prompts))])
+
+        frame, taking = job.frame, self._taking(job, place, plan, came)
+        job.waiters.append(self._adapter.ask(plan, frame["tenant"], query, frame["state_bytes"], taking))
+
+    def _taking(
+        self, job: Job, place: int, plan: Plan, then: Callable[[Made, str], None]
+    ) -> Callable[[Made | Exception, str], None]:
+        """Return what takes an adapted state for a place of a job, then goes on; a fault ends the job."""
+
+        def take(made: Made | Exception, cache: str) -> None:
             if job.id not in self.open:
                 return
             try:
@@ -265,13 +268,11 @@ class Jobs:
                 if refused := refusal(made, plan):
                     raise refused
                 job.made[place] = made, cache
-                if len(job.made) == len(job.prompts):
-                    self._write(job, [job.made[each][0].answers for each in range(len(job.prompts))])
+                then(made, cache)
             except Exception as error:
                 self.fail(job.id, error)
 
-        frame = job.frame
-        job.waiters.append(self._adapter.ask(plan, frame["tenant"], query, frame["state_bytes"], told))
+        return take
 
     def _write(self, job: Job, answers: Sequence[Answers]) -> None:
         """Let a request's rows wait for their seats, and tell what is known before they write."""

@@ -12,9 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from uptake.cache import sync
 from uptake.errors import UptakeError
 from uptake.sealed import write_whole
-from uptake.server.engine.folders import Folders, Held, sync, unlink
+from uptake.server.engine.folders import Folders, Held, unlink
 from uptake.server.errors import ApiError, bad, not_found
 from uptake.server.records import Records, Thing, minted
 from uptake.store.datastore import Datastore
@@ -22,7 +23,6 @@ from uptake.text.types import Document
 
 MadeT = TypeVar("MadeT")
 Forget = Callable[[str, str, Callable[[str], bool]], dict[str, int]]
-MOST_FILE = 512 << 20
 MOST_MEMORY = 64 << 10
 
 
