@@ -24,6 +24,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from uptake.methods.contract.method import MethodSpec
 
 HERE = Path(__file__).parent
@@ -137,6 +139,7 @@ def run(
 
         import uptake
         from uptake.cli import evaluating, screen
+        from uptake.cli.tables import fitted
         from uptake.report import page
         from uptake.report import summary as report
         from uptake.report.results import Sample
@@ -218,7 +221,11 @@ def run(
         )
     results = replace(results, samples=(sample,))
     console.print()
-    console.print(report.table(results))
+
+    def whole(left_out: Sequence[str]) -> "Table":
+        return report.table(results, left_out)
+
+    console.print(fitted(whole, results.kind.optional_headings, console))
     arguments.out.mkdir(parents=True, exist_ok=True)
     report.write_json(results, arguments.out / "report.json")
     page.write_page(results, arguments.out / "report.html")

@@ -78,6 +78,10 @@ VARIANTS: Mapping[str, Variant] = {
     "in-context": Variant("in-context"),
     "in-context random": Variant("in-context", drawn=True),
     "in-context k=5": Variant("in-context", 5),
+    "ttt-nn k=5": Variant("ttt-nn", 5, _trained(RATE)),
+    "random k=5": Variant("ttt-nn", 5, _trained(RATE), drawn=True),
+    "knn-lm k=5": Variant("knn-lm", 5, ("over=passages",)),
+    "knn-lm k=5 constant": Variant("knn-lm", 5, ("over=passages", "weight=constant")),
     "in-context k=5 refreshed": Variant("in-context", 5, ("refresh=64",)),
     "rag k=5": Variant("rag", 5),
     "rag sequence k=5": Variant("rag", 5, ("marginal=sequence",)),
@@ -113,6 +117,7 @@ VARIANTS: Mapping[str, Variant] = {
 CONTROLS = {
     "in-context": "in-context random",
     "ttt-nn": "random",
+    "ttt-nn k=5": "random k=5",
     "ttt-nn all 1e-3": "random all 1e-3",
     "knn-lm": "knn-lm random",
     "n-gram": "n-gram random",
