@@ -56,6 +56,7 @@ class Editor:
 
 
 _LORA = ("trainable=lora(rank=8,alpha=16)", "optimizer=adamw(learning_rate=1e-3,weight_decay=0.0)")
+_TRAINED_BEHIND_A_GATE = ("editor=breadthfirst(stay=0.0)", "k=0")
 EDITORS = {
     "controls": Editor("base"),
     "finetune": Editor(
@@ -63,8 +64,8 @@ EDITORS = {
     ),
     "breadth-first": Editor("breadth-first"),
     "gated-memory": Editor("gated-memory"),
-    "gated-finetune": Editor("gated-finetune"),
-    "gated-both": Editor("gated-finetune", ("k=1",)),
+    "gated-finetune": Editor("gated-editor", _TRAINED_BEHIND_A_GATE),
+    "gated-both": Editor("gated-editor", (*_TRAINED_BEHIND_A_GATE, "shown=1")),
     "gated-editor": Editor("gated-editor"),
     "gated-editor-shown": Editor("gated-editor", ("shown=1",)),
     "rome": Editor("rome", most=300),

@@ -1,19 +1,23 @@
 """The gate before an edited model: the base bit for bit where it is closed, decided once for each prompt."""
 
+from collections.abc import Callable, Sequence
+from typing import Self
+
 import pytest
 import torch
 
 import toys
+from uptake.adaptation.delta import Delta
 from uptake.adaptation.optimizers import SGD
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
-from uptake.lm.gated import Gate, Gated
+from uptake.lm.gated import Asked, Gated, Ids, Opened
 from uptake.lm.generation import Decoding
 from uptake.lm.wrappers import Prefixed
 from uptake.methods.breadth_first import BreadthFirst
 from uptake.methods.contract.method import Context, Evidence
-from uptake.methods.gated_finetune import GatedFinetune
+from uptake.methods.gated_editor import GatedEditor
 from uptake.methods.gated_memory import GatedMemory
 from uptake.methods.gated_memory.scope import Always, Words
 from uptake.tasks.asking import generate
@@ -29,12 +33,29 @@ def lm_fixture() -> Causal:
     return toys.lm(window=96)
 
 
-def of_the_cat(prompt: str) -> tuple[int, ...] | None:
+def of_the_cat(prompt: str) -> Ids | None:
     return LET_IN if "cat" in prompt else None
 
 
-def gated(lm: LM, rows: int, gate: Gate = of_the_cat) -> Gated:
-    return Gated(lm, [gate] * rows)
+class ByText(Gated):
+    """Lets in before a prompt what `gate` gives for its text."""
+
+    def __init__(self, inner: LM, gate: Callable[[str], Ids | None], rows: int) -> None:
+        super().__init__(inner)
+        self.gate, self.rows = gate, rows
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.gate, self.rows or 1)
+
+    def at(self, rows: Sequence[int]) -> LM:
+        return ByText(self.inner, self.gate, len(rows))
+
+    def choose(self, asked: Sequence[Asked]) -> LM:
+        return Opened(self.inner, [self.gate(one.text(self.tokenizer)) for one in asked])
+
+
+def gated(lm: LM, rows: int, gate: Callable[[str], Ids | None] = of_the_cat) -> LM:
+    return ByText(lm, gate, rows)
 
 
 def opened(lm: Causal) -> LM:
@@ -75,7 +96,7 @@ def test_all_closed_is_the_base_bit_for_bit_while_it_generates(lm: Causal) -> No
 def test_it_is_decided_once_for_each_prompt(lm: Causal) -> None:
     asked: list[str] = []
 
-    def gate(prompt: str) -> tuple[int, ...] | None:
+    def gate(prompt: str) -> Ids | None:
         asked.append(prompt)
         return of_the_cat(prompt)
 
@@ -135,25 +156,25 @@ def edits() -> list[Passage]:
         ("", []),
     ],
 )
-def test_a_prompt_is_about_the_edit_whose_subject_it_names(prompt: str, found: list[str]) -> None:
+def test_a_prompt_is_about_the_edit_whose_subject_it_names(lm: Causal, prompt: str, found: list[str]) -> None:
     for order in (1, -1):  # the order in which they were made decides nothing
-        memory = Words().memory(edits()[::order])
+        memory = Words().memory(edits()[::order], lm)
         assert [edit.meta["subject"] for edit in memory.find(prompt, 1)] == found
 
 
-def test_without_subjects_the_words_of_the_prompt_decide() -> None:
+def test_without_subjects_the_words_of_the_prompt_decide(lm: Causal) -> None:
     bare = [
         Edit(f"e{n}", f"the default of {name} is", "3").passage() for n, name in enumerate(("limit", "width"))
     ]
-    memory = Words(least_prompt=0.7).memory(bare)
+    memory = Words(least_prompt=0.7).memory(bare, lm)
     assert [each.prompt for each in memory.find("the limit: its default is", 2)] == [
         "the default of limit is"
     ]
     assert memory.find("the default of height", 2) == []
-    assert len(Always().memory(bare).find("anything", 5)) == 2
+    assert len(Always().memory(bare, lm).find("anything", 5)) == 2
 
 
-def adapted(method: GatedMemory | GatedFinetune, lm: LM, passages: list[Passage]) -> LM:
+def adapted(method: GatedMemory | GatedEditor, lm: LM, passages: list[Passage]) -> LM:
     found = Found(tuple(passages), (0.0,) * len(passages))
     (state,) = method.adapt([method.init(lm)], lm, [Evidence(found)], Context())
     return method.adapted([state], lm)
@@ -169,7 +190,7 @@ def test_a_memory_reads_the_nearest_edit_before_the_prompt(lm: Causal) -> None:
 
 def test_an_editor_behind_the_gate_shows_where_it_opens_alone(lm: Causal) -> None:
     editor = BreadthFirst.example()
-    method = GatedFinetune(editor)
+    method = GatedEditor(editor, k=0)
     found = Found(tuple(edits()), (0.0,) * 3)
     (state,) = method.adapt([method.init(lm)], lm, [Evidence(found)], Context())
     model, inside = method.adapted([state], lm), editor.adapted([state], lm)
@@ -177,6 +198,11 @@ def test_an_editor_behind_the_gate_shows_where_it_opens_alone(lm: Causal) -> Non
     assert torch.equal(model.score([about])[0].log_probs, inside.score([about])[0].log_probs)
     assert torch.equal(model.score([other])[0].log_probs, lm.score([other])[0].log_probs)
     assert not torch.equal(inside.score([other])[0].log_probs, lm.score([other])[0].log_probs)
+    # Shown as well, the nearest stands before the prompt of the model that holds all of them.
+    shown = GatedEditor(editor, k=0, shown=1, template="{prompt}{target}. ").adapted([state], lm)
+    before = [lm.tokenizer.opening, *lm.tokenizer.encode("the colour of the fish is grey. ")[0]]
+    expected = Prefixed(inside, [before]).score([about])[0].log_probs
+    assert torch.allclose(shown.score([about])[0].log_probs, expected, atol=1e-5)
 
 
 def test_what_cannot_be_meant_is_refused(lm: Causal) -> None:
@@ -187,6 +213,6 @@ def test_what_cannot_be_meant_is_refused(lm: Causal) -> None:
     ):
         with pytest.raises(BadInput, match=r"use|write"):
             wrong()
-    model = adapted(GatedFinetune(BreadthFirst(optimizer=SGD(0.1), stay=0.0)), lm, edits())
+    model = adapted(GatedEditor(BreadthFirst(optimizer=SGD(0.1), stay=0.0), k=0), lm, edits())
     with pytest.raises(BadInput, match="train each by itself"):
-        model.trainable_copy(BreadthFirst().trainable, None, torch.Generator())  # type: ignore[arg-type]
+        model.trainable_copy(BreadthFirst().trainable, Delta(lm.fingerprint), torch.Generator())

@@ -81,12 +81,12 @@ def test_forgetting_is_the_editors_and_a_prompt_can_be_about_several() -> None:
     # Written before the prompt as well, an edit is let in before it as the gated memory does.
     beside = replace(METHOD, shown=1, template="{prompt} {target}. ")
     found = beside.adapted([made(beside, lm, *EDITS)], lm).score(prompt[:1])[0].log_probs
-    (first,) = Words().memory(EDITS).find(prompt[0].context, 1)
+    (first,) = Words().memory(EDITS, lm).find(prompt[0].context, 1)
     alone = EDITOR.adapted([made(EDITOR, lm, first)], lm)
     tokens = [lm.tokenizer.opening, *lm.tokenizer.encode(f"{first.prompt} {first.text}. ")[0]]
     assert torch.allclose(found, Prefixed(alone, [tokens]).score(prompt[:1])[0].log_probs, atol=1e-5)
     for wrong in ({"shown": 2}, {"template": "{prompt}"}):
         with pytest.raises(BadInput, match=r"shown 2|template"):
             replace(METHOD, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="k 0"):
-        replace(METHOD, k=0)
+    with pytest.raises(BadInput, match="k -1"):
+        replace(METHOD, k=-1)

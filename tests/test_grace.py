@@ -12,9 +12,9 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
 from uptake.lm.fact_values import ValueSearch
 from uptake.lm.feed_forward import down_projection
+from uptake.lm.gated import Asked, Gated
 from uptake.lm.generation import Decoding
 from uptake.lm.replaced_output import ReplacedOutput, inputs_at
-from uptake.lm.scoped import Asked, Scoped
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.grace import Grace
 from uptake.text.types import Found, Passage
@@ -107,7 +107,7 @@ def test_an_edit_taken_back_was_never_made_and_a_later_one_wins() -> None:
         Grace(radius=0)
 
 
-class Counting(Scoped):
+class Counting(Gated):
     """Sends prompts that end in a known token elsewhere, and counts what it was asked."""
 
     def __init__(self, inner: LM, other: LM, token: int) -> None:

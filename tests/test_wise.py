@@ -14,6 +14,7 @@ from uptake.lm.base import Segment
 from uptake.lm.feed_forward import down_projection
 from uptake.lm.key_statistics import OrdinaryText
 from uptake.lm.replaced_output import inputs_at
+from uptake.lm.wrappers import Routed
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.wise import Wise
 from uptake.text.types import Found, Passage
@@ -50,6 +51,11 @@ def test_edited_prompts_go_to_the_copy_and_others_to_the_base(shape: str) -> Non
     dense = Delta.dense(lm.fingerprint, {place.weight: copy.T if place.transposed else copy})
     assert torch.equal(edited.score(asked)[0].log_probs, lm.overlay(dense).score(asked)[0].log_probs)
     assert edited.generate("so it is", 6) == lm.overlay(dense).generate("so it is", 6)
+    # Beside a prompt that goes to the copy another is still the base's, bit for bit.
+    pair, base = [Segment("x", "so it is"), Segment("x and", "and so on")], Routed([lm, lm])
+    beside = replace(METHOD, ratio=1.0).adapted([state, METHOD.init(lm)], lm).score(pair)
+    assert torch.equal(beside[1].log_probs, lm.score(pair)[1].log_probs)
+    assert not torch.equal(beside[0].log_probs, base.score(pair)[0].log_probs)
     # What is under the threshold is the base's, bit for bit.
     strict = replace(METHOD, ratio=1e6).adapted([state], lm)
     assert torch.equal(strict.score(asked)[0].log_probs, lm.score(asked)[0].log_probs)

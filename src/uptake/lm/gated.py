@@ -1,79 +1,53 @@
-"""An LM with a gate before it: which of two models answers a prompt is decided once, and held to the end."""
+"""LMs with a gate: who answers a prompt is decided once, and held for all tokens that follow.
 
+Gates decided anew at every token flip in the middle of an answer: with a key-value cache the published code
+of several gated editors asks about each new token instead of the prompt (EasyEdit#298, #479).
+"""
+
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from uptake.adaptation.delta import Delta
-from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
 from uptake.lm.examples import Example
 from uptake.lm.rows import left_padded
 from uptake.lm.wrappers import Prefixed, Routed
+from uptake.text.tokenizer import Tokenizer
 
-# Whether a prompt is in scope: None where it is not, else the tokens to read before it, which may be none.
-Gate = Callable[[str], tuple[int, ...] | None]
+Ids = tuple[int, ...]
 _Call = Callable[[LM, Sequence[Example]], list[Tensor]]
 
 
-class Gated(Wrapper):
-    """Row i is answered by `opened` where `gates[i]` opens for its prompt, and else by the inner LM.
+class Asked(NamedTuple):
+    """The row that a prompt is asked of, and the prompt's tokens, the opening one first."""
 
-    Where a gate is closed the inner LM is asked in the very batch it would be asked in by itself, so that its
-    bits are the same. A prompt is what stands before a text that is scored or goes on; a text that nothing
-    stands before has an empty one. Without `opened` the inner LM answers both, after what the gate lets in.
+    row: int
+    prompt: Ids
+
+    def text(self, tokenizer: Tokenizer) -> str:
+        """Return the prompt as text."""
+        opens = self.prompt[:1] == (tokenizer.opening,)
+        return tokenizer.decode(list(self.prompt[1:] if opens else self.prompt))
+
+
+class Gated(Wrapper):
+    """Each row's prompt is answered by the LM that `choose` gives for it.
+
+    The prompt is the context of what is scored, and what is read first where a text is continued; it is
+    empty where a whole text is read without a cache, for no place may depend on a later token.
     """
 
-    def __init__(self, inner: LM, gates: Sequence[Gate], opened: LM | None = None) -> None:
-        super().__init__(inner)
-        self.gates, self.opened, self.rows = list(gates), opened, len(gates)
-        self.has_step = inner.has_step and (opened is None or opened.has_step)
+    @abstractmethod
+    def choose(self, asked: Sequence[Asked]) -> LM:
+        """Return an LM whose row i answers asked[i]; the inner one itself where all are out of scope."""
 
     def around(self, inner: LM) -> Self:
-        return type(self)(inner, self.gates, self.opened)
-
-    def at(self, rows: Sequence[int]) -> LM:
-        opened = None if self.opened is None else self.opened.at(rows)
-        return Gated(self.inner.at(rows), [self.gates[row] for row in rows], opened)
-
-    def overlay(self, delta: Delta) -> LM:
-        opened = None if self.opened is None else self.opened.overlay(delta)
-        return Gated(self.inner.overlay(delta), self.gates, opened)
-
-    def trainable_copy(
-        self, trainable: Trainable, start: Delta, generator: torch.Generator
-    ) -> tuple[LM, TrainableCopy]:
-        if self.opened is not None:
-            raise BadInput("a gate between two models has no one set of weights: train each by itself")
-        return super().trainable_copy(trainable, start, generator)
-
-    def max_input_tokens(self, row: int) -> int:
-        own = self.inner.max_input_tokens(row)
-        return own if self.opened is None else min(own, self.opened.max_input_tokens(row))
-
-    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
-        return self._answered(examples, lambda lm, some: lm.predictions(some))
-
-    def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
-        return self._answered(examples, lambda lm, some: lm.token_log_probs(some))
-
-    def _answered(self, examples: Sequence[Example], call: _Call) -> list[Tensor]:
-        self._check_rows(len(examples))
-        let_in = [gate(self._text(each.context)) for gate, each in zip(self.gates, examples, strict=True)]
-        rows = [row for row, tokens in enumerate(let_in) if tokens is not None]
-        found: list[Tensor] = (
-            call(self.inner, examples) if len(rows) < len(examples) else [torch.empty(0)] * len(rows)
-        )
-        if rows:
-            some = [examples[row] for row in rows]
-            lm = self._open(rows, [let_in[row] or () for row in rows], [len(each.inputs) for each in some])
-            for row, log_probs in zip(rows, call(lm, some), strict=True):
-                found[row] = log_probs
-        return found
+        raise BadInput("a gate between two models has no one set of weights: train each by itself")
 
     def start(self) -> Cache:
         return _Held()
@@ -81,69 +55,135 @@ class Gated(Wrapper):
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:
-        """As `LM.step`; the prompt is what is read first into a cache, and empty where there is none."""
         self._check_rows(len(ids))
-        held = _Held() if cache is None else cache
-        if held.let_in is None:
-            rows = [
-                row[len(row) - n :].tolist()
-                for row, n in zip(ids, lengths or [ids.shape[1]] * len(ids), strict=True)
-            ]
-            prompts = [[]] * len(rows) if cache is None else rows
-            held = _Held([gate(self._text(own)) for gate, own in zip(self.gates, prompts, strict=True)])
-            if cache is not None:
-                held = replace(held, inner=_Reader(self.inner) if len(held.rows) < len(rows) else None)
+        if cache is None:
+            empty = (self.tokenizer.opening,)
+            answering = self.choose([Asked(row, empty) for row in range(len(ids))])
+            return answering.step(ids, None, lengths)[0], None
+        if cache.answering is None:
+            gaps = [ids.shape[1] - length for length in lengths or [ids.shape[1]] * len(ids)]
+            rows = [Asked(row, tuple(ids[row, gap:].tolist())) for row, gap in enumerate(gaps)]
+            cache = _Held(_Reader(self.choose(rows)))
+        return cache.answering.step(ids, lengths), cache
+
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        return self._answering([example.context for example in examples]).predictions(examples)
+
+    def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
+        return self._answering([example.context for example in examples]).token_log_probs(examples)
+
+    def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
+        prompts = [tuple(self.tokenizer.opened(segment.context)) for segment in segments]
+        return self._answering(prompts).score(segments, batch_tokens)
+
+    def _answering(self, prompts: Sequence[Ids]) -> LM:
+        self._check_rows(len(prompts))
+        return self.choose([Asked(row, prompt) for row, prompt in enumerate(prompts)])
+
+
+class Opened(Wrapper):
+    """Row i is answered by `parts[i]` behind the tokens of `before[i]`, by the inner LM where that is None.
+
+    For the rows that are its own the inner LM is asked in the very batch it would be asked in by itself, so
+    that its bits are the same. Without `parts` it answers all rows, after what is let in.
+    """
+
+    def __init__(
+        self, inner: LM, before: Sequence[Ids | None], parts: Sequence[LM | None] | None = None
+    ) -> None:
+        super().__init__(inner)
+        self.before, self.rows = list(before), len(before)
+        self.parts = None if parts is None else list(parts)
+        self.has_step = all(lm.has_step for lm in (inner, *self._open_parts()))
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.before, self.parts)
+
+    def at(self, rows: Sequence[int]) -> LM:
+        parts = None if self.parts is None else [self.parts[row] for row in rows]
+        return Opened(self.inner.at(rows), [self.before[row] for row in rows], parts)
+
+    def max_input_tokens(self, row: int) -> int:
+        part = None if self.parts is None or self.before[row] is None else self.parts[row]
+        own = self.inner.max_input_tokens(row)
+        return own if part is None else min(own, part.max_input_tokens(0))
+
+    def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
+        return self._answered(examples, lambda lm, some: lm.predictions(some))
+
+    def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
+        return self._answered(examples, lambda lm, some: lm.token_log_probs(some))
+
+    @property
+    def _open(self) -> list[int]:
+        return [row for row, tokens in enumerate(self.before) if tokens is not None]
+
+    def _open_parts(self) -> list[LM]:
+        parts = self.parts or []
+        return [part for part, tokens in zip(parts, self.before, strict=False) if part and tokens is not None]
+
+    def _answered(self, examples: Sequence[Example], call: _Call) -> list[Tensor]:
+        self._check_rows(len(examples))
+        found: list[Tensor] = [torch.empty(0)] * len(examples)
+        if len(self._open) < len(examples):
+            found = list(call(self.inner, examples))
+        if self._open:
+            some = [examples[row] for row in self._open]
+            answers = call(self._let_in([len(each.inputs) for each in some]), some)
+            for row, log_probs in zip(self._open, answers, strict=True):
+                found[row] = log_probs
+        return found
+
+    def start(self) -> Cache:
+        closed = len(self._open) < len(self.before)
+        return _Readers(_Reader(self.inner) if closed else None)
+
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        self._check_rows(len(ids))
         log_probs = None
-        if len(held.rows) < len(ids):
-            log_probs = (
-                self.inner.step(ids, None, lengths)[0]
-                if held.inner is None
-                else held.inner.step(ids, lengths)
-            )
-        if held.rows:
-            found = self._step_open(held, ids, lengths, cache is not None)
+        if len(self._open) < len(ids):
+            inner = None if cache is None else cache.inner
+            log_probs = self.inner.step(ids, None, lengths)[0] if inner is None else inner.step(ids, lengths)
+        if self._open:
+            found = self._step_open(cache, ids, lengths)
             if log_probs is None:
-                log_probs = found
-            else:
-                # What comes out of a model is its own; the rows that are open take its place in a copy.
-                log_probs = log_probs.clone()
-                log_probs[held.rows] = found
+                return found, cache
+            # What comes out of a model is its own; the rows that are open take its place in a copy.
+            log_probs = log_probs.clone()
+            log_probs[self._open] = found
         assert log_probs is not None
-        return log_probs, None if cache is None else held
+        return log_probs, cache
 
-    def _step_open(self, held: "_Held", ids: Tensor, lengths: Sequence[int] | None, keeps: bool) -> Tensor:
-        rows, own = held.rows, ids[held.rows]
-        known = None if lengths is None else [lengths[row] for row in rows]
-        sizes = [own.shape[1]] * len(rows) if known is None else known
-        let_in = [(held.let_in or [])[row] or () for row in rows]
-        if not keeps:
-            return self._open(rows, let_in, sizes).step(own, None, known)[0]
-        if held.opened is None:
-            held.opened = _Reader(self._open(rows, let_in, sizes))
-        elif held.opened.full:
+    def _step_open(self, cache: "_Readers | None", ids: Tensor, lengths: Sequence[int] | None) -> Tensor:
+        own = ids[self._open]
+        known = None if lengths is None else [lengths[row] for row in self._open]
+        sizes = [own.shape[1]] * len(own) if known is None else known
+        if cache is None:
+            return self._let_in(sizes).step(own, None, known)[0]
+        if cache.opened is None:
+            cache.opened = _Reader(self._let_in(sizes))
+        elif cache.opened.full:
             # The window is full: what was let in gives way to the text itself.
-            texts = [[*text, *row.tolist()] for text, row in zip(held.opened.texts, own, strict=True)]
-            held.opened = _Reader(self._open(rows, let_in, [2 * len(text) for text in texts]))
+            texts = [[*text, *row.tolist()] for text, row in zip(cache.opened.texts, own, strict=True)]
+            cache.opened = _Reader(self._let_in([2 * len(text) for text in texts]))
             padded, known = left_padded(texts, ids.device)
-            return held.opened.step(padded, known)[:, -1:]
-        return held.opened.step(own, known)
+            return cache.opened.step(padded, known)[:, -1:]
+        return cache.opened.step(own, known)
 
-    def _open(self, rows: Sequence[int], let_in: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> LM:
-        """Return the LM of these rows behind what is let in, as far as it fits beside `sizes` tokens."""
-        lm = self.inner.at(rows)
-        if self.opened is not None:
+    def _let_in(self, sizes: Sequence[int]) -> LM:
+        """Return the LM of the open rows behind what is let in, as far as it fits beside `sizes` tokens."""
+        lm = self.inner.at(self._open)
+        if self.parts is not None:
             # Each by itself: which others are open is no matter of a row's bits.
-            lm = Routed([self.opened.at([row]) for row in rows])
+            lm = Routed(self._open_parts())
         prefixes = []
-        for row, (tokens, size) in enumerate(zip(let_in, sizes, strict=True)):
-            free = lm.max_input_tokens(row) - size
+        for place, (row, size) in enumerate(zip(self._open, sizes, strict=True)):
+            tokens, free = self.before[row] or (), lm.max_input_tokens(place) - size
             kept = tokens[max(0, len(tokens) - max(0, free - 1)) :]
             prefixes.append([lm.tokenizer.opening, *kept] if kept else [])
         return Prefixed(lm, prefixes) if any(prefixes) else lm
-
-    def _text(self, ids: Sequence[int]) -> str:
-        own = list(ids)
-        return self.tokenizer.decode(own[1:] if own[:1] == [self.tokenizer.opening] else own)
 
 
 class _Reader:
@@ -172,13 +212,14 @@ class _Reader:
 
 @dataclass
 class _Held:
-    """What was decided for each row once its prompt was read, and how far both models have read."""
+    """Who answers, None before the prompts were read."""
 
-    let_in: list[tuple[int, ...] | None] | None = None
-    inner: _Reader | None = None
+    answering: _Reader | None = None
+
+
+@dataclass
+class _Readers:
+    """How far the inner LM has read, None where no row is its own, and the LM of the open rows."""
+
+    inner: _Reader | None
     opened: _Reader | None = None
-
-    @property
-    def rows(self) -> list[int]:
-        """The rows that are open."""
-        return [row for row, tokens in enumerate(self.let_in or ()) if tokens is not None]

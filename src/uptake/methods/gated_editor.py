@@ -10,22 +10,20 @@ from typing import Any, Self
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
-from uptake.lm.gated import Gate, Gated
+from uptake.lm.gated import Asked, Gated, Opened
 from uptake.lm.key_statistics import OrdinaryText
-from uptake.lm.scoped import Asked, Scoped
-from uptake.lm.wrappers import Routed
 from uptake.methods.contract.composed import MethodWrapper
 from uptake.methods.contract.method import Context, Method, MethodSpec, State, same_base
-from uptake.methods.gated_memory import check_template, written
+from uptake.methods.gated_memory import check_template, written_out
 from uptake.methods.gated_memory.scope import Always, Memory, Scope, Words
 from uptake.methods.memit import Memit
-from uptake.text.types import Passage
+from uptake.text.types import Passage, Source
 
 
-class AboutOne(Scoped):
-    """Row i answers a prompt from states[i] with all edits forgotten but those the prompt is about.
+class AboutOne(Gated):
+    """Row i answers a prompt from states[i] with all edits forgotten but the k that the prompt is about.
 
-    `shown` of them are written before the prompt as well, as `template` says.
+    With k = 0 nothing is forgotten. `shown` of them also stand before the prompt, as `template` says.
     """
 
     def __init__(
@@ -41,42 +39,39 @@ class AboutOne(Scoped):
         super().__init__(inner)
         self._method, self._k, self._shown, self._template = method, k, shown, template
         self.states, self.memories, self.rows = list(states), list(memories), len(states)
+        # With all edits at once, or a method that takes input tokens, the whole is needed.
+        whole = not k or method.takes_input_tokens
+        self._whole = method.adapted(self.states, inner) if whole else inner
 
     def at(self, rows: Sequence[int]) -> LM:
         some = [self.states[row] for row in rows], [self.memories[row] for row in rows]
         return AboutOne(self.inner, self._method, *some, self._k, self._shown, self._template)
 
+    def max_input_tokens(self, row: int) -> int:
+        return min(self.inner.max_input_tokens(row), self._whole.max_input_tokens(row))
+
     def choose(self, asked: Sequence[Asked]) -> LM:
         about = [self._about(one) for one in asked]
         if not any(about):
             return self.inner
+        before = [
+            written_out(self, edits[: self._shown], self._template) if edits else None for edits in about
+        ]
         # Each by itself: which other prompts are in scope changes no bit of a row.
         parts = [
-            self._method.adapted([self._only(one.row, {edit.id for edit in edits})], self.inner)
-            if edits
-            else self.inner
-            for one, edits in zip(asked, about, strict=True)
+            self._seen(one.row, edits) if edits else None for one, edits in zip(asked, about, strict=True)
         ]
-        return Gated(self.inner, [self._gate(edits) for edits in about], Routed(parts))
-
-    def _gate(self, edits: Sequence[Passage]) -> Gate:
-        if not edits:
-            return lambda prompt: None
-        nearest = reversed(edits[: self._shown])
-        text = "".join(written(edit, self._template) for edit in nearest)
-        tokens = tuple(self.tokenizer.encode(text)[0])
-        return lambda prompt: tokens
+        return Opened(self.inner, before, parts)
 
     def _about(self, one: Asked) -> list[Passage]:
-        ids = list(one.prompt)
-        text = self.tokenizer.decode(ids[1:] if ids[:1] == [self.tokenizer.opening] else ids)
-        return self.memories[one.row].find(text, self._k)
+        return self.memories[one.row].find(one.text(self.tokenizer), self._k or max(1, self._shown))
 
-    def _only(self, row: int, ids: set[int]) -> State:
-        state = self.states[row]
+    def _seen(self, row: int, edits: Sequence[Passage]) -> LM:
+        if not self._k:
+            return self._whole.at([row])
+        ids, state = {edit.id for edit in edits}, self.states[row]
         others = [passage.id for passage in state.passages if passage.id not in ids]
-        kept: State = self._method.forget(state, self.inner, others)
-        return kept
+        return self._method.adapted([self._method.forget(state, self.inner, others)], self.inner)
 
 
 @dataclass(frozen=True)
@@ -84,9 +79,10 @@ class GatedEditor(MethodWrapper[Any]):
     """`editor` makes the edits; a prompt in `scope` of some sees the `k` nearest of them, and no other edit.
 
     All others see the base, bit for bit. What a prompt is about is decided once, before anything is said.
-    The editor should forget cheaply, as closed forms do: everything else is forgotten for each prompt. The
-    default one leaves no ordinary text alone, for no other text sees it: the key of a fact then answers in
-    other sentences as well. `shown` of the `k` also stand before the prompt, each as `template` writes it.
+    The editor should forget cheaply, as closed forms do: everything else is forgotten for each prompt. One
+    that does not shows all its edits to a prompt about any, with `k=0`. The default one leaves no ordinary
+    text alone, for no other text sees it: the key of a fact then answers in other sentences as well. `shown`
+    of the edits a prompt is about also stand before it, each as `template` writes it.
     """
 
     editor: Method[Any] = field(default_factory=lambda: Memit(strength=0.1, ordinary=OrdinaryText(tokens=0)))
@@ -96,8 +92,10 @@ class GatedEditor(MethodWrapper[Any]):
     template: str = "{prompt}{target}\n\n"
 
     def __post_init__(self) -> None:
-        if self.k < 1 or not 0 <= self.shown <= self.k:
-            raise BadInput(f"k {self.k}, shown {self.shown}: use 1 or more edits, and 0 to k of them shown")
+        if self.k < 0 or self.shown < 0 or 0 < self.k < self.shown:
+            raise BadInput(
+                f"k {self.k}, shown {self.shown}: use 1 or more edits (0: all), and 0 to k of them shown"
+            )
         check_template(self.template)
 
     @property
@@ -108,11 +106,15 @@ class GatedEditor(MethodWrapper[Any]):
     def example(cls) -> Self:
         return cls(Memit.example(), Always())
 
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        super().check(lm, source)
+        self.scope.memory([], lm)
+
     def adapted(self, states: Sequence[State], lm: LM) -> LM:
         same_base(states, lm)
         if all(not state.history for state in states):
             return self.editor.adapted(states, lm)
-        memories = [self.scope.memory(state.passages) for state in states]
+        memories = [self.scope.memory(state.passages, lm) for state in states]
         return AboutOne(lm, self.editor, states, memories, self.k, self.shown, self.template)
 
     def forget(self, state: Any, lm: LM, ids: Sequence[int], context: Context | None = None) -> Any:

@@ -12,8 +12,8 @@ from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.fact_values import Fact, ValueSearch, search
 from uptake.lm.feed_forward import LinearPlace, down_projection, layer_at
+from uptake.lm.gated import Asked, Gated
 from uptake.lm.replaced_output import ReplacedOutput, inputs_at
-from uptake.lm.scoped import Asked, Scoped
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.editor import facts_in, note, only_causal
 from uptake.methods.contract.method import (
@@ -41,7 +41,7 @@ class GraceState(State):
         return Codebook.of(edits, radius)
 
 
-class Keyed(Scoped):
+class Keyed(Gated):
     """Row i answers prompts near an edit of states[i] with the edit's value, any other as the base does."""
 
     def __init__(

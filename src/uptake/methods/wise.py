@@ -16,9 +16,9 @@ from uptake.lm.causal import Causal
 from uptake.lm.changed_place import ChangedPlace, PlacedText
 from uptake.lm.fact_values import Fact
 from uptake.lm.feed_forward import LinearPlace, down_projection, layer_at
+from uptake.lm.gated import Asked, Gated, Opened
 from uptake.lm.key_statistics import OrdinaryText
 from uptake.lm.replaced_output import inputs_at
-from uptake.lm.scoped import Asked, Scoped
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.editor import facts_in, note, only_causal
 from uptake.methods.contract.method import (
@@ -47,7 +47,7 @@ class WiseState(State):
     begun: int = 0
 
 
-class Routing(Scoped):
+class Routing(Gated):
     """Row i is answered by the copy of states[i] that its prompt moves most, or by the base."""
 
     def __init__(self, inner: Causal, place: LinearPlace, states: Sequence[WiseState], ratio: float) -> None:
@@ -64,15 +64,17 @@ class Routing(Scoped):
             return self.inner
         inputs = inputs_at(self._base, self._place, [one.prompt for one in asked])
         chosen = [self._chosen(one.row, own) for one, own in zip(asked, inputs, strict=True)]
-        return self.inner if all(part is self.inner for part in chosen) else Routed(chosen)
+        if not any(chosen):
+            return self.inner
+        return Opened(self.inner, [None if part is None else () for part in chosen], chosen)
 
-    def _chosen(self, row: int, inputs: Tensor) -> LM:
+    def _chosen(self, row: int, inputs: Tensor) -> LM | None:
         state = self.states[row]
         moved = {name: activation(inputs[1:], copy) for name, copy in state.copies.items()}
         over = {name: size / state.floors[name] for name, size in moved.items() if state.floors[name] > 0}
         name = max(over, key=over.__getitem__, default="")
         if not name or not over[name] >= self._ratio:
-            return self.inner
+            return None
         if (row, name) not in self._made:
             self._made[row, name] = self._base.overlay(_delta(self._base, self._place, state.copies[name]))
         return self._made[row, name]

@@ -11,7 +11,7 @@ from typing import Self
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
-from uptake.lm.gated import Gate, Gated
+from uptake.lm.gated import Asked, Gated, Ids, Opened
 from uptake.methods.contract.composed import FrozenModelMethod
 from uptake.methods.contract.method import (
     Context,
@@ -71,23 +71,36 @@ class GatedMemory(FrozenModelMethod[MemoryState]):
 
     def around(self, states: Sequence[MemoryState], lm: LM, base: LM) -> LM:
         same_base(states, base)
-        return Gated(lm, gates(lm, self.scope, states, self.k, self.template))
+        memories = [self.scope.memory(state.passages, base) for state in states]
+        return NearestBefore(lm, memories, self.k, self.template)
 
 
-def gates(lm: LM, scope: Scope, states: Sequence[State], k: int, template: str) -> list[Gate]:
-    """Return the gate of each state: it opens for prompts about an edit, and lets in the k nearest."""
-    return [_gate(lm, scope.memory(state.passages), k, template) for state in states]
+class NearestBefore(Gated):
+    """Row i reads before a prompt the k nearest edits of `memories[i]` that the prompt is about."""
+
+    def __init__(self, inner: LM, memories: Sequence[Memory], k: int, template: str) -> None:
+        super().__init__(inner)
+        self.memories, self.rows = list(memories), len(memories)
+        self._k, self._template = k, template
+
+    def around(self, inner: LM) -> Self:
+        return type(self)(inner, self.memories, self._k, self._template)
+
+    def at(self, rows: Sequence[int]) -> LM:
+        some = [self.memories[row] for row in rows]
+        return NearestBefore(self.inner.at(rows), some, self._k, self._template)
+
+    def choose(self, asked: Sequence[Asked]) -> LM:
+        about = [self.memories[one.row].find(one.text(self.tokenizer), self._k) for one in asked]
+        if not any(about):
+            return self.inner
+        before = [written_out(self, edits, self._template) if edits else None for edits in about]
+        return Opened(self.inner, before)
 
 
-def _gate(lm: LM, memory: Memory, k: int, template: str) -> Gate:
-    def decide(prompt: str) -> tuple[int, ...] | None:
-        found = memory.find(prompt, max(1, k))
-        if not found:
-            return None
-        text = "".join(written(edit, template) for edit in reversed(found[:k]))
-        return tuple(lm.tokenizer.encode(text)[0])
-
-    return decide
+def written_out(lm: LM, edits: Sequence[Passage], template: str) -> Ids:
+    """Return the tokens of edits as a template writes them before a prompt, the first next to it."""
+    return tuple(lm.tokenizer.encode("".join(written(edit, template) for edit in reversed(edits)))[0])
 
 
 def written(edit: Passage, template: str) -> str:

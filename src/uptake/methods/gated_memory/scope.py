@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from uptake.errors import BadInput
+from uptake.lm.base import LM
 from uptake.text.terms import spans
 from uptake.text.types import Passage
 
@@ -28,15 +29,15 @@ class Scope(ABC):
     """How it is told whether a prompt is about an edit."""
 
     @abstractmethod
-    def memory(self, edits: Sequence[Passage]) -> Memory:
-        """Return a memory of these edits."""
+    def memory(self, edits: Sequence[Passage], lm: LM) -> Memory:
+        """Return a memory of these edits, made of this base model."""
 
 
 @dataclass(frozen=True)
 class Always(Scope):
     """Every prompt is about the edits: those that share the rarest words with it, and else any."""
 
-    def memory(self, edits: Sequence[Passage]) -> Memory:
+    def memory(self, edits: Sequence[Passage], lm: LM) -> Memory:
         return _Words(edits, 0.0, 0.0)
 
 
@@ -57,7 +58,7 @@ class Words(Scope):
                 f"least {self.least}, least_prompt {self.least_prompt}: use shares above 0, at most 1"
             )
 
-    def memory(self, edits: Sequence[Passage]) -> Memory:
+    def memory(self, edits: Sequence[Passage], lm: LM) -> Memory:
         return _Words(edits, self.least, self.least_prompt)
 
 
