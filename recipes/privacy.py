@@ -8,7 +8,9 @@ The stream is the beginnings of fresh passages, each a document; the gain is the
 documents of the same kind, which nobody trained on. Among the stream stand planted documents, each there or
 not by the toss of a coin: the attack tells which from how much likelier the model finds them than its base
 does (a likelihood ratio; Carlini et al. 2022, with the base as reference). How far a step goes is
-chosen on validation text.
+chosen on validation text, or, with --rate, AdamW takes the steps and the best number of them is. Beside them
+stands a training at length without privacy (`openly`): what privacy costs against the best that one may do,
+and whether the attack sees what was learnt that way.
 """
 
 import argparse
@@ -27,10 +29,11 @@ from numpy.typing import NDArray
 import uptake
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import GradientDescent
-from uptake.adaptation.optimizers import SGD
+from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.adaptation.privacy.dp import DP
 from uptake.adaptation.trainable import LoRA, TrainableCopy
 from uptake.codec import plain
+from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, Piece, encode
 from uptake.lm.private_training import train_privately
@@ -41,7 +44,11 @@ from uptake.text.types import Document, stable_hash
 CHARACTERS = 120  # of each document: short ones, many of them
 PLANTED = 64  # documents, each in the stream or not by the toss of a coin
 DELTA = 1e-4  # a tenth of one over the number of documents
-ARMS: Mapping[str, float | None] = {"none": None, "8": 8.0, "3": 3.0}  # epsilon
+OPENLY = "openly"
+ARMS: Mapping[str, float | None] = {"none": None, "8": 8.0, "3": 3.0, OPENLY: None}  # epsilon
+OPEN_STEPS, OPEN_BATCH, OPEN_RATE = 240, 64, 1e-3  # of AdamW, on both factors of LoRA
+LOOKS = 12  # at validation text in a training by AdamW
+TOGETHER = 16  # texts of a pass, where it is not a CPU that runs it
 LENGTHS = (0.5, 1.0, 2.0, 4.0)  # of a step, the norm of all that it changes
 HELD_OUT = {"valid": 48, "test": 96}
 # Words of planted documents: nothing about the others says which of them stands where.
@@ -74,10 +81,18 @@ class Run:
     steps: int
     batch: int
     layers: int
+    rank: int
+    rate: float = 0.0  # of AdamW; 0: steps along the noisy gradient, each as long as is best on validation
 
     @property
     def key(self) -> str:
-        return f"{self.arm} {self.seed} {self.steps} {self.batch} {self.layers}"
+        how = f" {self.rate:g}" if self.rate else ""
+        return f"{self.arm} {self.seed} {self.steps} {self.batch} {self.layers} {self.rank}{how}"
+
+    @property
+    def trainable(self) -> LoRA:
+        """What trains."""
+        return LoRA(rank=self.rank, alpha=8 * self.rank, layers=self.layers)
 
     def dp(self) -> DP:
         """Return the settings of this arm; without privacy the same steps, no clip and no noise."""
@@ -118,30 +133,91 @@ def _planted() -> Iterator[Document]:
 def log_probs(lm: Any, tokenizer: Any, documents: Sequence[Document]) -> NDArray[np.float64]:
     """Return the log-probability of each document, in nats."""
     examples: list[Example] = [encode(tokenizer, "", document.text) for document in documents]
+    size = 1 if lm.device.type == "cpu" else TOGETHER
     with torch.no_grad():
-        return np.array([float(lm.token_log_probs([each])[0].double().sum()) for each in examples])
+        found = [
+            each.double().sum()
+            for start in range(0, len(examples), size)
+            for each in lm.token_log_probs(examples[start : start + size])
+        ]
+    return np.array([float(each) for each in found])
+
+
+def pieces_of(lm: Causal, data: Data, members: NDArray[np.bool_]) -> list[list[Piece]]:
+    """Return the units that train: each document of the stream, and those that are planted in it."""
+    planted = [document for document, there in zip(data.planted, members, strict=True) if there]
+    return [
+        [Piece(example, torch.ones(len(example.target)), document.id)]
+        for document in (*data.stream, *planted)
+        for example in [encode(lm.tokenizer, "", document.text)]
+    ]
+
+
+def train_long(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
+    """Return what a training by AdamW gave: at its best on validation text, and at its end.
+
+    What is held out is told at the best, for validation text is public here; the attack is on the end.
+    """
+    dp, members = run.dp(), data.members(run.seed)
+    private, opened = lm.trainable_copy(
+        run.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(run.seed)
+    )
+    opened.module.eval()
+    private = _quick(lm, private, opened)
+    units = pieces_of(lm, data, members)
+    claim, started, trained = dp.claim(len(units)), time.process_time(), 0
+    training = opened.parameters if run.arm == OPENLY else _upper(opened)
+    descent = GradientDescent(training, AdamW(run.rate, weight_decay=0.0))
+    opened = TrainableCopy(opened.module, training, opened.delta)
+    best, at, held_out, done = -math.inf, 0, dict[str, Any](), 0
+    every = max(1, run.steps // LOOKS)
+    while done < run.steps:
+        some = replace(dp, steps=min(every, run.steps - done))
+        trained += train_privately(private, opened, units, some, claim, descent, done).tokens
+        done += some.steps
+        judged = _judged(private, lm, data)
+        if judged > best:
+            best, at = judged, done
+            held_out = {p: [*log_probs(private, lm.tokenizer, some)] for p, some in data.held_out.items()}
+        print(f"{run.key}, step {done}: {judged}", flush=True)
+    return {
+        **held_out,
+        "planted": [*log_probs(private, lm.tokenizer, data.planted)],
+        "members": members.tolist(),
+        "cpu_seconds": time.process_time() - started,
+        "tokens_trained": trained,
+        "best_step": at,
+        "claim": plain(claim),
+        "said": claim.said(),
+        "parameters": sum(parameter.numel() for parameter in training.values()),
+    }
+
+
+def _upper(opened: TrainableCopy) -> dict[str, torch.nn.Parameter]:
+    """Return LoRA's upper factors: the lower ones have no gradient at first, and would take noise alone."""
+    return {name: value for name, value in opened.parameters.items() if "lora_B" in name}
+
+
+def _quick(lm: Causal, private: LM, opened: TrainableCopy) -> LM:
+    """Return the copy as it is quickest: without the frozen blocks below, or many texts in one pass."""
+    return above_frozen(lm, private, opened, Delta(lm.fingerprint)) if lm.device.type == "cpu" else private
 
 
 def train(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
     """Return what one training gave: log-probabilities of all that is held out or planted, and its claim.
 
     Each step goes as far down its noisy gradient as is best on validation text, which is public here. Only
-    the upper factors of LoRA train: the lower ones have no gradient at first, and would take noise alone.
+    the upper factors of LoRA train.
     """
     dp, members = run.dp(), data.members(run.seed)
-    planted = [document for document, there in zip(data.planted, members, strict=True) if there]
-    trainable = LoRA(rank=4, alpha=32, layers=run.layers)
-    start = Delta(lm.fingerprint)
-    private, opened = lm.trainable_copy(trainable, start, torch.Generator().manual_seed(run.seed))
+    private, opened = lm.trainable_copy(
+        run.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(run.seed)
+    )
     opened.module.eval()
-    private = above_frozen(lm, private, opened, start)
-    units = [
-        [Piece(example, torch.ones(len(example.target)), document.id)]
-        for document in (*data.stream, *planted)
-        for example in [encode(lm.tokenizer, "", document.text)]
-    ]
+    private = _quick(lm, private, opened)
+    units = pieces_of(lm, data, members)
     claim, trained = dp.claim(len(units)), 0
-    up = {name: value for name, value in opened.parameters.items() if "lora_B" in name}
+    up = _upper(opened)
     started = time.process_time()
     judged, taken = _judged(private, lm, data), list[float]()
     for step in range(run.steps):
@@ -190,10 +266,13 @@ def advantage(ratios: NDArray[np.float64], members: NDArray[np.bool_]) -> float:
     return float(called[members].mean() - called[~members].mean())
 
 
-def chance(members: NDArray[np.bool_], draws: int = 10_000) -> tuple[float, float]:
-    """Return the 95 % interval of the advantage of guessing, by permutation."""
+def chance(members: NDArray[np.bool_], draws: int = 10_000, seeds: int = 1) -> tuple[float, float]:
+    """Return the 95 % interval of the advantage of guessing, the mean of `seeds` times, by permutation."""
     generator = np.random.default_rng(0)
-    found = [advantage(generator.random(len(members)), members) for _ in range(draws)]
+    found = [
+        np.mean([advantage(generator.random(len(members)), members) for _ in range(seeds)])
+        for _ in range(draws)
+    ]
     low, high = np.quantile(found, (0.025, 0.975))
     return float(low), float(high)
 
@@ -201,34 +280,49 @@ def chance(members: NDArray[np.bool_], draws: int = 10_000) -> tuple[float, floa
 def figures(
     data: Data, rows: Mapping[str, Any], base: Mapping[str, Any], runs: Sequence[Run]
 ) -> dict[str, Any]:
-    """Return each arm's gain on test text, its share of the gain without privacy, and the attack."""
-    best = {run.arm: run for run in runs if run.key in rows}
+    """Return each arm's gain on test text, its share of the gains without privacy, and the attack.
+
+    Several seeds of an arm are one figure: the mean of their bits, and of the attack's advantages.
+    """
+    there: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.key in rows:
+            there.setdefault(run.arm, []).append(run)
     groups = [document.group for document in data.held_out["test"]]
     before = -np.array(base["test"])
+
+    def bits(arm: str, part: str) -> NDArray[np.float64]:
+        return -np.mean([rows[run.key][part] for run in there[arm]], axis=0)
+
     arms: dict[str, Any] = {}
-    for arm, run in best.items():
-        row = rows[run.key]
-        after = -np.array(row["test"])
-        members = np.array(row["members"])
-        ratios = np.array(row["planted"]) - np.array(base["planted"])
+    for arm, some in there.items():
+        found = [rows[run.key] for run in some]
+        after = bits(arm, "test")
+        attacks = [
+            advantage(np.array(row["planted"]) - np.array(base["planted"]), np.array(row["members"]))
+            for row in found
+        ]
         arms[arm] = {
-            "steps": run.steps,
-            "batch": run.batch,
-            "layers": run.layers,
-            "gain_valid": gain(-np.array(row["valid"]), -np.array(base["valid"])),
+            "seeds": len(some),
+            "steps": some[0].steps,
+            "batch": some[0].batch,
+            "rate": some[0].rate,
+            "layers": some[0].layers,
+            "rank": some[0].rank,
+            "gain_valid": gain(bits(arm, "valid"), -np.array(base["valid"])),
             "gain": gain(after, before),
             "ci": gain_interval(after, before, groups),
-            "attack": advantage(ratios, members),
-            "chance": chance(members),
-            **{
-                name: row[name]
-                for name in ("claim", "said", "cpu_seconds", "tokens_trained", "parameters", "lengths")
-            },
+            "attack": float(np.mean(attacks)),
+            "chance": chance(np.array(found[0]["members"]), seeds=len(some)),
+            "cpu_seconds": float(np.mean([row["cpu_seconds"] for row in found])),
+            **{name: found[0][name] for name in ("claim", "said", "tokens_trained", "parameters")},
+            **{name: found[0][name] for name in ("lengths", "best_step") if name in found[0]},
         }
-        if arm != "none" and "none" in best:
-            plain = -np.array(rows[best["none"].key]["test"])
-            arms[arm]["share"] = float((before - after).sum() / (before - plain).sum())
-            arms[arm]["share_ci"] = ratio_interval(before - after, before - plain, groups)
+        for name, other in (("share", "none"), ("share_of_openly", OPENLY)):
+            if arm not in (OPENLY, other) and other in there:
+                saved = before - bits(other, "test")
+                arms[arm][name] = float((before - after).sum() / saved.sum())
+                arms[arm][f"{name}_ci"] = ratio_interval(before - after, saved, groups)
     return {"documents": len(data.stream), "planted": len(data.planted), "test": len(groups), "arms": arms}
 
 
@@ -243,13 +337,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch", type=int, default=440)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=0.0, help="of AdamW; 0: the best length of each step")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--cpu-minutes", type=float, default=40.0, help="begin no training after so many")
     parser.add_argument("--out", type=Path, default=Path("recipes/privacy.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = read(options.data)
+    steps = options.steps, options.batch, options.layers, options.rank, options.rate
+    long = OPEN_STEPS, OPEN_BATCH, options.layers, options.rank, OPEN_RATE
     runs = [
-        Run(arm, seed, options.steps, options.batch, options.layers)
+        Run(arm, seed, *(long if arm == OPENLY else steps))
         for seed in range(options.seeds)
         for arm in options.arms
     ]
@@ -257,7 +356,7 @@ def main() -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": {}}
     if options.action == "run":
-        lm = uptake.load(options.model)
+        lm = uptake.load(options.model, options.device)
         if "base" not in told:
             told["base"] = {
                 **{part: [*log_probs(lm, lm.tokenizer, some)] for part, some in data.held_out.items()},
@@ -269,7 +368,7 @@ def main() -> None:
             if time.process_time() > 60 * options.cpu_minutes:
                 print("the CPU minutes are spent: the same command goes on")
                 break
-            told["rows"][run.key] = train(lm, data, run)
+            told["rows"][run.key] = (train_long if run.rate else train)(lm, data, run)
             file.write_text(json.dumps(told) + "\n", encoding="utf8")
             saved = gain(-np.array(told["rows"][run.key]["valid"]), -np.array(told["base"]["valid"]))
             print(
@@ -281,6 +380,8 @@ def main() -> None:
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
     for arm, each in found["arms"].items():
         share = f"{each['share']:.2f} {each['share_ci']}" if "share" in each else ""
+        if "share_of_openly" in each:
+            share += f" of openly {each['share_of_openly']:.2f} {each['share_of_openly_ci']}"
         print(arm, f"{each['gain']:.4f} {each['ci']}", share, f"attack {each['attack']:.3f} {each['chance']}")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from privacy import Data, advantage, chance, log_probs
+from privacy import Data, Run, advantage, chance, figures, log_probs
 
 import toys
 from uptake.adaptation.optimizers import AdamW
@@ -65,3 +65,29 @@ def test_the_attack_sees_what_was_learnt_openly_and_not_what_was_learnt_in_priva
     low, high = chance(members)
     assert attacked(openly) > max(high, 0.8)
     assert low <= attacked(replace(openly, noise=20.0, clip=0.1, delta=0.01)) <= high
+
+
+def test_several_seeds_of_an_arm_are_one_figure() -> None:
+    documents = tuple(Document(str(n), "text", f"file {n // 2}") for n in range(8))
+    data = Data((), {"test": documents}, documents)
+    base = {"test": [-10.0] * 8, "valid": [-10.0], "planted": [-5.0] * 8}
+    runs = [Run(arm, seed, 2, 4, 1, 1) for arm in ("none", "8") for seed in range(2)]
+
+    def row(run: Run, saved: float) -> dict[str, object]:
+        members = data.members(run.seed)
+        return {
+            "test": [-10.0 + saved] * 8,
+            "valid": [-10.0 + saved],
+            # The first seed's attack is right about all, the second's about none.
+            "planted": np.where(members == (run.seed == 0), -1.0, -5.0).tolist(),
+            "members": members.tolist(),
+            "cpu_seconds": 1.0,
+            **dict.fromkeys(("claim", "said", "tokens_trained", "parameters")),
+        }
+
+    saved = {"none 0": 4.0, "none 1": 6.0, "8 0": 3.0, "8 1": 5.0}
+    rows = {run.key: row(run, saved[f"{run.arm} {run.seed}"]) for run in runs}
+    arms = figures(data, rows, base, runs)["arms"]
+    assert arms["none"]["gain"] == pytest.approx(0.5) and arms["8"]["gain"] == pytest.approx(0.4)
+    assert arms["8"]["share"] == pytest.approx(0.8) and arms["8"]["attack"] == 0.0
+    assert "share" not in arms["none"] and "share_of_openly" not in arms["8"]
