@@ -85,7 +85,7 @@ SHAPES = {
     # Llama 3.2 1B, but for its vocabulary.
     "1b": Shape(
         2048, 8192, 16, 32, 8, 8192, torch.bfloat16, 8192, (8, 512),
-        Load(ROWS, steps=16, rounds=5, copies=8, shapes=tuple((rows, 128) for rows in ROWS), pieces=4), 6, 20,
+        Load(ROWS, 8, 3, copies=8, looped=8, shapes=tuple((rows, 128) for rows in ROWS), pieces=2), 6, 20,
     ),
     "tiny": Shape(
         32, 64, 4, 4, 2, 2048, torch.float32, 128, (2, 16),
@@ -190,7 +190,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", choices=list(SHAPES), default="1b")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds after which nothing new is begun")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds after which nothing new is begun")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("bench/llama.json"))
     arguments = parser.parse_args(given)

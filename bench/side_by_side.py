@@ -3,7 +3,8 @@
 Decoding: `side by side` against `loop`, each row's adapted model by itself, and `plain`, the same batch of
 the base without adaptations. Training: all rows together against one after another through peft. Seconds are
 CPU seconds on one thread, medians of rounds in which all take turns; ratios are medians of the rounds' own.
-On a GPU they are seconds of the clock.
+On a GPU they are seconds of the clock. Where the loop runs fewer rows than there are (`looped`), its seconds
+are reckoned from those.
 
     OMP_NUM_THREADS=1 python bench/side_by_side.py             # writes bench/side_by_side.json
     OMP_NUM_THREADS=1 python bench/side_by_side.py --gpt2      # a random GPT-2 shape of 110 M as well
@@ -50,6 +51,7 @@ class Load:
     steps: int = 12  # tokens a row decodes in a round
     rounds: int = 11
     copies: int = 32  # adapted models the loop holds at most: each is a whole model
+    looped: int = 128  # rows the loop runs at most; it takes the same for each, so the rest is reckoned
     shapes: tuple[tuple[int, int], ...] = ((4, 32), (4, 128), (8, 128), (8, 300))  # rows, tokens: of training
     pieces: int = 6  # steps of training a row
 
@@ -115,20 +117,22 @@ def ratio(of: list[float], to: list[float]) -> float:
 def decoding(lm: Causal, rows: int, rank: int, load: Load) -> dict[str, Any]:
     some, steps = deltas(lm, rows, rank), load.steps
     prompts = torch.randint(1, len(lm.tokenizer), (rows, 32), generator=torch.Generator().manual_seed(1))
-    models: dict[str, LM] = {
-        "plain": lm,
-        "side_by_side": side_by_side(lm, some),
-        "loop": Routed((rows * [lm.overlay(delta) for delta in some[: load.copies]])[:rows]),
+    looped = min(rows, load.looped)
+    models: dict[str, tuple[LM, int]] = {
+        "plain": (lm, rows),
+        "side_by_side": (side_by_side(lm, some), rows),
+        "loop": (Routed((rows * [lm.overlay(delta) for delta in some[: load.copies]])[:looped]), looped),
     }
 
-    def job(model: LM) -> Callable[[], float]:
-        return lambda: decode(model, lm, prompts.to(lm.device), steps)
+    def job(model: LM, ran: int) -> Callable[[], float]:
+        return lambda: decode(model, lm, prompts[:ran].to(lm.device), steps) * rows / ran
 
-    seconds = rounds({name: job(model) for name, model in models.items()}, load.rounds)
+    seconds = rounds({name: job(model, ran) for name, (model, ran) in models.items()}, load.rounds)
     return {
         "times_loop": ratio(seconds["loop"], seconds["side_by_side"]),
         "times_plain": ratio(seconds["side_by_side"], seconds["plain"]),
         "tokens": rows * steps,
+        "looped": looped,
         "seconds": {name: [round(each, 4) for each in own] for name, own in seconds.items()},
         "tokens_a_second": {name: round(rows * steps / median(own), 1) for name, own in seconds.items()},
     }
@@ -141,10 +145,11 @@ def training(lm: Causal, rows: int, tokens: int, rank: int, load: Load) -> dict[
     texts = torch.randint(1, len(lm.tokenizer), (rows, steps, tokens + 1), generator=generator).tolist()
     pieces = [[Piece(Example((text[0],), tuple(text[1:])), weights, "") for text in own] for own in texts]
     start, trainable, optimizer, clip = Delta(lm.fingerprint), LoRA(rank), AdamW(1e-4), chain(1.0)
+    looped = min(rows, load.looped)
 
     def loop() -> float:
         started = clock(lm)
-        for own in pieces:
+        for own in pieces[:looped]:
             private, copy = lm.trainable_copy(trainable, start, torch.Generator().manual_seed(0))
 
             def losses_of(piece: Piece, private: LM = private) -> Losses:
@@ -152,7 +157,7 @@ def training(lm: Causal, rows: int, tokens: int, rank: int, load: Load) -> dict[
 
             gradient_descent(losses_of, copy.parameters, own, optimizer, clip)
             copy.delta()
-        return clock(lm) - started
+        return (clock(lm) - started) * rows / looped
 
     def together() -> float:
         started = clock(lm)
@@ -164,6 +169,7 @@ def training(lm: Causal, rows: int, tokens: int, rank: int, load: Load) -> dict[
     return {
         "times_loop": ratio(seconds["loop"], seconds["side_by_side"]),
         "tokens": rows * tokens * steps,
+        "looped": looped,
         "seconds": {name: [round(each, 4) for each in own] for name, own in seconds.items()},
     }
 
