@@ -7,8 +7,9 @@
 
 The published loop trains all weights in float32 by AdamW, a step a neighbour, and scores the query again
 after each; its optimizer is fresh for each query here, so that an interrupted run goes on as it would have.
-All ways of working read the same neighbours of the same queries. `score` resumes. The scorings of the
-published loop are all made on a few documents; elsewhere the last one is, and counts as many times.
+All ways of working read the same neighbours of the same queries; an n-gram memory looks up the same ten.
+`score` resumes. The scorings of the published loop are all made on a few documents; elsewhere the last one
+is, and counts as many times. On a GPU (`--device cuda --run gpu`) seconds are those of the clock.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from uptake.lm.causal import Causal
 from uptake.lm.examples import encode, pieces
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
+from uptake.methods.n_gram import NGram
 from uptake.report.metrics import gain, gain_difference, gain_interval, ratio_interval
 from uptake.settings import apply
 from uptake.store import Datastore
@@ -55,16 +57,24 @@ class Variant:
     settings: tuple[str, ...] = ()
     rate: float = 0.0
     drawn: bool = False  # passages at random, the control
+    trained: int = K  # passages that train, the nearest ones
+    n_gram: bool = False  # what follows the last tokens in all ten is mixed in
 
 
-def _top(layers: int, rate: float, *more: str, drawn: bool = False) -> Variant:
+def _top(layers: int, rate: float, *more: str, **other: bool | int) -> Variant:
     kept = ("activations=view",) if layers == LAYERS else ()
     settings = (f"trainable=top(layers={layers})", f"optimizer=adamw(learning_rate={rate})", *kept, *more)
-    return Variant(settings, drawn=drawn)
+    return Variant(settings, **other)
 
 
+_NOTHING = ("passes=0", "trainable=top(layers=1)")
+FEW = 4  # passages that train where seconds are short
 VARIANTS: Mapping[str, Variant] = {
-    "base": Variant(("passes=0", "trainable=top(layers=1)")),
+    "base": Variant(_NOTHING),
+    "n-gram": Variant(_NOTHING, n_gram=True),
+    "n-gram, random": Variant(_NOTHING, n_gram=True, drawn=True),
+    "n-gram, top 4 of four": _top(4, 3e-4, trained=FEW, n_gram=True),
+    "n-gram, top 4 of four, random": _top(4, 3e-4, trained=FEW, n_gram=True, drawn=True),
     "published 2e-5": Variant(rate=2e-5),
     PUBLISHED: Variant(rate=5e-5),
     f"{PUBLISHED}, random": Variant(rate=5e-5, drawn=True),
@@ -81,7 +91,8 @@ VARIANTS: Mapping[str, Variant] = {
     "top 8, 2e-4": _top(8, 2e-4),
     "top 8, 2e-4, random quarter": _top(8, 2e-4, "token_weights=randomtokens(share=0.25)"),
 }
-SHOWN = ("base", PUBLISHED, f"{PUBLISHED}, random", CHEAP, f"{CHEAP}, random")
+_ASKED = (PUBLISHED, CHEAP, "n-gram", "n-gram, top 4 of four")
+SHOWN = ("base", *(each for name in _ASKED for each in (name, f"{name}, random")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ class Scored:
     variant: str
     bytes: int
     bits: float
-    train_seconds: float
+    train_seconds: float  # of the CPU; of the clock on a GPU
     score_seconds: float  # of one scoring
     scored_again_seconds: float  # of those before the last, where they were made
     found: int
@@ -105,6 +116,14 @@ class Scored:
         return self.train_seconds + scorings * self.score_seconds
 
 
+def clock(lm: Causal) -> float:
+    """Return CPU seconds so far; on a GPU those of the clock, once all it was given is done."""
+    if lm.device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class PublishedLoop:
     """One module whose weights are put back for each query, all of them trained in float32."""
 
@@ -113,6 +132,7 @@ class PublishedLoop:
 
         self.lm = lm
         self.module: nn.Module = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).train()
+        self.module.to(lm.device)
         self._saved = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
 
     def run(self, found: Found, query: Query, rate: float, every: bool) -> tuple[float, list[float]]:
@@ -122,40 +142,44 @@ class PublishedLoop:
         """
         self.module.load_state_dict(self._saved)
         optimizer = torch.optim.AdamW(self.module.parameters(), lr=rate, weight_decay=0.01)
-        bits, spent = math.nan, [0.0, 0.0, 0.0]
+        bits, spent, device = math.nan, [0.0, 0.0, 0.0], self.lm.device
         for place, passage in enumerate(found.passages, start=1):
-            started = time.process_time()
+            started = clock(self.lm)
             for piece in pieces(encode(self.lm.tokenizer, "", passage.text), self.lm.window):
-                logits = self.module(input_ids=torch.tensor([piece.inputs])).logits[0]
-                loss = nn.functional.cross_entropy(logits, torch.tensor(piece.target))
+                logits = self.module(input_ids=torch.tensor([piece.inputs], device=device)).logits[0]
+                target = torch.tensor(piece.target, device=device)
+                loss = nn.functional.cross_entropy(logits, target)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
                 optimizer.step()
-            spent[0] += time.process_time() - started
+            spent[0] += clock(self.lm) - started
             last = place == len(found.passages)
             if every or last:
-                started = time.process_time()
+                started = clock(self.lm)
                 bits = self._bits(query)
-                spent[1 if last else 2] += time.process_time() - started
+                spent[1 if last else 2] += clock(self.lm) - started
         return bits, spent
 
     def _bits(self, query: Query) -> float:
         example = encode(self.lm.tokenizer, query.context, query.target)
         with torch.no_grad():
-            logits = self.module(input_ids=torch.tensor([example.inputs])).logits[0]
-            targets = torch.tensor(example.target)
+            inputs = torch.tensor([example.inputs], device=self.lm.device)
+            logits = self.module(input_ids=inputs).logits[0]
+            targets = torch.tensor(example.target, device=self.lm.device)
             lost = nn.functional.cross_entropy(logits[-len(targets) :], targets, reduction="sum")
         return lost.item() / LN2
 
 
-def score(model: str, data: Path, part: str, documents: int, names: Sequence[str]) -> Iterator[str]:
+def score(
+    model: str, data: Path, part: str, documents: int, names: Sequence[str], run: str, device: str
+) -> Iterator[str]:
     """Score so many documents, drawn by a hash, under these variants; yield a line on each."""
-    lm = uptake.load(model)
+    lm = uptake.load(model, device)
     assert isinstance(lm, Causal)
     published = PublishedLoop(lm)
     store = store_of(data)
-    journal = _journal(data, part)
+    journal = _journal(data, part, run)
     done = {(row.document, row.variant) for row in journal.start(lambda row: load(Scored, row))}
     every = drawn(data, part)
     if any(_kept_for(name) for name in names):
@@ -198,14 +222,19 @@ def _keep(lm: Causal, store: Datastore, documents: Sequence[Document], names: Se
 
 def _ours(lm: Causal, evidence: Evidence, query: Query, variant: Variant) -> tuple[float, list[float]]:
     method = apply(Finetune(), *variant.settings)
-    started = time.process_time()
+    started = clock(lm)
     context = Context(continues=False)
-    (state,) = method.adapt([method.init(lm)], lm, [evidence], context)
+    read = replace(evidence, found=evidence.found.at(range(min(variant.trained, len(evidence.passages)))))
+    (state,) = method.adapt([method.init(lm)], lm, [read], context)
     if stopped := context.ledger(0).stopped:
         raise UptakeError(f"{variant.settings}: {stopped}")
-    trained = time.process_time()
-    (scores,) = method.adapted([state], lm).score([Segment(query.target, query.context)])
-    return scores.bits, [trained - started, time.process_time() - trained, 0.0]
+    trained, adapted = clock(lm), method.adapted([state], lm)
+    if variant.n_gram:
+        memory = NGram()
+        (kept,) = memory.adapt([memory.init(lm)], lm, [replace(evidence, source=None)], context)
+        adapted = memory.around([kept], adapted, lm)
+    (scores,) = adapted.score([Segment(query.target, query.context)])
+    return scores.bits, [trained - started, clock(lm) - trained, 0.0]
 
 
 def _found(store: Datastore, document: Document, query: Query, at_random: bool) -> tuple[Found, Source]:
@@ -213,18 +242,18 @@ def _found(store: Datastore, document: Document, query: Query, at_random: bool) 
     return source.sample(K, choosing(document)) if at_random else source.search(K), source
 
 
-def _journal(data: Path, part: str) -> RecordFile:
-    return RecordFile(data / f"cheap-{part}.jsonl", f"{part} {PROTOCOL} {K}")
+def _journal(data: Path, part: str, run: str) -> RecordFile:
+    return RecordFile(data / f"{run}-{part}.jsonl", f"{part} {PROTOCOL} {K}")
 
 
-def table(data: Path, part: str, names: Sequence[str]) -> dict[str, object]:
+def table(data: Path, part: str, names: Sequence[str], run: str) -> dict[str, object]:
     """Return what each variant gains and costs, on the documents that all of them have scored.
 
     Where a variant has a control, `beyond_random` is its gain less that of the control. Against the published
     loop: its share of the CPU seconds, and of the gain beyond random with its interval.
     """
     rows: dict[str, dict[str, Scored]] = {}
-    for row in _journal(data, part).start(lambda row: load(Scored, row)):
+    for row in _journal(data, part, run).start(lambda row: load(Scored, row)):
         rows.setdefault(row.document, {})[row.variant] = row
     whole = {document: of for document, of in rows.items() if all(name in of for name in names)}
     if len(whole) < 2:
@@ -302,19 +331,29 @@ def main() -> int:
         command = commands.add_parser(name)
         command.add_argument("--data", type=Path, default=Path("build/fresh"))
         command.add_argument("--part", choices=("valid", "test"), default="test")
+        command.add_argument("--run", default="cheap", help="the name of the file: another one for a GPU")
         command.add_argument("--variants", nargs="*", default=list(SHOWN), choices=list(VARIANTS))
         if name == "score":
             command.add_argument("--model", required=True)
             command.add_argument("--documents", type=int, default=24)
+            command.add_argument("--device", default="cpu")
         else:
             command.add_argument("--json", type=Path)
     options = parser.parse_args()
     try:
         if options.command == "score":
-            for line in score(options.model, options.data, options.part, options.documents, options.variants):
+            for line in score(
+                options.model,
+                options.data,
+                options.part,
+                options.documents,
+                options.variants,
+                options.run,
+                options.device,
+            ):
                 print(line, flush=True)
             return 0
-        found = table(options.data, options.part, options.variants)
+        found = table(options.data, options.part, options.variants, options.run)
         print(_shown(found))
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")

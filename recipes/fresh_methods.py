@@ -3,6 +3,7 @@
     python recipes/fresh.py build                                              # build/fresh
     python recipes/fresh_methods.py score --model MODEL --part valid --documents 16
     python recipes/fresh_methods.py table --part valid
+    python recipes/fresh_methods.py choose --part test --documents 60        # what SIFT reads
 
 `score` writes the log-probability of each token under each variant down, so that an n-gram memory can stand
 on any of them without another pass, and `table` can mix the predictions of any of them afterwards, exactly
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from fresh_common import PROTOCOL, choosing, difference, drawn, source_of, store_of
@@ -36,8 +37,8 @@ from uptake.methods.contract.method import Context, Evidence, MethodSpec
 from uptake.methods.contract.naming import method_specs
 from uptake.report.metrics import gain, gain_difference, gain_interval
 from uptake.store import Datastore
-from uptake.text.select import Nearest, Random
-from uptake.text.types import Document, Found
+from uptake.text.select import Nearest, Random, Sift
+from uptake.text.types import Document, Found, Passage
 
 SHARES = (0.0, 0.01, 0.1)  # as `A/B` has them
 LN2 = math.log(2)
@@ -56,12 +57,13 @@ class Variant:
     settings: tuple[str, ...] = ()
     drawn: bool = False
     onto: str = ""
+    sift: bool = False  # reads what `choose` wrote down
 
     def spec(self) -> MethodSpec:
         spec = method_specs([self.method], self.settings)[self.method]
         if not self.k or self.onto:
             return spec
-        return replace(spec, select=Random() if self.drawn else Nearest())
+        return replace(spec, select=Random() if self.drawn else Sift() if self.sift else Nearest())
 
 
 def _trained(rate: float, *more: str, layers: int | None = 4) -> tuple[str, ...]:
@@ -88,6 +90,7 @@ VARIANTS: Mapping[str, Variant] = {
     "rag token k=5": Variant("rag", 5, ("marginal=token",)),
     "ttt-nn": Variant("ttt-nn", settings=_trained(RATE)),
     "random": Variant("ttt-nn", settings=_trained(RATE), drawn=True),
+    "sift": Variant("ttt-nn", settings=_trained(RATE), sift=True),
     "ttt-nn 1e-4": Variant("ttt-nn", settings=_trained(1e-4)),
     "ttt-nn 1e-3": Variant("ttt-nn", settings=_trained(1e-3)),
     "ttt-nn all 1e-3": Variant("ttt-nn", settings=_trained(1e-3, layers=None)),
@@ -95,6 +98,7 @@ VARIANTS: Mapping[str, Variant] = {
     "ttt-nn all 1e-3+n-gram": Variant("n-gram", onto="ttt-nn all 1e-3"),
     "ttt-nn salient": Variant("ttt-nn", settings=_trained(RATE, "token_weights=salientspans")),
     "ttt-nn+in-context": Variant("ttt-nn+in-context", settings=_trained(RATE)),
+    "in-context refreshed": Variant("in-context", settings=("refresh=64",)),
     "knn-lm": Variant("knn-lm", settings=("over=passages",)),
     "knn-lm random": Variant("knn-lm", settings=("over=passages",), drawn=True),
     "dynamic-evaluation": Variant("dynamic-evaluation", 0, _trained(1e-4)),
@@ -117,6 +121,7 @@ VARIANTS: Mapping[str, Variant] = {
 CONTROLS = {
     "in-context": "in-context random",
     "ttt-nn": "random",
+    "sift": "random",
     "ttt-nn k=5": "random k=5",
     "ttt-nn all 1e-3": "random all 1e-3",
     "knn-lm": "knn-lm random",
@@ -144,6 +149,21 @@ class Scored:
         return -sum(self.log_probs) / LN2
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What SIFT reads for a document."""
+
+    document: str
+    passages: tuple[Passage, ...]
+    scores: tuple[float, ...]
+    overlaps: tuple[float, ...]
+    letters: tuple[float, ...]
+
+    @property
+    def found(self) -> Found:
+        return Found(self.passages, self.scores, self.overlaps, self.letters)
+
+
 class Recorded(Wrapper):
     """A model of which only the log-probabilities of one text's tokens are known."""
 
@@ -168,14 +188,45 @@ class Recorded(Wrapper):
         raise BadInput("only what was scored is known")
 
 
+def choose(data: Path, part: str, documents: int, encoder: Any = None) -> Iterator[str]:
+    """Write down which passages SIFT takes for so many documents; yield a line on each."""
+    path = data / "hybrid.store"
+    if path.exists():
+        store = Datastore.open(path, encoder=encoder)
+    else:
+        store = Datastore.create(path, encoder=encoder)
+        store.add(uptake.read(data / "store.jsonl"))
+    journal = _choices(data, part)
+    done = {row.document for row in journal.start(lambda row: load(Chosen, row))}
+    for document in drawn(data, part)[:documents]:
+        if document.id in done:
+            continue
+        (query,) = PROTOCOL.queries(document)
+        source = source_of(store, document, query)
+        found = Sift().choose(source, Variant("sift").k, choosing(document))
+        journal.keep(Chosen(document.id, found.passages, found.scores, found.overlaps, found.letters))
+        yield document.id
+
+
 def score(
-    model: str, data: Path, part: str, documents: int, names: Sequence[str], run: str = RUN
+    model: str,
+    data: Path,
+    part: str,
+    documents: int,
+    names: Sequence[str],
+    run: str = RUN,
+    device: str = "cpu",
 ) -> Iterator[str]:
     """Score so many documents, drawn by a hash, under these variants; yield a line on each."""
-    lm = uptake.load(model)
+    lm = uptake.load(model, device)
     store = store_of(data)
     journal = _journal(data, part, run)
     done = {(row.document, row.variant): row for row in journal.start(lambda row: load(Scored, row))}
+    chosen = {}
+    if any(VARIANTS[name].sift for name in names):
+        chosen = {
+            row.document: row.found for row in _choices(data, part).start(lambda row: load(Chosen, row))
+        }
     every = drawn(data, part)
     specs = {name: VARIANTS[name].spec() for name in names}
     for document in every[:documents]:
@@ -184,7 +235,10 @@ def score(
             onto = VARIANTS[name].onto
             if (document.id, name) in done or (onto and (document.id, onto) not in done):
                 continue
-            row = _scored(lm, store, document, query, name, spec, done.get((document.id, onto)))
+            if VARIANTS[name].sift and document.id not in chosen:
+                raise BadInput(f"{document.id}: what SIFT reads is not chosen yet: run `choose` for it")
+            read = chosen.get(document.id) if VARIANTS[name].sift else None
+            row = _scored(lm, store, document, query, name, spec, done.get((document.id, onto)), read)
             journal.keep(row)
             done[document.id, name] = row
             rate = row.bits / row.bytes
@@ -199,11 +253,13 @@ def _scored(
     name: str,
     spec: MethodSpec,
     under: Scored | None,
+    read: Found | None = None,
 ) -> Scored:
     started = time.process_time()
-    found, source = Found(), None
+    found, source = read or Found(), None
     if spec.searches:
         source = source_of(store, document, query)
+    if source is not None and read is None:
         found = spec.select.choose(source, VARIANTS[name].k, choosing(document))
     context = Context(continues=spec.segment is not None)
     evidence = Evidence(found, query.context, source)
@@ -222,6 +278,10 @@ def _scored(
         len(state.passages),
         max(found.overlaps, default=0.0),
     )
+
+
+def _choices(data: Path, part: str) -> RecordFile:
+    return RecordFile(data / f"sift-{part}.jsonl", f"{part} {PROTOCOL} {Variant('sift').k}")
 
 
 def _journal(data: Path, part: str, run: str) -> RecordFile:
@@ -335,24 +395,39 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("score", "table"):
+    for name in ("choose", "score", "table"):
         command = commands.add_parser(name)
         command.add_argument("--data", type=Path, default=Path("build/fresh"))
         command.add_argument("--part", choices=("valid", "test"), default="valid")
+        if name != "table":
+            command.add_argument("--documents", type=int, default=16)
+        if name == "choose":
+            command.add_argument("--encoder", help="MiniLM's folder, where the hub is out of reach")
+            continue
         command.add_argument("--run", default=RUN, help="the name of the file: another one for another model")
         command.add_argument("--variants", nargs="*", default=[], choices=list(VARIANTS))
         if name == "score":
             command.add_argument("--model", required=True)
-            command.add_argument("--documents", type=int, default=16)
+            command.add_argument("--device", default="cpu")
         else:
             command.add_argument("--mix", action="append", default=[], help="variants, with / between")
             command.add_argument("--json", type=Path)
     options = parser.parse_args()
     try:
+        if options.command == "choose":
+            for line in choose(options.data, options.part, options.documents, options.encoder):
+                print(line, flush=True)
+            return 0
         if options.command == "score":
             names = options.variants or list(VARIANTS)
             for line in score(
-                options.model, options.data, options.part, options.documents, names, options.run
+                options.model,
+                options.data,
+                options.part,
+                options.documents,
+                names,
+                options.run,
+                options.device,
             ):
                 print(line, flush=True)
             return 0

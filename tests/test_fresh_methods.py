@@ -10,9 +10,11 @@ import pytest
 
 import toys
 import uptake
+from stubs import StubEncoder
 from uptake.lm.base import LM, Segment
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.naming import method_specs
+from uptake.text.select import Sift
 
 SETTINGS = ("trainable=top(layers=1)", "optimizer=sgd(learning_rate=0.05)")
 VARIANTS = {
@@ -60,7 +62,7 @@ def test_kept_predictions_mix_as_the_method_does(tmp_path: Path, monkeypatch: py
     )
     lm = toys.lm(window=512)
     monkeypatch.setattr(recipe, "VARIANTS", VARIANTS)
-    monkeypatch.setattr(uptake, "load", lambda name: lm)
+    monkeypatch.setattr(uptake, "load", lambda *_: lm)
     lines = list(recipe.score("toy", tmp_path, "valid", 3, list(VARIANTS)))
     assert len(lines) == 3 * len(VARIANTS)
     assert list(recipe.score("toy", tmp_path, "valid", 3, list(VARIANTS))) == [], "nothing is scored twice"
@@ -74,3 +76,37 @@ def test_kept_predictions_mix_as_the_method_does(tmp_path: Path, monkeypatch: py
         assert figures[called]["gain"] == pytest.approx(gain_of(name, lm, tmp_path), abs=1e-6), name
     assert figures["base"]["gain"] == 0 and figures["random"]["gain"] != figures["ttt-nn"]["gain"]
     assert "| in-context / ttt-nn |" in recipe._shown(found)
+
+
+def test_sift_reads_what_was_chosen_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(
+        tmp_path / "store.jsonl",
+        [f"the {each} sat on mat {each} number {n}. " * 3 for n, each in enumerate("abcdef")],
+    )
+    write(tmp_path / "valid.jsonl", [f"a {each} and {each} went up to sit" for each in "abc"], twin="")
+    lm, variants = (
+        toys.lm(window=512),
+        {
+            "base": VARIANTS["base"],
+            "ttt-nn": VARIANTS["ttt-nn"],
+            "sift": recipe.Variant("ttt-nn", 2, SETTINGS, sift=True),
+        },
+    )
+    monkeypatch.setattr(recipe, "VARIANTS", variants)
+    monkeypatch.setattr(uptake, "load", lambda *_: lm)
+    with pytest.raises(uptake.UptakeError, match="run `choose` for it"):
+        list(recipe.score("toy", tmp_path, "valid", 3, ["base", "sift"]))
+    store = uptake.Datastore.create(tmp_path / "hybrid.store", encoder=StubEncoder())
+    store.add(uptake.read(tmp_path / "store.jsonl"))
+    assert len(list(recipe.choose(tmp_path, "valid", 2, StubEncoder()))) == 2
+    assert len(list(recipe.choose(tmp_path, "valid", 3, StubEncoder()))) == 1, "none is chosen twice"
+    list(recipe.score("toy", tmp_path, "valid", 3, list(variants)))
+    rows = recipe._journal(tmp_path, "valid", "methods").start(lambda row: recipe.load(recipe.Scored, row))
+    (method,) = (spec.method for spec in method_specs(["ttt-nn"], SETTINGS).values())
+    for document in uptake.read(tmp_path / "valid.jsonl"):
+        (query,) = recipe.PROTOCOL.queries(document)
+        found = Sift().choose(recipe.source_of(store, document, query), 20, np.random.default_rng(0))
+        (state,) = method.adapt([method.init(lm)], lm, [Evidence(found, query.context)], Context())
+        wanted = method.adapted([state], lm).score([Segment(query.target, query.context)])[0].bits
+        (own,) = (row for row in rows if (row.document, row.variant) == (document.id, "sift"))
+        assert own.bits == pytest.approx(wanted, rel=1e-6)

@@ -14,6 +14,8 @@ from uptake.adaptation.optimizers import AdamW
 from uptake.lm.base import Segment
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
+from uptake.methods.n_gram import NGram
+from uptake.settings import apply
 
 
 @pytest.fixture
@@ -47,9 +49,10 @@ def test_what_it_scores_and_what_it_says_of_it(world: Path, recipe: Any, monkeyp
         f"{recipe.PUBLISHED}, random": recipe.Variant(rate=1e-3, drawn=True),
         recipe.CHEAP: recipe._top(1, 1e-3),
         f"{recipe.CHEAP}, random": recipe._top(1, 1e-3, drawn=True),
+        "both": recipe._top(1, 1e-3, trained=1, n_gram=True),
     }
     monkeypatch.setattr(recipe, "VARIANTS", variants)
-    asked = (str(world / "model"), world, "test", 3, list(variants))
+    asked = (str(world / "model"), world, "test", 3, list(variants), "cheap", "cpu")
     lines = list(recipe.score(*asked))
     assert lines[0].startswith("kept ") and len(lines) == 1 + 3 * len(variants)
     (again,) = recipe.score(*asked)
@@ -58,7 +61,7 @@ def test_what_it_scores_and_what_it_says_of_it(world: Path, recipe: Any, monkeyp
     lm = uptake.load(str(world / "model"))
     rows = {
         (row.document, row.variant): row
-        for row in recipe._journal(world, "test").start(lambda row: recipe.load(recipe.Scored, row))
+        for row in recipe._journal(world, "test", "cheap").start(lambda row: recipe.load(recipe.Scored, row))
     }
     store = uptake.Datastore.open(world / "lexical.store")
     method = Finetune(optimizer=AdamW(1e-3))
@@ -73,9 +76,15 @@ def test_what_it_scores_and_what_it_says_of_it(world: Path, recipe: Any, monkeyp
         assert published.bits == pytest.approx(bits, rel=1e-4)
         assert published.bits != pytest.approx(rows[document.id, "base"].bits, rel=1e-3)
         assert published.found == 2 and published.tokens > 40
+        top = apply(Finetune(), *variants["both"].settings)
+        (state,) = top.adapt([top.init(lm)], lm, [Evidence(found.at([0]), query.context)], Context())
+        memory, adapted = NGram(), top.adapted([state], lm)
+        (looked_up,) = memory.adapt([memory.init(lm)], lm, [Evidence(found, query.context)], Context())
+        both = memory.around([looked_up], adapted, lm).score(segments)[0].bits
+        assert rows[document.id, "both"].bits == pytest.approx(both, rel=1e-6)
         assert published.seconds == published.train_seconds + 2 * published.score_seconds
 
-    told = recipe.table(world, "test", list(variants))
+    told = recipe.table(world, "test", list(variants), "cheap")
     by = {name: np.array([rows[key, name].bits for key in told["documents"]]) for name in variants}
     own = told["variants"][recipe.CHEAP]
     assert own["gain"] == pytest.approx(1 - by[recipe.CHEAP].sum() / by["base"].sum())
@@ -86,4 +95,4 @@ def test_what_it_scores_and_what_it_says_of_it(world: Path, recipe: Any, monkeyp
     assert len(told["scorings_made_over_those_counted"]) == recipe.RESCORED
     monkeypatch.setitem(variants, "unscored", variants["base"])
     with pytest.raises(uptake.UptakeError, match="score two or more"):
-        recipe.table(world, "test", list(variants))
+        recipe.table(world, "test", list(variants), "cheap")
