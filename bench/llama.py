@@ -7,6 +7,7 @@ many rows there are. What the time limit leaves no room for is named and left ou
 
     python bench/llama.py --device cuda                  # a shape of 1.2 B, bfloat16; writes bench/llama.json
     python bench/llama.py --device cpu --shape tiny      # a dry run
+    python bench/llama.py --again shares                # this anew, the other figures of the file stay
 """
 
 import argparse
@@ -191,6 +192,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", choices=list(SHAPES), default="1b")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds after which nothing new is begun")
+    parser.add_argument("--again", nargs="+", default=[], help="measure these anew, keep the rest of --out")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("bench/llama.json"))
     arguments = parser.parse_args(given)
@@ -198,7 +200,8 @@ def main(given: Sequence[str] | None = None) -> int:
     lm = shape.model(arguments.device)
     card = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else "cpu"
     peak = peaks(shape, lm.device)
-    found: dict[str, Any] = {
+    found: dict[str, Any] = json.loads(arguments.out.read_bytes()) if arguments.again else {}
+    found |= {
         "device": card, "torch": torch.__version__, "shape": arguments.shape, "dtype": str(shape.dtype),
         "rank": arguments.rank, "peak": peak, "left_out": [],
     }  # fmt: skip
@@ -212,7 +215,10 @@ def main(given: Sequence[str] | None = None) -> int:
             lm, rows, tokens, arguments.rank, shape.load
         )
     jobs["shares"] = lambda: shares(lm, shape, peak)  # last: it trains the model itself
-    for name, job in jobs.items():
+    if unknown := [name for name in arguments.again if name not in jobs]:
+        parser.error(f"--again {unknown[0]}: use {', '.join(jobs)}")
+    for name in arguments.again or list(jobs):
+        job = jobs[name]
         if time.perf_counter() - started > arguments.limit:
             found["left_out"].append(name)
             continue

@@ -318,12 +318,17 @@ def _runs(text: str, words: int = 13) -> list[tuple[str, ...]]:
 
 
 def table(
-    data: Path, part: str, mixtures: Sequence[Sequence[str]], run: str = RUN, names: Sequence[str] = ()
+    data: Path,
+    part: str,
+    mixtures: Sequence[Sequence[str]],
+    runs: Sequence[str] = (RUN,),
+    names: Sequence[str] = (),
 ) -> dict[str, object]:
     """Return what each variant, and each mixture of some, saves over the base on documents scored by all."""
     rows: dict[str, dict[str, Scored]] = {}
-    for row in _journal(data, part, run).start(lambda row: load(Scored, row)):
-        rows.setdefault(row.document, {})[row.variant] = row
+    for run in runs:
+        for row in _journal(data, part, run).start(lambda row: load(Scored, row)):
+            rows.setdefault(row.document, {})[row.variant] = row
     names = [*names] or [name for name in VARIANTS if any(name in of for of in rows.values())]
     whole = {document: of for document, of in rows.items() if all(name in of for name in names)}
     out: dict[str, object] = {"part": part, "documents": len(whole)}
@@ -404,7 +409,12 @@ def main() -> int:
         if name == "choose":
             command.add_argument("--encoder", help="MiniLM's folder, where the hub is out of reach")
             continue
-        command.add_argument("--run", default=RUN, help="the name of the file: another one for another model")
+        command.add_argument(
+            "--run",
+            nargs="+" if name == "table" else None,
+            default=[RUN] if name == "table" else RUN,
+            help="the name of the file: another one for another model; a table can draw on several of one model",
+        )
         command.add_argument("--variants", nargs="*", default=[], choices=list(VARIANTS))
         if name == "score":
             command.add_argument("--model", required=True)
