@@ -92,12 +92,13 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--stored", type=int, default=150)
     parser.add_argument("--again", action="store_true", help="choose once more, and keep the tuned rates")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("build/auto_rate"))
     parser.add_argument("--json", type=Path, default=Path("bench/auto_rate.json"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
-    lm = uptake.load(options.model)
+    lm = uptake.load(options.model, options.device)
     for domain in options.domains:
         key = f"{Path(options.model).name} {domain}"
         if key not in found or options.again:

@@ -413,7 +413,7 @@ def main() -> int:
             "--run",
             nargs="+" if name == "table" else None,
             default=[RUN] if name == "table" else RUN,
-            help="the name of the file: another one for another model; a table can draw on several of one model",
+            help="the name of the file: another for another model; a table can draw on several",
         )
         command.add_argument("--variants", nargs="*", default=[], choices=list(VARIANTS))
         if name == "score":
