@@ -35,6 +35,7 @@ from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import UNTRAINED, TrainingData
 from uptake.methods.mac import Mac, MacEpisode
 from uptake.settings import apply
+from uptake.tasks.worlds import Split
 from uptake.text.readers import read
 from uptake.train import Point, Training, train
 
@@ -69,11 +70,6 @@ def made_up(method: Mac, args: argparse.Namespace, seed: int) -> Job:
     lm = uptake.load(args.model)
     names = Names.fitting(lm.tokenizer)
 
-    def episode(documents: int, distractors: int, split: Any, seed: int) -> MacEpisode:
-        made = common.world(names, documents, distractors, split, seed)
-        shown = TrainingData(made.documents, made.questions, tuple(map(beginning, made.unrelated)))
-        return replace(method, documents=documents).episodes(lm, shown)[0]
-
     # What each part of the training learns from: numbers of distractors, by turns; its share of the rate;
     # the weight of the divergence; whether every question sees every document.
     long = camels.DISTRACTORS
@@ -88,10 +84,11 @@ def made_up(method: Mac, args: argparse.Namespace, seed: int) -> Job:
     ):
         first = 10_000 + 1_000_000 * number + 100_000 * seed
         learnt = [
-            episode(method.documents, lengths[step % len(lengths)], "train", first + step)
+            episode_of(method, lm, names, lengths[step % len(lengths)], "train", first + step)
             for step in range(count)
         ]
-        valid = [episode(VALID, lengths[-1], "valid", seed)]
+        watched = replace(method, documents=VALID)
+        valid = [episode_of(watched, lm, names, lengths[-1], "valid", seed)]
         if whole:
             learnt, valid = (
                 [replace(each, seen=torch.ones_like(each.seen)) for each in some] for some in (learnt, valid)
@@ -100,6 +97,15 @@ def made_up(method: Mac, args: argparse.Namespace, seed: int) -> Job:
     test = common.world(names, args.test, camels.DISTRACTORS, "test", seed)
     elsewhere = common.world(names, args.test, camels.DISTRACTORS, "valid", seed)
     return Job(lm, stages, test, told_otherwise(test, elsewhere), seed)
+
+
+def episode_of(
+    method: Mac, lm: Causal, names: Names, distractors: int, split: Split, seed: int
+) -> MacEpisode:
+    """Return an episode of as many made-up documents as the method takes, so many distractors in each."""
+    made = common.world(names, method.documents, distractors, split, seed)
+    shown = TrainingData(made.documents, made.questions, tuple(map(beginning, made.unrelated)))
+    return method.episodes(lm, shown)[0]
 
 
 def squad(method: Mac, args: argparse.Namespace, seed: int) -> Job:

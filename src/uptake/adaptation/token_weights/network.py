@@ -144,13 +144,14 @@ def aligned(weights: Tensor, own: Spans, spans: Spans) -> Tensor:
     linear, keeps the sum of weight times length, and changes nothing where both are the same.
     """
     length = max((end for _, end in (*own, *spans)), default=0)
-    starts, ends = (torch.tensor([span[i] for span in own], dtype=torch.long) for i in (0, 1))
+    device = weights.device
+    starts, ends = (torch.tensor([span[i] for span in own], dtype=torch.long, device=device) for i in (0, 1))
     # Differences at the edges of spans, summed up along the characters.
     total = weights.new_zeros(length + 1)
     total = total.index_add(0, starts, weights).index_add(0, ends, -weights).cumsum(0)
-    edges = torch.zeros(length + 1).index_add(0, starts, torch.ones(len(own)))
-    count = edges.index_add(0, ends, -torch.ones(len(own))).cumsum(0).to(weights.device)
+    edges = torch.zeros(length + 1, device=device).index_add(0, starts, torch.ones(len(own), device=device))
+    count = edges.index_add(0, ends, -torch.ones(len(own), device=device)).cumsum(0)
     character = total / count.clamp(min=1)
     upto = torch.cat([character.new_zeros(1), character.cumsum(0)])
-    first, last = (torch.tensor([span[i] for span in spans], dtype=torch.long) for i in (0, 1))
-    return (upto[last] - upto[first]) / (last - first).clamp(min=1).to(weights.device)
+    first, last = (torch.tensor([span[i] for span in spans], dtype=torch.long, device=device) for i in (0, 1))
+    return (upto[last] - upto[first]) / (last - first).clamp(min=1)
