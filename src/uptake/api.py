@@ -18,7 +18,7 @@ from uptake.evaluation.protocols.stream import Stream
 from uptake.evaluation.run import run
 from uptake.evaluation.schedule import in_stream
 from uptake.lm.base import LM
-from uptake.lm.causal import Causal
+from uptake.lm.pretrained import Pretrained
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.contract.naming import method_specs as method_specs
 from uptake.methods.contract.spending import Budget
@@ -32,7 +32,7 @@ from uptake.text.types import Chunking, Document
 
 
 def compare(
-    model: Causal,
+    model: Pretrained,
     documents: Iterable[Document] | Inputs,
     names: Sequence[str] | Mapping[str, MethodSpec] | None = None,
     *,
@@ -90,7 +90,7 @@ def compare(
 
 
 def stream(
-    model: Causal,
+    model: Pretrained,
     documents: Iterable[Document],
     questions: Iterable[Question],
     names: Sequence[str] | Mapping[str, MethodSpec] = ("online",),

@@ -17,7 +17,7 @@ from uptake.adaptation.delta.prompt import Prompt
 from uptake.adaptation.delta.scale import Scale, scaled
 from uptake.errors import BadInput
 from uptake.lm.base import LM
-from uptake.lm.causal import Causal
+from uptake.lm.pretrained import Pretrained
 from uptake.lm.wrappers import Routed
 from uptake.sealed import write_whole
 
@@ -25,7 +25,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EMPTY = "the delta is empty and there is no adapter to export: let the model read something first"
 
 
-def export_peft(delta: Delta, lm: Causal, folder: str | Path) -> Path:
+def export_peft(delta: Delta, lm: Pretrained, folder: str | Path) -> Path:
     """Write the delta as an adapter that `peft.PeftModel.from_pretrained(base, folder)` loads.
 
     `folder` must not exist or be empty; it is returned. Weights are float32. A LoRA adapter's scale is
@@ -55,7 +55,7 @@ def export_peft(delta: Delta, lm: Causal, folder: str | Path) -> Path:
     return folder
 
 
-def _lora(delta: Delta, lm: Causal) -> tuple[Any, dict[str, Tensor]]:
+def _lora(delta: Delta, lm: Pretrained) -> tuple[Any, dict[str, Tensor]]:
     """Return the configuration and the tensors of a LoRA adapter."""
     from peft import LoraConfig
 
@@ -76,7 +76,7 @@ def _lora(delta: Delta, lm: Causal) -> tuple[Any, dict[str, Tensor]]:
     return config, tensors
 
 
-def _ia3(delta: Delta, lm: Causal) -> tuple[Any, dict[str, Tensor]]:
+def _ia3(delta: Delta, lm: Pretrained) -> tuple[Any, dict[str, Tensor]]:
     """Return the configuration and the tensors of an (IA)^3 adapter; scales of several owners multiply."""
     from peft import IA3Config
     from transformers.pytorch_utils import Conv1D
@@ -114,7 +114,7 @@ def _ia3(delta: Delta, lm: Causal) -> tuple[Any, dict[str, Tensor]]:
     }
 
 
-def _prompt(delta: Delta, lm: Causal) -> tuple[Any, dict[str, Tensor]]:
+def _prompt(delta: Delta, lm: Pretrained) -> tuple[Any, dict[str, Tensor]]:
     """Return the configuration and the tensors of prompt tuning; several prompts stand in their order."""
     from peft import PromptTuningConfig
 
@@ -129,11 +129,11 @@ def _prompt(delta: Delta, lm: Causal) -> tuple[Any, dict[str, Tensor]]:
     return config, {"prompt_embeddings": vectors}
 
 
-def _common(lm: Causal) -> dict[str, Any]:
+def _common(lm: Pretrained) -> dict[str, Any]:
     from peft import TaskType
 
     return {
-        "task_type": TaskType.CAUSAL_LM,
+        "task_type": TaskType.CAUSAL_LM if lm.has_step else TaskType.SEQ_2_SEQ_LM,
         "inference_mode": True,
         "base_model_name_or_path": lm.name or None,
     }
@@ -155,7 +155,7 @@ def only_delta(state: object, answering: LM) -> Delta:
     while isinstance(answering, Routed) and len(answering.parts) == 1:
         answering = answering.parts[0]
     delta = getattr(state, "delta", None)
-    if not isinstance(delta, Delta) or not isinstance(answering, Causal):
+    if not isinstance(delta, Delta) or not isinstance(answering, Pretrained):
         raise BadInput(
             f"the method changes more than weights ({type(answering).__name__}), which no adapter can hold: "
             "choose a method that changes weights alone, such as ttt-nn"

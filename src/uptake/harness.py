@@ -19,8 +19,8 @@ from uptake import api, showing
 from uptake.errors import BadInput, Diverged, Missing, UptakeError
 from uptake.lm import loading
 from uptake.lm.base import LM
-from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, of_target, rolling_windows
+from uptake.lm.pretrained import Pretrained
 from uptake.methods.contract.spending import Budget, Stop
 from uptake.report.formatting import not_scored
 from uptake.session import Session
@@ -50,7 +50,7 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     def __init__(
         self,
-        pretrained: str | Causal,
+        pretrained: str | Pretrained,
         store: str | Datastore | None = None,
         method: str = "ttt-nn",
         k: int = 20,
@@ -87,7 +87,9 @@ class UptakeLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         self.budget = Budget(max_tokens, max_steps)
         self.stopped: Counter[str] = Counter()  # requests whose reading ended early, by why
         self.leak = LeakFilter() if leak_filter else LeakFilter.off()
-        self.base = pretrained if isinstance(pretrained, Causal) else loading.load(pretrained, device, dtype)
+        self.base = (
+            pretrained if isinstance(pretrained, Pretrained) else loading.load(pretrained, device, dtype)
+        )
         self.tokenizer = self.base.tokenizer.inner
         self._device = self.base.device
 

@@ -63,7 +63,7 @@ def tokens(
     inputs.set_threads(1 if workers > 1 else threads)
     opened = inputs.open_store(store, None, "cpu", threads)
     with screen.status("loading the model"):
-        keys = ParallelKeyer(loading.load(model, device, dtype), workers)
+        keys = ParallelKeyer(loading.load_causal(model, device, dtype, "an index of tokens"), workers)
     with keys:
         _read(
             opened, "tokens", lambda update: opened.read_tokens(keys, fresh=fresh, progress=update), as_json
@@ -164,7 +164,8 @@ def activations(
     inputs.set_threads(threads)
     opened = inputs.open_store(store, None, "cpu", threads)
     with screen.status("loading the model"):
-        reader = ActivationReader(loading.load(model, device, dtype), layers, not no_opening_token, keep_as)
+        loaded = loading.load_causal(model, device, dtype, "an index of activations")
+        reader = ActivationReader(loaded, layers, not no_opening_token, keep_as)
 
     def read(update: "Callable[[int, int], None]") -> "ReadTokens":
         return opened.read_activations(reader, most_bytes=max_bytes, fresh=fresh, progress=update)

@@ -11,7 +11,7 @@ from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Damaged
 from uptake.evaluation.identity import model_identity, named
 from uptake.lm.base import LM
-from uptake.lm.causal import Causal
+from uptake.lm.pretrained import Pretrained
 from uptake.methods.contract.method import State
 from uptake.methods.contract.state import save_state
 from uptake.sealed import from_json, to_json, write_whole
@@ -41,7 +41,7 @@ def base_replies(lm: LM, asked: Sequence[Asking], tokens: int, batch: int) -> li
 
 
 def _path(lm: LM, asked: Sequence[Asking], tokens: int, batch: int) -> Path | None:
-    if not isinstance(lm, Causal):
+    if not isinstance(lm, Pretrained):
         return None
     # How many stand side by side can change the last bit of a prediction.
     return cache_root() / "edits" / f"{named([model_identity(lm), asked, tokens, batch])}.json"

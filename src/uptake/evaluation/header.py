@@ -11,7 +11,7 @@ import uptake
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.records import digest_of
-from uptake.lm.causal import Causal
+from uptake.lm.pretrained import Pretrained
 from uptake.methods.contract.method import MethodSpec
 from uptake.report.results import Header
 from uptake.settings import describe
@@ -19,7 +19,7 @@ from uptake.store.datastore import Datastore
 
 
 def header_of(
-    model: Causal, plan: Plan, inputs: Inputs, store: Datastore | None, notes: Sequence[str] = ()
+    model: Pretrained, plan: Plan, inputs: Inputs, store: Datastore | None, notes: Sequence[str] = ()
 ) -> Header:
     """Return what stands over the rows of a plan."""
     searched = plan.searches and store is not None
@@ -69,7 +69,7 @@ def _weights(settings: Mapping[str, Any]) -> Iterator[str]:
             yield value
 
 
-def _facts(model: Causal) -> dict[str, str | int]:
+def _facts(model: Pretrained) -> dict[str, str | int]:
     return {
         "name": Path(model.name).name if Path(model.name).exists() else model.name,
         "fingerprint": model.fingerprint,

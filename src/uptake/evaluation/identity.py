@@ -20,7 +20,7 @@ from uptake.codec import plain
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.records import digest_of
-from uptake.lm.causal import Causal
+from uptake.lm.pretrained import Pretrained
 from uptake.report.results import Header
 from uptake.store.datastore import Datastore
 
@@ -28,7 +28,7 @@ _UNNAMED = ("_name_or_path", "transformers_version")  # of a model's config: the
 
 
 def identity(
-    lm: Causal, plan: Plan, inputs: Inputs, store: Datastore | None, header: Header
+    lm: Pretrained, plan: Plan, inputs: Inputs, store: Datastore | None, header: Header
 ) -> dict[str, str]:
     """Return the parts of a plan by name: two runs give the same rows if all are equal."""
     searched = store if plan.searches else None
@@ -57,7 +57,7 @@ def key_of(parts: Mapping[str, str]) -> str:
     return named(parts)
 
 
-def model_identity(lm: Causal) -> list[Any]:
+def model_identity(lm: Pretrained) -> list[Any]:
     """Return what tells a model's answers from another's: weights, tokenizer, configuration, precision."""
     config: Any = lm.module.config
     return [

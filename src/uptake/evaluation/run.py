@@ -15,7 +15,7 @@ from uptake.evaluation.journal import Journal
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
 from uptake.evaluation.remarks import not_scored, remarks
-from uptake.lm.causal import Causal
+from uptake.lm.pretrained import Pretrained
 from uptake.report import summary
 from uptake.report.formatting import many
 from uptake.report.results import Results
@@ -25,7 +25,7 @@ from uptake.store.datastore import Datastore
 
 
 def run(
-    model: Causal,
+    model: Pretrained,
     plan: Plan,
     inputs: Inputs,
     store: Datastore | None = None,

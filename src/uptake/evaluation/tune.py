@@ -21,7 +21,7 @@ from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Protocol
 from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.evaluation.run import run
-from uptake.lm.causal import Causal
+from uptake.lm.pretrained import Pretrained
 from uptake.methods.contract.naming import method_specs
 from uptake.report.metrics import gain
 from uptake.report.scored.rows import Scored
@@ -160,7 +160,7 @@ def _changes(space: Space) -> list[tuple[str, ...]]:
 
 
 def tune(
-    model: Causal,
+    model: Pretrained,
     documents: Iterable[Document],
     name: str = "ttt-nn",
     *,

@@ -18,8 +18,8 @@ from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocol import Batch, Part, Resume
 from uptake.evaluation.runner import Runner
 from uptake.lm.base import LM
-from uptake.lm.causal import Causal
 from uptake.lm.loading import load
+from uptake.lm.pretrained import Pretrained
 from uptake.lm.processes import ignoring_interrupts
 from uptake.store.cluster import Cluster
 from uptake.store.datastore import Datastore
@@ -44,7 +44,7 @@ class Job:
     @classmethod
     def of(cls, lm: LM, plan: Plan, store: Datastore | None, states: States) -> "Job":
         """Describe it; raises BadInput for a model that another process could not load."""
-        if not isinstance(lm, Causal) or not lm.name:
+        if not isinstance(lm, Pretrained) or not lm.name:
             raise BadInput(
                 "several workers each load the model: give one that `uptake.load` loaded, or one worker"
             )

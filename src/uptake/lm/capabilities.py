@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache
+from uptake.lm.examples import Example
 
 
 class Unembedding(NamedTuple):
@@ -122,7 +123,24 @@ class KeyValueCache(LM):
     relative: bool
 
 
-CapabilityT = TypeVar("CapabilityT", HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCache)
+class ApartInputs(LM):
+    """An LM whose encoder reads several texts apart, and whose decoder attends to all of them at once."""
+
+    lacking: ClassVar[str] = "encoder that reads texts apart: use an encoder-decoder, such as T5"
+
+    @abstractmethod
+    def predictions_apart(
+        self, inputs: Sequence[Sequence[Sequence[int]]], examples: Sequence[Example]
+    ) -> list[Tensor]:
+        """Return log-probabilities [targets, vocabulary] at each place of each example's target.
+
+        `inputs[i]` are the contexts of example i, each as an `Example` has one; its own counts for nothing.
+        """
+
+
+CapabilityT = TypeVar(
+    "CapabilityT", HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCache, ApartInputs
+)
 
 
 def capability(lm: LM, kind: type[CapabilityT]) -> CapabilityT:
@@ -136,4 +154,8 @@ def capability(lm: LM, kind: type[CapabilityT]) -> CapabilityT:
 def refusal(lm: LM, kind: type[CapabilityT]) -> str:
     """Return one line that says what the LM lacks, and the cure."""
     name = type(lm).__name__
-    return f"{name} has no {kind.lacking.format(name=name)}"
+    lacking = kind.lacking.format(name=name)
+    if not lm.has_step and kind is not ApartInputs:
+        what = lacking.partition(":")[0]
+        return f"{name} is an encoder-decoder, and has no {what}: use a causal model, or ttt-nn or in-context"
+    return f"{name} has no {lacking}"

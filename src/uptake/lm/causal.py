@@ -1,22 +1,18 @@
 """Any Hugging Face causal language model as an LM."""
 
-import contextlib
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from uptake.adaptation.delta import Delta, fingerprint, skeleton, wide
+from uptake.adaptation.delta import skeleton, wide
 from uptake.adaptation.delta.overlay import input_tokens_taken
 from uptake.adaptation.side_by_side import by_row
-from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Cache
+from uptake.lm.base import Cache
 from uptake.lm.capabilities import (
     FeedForwardKeys,
     HiddenStates,
@@ -30,15 +26,12 @@ from uptake.lm.capabilities import (
 from uptake.lm.examples import Example
 from uptake.lm.feed_forward_input import FeedForwardInput
 from uptake.lm.frozen_layers import FrozenLayers
+from uptake.lm.pretrained import Pretrained, most_tokens
 from uptake.lm.rows import RowCaches, each_row
-from uptake.model_checks import check_model
-from uptake.preparation import preparing
 from uptake.text.tokenizer import Tokenizer
 
-MadeT = TypeVar("MadeT")
 
-
-class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCache):
+class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCache):
     """A causal language model; its module is frozen and from then on never changed."""
 
     def __init__(
@@ -49,23 +42,12 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
         base: str | None = None,
         quantisation: str = "",
     ) -> None:
-        # Copies of one model share its fingerprint: it names the base a delta belongs to.
-        self._base = base
-        self._replaced: dict[str, Tensor] | None = None
+        super().__init__(module, tokenizer, name, base, quantisation)
         self._frozen_layers: dict[int, FrozenLayers] = {}
-        self._derived: dict[Hashable, Any] = {}
-        # The deltas that were laid over the base; None where its weights differ in some other way.
-        self.deltas: tuple[Delta, ...] | None = () if base is None else None
-        if base is None:
-            check_model(module, tokenizer.inner, f"model {name!r}" if name else type(module).__name__)
-        self.module = module.eval()
-        self.tokenizer = tokenizer
-        self.name = name
-        self.quantisation = quantisation  # of the file that the weights come from; "" where there was none
         config: Any = module.config
         # Parts of a delta that stand before the text, as a soft prompt, take inputs up.
         self._taken = input_tokens_taken(module)
-        whole = _window(config, tokenizer)
+        whole = most_tokens(config, tokenizer)
         self.window = whole - self._taken
         if self.window < 1:
             raise BadInput(
@@ -73,19 +55,6 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
                 "prompt of fewer tokens, to leave room for a text"
             )
         self.relative = _relative(config)
-        first = next(module.parameters())
-        self.device, self.dtype = first.device, first.dtype
-        if base is None:
-            module.requires_grad_(False)
-            module.generation_config = None  # type: ignore[assignment]  # sampling is ours; a copy need not carry it
-
-    @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        return self._base or fingerprint(self.module)
-
-    @cached_property
-    def weights_fingerprint(self) -> str:
-        return fingerprint(self.module) if self._base else self.fingerprint
 
     def start(self) -> Cache:
         from transformers import DynamicCache
@@ -141,14 +110,6 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
             more["logits_to_keep"] = 1
         out = self._run(self.module, ids, cache, **more)
         return torch.log_softmax(wide(out.logits[:, -1]), -1), out.past_key_values
-
-    def derived(self, key: Hashable, make: Callable[[], MadeT]) -> MadeT:
-        """Return what `make` makes of this model alone, made once: `key` says what, and by which settings."""
-        if key not in self._derived:
-            with preparing():
-                self._derived[key] = make()
-        found: MadeT = self._derived[key]
-        return found
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         ids = examples[0].inputs if len(examples) == 1 else ()
@@ -222,18 +183,8 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
             **self._places(module, ids, cache, lengths),
             **more,
         }
-        # On a bfloat16 base, weights that train are float32: autocast lets the two meet.
-        mixed = self.dtype.itemsize < 4
-        with torch.autocast(self.device.type, self.dtype) if mixed else contextlib.nullcontext():
-            if self._replaced is None:
-                return module(**arguments)
-            prefix = "" if type(module) is type(self.module) else f"{self.module.base_model_prefix}."
-            replaced = {
-                name.removeprefix(prefix): t for name, t in self._replaced.items() if name.startswith(prefix)
-            }
-            # Fused attention has no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
-                return functional_call(module, replaced, (), arguments)
+        prefix = "" if type(module) is type(self.module) else f"{self.module.base_model_prefix}."
+        return self._call(module, arguments, prefix)
 
     @property
     def _blind(self) -> bool:
@@ -269,24 +220,6 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
         names = {id(own): name for name, own in self.module.named_parameters()}
         return (self._replaced or {}).get(names.get(id(parameter), ""), parameter)
 
-    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Causal":
-        # For as long as it runs, functional_call puts the tensors into the module: not into the base's.
-        copy = self.around(self.module if self._base else skeleton(self.module))
-        copy._replaced = dict(parameters)
-        return copy
-
-    def overlay(self, delta: Delta) -> "Causal":
-        over = self.around(delta.over(self.module, self.fingerprint))
-        over.deltas = None if self.deltas is None else (*self.deltas, delta)
-        return over
-
-    def trainable_copy(
-        self, trainable: Trainable, start: Delta, generator: torch.Generator
-    ) -> tuple[LM, TrainableCopy]:
-        start.check(self.fingerprint)
-        opened = trainable.copy(self.module, start, generator)
-        return self.around(opened.module), opened
-
     @cached_property
     def by_row(self) -> dict[str, bool]:
         """The weights that rows of a batch may differ in, and whether each is stored [in, out]."""
@@ -299,23 +232,6 @@ class Causal(HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, KeyValueCach
         copy = Causal(module, self.tokenizer, self.name, self.fingerprint)
         copy.device, copy.dtype = self.device, self.dtype
         return copy
-
-
-def _window(config: Any, tokenizer: Tokenizer) -> int:
-    """Return the most tokens the model takes: what its configuration says, else what its tokenizer does."""
-    most = getattr(config, "max_position_embeddings", None)
-    if most is not None and (not isinstance(most, int) or most < 1):
-        raise BadInput(
-            f"max_position_embeddings {most!r} in config.json: put back the model's own number of tokens"
-        )
-    if most is None:
-        most = tokenizer.inner.model_max_length
-    # A tokenizer that knows no limit answers with a number of thirty digits.
-    if most > 1 << 30:
-        raise BadInput(
-            "the model names no longest input: set `model_max_length` in its tokenizer_config.json"
-        )
-    return int(most)
 
 
 def _relative(config: Any) -> bool:

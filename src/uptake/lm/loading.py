@@ -16,6 +16,8 @@ from uptake.gguf import dequantised, is_gguf
 from uptake.hub import cached_if_silent
 from uptake.lm.causal import Causal
 from uptake.lm.number_format import AUTO, format_for
+from uptake.lm.pretrained import Pretrained
+from uptake.lm.seq2seq import Seq2Seq
 from uptake.text.tokenizer import Tokenizer
 
 DTYPES = {
@@ -26,23 +28,23 @@ DTYPES = {
 }
 
 
-def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
-    """Load a causal language model and its tokenizer by hub name, folder or GGUF file.
+def load(name: str, device: str = "cpu", dtype: str = "float32") -> Pretrained:
+    """Load a language model and its tokenizer by hub name, folder or GGUF file.
 
-    Weights are read from safetensors or GGUF only and no code of the repository is run. The dtype `auto` goes
-    by the model's size and the device (lm/number_format.py). Raises BadInput or Missing, in one line, where
+    A decoder is a `Causal`, an encoder-decoder, such as T5 or Switch, a `Seq2Seq`. Weights are read from
+    safetensors or GGUF only and no code of the repository is run. The dtype `auto` goes by the model's size
+    and the device (lm/number_format.py). Raises BadInput or Missing, in one line, where
     there is no usable model.
     """
-    from transformers import AutoModelForCausalLM
-
     check(device, dtype)
     with _readable(name) as (source, quantisation):
         tokenizer = _tokenizer(name, source)
+        kind, wrapped = _kind(name, source)
         if dtype == AUTO:
-            dtype = format_for(device, _or_missing(name, lambda: _weights(source)))
+            dtype = format_for(device, _or_missing(name, lambda: _weights(source, kind)))
         module, report = _or_missing(
             name,
-            lambda: AutoModelForCausalLM.from_pretrained(
+            lambda: kind.from_pretrained(
                 source,
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
@@ -54,22 +56,47 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Causal:
     if lacking := sorted(report["missing_keys"]):
         raise BadInput(
             f"model {name!r}: its files lack {lacking[0]} and {len(lacking) - 1} more of the weights that "
-            "config.json promises; give a causal language model, whole"
+            "config.json promises; give a language model, whole"
         )
     try:
         module = module.to(device)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise BadInput(f"device {device!r} cannot hold {name!r} in {dtype}: {_first_line(error)}") from error
-    return Causal(module, tokenizer, name, quantisation=quantisation)
+    return wrapped(module, tokenizer, name, quantisation=quantisation)
 
 
-def _weights(source: str) -> int:
+def load_causal(name: str, device: str, dtype: str, what: str) -> Causal:
+    """Load a model as `load` does for what needs a decoder, `what`. Raises BadInput for another kind."""
+    return as_causal(load(name, device, dtype), what)
+
+
+def as_causal(lm: Pretrained, what: str) -> Causal:
+    """Return the model as a decoder. Raises BadInput, in a line that begins with `what`, for another."""
+    if not isinstance(lm, Causal):
+        raise BadInput(
+            f"{what} needs a causal model, and {lm.name or type(lm.module).__name__} is an encoder-decoder: "
+            "give a decoder, such as SmolLM2"
+        )
+    return lm
+
+
+def _kind(name: str, source: str) -> tuple[Any, type[Causal] | type[Seq2Seq]]:
+    """Return what loads a model of this configuration, and what it is here."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = _or_missing(name, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
+    if getattr(config, "is_encoder_decoder", False):
+        return AutoModelForSeq2SeqLM, Seq2Seq
+    return AutoModelForCausalLM, Causal
+
+
+def _weights(source: str, kind: Any) -> int:
     """Return how many weights a model has, by its configuration alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        module = kind.from_config(config, trust_remote_code=False)
     return weights_of(module)
 
 

@@ -12,17 +12,36 @@ FEED_FORWARD = ("mlp", "feed_forward", "ffn", "fc2")  # of some families the sec
 
 
 def blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name and the list of the transformer's blocks: the longest module list there is."""
+    """Return the name and the list of the transformer's blocks: the longest module list there is.
+
+    Of an encoder-decoder those of the decoder.
+    """
+    return _stacks(module)[-1]
+
+
+def _stacks(module: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """Return the name and the list of blocks of each stack: of an encoder-decoder its encoder's first."""
     lists = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
     if not lists:
         raise BadInput(f"{type(module).__name__} has no list of blocks: use trainable=all instead")
-    return max(lists, key=lambda found: len(found[1]))
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        sides: Any = (getattr(module, f"get_{side}")() for side in ("encoder", "decoder"))
+        within = [[id(part) for part in side.modules()] for side in sides]
+        found = [[each for each in lists if id(each[1]) in side] for side in within]
+        if all(found):
+            return [max(some, key=lambda each: len(each[1])) for some in found]
+    return [max(lists, key=lambda each: len(each[1]))]
 
 
 def upper_blocks(module: nn.Module, layers: int | None) -> dict[str, nn.Module]:
-    """Return the last `layers` blocks by name, all if None. Raises BadInput for more than there are."""
+    """Return the last `layers` blocks by name, all if None. Raises BadInput for more than there are.
+
+    Of an encoder-decoder the last ones are the decoder's; all are the encoder's as well.
+    """
+    if layers is None:
+        return {f"{name}.{i}": part for name, stack in _stacks(module) for i, part in enumerate(stack)}
     name, stack = blocks(module)
-    count = len(stack) if layers is None else layers
+    count = layers
     if not 1 <= count <= len(stack):
         raise BadInput(f"top layers {count}: the model has {len(stack)}, use 1 to {len(stack)}")
     return {f"{name}.{i}": stack[i] for i in range(len(stack) - count, len(stack))}

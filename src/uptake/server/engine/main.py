@@ -47,7 +47,7 @@ class Engine:
         self._stores: dict[str, Datastore] = {}
         for at in config.stores:
             self._stores[at.name] = Datastore.open(at.path, encoder=at.encoder, device=config.device)
-        self.lm = loading.load(config.model, config.device, config.dtype)
+        self.lm = loading.load_causal(config.model, config.device, config.dtype, "the server")
         self.lm.name = config.name
         self.outcome, self.grid = checked(self.lm)
         self._running = False
