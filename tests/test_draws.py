@@ -158,3 +158,18 @@ def test_threads_draw_for_themselves() -> None:
     assert torch.equal(before, torch.get_rng_state())
     for seed, steps in alone.items():
         assert all(torch.equal(one, other) for one, other in zip(steps, together[seed], strict=True))
+
+
+def test_a_model_of_transformers_is_made_without_the_global_generator() -> None:
+    """While it initialises a model, transformers puts functions of its own in the place of torch's."""
+
+    def made(seed: int) -> list[torch.Tensor]:
+        with drawing_from(torch.Generator().manual_seed(seed)):
+            return [*type(module)(module.config).parameters()]
+
+    module = toys.module()
+    before = torch.get_rng_state()
+    first, again, other = made(0), made(0), made(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not all(torch.equal(one, two) for one, two in zip(first, other, strict=True))

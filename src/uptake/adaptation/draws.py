@@ -5,10 +5,12 @@ draw, in other threads too. Within `drawing_from` whatever this thread draws com
 own, and the global one is neither read nor changed.
 """
 
+import inspect
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +42,16 @@ _UNKNOWN: frozenset[Callable[..., Any]] = frozenset(
 )
 
 
+@cache
+def _draws(func: Callable[..., Any]) -> bool:
+    """Whether a function draws, from the global generator where it is given none."""
+    if func in _WITH_GENERATOR:
+        return True
+    # While transformers initialises a model, its own functions stand in the place of torch's.
+    own = getattr(func, "__module__", "") == "transformers.initialization"
+    return own and "generator" in inspect.signature(func).parameters
+
+
 class _Draws(TorchFunctionMode):
     """Sees every function of torch that this thread calls, and passes a generator to those that draw."""
 
@@ -56,7 +68,7 @@ class _Draws(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
-        if func in _WITH_GENERATOR and named.get("generator") is None:
+        if _draws(func) and named.get("generator") is None:
             device = _device(args, named)
             # A tensor without storage, as a loader makes them first, draws nothing.
             return func(*args, **named | ({} if device.type == "meta" else {"generator": self._at(device)}))

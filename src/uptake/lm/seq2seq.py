@@ -25,10 +25,10 @@ Inputs = Sequence[Sequence[int]]  # texts that an encoder reads apart, of one ro
 
 
 class Encoded(NamedTuple):
-    """What the decoder attends to: states [rows, places, width], and which places are text."""
+    """What the decoder attends to: states [rows, places, width] as the model hands them on, and the mask."""
 
-    states: Tensor
-    seen: Tensor
+    output: Any  # of the encoder's own kind
+    seen: Tensor  # [rows, places], true where there is text
 
 
 class Seq2Seq(Pretrained, ApartInputs):
@@ -125,14 +125,12 @@ class Seq2Seq(Pretrained, ApartInputs):
         prefix = next(f"{name}." for name, part in self.module.named_modules() if part is encoder)
         out = self._call(encoder, {"input_ids": ids.to(self.device), "attention_mask": reads.long()}, prefix)
         states = out.last_hidden_state.reshape(len(inputs), most * ids.shape[1], -1)
-        return Encoded(states, seen.reshape(len(inputs), -1))
+        return Encoded(type(out)(last_hidden_state=states), seen.reshape(len(inputs), -1))
 
     def _run(self, encoded: Encoded, ids: Tensor) -> Tensor:
         """Return logits [rows, time, vocabulary] after each of a decoder's inputs."""
-        from transformers.modeling_outputs import BaseModelOutput
-
         arguments = {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=encoded.states),
+            "encoder_outputs": encoded.output,
             "attention_mask": encoded.seen.long(),
             "decoder_input_ids": ids,
             "use_cache": False,
