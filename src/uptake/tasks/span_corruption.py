@@ -1,4 +1,4 @@
-"""Span corruption (Raffel et al. 2020, T5): spans of a text give way to sentinels, and are what is to be said.
+"""Span corruption (Raffel et al. 2020, T5): spans of a text give way to sentinels, and are to be said.
 
 It works on token ids and knows no model. `restored` undoes it exactly.
 """
@@ -29,8 +29,8 @@ class SpanCorruption:
     def __post_init__(self) -> None:
         if not self.sentinels or not 0 < self.share < 1 or not self.mean_length >= 1:
             raise BadInput(
-                f"{len(self.sentinels)} sentinels, share {self.share}, mean length {self.mean_length}: use at "
-                "least one sentinel, a share between 0 and 1, and a length of 1 or more"
+                f"{len(self.sentinels)} sentinels, share {self.share}, mean length {self.mean_length}: use "
+                "at least one sentinel, a share between 0 and 1, and a length of 1 or more"
             )
 
     @classmethod
@@ -93,7 +93,7 @@ class SpanCorruption:
                 span.append(token)
         if missing := [token for token in inputs if token in self.sentinels and token not in said]:
             raise BadInput(f"the target has nothing for sentinel {missing[0]}: give the target of this input")
-        return [each for token in inputs for each in (said[token] if token in said else (token,))]
+        return [each for token in inputs for each in said.get(token, [token])]
 
 
 def _cut(count: int, parts: int, generator: np.random.Generator) -> list[int]:
