@@ -208,9 +208,7 @@ def test_it_goes_on_beyond_the_window() -> None:
 
 
 def test_what_it_cannot_do_is_refused_with_the_cure() -> None:
-    with pytest.raises(
-        BadInput, match=r"is an encoder-decoder, and has no one network .*: use a causal"
-    ):
+    with pytest.raises(BadInput, match=r"is an encoder-decoder, and has no one network .*: use a causal"):
         capability(lm(), Layers)
     with pytest.raises(BadInput, match="Experts has no one network"):
         capability(toys.mixed([toys.lm()], [1.0]), Layers)
