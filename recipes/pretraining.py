@@ -163,16 +163,28 @@ class Pupil:
         return folder / f"{self.name}.training"
 
 
+SAVE_EVERY = 600.0  # seconds
+
+
 @dataclass
 class Clock:
-    """Says when to stop: after so many seconds of this call."""
+    """Says when to stop, after so many seconds of this call, and when to save what there is."""
 
     seconds: float
     started: float = field(default_factory=time.perf_counter)
+    saved: float = field(default_factory=time.perf_counter)
 
     @property
     def over(self) -> bool:
         return time.perf_counter() - self.started > self.seconds
+
+    def save_now(self) -> bool:
+        """Whether it is long since this was last true."""
+        now = time.perf_counter()
+        if now - self.saved < SAVE_EVERY:
+            return False
+        self.saved = now
+        return True
 
 
 def batches(count: int, size: int, seed: int, done: int) -> Callable[[], NDArray[np.int64]]:
@@ -189,6 +201,21 @@ def batches(count: int, size: int, seed: int, done: int) -> Callable[[], NDArray
         return order[place * size : (place + 1) * size]
 
     return following
+
+
+def save(pupils: Sequence[Pupil], folder: Path) -> None:
+    for pupil in pupils:
+        pupil.save(folder)
+
+
+def resume(pupils: Sequence[Pupil], folder: Path) -> int:
+    """Let all go on from what was saved, and return the steps they have taken. Raises SystemExit."""
+    for pupil in pupils:
+        pupil.resume(folder)
+    steps = {pupil.steps for pupil in pupils}
+    if len(steps) > 1:
+        raise SystemExit(f"{folder} holds networks of {sorted(steps)} steps: begin in a new folder")
+    return steps.pop()
 
 
 def write(path: Path, told: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pretraining import Clock, Pupil, Stream, batches, pile, precision, stream, write
+from pretraining import Clock, Pupil, Stream, batches, pile, precision, resume, save, stream, write
 from retro_search import Chunks, Search, longest, shared
 from rich.console import Console
 from rich.table import Table
@@ -45,7 +45,7 @@ SIZES = {
     "toy": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
 ARMS = ("alone", "retro", "random", "planted")
-PLANTED, PLANTED_UNTIL = 0.1, 0.3  # share of neighbours, up to which share of the steps
+PLANTED, PLANTED_STEPS = 0.1, 300  # share of neighbours, for so many steps
 READS = ("nearest", "random", "none")
 BINS = (
     (0, 2),
@@ -160,11 +160,11 @@ def loss_of(network: nn.Module, arm: str, model: Causal, episode: TextEpisode) -
     return method_of(arm).loss(network, model, episode)
 
 
-def lesson(arm: str, train: Windows, numbers: NDArray[np.int64], step: int, steps: int) -> TextEpisode:
+def lesson(arm: str, train: Windows, numbers: NDArray[np.int64], step: int) -> TextEpisode:
     """Return what one step of a network learns; the windows are the same for all of them."""
     read = {"alone": "none", "random": "random"}.get(arm, "nearest")
     episode = train.episode(numbers, read, (3, step))
-    if arm == "planted" and step < PLANTED_UNTIL * steps:
+    if arm == "planted" and step < PLANTED_STEPS:
         return insert_copies(episode, CHUNK, PLANTED, np.random.default_rng([4, step]))
     return episode
 
@@ -280,24 +280,20 @@ def main(given: Sequence[str] | None = None) -> None:
     print(f"  {len(train.text.tokens):,} tokens, {len(train.store.tokens):,} chunks to find", flush=True)
     model = small_model(tokenizer, arguments.size, arguments.device)
     pupils = [Pupil(arm, method_of(arm).fresh(model), arguments.rate) for arm in ARMS]
-    for pupil in pupils:
-        pupil.resume(arguments.work)
-    done = pupils[0].steps
-    if any(pupil.steps != done for pupil in pupils):
-        raise SystemExit(f"{arguments.work} holds networks of different steps: begin in a new folder")
+    done = resume(pupils, arguments.work)
     following, tokens = batches(len(train.starts), arguments.batch, 0, done), arguments.batch * WINDOW
     while done < arguments.steps and not clock.over:
         numbers = following()
         for pupil in pupils:
-            episode = lesson(pupil.name, train, numbers, done, arguments.steps)
+            episode = lesson(pupil.name, train, numbers, done)
             pupil.learn(partial(loss_of, arm=pupil.name, model=model, episode=episode), arguments.device)
         done += 1
         if done % arguments.every == 0:
             validate(pupils, model, made["valid"], done * tokens, arguments)
+            if clock.save_now():
+                save(pupils, arguments.work)
     if not pupils[0].course or pupils[0].course[-1]["step"] != done:
         validate(pupils, model, made["valid"], done * tokens, arguments)
-    for pupil in pupils:
-        pupil.save(arguments.work)
     courses = {pupil.name: pupil.course for pupil in pupils}
     settings = {
         name: value for name, value in vars(arguments).items()
@@ -313,11 +309,13 @@ def main(given: Sequence[str] | None = None) -> None:
             for arm in ("retro", "planted") for other in ("alone", "random")
         },
     }  # fmt: skip
+    write(arguments.out, told)
     for part in ("test", "fresh test"):
         if part in made:
             told[part] = measured(pupils, model, made[part], arguments)
             write(arguments.out, told)
     show(told)
+    save(pupils, arguments.work)
 
 
 def show(told: Any) -> None:

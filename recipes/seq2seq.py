@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pretraining import Clock, Pupil, Stream, batches, pile, precision, write
+from pretraining import Clock, Pupil, Stream, batches, pile, precision, resume, save, write
 from rich.console import Console
 from rich.table import Table
 from switch_routing import Routing
@@ -226,11 +226,7 @@ def main(given: Sequence[str] | None = None) -> None:
     made = networks(tokenizer, arguments.size, arguments.inputs)
     pupils = [Pupil(name, each.to(arguments.device), arguments.rate) for name, each in made.items()]
     routing = {pupil.name: Routing(pupil.network) for pupil in pupils}
-    for pupil in pupils:
-        pupil.resume(arguments.work)
-    done = min(pupil.steps for pupil in pupils)
-    if any(pupil.steps != done for pupil in pupils):
-        raise SystemExit(f"{arguments.work} holds networks of different steps: begin in a new folder")
+    done = resume(pupils, arguments.work)
     following = batches(len(train.starts), arguments.batch, 0, done)
     some = valid.some(2 * arguments.batch)
     held = [
@@ -244,13 +240,10 @@ def main(given: Sequence[str] | None = None) -> None:
         done += 1
         if done % arguments.every == 0:
             validate(pupils, held, done * arguments.batch * train.size, arguments.device)
+            if clock.save_now():
+                save(pupils, arguments.work)
     if not pupils[0].course or pupils[0].course[-1]["step"] != done:
         validate(pupils, held, done * arguments.batch * train.size, arguments.device)
-    for pupil in pupils:
-        pupil.save(arguments.work)
-        folder = arguments.work / pupil.name
-        pupil.network.save_pretrained(folder)  # type: ignore[operator]
-        tokenizer.inner.save_pretrained(folder)
     settings = {
         name: value for name, value in vars(arguments).items()
         if name not in ("pile", "tokenizer", "work", "out", "seconds")
@@ -262,6 +255,10 @@ def main(given: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     write(arguments.out, told)
     show(told)
+    save(pupils, arguments.work)
+    for pupil in pupils:
+        pupil.network.save_pretrained(arguments.work / pupil.name)  # type: ignore[operator]
+        tokenizer.inner.save_pretrained(arguments.work / pupil.name)
 
 
 def show(told: Any) -> None:

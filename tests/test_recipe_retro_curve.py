@@ -90,6 +90,9 @@ class OneStep:
     def __init__(self, seconds: float) -> None:
         self.left = 1
 
+    def save_now(self) -> bool:
+        return False
+
     @property
     def over(self) -> bool:
         self.left -= 1
@@ -151,7 +154,7 @@ def test_a_lesson_plants_only_for_the_planted_and_only_at_first(recipe: Any, wor
     owners = train.store.owner[train.nearest]
     assert not ((owners >= low) & (owners <= high) & (train.nearest >= 0)).any()
     numbers = np.arange(2)
-    plain = recipe.lesson("retro", train, numbers, 0, 100).tokens
-    assert not torch.equal(recipe.lesson("planted", train, numbers, 0, 100).tokens, plain)
-    assert torch.equal(recipe.lesson("planted", train, numbers, 99, 100).tokens, plain)
-    assert recipe.lesson("alone", train, numbers, 0, 100).tokens.shape[2] == 0
+    plain = recipe.lesson("retro", train, numbers, 0).tokens  # the same at every step
+    assert not torch.equal(recipe.lesson("planted", train, numbers, 0).tokens, plain)
+    assert torch.equal(recipe.lesson("planted", train, numbers, recipe.PLANTED_STEPS).tokens, plain)
+    assert recipe.lesson("alone", train, numbers, 0).tokens.shape[2] == 0

@@ -5,6 +5,7 @@ It works on token ids and knows no model. `restored` undoes it exactly.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class SpanCorruption:
     def of(cls, tokenizer: Tokenizer, share: float = 0.15, mean_length: float = 3.0) -> "SpanCorruption":
         """Return it with a tokenizer's `<extra_id_0>`, `<extra_id_1>`, ... Raises BadInput without any."""
         vocabulary: dict[str, int] = tokenizer.inner.get_vocab()
-        found = []
+        found: Ids = []
         while (name := f"<extra_id_{len(found)}>") in vocabulary:
             found.append(vocabulary[name])
         if not found:
@@ -98,5 +99,6 @@ class SpanCorruption:
 
 def _cut(count: int, parts: int, generator: np.random.Generator) -> list[int]:
     """Return positive lengths that add up to `count`, every way of cutting it as likely as any other."""
-    ends = np.sort(generator.choice(count - 1, parts - 1, replace=False)) + 1 if parts > 1 else []
-    return np.diff([0, *ends, count]).tolist()
+    drawn: list[int] = generator.choice(count - 1, parts - 1, replace=False).tolist() if parts > 1 else []
+    ends = [0, *sorted(at + 1 for at in drawn), count]
+    return [after - before for before, after in pairwise(ends)]
