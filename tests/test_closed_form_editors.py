@@ -217,9 +217,10 @@ def test_factors_are_the_gradient(shape: str) -> None:
     assert not any(p.grad is not None for p in lm.module.parameters())
 
 
-def test_ultraedit_is_its_formula_turn_by_turn() -> None:
+@pytest.mark.parametrize("together", [1, 2])
+def test_ultraedit_is_its_formula_turn_by_turn(together: int) -> None:
     lm = toys.lm("llama", dtype=torch.float64)
-    method = UltraEdit(learning_rate=1e-3, first=0, last=1, turn=2)
+    method = UltraEdit(learning_rate=1e-3, first=0, last=1, turn=2, together=together)
     state = made(method, lm, *EDITS)
     places = [each for layer in (0, 1) for each in entering_projections(lm.module, layer)]
     now, moments, totals = lm, {}, {}

@@ -1,5 +1,7 @@
 """Keys and values of facts: equal to whole passes of the model with a hook, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,15 @@ from uptake.adaptation.delta import fingerprint, skeleton
 from uptake.errors import BadInput, Diverged
 from uptake.lm.causal import Causal
 from uptake.lm.changed_place import ChangedPlace, PlacedText
-from uptake.lm.fact_values import Fact, ValueSearch, _texts, place_in, search
+from uptake.lm.fact_values import (
+    Fact,
+    ValueSearch,
+    Written,
+    _texts,
+    place_in,
+    search,
+    search_all,
+)
 from uptake.lm.feed_forward import down_projection, entering_projections, layer_at
 from uptake.lm.own_text import openings, rows_of, written
 
@@ -164,3 +174,33 @@ def test_a_models_own_text_is_seeded_and_of_the_wanted_size() -> None:
     assert [lm.tokenizer.decode(row[1:].tolist()) for row in torch.cat(given)] == ["abc", "def", "ghi"]
     assert rows_of(lm, "ab", 4) == []
     assert openings(lm, 3)[0] == "" and openings(lm, 3)[1].startswith("The") and len(openings(lm, 3)) == 3
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_facts_side_by_side_are_each_found_as_by_itself(shape: str) -> None:
+    lm = toys.lm(shape, dtype=torch.float64)
+    place = down_projection(lm.module, 0)
+    facts = [
+        Fact("The cat of Anna says", " meow", 15, "Anna"),
+        Fact("The cat", "", 7),
+        Fact("Boris is", " here, and so on", 5),
+        Fact("x" * 500, " y", 3),
+        Fact("He said that the dog is", " grey", 20, "dog"),
+    ]
+    how = ValueSearch(steps=6, learning_rate=0.5, contexts=2, limit=30.0, decay=0.0, kl=0.01, enough=0.0)
+    ends = sorted(one.loss for one in search_all(lm, place, facts, how) if isinstance(one, Written))
+    how = replace(how, enough=(ends[0] + ends[1]) / 2)  # one ends early, the others do not
+    alone = search_all(lm, place, facts, how)
+    steps = set()
+    for together in (2, 5):
+        found = search_all(lm, place, facts, replace(how, together=together))
+        for one, other in zip(alone, found, strict=True):
+            if not isinstance(one, Written) or not isinstance(other, Written):
+                assert isinstance(one, BadInput) and str(one) == str(other)
+                continue
+            assert (one.steps, one.tokens) == (other.steps, other.tokens)
+            assert abs(one.loss - other.loss) <= CLOSE
+            for field in ("key", "output", "change"):
+                assert float((getattr(one, field) - getattr(other, field)).abs().max()) <= 1e-8
+            steps.add(one.steps)
+    assert len(steps) > 1, "all came to their end together: that says nothing of early ones"

@@ -90,3 +90,20 @@ def test_forgetting_is_the_editors_and_a_prompt_can_be_about_several() -> None:
             replace(METHOD, **wrong)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="k -1"):
         replace(METHOD, k=-1)
+
+
+def test_how_many_neighbours_are_in_scope_changes_no_bit_of_a_row() -> None:
+    lm = toys.lm("llama")
+    state, other = made(METHOD, lm, *EDITS), made(METHOD, lm, *EDITS[:2])
+    prompts = ["the home of Anna is", "the home of Dora is", "so where is Boris", "it is the home of it"]
+
+    def told(states: list[Any], second: str) -> torch.Tensor:
+        asked = [Segment("xy", prompt) for prompt in (prompts[0], second, *prompts[2:])]
+        return METHOD.adapted(states, lm).score(asked)[0].log_probs
+
+    first = told([state] * 4, prompts[1])
+    for states in ([state] * 4, [state, other, state, other]):
+        for second in ("the home of Anna is", "the home of Cind is", "the home of Bori is"):
+            assert torch.equal(told(states, second), first)
+    (alone,) = METHOD.adapted([state], lm).score([Segment("xy", prompts[0])])
+    assert torch.allclose(first, alone.log_probs, atol=1e-4)

@@ -15,8 +15,9 @@ from torch import Tensor
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
 from uptake.lm.examples import Example
+from uptake.lm.few_passes import in_few_passes
 from uptake.lm.rows import left_padded
-from uptake.lm.wrappers import Prefixed, Routed
+from uptake.lm.wrappers import Prefixed
 from uptake.text.tokenizer import Tokenizer
 
 Ids = tuple[int, ...]
@@ -82,31 +83,37 @@ class Gated(Wrapper):
 
 
 class Opened(Wrapper):
-    """Row i is answered by `parts[i]` behind the tokens of `before[i]`, by the inner LM where that is None.
+    """Row i is answered behind the tokens of `before[i]`, and where that is None by the inner LM.
 
-    For the rows that are its own the inner LM is asked in the very batch it would be asked in by itself, so
-    that its bits are the same. Without `parts` it answers all rows, after what is let in.
+    Row `seen[i]` of `opened` answers it; left out, the inner LM answers all rows, after what is let in. For
+    the rows that are its own the inner LM is asked in the very batch it would be asked in by itself, so that
+    its bits are the same.
     """
 
     def __init__(
-        self, inner: LM, before: Sequence[Ids | None], parts: Sequence[LM | None] | None = None
+        self,
+        inner: LM,
+        before: Sequence[Ids | None],
+        opened: LM | None = None,
+        seen: Sequence[int | None] = (),
     ) -> None:
         super().__init__(inner)
         self.before, self.rows = list(before), len(before)
-        self.parts = None if parts is None else list(parts)
-        self.has_step = all(lm.has_step for lm in (inner, *self._open_parts()))
+        self.opened, self.seen = opened, list(seen)
+        self.has_step = inner.has_step and (opened is None or opened.has_step)
 
     def around(self, inner: LM) -> Self:
-        return type(self)(inner, self.before, self.parts)
+        return type(self)(inner, self.before, self.opened, self.seen)
 
     def at(self, rows: Sequence[int]) -> LM:
-        parts = None if self.parts is None else [self.parts[row] for row in rows]
-        return Opened(self.inner.at(rows), [self.before[row] for row in rows], parts)
+        seen = [self.seen[row] for row in rows] if self.seen else ()
+        return Opened(self.inner.at(rows), [self.before[row] for row in rows], self.opened, seen)
 
     def max_input_tokens(self, row: int) -> int:
-        part = None if self.parts is None or self.before[row] is None else self.parts[row]
-        own = self.inner.max_input_tokens(row)
-        return own if part is None else min(own, part.max_input_tokens(0))
+        own, place = self.inner.max_input_tokens(row), self.seen[row] if self.seen else None
+        if self.opened is None or place is None:
+            return own
+        return min(own, self.opened.max_input_tokens(place))
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         return self._answered(examples, lambda lm, some: lm.predictions(some))
@@ -117,10 +124,6 @@ class Opened(Wrapper):
     @property
     def _open(self) -> list[int]:
         return [row for row, tokens in enumerate(self.before) if tokens is not None]
-
-    def _open_parts(self) -> list[LM]:
-        parts = self.parts or []
-        return [part for part, tokens in zip(parts, self.before, strict=False) if part and tokens is not None]
 
     def _answered(self, examples: Sequence[Example], call: _Call) -> list[Tensor]:
         self._check_rows(len(examples))
@@ -175,9 +178,9 @@ class Opened(Wrapper):
     def _let_in(self, sizes: Sequence[int]) -> LM:
         """Return the LM of the open rows behind what is let in, as far as it fits beside `sizes` tokens."""
         lm = self.inner.at(self._open)
-        if self.parts is not None:
-            # Each by itself: which others are open is no matter of a row's bits.
-            lm = Routed(self._open_parts())
+        if self.opened is not None:
+            places = [place for row in self._open if (place := self.seen[row]) is not None]
+            lm = in_few_passes(self.opened, places, len(self.before))
         prefixes = []
         for place, (row, size) in enumerate(zip(self._open, sizes, strict=True)):
             tokens, free = self.before[row] or (), lm.max_input_tokens(place) - size

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
-from uptake.lm.gated import Asked, Gated, Opened
+from uptake.lm.gated import Asked, Gated, Ids, Opened
 from uptake.lm.key_statistics import OrdinaryText
 from uptake.methods.contract.composed import MethodWrapper
 from uptake.methods.contract.method import Context, Method, MethodSpec, State, same_base
@@ -39,16 +39,22 @@ class AboutOne(Gated):
         super().__init__(inner)
         self._method, self._k, self._shown, self._template = method, k, shown, template
         self.states, self.memories, self.rows = list(states), list(memories), len(states)
-        # With all edits at once, or a method that takes input tokens, the whole is needed.
-        whole = not k or method.takes_input_tokens
-        self._whole = method.adapted(self.states, inner) if whole else inner
+        # Rows of one state share what is made of it, by the state and the edits that are seen.
+        self._left: dict[tuple[int, Ids], State] = {}
+        self._lms: dict[tuple[int, ...], LM] = {}
+        self._blank = method.init(inner)
 
     def at(self, rows: Sequence[int]) -> LM:
         some = [self.states[row] for row in rows], [self.memories[row] for row in rows]
-        return AboutOne(self.inner, self._method, *some, self._k, self._shown, self._template)
+        made = AboutOne(self.inner, self._method, *some, self._k, self._shown, self._template)
+        made._left, made._lms, made._blank = self._left, self._lms, self._blank
+        return made
 
     def max_input_tokens(self, row: int) -> int:
-        return min(self.inner.max_input_tokens(row), self._whole.max_input_tokens(row))
+        own = self.inner.max_input_tokens(row)
+        if not self._method.takes_input_tokens:
+            return own
+        return min(own, self._made([self.states[row]]).max_input_tokens(0))
 
     def choose(self, asked: Sequence[Asked]) -> LM:
         about = [self._about(one) for one in asked]
@@ -57,21 +63,39 @@ class AboutOne(Gated):
         before = [
             written_out(self, edits[: self._shown], self._template) if edits else None for edits in about
         ]
-        # Each by itself: which other prompts are in scope changes no bit of a row.
-        parts = [
-            self._seen(one.row, edits) if edits else None for one, edits in zip(asked, about, strict=True)
+        states = [
+            self._seen(self.states[one.row], edits) if edits else None
+            for one, edits in zip(asked, about, strict=True)
         ]
-        return Opened(self.inner, before, parts)
+        # States hold tensors: they are told apart by what they are, not by what they hold.
+        different = list({id(state): state for state in states if state is not None}.values())
+        if len(asked) > 1 and any(state is not self.states[0] for state in (*self.states, *different)):
+            # Side by side with one that sees no edit: how many others there are is no matter of a row's bits.
+            different.append(self._blank)
+        places = {id(state): place for place, state in enumerate(different)}
+        seen = [None if state is None else places[id(state)] for state in states]
+        return Opened(self.inner, before, self._made(different), seen)
 
     def _about(self, one: Asked) -> list[Passage]:
         return self.memories[one.row].find(one.text(self.tokenizer), self._k or max(1, self._shown))
 
-    def _seen(self, row: int, edits: Sequence[Passage]) -> LM:
+    def _seen(self, state: State, edits: Sequence[Passage]) -> State:
+        """Return a state with all edits forgotten but these; with k = 0 as it is."""
         if not self._k:
-            return self._whole.at([row])
-        ids, state = {edit.id for edit in edits}, self.states[row]
-        others = [passage.id for passage in state.passages if passage.id not in ids]
-        return self._method.adapted([self._method.forget(state, self.inner, others)], self.inner)
+            return state
+        ids = tuple(sorted({edit.id for edit in edits}))
+        if (id(state), ids) not in self._left:
+            others = [passage.id for passage in state.passages if passage.id not in ids]
+            self._left[id(state), ids] = self._method.forget(state, self.inner, others)
+        return self._left[id(state), ids]
+
+    def _made(self, states: Sequence[State]) -> LM:
+        """Return the LM whose rows these states make; the latest are kept."""
+        key = tuple(id(state) for state in states)
+        if key not in self._lms:
+            self._lms.clear()
+            self._lms[key] = self._method.adapted(states, self.inner)
+        return self._lms[key]
 
 
 @dataclass(frozen=True)

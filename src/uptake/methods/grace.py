@@ -7,15 +7,15 @@ from typing import Self
 from torch import Tensor
 
 from uptake.adaptation.editing.codebook import Codebook
-from uptake.errors import BadInput, Diverged
+from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.lm.fact_values import Fact, ValueSearch, search
+from uptake.lm.fact_values import Fact, ValueSearch
 from uptake.lm.feed_forward import LinearPlace, down_projection, layer_at
 from uptake.lm.gated import Asked, Gated
 from uptake.lm.replaced_output import ReplacedOutput, inputs_at
 from uptake.lm.wrappers import Routed
-from uptake.methods.contract.editor import facts_in, note, only_causal
+from uptake.methods.contract.editor import facts_in, only_causal, written_in
 from uptake.methods.contract.method import (
     Context,
     Evidence,
@@ -140,21 +140,17 @@ class Grace(Method[GraceState]):
     def _adapt(
         self, row: int, state: GraceState, lm: Causal, evidence: Evidence, context: Context
     ) -> GraceState:
-        place, ledger = self._place(lm), context.ledger(row)
+        place = self._place(lm)
         keys, values, labels = dict(state.keys), dict(state.values), dict(state.labels)
-        for passage, fact in facts_in(row, evidence, [int(name) for name in keys], context):
-            if not context.affords(row, len(lm.tokenizer.encode(fact.target)[0])):
-                break
-            try:
-                found = search(lm, place, Fact(fact.prompt, fact.target, len(fact.prompt)), self.values)
-            except (BadInput, Diverged) as error:
-                note(context, row, passage, error)
-                continue
+        facts = [
+            (passage, Fact(fact.prompt, fact.target, len(fact.prompt)))
+            for passage, fact in facts_in(row, evidence, [int(name) for name in keys], context)
+        ]
+        targets = {passage.id: fact.target for passage, fact in facts}
+        for passage, found in written_in(row, lm, place, facts, self.values, context):
             name = str(passage.id)
             keys[name], values[name] = found.key.cpu(), (found.output + found.change).cpu()
-            labels[name] = fact.target
-            ledger.tokens_trained += found.tokens
-            ledger.steps += found.steps
+            labels[name] = targets[passage.id]
         if not evidence.passages:
             return state
         return state.after(evidence, context, keys=keys, values=values, labels=labels)

@@ -54,10 +54,12 @@ class Routing(Gated):
         super().__init__(inner)
         self._base, self._place, self._ratio = inner, place, ratio
         self.states, self.rows = list(states), len(states)
-        self._made: dict[tuple[int, str], LM] = {}
+        self._made: dict[int, LM] = {}  # by the copy: rows of one state share it
 
     def at(self, rows: Sequence[int]) -> LM:
-        return Routing(self._base, self._place, [self.states[row] for row in rows], self._ratio)
+        some = Routing(self._base, self._place, [self.states[row] for row in rows], self._ratio)
+        some._made = self._made
+        return some
 
     def choose(self, asked: Sequence[Asked]) -> LM:
         if not any(self.states[one.row].copies for one in asked):
@@ -66,7 +68,10 @@ class Routing(Gated):
         chosen = [self._chosen(one.row, own) for one, own in zip(asked, inputs, strict=True)]
         if not any(chosen):
             return self.inner
-        return Opened(self.inner, [None if part is None else () for part in chosen], chosen)
+        some = [part for part in chosen if part is not None]
+        places = iter(range(len(some)))
+        seen = [None if part is None else next(places) for part in chosen]
+        return Opened(self.inner, [None if part is None else () for part in chosen], Routed(some), seen)
 
     def _chosen(self, row: int, inputs: Tensor) -> LM | None:
         state = self.states[row]
@@ -75,9 +80,10 @@ class Routing(Gated):
         name = max(over, key=over.__getitem__, default="")
         if not name or not over[name] >= self._ratio:
             return None
-        if (row, name) not in self._made:
-            self._made[row, name] = self._base.overlay(_delta(self._base, self._place, state.copies[name]))
-        return self._made[row, name]
+        copy = state.copies[name]
+        if id(copy) not in self._made:
+            self._made[id(copy)] = self._base.overlay(_delta(self._base, self._place, copy))
+        return self._made[id(copy)]
 
 
 @dataclass(frozen=True)

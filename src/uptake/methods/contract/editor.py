@@ -6,7 +6,7 @@ what of the prompt it is about. A passage without a prompt of its own stands aft
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from uptake.adaptation.delta import Delta, LowRank
-from uptake.errors import BadInput, Diverged
+from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.lm.fact_values import Fact, ValueSearch, search
+from uptake.lm.fact_values import Fact, ValueSearch, Written, search_all
 from uptake.lm.feed_forward import LinearPlace, down_projection, layer_at
 from uptake.lm.side_by_side import side_by_side
 from uptake.methods.contract.method import Context, Evidence, Method, State, charged_by_row
@@ -73,6 +73,35 @@ def facts_in(
         except BadInput as error:
             note(context, row, passage, error)
     return found
+
+
+def written_in(
+    row: int,
+    lm: Causal,
+    place: LinearPlace,
+    facts: Sequence[tuple[Passage, Fact]],
+    how: ValueSearch,
+    context: Context,
+) -> Iterator[tuple[Passage, Written]]:
+    """Yield what each fact is to write, as far as the budget goes; one that cannot be made is noted."""
+    ledger = context.ledger(row)
+    for start in range(0, len(facts), how.together):
+        some = list[tuple[Passage, Fact]]()
+        for passage, fact in facts[start : start + how.together]:
+            if not context.affords(row, len(lm.tokenizer.encode(fact.target)[0])):
+                break
+            some.append((passage, fact))
+        for (passage, _), found in zip(
+            some, search_all(lm, place, [fact for _, fact in some], how), strict=True
+        ):
+            if not isinstance(found, Written):
+                note(context, row, passage, found)
+                continue
+            ledger.tokens_trained += found.tokens
+            ledger.steps += found.steps
+            yield passage, found
+        if len(some) < len(facts[start : start + how.together]):
+            return
 
 
 def note(context: Context, row: int, passage: Passage, error: Exception) -> None:
@@ -150,19 +179,11 @@ class ClosedFormEditor(Method[FactState]):
     def _adapt(
         self, row: int, state: FactState, lm: Causal, evidence: Evidence, context: Context
     ) -> FactState:
-        place, ledger = self._place(lm), context.ledger(row)
+        place = self._place(lm)
         keys, changes = dict(state.keys), dict(state.changes)
-        for passage, fact in facts_in(row, evidence, [int(name) for name in keys], context):
-            if not context.affords(row, len(lm.tokenizer.encode(fact.target)[0])):
-                break
-            try:
-                found = search(lm, place, fact, self.values)
-            except (BadInput, Diverged) as error:
-                note(context, row, passage, error)
-                continue
+        facts = facts_in(row, evidence, [int(name) for name in keys], context)
+        for passage, found in written_in(row, lm, place, facts, self.values, context):
             keys[str(passage.id)], changes[str(passage.id)] = found.key.cpu(), found.change.cpu()
-            ledger.tokens_trained += found.tokens
-            ledger.steps += found.steps
         if len(keys) == len(state.keys):
             return state.after(evidence, context) if evidence.passages else state
         return self._solved(state.after(evidence, context, keys=keys, changes=changes), lm)
