@@ -24,7 +24,8 @@ from uptake.text.types import Document, Found, Passage
 from uptake.train import Training, train
 
 METHOD = Mend(blocks=2, rank=3, alpha=0.01)
-EPISODE = EditEpisode("so it is", " x", "and it is", "some other text")
+EPISODE = EditEpisode("so it is", " x", ("so it is", "and it is"), (("so is it", " y"),), "some other text")
+OTHER = EditEpisode("the second", " yz", ("the second",), (("a", " b"), ("c d", "e")), "more")
 
 
 def double(method: Mend, lm: Any, seed: int = 0) -> MendNetwork:
@@ -114,30 +115,41 @@ def test_edits_add_up_in_any_order_and_one_taken_back_was_never_made() -> None:
         assert torch.allclose(whole.delta.difference(name), total, atol=1e-6)
 
 
-def test_the_gradient_is_that_of_two_passes_and_one_through_the_network() -> None:
+@pytest.mark.parametrize("method", [METHOD, replace(METHOD, blocks=1), replace(METHOD, blocks=1, above=1)])
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_the_gradient_is_that_of_two_passes_and_one_through_the_network(shape: str, method: Mend) -> None:
     """∂loss/∂g = <∂loss/∂W', ∂ΔW/∂g>: inputs and output gradients are constants."""
-    lm = toys.lm("llama", dtype=torch.float64)
-    network = double(METHOD, lm)
+    lm = toys.lm(shape, dtype=torch.float64)
+    network = double(method, lm)
     moved(network, 0.1)
     network.eval()
-    loss, found = METHOD.gradients(network, lm, EPISODE)
-    places = METHOD.places(lm)
-    tokens = METHOD._tokens(lm, encode(lm.tokenizer, EPISODE.prompt, EPISODE.target))
-    leaves = {}
-    for place, (up, down) in zip(places, network(tokens), strict=True):
-        leaves[place.weight] = (lm.module.get_parameter(place.weight) + (up @ down)).detach().requires_grad_()
-    edited = lm.with_parameters(leaves)
-    asked = encode(lm.tokenizer, EPISODE.rephrase, EPISODE.target)
-    text = encode(lm.tokenizer, "", EPISODE.unrelated)
-    (base,) = lm.predictions([text])
-    (after,) = edited.predictions([text])
-    naive = -0.1 * edited.token_log_probs([asked])[0].mean() + (base.exp() * (base - after)).sum(-1).mean()
-    assert loss == pytest.approx(naive.item(), abs=1e-10)
-    outer = torch.autograd.grad(naive, [leaves[place.weight] for place in places])
-    inner = sum(
-        (gradient * (up @ down)).sum() for gradient, (up, down) in zip(outer, network(tokens), strict=True)
-    )
-    expected = torch.autograd.grad(inner, list(network.parameters()), allow_unused=True)
+    loss, found = method.gradients(network, lm, (EPISODE, OTHER))
+    places, total = method.places(lm), torch.zeros((), dtype=torch.float64)
+    expected = [torch.zeros_like(parameter) for parameter in network.parameters()]
+    for episode in (EPISODE, OTHER):  # each by itself, on weights that are leaves
+        tokens = method._tokens(lm, encode(lm.tokenizer, episode.prompt, episode.target))
+        leaves = {}
+        for place, (up, down) in zip(places, network(tokens), strict=True):
+            before, change = lm.module.get_parameter(place.weight), up @ down
+            leaves[place.weight] = (before + (change.T if place.transposed else change)).detach()
+            leaves[place.weight].requires_grad_()
+        edited = lm.with_parameters(leaves)
+        asked = [encode(lm.tokenizer, prompt, episode.target) for prompt in episode.asked]
+        naive = -0.1 * sum(edited.token_log_probs([each])[0].mean() for each in asked) / len(asked)
+        near = [a + b for a, b in episode.near]
+        for text, weight in [(episode.unrelated, 1.0), *((each, 1 / len(near)) for each in near)]:
+            whole = encode(lm.tokenizer, "", text)
+            (base,), (after,) = lm.predictions([whole]), edited.predictions([whole])
+            naive = naive + weight * (base.exp() * (base - after)).sum(-1).mean()
+        total += naive.detach() / 2
+        outer = torch.autograd.grad(naive, [leaves[place.weight] for place in places])
+        inner = sum(
+            (gradient * ((up @ down).T if place.transposed else up @ down)).sum()
+            for gradient, place, (up, down) in zip(outer, places, network(tokens), strict=True)
+        )
+        parts = torch.autograd.grad(inner, list(network.parameters()), allow_unused=True)  # type: ignore[arg-type]
+        expected = [whole + part / 2 for whole, part in zip(expected, parts, strict=True)]
+    assert loss == pytest.approx(total.item(), abs=1e-10)
     for one, other in zip(found, expected, strict=True):
         assert float((one - other).abs().max()) <= 1e-10  # type: ignore[operator]
 
@@ -147,10 +159,10 @@ def test_statistics_move_in_training_alone() -> None:
     network = METHOD.fresh(lm)
     blocks = [each for each in network.modules() if isinstance(each, Blocks)]
     network.eval()
-    METHOD.loss(network, lm, EPISODE)
+    METHOD.loss(network, lm, (EPISODE,))
     assert all(each.moments.count == 0 for each in blocks)
     network.train()
-    METHOD.loss(network, lm, EPISODE)
+    METHOD.loss(network, lm, (EPISODE,))
     assert all(each.moments.count > 0 for each in blocks)
     blocks[0].see(torch.ones(1, blocks[0].up.shape[1]))
     assert bool(torch.isfinite(blocks[0](torch.zeros(1, blocks[0].up.shape[1]), 0)).all())
@@ -173,10 +185,12 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     edits = tuple(
         Edit(str(n), f"the {n} is", target, rephrases=(f"it is {n}, the",)) for n, target in enumerate("xyzw")
     )
-    episodes = METHOD.episodes(lm, TrainingData((), unrelated=(Document("", "other text"),), edits=edits))
-    assert episodes[1] == EditEpisode("the 1 is", " y", "it is 1, the", "other text")
-    training = Training(AdamW(learning_rate=1e-4, weight_decay=0.0), passes=2, save_every=2)
-    network, points = train(METHOD, lm, episodes, training, valid=episodes)
+    method = replace(METHOD, batch=2)
+    episodes = method.episodes(lm, TrainingData((), unrelated=(Document("", "other text"),), edits=edits))
+    assert [len(episode) for episode in episodes] == [2, 2]
+    assert episodes[0][1] == EditEpisode("the 1 is", " y", ("the 1 is", "it is 1, the"), (), "other text")
+    training = Training(AdamW(learning_rate=1e-4, weight_decay=0.0), passes=4, save_every=2)
+    network, points = train(method, lm, episodes, training, valid=episodes)
     assert points[-1].valid < points[0].valid  # type: ignore[operator]
 
     class StoppedError(Exception):
@@ -187,13 +201,13 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        train(METHOD, lm, episodes, training, tmp_path / "t", stop, valid=episodes)
-    resumed, again = train(METHOD, lm, episodes, training, tmp_path / "t", valid=episodes)
+        train(method, lm, episodes, training, tmp_path / "t", stop, valid=episodes)
+    resumed, again = train(method, lm, episodes, training, tmp_path / "t", valid=episodes)
     assert [point.valid for point in again] == [point.valid for point in points]
     for name, value in network.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    METHOD.save(network, lm, tmp_path / "mend")
-    loaded = METHOD.load(tmp_path / "mend", lm)
+    method.save(network, lm, tmp_path / "mend")
+    loaded = method.load(tmp_path / "mend", lm)
     assert all(torch.equal(v, loaded.state_dict()[n]) for n, v in network.state_dict().items())
 
 

@@ -14,10 +14,10 @@ from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.lm.edited_rows import Change, EditedRows, ReadRows, RowChanges
 from uptake.lm.examples import Example, encode
 from uptake.lm.feed_forward import LinearPlace, down_projection, entering_projections
 from uptake.lm.gradient_factors import gradient_factors
-from uptake.lm.scoring import kl
 from uptake.lm.side_by_side import side_by_side
 from uptake.methods.contract.editor import facts_in, note, only_causal
 from uptake.methods.contract.learned import Learned, TrainingData
@@ -36,36 +36,47 @@ class MendState(State):
 
 @dataclass(frozen=True)
 class EditEpisode:
-    """An edit to make, a prompt that asks for it in other words, and a text that is to stay as it was."""
+    """An edit to make, the prompts that ask for it, and texts to stay as they were: near ones and another.
+
+    A near text is a prompt and what follows it; of both each token is to stay as likely as it was.
+    """
 
     prompt: str
     target: str
-    rephrase: str
-    unrelated: str
+    asked: tuple[str, ...]
+    near: tuple[tuple[str, str], ...] = ()
+    unrelated: str = ""
 
 
 @dataclass(frozen=True)
-class Mend(Learned[MendState, EditEpisode]):
-    """Edits the feed-forward matrices of the last `blocks` blocks; one network a shape, of rank `rank`.
+class Mend(Learned[MendState, tuple[EditEpisode, ...]]):
+    """Edits the feed-forward matrices of `blocks` blocks under the last `above`, by networks of rank `rank`.
 
-    Its loss is `edit` times -log p(target | rephrase), a token, plus `locality` times KL(base || edited) over
-    all tokens of an unrelated text. Every edit is made of the base's own gradient, so edits add up in any
-    order, and one that is forgotten was never made.
+    A step learns from `batch` edits. Of each the loss is `edit` times -log p(target), a token, over the
+    prompt and its rephrases, `locality` times KL(base || edited) over all tokens of an unrelated text, and
+    `near` times the same over its neighbours. Every edit is made of the base's own gradient, so edits add
+    up in any order, and one that is forgotten was never made.
     """
 
     trains_weights_only: ClassVar[bool] = True
 
     blocks: int = 3
+    above: int = 0
     rank: int = 128
     alpha: float = 1e-4  # the rate before training
     standardise: bool = True
+    batch: int = 10
     edit: float = 0.1
     locality: float = 1.0
+    near: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.blocks, self.rank) < 1:
-            raise BadInput(f"blocks {self.blocks}, rank {self.rank}: use 1 or more of each")
-        for name in ("alpha", "edit", "locality"):
+        if min(self.blocks, self.rank, self.batch) < 1 or self.above < 0:
+            raise BadInput(
+                f"blocks {self.blocks}, rank {self.rank}, batch {self.batch}, above {self.above}: use 1 or "
+                "more of the first three, 0 or more of the last"
+            )
+        for name in ("alpha", "edit", "locality", "near"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise BadInput(f"{name} {getattr(self, name)}: use 0 or a positive number")
 
@@ -140,42 +151,50 @@ class Mend(Learned[MendState, EditEpisode]):
         shapes = [(place.width_in, place.width_out) for place in places]
         return MendNetwork(shapes, self.rank, self.alpha, self.standardise)
 
-    def episodes(self, lm: LM, material: TrainingData) -> list[EditEpisode]:
-        """Return an episode for each edit in their order; texts not related come round in turn."""
-        if not material.edits:
-            raise BadInput("no edits to learn from: give some, with --edits")
-        if self.locality and not material.unrelated:
-            raise BadInput(
-                f"locality {self.locality} without unrelated text: give some, with --unrelated, or locality=0"
-            )
+    def episodes(self, lm: LM, material: TrainingData) -> list[tuple[EditEpisode, ...]]:
+        """Return `batch` edits for each step in their order; texts not related come round in turn."""
+        check_material(material, self.locality)
         other = [document.text for document in material.unrelated] or [""]
-        return [
-            EditEpisode(edit.prompt, edit.text, (*edit.rephrases, edit.prompt)[0], other[place % len(other)])
+        made = [
+            EditEpisode(
+                edit.prompt,
+                edit.text,
+                (edit.prompt, *edit.rephrases),
+                tuple((probe.prompt, probe.text) for probe in edit.neighbours),
+                other[place % len(other)],
+            )
             for place, edit in enumerate(material.edits)
         ]
+        return [tuple(made[start : start + self.batch]) for start in range(0, len(made), self.batch)]
 
-    def loss(self, network: nn.Module, lm: LM, episode: EditEpisode) -> Tensor:
-        """Return the loss of one edit; in training mode its tokens go into the network's statistics first.
+    def loss(self, network: nn.Module, lm: LM, episode: tuple[EditEpisode, ...]) -> Tensor:
+        """Return the mean loss of some edits; in training mode their tokens go into the statistics first.
 
         Inputs and gradients are constants, so this is exact with no second derivative.
         """
         assert isinstance(network, MendNetwork)
         causal = only_causal(lm, "MEND")
-        tokens = self._tokens(causal, encode(lm.tokenizer, episode.prompt, episode.target))
+        places = self.places(causal)
+        rows = causal.derived(("mend rows", self.blocks, self.above), lambda: EditedRows(causal, places))
+        said = [encode(lm.tokenizer, each.prompt, each.target) for each in episode]
+        found = rows.factors(rows.read(said, range(len(said))))
+        tokens = [(factors.inputs, factors.gradients) for factors, _ in found]
         if network.training:
             network.see(tokens)
-        weights = {}
-        for place, (up, down) in zip(self.places(causal), network(tokens), strict=True):
-            weight, change = causal.module.get_parameter(place.weight), up @ down
-            weights[place.weight] = weight + (change.T if place.transposed else change).to(weight)
-        edited = causal.with_parameters(weights)
-        asked = encode(lm.tokenizer, episode.rephrase, episode.target).ending(lm.window)
-        loss = -self.edit * edited.token_log_probs([asked])[0].mean()
-        if self.locality and episode.unrelated:
-            whole = encode(lm.tokenizer, "", episode.unrelated)
-            text = whole.part(0, min(len(whole.target), lm.window), lm.window)
-            loss = loss + self.locality * kl(lm, edited, [text])[0].mean()
-        return loss
+        owners = [owner for _, owner in found]
+        changes = RowChanges(
+            tuple(Change(up, down, own) for (up, down), own in zip(network(tokens), owners, strict=True))
+        )
+        wanted = [
+            (encode(lm.tokenizer, prompt, each.target).ending(lm.window), place, -self.edit / len(each.asked))
+            for place, each in enumerate(episode)
+            for prompt in each.asked
+        ]
+        loss = weighted_sum(rows.token_log_probs(read_all(rows, wanted), changes), wanted)
+        same = kept_texts(lm, episode, self.locality, self.near)
+        if same:
+            loss = loss + weighted_sum(rows.divergences(read_all(rows, same), None, changes), same)
+        return loss / len(episode)
 
     def _tokens(self, lm: Causal, example: Example) -> list[tuple[Tensor, Tensor]]:
         """Return inputs and output gradients of each matrix, without tokens of which either is all zero."""
@@ -190,13 +209,53 @@ class Mend(Learned[MendState, EditEpisode]):
     def places(self, lm: Causal) -> list[LinearPlace]:
         """Return the matrices that are edited."""
         count = len(blocks(lm.module)[1])
-        if self.blocks > count:
-            raise BadInput(f"blocks {self.blocks}: the model has {count}")
+        if self.blocks + self.above > count:
+            raise BadInput(f"blocks {self.blocks} under the last {self.above}: the model has {count}")
         return [
             place
-            for layer in range(count - self.blocks, count)
+            for layer in range(count - self.above - self.blocks, count - self.above)
             for place in (*entering_projections(lm.module, layer), down_projection(lm.module, layer))
         ]
+
+
+Weighted = tuple[Example, int, float]  # a text, the place of its edit, and how much it counts
+
+
+def kept_texts(lm: LM, episode: Sequence[EditEpisode], locality: float, near: float) -> list[Weighted]:
+    """Return the texts that are to stay as likely as they were, each whole, and how much each counts."""
+    found = []
+    for place, each in enumerate(episode):
+        if locality and each.unrelated:
+            found.append((_whole(lm, each.unrelated), place, locality))
+        if near:
+            found += [(_whole(lm, prompt + text), place, near / len(each.near)) for prompt, text in each.near]
+    return found
+
+
+def check_material(material: TrainingData, locality: float) -> None:
+    """Raise BadInput where there are no edits to learn from, or no unrelated text that is asked for."""
+    if not material.edits:
+        raise BadInput("no edits to learn from: give some, with --edits")
+    if locality and not material.unrelated:
+        raise BadInput(
+            f"locality {locality} without unrelated text: give some, with --unrelated, or locality=0"
+        )
+
+
+def read_all(rows: EditedRows, texts: Sequence[Weighted]) -> ReadRows:
+    """Return texts read, each owned by its edit."""
+    return rows.read([example for example, _, _ in texts], [place for _, place, _ in texts])
+
+
+def weighted_sum(values: Sequence[Tensor], texts: Sequence[Weighted]) -> Tensor:
+    """Return the sum of the mean of each text's values, [targets], times how much it counts."""
+    weighted = [value.mean() * weight for value, (_, _, weight) in zip(values, texts, strict=True)]
+    return torch.stack(weighted).sum()
+
+
+def _whole(lm: LM, text: str) -> Example:
+    whole = encode(lm.tokenizer, "", text)
+    return whole.part(0, min(len(whole.target), lm.window), lm.window)
 
 
 def _nll(example: Example, lm: LM) -> Tensor:
