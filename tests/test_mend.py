@@ -16,9 +16,10 @@ from uptake.errors import BadInput
 from uptake.lm.base import Segment
 from uptake.lm.examples import encode
 from uptake.lm.gradient_factors import gradient_factors
+from uptake.methods.contract.edit_training import EditEpisode
 from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
-from uptake.methods.mend import EditEpisode, Mend
+from uptake.methods.mend import Mend
 from uptake.tasks.edits import Edit
 from uptake.text.types import Document, Found, Passage
 from uptake.train import Training, train

@@ -62,6 +62,12 @@ class ReadRows:
     ids: Tensor  # [rows, time], zeros to the right
     entering: Tensor | None  # [rows, time, width]; None where the first block is changed
 
+    def at(self, rows: Sequence[int]) -> "ReadRows":
+        """Return some of the rows."""
+        entering = None if self.entering is None else self.entering[[*rows]]
+        some = tuple(self.examples[row] for row in rows)
+        return ReadRows(some, self.owners[[*rows]], self.ids[[*rows]], entering)
+
 
 class EditedRows:
     """A causal model, and the linear layers that are changed. For one thread at a time."""

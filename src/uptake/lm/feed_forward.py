@@ -66,6 +66,18 @@ def entering_projections(module: nn.Module, layer: int) -> list[LinearPlace]:
     return found
 
 
+def feed_forward_places(module: nn.Module, count: int, above: int = 0) -> list[LinearPlace]:
+    """Return all layers of the feed-forwards of `count` blocks under the last `above`. Raises BadInput."""
+    total = len(blocks(module)[1])
+    if count + above > total:
+        raise BadInput(f"blocks {count} under the last {above}: the model has {total}")
+    return [
+        place
+        for layer in range(total - above - count, total - above)
+        for place in (*entering_projections(module, layer), down_projection(module, layer))
+    ]
+
+
 def _found(module: nn.Module, layer: int, names: tuple[str, ...]) -> list[LinearPlace]:
     from transformers.pytorch_utils import Conv1D
 

@@ -10,15 +10,22 @@ from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta, LowRank
 from uptake.adaptation.editing.mend import MendNetwork
-from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.lm.edited_rows import Change, EditedRows, ReadRows, RowChanges
+from uptake.lm.edited_rows import Change, EditedRows, RowChanges
 from uptake.lm.examples import Example, encode
-from uptake.lm.feed_forward import LinearPlace, down_projection, entering_projections
+from uptake.lm.feed_forward import LinearPlace, feed_forward_places
 from uptake.lm.gradient_factors import gradient_factors
 from uptake.lm.side_by_side import side_by_side
+from uptake.methods.contract.edit_training import (
+    EditEpisode,
+    asked_texts,
+    edit_episodes,
+    kept_texts,
+    read_all,
+    weighted_sum,
+)
 from uptake.methods.contract.editor import facts_in, note, only_causal
 from uptake.methods.contract.learned import Learned, TrainingData
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, charged_by_row
@@ -32,20 +39,6 @@ class MendState(State):
 
     delta: Delta
     edits: dict[str, Delta] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EditEpisode:
-    """An edit to make, the prompts that ask for it, and texts to stay as they were: near ones and another.
-
-    A near text is a prompt and what follows it; of both each token is to stay as likely as it was.
-    """
-
-    prompt: str
-    target: str
-    asked: tuple[str, ...]
-    near: tuple[tuple[str, str], ...] = ()
-    unrelated: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,18 +146,7 @@ class Mend(Learned[MendState, tuple[EditEpisode, ...]]):
 
     def episodes(self, lm: LM, material: TrainingData) -> list[tuple[EditEpisode, ...]]:
         """Return `batch` edits for each step in their order; texts not related come round in turn."""
-        check_material(material, self.locality)
-        other = [document.text for document in material.unrelated] or [""]
-        made = [
-            EditEpisode(
-                edit.prompt,
-                edit.text,
-                (edit.prompt, *edit.rephrases),
-                tuple((probe.prompt, probe.text) for probe in edit.neighbours),
-                other[place % len(other)],
-            )
-            for place, edit in enumerate(material.edits)
-        ]
+        made = edit_episodes(material, self.locality)
         return [tuple(made[start : start + self.batch]) for start in range(0, len(made), self.batch)]
 
     def loss(self, network: nn.Module, lm: LM, episode: tuple[EditEpisode, ...]) -> Tensor:
@@ -185,11 +167,7 @@ class Mend(Learned[MendState, tuple[EditEpisode, ...]]):
         changes = RowChanges(
             tuple(Change(up, down, own) for (up, down), own in zip(network(tokens), owners, strict=True))
         )
-        wanted = [
-            (encode(lm.tokenizer, prompt, each.target).ending(lm.window), place, -self.edit / len(each.asked))
-            for place, each in enumerate(episode)
-            for prompt in each.asked
-        ]
+        wanted = asked_texts(lm, episode, -self.edit)
         loss = weighted_sum(rows.token_log_probs(read_all(rows, wanted), changes), wanted)
         same = kept_texts(lm, episode, self.locality, self.near)
         if same:
@@ -208,54 +186,7 @@ class Mend(Learned[MendState, tuple[EditEpisode, ...]]):
 
     def places(self, lm: Causal) -> list[LinearPlace]:
         """Return the matrices that are edited."""
-        count = len(blocks(lm.module)[1])
-        if self.blocks + self.above > count:
-            raise BadInput(f"blocks {self.blocks} under the last {self.above}: the model has {count}")
-        return [
-            place
-            for layer in range(count - self.above - self.blocks, count - self.above)
-            for place in (*entering_projections(lm.module, layer), down_projection(lm.module, layer))
-        ]
-
-
-Weighted = tuple[Example, int, float]  # a text, the place of its edit, and how much it counts
-
-
-def kept_texts(lm: LM, episode: Sequence[EditEpisode], locality: float, near: float) -> list[Weighted]:
-    """Return the texts that are to stay as likely as they were, each whole, and how much each counts."""
-    found = []
-    for place, each in enumerate(episode):
-        if locality and each.unrelated:
-            found.append((_whole(lm, each.unrelated), place, locality))
-        if near:
-            found += [(_whole(lm, prompt + text), place, near / len(each.near)) for prompt, text in each.near]
-    return found
-
-
-def check_material(material: TrainingData, locality: float) -> None:
-    """Raise BadInput where there are no edits to learn from, or no unrelated text that is asked for."""
-    if not material.edits:
-        raise BadInput("no edits to learn from: give some, with --edits")
-    if locality and not material.unrelated:
-        raise BadInput(
-            f"locality {locality} without unrelated text: give some, with --unrelated, or locality=0"
-        )
-
-
-def read_all(rows: EditedRows, texts: Sequence[Weighted]) -> ReadRows:
-    """Return texts read, each owned by its edit."""
-    return rows.read([example for example, _, _ in texts], [place for _, place, _ in texts])
-
-
-def weighted_sum(values: Sequence[Tensor], texts: Sequence[Weighted]) -> Tensor:
-    """Return the sum of the mean of each text's values, [targets], times how much it counts."""
-    weighted = [value.mean() * weight for value, (_, _, weight) in zip(values, texts, strict=True)]
-    return torch.stack(weighted).sum()
-
-
-def _whole(lm: LM, text: str) -> Example:
-    whole = encode(lm.tokenizer, "", text)
-    return whole.part(0, min(len(whole.target), lm.window), lm.window)
+        return feed_forward_places(lm.module, self.blocks, self.above)
 
 
 def _nll(example: Example, lm: LM) -> Tensor:
