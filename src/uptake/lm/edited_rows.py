@@ -4,7 +4,6 @@ For training what makes such changes: a pass is differentiable in them, and the 
 is changed are run once for a text, however often it is read. All on a private copy; the model has no hook.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from uptake.adaptation.delta import skeleton, wide
 from uptake.adaptation.delta.overlay import Hook
 from uptake.adaptation.trainable.places import blocks
 from uptake.lm.causal import Causal
+from uptake.lm.entering import Entering
 from uptake.lm.examples import Example, at_targets, of_target, padded
 from uptake.lm.feed_forward import LinearPlace
 from uptake.lm.gradient_factors import Factors
@@ -77,14 +77,11 @@ class EditedRows:
         lowest = min(place.layer for place in places)
         frozen = lm.frozen_layers(lowest) if lowest else None
         self._now = _Now()
-        self._lower: Causal | None = None
+        self._below: Entering | None = None
         self._last: Any = None
-        self._entered = list[Tensor]()
         module = skeleton(lm.module)
         if frozen is not None and frozen.supported:
-            below = skeleton(lm.module)
-            blocks(below)[1][lowest].register_forward_pre_hook(_Stop(self._entered), with_kwargs=True)
-            self._lower, stack = lm.around(below), blocks(module)[1]
+            self._below, stack = Entering(lm, lowest), blocks(module)[1]
             for number in range(lowest):
                 stack[number] = Skipped(stack[number], frozen.returns_tuple)
             self._last = stack[lowest - 1]
@@ -95,11 +92,7 @@ class EditedRows:
     def read(self, examples: Sequence[Example], owners: Sequence[int]) -> ReadRows:
         """Return texts as `predictions` takes them; the blocks below all changes are run here."""
         ids = padded([example.inputs for example in examples]).to(self.lm.device)
-        entering = None
-        if self._lower is not None:
-            with torch.no_grad(), contextlib.suppress(_ReachedError):
-                self._lower.hidden(ids)
-            entering = self._entered.pop()
+        entering = None if self._below is None else self._below.of(ids)
         return ReadRows(tuple(examples), torch.tensor(owners, device=ids.device), ids, entering)
 
     def predictions(self, rows: ReadRows, changes: RowChanges | None = None) -> list[Tensor]:
@@ -185,16 +178,3 @@ class _Change(Hook):
             found = found if found.requires_grad else found.detach().requires_grad_()
             self.now.seen[self.place] = inputs[0], found
         return found
-
-
-class _ReachedError(Exception):
-    """The pass has reached the lowest block that is changed: those above need not run."""
-
-
-@dataclass(frozen=True)
-class _Stop(Hook):
-    seen: list[Tensor]
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self.seen.append((inputs[0] if inputs else named["hidden_states"]).detach())
-        raise _ReachedError

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -161,16 +161,16 @@ class Learner(ABC, Generic[EpisodeT]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned(Learner[EpisodeT], Method[StateT], Generic[StateT, EpisodeT]):
-    """A method with a network; final classes add their settings and what a learner needs."""
+class WithNetwork(Learner[EpisodeT]):
+    """A learner that uses its network: one in memory, or that of a file."""
 
     weights: str = ""  # a file from `uptake train`, or "untrained"
     trained: nn.Module | None = field(
         default=None, repr=False, compare=False, metadata={"setting": False}
     )  # a network in memory, instead of a file
 
-    def with_network(self, network: nn.Module) -> "Learned[StateT, EpisodeT]":
-        """Return this method with a network in memory."""
+    def with_network(self, network: nn.Module) -> Self:
+        """Return this learner with a network in memory."""
         return dataclasses.replace(self, trained=network)
 
     def network(self, lm: LM) -> nn.Module:
@@ -197,6 +197,11 @@ class Learned(Learner[EpisodeT], Method[StateT], Generic[StateT, EpisodeT]):
                     _loaded.popitem(last=False)
             _loaded.move_to_end(key)
             return _loaded[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(WithNetwork[EpisodeT], Method[StateT], Generic[StateT, EpisodeT]):
+    """A method with a network; final classes add their settings and what a learner needs."""
 
 
 def learner_of(spec: MethodSpec) -> Learner[Any] | None:

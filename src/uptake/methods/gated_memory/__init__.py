@@ -22,6 +22,7 @@ from uptake.methods.contract.method import (
     same_length,
 )
 from uptake.methods.gated_memory.scope import Always, Memory, Scope, Words
+from uptake.methods.gated_memory.trained import Trained as Trained  # a scope is found once it is imported
 from uptake.text.types import Passage
 
 PROMPT, TARGET = "{prompt}", "{target}"

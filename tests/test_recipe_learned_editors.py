@@ -1,0 +1,104 @@
+"""The recipe of trained editors on a toy: what it writes down, that it goes on, and how runs are chosen."""
+
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toys
+from recipe_modules import imported
+
+
+@pytest.fixture(name="recipe")
+def recipe_fixture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    yield from imported("learned_editors", monkeypatch)
+
+
+@pytest.fixture(name="arguments")
+def arguments_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("UPTAKE_CACHE", str(tmp_path / "cache"))
+    toys.module(window=160).save_pretrained(tmp_path / "model")
+    toys.tokenizer().save_pretrained(tmp_path / "model")
+    facts = [
+        {
+            "case_id": n, "prompt": asks.format(f"a{n}"), "target_new": "red", "subject": f"a{n}",
+            "ground_truth": "blue", "rephrase_prompt": f"so a{n} is",
+            "locality_prompt": other.format(f"b{n}"), "locality_ground_truth": "blue",
+        }
+        for n in range(160) for asks, other in [("{} is", "let {} be")[:: 1 - 2 * (n % 2)]]
+    ]  # fmt: skip
+    for name, text in (
+        ("counterfact/counterfact-edit.json.xz", json.dumps(facts)),
+        ("wikitext2/valid.txt.xz", "\n".join(f"{n} fish " * 130 for n in range(3))),
+        ("wikitext2/test.txt.xz", "\n".join(f"{n} birds " * 130 for n in range(9))),
+    ):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(lzma.compress(text.encode()))
+    return [
+        "--model", str(tmp_path / "model"), "--shared", str(tmp_path / "data"),
+        "--work", str(tmp_path / "work"), "--steps", "4", "--train", "20", "--valid", "8", "--test", "20",
+        "--batch", "2", "--valid-steps", "1", "--save-every", "2",
+    ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_each_editor_is_trained_measured_and_not_trained_again(
+    recipe: Any, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "KL_TRIES", 1)
+    monkeypatch.setattr(recipe, "SEQUENCE", 3)
+    settings = {
+        "mend": ["--set", "blocks=1", "--set", "rank=2"],
+        "serac": ["--set", "size=4", "--editor", "2"],
+        "slag": ["--set", "blocks=1", "--set", "condition=4", "--set", "hidden=4", "--set", "length=3"],
+    }
+    for name, own in settings.items():
+        out = tmp_path / f"{name}.json"
+        recipe.main([name, *arguments, *own, "--out", str(out)])
+        told = json.loads(out.read_text())
+        assert told["training"]["steps"] == 4 and "untrained" in told["test"]
+    mend, serac, slag = (json.loads((tmp_path / f"{name}.json").read_text()) for name in settings)
+    assert 0 <= mend["test"]["mend"]["same"]["share"] <= 1 and mend["test"]["finetune"]["kl"] >= 0
+    assert 0 <= serac["test"]["trained"]["auc"] <= 1 and serac["memory"]["trained scope"]["kl"] == 0
+    assert set(serac["editor"]) >= {"serac", "oracle"} and len(slag["test"]["slag"]["by_place"]) == 3
+    monkeypatch.setattr(recipe, "train", lambda *_: pytest.fail("a network was trained again"))
+    before = (tmp_path / "slag.json").read_text()
+    recipe.main(["slag", *arguments, *settings["slag"], "--out", str(tmp_path / "slag.json")])
+    assert (tmp_path / "slag.json").read_text() == before
+    files = [str(tmp_path / f"{name}.json") for name in settings]
+    recipe.main(["merge", "--out", str(tmp_path / "whole.json"), *files])
+    assert set(json.loads((tmp_path / "whole.json").read_text())["runs"]) == set(settings)
+    recipe.main(["show", *files])
+
+
+def test_runs_are_chosen_by_the_valid_part_and_first_edits_paired(recipe: Any, tmp_path: Path) -> None:
+    def mend(name: str, success: float, same: float) -> dict[str, Any]:
+        told = {"success": {"share": success}, "same": {"share": same}}
+        return {"editor": "mend", "name": name, "valid": {"mend": told}}
+
+    def slag(name: str, length: int, success: float, first: list[int]) -> dict[str, Any]:
+        valid, test = {"success": {"share": success}}, {"first": first}
+        settings = {"length": length}
+        told = {"settings": settings, "valid": {"slag": valid}, "test": {"slag": test}}
+        return {"editor": "slag", "name": name, **told}
+
+    runs = [
+        mend("high", 1.0, 0.2), mend("even", 0.8, 0.7),
+        slag("ten", 10, 0.9, [1] * 30), slag("ten-bad", 10, 0.1, [0] * 30),
+        slag("one", 1, 0.5, [1, 0, 0] * 10),
+    ]  # fmt: skip
+    for run in runs:
+        (tmp_path / run["name"]).write_text(json.dumps(run))
+    found = recipe.merge([tmp_path / run["name"] for run in runs])
+    assert [run["name"] for run in found["runs"]["mend"]] == ["even", "high"]
+    told = found["slag_first_edit"]
+    assert told["difference"] == pytest.approx(2 / 3, abs=1e-3) and 0.3 < told["interval"][0] < 0.67
+
+
+def test_the_area_under_the_curve_counts_pairs(recipe: Any) -> None:
+    inside, outside = [0.9, 0.5, 0.5], [0.1, 0.5, 0.7]
+    pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
+    assert recipe.auc(inside, outside) == pytest.approx(sum(pairs) / 9)
