@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -16,6 +18,10 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from uptake.adaptation.delta import Delta
@@ -24,6 +30,7 @@ from uptake.adaptation.trainable.ia3 import IA3
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.experts import Experts, FixedShare
+from uptake.lm.seq2seq import Seq2Seq
 from uptake.text.tokenizer import Tokenizer
 
 SHAPES = ("gpt2", "llama", "neox")
@@ -60,6 +67,42 @@ def module(shape: str = "llama", seed: int = 0, window: int = 64, dtype: torch.d
             if parameter.ndim == 2:
                 parameter.mul_(3)
     return made.to(dtype)
+
+
+def seq2seq_module(
+    kind: str = "t5", seed: int = 0, window: int = 64, dtype: torch.dtype = torch.float32
+) -> Any:
+    """A random encoder-decoder of two layers a side: t5, switch or bart."""
+    common: Any = {
+        "vocab_size": 257, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 48, "num_layers": 2,
+        "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 0, "dropout_rate": 0.0,
+        "n_positions": window,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    if kind == "t5":
+        made: Any = T5ForConditionalGeneration(T5Config(**common))
+    elif kind == "switch":
+        sparse = {"num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+        made = SwitchTransformersForConditionalGeneration(
+            SwitchTransformersConfig(**common, **sparse, num_experts=3)
+        )
+    else:
+        sides = {
+            f"{side}_{name}": value for side in ("encoder", "decoder")
+            for name, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 48))
+        }  # fmt: skip
+        made = BartForConditionalGeneration(
+            BartConfig(
+                vocab_size=257, d_model=32, max_position_embeddings=window, decoder_start_token_id=0,
+                pad_token_id=0, bos_token_id=0, eos_token_id=0, forced_eos_token_id=None, dropout=0.0,
+                **sides,
+            )
+        )  # fmt: skip
+    return made.to(dtype)
+
+
+def seq2seq(kind: str = "t5", seed: int = 0, window: int = 64, dtype: torch.dtype = torch.float32) -> Seq2Seq:
+    return Seq2Seq(seq2seq_module(kind, seed, window, dtype), Tokenizer(tokenizer()), f"toy-{kind}")
 
 
 def lm(shape: str = "llama", seed: int = 0, window: int = 64, dtype: torch.dtype = torch.float32) -> Causal:

@@ -65,6 +65,11 @@ def find(module: nn.Module, layers: Sequence[int]) -> dict[int, str]:
     GPT-J), where sums are normed before they go on (OPT-350m), or where parts are scaled (Granite).
     """
     private = skeleton(module)
+    if getattr(getattr(private, "config", None), "is_encoder_decoder", False):
+        raise BadInput(
+            f"{type(module).__name__} is an encoder-decoder, which reads no text chunk by chunk: use "
+            "a causal model"
+        )
     _, stack = blocks(private)
     for layer in layers:
         if not 0 <= layer < len(stack):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from uptake.adaptation.delta import wide
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Cache
+from uptake.lm.base import Cache
 from uptake.lm.capabilities import ApartInputs
 from uptake.lm.examples import Example, padded
 from uptake.lm.pretrained import Pretrained, most_tokens
@@ -76,6 +76,10 @@ class Seq2Seq(Pretrained, ApartInputs):
 
     def predictions_apart(self, inputs: Sequence[Inputs], examples: Sequence[Example]) -> list[Tensor]:
         encoded = self._remembered([[self.encoder_ids(text) for text in row] for row in inputs])
+        return self.decode(encoded, examples)
+
+    def decode(self, encoded: Encoded, examples: Sequence[Example]) -> list[Tensor]:
+        """Return log-probabilities [targets, vocabulary] of each target, by what the decoder attends to."""
         targets = _to_width([(self.first, *example.target[:-1]) for example in examples])
         logits = self._run(encoded, targets.to(self.device))
         return [
@@ -148,14 +152,3 @@ def _to_width(rows: Sequence[Sequence[int]]) -> Tensor:
     """Return rows of tokens as [rows, width], zeros to the right."""
     ids = padded(rows)
     return nn.functional.pad(ids, (0, -ids.shape[1] % WIDTH))
-
-
-def encoder_decoder(lm: LM, what: str) -> ApartInputs:
-    """Return the LM as one whose encoder reads texts apart. Raises BadInput, in one line, for another."""
-    found = lm.capable(ApartInputs)
-    if found is None or lm.rows is not None:
-        raise BadInput(
-            f"{what} needs an encoder-decoder, such as T5, and {type(lm).__name__} is none: use the method "
-            "rag, which reads passages apart with a causal model"
-        )
-    return found

@@ -8,11 +8,14 @@ import torch
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM
+from uptake.lm.capabilities import ApartInputs, capability
 from uptake.lm.experts import Experts, FixedShare
+from uptake.lm.fusion import Fused
 from uptake.lm.wrappers import Prefixed, Routed
 from uptake.methods.contract.composed import FrozenModelMethod
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.in_context import InContext
+from uptake.text.types import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +42,14 @@ class Rag(FrozenModelMethod[RagState]):
         ("temperature=0.05", "temperature=1", "temperature=10"),
     )
 
-    marginal: Literal["sequence", "token", "switching"] = "switching"
+    marginal: Literal["sequence", "token", "switching", "fused"] = "switching"
     temperature: float | None = None
     separator: str = "\n\n"
     own_share: float = 0.75
 
     def __post_init__(self) -> None:
-        if self.marginal not in _SHARES:
-            raise BadInput(f"marginal {self.marginal!r}: use {', '.join(_SHARES)}")
+        if self.marginal not in (*_SHARES, "fused"):
+            raise BadInput(f"marginal {self.marginal!r}: use {', '.join(_SHARES)} or fused")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise BadInput(
                 f"temperature {self.temperature}: use a positive number, or none for equal weights"
@@ -94,9 +97,15 @@ class Rag(FrozenModelMethod[RagState]):
         same_base(states, base)
         return Routed([self._mixture(state, lm.at([row])) for row, state in enumerate(states)])
 
+    def check(self, lm: LM, source: Source | None = None) -> None:
+        if self.marginal == "fused":
+            capability(lm, ApartInputs)
+
     def _mixture(self, state: RagState, lm: LM) -> LM:
         if not state.prefixes:
             return lm
+        if self.marginal == "fused":
+            return Fused(lm, [state.prefixes])
         prior = torch.zeros(len(state.scores), dtype=torch.float64)
         if self.temperature is not None:
             prior = torch.tensor(state.scores, dtype=torch.float64) / self.temperature

@@ -57,6 +57,11 @@ class Prompt(Part):
 def transformer_of(module: Any) -> Any:
     """Return what is between embeddings and logits. Raises BadInput for a module of another build."""
     found = getattr(module, "base_model", None)
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        raise BadInput(
+            f"{type(module).__name__} is an encoder-decoder, and a soft prompt stands before one text "
+            "alone: use a causal model, or trainable=lora"
+        )
     if found is None or found is module or not hasattr(found, "get_input_embeddings"):
         raise BadInput(
             f"{type(module).__name__} has no embeddings to put a soft prompt before: use a causal model"

@@ -21,15 +21,17 @@ def blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def _stacks(module: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """Return the name and the list of blocks of each stack: of an encoder-decoder its encoder's first."""
-    lists = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    found = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    # A block may be a list itself, or have one, of its parts or its experts.
+    lists = [each for each in found if not any(each[0].startswith(f"{name}.") for name, _ in found)]
     if not lists:
         raise BadInput(f"{type(module).__name__} has no list of blocks: use trainable=all instead")
     if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
         sides: Any = (getattr(module, f"get_{side}")() for side in ("encoder", "decoder"))
         within = [[id(part) for part in side.modules()] for side in sides]
-        found = [[each for each in lists if id(each[1]) in side] for side in within]
-        if all(found):
-            return [max(some, key=lambda each: len(each[1])) for some in found]
+        stacks = [[each for each in lists if id(each[1]) in side] for side in within]
+        if all(stacks):
+            return [max(some, key=lambda each: len(each[1])) for some in stacks]
     return [max(lists, key=lambda each: len(each[1]))]
 
 

@@ -53,6 +53,11 @@ def name_in(prompt: str) -> str:
 def only_causal(lm: LM, what: str) -> Causal:
     """Return the LM as a causal model whose layers can be written. Raises BadInput where it is none."""
     found = lm.capable(Causal)
+    if found is None and not lm.has_step:
+        raise BadInput(
+            f"{what} writes into a causal model's layers, and {type(lm).__name__} is an encoder-decoder: use "
+            "a causal model, or an editor that trains any kind, such as finetune"
+        )
     if found is None or lm.rows is not None:
         raise BadInput(
             f"{what} writes into one model's layers, and a {type(lm).__name__} has none: give its base"
