@@ -23,7 +23,9 @@ from uptake.lm.pretrained import Pretrained
 from uptake.lm.processes import ignoring_interrupts
 from uptake.store.cluster import Cluster
 from uptake.store.datastore import Datastore
+from uptake.store.passages.searching import VECTOR_WEIGHT, Searching
 from uptake.store.remote.objects import Location
+from uptake.text.types import QueryEncoder
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Job:
     version: int | None
     encoder: str | None
     cluster: Cluster | None
+    searching: Searching | None = None
+    query_encoder: QueryEncoder | None = None
 
     @classmethod
     def of(cls, lm: LM, plan: Plan, store: Datastore | None, states: States) -> "Job":
@@ -50,9 +54,16 @@ class Job:
             )
         dtype = str(lm.dtype).removeprefix("torch.")
         place = (
-            (None, None, None, None)
+            (None, None, None, None, None, None)
             if store is None
-            else (store.path, store.version, store.encoder_spec or None, store.cluster)
+            else (
+                store.path,
+                store.version,
+                store.encoder_spec or None,
+                store.cluster,
+                store.searching,
+                store.query_encoder,
+            )
         )
         return cls(lm.name, lm.fingerprint, str(lm.device), dtype, plan, states, *place)
 
@@ -69,7 +80,14 @@ class Job:
             None
             if self.store is None
             else Datastore.open(
-                self.store, encoder=self.encoder, version=self.version, threads=1, cluster=self.cluster
+                self.store,
+                encoder=self.encoder,
+                version=self.version,
+                threads=1,
+                cluster=self.cluster,
+                search_by=self.searching.by if self.searching else None,
+                vector_weight=self.searching.vector_weight if self.searching else VECTOR_WEIGHT,
+                query_encoder=self.query_encoder,
             )
         )
         return Runner(lm, self.plan, store, self.states)

@@ -23,6 +23,7 @@ from uptake.store.passages.drafts import clear_drafts
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.index import IndexKind, Metric
 from uptake.store.passages.index_cache import delete_base_indexes
+from uptake.store.passages.searching import VECTOR_WEIGHT, Searching
 from uptake.store.passages.table import Table
 from uptake.store.passages.writing import Added, StoreWriter
 from uptake.store.remote.lease import lease
@@ -34,7 +35,7 @@ from uptake.store.views.token_reading import read_tokens
 from uptake.store.views.view_writer import ReadTokens
 from uptake.text.activations import ActivationReads
 from uptake.text.chunks.cutting import LENGTH
-from uptake.text.types import Chunking, Document, Embedder, Encodes, Keyer, stable_hash
+from uptake.text.types import Chunking, Document, Embedder, Encodes, Keyer, QueryEncoder, stable_hash
 
 if TYPE_CHECKING:
     from uptake.store.cluster.build import Piece
@@ -93,6 +94,9 @@ class Datastore(OpenStore):
         threads: int | None = None,
         cluster: Cluster | None = None,
         storage_options: Mapping[str, str] | None = None,
+        search_by: str | None = None,
+        vector_weight: float = VECTOR_WEIGHT,
+        query_encoder: QueryEncoder | None = None,
     ) -> "Datastore":
         """Open a store at its newest version, or at an older one to read only.
 
@@ -100,13 +104,16 @@ class Datastore(OpenStore):
         store is loaded when first needed. With `cluster` its vectors are searched by the actors of a
         Ray cluster, whose machines must all see `path`. Raises BadInput where there is no store or
         version, Mismatch for another encoder, Damaged; any search on a cluster Incomplete where shards
-        are missing.
+        are missing. A hybrid store may be searched by "dense", "lexical", or the "sum" of the words' score
+        and `vector_weight` times the vectors'; queries may have an encoder of their own. `contents` says so.
         """
         path = locate(path, storage_options)
         clear_drafts(path, _LOCK)
         layout = Layout.read(path)
         wanted = layout.views["passages"]
-        encoding = Encoding(path, wanted, encoder, device)
+        encoding = Encoding(path, wanted, encoder, device, query_encoder)
+        own = query_encoder.fingerprint if query_encoder else ""
+        searching = Searching.of(path, layout.retriever, search_by, vector_weight, own)
         table = Table.open(path / TABLE, version, layout.uid)
         if table.has_pieces != (layout.words == "any-script"):
             raise Mismatch(
@@ -118,7 +125,23 @@ class Datastore(OpenStore):
                 f"{path}: store.json names {wanted.dimensions} dimensions, the table has "
                 f"{table.dimensions}; put both back from one copy"
             )
-        return cls(path, layout, table, encoding, threads, version is not None, cluster)
+        return cls(path, layout, table, encoding, threads, version is not None, cluster, searching)
+
+    def searched(
+        self,
+        search_by: str | None = None,
+        vector_weight: float = VECTOR_WEIGHT,
+        query_encoder: QueryEncoder | None = None,
+    ) -> "Datastore":
+        """Return this store at this version, searched in another way; see `open`. Nothing is read again."""
+        own = query_encoder.fingerprint if query_encoder else ""
+        way = Searching.of(self.path, self.layout.retriever, search_by, vector_weight, own)
+        encoding = self._encoding.with_query_encoder(query_encoder)
+        other = Datastore(
+            self.path, self.layout, self._table, encoding, self._threads, self._pinned, self.cluster, way
+        )
+        other._snapshot.share_index(self._snapshot)
+        return other
 
     def add(
         self, documents: Iterable[Document], *, progress: Progress | None = None, label: str = ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake.errors import BadInput
 from uptake.store.cluster import Cluster
 from uptake.store.facts import facts_of
 from uptake.store.layout import Layout, View
@@ -15,15 +16,16 @@ from uptake.store.passages.columns import storable
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.index import Ranked, open_index
 from uptake.store.passages.sampling import sample_documents
+from uptake.store.passages.searching import Searching
 from uptake.store.passages.source import BoundSource, QueryText, Snapshot, bind, check_count
 from uptake.store.passages.table import Table
-from uptake.store.passages.writing import lacks
+from uptake.store.passages.writing import DocumentPassages, lacks
 from uptake.store.remote.objects import Location
 from uptake.store.unfinished import unfinished
 from uptake.store.views.views import Views
 from uptake.text.overlap import LeakFilter
 from uptake.text.terms import unsearchable
-from uptake.text.types import Document, Passage
+from uptake.text.types import Document, Passage, QueryEncoder, stable_hash
 
 if TYPE_CHECKING:
     from uptake.store.cluster.index import ClusterIndex
@@ -43,10 +45,12 @@ class OpenStore:
         threads: int | None,
         pinned: bool,
         cluster: Cluster | None = None,
+        searching: Searching | None = None,
     ) -> None:
         self.path = path
         self.layout = layout
         self.cluster = cluster
+        self.searching = searching or Searching(layout.retriever)
         self._encoding = encoding
         self._threads = threads
         self._pinned = pinned
@@ -69,7 +73,7 @@ class OpenStore:
 
         Another one after every change, and never the same for two copies that were changed apart.
         """
-        return self.layout.contents(self._table.contents)
+        return self.searching.contents(self.layout.contents(self._table.contents), self.layout.retriever)
 
     def view_contents(self, kind: str) -> str:
         """Name what one of the views, tokens or chunks, holds; empty where there is none. Raises Damaged."""
@@ -84,6 +88,11 @@ class OpenStore:
     def count(self) -> int:
         """How many passages it holds."""
         return self._table.count
+
+    @property
+    def query_encoder(self) -> QueryEncoder | None:
+        """The queries' own encoder; None where they have that of the passages."""
+        return self._encoding.query_encoder
 
     @property
     def encoder_spec(self) -> str:
@@ -119,7 +128,24 @@ class OpenStore:
         """Return for each query the k best passages' ids and scores; no leak filter. Raises BadInput."""
         check_count(k)
         texts = [storable(query) for query in queries]
-        return self._snapshot.rank(texts, self._embed(texts), k) if texts else []
+        return self._snapshot.rank(texts, self._embed_queries(texts), k) if texts else []
+
+    def query_vectors(self, queries: Sequence[str]) -> Floats:
+        """Return one row a query, as it searches by vectors. Raises BadInput in a lexical store."""
+        found = self._embed_queries([storable(query) for query in queries])
+        if found is None:
+            raise BadInput(f"{self.path}: searched by words alone, so queries have no vectors")
+        return found
+
+    def passages_of(self, documents: Sequence[str]) -> dict[str, list[int]]:
+        """Return the ids of the passages of each of these documents; of one that is not here none."""
+        here = DocumentPassages(self._table)
+        return {name: sorted(here.passages(stable_hash(storable(name)))) for name in set(documents)}
+
+    def word_scores(self, query: str, ids: Sequence[int]) -> Floats:
+        """Return the BM25 score of each of these passages, 0 where it shares no term with the query."""
+        known = dict(zip(*self._table.match(storable(query), len(ids), among=ids), strict=True))
+        return np.array([known.get(key, 0.0) for key in ids], np.float32)
 
     def unsearchable(self, query: str) -> list[str]:
         """Name the scripts of a query that this store's words do not find; none where all are found."""
@@ -131,7 +157,7 @@ class OpenStore:
             QueryText(storable(q.text), storable(q.document_id), storable(q.group), storable(q.whole_text))
             for q in queries
         ]
-        vectors = self._embed([query.text for query in clean])
+        vectors = self._embed_queries([query.text for query in clean])
         return bind(self._snapshot, clean, vectors, leak or LeakFilter())
 
     def source(
@@ -178,13 +204,17 @@ class OpenStore:
             base=before.base if before else None,
         )
         make_index = self._on_cluster if self.cluster else make
-        return Snapshot(table, self.layout.retriever, make_index, self._embed, self._views)
+        return Snapshot(table, self.searching, self.view.metric, make_index, self._embed_queries, self._views)
 
     def _on_cluster(self, table: Table) -> "ClusterIndex":
         from uptake.store.cluster.index import ClusterIndex
 
         assert self.cluster
         return ClusterIndex(table, self.path, self.layout.uid, self.cluster)
+
+    def _embed_queries(self, texts: Sequence[str]) -> Floats | None:
+        wanted = texts and self.view.dimensions and self.searching.by != "lexical"
+        return self._encoding.embed_queries(texts) if wanted else None
 
     def _embed(self, texts: Sequence[str]) -> Floats | None:
         return self._encoding.embed(texts) if texts and self.view.dimensions else None

@@ -143,6 +143,27 @@ class Embedder(Protocol):
         ...
 
 
+class QueryEncoder(Protocol):
+    """Turns queries into vectors for passages that another encoder has embedded, which stay as they are.
+
+    It belongs to the encoder whose fingerprint is `encoder`; its own `fingerprint` changes whenever its
+    vectors would.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def encoder(self) -> str: ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    def embed(self, texts: Sequence[str], encoder: Embedder) -> NDArray[np.float32]:
+        """Return one row of `dimensions` float32 a query; `encoder` is the passages'."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Keyed:
     """A text as a language model reads it: its tokens, and for each the key of the place before it.

@@ -9,18 +9,29 @@ from uptake.errors import BadInput, Mismatch
 from uptake.preparation import preparing
 from uptake.store.layout import View
 from uptake.store.remote.objects import Location
-from uptake.text.types import Embedder
+from uptake.text.types import Embedder, QueryEncoder
 
 
 class Encoding:
     """The encoder of a view. Without one given, that named in the view is loaded when first needed.
 
-    Raises Mismatch, naming both, for an encoder other than the one the store was made with.
+    Queries may have an encoder of their own. Raises Mismatch, naming both, for an encoder other than the one
+    the store was made with, or a query encoder that belongs to another.
     """
 
-    def __init__(self, store: Location, view: View, encoder: Embedder | str | None, device: str) -> None:
-        if encoder is not None and not view.dimensions:
+    def __init__(
+        self,
+        store: Location,
+        view: View,
+        encoder: Embedder | str | None,
+        device: str,
+        query_encoder: QueryEncoder | None = None,
+    ) -> None:
+        if (encoder is not None or query_encoder is not None) and not view.dimensions:
             raise BadInput(f"{store}: a lexical store takes no encoder; leave it out")
+        if query_encoder is not None:
+            _check_query_encoder(store, view, query_encoder)
+        self.query_encoder = query_encoder
         self._store = store
         self._view = view
         self.device = device
@@ -35,6 +46,10 @@ class Encoding:
             self._encoder = self._checked(self._view.encoder)
         return self._encoder
 
+    def with_query_encoder(self, query_encoder: QueryEncoder | None) -> "Encoding":
+        """Return the same for queries with this encoder of their own, or none."""
+        return Encoding(self._store, self._view, self._encoder, self.device, query_encoder)
+
     @property
     def elsewhere(self) -> tuple[Embedder | str | None, str]:
         """What another process embeds with: the encoder's name, or the encoder itself; and the device."""
@@ -46,16 +61,26 @@ class Encoding:
         return self._view.encoder if self._encoder is None else getattr(self._encoder, "spec", "")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one row a text, of length one where the metric is cosine."""
-        vectors = np.asarray(self.encoder.embed(texts), dtype=np.float32)
+        """Return one row a passage, of length one where the metric is cosine."""
+        return self.checked_vectors(self.encoder.embed(texts), texts)
+
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row a query, of length one where the metric is cosine."""
+        if self.query_encoder is None:
+            return self.embed(texts)
+        return self.checked_vectors(self.query_encoder.embed(texts, self.encoder), texts)
+
+    def checked_vectors(self, given: NDArray[np.floating], texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the vectors of these texts as the store compares them; raises BadInput."""
+        vectors = np.asarray(given, dtype=np.float32)
         if vectors.shape != (len(texts), self._view.dimensions):
             raise BadInput(
-                f"the encoder gave vectors of shape {vectors.shape} for {len(texts)} texts; "
+                f"vectors of shape {vectors.shape} for {len(texts)} texts; "
                 f"the store needs {self._view.dimensions} dimensions"
             )
         if not np.isfinite(vectors).all():
             place = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-            raise BadInput(f"the encoder gave a vector that is not finite for the text {texts[place][:60]!r}")
+            raise BadInput(f"a vector that is not finite for the text {texts[place][:60]!r}")
         if self._view.metric == "cosine":
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
@@ -72,6 +97,19 @@ class Encoding:
             given = _described(getattr(encoder, "spec", ""), encoder.fingerprint)
             raise Mismatch(f"{self._store}: made with encoder {made}, opened with {given}; give the same one")
         return encoder
+
+
+def _check_query_encoder(store: Location, view: View, given: QueryEncoder) -> None:
+    if given.dimensions != view.dimensions:
+        raise Mismatch(
+            f"{store}: its vectors have {view.dimensions} dimensions, those of query encoder "
+            f"{given.fingerprint} {given.dimensions}; train one on this store"
+        )
+    if given.encoder != view.encoder_fingerprint:
+        raise Mismatch(
+            f"{store}: made with encoder {_described(view.encoder, view.encoder_fingerprint)}, query encoder "
+            f"{given.fingerprint} was trained for {given.encoder}; train one on this store"
+        )
 
 
 def _described(spec: str, fingerprint: str) -> str:

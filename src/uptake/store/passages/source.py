@@ -18,6 +18,7 @@ from uptake.preparation import preparing
 from uptake.store.passages.columns import Ids, storable
 from uptake.store.passages.index import Index, Ranked, VectorIndex
 from uptake.store.passages.index_cache import BaseIndex
+from uptake.store.passages.searching import Searching, fused, summed
 from uptake.store.passages.table import Table
 from uptake.store.views.activations import StoredActivations
 from uptake.store.views.token_source import TokenView
@@ -28,7 +29,6 @@ from uptake.text.overlap import LeakFilter, Overlap, Verdict
 from uptake.text.types import Chunks, Found, Passage, Tokens
 
 FIRST_DEPTH = 128  # candidates ranked at first; doubled whenever the leak filter leaves too few
-_FUSION = 60  # the customary constant of reciprocal rank fusion
 _READ_AHEAD = 32  # passages read at a time, and in advance for every query of a batch
 
 Floats = NDArray[np.float32]
@@ -53,13 +53,15 @@ class Snapshot:
     def __init__(
         self,
         table: Table,
-        retriever: str,
+        searching: Searching,
+        metric: str,
         make_index: Callable[[Table], Index],
         embed: Callable[[Sequence[str]], Floats | None],
         views: Views,
     ) -> None:
         self.table = table
-        self.retriever = retriever
+        self.searching = searching
+        self.metric = metric
         self.embed = embed
         self._make_index = make_index
         self._views = views
@@ -96,6 +98,11 @@ class Snapshot:
             made.prepare()
         return made
 
+    def share_index(self, other: "Snapshot") -> None:
+        """Search with the index of another snapshot of this version, if it has opened it."""
+        if "index" in vars(other):
+            vars(self)["index"] = other.index
+
     @property
     def base(self) -> BaseIndex | None:
         """The base index, if one was used in this process: the next version can use it too."""
@@ -109,14 +116,24 @@ class Snapshot:
             return np.sort(self.table.ids)
 
     def rank(self, texts: Sequence[str], vectors: Floats | None, depth: int) -> list[Ranked]:
-        """Return for each query its `depth` best passages; `vectors` is None in a lexical store."""
-        dense = self.index.search(vectors, depth) if vectors is not None else []
-        if self.retriever == "dense":
+        """Return for each query its `depth` best passages; `vectors` is None in a search by words alone."""
+        by, wanted = self.searching.by, depth
+        # What neither finds among its best few may yet have the largest sum.
+        depth = max(depth, FIRST_DEPTH) if by == "sum" else depth
+        dense = self.index.search(vectors, depth) if vectors is not None and by != "lexical" else []
+        if by == "dense":
             return dense
         lexical = [Ranked(*self.table.match(text, depth)) for text in texts]
-        if self.retriever == "lexical":
+        if by == "lexical":
             return lexical
-        return [_fuse(both, depth) for both in zip(dense, lexical, strict=True)]
+        pairs = zip(dense, lexical, strict=True)
+        if by == "hybrid" or vectors is None:
+            return [fused(both, depth) for both in pairs]
+        weight = self.searching.vector_weight
+        return [
+            summed(self.table, self.metric, text, vector, both, weight, wanted)
+            for text, vector, both in zip(texts, vectors, pairs, strict=True)
+        ]
 
 
 @dataclass
@@ -185,24 +202,37 @@ class BoundSource:
         return self._table.vectors(ids)
 
     def query_vector(self) -> Floats:
-        """Return the vector that searches, [dimensions]; raises BadInput in a lexical store."""
+        """Return the vector that searches, [dimensions]; raises BadInput in a search by words alone."""
         if self._ranking.vector is None:
             raise BadInput(
-                "SIFT needs vectors and this store is lexical: build it with --retriever dense or hybrid"
+                "SIFT needs vectors and this store is searched by words alone: build it with --retriever "
+                "dense or hybrid"
             )
         return self._ranking.vector
 
     def again(self, text: str) -> "BoundSource":
         """Return the source of another text of the same evaluated document."""
         query = replace(self._query, text=storable(text))
-        snapshot = self._ranking.snapshot
-        vectors = snapshot.embed([query.text])
-        return BoundSource(
-            _Ranking(snapshot, query.text, None if vectors is None else vectors[0]),
-            query,
-            self._overlap,
-            self._leak,
-        )
+        vectors = self._ranking.snapshot.embed([query.text])
+        return self._of(query, None if vectors is None else vectors[0])
+
+    def with_vector(self, vector: Floats) -> "BoundSource":
+        """Return the source of the same query, searched for with another vector under the same leak filter.
+
+        `vector` is [dimensions], of length one where the store's metric is cosine. Raises BadInput in a
+        search by words alone, or for another shape.
+        """
+        given = np.asarray(vector, np.float32)
+        if given.shape != self.query_vector().shape:
+            raise BadInput(
+                f"a query vector of shape {given.shape}: this store's have "
+                f"{len(self.query_vector())} dimensions"
+            )
+        return self._of(self._query, given)
+
+    def _of(self, query: QueryText, vector: Floats | None) -> "BoundSource":
+        ranking = _Ranking(self._ranking.snapshot, query.text, vector)
+        return BoundSource(ranking, query, self._overlap, self._leak)
 
     def tokens(self, fingerprint: str) -> Tokens:
         """Return the tokens this query may read; raises BadInput, Mismatch, Damaged (see TokenView)."""
@@ -287,17 +317,6 @@ def bind(
         source.read_ahead(passages)
         sources.append(source)
     return sources
-
-
-def _fuse(lists: Sequence[Ranked], depth: int) -> Ranked:
-    """Merge rankings by the sum of 1 / (60 + rank), rank counting from 1."""
-    totals: dict[int, float] = {}
-    for ranked in lists:
-        for rank, key in enumerate(ranked.ids.tolist(), start=1):
-            totals[key] = totals.get(key, 0.0) + 1 / (_FUSION + rank)
-    order = sorted(totals, key=lambda key: (-totals[key], key))[:depth]
-    scores = np.array([totals[key] for key in order], np.float32)
-    return Ranked(np.array(order, np.int64), scores, min(ranked.coverage for ranked in lists))
 
 
 def _shuffled(count: int, generator: np.random.Generator) -> Iterator[int]:

@@ -314,8 +314,12 @@ class Table:
         with lance_errors(self.path):
             return bool(self._dataset.count_rows("pieces != ''"))
 
-    def match(self, query: str, k: int) -> tuple[Ids, NDArray[np.float32]]:
+    def match(
+        self, query: str, k: int, among: Sequence[int] | None = None
+    ) -> tuple[Ids, NDArray[np.float32]]:
         """Return ids and BM25 scores of the at most k passages that share terms with `query`, best first.
+
+        With `among` of those with these ids alone; their scores are what they are among all.
 
         Any string is a query; of a long one the terms that decide count (see text/terms.py). Scores for
         words and for pieces add up.
@@ -331,7 +335,13 @@ class Table:
         wanted = both if len(clauses) > 1 else clauses[0]
         self.check_text_index()
         with lance_errors(self.path):
-            found = self._dataset.scanner(["id", "_score"], full_text_query=wanted, limit=k).to_table()
+            found = self._dataset.scanner(
+                ["id", "_score"],
+                filter=None if among is None else f"id IN ({','.join(str(int(key)) for key in among)})",
+                prefilter=among is not None,
+                full_text_query=wanted,
+                limit=k,
+            ).to_table()
         ids, scores = found["id"].to_numpy(), found["_score"].to_numpy()
         order = np.lexsort((ids, -scores))  # equal scores come in a fixed order
         return ids[order], scores[order]
