@@ -1,109 +1,264 @@
-"""Kinds of trainable under TTT-NN on text that a model cannot have read: gain, parameters, bytes, CPU
-seconds.
+"""Kinds of trainable on one bed: TTT-NN on fresh text, a stream with questions, and tasks of 32 examples.
 
-    python recipes/fresh.py build                                        # build/fresh
-    python recipes/trainable.py --model MODEL --documents 4 --json build/trainable.json
+    python recipes/fresh.py build                                                       # build/fresh
+    python recipes/trainable.py ttt --model MODEL --out build/trainable.json
+    python recipes/trainable.py stream --model MODEL --out build/trainable.json
+    python recipes/trainable.py tasks --model MODEL --out build/trainable.json
+    python recipes/trainable.py table --out build/trainable.json [more.json ...] --json recipes/trainable.json
 
-The first validation documents, drawn by a hash; every kind at one learning rate of its own. It resumes: kinds
-that are in the JSON file already, for these documents and this model, are not run again.
+Each kind is tried at several rates on validation text, and measured on test text at the best of them. All of
+it resumes: what is in the file --out is not run again, and --minutes begins nothing after so many. Several
+processes share the work with --kinds and a file each; `table` reads them all.
 """
 
 import argparse
 import json
+import math
 import sys
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from fresh_common import drawn, store_of
+import trainable_kinds as kinds
+from fresh_common import PROTOCOL, drawn, source_of, store_of
+from trainable_kinds import KINDS, Unrelated, marks, spending
+from trainable_table import table
+from trainable_tasks import LEARNED, run_tasks
 
 import uptake
-from uptake.adaptation.delta import Delta
-from uptake.adaptation.trainable import Trainable
+from uptake.adaptation.optimizers import AdamW
 from uptake.errors import UptakeError
+from uptake.evaluation.queries import Query
+from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
-from uptake.settings import parse
+from uptake.methods.contract.method import Context, Evidence
+from uptake.methods.finetune import Finetune
+from uptake.methods.in_context import InContext
 from uptake.store import Datastore
-from uptake.text.types import Document
+from uptake.tasks.few_shot import Shot
+from uptake.text.types import Document, Found, Passage
+
+SHOTS = 8  # in context
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What is trained, and AdamW's learning rate for it; a rate of its own was not searched for."""
+@dataclass
+class Work:
+    """The rows that were measured, by their keys, in a file that is written after each."""
 
-    trainable: str
-    rate: float
+    file: Path
+    until: float = math.inf
+    rows: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def at(cls, file: Path, minutes: float) -> "Work":
+        """Return what a file holds, if it is there."""
+        rows = json.loads(file.read_text()) if file.exists() else {}
+        return cls(file, time.monotonic() + 60 * minutes, rows)
 
-KINDS: Mapping[str, Kind] = {
-    "lora": Kind("lora(rank=16)", 3e-4),
-    "lora r1": Kind("lora(rank=1,alpha=2)", 1e-3),
-    "ia3": Kind("ia3", 1e-2),
-    "ia3 top 10": Kind("ia3(layers=10)", 1e-2),
-    "prompt": Kind("prompt(tokens=20)", 1e-2),
-    "compacter": Kind("compacter", 3e-3),
-    "tarp": Kind("tarp", 1e-3),
-}
-
-
-def size(lm: Causal, kind: Kind) -> tuple[int, int]:
-    """Return how many parameters train, and the bytes of the delta's file."""
-    chosen = parse(Trainable, kind.trainable, "trainable")
-    copy = chosen.copy(lm.module, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory() as folder:
-        copy.delta().save(Path(folder) / "delta")
-        written = (Path(folder) / "delta").stat().st_size
-    return sum(parameter.numel() for parameter in copy.parameters.values()), written
-
-
-def measured(lm: Causal, store: Datastore, documents: list[Document], k: int, kind: Kind) -> dict[str, Any]:
-    """Return the figures of TTT-NN with one kind on these documents."""
-    settings = [f"trainable={kind.trainable}", f"optimizer=adamw(learning_rate={kind.rate})"]
-    results = uptake.compare(lm, documents, ["base", "ttt-nn"], store=store, k=k, settings=settings)
-    found = uptake.summary(results)["methods"]["ttt-nn"]
-    parameters, written = size(lm, kind)
-    return {"settings": settings, "parameters": parameters, "bytes": written, **found}
+    def row(self, key: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the row of a key, `make(*arguments)` if it is not there; None where the minutes are up."""
+        if key not in self.rows:
+            if time.monotonic() > self.until:
+                print(f"{key}: the minutes are up; the same command goes on", flush=True)
+                return None
+            self.rows[key] = make(*arguments)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_name(self.file.name + ".part")
+            part.write_text(json.dumps(self.rows) + "\n", encoding="utf8")
+            part.replace(self.file)
+            print(key, flush=True)
+        return self.rows[key]
 
 
-def main() -> int:
-    """Run the kinds that are missing; return the status to exit with."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def best_rate(work: Work, tried: Mapping[float, str], loss: Callable[[Any], float]) -> float | None:
+    """Return the rate whose rows cost least on validation text; None where some are missing."""
+    found = {rate: work.rows.get(key) for rate, key in tried.items()}
+    if not found or any(row is None for row in found.values()):
+        return None
+    return min(found, key=lambda rate: loss(found[rate]))
+
+
+def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
+    """Measure TTT-NN with each kind on fresh text, and passages in context."""
+    store = store_of(options.data, options.store)
+    texts = {part: drawn(options.data, part) for part in ("valid", "test")}
+    counts = {"valid": options.valid, "test": options.test}
+    found = {
+        part: [_found(store, document, options.k) for document in texts[part][: counts[part]]]
+        for part in texts
+    }
+    unrelated = Unrelated.of(lm)
+    for part, queries in found.items():
+        for query, _ in queries:
+            work.row(f"ttt/{part}/base/{query.id}", _scored, lm, lm, query)
+    for query, passages in found["test"]:
+        work.row(f"ttt/test/in-context/{query.id}", _adapted, lm, InContext(), query, passages, None)
+    for name in options.kinds:
+        trainable, tried = kinds.trainable_of(lm, name), dict[float, str]()
+        for rate in KINDS[name].rates:
+            tried[rate] = f"ttt/valid/{name}/{rate:g}"
+            method = Finetune(trainable=trainable, optimizer=AdamW(rate))
+            work.row(tried[rate], _bits, lm, method, found["valid"])
+        chosen = best_rate(work, tried, float)
+        if chosen is None:
+            continue
+        method = Finetune(trainable=trainable, optimizer=AdamW(chosen))
+        work.row(f"ttt/about/{name}", _about, lm, trainable, chosen)
+        for query, passages in found["test"]:
+            work.row(f"ttt/test/{name}/{query.id}", _adapted, lm, method, query, passages, unrelated)
+
+
+def _bits(lm: Causal, method: Any, queries: Sequence[tuple[Query, Found]]) -> float:
+    return sum(_adapted(lm, method, query, passages, None)["bits"] for query, passages in queries)
+
+
+def _found(store: Datastore, document: Document, k: int) -> tuple[Query, Found]:
+    (query,) = PROTOCOL.queries(document)
+    return query, source_of(store, document, query).search(k)
+
+
+def _about(lm: Causal, trainable: Any, rate: float) -> dict[str, Any]:
+    """Return what is the same for every query: the rate, the parameters, the bytes of a delta."""
+    method = Finetune(trainable=trainable, optimizer=AdamW(rate))
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence.of("A few words.")], Context())
+    return {
+        "rate": rate,
+        "parameters": kinds.parameters_of(lm, trainable),
+        "bytes": kinds.bytes_of(state.delta),
+        "all": sum(parameter.numel() for parameter in lm.module.parameters()),
+    }
+
+
+def _scored(lm: Causal, adapted: LM, query: Query) -> dict[str, Any]:
+    with spending(lm) as spent:
+        (scores,) = adapted.score([Segment(query.target, query.context)])
+    return {"bits": scores.bits, "bytes": scores.bytes, "cpu": spent.cpu, "wall": spent.wall}
+
+
+def _adapted(
+    lm: Causal, method: Any, query: Query, passages: Found, unrelated: Unrelated | None
+) -> dict[str, Any]:
+    """Return one query's bits after reading its passages, and what reading and answering took."""
+    evidence = Evidence(passages, query.own, None, query.context)
+    with spending(lm) as spent:
+        context = Context(continues=False)
+        (state,) = method.adapt([method.init(lm)], lm, [evidence], context)
+        adapted = method.adapted([state], lm)
+        (scores,) = adapted.score([Segment(query.target, query.context)])
+    row = {"bits": scores.bits, "bytes": scores.bytes, "cpu": spent.cpu, "wall": spent.wall}
+    row |= {"gpu_bytes": spent.gpu_bytes, "tokens": context.ledger(0).tokens_trained}
+    return row | ({"kl": unrelated.kl(lm, adapted)} if unrelated else {})
+
+
+def run_stream(lm: Causal, work: Work, options: argparse.Namespace) -> None:
+    """Measure learning a stream of passages about fresh packages, asked about afterwards, closed book."""
+    unrelated = Unrelated.of(lm)
+    parts = {part: _facts(options.data, part, options.passages) for part in ("valid", "test")}
+    for part, (_, shots) in parts.items():
+        work.row(f"stream/{part}/base", _asked, lm, shots, "")
+    before = "".join(shot.prompt + shot.answer for shot in _facts(options.data, "train", 400)[1][:SHOTS])
+    work.row("stream/test/in-context", _asked, lm, parts["test"][1], before)
+    for name in options.kinds:
+        trainable, tried = kinds.trainable_of(lm, name), dict[float, str]()
+        for rate in KINDS[name].rates:
+            tried[rate] = f"stream/valid/{name}/{rate:g}"
+            work.row(tried[rate], _streamed, lm, trainable, rate, *parts["valid"], None)
+        chosen = best_rate(work, tried, lambda row: sum(row["marks"]["nats"]))
+        if chosen is not None:
+            work.row(f"stream/test/{name}", _streamed, lm, trainable, chosen, *parts["test"], unrelated)
+
+
+def _asked(lm: Causal, shots: Sequence[Shot], before: str) -> dict[str, Any]:
+    return {"marks": marks(lm, shots, lm, before).plain()}
+
+
+def _facts(data: Path, part: str, most: int) -> tuple[list[Passage], list[Shot]]:
+    """Return passages about packages in their order, and the questions about them with their answers."""
+    folder, read = data / "facts" / part, list[Passage]()
+    for line in (folder / "passages.jsonl").read_text(encoding="utf8").splitlines()[:most]:
+        each = json.loads(line)
+        read.append(Passage.whole(Document(each["id"], each["text"], each["group"])))
+    there, shots = {passage.document for passage in read}, []
+    for line in (folder / "questions.jsonl").read_text(encoding="utf8").splitlines():
+        each = json.loads(line)
+        if each["document"] in there:
+            shots.append(Shot(f"Question: {each['question']}\nAnswer:", f" {each['answers'][0]}\n"))
+    return read, shots
+
+
+def _streamed(
+    lm: Causal,
+    trainable: Any,
+    rate: float,
+    read: Sequence[Passage],
+    shots: Sequence[Shot],
+    unrelated: Unrelated | None,
+) -> dict[str, Any]:
+    """Return how questions are answered after a step on each passage, in their order."""
+    method = Finetune(trainable=trainable, optimizer=AdamW(rate))
+    with spending(lm) as spent:
+        (state,) = method.adapt(
+            [method.init(lm)],
+            lm,
+            [Evidence(Found(tuple(read), (0.0,) * len(read)))],
+            Context(continues=False),
+        )
+    adapted = method.adapted([state], lm)
+    row = {"marks": marks(adapted, shots, lm).plain(), "rate": rate, "cpu": spent.cpu, "wall": spent.wall}
+    row |= {"gpu_bytes": spent.gpu_bytes, "bytes": kinds.bytes_of(state.delta)}
+    row["parameters"] = kinds.parameters_of(lm, trainable)
+    return row | ({"kl": unrelated.kl(lm, adapted)} if unrelated else {})
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    about, _, usage = (__doc__ or "").partition("\n\n")
+    made = argparse.ArgumentParser(
+        description=about, epilog=usage, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", type=Path, default=Path("build/fresh"))
-    parser.add_argument("--store", type=Path, default=Path("build/fresh/lexical.store"))
-    parser.add_argument("--documents", type=int, default=16)
-    parser.add_argument("--k", type=int, default=5)
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--json", type=Path, required=True)
-    options = parser.parse_args()
+    made.add_argument("command", choices=("ttt", "stream", "tasks", "table"))
+    made.add_argument("more", nargs="*", type=Path, help="table: further files of rows")
+    made.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--dtype", default="float32")
+    made.add_argument("--data", type=Path, default=Path("build/fresh"))
+    made.add_argument("--store", type=Path, default=None, help="the lexical store, if it is not in --data")
+    made.add_argument("--out", type=Path, default=Path("build/trainable.json"))
+    made.add_argument("--json", type=Path, default=None, help="table: write the figures here")
+    made.add_argument("--kinds", nargs="*", default=list(KINDS), help="which of them; none for a base alone")
+    made.add_argument("--minutes", type=float, default=math.inf)
+    made.add_argument("--k", type=int, default=5, help="neighbours of a query")
+    made.add_argument("--valid", type=int, default=8, help="documents that choose a rate")
+    made.add_argument("--test", type=int, default=24, help="documents that are measured")
+    made.add_argument("--passages", type=int, default=200, help="of a stream")
+    made.add_argument("--shots", type=int, default=32)
+    made.add_argument("--asked", type=int, default=32)
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--steps", type=int, nargs="*", default=[1, 10])
+    made.add_argument(
+        "--learned", nargs="*", default=list(LEARNED), choices=LEARNED, help="tasks: trained before"
+    )
+    made.add_argument("--episodes", type=int, default=200)
+    found = made.parse_args(arguments)
+    if unknown := [name for name in found.kinds if name not in KINDS]:
+        made.error(f"--kinds {unknown[0]!r}: use some of {', '.join(KINDS)}")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parsed(arguments)
     try:
-        lm = uptake.load(options.model)
-        assert isinstance(lm, Causal)
-        store = store_of(options.data, options.store)
-        documents = drawn(options.data, "valid")[: options.documents]
-        ids = [document.id for document in documents]
-        whole: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
-        if (
-            whole.get("documents") != ids
-            or whole.get("model") != lm.fingerprint
-            or whole.get("k") != options.k
-        ):
-            whole = {"model": lm.fingerprint, "documents": ids, "k": options.k, "kinds": {}}
-        for name in options.kinds:
-            if name not in whole["kinds"]:
-                whole["kinds"][name] = measured(lm, store, documents, options.k, KINDS[name])
-                options.json.write_text(json.dumps(whole, indent=1) + "\n")
-            print(name, json.dumps(whole["kinds"][name]), flush=True)
+        if options.command == "table":
+            table([options.out, *options.more], options.json)
+            return
+        lm = uptake.load(options.model, options.device, options.dtype)
+        work = Work.at(options.out, options.minutes)
+        runs = {"ttt": run_ttt, "stream": run_stream, "tasks": run_tasks}
+        runs[options.command](lm, work, options)
     except UptakeError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        sys.exit(f"trainable: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

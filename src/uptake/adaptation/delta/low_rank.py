@@ -1,12 +1,14 @@
 """A low-rank difference of a weight matrix (Hu et al. 2021)."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from uptake.adaptation.delta.part import WeightPart
+from uptake.adaptation.delta.overlay import Hook, Overlay, check_free, on_output, wide
+from uptake.adaptation.delta.part import Name, WeightPart
 from uptake.errors import BadInput, Mismatch
 
 
@@ -39,6 +41,23 @@ class LowRank(WeightPart):
         product = (self.up @ self.down) * self.scale
         return product.T if self.transposed else product
 
+    def lead(self, site: Overlay[Any], name: Name) -> dict[str, nn.Parameter]:
+        """Add the product to what the layer makes of its input, so that the factors can be trained."""
+        layer, _, last = name.path.rpartition(".")
+        if last != "weight" or site.parameter(name.path).shape != self.shape:
+            raise Mismatch(
+                f"delta has {name.path!r} of shape {tuple(self.shape)}: name the weight of a linear layer of "
+                "that shape"
+            )
+        module, key = site.submodule(layer), f"low_rank_by_{name.owner}"
+        check_free(module, f"{key}_up")
+        halves = {
+            half: site.register(module, f"{key}_{half}", value)
+            for half, value in (("up", self.up), ("down", self.down))
+        }
+        module.register_forward_hook(_AddProduct(key, self.scale))
+        return halves
+
     def plus(self, other: Self) -> Self:
         """Return the exact sum, by putting the ranks side by side."""
         if self.transposed != other.transposed:
@@ -50,3 +69,14 @@ class LowRank(WeightPart):
 
     def times(self, factor: float) -> Self:
         return type(self)(self.up, self.down, self.scale * factor, self.transposed)
+
+
+@dataclass(frozen=True)
+class _AddProduct(Hook):
+    key: str
+    scale: float
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        up, down = (getattr(module, f"{self.key}_{half}") for half in ("up", "down"))
+        product = functional.linear(functional.linear(wide(inputs[0]), down), up) * self.scale
+        return on_output(output, lambda tensor: tensor + product.to(tensor.dtype))

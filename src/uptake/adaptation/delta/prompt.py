@@ -69,8 +69,13 @@ def transformer_of(module: Any) -> Any:
     return found
 
 
-def _vectors(transformer: Any) -> Tensor:
-    return torch.cat([getattr(transformer, key) for key in getattr(transformer, HOOKS)])
+def _vectors(transformer: Any, rows: int) -> Tensor:
+    """Return what stands before each row, [rows, tokens, width].
+
+    A tensor given in a prompt's place may hold one for each row (`LM.with_parameters`).
+    """
+    own = [getattr(transformer, key) for key in getattr(transformer, HOOKS)]
+    return torch.cat([each.expand(rows, -1, -1) for each in own], 1)
 
 
 def _put_before(
@@ -78,10 +83,11 @@ def _put_before(
 ) -> tuple[tuple[Any, ...], Any]:
     # Some families hand the transformer its first inputs by place.
     more = {**dict(zip(inspect.signature(transformer.forward).parameters, inputs, strict=False)), **more}
-    vectors = _vectors(transformer)
     embeddings = more.get("inputs_embeds")
     ids: Any = more.get("input_ids")
     rows = len(ids if embeddings is None else embeddings)
+    vectors = _vectors(transformer, rows)
+    count = vectors.shape[1]
     begins = not _length(more)
     mask, places = more.get("attention_mask"), more.get("position_ids")
     if mask is not None:
@@ -89,18 +95,18 @@ def _put_before(
             raise BadInput(
                 "a model with a soft prompt takes a mask of one row a text: read on its base instead"
             )
-        more["attention_mask"] = torch.cat([mask.new_ones(rows, len(vectors)), mask], 1)
+        more["attention_mask"] = torch.cat([mask.new_ones(rows, count), mask], 1)
     if places is not None:
-        places = places + len(vectors)
+        places = places + count
         if begins:
-            own = torch.arange(len(vectors), device=places.device).expand(rows, -1)
+            own = torch.arange(count, device=places.device).expand(rows, -1)
             places = torch.cat([own, places.expand(rows, -1)], 1)
         more["position_ids"] = places
     if begins:
         if embeddings is None:
             embeddings = transformer.get_input_embeddings()(ids)
-        own = vectors.to(embeddings.dtype).expand(rows, -1, -1)
-        more["inputs_embeds"], more["input_ids"] = torch.cat([own, embeddings], 1), None
+        more["inputs_embeds"] = torch.cat([vectors.to(embeddings.dtype), embeddings], 1)
+        more["input_ids"] = None
     return (), more
 
 
@@ -109,7 +115,7 @@ def _take_out(transformer: Any, inputs: tuple[Any, ...], more: dict[str, Any], o
     # Who goes on from a cache finds more in it than these places.
     if _length(more) not in (0, hidden.shape[1]):
         return output
-    count = sum(len(getattr(transformer, key)) for key in getattr(transformer, HOOKS))
+    count = sum(getattr(transformer, key).shape[-2] for key in getattr(transformer, HOOKS))
     output.last_hidden_state = hidden[:, count:]
     if output.get("hidden_states") is not None:
         output.hidden_states = tuple(layer[:, count:] for layer in output.hidden_states)

@@ -32,11 +32,18 @@ class TARP(Trainable):
         check_owner(self.owner)
 
     def copy(self, module: nn.Module, start: Delta, generator: torch.Generator) -> TrainableCopy:
-        parts: dict[str, Part] = {}
-        for name, transposed in attention_matrices(module, self.layers).items():
-            layer = name.removesuffix(".weight")
-            into, out = sides(module.get_submodule(layer))
-            down = 0.02 * torch.randn(self.rank, into, generator=generator)
-            parts[name] = Rescaled(torch.zeros(out, self.rank), down, transposed)
-            parts[layer] = InputDependent.fresh(into, out, self.rank, generator)
-        return open_parts(module, parts, self.owner, start)
+        return open_parts(module, tarp_parts(module, self.rank, self.layers, generator), self.owner, start)
+
+
+def tarp_parts(
+    module: nn.Module, rank: int, layers: int | None, generator: torch.Generator
+) -> dict[str, Part]:
+    """Return TARP's parts for all linear layers of attention, by what they stand on; they change nothing."""
+    parts: dict[str, Part] = {}
+    for name, transposed in attention_matrices(module, layers).items():
+        layer = name.removesuffix(".weight")
+        into, out = sides(module.get_submodule(layer))
+        down = 0.02 * torch.randn(rank, into, generator=generator)
+        parts[name] = Rescaled(torch.zeros(out, rank), down, transposed)
+        parts[layer] = InputDependent.fresh(into, out, rank, generator)
+    return parts

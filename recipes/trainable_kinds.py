@@ -1,0 +1,165 @@
+"""What recipes/trainable.py compares: kinds with their rates, and how a model's answers are marked."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uptake.adaptation.delta import Delta
+from uptake.adaptation.trainable import LoRA, Trainable
+from uptake.adaptation.trainable.ia3 import IA3
+from uptake.adaptation.trainable.places import blocks
+from uptake.errors import BadInput
+from uptake.lm.base import LM
+from uptake.lm.causal import Causal
+from uptake.lm.choices import chosen
+from uptake.lm.examples import Example, encode
+from uptake.lm.scoring import kl
+from uptake.lm.task_training import in_passes
+from uptake.methods.contract.few_shot import shots_of, wrong_of
+from uptake.settings import parse
+from uptake.tasks.few_shot import Shot
+from uptake.tasks.worlds import make_world
+
+EQUAL = "lora like ia3"  # LoRA of as many parameters, or as nearly as its rank allows
+UPPER = 3  # one block in so many is an upper one
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is trained, {upper} a third of the blocks in it, and the rates of AdamW that are tried."""
+
+    written: str
+    rates: tuple[float, ...]
+
+
+KINDS: Mapping[str, Kind] = {
+    "all": Kind("all", (1e-5, 3e-5, 1e-4, 3e-4)),
+    "top 4": Kind("top(layers=4)", (5e-5, 1.5e-4, 5e-4)),
+    "lora": Kind("lora(rank=16)", (1e-4, 3e-4, 1e-3, 3e-3)),
+    EQUAL: Kind("", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "lora upper": Kind("lora(rank=1,alpha=2,layers={upper})", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "ia3": Kind("ia3", (3e-3, 1e-2, 3e-2, 1e-1)),
+    "ia3 upper": Kind("ia3(layers={upper})", (3e-3, 1e-2, 3e-2, 1e-1)),
+    "prompt": Kind("prompt(tokens=20)", (3e-3, 1e-2, 3e-2)),
+    "compacter": Kind("compacter", (1e-3, 3e-3, 1e-2)),
+    "tarp": Kind("tarp", (3e-4, 1e-3, 3e-3, 1e-2)),
+}
+
+
+def trainable_of(lm: Causal, name: str) -> Trainable:
+    """Return what a kind trains of this model."""
+    count = len(blocks(lm.module)[1])
+    if name == EQUAL:
+        wanted = parameters_of(lm, IA3())
+        choices = [LoRA(rank=1, alpha=2, layers=layers) for layers in range(1, count + 1)]
+        return min(choices, key=lambda each: abs(parameters_of(lm, each) - wanted))
+    written = KINDS[name].written.format(upper=max(1, count // UPPER))
+    found: Trainable = parse(Trainable, written, "trainable")
+    return found
+
+
+def parameters_of(lm: Causal, trainable: Trainable) -> int:
+    """Return how many numbers train."""
+    opened = trainable.copy(lm.module, Delta(lm.fingerprint), torch.Generator().manual_seed(0))
+    return sum(parameter.numel() for parameter in opened.parameters.values())
+
+
+def bytes_of(delta: Delta) -> int:
+    """Return the size of a delta's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta"
+        delta.save(path)
+        return path.stat().st_size
+
+
+@dataclass
+class Spent:
+    """What a block took: CPU seconds, seconds on the clock, and on a GPU its largest memory in bytes."""
+
+    cpu: float = 0.0
+    wall: float = 0.0
+    gpu_bytes: int = 0
+
+
+@contextmanager
+def spending(lm: LM) -> Iterator[Spent]:
+    """Measure a block; on a GPU all that it started is waited for."""
+    on_gpu, spent = lm.device.type == "cuda", Spent()
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    cpu, wall = time.process_time(), time.perf_counter()
+    yield spent
+    if on_gpu:
+        torch.cuda.synchronize()
+        spent.gpu_bytes = torch.cuda.max_memory_allocated()
+    spent.cpu, spent.wall = time.process_time() - cpu, time.perf_counter() - wall
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How shots were answered, one of each a shot: nats and tokens of the answer, whether it was said, and
+    picked among wrong ones (NaN of those without).
+    """
+
+    nats: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+    said: tuple[bool, ...] = ()
+    picked: tuple[float, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """Return the marks as JSON data."""
+        return {name: list(getattr(self, name)) for name in ("nats", "tokens", "said", "picked")}
+
+
+def marks(lm: LM, shots: Sequence[Shot], base: LM, before: str = "") -> Marks:
+    """Return how a model answers. `before` is read before each prompt, as far as it fits.
+
+    An answer is said where each of its tokens is the likeliest after those before it.
+    """
+    asked = [Shot(before + shot.prompt, shot.answer, shot.wrong) for shot in shots]
+    model = lm.at([0]) if lm.rows is not None else lm
+    alone = getattr(model, "parts", [model])[0]
+    examples = shots_of(alone, asked)
+    if len(examples) != len(shots):
+        raise BadInput("a shot's answer is longer than the model's window: make shorter ones")
+    found: list[tuple[float, int, bool]] = [(0.0, 0, False)] * len(shots)
+    with torch.no_grad():
+        for places in in_passes(base, examples):
+            told = alone.predictions([examples[place] for place in places])
+            for place, log_probs in zip(places, told, strict=True):
+                target = torch.tensor(examples[place].target, device=log_probs.device)
+                own = log_probs.gather(-1, target[:, None])[:, 0].double()
+                found[place] = -float(own.sum()), len(target), bool((log_probs.argmax(-1) == target).all())
+    wrong = wrong_of(alone, [shot.passage() for shot in asked])
+    marked = [each for each in examples if each in wrong]
+    picks = iter(chosen(alone, marked, wrong))
+    picked = [float(next(picks) == 0) if each in wrong else float("nan") for each in examples]
+    nats, tokens, said = zip(*found, strict=True)
+    return Marks(nats, tokens, said, tuple(picked))
+
+
+@dataclass
+class Unrelated:
+    """Text that has nothing to do with anything, for what a change costs elsewhere."""
+
+    examples: list[Example] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, lm: Causal, texts: int = 4, tokens: int = 256) -> "Unrelated":
+        """Return the beginnings of made-up texts."""
+        made = make_world(1, unrelated=texts, split="valid", seed=5).unrelated
+        whole = [encode(lm.tokenizer, "", document.text) for document in made]
+        return cls([each.part(0, min(tokens, len(each.target)), tokens) for each in whole])
+
+    def kl(self, lm: Causal, adapted: LM) -> float:
+        """Return KL(base || adapted), in nats a token."""
+        alone = getattr(adapted, "parts", [adapted])[0]
+        with torch.no_grad():
+            return float(torch.cat(kl(lm, alone, self.examples)).double().mean())

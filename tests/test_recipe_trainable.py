@@ -1,0 +1,135 @@
+"""recipes/trainable.py: what its tables make of rows, and that it runs, resumes and ends on a toy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trainable
+import trainable_kinds
+import trainable_tasks
+from trainable_table import stream, tasks, ttt
+
+import toys
+from uptake.errors import BadInput
+
+torch.set_num_threads(1)
+
+
+def marked(nats: list[float], said: bool = False) -> dict[str, Any]:
+    count = len(nats)
+    return {"marks": {"nats": nats, "tokens": [2] * count, "said": [said] * count, "picked": [1.0] * count}}
+
+
+def test_a_kind_s_share_is_of_what_lora_saves_on_the_same_documents() -> None:
+    def row(bits: float, cpu: float = 1.0) -> dict[str, float]:
+        return {"bits": bits, "cpu": cpu, "wall": 2 * cpu, "kl": 0.5}
+
+    rows = {f"ttt/test/base/{n}": row(10.0) for n in range(3)}
+    rows |= {f"ttt/test/lora/{n}": row(6.0, 4.0) for n in range(3)}
+    rows |= {f"ttt/test/ia3/{n}": row(7.0, 2.0) for n in range(2)}  # one is yet to be measured
+    rows["ttt/about/ia3"] = {"parameters": 12, "rate": 0.1}
+    found = ttt(rows)
+    assert found["lora"]["gain"] == pytest.approx(0.4) and found["ia3"]["gain"] == pytest.approx(0.3)
+    assert found["ia3"]["documents"] == 2 and found["ia3"]["parameters"] == 12
+    assert found["ia3"]["share_of_lora"] == pytest.approx(0.75)
+    assert found["ia3"]["cpu_of_lora"] == pytest.approx(0.5) == found["ia3"]["wall_of_lora"]
+
+
+def test_answers_are_compared_within_tasks_whatever_their_lengths() -> None:
+    base = {"tasks/test/base/0 a": marked([4.0, 4.0]), "tasks/test/base/0 b": marked([40.0, 40.0, 40.0])}
+    mine = {"tasks/test/ia3/1/0 a": marked([2.0, 2.0]), "tasks/test/ia3/1/0 b": marked([20.0, 20.0, 20.0])}
+    lora = {"tasks/test/lora/1/0 a": marked([4.0, 4.0], True), "tasks/test/lora/1/0 b": marked([40.0] * 3)}
+    found = tasks({**base, **mine, **lora})
+    assert found["ia3, 1 steps"]["saved"] == pytest.approx(0.5)
+    assert found["ia3, 1 steps"]["against_lora"]["saved"] == pytest.approx(0.5)
+    assert found["lora, 1 steps"]["saved"] == pytest.approx(0.0)
+    assert found["lora, 1 steps"]["said"] == pytest.approx(0.4)
+    # A mean over tasks of nats a token: (2 + 20) / 2.
+    assert found["base"]["nll"] == pytest.approx(11.0)
+    told = stream({"stream/test/base": marked([4.0, 4.0]), "stream/test/ia3": marked([1.0, 3.0])})
+    assert told["ia3"]["saved"] == pytest.approx(0.5) and told["ia3"]["picked"] == 1.0
+
+
+def test_rows_are_measured_once_and_none_begins_after_the_minutes(tmp_path: Path) -> None:
+    file, told = tmp_path / "rows.json", []
+    work = trainable.Work.at(file, 1.0)
+    assert work.row("a", lambda value: told.append(value) or value, 3) == 3
+    again = trainable.Work.at(file, 1.0)
+    assert again.row("a", lambda value: told.append(value) or value, 4) == 3 and told == [3]
+    late = trainable.Work.at(file, 0.0)
+    assert late.row("b", lambda: 5) is None and "b" not in late.rows
+    assert trainable.best_rate(again, {0.1: "a", 0.2: "b"}, float) is None
+    with pytest.raises(BadInput, match="no such file"):
+        trainable.table([tmp_path / "other.json"], None)
+
+
+def fresh(folder: Path) -> Path:
+    """Made-up data in the form of recipes/fresh.py: packages of small files, passages with questions."""
+    code = "import os\n\n\ndef read_{n}(name):\n    value = os.path.join(name, {n})\n    return value\n"
+
+    def written(path: Path, rows: list[dict[str, Any]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+
+    for part, first in (("store", 0), ("valid", 100), ("test", 200)):
+        count = 56 if part == "store" else 2
+        rows = [
+            {"id": f"p{n % 14:02}-1/{n}.py", "text": f"# file {n}\n" + 3 * code.format(n=first + n)}
+            for n in range(count)
+        ]
+        written(folder / f"{part}.jsonl", rows)
+    for part in ("train", "valid", "test"):
+        names = [f"{part}-{n}" for n in range(4)]
+        passages = [{"id": each, "text": f"# {each}: it is blue.", "group": each} for each in names]
+        questions = [
+            {"question": f"What is {each}?", "answers": ["blue"], "document": each} for each in names
+        ]
+        written(folder / "facts" / part / "passages.jsonl", passages)
+        written(folder / "facts" / part / "questions.jsonl", questions)
+    return folder
+
+
+@pytest.mark.long
+def test_the_bed_runs_to_its_end_resumes_and_gives_every_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = fresh(tmp_path / "fresh"), tmp_path / "rows.json"
+    lm = toys.lm(window=512)
+    monkeypatch.setattr("uptake.load", lambda *_: lm)
+    few = {name: trainable_kinds.Kind(kind.written, kind.rates[:1]) for name, kind in trainable.KINDS.items()}
+    for module in (trainable, trainable_kinds, trainable_tasks):
+        monkeypatch.setattr(module, "KINDS", few)
+    monkeypatch.setattr(
+        trainable_tasks, "RATES", {name: rates[:1] for name, rates in trainable_tasks.RATES.items()}
+    )
+    monkeypatch.setattr(trainable_tasks, "RATES_OF_MIXTURES", (1e-3,))
+    monkeypatch.setattr(trainable_tasks, "SOURCES", 2)
+    monkeypatch.setattr(trainable_tasks, "SOURCE_SHOTS", 4)
+    monkeypatch.setattr(trainable_tasks, "SOURCE_STEPS", 1)
+    common = ["--data", str(data), "--out", str(out), "--kinds", "lora", "ia3", trainable_kinds.EQUAL]
+    small = ["--shots", "4", "--asked", "2", "--seeds", "1", "--steps", "1", "--episodes", "2"]
+
+    def run() -> None:
+        trainable.main(["ttt", *common, "--valid", "1", "--test", "2", "--k", "2"])
+        trainable.main(["stream", *common])
+        trainable.main(["tasks", *common, *small])
+
+    run()
+    rows = json.loads(out.read_text())
+    capsys.readouterr()
+    run()
+    assert capsys.readouterr().out == "" and json.loads(out.read_text()) == rows
+    trainable.main(["table", "--out", str(out), "--json", str(tmp_path / "figures.json")])
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert {"base", "in-context", "lora", "ia3", trainable_kinds.EQUAL} == found["ttt"].keys()
+    assert found["ttt"].keys() == found["stream"].keys()
+    wanted = (
+        "mltd", "mltd untrained", "lora by the same loop", "mixture", "mixture average", "lora on all tasks",
+        "attempt", "best source", "attempt, drawn sources", "t-few", "lora", "ia3", trainable_kinds.EQUAL,
+    )  # fmt: skip
+    assert {f"{name}, 1 steps" for name in wanted} | {"base", "in-context"} == found["tasks"].keys()
+    assert found["tasks"]["attempt, 1 steps"]["against_best_source"]["other"] == "best source, 1 steps"
+    told = capsys.readouterr().out
+    assert "of LoRA's" in told and "mltd, 1 steps against lora:" in told
