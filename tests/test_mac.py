@@ -342,3 +342,36 @@ def test_a_state_of_another_model_and_a_model_without_layers_are_refused() -> No
         method.adapted([replace(state, base="other")], lm)
     with pytest.raises(BadInput, match="give its base"):
         capability(method.adapted([state], lm), Layers)
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_texts_of_different_length_are_answered_in_one_pass_as_each_by_itself(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = toys.lm(shape, dtype=torch.float64)
+    method = double(lm)
+    (remembering,) = method.adapted([taken(method, lm, *TEXTS)], lm).parts  # type: ignore[attr-defined]
+    prompts = ["who sat", "where was it on", "so"]
+    texts = [lm.tokenizer.opened(prompt) for prompt in prompts]
+    longest = max(map(len, texts)) + 2
+    ids = torch.tensor([[7] * (longest - len(each)) + each for each in texts])
+    passes: list[int] = []
+    whole = Causal.layers
+
+    def counted(self: Causal, ids: Tensor, *more: Any) -> Any:
+        passes.append(len(ids))
+        return whole(self, ids, *more)
+
+    monkeypatch.setattr(Causal, "layers", counted)
+    found, cache = remembering.step(ids, remembering.start(), [len(each) for each in texts])
+    going_on = torch.tensor([[5, 6], [7, 8], [9, 4]])
+    for step in range(2):
+        more, cache = remembering.step(going_on[:, step : step + 1], cache)
+        found = torch.cat([found, more], 1)
+    assert passes == [3, 3, 3]
+    for row, own in enumerate(texts):
+        alone, kept = remembering.step(torch.tensor([own]), remembering.start())
+        for step in range(2):
+            more, kept = remembering.step(going_on[row : row + 1, step : step + 1], kept)
+            alone = torch.cat([alone, more], 1)
+        torch.testing.assert_close(found[row, longest - len(own) :], alone[0], rtol=1e-9, atol=1e-9)

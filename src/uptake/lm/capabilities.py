@@ -88,18 +88,28 @@ class Layers(LM):
 
     lacking: ClassVar[str] = "one network whose layers could be read or added to: give its base"
 
+    @property
     @abstractmethod
-    def layers(self, ids: Tensor, cache: Cache = None) -> tuple[tuple[Tensor, ...], Cache]:
-        """Return what enters the first layer and leaves each, [batch, time, width], and the cache."""
+    def pads(self) -> bool:
+        """Whether rows of different length can stand in one pass, padded on the left."""
+
+    @abstractmethod
+    def layers(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[tuple[Tensor, ...], Cache]:
+        """Return what enters the first layer and leaves each, [batch, time, width], and the cache.
+
+        `lengths` are as in `step`.
+        """
 
     @abstractmethod
     def step_with_slots(self, ids: Tensor, places: Tensor, slots: Slots, cache: Cache) -> Tensor:
         """Return log-probabilities after `ids`, each of which attends to the text and to its own slots.
 
         `ids`, [batch, n], stand at `places` in a text that `cache`, as `layers` left it, holds in whole;
-        the token at t sees the text before t, itself and its slots, and not the others of `ids`. Slots
-        have no place in the text: rotary keys come as they are, like those of a token at place 0. The
-        cache stays as it is.
+        the token at t sees the text before t, itself and its slots, and not the others of `ids`. Places count
+        from the left of the batch, padding included; no token sees padding. Slots have no place in the text:
+        rotary keys come as they are, like those of a token at place 0. The cache stays as it is.
         """
 
 

@@ -146,8 +146,14 @@ class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, 
     def _with_keys(self) -> FeedForwardInput:
         return FeedForwardInput(self.module)
 
-    def layers(self, ids: Tensor, cache: Cache = None) -> tuple[tuple[Tensor, ...], Cache]:
-        out = self._run(self._private, ids, cache, output_hidden_states=True, logits_to_keep=1)
+    @property
+    def pads(self) -> bool:
+        return not self._blind
+
+    def layers(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[tuple[Tensor, ...], Cache]:
+        out = self._run(self._private, ids, cache, lengths, output_hidden_states=True, logits_to_keep=1)
         return tuple(map(wide, out.hidden_states)), None if cache is None else out.past_key_values
 
     @cached_property
@@ -160,12 +166,15 @@ class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, 
         for layer, (keys, values, *_) in enumerate(cache):
             more = slots.keys[layer].to(keys.dtype), slots.values[layer].to(values.dtype)
             joined.update(torch.cat([keys, more[0]], 2), torch.cat([values, more[1]], 2), layer)
-        before = torch.arange(known, device=self.device) < places[..., None]
+        columns, gaps = torch.arange(known, device=self.device), getattr(cache, "gaps", None)
+        before, positions = columns < places[..., None], places
+        if gaps is not None:
+            before, positions = before & (columns >= gaps[..., None]), (places - gaps).clamp(min=0)
         own = torch.eye(ids.shape[1], dtype=torch.bool, device=self.device).expand(*ids.shape, -1)
         seen = torch.cat([before, own.repeat_interleave(slots.each, -1), own], -1)
         barred = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
         barred = barred.masked_fill(~seen, torch.finfo(self.dtype).min)[:, None]
-        out = self._run(self.module, ids, joined, position_ids=places, attention_mask=barred)
+        out = self._run(self.module, ids, joined, position_ids=positions, attention_mask=barred)
         return torch.log_softmax(wide(out.logits), -1)
 
     def _run(

@@ -266,24 +266,26 @@ class MacLM(Wrapper):
         return type(self)(inner, self.network, self.bank, self.group)
 
     def start(self) -> Cache:
-        return self.layered.start(), None
+        return self.layered.start(), None, None
 
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:
-        if lengths is not None or isinstance(cache, RowCaches):
+        if isinstance(cache, RowCaches) or (lengths is not None and not self.layered.pads):
             return each_row(self, ids, cache, lengths)
-        plain, before = self.start() if cache is None else cache
-        states, plain = self.layered.layers(ids, plain)
+        plain, before, gaps = self.start() if cache is None else cache
+        if lengths is not None:
+            gaps = ids.shape[1] - torch.tensor(lengths, device=ids.device)[:, None]
+        states, plain = self.layered.layers(ids, plain, lengths)
         features = _features(states)
         whole = features if before is None else torch.cat([before, features], 1)
         places = torch.arange(whole.shape[1] - ids.shape[1], whole.shape[1], device=ids.device)
         places = places.expand(len(ids), -1)
         network: Any = self.network
-        asked = network.query(whole.to(self.bank.dtype), places)
+        asked = network.query(whole.to(self.bank.dtype), places, gaps)
         slots = network.prefix(network.aggregate(asked, self.bank, None, self.group))
         log_probs = self.layered.step_with_slots(ids, places, slots, plain)
-        return log_probs, None if cache is None else (plain, whole)
+        return log_probs, None if cache is None else (plain, whole, gaps)
 
 
 def _recalled(

@@ -137,11 +137,18 @@ class ContextMemory(nn.Module):
         """
         return self.query(states, lengths[:, None] - 1)[:, 0]
 
-    def query(self, states: Tensor, places: Tensor) -> Tensor:
-        """Return [batch, n, slots, width]: for each of the places, [batch, n], the text up to it."""
+    def query(self, states: Tensor, places: Tensor, gaps: Tensor | None = None) -> Tensor:
+        """Return [batch, n, slots, width]: for each of the places, [batch, n], the text up to it.
+
+        The first `gaps`, [batch, 1], places of a row are padding, which no place of its text reads.
+        """
         text = self.enter(states)
         there = torch.arange(text.shape[1], device=text.device)
-        seen = (there <= places[..., None]).repeat_interleave(self.slots, 1)[:, None]
+        seen = there <= places[..., None]
+        if gaps is not None:
+            # Padding reads itself: reading nothing would be no number.
+            seen = seen & ((there >= gaps[..., None]) | (there == places[..., None]))
+        seen = seen.repeat_interleave(self.slots, 1)[:, None]
         read = self.latents.repeat(places.shape[1], 1).expand(len(text), -1, -1)
         for block in self.readers:
             read = block(read, text, seen)
