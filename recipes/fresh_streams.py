@@ -5,12 +5,12 @@
 
 The model first learns the form of the questions on other facts, as Hu et al. (2023) do with every base. Then
 each method reads a stream of definitions, one after another, and answers questions on the facts in them,
-closed book, after 50, 200, all test documents and, behind these, others up to 1,000. Learning rates are
-chosen on validation facts. `all` is `prepare`, then a process for each group of methods, then `table`;
-each can be run by hand:
+closed book, after 50, after 200 and, behind these, others that nobody asks for, after 1,000. Learning rates
+are chosen on validation facts. `all` is `prepare` beside three processes for the groups of methods, then
+`table`; each can be run by hand:
 
-    prepare        the models that have learnt the form of questions
-    run GROUP ...  groups of methods: reading uniform weighed camels mac ablation
+    prepare        the model that has learnt the form of questions
+    run --groups   groups of methods: reading uniform weighed weights camels mac ablation
     table          figures of whatever is finished, as JSON and as a table
 
 The same command again goes on: what is finished is not done again, and what a stream was asked at a
@@ -18,10 +18,12 @@ checkpoint is on the disk once it is answered.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,7 +42,9 @@ from streams_runs import Clock, Job, Journal, Streams, keep_read, streamed, tune
 from uptake.errors import BadInput, Incomplete, UptakeError
 from uptake.store import Datastore
 
-GROUPS = ("reading", "uniform", "camels", "mac", "weighed", "ablation")
+# Groups of methods, by the processes that `all` shares them out to, each in its order.
+LANES = (("uniform", "ablation"), ("weights", "camels"), ("reading", "mac", "weighed"))
+GROUPS = tuple(group for lane in LANES for group in lane)
 
 
 def reading(ready: Prepared, streams: Streams, args: argparse.Namespace, journal: Journal) -> None:
@@ -97,12 +101,12 @@ def fine_tuned(
         of = weighed(way, ready, args)
         rate = tuned(ready, way, of, streams, args, journal)
         made = data.beginning(streams.test, length)
-        stops = [at for at in streams.stops if at <= len(made.documents)]
-        streamed(ready, Job(way, rate, TEST), of(rate, made), made, stops, args, journal)
         if way in controlled:
             other = control(streams, args)
             ends = [len(other.documents)]
             streamed(ready, Job(way, rate, CONTROL), of(rate, other), other, ends, args, journal)
+        stops = [at for at in streams.stops if at <= len(made.documents)]
+        streamed(ready, Job(way, rate, TEST), of(rate, made), made, stops, args, journal)
 
 
 def control(streams: Streams, args: argparse.Namespace) -> World:
@@ -121,10 +125,13 @@ def salient_and_tfidf(ready: Prepared, streams: Streams, args: argparse.Namespac
     fine_tuned(ways, (), ready, streams, args, journal)
 
 
+def weights(ready: Prepared, streams: Streams, args: argparse.Namespace, journal: Journal) -> None:
+    methods.camels(ready, args)
+
+
 def with_camels(ready: Prepared, streams: Streams, args: argparse.Namespace, journal: Journal) -> None:
     ways = {methods.CAMELS: len(streams.test.documents)}
     fine_tuned(ways, [*ways], ready, streams, args, journal)
-    fine_tuned({methods.SHUFFLED: streams.known_at}, (), ready, streams, args, journal)
 
 
 def with_mac(ready: Prepared, streams: Streams, args: argparse.Namespace, journal: Journal) -> None:
@@ -148,6 +155,7 @@ def ablation(ready: Prepared, streams: Streams, args: argparse.Namespace, journa
     )
     fine_tuned({methods.RESTATED: streams.known_at}, (), ready, restated, args, journal)
     fine_tuned({methods.ORACLE: streams.known_at}, (), ready, streams, args, journal)
+    fine_tuned({methods.SHUFFLED: streams.known_at}, (), ready, streams, args, journal)
     some = max([at for at in streams.stops if at <= args.control] or [streams.stops[0]])
     fine_tuned({methods.AGAIN: some}, (), ready, streams, args, journal)
 
@@ -155,6 +163,7 @@ def ablation(ready: Prepared, streams: Streams, args: argparse.Namespace, journa
 RUN = {
     "reading": reading,
     "uniform": uniform,
+    "weights": weights,
     "camels": with_camels,
     "mac": with_mac,
     "weighed": salient_and_tfidf,
@@ -162,16 +171,8 @@ RUN = {
 }
 
 
-FREE = (
-    "do",
-    "groups",
-    "given",
-    "work",
-    "json",
-    "device",
-    "batch",
-    "seconds",
-)  # what changes no figure's meaning
+# Options that change no figure.
+FREE = frozenset("do groups given work json device batch seconds wait".split())
 
 
 def check_settings(args: argparse.Namespace) -> None:
@@ -191,16 +192,21 @@ def check_settings(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     check_settings(args)
-    clock = Clock()
-    methods.taught(args.model, methods.base_folder(args), args, clock.say)
-    methods.taught(args.small, Path(args.work) / "small", args, clock.say)
+    methods.taught(args.model, methods.base_folder(args), args, Clock().say)
 
 
 def run(args: argparse.Namespace) -> None:
+    """Run groups one after another; one that fails is told of, and the others go on."""
     check_settings(args)
-    ready, streams = methods.prepared(args), Streams.of(args)
+    ready, streams, failed = methods.Prepared(args), Streams.of(args), []
     for group in args.groups:
-        RUN[group](ready, streams, args, Journal(args, group))
+        try:
+            RUN[group](ready, streams, args, Journal(args, group))
+        except Exception:  # whatever a network can raise is a group that is not finished
+            traceback.print_exc()
+            failed.append(group)
+    if failed:
+        raise Incomplete(f"not finished: {', '.join(failed)}; the same command goes on with them")
 
 
 def table(args: argparse.Namespace) -> None:
@@ -212,34 +218,32 @@ def table(args: argparse.Namespace) -> None:
 
 
 def everything(args: argparse.Namespace) -> None:
-    """Run each group in a process of its own, all at once; print the table of what is finished by then."""
-    prepare(args)
-    since = time.monotonic()
-    given = [word for word in args.given if word not in ("all", *GROUPS)]
-    children = {
-        group: subprocess.Popen([sys.executable, __file__, "run", group, *given]) for group in args.groups
-    }
+    """Run the groups in three processes, beside the preparation; print the table of what is finished."""
+    check_settings(args)
+    ends = time.monotonic() + (args.seconds or float("inf"))
+    given = [word for word in args.given if word not in ("all", "--groups", *GROUPS)]
+    lanes = [[group for group in lane if group in args.groups] for lane in LANES]
+    command = [sys.executable, __file__, "run", *given, "--wait=1e9", "--groups"]
+    children = [subprocess.Popen([*command, *lane]) for lane in lanes if lane]
     try:
-        for child in children.values():
-            left = None if args.seconds is None else max(0.0, args.seconds - (time.monotonic() - since))
-            try:
-                child.wait(left)
-            except subprocess.TimeoutExpired:
-                child.terminate()
+        prepare(args)
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, min(ends - time.monotonic(), 1e6)))
     finally:
-        for child in children.values():
+        for child in children:
             if child.poll() is None:
                 child.terminate()
             child.wait()
     table(args)
-    if failed := [group for group, child in children.items() if child.returncode]:
-        raise Incomplete(f"not finished: {', '.join(failed)}; the same command goes on with them")
+    if any(child.returncode for child in children):
+        raise Incomplete("not all is finished: the same command goes on")
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("do", choices=("all", "prepare", "run", "table"))
-    made.add_argument("groups", nargs="*", default=GROUPS, help=f"of {', '.join(GROUPS)}; all if left out")
+    made.add_argument("--groups", nargs="+", default=GROUPS, choices=GROUPS, help="these alone")
     made.add_argument("--model", help="a folder, a GGUF file or a hub name")
     made.add_argument("--small", help="the small model that CaMeLS's weights are trained beside")
     made.add_argument("--data", type=Path, default=Path("build/fresh"))
@@ -249,11 +253,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu")
     made.add_argument("--dtype", default="float32")
     made.add_argument("--seconds", type=float, help="after which `all` stops what is not finished")
-    made.add_argument("--documents", type=int, default=1000, help="most that questions are on")
+    made.add_argument("--wait", type=float, default=0.0, help="seconds, for the model that `prepare` makes")
+    made.add_argument("--documents", type=int, default=200, help="that questions are on")
     made.add_argument("--length", type=int, default=1000, help="documents of the stream, others behind them")
-    made.add_argument("--checkpoints", type=int, nargs="*", default=(50, 200))
+    made.add_argument("--checkpoints", type=int, nargs="*", default=(50,))
     made.add_argument("--control", type=int, default=200, help="documents of the control, a checkpoint")
-    made.add_argument("--valid", type=int, default=1000, help="most documents to choose rates on")
+    made.add_argument("--valid", type=int, default=40, help="documents to choose rates on")
     made.add_argument("--train", type=int, default=0, help="most documents to learn from; 0 is all")
     made.add_argument("--unrelated", type=int, default=2, help="texts of each domain of the mini-Pile")
     made.add_argument("--rates", type=float, nargs="+", default=(1e-5, 3e-5, 1e-4), help="that are tried")
@@ -264,11 +269,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--again", type=int, default=4, help="passes over each document, in an ablation")
     made.add_argument("--camels-rate", type=float, default=1e-3, help="of the steps of the small model")
     made.add_argument("--camels-passes", type=int, default=1)
-    made.add_argument("--places-passes", type=int, default=4)
+    made.add_argument("--places-passes", type=int, default=2)
     made.add_argument("--mac-rate", type=float, default=1e-3)
     made.add_argument("--mac-documents", type=int, default=32, help="of an episode")
-    made.add_argument("--mac-reading", type=int, default=100, help="episodes of made-up documents")
-    made.add_argument("--mac-passes", type=int, default=8, help="over the facts that are learnt from")
+    made.add_argument("--mac-reading", type=int, default=150, help="episodes of made-up documents")
+    made.add_argument("--mac-passes", type=int, default=12, help="over the facts that are learnt from")
     made.add_argument("--mac-settings", nargs="*", default=[], help="of MAC, name=value")
     return made
 

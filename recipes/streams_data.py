@@ -82,12 +82,18 @@ def unrelated(minipile: Path, part: str, each: int, characters: int) -> tuple[Do
     return tuple(texts)
 
 
-def stream_of(test: Facts, filler: Sequence[Document], length: int, other: Sequence[Document]) -> World:
-    """Return the test's documents and questions, behind them others that nobody asks for, up to `length`.
+def stream_of(
+    test: Facts,
+    rest: Sequence[Document],
+    filler: Sequence[Document],
+    length: int,
+    other: Sequence[Document],
+) -> World:
+    """Return the test's documents and questions, behind them the rest and the filler, up to `length`.
 
-    Drift is measured on the `other` texts.
+    Nobody asks for those. Drift is measured on the `other` texts.
     """
-    more = sorted(filler, key=lambda each: stable_hash("filler", each.id))
+    more = [*rest, *sorted(filler, key=lambda each: stable_hash("filler", each.id))]
     documents = (*test.documents, *more[: max(0, length - len(test.documents))])
     return World(documents, test.questions, tuple(other))
 

@@ -6,7 +6,8 @@ the form of the questions; CaMeLS's weights beside the small one; MAC's network 
 
 import argparse
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.token_weights import Camels as CamelsWeights
 from uptake.adaptation.token_weights import SalientSpans, TfIdf, TokenWeights, Uniform
 from uptake.adaptation.token_weights.network import from_file
+from uptake.adaptation.trainable import All
 from uptake.errors import BadInput
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load
@@ -44,13 +46,25 @@ SHUFFLED, ORACLE, AGAIN, RESTATED = (
 UNTRAINED_MAC = "MAC, untrained"
 
 
-@dataclass(frozen=True)
 class Prepared:
-    """The base model that has learnt the form of questions, and the facts that may be learnt from."""
+    """What the methods stand on: the base that has learnt the form of questions, the facts to learn from.
 
-    base: Causal
-    meta: Facts
-    valid: Facts
+    The base is loaded when it is first asked for, and waited for where another process is making it.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        _, self.meta, self.valid = learnt_from(args)
+
+    @cached_property
+    def base(self) -> Causal:
+        """The base. Raises BadInput where `prepare` has not made it."""
+        folder, until = base_folder(self.args), time.monotonic() + self.args.wait
+        while not folder.exists():
+            if time.monotonic() > until:
+                raise BadInput(f"{folder} is not there: run `prepare` first, with the same --work")
+            time.sleep(0.5)
+        return load(str(folder), self.args.device, self.args.dtype)
 
 
 def learnt_from(args: argparse.Namespace) -> tuple[Facts, Facts, Facts]:
@@ -83,7 +97,7 @@ def taught(name: str, folder: Path, args: argparse.Namespace, say: Any) -> None:
     asked = [*data.in_context(valid.questions, [""] * len(opened)), *opened]
     asking, best = replace(data.WHOLE, tokens=0), None
     for rate in args.teaching_rates:
-        retuning = Retuning(optimizer=AdamW(rate, weight_decay=0.0), passes=2)
+        retuning = Retuning(optimizer=AdamW(rate, weight_decay=0.0))
         delta = retune(lm, data.form(teaching), data.WHOLE, retuning)
         nats = sum(answer.nats for answer in ask(lm.overlay(delta), asked, asking)) / len(asked)
         say(f"{folder.name}: form of questions at {rate:g}, {nats:.3f} nats an answer on validation facts")
@@ -95,15 +109,6 @@ def taught(name: str, folder: Path, args: argparse.Namespace, say: Any) -> None:
     folder.with_suffix(".begun").rename(folder)
 
 
-def prepared(args: argparse.Namespace) -> Prepared:
-    """Return what the methods stand on. Raises BadInput where `prepare` has not made it."""
-    folder = base_folder(args)
-    if not folder.exists():
-        raise BadInput(f"{folder} is not there: run `prepare` first, with the same --work")
-    _, meta, valid = learnt_from(args)
-    return Prepared(load(str(folder), args.device, args.dtype), meta, valid)
-
-
 def camels(ready: Prepared, args: argparse.Namespace) -> Path:
     """Return the file of CaMeLS's weights, trained beside the small model: places first, then the answers.
 
@@ -113,11 +118,11 @@ def camels(ready: Prepared, args: argparse.Namespace) -> Path:
     path = work / "answers-0.safetensors"
     if path.exists():
         return path
+    taught(args.small, work / "small", args, print)
     small = load(str(work / "small"), args.device, args.dtype)
     other = data.unrelated(args.minipile, "train", 2, 600)
     materials = [TrainingData(each.documents, each.questions, other) for each in (ready.meta, ready.valid)]
-    steps = Finetune(optimizer=AdamW(args.camels_rate, weight_decay=0.0), clip=None)
-    method = Camels(steps=steps, batches=2)
+    method = Camels(steps=finetune(args.camels_rate), batches=2)
 
     def run(name: str, method: Camels, rate: float, passes: int, start: Camels | None) -> Camels:
         training = Training(
@@ -144,10 +149,9 @@ def mac(ready: Prepared, args: argparse.Namespace, say: Any) -> Mac:
         say(f"MAC, {point.step}/{point.total}: {point.loss:.3f}{valid}, {seconds:.0f} s")
 
     other = data.unrelated(args.minipile, "train", 2, 150)
-    names = Names.of(lm.tokenizer) if args.mac_reading else Names(())
+    names, only = Names.of(lm.tokenizer) if args.mac_reading else Names(()), replace(method, locality=0.0)
     reading = [
-        mac_recipe.episode_of(method, lm, names, 0, "train", 10_000 + step)
-        for step in range(args.mac_reading)
+        mac_recipe.episode_of(only, lm, names, 0, "train", 10_000 + step) for step in range(args.mac_reading)
     ]
     orders = data.regrouped(ready.meta.documents, args.mac_passes)
     facts = [
@@ -158,13 +162,14 @@ def mac(ready: Prepared, args: argparse.Namespace, say: Any) -> Mac:
     look = replace(method, documents=len(ready.valid.documents))
     watched = [*look.episodes(lm, TrainingData(ready.valid.documents, ready.valid.questions, other[:1]))]
     network = None
-    for number, (learnt, rate) in enumerate(((reading, args.mac_rate), (facts, args.mac_rate))):
+    for number, (learnt, how) in enumerate(((reading, only), (facts, method))):
         if not learnt:
             continue
-        training = Training(AdamW(rate, beta2=0.95, weight_decay=0.0), save_every=40, warm_up_and_decay=True)
-        # The first stage is told of on the facts too, and goes on from its end, not from its best there.
-        valid = watched if learnt is facts else ()
-        network, _ = train(method, lm, learnt, training, path.with_suffix(f".{number}"), told, valid, network)
+        optimizer = AdamW(args.mac_rate, beta2=0.95, weight_decay=0.0)
+        training = Training(optimizer, save_every=40, warm_up_and_decay=True)
+        # Only of the training on facts the best on validation facts is taken.
+        valid, checkpoint = watched if learnt is facts else (), path.with_suffix(f".{number}")
+        network, _ = train(how, lm, learnt, training, checkpoint, told, valid, network)
     assert network is not None
     method.save(network, lm, path)
     return replace(method, weights=str(path))
@@ -176,8 +181,13 @@ def untrained(method: Mac) -> Mac:
 
 def finetune(rate: float, token_weights: TokenWeights | None = None, passes: int = 1) -> Finetune:
     """Return the steps that all weighed methods take: Adam's, on all weights, a document a step."""
-    optimizer = AdamW(rate, weight_decay=0.0)
-    return Finetune(optimizer=optimizer, clip=None, token_weights=token_weights or Uniform(), passes=passes)
+    return Finetune(
+        trainable=All(),
+        optimizer=AdamW(rate, weight_decay=0.0),
+        clip=None,
+        token_weights=token_weights or Uniform(),
+        passes=passes,
+    )
 
 
 def weights_of(way: str, made: World, camels_file: Path | None, device: Any) -> TokenWeights:

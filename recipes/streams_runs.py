@@ -67,21 +67,22 @@ class Streams:
 
     valid: World
     test: World
-    filler: Sequence[Document]
+    filler: Sequence[Document]  # on train facts
     stops: tuple[int, ...]
     facts: data.Facts  # of the test
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Streams":
-        test = data.facts(args.data, "test").first(args.documents)
-        filler = data.facts(args.data, "train", old=True).documents
+        every = data.facts(args.data, "test")
+        test, filler = every.first(args.documents), data.facts(args.data, "train", old=True).documents
         other = data.unrelated(args.minipile, "test", args.unrelated, 600)
-        made = data.stream_of(test, filler, args.length, other)
+        # What nobody asks for: the test's other documents, then those that were learnt from.
+        made = data.stream_of(test, every.documents[len(test.documents) :], filler, args.length, other)
         valid = data.facts(args.data, "valid").first(args.valid)
         watched = data.unrelated(args.minipile, "valid", 1, 600)
         whole = len(test.documents), len(made.documents)
         stops = sorted({*whole, *(at for at in args.checkpoints if at < whole[0])})
-        return cls(data.stream_of(valid, (), 0, watched), made, filler, tuple(stops), test)
+        return cls(data.stream_of(valid, (), (), 0, watched), made, filler, tuple(stops), test)
 
     @property
     def known_at(self) -> int:

@@ -1,6 +1,8 @@
 """Deltas: algebra, attaching without touching the base, disk, and what moves."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,12 +62,52 @@ def test_a_transposed_product_fits_the_stored_shape() -> None:
 def test_a_skeleton_shares_all_that_did_not_move_and_keeps_ties(shape: str) -> None:
     module = toys.module(shape)
     name, old = next(iter(module.named_parameters()))
-    copy = skeleton(module, {name: torch.nn.Parameter(old.detach() + 1)})
-    for other, parameter in copy.named_parameters():
+    made = skeleton(module, {name: torch.nn.Parameter(old.detach() + 1)})
+    for other, parameter in made.named_parameters():
         assert (parameter is dict(module.named_parameters())[other]) == (other != name)
     tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
-    assert (copy.get_output_embeddings().weight is copy.get_input_embeddings().weight) == tied
-    assert fingerprint(copy) != fingerprint(module) == fingerprint(toys.module(shape))
+    assert (made.get_output_embeddings().weight is made.get_input_embeddings().weight) == tied
+    assert fingerprint(made) != fingerprint(module) == fingerprint(toys.module(shape))
+
+
+class Odd(torch.nn.Module):
+    """Has what a module may have beside parameters: another's module, a list, a hook, a shared dictionary."""
+
+    def __init__(self, other: torch.nn.Module, shared: dict[str, int]) -> None:
+        super().__init__()
+        self.own, self.nothing = torch.nn.Linear(2, 2), None
+        self.register_buffer("count", torch.zeros(1), persistent=False)
+        self.seen, self.shared = [other], shared
+        self.own.register_forward_hook(lambda *_: None)
+
+
+class Counted(Odd):
+    """Says itself how it is copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Counted":
+        made = Counted(self.seen[0], self.shared)
+        made.copies = getattr(self, "copies", 0) + 1
+        return made
+
+
+def test_a_skeleton_of_odd_modules_is_what_deepcopy_makes() -> None:
+    inner, shared = torch.nn.Linear(2, 2), {"a": 1}
+    module = torch.nn.ModuleList([inner, Odd(inner, shared), Odd(inner, shared), torch.nn.GRU(2, 2)])
+    module.append(Counted(inner, shared))
+    made: Any = skeleton(module)
+    assert made[1].seen[0] is made[0] is not inner and made[2].seen[0] is made[0]
+    assert made[1].shared is made[2].shared and made[1].shared == shared and made[1].shared is not shared
+    assert made[1].own.weight is module[1].own.weight and made[1].count is module[1].count
+    assert made[4].copies == 1
+    expected = copy.deepcopy(module)
+    for one, other in zip(made.modules(), expected.modules(), strict=True):
+        assert type(one) is type(other) and list(vars(one)) == list(vars(other))
+    # What is put on the copy leaves the original alone.
+    made[1].own.register_forward_hook(lambda *_: None)
+    made[1].register_buffer("more", torch.zeros(1), persistent=False)
+    made[0].seen_by = made[1]
+    assert len(module[1].own._forward_hooks) == 1 and not hasattr(module[1], "more")
+    assert module[1]._non_persistent_buffers_set == {"count"} and not hasattr(inner, "seen_by")
 
 
 @pytest.mark.parametrize("trainable", [All(), Top(1), Named(".1.mlp."), LoRA(rank=3)], ids=str)

@@ -87,16 +87,17 @@ def test_every_group_runs_and_goes_on(recipe: Any, tmp_path: Path, capsys: Any) 
     assert "| uniform | 8 |" in capsys.readouterr().out
     rows = figures.rows_folder(tmp_path / "work") / "uniform.jsonl"
     before = rows.read_bytes()
-    assert recipe.main(["run", "uniform", *options]) == 0
+    assert recipe.main(["run", "--groups", "uniform", *options]) == 0
     assert rows.read_bytes() == before, "nothing is answered twice"
-    assert recipe.main(["run", "uniform", *options, "--length", "7"]) == 2, "another run's folder is refused"
+    assert recipe.main(["run", *options, "--length", "7"]) == 2, "another run's folder is refused"
 
 
 def test_what_a_cut_off_run_answered_is_in_the_table(recipe: Any, tmp_path: Path, capsys: Any) -> None:
     options = [*given(recipe, tmp_path), "--rates", "1e-3"]
     figures = recipe.figures
     args = recipe.parser().parse_args(["run", *options])
-    ready = recipe.Prepared(toys.lm(window=256), *[recipe.data.facts(args.data, "valid")] * 2)
+    ready = recipe.Prepared(args)
+    vars(ready)["base"] = toys.lm(window=256)
     streams = recipe.Streams.of(args)
     recipe.reading(ready, streams, args, recipe.Journal(args, "reading"))
 

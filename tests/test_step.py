@@ -140,6 +140,13 @@ def test_dynamic_evaluations_rule_by_hand() -> None:
         assert torch.allclose(weight, expected)
 
 
+def test_a_state_from_a_file_goes_on_where_the_parameters_are() -> None:
+    weight = nn.Parameter(torch.ones(2, device="meta"))
+    kept = {"w|exp_avg": torch.ones(2), "w|exp_avg_sq": torch.ones(2), "w|step": torch.ones(())}
+    descent = GradientDescent({"w": weight}, AdamW(0.1), (), kept)
+    assert {value.device.type for value in descent.optimizer_state.values()} == {"meta"}
+
+
 def test_a_loss_that_is_not_finite_takes_no_step() -> None:
     weight = nn.Parameter(torch.ones(2))
     for loss in (lambda x: (weight * x).sum(), lambda x: (weight * x).sum().sqrt() * 0 + weight.sum() * x):

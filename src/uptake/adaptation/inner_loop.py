@@ -62,7 +62,8 @@ class GradientDescent:
             if key.startswith(REMEMBERED):
                 self._mask_state[full_name] = value.clone()
             elif name in parameters:
-                self._optimizer.state[parameters[name]][key] = value.clone()
+                # A state that was read from a file lies in the processor's memory, wherever the network is.
+                self._optimizer.state[parameters[name]][key] = value.to(parameters[name].device, copy=True)
 
     def step(self, losses: Losses) -> None:
         """Take one step down from the losses. Raises Diverged, and takes none, where one is not finite."""

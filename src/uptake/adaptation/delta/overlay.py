@@ -121,11 +121,39 @@ def wide(tensor: Tensor) -> Tensor:
 
 def skeleton(module: ModuleT, replaced: Mapping[str, nn.Parameter] | None = None) -> ModuleT:
     """Copy a module tree, sharing every tensor but the `replaced` parameters; ties between weights stay."""
-    memo: dict[int, object] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     parameters = dict(module.named_parameters())
     for name, new in (replaced or {}).items():
         memo[id(parameters[name])] = new
+    # As deepcopy has it, in a quarter of its time: of the many dictionaries of a module most are empty.
+    usual = [each for each in module.modules() if _copied_as_usual(type(each))]
+    memo |= {id(each): type(each).__new__(type(each)) for each in usual}
+    for each in usual:
+        made = {name: _copied(name, value, memo) for name, value in vars(each).items()}
+        memo[id(each)].__dict__.update(made)
     return copy.deepcopy(module, memo)
+
+
+_OWN = frozenset(vars(nn.Module()))  # what every module has
+_HOLDING = ("_parameters", "_buffers", "_modules")
+_PLAIN = (type(None), bool, int, float, str, type, torch.dtype)
+_COPYING = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__")
+
+
+def _copied_as_usual(kind: type[nn.Module]) -> bool:
+    """Whether deepcopy takes a module of this kind for an object with attributes and nothing more."""
+    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPYING)
+
+
+def _copied(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    """Return the copy of a module's attribute."""
+    if type(value) in _PLAIN:
+        return value
+    if name in _OWN and not value:
+        return type(value)()
+    if name in _HOLDING and type(value) is dict:
+        return {key: copy.deepcopy(each, memo) for key, each in value.items()}
+    return copy.deepcopy(value, memo)
 
 
 def fingerprint(module: nn.Module) -> str:
