@@ -172,7 +172,7 @@ RUN = {
 
 
 # Options that change no figure.
-FREE = frozenset("do groups given work json device batch seconds wait".split())
+FREE = {"do", "groups", "given", "work", "json", "device", "batch", "seconds", "wait"}
 
 
 def check_settings(args: argparse.Namespace) -> None:
