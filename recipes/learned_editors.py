@@ -29,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import editing
 
 import uptake
+from uptake.adaptation.editing.scope import ScopeNetwork
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, UptakeError
 from uptake.evaluation.protocols.edits import Edits
@@ -42,7 +44,7 @@ from uptake.methods.contract.learned import Learner, TrainingData
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.contract.naming import method_specs
 from uptake.methods.gated_memory import GatedMemory
-from uptake.methods.gated_memory.trained import Trained
+from uptake.methods.gated_memory.trained import ScopeEpisode, Trained
 from uptake.methods.mend import Mend
 from uptake.methods.serac import Serac
 from uptake.methods.slag import Slag
@@ -58,9 +60,11 @@ from uptake.train import Training, train
 TOKENS = 8  # of an answer
 PROBES = 2  # rephrases and neighbours that are asked of each edit
 ROWS = 25  # edits side by side
-KL_EDITS, KL_TEXTS = 16, 4
+KL_EDITS, KL_TEXTS = 8, 4
 KL_RATES, KL_TRIES = (1e-6, 1e-2), 7
 SEQUENCE = 10
+Parts = dict[str, tuple[Edit, ...]]
+Keep = Callable[[dict[str, Any]], None]  # writes down what is known of a run so far
 LIMITS = {"mend": 180.0, "serac": 60.0, "slag": 180.0}
 
 
@@ -128,11 +132,22 @@ def trained(
         )
 
     checkpoint = path.with_suffix(".training")
-    network, points = train(learner, model, turns, training, checkpoint, tell, valid[: args.valid_steps])
+    network, points = train(
+        learner,
+        model,
+        turns,
+        training,
+        checkpoint,
+        tell,
+        valid[: args.valid_steps],
+        # A machine that is shared may be slower than it was when the steps were counted.
+        enough=lambda: not args.steps and time.perf_counter() - begun > args.seconds,
+    )
     learner.save(network, model, path)
     found = {
-        "steps": steps,
-        "passes": round(steps / len(episodes), 2),
+        "steps": points[-1].step,
+        "of": steps,
+        "passes": round(points[-1].step / len(episodes), 2),
         "seconds": round(time.perf_counter() - begun, 1),
         "valid_before": points[0].valid,
         "valid_best": min(point.valid for point in points if point.valid is not None),
@@ -210,7 +225,7 @@ def kl_of(method: Method[Any], model: Causal, edits: Sequence[Edit], texts: Sequ
     return sum(values) / len(values)
 
 
-def mend(args: argparse.Namespace, model: Causal, parts: dict[str, tuple[Edit, ...]]) -> dict[str, Any]:
+def mend(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> None:
     """Train MEND, and measure it and fine-tuning at the KL that it has on the valid part."""
     learner = apply(Mend(batch=args.batch), *args.set)
     kept = args.work / f"base-words-{args.train}.json"
@@ -226,17 +241,22 @@ def mend(args: argparse.Namespace, model: Causal, parts: dict[str, tuple[Edit, .
     method = learner.with_network(network)
     drifts = texts["test"]
     found: dict[str, Any] = {"settings": _settings(learner), "training": told}
-    ways = {"mend": method, "untrained": replace(learner, weights="untrained")}
-    wanted = kl_of(method, model, parts["valid"], drifts)
-    rate = rate_at(wanted, model, parts["valid"], drifts)
-    ways["finetune"] = finetune(rate)
-    for part in ("valid", "test"):
-        base = reply_to(model, [one for edit in parts[part] for one in asked_of(edit)], TOKENS, args.asked)
-        for name, way in ways.items():
-            measured = alone(way, model, parts[part], base)
+    base = {
+        part: reply_to(model, [one for edit in parts[part] for one in asked_of(edit)], TOKENS, args.asked)
+        for part in ("valid", "test")
+    }
+
+    def measure(name: str, way: Method[Any]) -> None:
+        for part, replies in base.items():
+            measured = alone(way, model, parts[part], replies)
             measured["kl"] = kl_of(way, model, parts[part], drifts)
             found.setdefault(part, {})[name] = measured
-    return found | {"finetune_rate": rate, "valid_kl": wanted}
+        keep(found)
+
+    measure("mend", method)
+    found["finetune_rate"] = rate_at(found["valid"]["mend"]["kl"], model, parts["valid"], drifts)
+    measure("finetune", finetune(found["finetune_rate"]))
+    measure("untrained", replace(learner, weights="untrained"))
 
 
 def finetune(rate: float) -> Method[Any]:
@@ -257,45 +277,48 @@ def rate_at(wanted: float, model: Causal, edits: Sequence[Edit], texts: Sequence
     return best[1]
 
 
-def serac(args: argparse.Namespace, model: Causal, parts: dict[str, tuple[Edit, ...]]) -> dict[str, Any]:
+def serac(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> None:
     """Train SERAC's scope, judge it alone, then before the base that reads the edit and before an editor."""
     learner = apply(Trained(batch=args.batch), *args.set)
     network, told = trained(learner, model, args, lambda name: TrainingData((), edits=parts[name]))
     scope = learner.with_network(network)
     found: dict[str, Any] = {"settings": _settings(learner), "training": told}
-    untrained = replace(learner, weights="untrained")
     for part in ("valid", "test"):
         edits = parts[part]
         found[part] = {
-            "trained": judged(scope, model, edits),
-            "untrained": judged(untrained, model, edits),
+            "trained": judged(scope, model, edits) | through(scope, model, edits),
+            "untrained": judged(replace(learner, weights="untrained"), model, edits),
             "words": through(GatedMemory().scope, model, edits),
         }
+        keep(found)
     ways = {
         "trained scope": MethodSpec(GatedMemory(scope)),
         "scope of words": method_specs(["gated-memory"])["gated-memory"],
     }
-    found["memory"] = asked_after(model, parts["test"], unrelated(args)["test"], ways)
+    texts = unrelated(args)["test"]
+    found["memory"] = asked_after(model, parts["test"], texts, ways)
+    keep(found)
     if args.editor:
-        some = parts["test"][: args.editor]
-        behind = {
-            "serac": MethodSpec(Serac(scope=scope)),
-            "scope of words": MethodSpec(Serac(scope=GatedMemory().scope)),
-        }
-        found["editor"] = asked_after(model, some, unrelated(args)["test"], behind)
-    return found
+        behind = {"serac": MethodSpec(Serac(scope=scope))}
+        found["behind"] = asked_after(model, parts["test"][: args.editor], texts, behind)
+        keep(found)
 
 
 def judged(scope: Trained, model: Causal, edits: Sequence[Edit]) -> dict[str, Any]:
     """Return how a scope ranks rephrases of an edit above its neighbours, and what a memory lets through."""
-    inside, outside = [], []
-    for edit in edits:
-        passage = edit.passage()
-        inside += [scope.probability(model, passage, prompt) for prompt in edit.rephrases]
-        outside += [scope.probability(model, passage, probe.prompt) for probe in edit.neighbours]
-    return {"auc": auc(inside, outside), "rephrases": len(inside), "neighbours": len(outside)} | through(
-        scope, model, edits
-    )
+    network = scope.network(model)
+    assert isinstance(network, ScopeNetwork)
+    inside, outside = list[float](), list[float]()
+    for start in range(0, len(edits), ROWS):
+        asked = ScopeEpisode(tuple(replace(edit, loose=()) for edit in edits[start : start + ROWS]))
+        with torch.no_grad():
+            keys = scope.read(network, model, [edit.prompt for edit in asked.edits]).wide()
+            read = scope.read(network, model, [prompt for prompt, _, _ in asked.prompts]).wide()
+            near = torch.exp(-network.distances(keys, read)).tolist()
+        for number, (prompt, place, about) in enumerate(asked.prompts):
+            if prompt != asked.edits[place].prompt:
+                (inside if about else outside).append(near[place][number])
+    return {"auc": auc(inside, outside), "rephrases": len(inside), "neighbours": len(outside)}
 
 
 def through(scope: Any, model: Causal, edits: Sequence[Edit]) -> dict[str, Any]:
@@ -337,7 +360,7 @@ def asked_after(
     }
 
 
-def slag(args: argparse.Namespace, model: Causal, parts: dict[str, tuple[Edit, ...]]) -> dict[str, Any]:
+def slag(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> None:
     """Train SLAG, and ask for all edits of sequences once the last one is made."""
     learner = apply(Slag(batch=args.batch), *args.set)
     texts = unrelated(args)
@@ -351,14 +374,11 @@ def slag(args: argparse.Namespace, model: Causal, parts: dict[str, tuple[Edit, .
 
     network, told = trained(learner, model, args, make)
     found: dict[str, Any] = {"settings": _settings(learner), "training": told}
-    ways = {
-        "slag": replace(learner, steps=args.steps_each).with_network(network),
-        "untrained": replace(learner, weights="untrained", steps=args.steps_each),
-    }
-    for part in ("valid", "test"):
-        for name, method in ways.items():
-            found.setdefault(part, {})[name] = sequences(method, model, parts[part])
-    return found
+    ways = {"slag": learner.with_network(network), "untrained": replace(learner, weights="untrained")}
+    for name, part in (("slag", "valid"), ("slag", "test"), ("untrained", "test")):
+        method = replace(ways[name], steps=args.steps_each)
+        found.setdefault(part, {})[name] = sequences(method, model, parts[part])
+        keep(found)
 
 
 def sequences(method: Method[Any], model: Causal, edits: Sequence[Edit]) -> dict[str, Any]:
@@ -462,13 +482,13 @@ def shown(run: dict[str, Any]) -> Iterator[str]:
                 if key not in ("first", "by_place")
             }
             yield f"  {part} {way}: " + ", ".join(f"{key} {value}" for key, value in cells.items())
-    for name in ("memory", "editor"):
+    for name in ("memory", "behind"):
         told = run.get(name)
         for way, own in told.items() if isinstance(told, dict) else ():
             yield f"  {name} {way}: {own}"
 
 
-EDITORS: dict[str, Callable[..., dict[str, Any]]] = {"mend": mend, "serac": serac, "slag": slag}
+EDITORS: dict[str, Callable[..., None]] = {"mend": mend, "serac": serac, "slag": slag}
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -506,6 +526,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 RATES = {"mend": 1e-5, "serac": 1e-3, "slag": 3e-4}
 
 
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Write figures into a file, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(found, indent=1).encode() + b"\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parsed(arguments)
     try:
@@ -514,20 +540,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(*shown(json.loads(path.read_text())), sep="\n")
             return
         if args.command == "merge":
-            whole = merge(args.files)
-        else:
-            args.name = args.name or args.command
-            args.seconds = args.seconds or LIMITS[args.command]
-            args.learning_rate = args.learning_rate or RATES[args.command]
-            args.work.mkdir(parents=True, exist_ok=True)
-            parts = parts_of(Path(args.shared), args.train, args.valid, args.test)
-            model = uptake.load(args.model, args.device, args.dtype)
-            whole = {"editor": args.command, "name": args.name, "model": model.name, "seed": args.seed}
-            whole |= {"edits": {name: len(some) for name, some in parts.items()}}
-            whole |= EDITORS[args.command](args, model, parts)
-            print(*shown(whole), sep="\n")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.out, json.dumps(whole, indent=1).encode() + b"\n")
+            write(args.out, merge(args.files))
+            return
+        args.name = args.name or args.command
+        args.seconds = args.seconds or LIMITS[args.command]
+        args.learning_rate = args.learning_rate or RATES[args.command]
+        args.work.mkdir(parents=True, exist_ok=True)
+        parts = parts_of(Path(args.shared), args.train, args.valid, args.test)
+        model = uptake.load(args.model, args.device, args.dtype)
+        about = {"editor": args.command, "name": args.name, "model": model.name, "seed": args.seed}
+        about["edits"] = {name: len(some) for name, some in parts.items()}
+        EDITORS[args.command](args, model, parts, lambda found: write(args.out, about | found))
+        print(*shown(json.loads(args.out.read_text())), sep="\n")
     except UptakeError as error:
         sys.exit(f"learned_editors: {error}")
 

@@ -63,7 +63,7 @@ def test_each_editor_is_trained_measured_and_not_trained_again(
     mend, serac, slag = (json.loads((tmp_path / f"{name}.json").read_text()) for name in settings)
     assert 0 <= mend["test"]["mend"]["same"]["share"] <= 1 and mend["test"]["finetune"]["kl"] >= 0
     assert 0 <= serac["test"]["trained"]["auc"] <= 1 and serac["memory"]["trained scope"]["kl"] == 0
-    assert set(serac["editor"]) >= {"serac", "oracle"} and len(slag["test"]["slag"]["by_place"]) == 3
+    assert set(serac["behind"]) >= {"serac", "oracle"} and len(slag["test"]["slag"]["by_place"]) == 3
     monkeypatch.setattr(recipe, "train", lambda *_: pytest.fail("a network was trained again"))
     before = (tmp_path / "slag.json").read_text()
     recipe.main(["slag", *arguments, *settings["slag"], "--out", str(tmp_path / "slag.json")])

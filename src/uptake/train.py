@@ -94,6 +94,7 @@ def train(
     start: nn.Module | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     data_key: str = "",
+    enough: Callable[[], bool] = lambda: False,
 ) -> tuple[nn.Module, list[Point]]:
     """Return the method's network, trained on the episodes in an order that the seed fixes, and its points.
 
@@ -101,7 +102,8 @@ def train(
     ones. With `valid` episodes it is the network at its best on them, the first one included. With
     `checkpoint` an earlier call that was interrupted is resumed; `data_key` names the text that the
     episodes were made of, so that no other text's is. `progress` is told of every checkpoint, `on_step`
-    of every step: how many are done, at first those of earlier calls, and how many there are. Raises
+    of every step: how many are done, at first those of earlier calls, and how many there are. It ends early
+    where `enough` says so at a checkpoint. Raises
     Mismatch where that file belongs to another training, BadInput where there is no episode or `start`
     has another shape, Diverged where a loss is not finite: the checkpoint then holds the last good state.
     """
@@ -134,6 +136,8 @@ def train(
         if checkpoint is not None:
             _save(checkpoint, state, lm, key)
         progress(state.points[-1])
+        if enough():
+            break
     if state.best:
         state.network.load_state_dict(state.best)
     return state.network.requires_grad_(False).eval(), state.points
