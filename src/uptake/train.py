@@ -22,6 +22,7 @@ from uptake.codec import plain
 from uptake.errors import BadInput, Diverged, Mismatch
 from uptake.lm.base import LM
 from uptake.methods.contract.learned import Learner
+from uptake.methods.contract.private_learning import Units, private_gradients
 from uptake.settings import describe
 from uptake.text.types import stable_hash
 
@@ -32,7 +33,10 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of a training: one step for each episode, `passes` times over all."""
+    """Settings of a training: one step for each episode, `passes` times over all.
+
+    Where episodes come as the units of a private training, its own settings say how many steps there are.
+    """
 
     optimizer: Optimizer = field(default_factory=lambda: AdamW(learning_rate=1e-3, weight_decay=0.0))
     passes: int = 1
@@ -86,7 +90,7 @@ class _Progress:
 def train(
     method: Learner[Any],
     lm: LM,
-    episodes: Sequence[Any],
+    episodes: Sequence[Any] | Units,
     training: Training | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[Point], None] = lambda point: None,
@@ -103,7 +107,8 @@ def train(
     `checkpoint` an earlier call that was interrupted is resumed; `data_key` names the text that the
     episodes were made of, so that no other text's is. `progress` is told of every checkpoint, `on_step`
     of every step: how many are done, at first those of earlier calls, and how many there are. It ends early
-    where `enough` says so at a checkpoint. Raises
+    where `enough` says so at a checkpoint. `Units` are learnt under differential privacy: the loss in
+    training is not told then, for it tells of them. Raises
     Mismatch where that file belongs to another training, BadInput where there is no episode or `start`
     has another shape, Diverged where a loss is not finite: the checkpoint then holds the last good state.
     """
@@ -111,6 +116,8 @@ def train(
     if not episodes:
         raise BadInput("no episodes to train on: give at least one")
     described = [plain(describe(method)), plain(describe(training)), len(episodes), len(valid)]
+    if isinstance(episodes, Units):
+        described.append(plain(describe(episodes.dp)))
     state = _Progress(method.fresh(lm, training.seed), {}, [], {})
     if start is not None:
         _load_start(state.network, start)
@@ -120,8 +127,8 @@ def train(
     key = f"{stable_hash(repr(tuple(described))):016x}"
     if checkpoint is not None and checkpoint.exists():
         _load(checkpoint, state, lm, key)
-    total = training.passes * len(episodes)
-    order = _order(len(episodes), training)
+    order = [*range(episodes.dp.steps)] if isinstance(episodes, Units) else _order(len(episodes), training)
+    total = len(order)
     on_step(state.done, total)
     if not state.points and valid:
         state.points.append(Point(0, total, float("nan"), _mean_loss(method, state.network, lm, valid)))
@@ -130,7 +137,7 @@ def train(
         progress(state.points[-1])
     while state.done < total:
         places = order[state.done : state.done + training.save_every]
-        _train_steps(method, lm, episodes, places, state, training, on_step)
+        _train_steps(method, lm, episodes, places, state, training, on_step, total)
         if valid:
             _validate(method, lm, valid, state)
         if checkpoint is not None:
@@ -155,15 +162,15 @@ def _load_start(network: nn.Module, start: nn.Module) -> None:
 def _train_steps(
     method: Learner[Any],
     lm: LM,
-    episodes: Sequence[Any],
+    episodes: Sequence[Any] | Units,
     places: Sequence[int],
     state: _Progress,
     training: Training,
     on_step: Callable[[int, int], None],
+    total: int,
 ) -> None:
     """Go on from `state`, one step a place."""
     network = state.network.train()
-    total = training.passes * len(episodes)
     share = (1 - state.done / total if state.done else WARM_UP_SHARE) if training.warm_up_and_decay else 1.0
     descent = GradientDescent(
         dict(network.named_parameters()),
@@ -173,8 +180,13 @@ def _train_steps(
         # An interrupted training draws what an uninterrupted one would.
         torch.Generator().manual_seed(stable_hash("transforms", str(training.seed), str(state.done))),
     )
-    losses = []
+    losses: list[float] = []
     for place in places:
+        if isinstance(episodes, Units):
+            descent.apply(private_gradients(method, network, lm, episodes, place))
+            losses.append(float("nan"))
+            on_step(state.done + len(losses), total)
+            continue
         loss, gradients = method.gradients(network, lm, episodes[place])
         if not loss - loss == 0:
             raise Diverged(f"the loss of episode {place} is {loss}: train with a smaller learning rate")

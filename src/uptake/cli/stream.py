@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from uptake.cli import evaluating, inputs, options, screen
+from uptake.cli import evaluating, inputs, options, privacy_options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
@@ -81,24 +81,6 @@ Chunk = Annotated[
         least=16,
     ),
 ]
-PRIVACY = "Privacy"
-Epsilon = Annotated[
-    float | None,
-    options.option(
-        PRIVACY,
-        "E",
-        "Learn the documents under differential privacy with this epsilon, a document being the unit; "
-        "--set privacy.unit=user for all of a group, privacy.steps and privacy.batch for the training.",
-    ),
-]
-Delta = Annotated[
-    float | None,
-    options.option(PRIVACY, "D", "The delta beside --epsilon, far below 1 / documents. Default: 1e-5."),
-]
-Clip = Annotated[
-    float | None,
-    options.option(PRIVACY, "NORM", "Largest norm of a document's gradient under --epsilon. Default: 0.1."),
-]
 SaveEvery = Annotated[int, options.option(options.OUTPUT, "N", "Save the run every N documents.", least=1)]
 LimitDocuments = Annotated[
     int | None, options.option(QUESTIONS, "N", "Maximum number of documents to read.", least=1, most=1 << 40)
@@ -134,9 +116,9 @@ def stream(
     answer_tokens: AnswerTokens = 16,
     align: Align = 1,
     chunk: Chunk = None,
-    epsilon: Epsilon = None,
-    delta: Delta = None,
-    clip: Clip = None,
+    epsilon: privacy_options.Epsilon = None,
+    delta: privacy_options.Delta = None,
+    clip: privacy_options.Clip = None,
     leak_containment: options.Containment = 0.5,
     leak_jaccard: options.Jaccard = 0.8,
     leak_letters: options.Letters = 0.5,
@@ -183,7 +165,8 @@ def stream(
         from uptake.text import readers
         from uptake.text.types import Chunking
     ks = inputs.counts(k, "-k")
-    settings = [*_privacy(epsilon, delta, clip), *(settings or ())]
+    private = privacy_options.given(epsilon, delta, clip)
+    settings = [*([f"privacy={private}"] if private else ()), *(settings or ())]
     specs = api.method_specs(names, settings)
     open_ = [name for name, spec in specs.items() if spec.method.reads and not spec.method.private]
     if epsilon is not None and open_:
@@ -258,13 +241,3 @@ def stream(
             ray=ray,
         )
     evaluating.finish(results, json_path, report_file, page_file, journal)
-
-
-def _privacy(epsilon: float | None, delta: float | None, clip: float | None) -> list[str]:
-    """Return the setting that the options of privacy stand for, if they are given."""
-    given = {"epsilon": epsilon, "delta": delta, "clip": clip}
-    named = [f"{name}={value}" for name, value in given.items() if value is not None]
-    if named and epsilon is None:
-        name = named[0].partition("=")[0]
-        raise BadInput(f"--{name} without --epsilon: give an epsilon too, such as --epsilon 8")
-    return [f"privacy=dp({','.join(named)})"] if named else []

@@ -3,17 +3,18 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uptake.cli import inputs, options, screen
+from uptake.cli import inputs, options, privacy_options, screen
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
+    from uptake.adaptation.privacy.dp import DP, Claim
     from uptake.methods.contract.learned import TrainingData
     from uptake.store.datastore import Datastore
     from uptake.store.views.chunk_neighbours import NeighbourCache
@@ -92,6 +93,9 @@ def train(
     warm_up_and_decay: Annotated[
         bool, options.option(TRAINING, "", "Warm the learning rate up, then decay it to zero.")
     ] = False,
+    epsilon: privacy_options.Epsilon = None,
+    delta: privacy_options.Delta = None,
+    clip: privacy_options.Clip = None,
     limit: Annotated[
         int | None,
         options.option(TRAINING, "N", "Maximum number of documents to read.", least=1, most=1 << 40),
@@ -116,13 +120,17 @@ def train(
         from uptake.evaluation.identity import files_in, model_identity, named
         from uptake.lm import loading
         from uptake.methods.contract.learned import learner_of
+        from uptake.methods.contract.private_learning import units_of
         from uptake.settings import apply, describe
         from uptake.store.views.chunk_neighbours import NeighbourCache
     found = learner_of(methods.find(method))
     if found is None:
         learned = [name for name in methods.names() if learner_of(methods.find(name)) is not None]
         raise BadInput(f"{method} has no network to train; these have: {', '.join(learned) or 'none'}")
-    learner = apply(found, *(settings or ()))
+    learner = apply(found, *(each for each in settings or () if not _private(each)))
+    dp = _privacy(privacy_options.given(epsilon, delta, clip), settings or ())
+    if dp is not None and passes != 1:
+        raise BadInput(f"--passes {passes} under --epsilon: the number of steps is --set privacy.steps=N")
     loading.check(device, dtype)
     inputs.set_threads(threads)
     if file is None:
@@ -142,7 +150,8 @@ def train(
             loaded = loading.load(model, device, dtype)
             begun = None if start is None else learner.load(Path(start), loaded)
         with screen.status("making episodes"):
-            episodes = learner.episodes(loaded, material)
+            units = None if dp is None else units_of(learner, loaded, material, dp)
+            episodes = learner.episodes(loaded, material) if units is None else units
             try:
                 judged = shown.documents or shown.questions or shown.edits
                 valid = learner.episodes(loaded, shown) if judged else ()
@@ -151,6 +160,7 @@ def train(
     training = outer.Training(
         optimizer=AdamW(learning_rate=learning_rate, weight_decay=0.0),
         passes=passes,
+        clip=1.0 if units is None else None,  # of a unit, not of their noisy sum
         save_every=save_every,
         warm_up_and_decay=warm_up_and_decay,
         seed=seed,
@@ -180,7 +190,24 @@ def train(
         )
     learner.save(network, loaded, file)
     _forget(checkpoint, neighbours)
-    _show(points, file, as_json)
+    _show(points, file, as_json, None if units is None else units.claim)
+
+
+def _privacy(written: str, settings: "Sequence[str]") -> "DP | None":
+    """Return the settings of a private training, None where there is to be none."""
+    from uptake.adaptation.privacy.dp import DP
+    from uptake.settings import apply, parse
+
+    own = [each.removeprefix(privacy_options.PREFIX) for each in settings if _private(each)]
+    if own and not written:
+        raise BadInput(
+            f"{privacy_options.PREFIX}{own[0]} without --epsilon: give an epsilon, such as --epsilon 8"
+        )
+    return apply(parse(DP, written, "privacy"), *own) if written else None
+
+
+def _private(setting: str) -> bool:
+    return setting.startswith(privacy_options.PREFIX)
 
 
 def _sources(store: "Datastore", cache: "NeighbourCache") -> "Sources":
@@ -253,18 +280,21 @@ def _material(
 
 def _words(point: "Point") -> str:
     values = {"loss": point.loss if point.step else None, "validation": point.valid}
-    return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+    return ", ".join(
+        f"{name} {value:.4f}" for name, value in values.items() if value is not None and value == value
+    )
 
 
-def _show(points: "list[Point]", file: Path, as_json: bool) -> None:
+def _show(points: "list[Point]", file: Path, as_json: bool, claim: "Claim | None") -> None:
     from uptake.codec import plain
 
     judged = [point for point in points if point.valid is not None]
     best = min(judged, key=lambda point: point.valid or 0.0) if judged else points[-1]
     if as_json:
-        screen.echo(
-            json.dumps({"network": str(file), "best": plain(best), "checkpoints": plain(points)}, indent=1)
-        )
+        told = {"network": str(file), "best": plain(best), "checkpoints": plain(points)}
+        if claim is not None:
+            told["privacy"] = {**plain(claim), "said": claim.said()}
+        screen.echo(json.dumps(told, indent=1))
         return
     from rich.table import Table
 
@@ -277,7 +307,9 @@ def _show(points: "list[Point]", file: Path, as_json: bool) -> None:
     every = -(-len(points) // 20)
     for point in [p for at, p in enumerate(points) if at % every == 0 or p is best or p is points[-1]]:
         valid = "" if point.valid is None else f"{point.valid:.4f}"
-        loss = f"{point.loss:.4f}" if point.step else ""
+        loss = f"{point.loss:.4f}" if point.step and point.loss == point.loss else ""
         table.add_row(">" if point is best else "", f"{point.step:,}", loss, valid)
     screen.results().print(table)
+    if claim is not None:
+        screen.note(claim.said())
     screen.note(f"network: {file}; use it with --set weights={file}")

@@ -5,7 +5,7 @@ whose loss or gradient is not finite adds nothing: an error, or a count of such 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,13 +50,21 @@ class ClippedSum:
 
     def add_one(self, runs: Iterable[Callable[[], Tensor]]) -> None:
         """Add one unit that takes several passes; each of `runs` returns the losses of its rows."""
-        total: Gradients = {}
         names, values = list(self.parameters), list(self.parameters.values())
-        for run in runs:
-            found = torch.autograd.grad(run().sum(), values, allow_unused=True)
-            for name, gradient in zip(names, found, strict=True):
-                if gradient is not None:
-                    total[name] = total[name] + gradient if name in total else gradient
+
+        def gradients() -> Iterator[Gradients]:
+            for run in runs:
+                found = torch.autograd.grad(run().sum(), values, allow_unused=True)
+                yield {name: each for name, each in zip(names, found, strict=True) if each is not None}
+
+        self.add_gradients(gradients())
+
+    def add_gradients(self, parts: Iterable[Gradients]) -> None:
+        """Add one unit by its gradients: their sum is clipped."""
+        total: Gradients = {}
+        for found in parts:
+            for name, gradient in found.items():
+                total[name] = total[name] + gradient if name in total else gradient
         if not total:
             return
         squares = torch.stack([each.square().sum(dtype=torch.float64) for each in total.values()])
