@@ -13,7 +13,7 @@ import torch
 
 import server_world
 from server_world import LORA, TEXTS, Running
-from uptake.lm.base import LM
+from uptake.lm.base import LM, Segment
 from uptake.lm.loading import load
 from uptake.session import Session
 from uptake.store.datastore import Datastore
@@ -396,6 +396,45 @@ def test_settings_of_clients_reach_no_file_and_no_package(server: Running, setti
     found = server.post("/v1/completions", {"model": "toy", "prompt": "a", "uptake": asked})
     assert found.status_code == 400 and found.json()["error"]["param"] in ("uptake.settings", "uptake.method")
     assert "passwd:" not in found.text
+
+
+LONG = "the cat sat. " * 250_000
+CHAT = {"model": "toy", "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": LONG}]}
+NOTES = {"model": "toy+notes", "prompt": "a"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"model": "toy", "prompt": LONG}, "prompt"),
+        ("/v1/completions", {"model": "toy", "prompt": ["a", " " * 3_000_000]}, "prompt"),
+        ("/v1/completions", {"model": "toy", "prompt": LONG[:20_000]}, "prompt"),
+        ("/v1/chat/completions", CHAT, "messages"),
+        ("/v1/completions", {**NOTES, "uptake": {"query": "x" * 3_000_000}}, "uptake.query"),
+        ("/v1/completions", {**NOTES, "uptake": {"texts": ["a", "é" * 1_000_000]}}, "uptake.texts"),
+        ("/uptake/score", {"compare": ["toy"], "text": LONG}, "text"),
+        ("/uptake/score", {"compare": ["toy"], "text": "a", "context": LONG}, "context"),
+        ("/tokenize", {"prompt": LONG}, "prompt"),
+    ],
+    ids=map(str, range(9)),
+)
+def test_megabytes_are_refused_before_the_engine_hears_of_them(
+    server: Running, monkeypatch: pytest.MonkeyPatch, path: str, body: Any, param: str
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(server.door.engine, "call", called.append)
+    found = server.post(path, body)
+    error = found.json()["error"]
+    assert found.status_code == 400 and error["param"] == param and called == []
+    assert error["code"] == ("too_long" if path == "/tokenize" else "context_length_exceeded")
+
+
+def test_a_long_text_is_scored_window_by_window_while_others_write(server: Running, lm: LM) -> None:
+    text = "the cat sat on the mat. " * 16
+    found = server.post("/uptake/score", {"compare": ["toy"], "text": text}).json()["results"][0]
+    assert len(lm.tokenizer.encode(text)[0]) > lm.window
+    (wanted,) = lm.score([Segment(text)])
+    assert -found["bits"] * math.log(2) == pytest.approx(wanted.log_probs.sum().item(), abs=1e-3)
 
 
 def test_what_is_no_json_is_refused_before_it_is_read(server: Running) -> None:

@@ -1,6 +1,9 @@
 """What clients store: by OpenAI's own endpoints, kept per tenant, and gone for good once it is deleted."""
 
+import errno
 import io
+import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,11 @@ import pytest
 import server_world
 from server_world import LORA, TEXTS, Running
 from uptake.errors import BadInput
+from uptake.server import storing
 from uptake.server.engine import folders
 from uptake.server.keys import Keys, Limits
+from uptake.server.records import Records
+from uptake.store.datastore import Datastore
 
 CANARY = "zyxwvut-canary-98765"
 
@@ -114,6 +120,66 @@ def test_a_file_that_cannot_be_read_is_told_and_holds_nothing_up(client: openai.
     held = client.vector_stores.files.create_and_poll(good, vector_store_id=store.id, poll_interval_ms=20)
     assert held.status == "completed"
     assert client.vector_stores.search(store.id, query="dog").data[0].content[0].text == "a dog"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_file_without_a_text_column_is_refused_in_the_clients_terms(
+    client: openai.OpenAI, name: str
+) -> None:
+    store = client.vector_stores.create(name="notes")
+    file = upload(
+        client, '{"title": "x"}\n' if name.endswith("l") else "title,body\nx,a cat\ny,a dog\n", name
+    )
+    held = client.vector_stores.files.create_and_poll(file, vector_store_id=store.id, poll_interval_ms=20)
+    assert held.status == "failed" and held.last_error is not None
+    assert "call one 'text'" in held.last_error.message and "--" not in held.last_error.message
+
+
+def test_a_full_disk_fails_an_upload_and_what_came_of_it_goes(
+    server: Running, key: str, client: openai.OpenAI, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = client.vector_stores.create(name="notes")
+    file = upload(client)
+    add, came, fsync = Datastore.add, Records._change, os.fsync
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def filling(self: Datastore, documents: Any, *args: Any, **kwargs: Any) -> Any:
+        add(self, documents, *args, **kwargs)
+        if documents[0].id.startswith("file_"):
+            monkeypatch.setattr(Records, "_change", refusing)
+        raise full
+
+    def refusing(self: Records) -> Any:
+        monkeypatch.setattr(Records, "_change", came)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Datastore, "add", filling)
+    held = client.vector_stores.files.create_and_poll(file, vector_store_id=store.id, poll_interval_ms=20)
+    assert held.status == "failed" and held.last_error is not None
+    assert "disk of the server is full" in held.last_error.message
+    # A memory that could not be kept is not there, neither now nor later.
+    headers = {"authorization": f"Bearer {key}"}
+    body = {"user": "ann", "text": f"{CANARY}full"}
+    told = server.post("/uptake/memories", body, headers=headers)
+    assert told.status_code == 507 and told.json()["error"]["code"] == "disk_full"
+    monkeypatch.setattr(Datastore, "add", add)
+    listed = server.http.get("/uptake/memories", params={"user": "ann"}, headers=headers).json()
+    assert listed["data"] == [] and f"{CANARY}full".encode() not in bytes_under(root / "data")
+    assert client.vector_stores.search(store.id, query="cat").data == []
+
+    def refuse(handle: int) -> None:
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storing.os, "fsync", refuse)
+        with pytest.raises(openai.APIStatusError) as caught:
+            upload(client)
+    assert caught.value.code == "disk_full" and os.fsync is fsync
+    assert not list((root / "data" / "uploads").iterdir())
+    # Once there is room again, the same file is read.
+    assert client.vector_stores.files.delete(file, vector_store_id=store.id).deleted
+    held = client.vector_stores.files.create_and_poll(file, vector_store_id=store.id, poll_interval_ms=20)
+    assert held.status == "completed" and client.vector_stores.search(store.id, query="cat").data
 
 
 def complete(server: Running, key: str, prompt: str = "the cat sat on", **uptake: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import contextlib
 import ipaddress
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from uptake.server.keys import LOCAL, Key, Keys
 from uptake.server.lens import add_page
 from uptake.server.meter import Meter
 from uptake.server.receiving import received
+from uptake.server.sizes import Sizes
 
 log = logging.getLogger("uptake.server")
 ShapeT = TypeVar("ShapeT", bound=wire.Shape)
@@ -41,7 +42,7 @@ class Door:
     admission: Admission = field(default_factory=lambda: Admission(House()))
     turns: Turns = field(init=False)
     tokenizer: Any = None
-    open: set[asyncio.Task[Any]] = field(default_factory=set)
+    sizes: Sizes = field(default_factory=Sizes)
 
     def __post_init__(self) -> None:
         self.turns = Turns(self.admission, self.meter)
@@ -77,6 +78,18 @@ class Door:
         if given != "application/json":
             raise ApiError(415, "send JSON, and Content-Type: application/json", "unsupported_media_type")
         return wire.read(kind, bodies.parse(await received(request, bodies.MOST_BYTES)))
+
+    async def fits(self, texts: Iterable[str], param: str, room: int | None = None) -> None:
+        """Raise ApiError for texts that are far longer than the model's window, or than the room given."""
+        most = self.engine.hello["window"] if room is None else room
+        await self.sizes.check(self.tokenizer, texts, most, param)
+
+    async def reads(self, uptake: wire.Adaptation | None) -> None:
+        """Raise ApiError where a request has more to read than it may train on, or far too long a query."""
+        if uptake is not None:
+            room = max(self.config.trained_tokens, self.engine.hello["window"])
+            await self.fits(uptake.texts, "uptake.texts", room)
+            await self.fits([uptake.query or ""], "uptake.query")
 
     @property
     def fingerprint(self) -> str:
@@ -160,6 +173,11 @@ def make_app(door: Door) -> ASGIApp:
     async def completions(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Completion)
+        door.known(asked.model)
+        for prompt in asked.prompts:
+            if isinstance(prompt, str):
+                await door.fits([prompt], "prompt")
+        await door.reads(asked.uptake)
         most = 16 if asked.max_tokens is None else asked.max_tokens
         frame = {"prompts": asked.prompts, "max_tokens": asked.max_tokens, "echo": bool(asked.echo)}
         sizes = [len(each) if isinstance(each, list) else _size(each) for each in asked.prompts]
@@ -170,6 +188,9 @@ def make_app(door: Door) -> ASGIApp:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Chat)
         messages = [{"role": _role(each.role), "content": each.text} for each in asked.messages]
+        door.known(asked.model)
+        await door.fits([each["content"] for each in messages], "messages")
+        await door.reads(asked.uptake)
         most = 256 if asked.most_tokens is None else asked.most_tokens
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         frame = {"messages": messages, "max_tokens": asked.most_tokens, "echo": False, "logprobs": logprobs}
@@ -179,7 +200,6 @@ def make_app(door: Door) -> ASGIApp:
     def generate(
         key: Key, asked: wire.Generation, kind: str, more: dict[str, Any], prompt: int, most: int
     ) -> Response:
-        door.known(asked.model)
         count = asked.n or 1
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
         uptake = None if asked.uptake is None else asked.uptake.model_dump(exclude_unset=True)
@@ -227,6 +247,9 @@ def make_app(door: Door) -> ASGIApp:
         asked = await door.body(request, wire.Score)
         for name in asked.compare:
             door.known(name)
+        await door.fits([asked.text], "text")
+        await door.fits([asked.context], "context")
+        await door.reads(asked.uptake)
         uptake = None if asked.uptake is None else asked.uptake.model_dump(exclude_unset=True)
         frame = {
             "op": "score",
@@ -242,11 +265,10 @@ def make_app(door: Door) -> ASGIApp:
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        door.key(request, "infer")
+        key = door.key(request, "infer")
         asked = await door.body(request, wire.Tokenize)
-        ids = await asyncio.to_thread(
-            lambda: door.tokenizer.encode(asked.prompt, add_special_tokens=False).ids
-        )
+        door.admission.visit(key)
+        ids = await door.sizes.ids(door.tokenizer, asked.prompt)
         hello = door.engine.hello
         if asked.add_special_tokens:
             ids = [hello["opening"], *ids]
@@ -254,8 +276,9 @@ def make_app(door: Door) -> ASGIApp:
 
     @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        door.key(request, "infer")
+        key = door.key(request, "infer")
         asked = await door.body(request, wire.Detokenize)
+        door.admission.visit(key)
         most = door.tokenizer.get_vocab_size()
         if asked.tokens and max(asked.tokens) >= most:
             raise bad(f"token {max(asked.tokens)} is none of the {most:,} of this model", "tokens")

@@ -1,5 +1,7 @@
 """Errors as clients see them: one shape, one line, the parameter that is wrong, and no path or stack."""
 
+import errno
+import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,4 +105,14 @@ def of(error: BaseException) -> ApiError:
         if isinstance(error, kind):
             message = "stored data is damaged; tell whoever runs this server" if status == 500 else str(error)
             return ApiError(status, message, code, retry=retry)
+    if _disk_is_full(error):
+        told = "the disk of the server is full and nothing was kept: tell whoever runs it"
+        return ApiError(507, told, "disk_full", retry=True)
     return internal()
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether there was no room to write; libraries below pass on the words alone."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return isinstance(error, sqlite3.OperationalError) and "full" in str(error)

@@ -9,7 +9,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from uptake.server import bodies
-from uptake.server.errors import ApiError, bad
+from uptake.server.errors import ApiError, bad, of
 
 BODY_SECONDS = 60.0
 FORM_SECONDS = 600.0
@@ -58,6 +58,8 @@ async def received_form(request: Request, most: int) -> AsyncIterator[FormData]:
             form = await MultiPartParser(request.headers, counted(), max_files=1, max_fields=16).parse()
     except TimeoutError:
         raise ApiError(408, "the file took too long: send it faster", "slow_body") from None
+    except OSError as error:  # a large file is set down while it comes
+        raise of(error) from None
     except (MultiPartException, KeyError, ValueError):
         raise bad("the form cannot be read: send one file, with a purpose", "file") from None
     try:

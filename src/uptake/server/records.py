@@ -36,6 +36,7 @@ class Records:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._lock, self._clock = threading.RLock(), clock
+        self._unwritten: dict[tuple[str, str], tuple[str, int, str]] = {}
         self._database = sqlite3.connect(path, timeout=10, check_same_thread=False)
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
             self._database.execute(f"PRAGMA {pragma}")
@@ -136,6 +137,7 @@ class Records:
 
     def hold(self, store: str, file: str) -> None:
         """Keep that a store is to hold a file, until it does."""
+        self._unwritten.pop((store, file), None)
         with self._change() as database:
             database.execute(
                 "INSERT OR REPLACE INTO held VALUES (?, ?, ?, 'in_progress', 0, '')",
@@ -143,12 +145,18 @@ class Records:
             )
 
     def came(self, store: str, file: str, status: str, documents: int, error: str = "") -> None:
-        """Keep what came of reading a file into a store."""
-        with self._change() as database:
-            database.execute(
-                "UPDATE held SET status = ?, documents = ?, error = ? WHERE store = ? AND file = ?",
-                (status, documents, error, store, file),
-            )
+        """Keep what came of reading a file into a store.
+
+        Where the disk has no room for it, it is told all the same, and written with the next.
+        """
+        with self._lock:
+            self._unwritten[store, file] = status, documents, error
+            with self._change() as database:
+                database.executemany(
+                    "UPDATE held SET status = ?, documents = ?, error = ? WHERE store = ? AND file = ?",
+                    [(*what, *which) for which, what in self._unwritten.items()],
+                )
+            self._unwritten.clear()
 
     def held(
         self, store: str | None = None, file: str | None = None, status: str | None = None
@@ -164,7 +172,8 @@ class Records:
                 tuple(given.values()),
             ).fetchall()
         names = ("store", "file", "created", "status", "documents", "error")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        told = [(*row[:3], *self._unwritten.get((row[0], row[1]), row[3:])) for row in rows]
+        return [dict(zip(names, row, strict=True)) for row in told]
 
     # Deleting: first a tombstone, then all that was made of the thing, then the rows themselves.
 

@@ -1,10 +1,12 @@
 """The routes of what clients store: OpenAI's files and vector stores, memories of people, and sessions."""
 
+import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, BinaryIO, ClassVar
 
 from fastapi import FastAPI, Request
 from pydantic import Field
@@ -13,7 +15,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from uptake.server import wire
 from uptake.server.app import Door
-from uptake.server.errors import bad, not_found
+from uptake.server.errors import bad, not_found, of
 from uptake.server.receiving import received_form
 
 MOST_UPLOAD = 512 << 20
@@ -104,11 +106,10 @@ def add_routes(app: FastAPI, door: Door) -> None:
             if purpose not in ("assistants", "user_data"):
                 raise bad(f"purpose {str(purpose)[:40]!r}: use assistants or user_data", "purpose")
             upload = Path(door.config.data) / "uploads" / f"up_{secrets.token_hex(12)}"
-            with upload.open("wb") as out:
-                while part := await file.read(1 << 20):
-                    out.write(part)
-                out.flush()
-                os.fsync(out.fileno())
+            try:
+                await asyncio.to_thread(_written, file.file, upload)
+            except OSError as error:
+                raise of(error) from None
         filename = (file.filename or "file").replace("\\", "/").rpartition("/")[2][:255] or "file"
         quota = key.limits.store_bytes
         try:
@@ -261,6 +262,18 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def end(request: Request, name: str) -> Response:
         found = await keep(door.key(request, "infer"), "session_delete", id=name)
         return _deleted(found, "session.deleted")
+
+
+def _written(source: BinaryIO, upload: Path) -> None:
+    """Write what was sent to a file, and to the disk; nothing is left of one that there is no room for."""
+    try:
+        with upload.open("wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError:
+        upload.unlink(missing_ok=True)
+        raise
 
 
 def _page(request: Request) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from functools import cache
 from typing import Any
 
 from uptake.text.files import SkipError
-from uptake.text.reading import File, Item
+from uptake.text.reading import File, Item, Reading
 from uptake.text.types import Document
 
 _START_SECONDS = 120.0  # on a machine with too much to do
@@ -129,7 +129,7 @@ class _Worker:
                 code = self._code()
                 if used and silent and code == 0:
                     raise _GoneIdle
-                raise SkipError(_why(code, file.reading.max_parse_seconds))
+                raise SkipError(_why(code, file.reading))
             if "end" in message:
                 self.is_sound = message["end"] == "done"
                 if message["reason"]:
@@ -177,9 +177,10 @@ class _Worker:
             until = max(until, time.monotonic() + min(seconds, 1.0))  # what comes is no standstill
 
 
-def _why(code: int | None, seconds: float) -> str:
+def _why(code: int | None, reading: Reading) -> str:
     if code is None:
-        return f"parser that hangs; it got nowhere for {seconds:g} s: --max-parse-seconds allows more"
+        allows = reading.allows_more("max_parse_seconds").replace(";", ":")
+        return f"parser that hangs; it got nowhere for {reading.max_parse_seconds:g} s{allows}"
     return f"parser that crashes; it ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
 
 

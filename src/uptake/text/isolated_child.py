@@ -57,7 +57,7 @@ def _served(asked: dict[str, Any], out: BinaryIO) -> bool:
     except SkipError as error:
         reason = str(error)
     except MemoryError:
-        reason = f"parser that needs more than {most} bytes of memory; --max-parse-bytes allows more"
+        reason = f"parser that needs more than {most} bytes of memory{reading.allows_more('max_parse_bytes')}"
     except ImportError as error:
         reason = f"needs: pip install 'uptake[{form.extra}]'" if form.extra else f"parser that fails; {error}"
     except OSError:

@@ -207,7 +207,7 @@ def _rows(rows: Iterator[Mapping[str, Any]], name: str, reading: Reading) -> Ite
         if reading.text_key not in row:
             raise BadInput(
                 f"data set {name} has no column {reading.text_key}, only {', '.join(row)}: "
-                "name one with --text-key"
+                f"{reading.other_key}"
             )
         yield document(row, f"{name}:{number}", reading, f"row {number}"), f"{name}:{number}"
 

@@ -35,6 +35,7 @@ class Reading:
     max_expansion: int = 1000  # times its size that a file may unpack to, beyond ROOM
     max_parse_seconds: float = 60.0  # that a parser may work on a file without getting on
     max_parse_bytes: int = 4 << 30  # of memory for a parser in a process of its own
+    fixed: bool = False  # whoever is told what is wrong with a file cannot change any of these
 
     def __post_init__(self) -> None:
         for name in ("max_document_bytes", "max_unpacked_bytes", "max_expansion", "max_parse_seconds"):
@@ -66,20 +67,34 @@ class Reading:
         """Return how many bytes a file of `size` bytes may unpack to, and the reason beyond."""
         expanded = max(ROOM, self.max_expansion * size)
         if expanded < self.max_unpacked_bytes:
-            reason = f"unpacks to more than {self.max_expansion} times its size; --max-expansion allows more"
-            return expanded, reason
-        reason = f"unpacks to more than {self.max_unpacked_bytes} bytes; --max-unpacked-bytes allows more"
-        return self.max_unpacked_bytes, reason
+            allows = self.allows_more("max_expansion")
+            return expanded, f"unpacks to more than {self.max_expansion} times its size{allows}"
+        allows = self.allows_more("max_unpacked_bytes")
+        return self.max_unpacked_bytes, f"unpacks to more than {self.max_unpacked_bytes} bytes{allows}"
+
+    def allows_more(self, name: str) -> str:
+        """The cure for what is beyond a limit, behind what parts it from the reason; "" where it is fixed."""
+        return "" if self.fixed else f"; --{name.replace('_', '-')} allows more"
+
+    @property
+    def other_encoding(self) -> str:
+        """The cure for bytes of an unknown encoding."""
+        return "save it as UTF-8" if self.fixed else "--encoding names another one"
+
+    @property
+    def other_key(self) -> str:
+        """The cure for a record without its text."""
+        return f"call one {self.text_key!r}" if self.fixed else "name one with --text-key"
 
     @property
     def not_text(self) -> str:
         """The reason for bytes that are no text in any encoding that was named."""
-        return f"not {self.encoding.upper()}; --encoding names another one"
+        return f"not {self.encoding.upper()}; {self.other_encoding}"
 
     @property
     def too_long(self) -> str:
         """The reason for a document beyond the limit."""
-        return f"longer than {self.max_document_bytes} bytes; --max-document-bytes allows more"
+        return f"longer than {self.max_document_bytes} bytes{self.allows_more('max_document_bytes')}"
 
 
 # A document, or the reason why there is none; and where it stood. None: nothing yet, but work goes on.

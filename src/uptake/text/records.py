@@ -54,7 +54,7 @@ def missing_text(keys: Mapping[str, Any], reading: Reading) -> str:
     """Return the reason for a record without a text, naming the keys that are there."""
     named = [_shown(str(key)) for key, _ in zip(keys, range(_KEYS), strict=False)]
     there = ", ".join(named) + (", ..." if len(keys) > _KEYS else "")
-    detail = f"no {_shown(reading.text_key)} among its keys {there}: name one with --text-key"
+    detail = f"no {_shown(reading.text_key)} among its keys {there}: {reading.other_key}"
     return f"no text; {detail if keys else 'it is empty'}"
 
 

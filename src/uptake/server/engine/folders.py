@@ -60,7 +60,7 @@ class Folders:
         os.link(self.of(tenant, "files") / file, path)
         try:
             skipped = Skipped()
-            found = list(read(path, skipped=skipped, reading=Reading(max_parse_bytes=2 << 30)))
+            found = list(read(path, skipped=skipped, reading=Reading(max_parse_bytes=2 << 30, fixed=True)))
         except UptakeError as error:
             raise type(error)(str(error).replace(str(path), "the file")) from None
         finally:

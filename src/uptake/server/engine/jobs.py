@@ -1,28 +1,25 @@
 """Requests as the engine works on them: from a frame to rows that write, and what is told of them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.lm.examples import Example, of_target, rolling_windows
+from uptake.lm.examples import Example
 from uptake.lm.generation import Decoding
 from uptake.lm.grid import Own
 from uptake.server.engine.adapting import Adapter, Made, Waiter, forgotten, refusal, shown
 from uptake.server.engine.keeper import Keeper
 from uptake.server.engine.plans import Plan, Plans
 from uptake.server.engine.rows import Answers, Row, Writer, plain
+from uptake.server.engine.scoring import TOP, Scorer, placed
 from uptake.server.errors import bad, not_found, of
 from uptake.text.token_bytes import TokenBytes
-from uptake.text.tokenizer import Spans
 from uptake.text.types import stable_hash
 
 COMPLETION_TOKENS = 16  # where a completion does not say
-TOP = 5  # alternatives of a token that is scored
 MOST_ROWS = 128  # choices of one request
 
 
@@ -61,6 +58,7 @@ class Jobs:
         self._lm, self._plans, self._adapter, self._writer, self._send = lm, plans, adapter, writer, send
         self._names = TokenBytes(lm.tokenizer)
         self.open: dict[int, Job] = {}
+        self.scorer = Scorer(self._names)
 
     def begin(self, frame: dict[str, Any]) -> None:
         """Take a request up. Raises whatever is wrong with it."""
@@ -83,7 +81,7 @@ class Jobs:
         texts = [("", text) for text in asked.get("texts", [])]
         session, person = asked.pop("session", None), asked.pop("memory", None)
         if (session or person) and self._keeper is None:
-            raise not_found("a session or a memory on a server without --data", "uptake")
+            raise not_found("a session or a memory on a server that keeps nothing", "uptake")
         if session and self._keeper:
             kept, read = self._keeper.session(frame["tenant"], session)
             asked, texts = {**kept, **asked}, [*read, *texts]
@@ -110,8 +108,11 @@ class Jobs:
         example = Example(tuple(self._lm.tokenizer.opened(context)), tuple(ids))
         found: dict[int, dict[str, Any]] = {}
 
-        def scored(place: int, answers: Answers, uptake: dict[str, Any] | None, trained: int) -> None:
-            tokens = self._scored(self._lm_of(self._seated(answers)), example, spans, text)
+        def scored(
+            place: int, answers: Answers, uptake: dict[str, Any] | None, trained: int
+        ) -> Iterator[None]:
+            rows = yield from self.scorer.windows(self._lm_of(self._seated(answers)), example, TOP)
+            tokens = placed(rows, spans, text)
             bits = -sum(token["logprob"] for token in tokens) / math.log(2)
             size = len(text.encode("utf8", "replace"))
             found[place] = {
@@ -129,26 +130,21 @@ class Jobs:
 
         for place, plan in enumerate(plans):
             if plan is None:
-                scored(place, Answers(lm=self._lm), None, 0)
+                self._score(job, scored(place, Answers(lm=self._lm), None, 0))
                 continue
             asked = context if plan.query is None else plan.query
 
             def came(made: Made, cache: str, place: int = place, plan: Plan = plan) -> None:
                 own = made.trained if cache == "made" else 0
-                scored(place, made.answers, shown(made, cache, plan), own)
+                self._score(job, scored(place, made.answers, shown(made, cache, plan), own))
 
             taking = self._taking(job, place, plan, came)
             waiter = self._adapter.ask(plan, frame["tenant"], asked, frame["state_bytes"], taking)
             job.waiters.append(waiter)
 
-    def _scored(self, lm: LM, example: Example, spans: Spans, text: str) -> list[dict[str, Any]]:
-        """Return each token of a text, the characters it covers, and what was as likely in its place."""
-        windows = rolling_windows(example, lm.max_input_tokens(0))
-        rows = [row for window in windows for row in self._told(lm, window, TOP)]
-        return [
-            {"text": text[start:end], "start": start, "logprob": own, "top": best}
-            for (start, end), (_, own, best) in zip(spans, rows, strict=True)
-        ]
+    def _score(self, job: Job, work: Iterator[None]) -> None:
+        """Have something scored for a request, unless it has ended by then."""
+        self.scorer.add(work, lambda: self.open.get(job.id) is job, lambda error: self.fail(job.id, error))
 
     def forget(self, gone: Callable[[Made], bool]) -> int:
         """End every request that is answered from something; return how many."""
@@ -287,7 +283,19 @@ class Jobs:
             found = [shown(*job.made[place], job.plan) for place in range(len(job.prompts))]
             begun["uptake"] = found[0] if len(found) == 1 else {"prompts": found}
         if frame.get("echo"):
-            begun["echo"] = [self._echo(job, ids, own) for ids, own in zip(job.prompts, answers, strict=True)]
+            self._score(job, self._echoed(job, answers, begun))
+        else:
+            self._begin_rows(job, answers, begun)
+
+    def _echoed(self, job: Job, answers: Sequence[Answers], begun: dict[str, Any]) -> Iterator[None]:
+        """Score prompts that are to be told again, then let their rows begin."""
+        echoes = []
+        for ids, own in zip(job.prompts, answers, strict=True):
+            echoes.append((yield from self._echo(job, ids, own)))
+        self._begin_rows(job, answers, {**begun, "echo": echoes})
+
+    def _begin_rows(self, job: Job, answers: Sequence[Answers], begun: dict[str, Any]) -> None:
+        frame = job.frame
         self._send(begun)
         for place, (ids, own) in enumerate(zip(job.prompts, answers, strict=True)):
             for choice in range(frame["n"]):
@@ -323,7 +331,7 @@ class Jobs:
         assert answers.lm is not None
         return answers.lm
 
-    def _echo(self, job: Job, ids: Sequence[int], answers: Answers) -> dict[str, Any]:
+    def _echo(self, job: Job, ids: Sequence[int], answers: Answers) -> Generator[None, None, dict[str, Any]]:
         """Return a prompt's text, and its tokens with their log-probabilities, none for the first."""
         found: dict[str, Any] = {"text": self._text(ids), "tokens": None}
         if job.frame["logprobs"] is None:
@@ -332,33 +340,9 @@ class Jobs:
         tokens: list[list[Any]] = [[list(self._names.of(token)), None, None] for token in ids[:1]]
         if len(opened) > 1:
             example = Example(tuple(opened[:1]), tuple(opened[1:]))
-            lm = self._lm_of(answers)
-            rows = [
-                row
-                for window in rolling_windows(example, lm.max_input_tokens(0))
-                for row in self._told(lm, window, job.frame["logprobs"])
-            ]
+            rows = yield from self.scorer.windows(self._lm_of(answers), example, job.frame["logprobs"])
             tokens += rows[len(rows) - len(ids) + 1 :] if len(ids) > 1 else []
         return {**found, "tokens": tokens}
-
-    def _told(self, lm: LM, example: Example, most: int) -> list[list[Any]]:
-        with torch.no_grad():
-            (log_probs,) = lm.predictions([example])
-        log_probs = log_probs.float().cpu()
-        own, best = of_target(log_probs, example).tolist(), log_probs.topk(most)
-        return [
-            [
-                list(self._names.of(token)),
-                own[place],
-                [
-                    [list(self._names.of(other)), value]
-                    for other, value in zip(
-                        best.indices[place].tolist(), best.values[place].tolist(), strict=True
-                    )
-                ],
-            ]
-            for place, token in enumerate(example.target)
-        ]
 
     def _text(self, ids: Sequence[int]) -> str:
         return b"".join(map(self._names.of, ids)).decode("utf8", "replace")

@@ -5,8 +5,11 @@ between two tenants. All of it is done in one thread, in order. `forget(tenant, 
 engine's: it drops whatever was made of a text and returns how much that was.
 """
 
+import contextlib
 import functools
 import shutil
+import sqlite3
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +19,7 @@ from uptake.cache import sync
 from uptake.errors import UptakeError
 from uptake.sealed import write_whole
 from uptake.server.engine.folders import Folders, Held, unlink
-from uptake.server.errors import ApiError, bad, not_found
+from uptake.server.errors import ApiError, bad, not_found, of
 from uptake.server.records import Records, Thing, minted
 from uptake.store.datastore import Datastore
 from uptake.text.types import Document
@@ -182,15 +185,26 @@ class Keeper:
         rows = self.records.held(store, file)
         if not rows or rows[0]["status"] != "in_progress":
             return
-        tenant = next(path.parent.parent.name for path in self._root.glob(f"*/stores/{store}"))
+        tenant, documents = "", list[Document]()
         try:
+            tenant = next(path.parent.parent.name for path in self._root.glob(f"*/stores/{store}"))
             known = self.records.get("file", tenant, file)
             documents = self._at.documents(tenant, file, known["filename"])
             self._at.opened(tenant, store).add(documents)
-        except UptakeError as error:
-            self.records.came(store, file, "failed", 0, str(error).replace(str(self._root), "")[:300])
+        except Exception as error:  # a full disk, say: whatever it is, whoever waits hears of it
+            message = str(error) if isinstance(error, UptakeError) else self._fault(error)
+            with contextlib.suppress(Exception):  # what has come of it already goes
+                if documents:
+                    self._remove(tenant, store, file, len(documents))
+            self.records.came(store, file, "failed", 0, message.replace(str(self._root), "")[:300])
         else:
             self.records.came(store, file, "completed", len(documents))
+
+    def _fault(self, error: Exception) -> str:
+        """Return what a client is told of a fault that is not its own; the log says more."""
+        if not isinstance(error, ApiError):
+            traceback.print_exception(error)
+        return of(error).message
 
     # Memories of a person.
 
@@ -205,7 +219,12 @@ class Keeper:
         sync(self._at.of(tenant, "memories"))
         size = len(asked["text"].encode())
         made = self.records.make("memory", tenant, {"pending": True}, parent=person, size=size, name=name)
-        self._remember(tenant, made)
+        try:
+            self._remember(tenant, made)
+        except Exception:  # whoever is told of a fault must not find it kept
+            with contextlib.suppress(OSError, sqlite3.Error):  # deleting needs room as well
+                self._delete("memory", tenant, name, person)
+            raise
         return self._memory_get(tenant, {"id": name})
 
     def _remember(self, tenant: str, memory: Thing) -> None:

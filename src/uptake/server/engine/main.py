@@ -62,7 +62,7 @@ class Engine:
         self.jobs = Jobs(self.lm, self.plans, self.adapter, self.writer, self._send, self.keeper)
         if self.keeper is not None:
             self.keeper.resume()
-        # While somebody writes, adapting has at most as much time as writing.
+        # While somebody writes, adapting and scoring have at most as much time as writing.
         self._spent = {"write": 0.0, "adapt": 0.0}
 
     def _send(self, frame: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class Engine:
         """Compute until the door is gone."""
         self._running = True
         while True:
-            idle = not (self.writer.busy or self.adapter.busy)
+            idle = not (self.writer.busy or self.adapter.busy or self.jobs.scorer.busy)
             if idle:
                 self._spent = {"write": 0.0, "adapt": 0.0}
             try:
@@ -110,8 +110,9 @@ class Engine:
     def _tick(self) -> None:
         if self.writer.busy:
             self._timed("write", self.jobs.tick)
-        if self.adapter.busy and (not self.writer.busy or self._spent["adapt"] <= self._spent["write"]):
-            self._timed("adapt", self.adapter.tick)
+        for other in (self.jobs.scorer, self.adapter):
+            if other.busy and (not self.writer.busy or self._spent["adapt"] <= self._spent["write"]):
+                self._timed("adapt", other.tick)
 
     def _timed(self, name: str, do: Callable[[], None]) -> None:
         started = time.monotonic()

@@ -50,7 +50,7 @@ def decode(raw: bytes, file: File) -> str:
         return raw.decode(codecs.lookup(name).name)
     except (LookupError, UnicodeError, ValueError):
         raise SkipError(
-            f"not UTF-8, nor the encoding it names; {name}: --encoding names another one"
+            f"not UTF-8, nor the encoding it names; {name}: {file.reading.other_encoding}"
         ) from None
 
 
