@@ -15,6 +15,7 @@ from uptake.errors import BadInput, Missing
 from uptake.gguf import dequantised, is_gguf
 from uptake.hub import cached_if_silent
 from uptake.lm.causal import Causal
+from uptake.lm.nplm import register
 from uptake.lm.number_format import AUTO, format_for
 from uptake.lm.pretrained import Pretrained
 from uptake.lm.seq2seq import Seq2Seq
@@ -84,6 +85,7 @@ def _kind(name: str, source: str) -> tuple[Any, type[Causal] | type[Seq2Seq]]:
     """Return what loads a model of this configuration, and what it is here."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    register()
     config = _or_missing(name, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
     if getattr(config, "is_encoder_decoder", False):
         return AutoModelForSeq2SeqLM, Seq2Seq
@@ -132,6 +134,7 @@ def _tokenizer(name: str, source: str) -> Tokenizer:
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    register()  # a tokenizer's folder may hold a model of a kind that transformers does not know
     # By a model's kind AutoTokenizer takes a class with its own way of cutting a text, not the file's.
     kind: Any = PreTrainedTokenizerFast if is_gguf(name) else AutoTokenizer
     return Tokenizer(_or_missing(name, lambda: kind.from_pretrained(source, trust_remote_code=False)))
