@@ -81,7 +81,8 @@ def sketched(states: Tensor, probs: Tensor, signs: Tensor) -> Tensor:
     """
     weighed = signs * probs.sqrt()
     weighed = weighed - probs * weighed.sum(-1, keepdim=True)
-    return torch.einsum("rtc,td->rcd", weighed, states).flatten(1) / (len(states) * len(signs)) ** 0.5
+    rows: Tensor = torch.einsum("rtc,td->rcd", weighed, states).flatten(1)
+    return rows / (len(states) * len(signs)) ** 0.5
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
