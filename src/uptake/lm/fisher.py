@@ -82,7 +82,8 @@ def sketched(states: Tensor, probs: Tensor, signs: Tensor) -> Tensor:
     weighed = signs * probs.sqrt()
     weighed = weighed - probs * weighed.sum(-1, keepdim=True)
     rows: Tensor = torch.einsum("rtc,td->rcd", weighed, states).flatten(1)
-    return rows / (len(states) * len(signs)) ** 0.5
+    scaled: Tensor = rows / (len(states) * len(signs)) ** 0.5
+    return scaled
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
