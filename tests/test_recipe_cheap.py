@@ -92,6 +92,8 @@ def test_what_it_scores_and_what_it_says_of_it(world: Path, recipe: Any, monkeyp
     theirs = (by[f"{recipe.PUBLISHED}, random"] - by[recipe.PUBLISHED]).sum()
     assert own["beyond_random"].value == pytest.approx(beyond / by["base"].sum())
     assert own["share_of_gain"] == pytest.approx(beyond / theirs)
+    more, (low, high) = own["beyond_share"]
+    assert more == pytest.approx((beyond - 0.9 * theirs) / by["base"].sum()) and low <= more <= high
     assert len(told["scorings_made_over_those_counted"]) == recipe.RESCORED
     monkeypatch.setitem(variants, "unscored", variants["base"])
     with pytest.raises(uptake.UptakeError, match="score two or more"):
