@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import toys
 from uptake.adaptation.delta import Delta, Dense, Name, Part, fingerprint
@@ -20,6 +20,7 @@ from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.adaptation.trainable import LoRA, Trainable, TrainableCopy
 from uptake.adaptation.trainable.compacter import Compacter
 from uptake.adaptation.trainable.ia3 import IA3
+from uptake.adaptation.trainable.places import upper_blocks
 from uptake.adaptation.trainable.prompt import Prompt
 from uptake.adaptation.trainable.tarp import TARP
 from uptake.adaptation.transforms import Losses
@@ -501,3 +502,12 @@ def test_an_architecture_without_a_place_for_it_is_told_what_to_use(kind: Traina
     if isinstance(kind, IA3):
         with pytest.raises(BadInput, match="layers that make keys and values, known by their names"):
             opened(strange, kind)
+
+
+def test_blocks_are_the_outermost_list_however_many_experts_each_has() -> None:
+    blocks = nn.ModuleList(
+        nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(2, 2) for _ in range(5))}) for _ in range(2)
+    )
+    module = nn.ModuleDict({"layers": blocks, "head": nn.Linear(2, 2)})
+    assert [*upper_blocks(module, None)] == ["layers.0", "layers.1"]
+    assert [*upper_blocks(module, 1)] == ["layers.1"]
