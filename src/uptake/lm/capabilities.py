@@ -136,9 +136,7 @@ class KeyValueCache(LM):
 class ApartInputs(LM):
     """An LM whose encoder reads several texts apart, and whose decoder attends to all of them at once."""
 
-    lacking: ClassVar[str] = (
-        "encoder that reads texts apart: use an encoder-decoder, as T5, or another marginal"
-    )
+    lacking: ClassVar[str] = "encoder that reads texts apart: use an encoder-decoder, such as T5"
 
     @abstractmethod
     def predictions_apart(
