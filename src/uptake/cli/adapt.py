@@ -24,6 +24,14 @@ def adapt(
     method: options.Method = "ttt-nn",
     k: Annotated[int, options.option(options.MAIN, "N", "Number of neighbours to read.", "-k", least=0)] = 20,
     settings: options.Setting = None,
+    hand_over: Annotated[
+        list[str] | None,
+        options.option(
+            options.OUTPUT,
+            "KIND=URL",
+            "Load the adapter into this server and see that it answers: vllm, sglang or llamacpp.",
+        ),
+    ] = None,
     encoder: options.Encoder = None,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
@@ -44,6 +52,8 @@ def adapt(
         from uptake import api
         from uptake.evaluation.defaults import choosing
         from uptake.export import check_folder, export_peft, only_delta
+        from uptake.hand_over import hand_over as handed_over
+        from uptake.hand_over import target
         from uptake.lm import loading
         from uptake.methods.contract.spending import Budget
 
@@ -54,6 +64,7 @@ def adapt(
     if searches and store is None:
         raise BadInput(f"{method} reads neighbours and there is no store: name one with --store")
     check_folder(folder)
+    targets = [target(each) for each in hand_over or ()]
     loading.check(device, dtype)
     inputs.set_threads(threads)
     opened = None
@@ -83,3 +94,11 @@ def adapt(
     if stopped:
         screen.note(f"{method} stopped: {stopped}; the adapter contains what was learnt until then")
     screen.note(f"read {len(session.neighbours)} neighbours and wrote a LoRA adapter to {written}")
+    for to in targets:
+        with screen.status(f"handing the adapter over to {to.url}"):
+            texts = [near.text for near in session.neighbours] or [prompt]
+            found = handed_over(to, written, session.adapted, base, texts)
+        screen.note(
+            f"{to.url} answers as {found.name}: {found.from_adapted:.4f} nats from the adapted model, "
+            f"{found.from_base:.4f} from the base"
+        )
