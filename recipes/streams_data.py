@@ -143,11 +143,15 @@ def in_context(questions: Sequence[Question], texts: Sequence[str]) -> list[Ques
     ]
 
 
-def form(found: Facts) -> list[Question]:
-    """Return what the form of answers is learnt from: each question closed book, and behind its document."""
-    texts = {each.id: each.text for each in found.documents}
+def form(found: Facts, most: int = 1000) -> list[Question]:
+    """Return what the form of answers is learnt from: each question closed book, and behind its document.
+
+    Not behind one of more than `most` characters: a batch is as long as its longest text.
+    """
+    texts = {each.id: each.text for each in found.documents if len(each.text) <= most}
     closed = in_context(found.all_questions, [""] * len(found.all_questions))
-    opened = in_context(found.questions, [texts[question.document] for question in found.questions])
+    short = [question for question in found.questions if question.document in texts]
+    opened = in_context(short, [texts[question.document] for question in short])
     return [*closed, *(replace(question, id=f"{question.id} read") for question in opened)]
 
 

@@ -178,6 +178,14 @@ def test_the_control_keeps_the_questions_and_changes_the_texts(recipe: Any, tmp_
     assert not {each.text for each in other.documents} & {each.text for each in streams.facts.documents}
     teaching, meta = recipe.data.teaching_and_meta(recipe.data.facts(args.data, "train"))
     assert not {each.group for each in teaching.documents} & {each.group for each in meta.documents}
+    closed = [recipe.data.in_context([question], [""])[0].text for question in teaching.all_questions]
+    longest = max(len(each.text) for each in teaching.documents)
+    form = [each.text for each in recipe.data.form(teaching, longest)]
+    assert form[: len(closed)] == closed and closed == [
+        each.text for each in recipe.data.form(teaching, longest - 1)
+    ]
+    opened = [text.split("\n")[0] for text in form[len(closed) :]]
+    assert sorted(opened) == sorted(each.text.strip() for each in teaching.documents)
     restated = recipe.data.told_as_questions(streams.test, streams.facts)
     for before, after in zip(streams.test.documents[:6], restated.documents[:6], strict=True):
         asked = [q for q in streams.facts.questions if q.document == before.id]
