@@ -8,13 +8,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uptake.errors import Diverged, UptakeError
+from uptake.errors import BadInput, Diverged, UptakeError
 from uptake.evaluation.failures import finite
 from uptake.lm.base import LM
 from uptake.lm.examples import encode
 from uptake.methods.contract.method import Context, Evidence, Method
 from uptake.tasks.edits import Edit
 from uptake.text.types import Found
+
+
+def check_edits(edits: Sequence[Edit]) -> None:
+    """Raise BadInput for an edit that cannot be made, or an id that is there twice."""
+    seen: set[str] = set()
+    for edit in edits:
+        if fault := edit.fault():
+            raise BadInput(f"edit {edit.id!r}: {fault}")
+        if edit.id in seen:
+            raise BadInput(f"edit id {edit.id!r} is there twice: give each an id of its own")
+        seen.add(edit.id)
+
+
+def check_lengths(edits: Sequence[Edit], lm: LM, tokens: int) -> None:
+    """Raise BadInput for a target longer than an answer's `tokens`, or an edit longer than the window."""
+    for edit in edits:
+        count = len(lm.tokenizer.encode(edit.text)[0])
+        if count > tokens:
+            raise BadInput(
+                f"the target of edit {edit.id!r} has {count} tokens and an answer at most {tokens}: "
+                f"use --answer-tokens {count} or more, or leave it out"
+            )
+        whole = 1 + len(lm.tokenizer.encode(edit.prompt)[0]) + count
+        if whole > lm.window:
+            raise BadInput(
+                f"edit {edit.id!r} has {whole:,} tokens and the model reads {lm.window:,}: shorten its prompt"
+            )
 
 
 def make_edits(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from uptake.codec import load, plain
 from uptake.errors import BadInput, Diverged
-from uptake.evaluation.edit_making import make_edits
+from uptake.evaluation.edit_making import check_edits, check_lengths, make_edits
 from uptake.evaluation.edit_replies import base_replies, other_edits, state_bytes
 from uptake.evaluation.failures import reason_of
 from uptake.evaluation.inputs import Inputs
@@ -86,7 +86,7 @@ class Edits(Protocol):
         edits = independent(inputs.edits)
         if not edits:
             raise BadInput("no edit to make: give at least one")
-        _once(edits)
+        check_edits(edits)
         if wrong := [stop for stop in self.checkpoints if not 1 <= stop <= len(edits)]:
             raise BadInput(
                 f"checkpoint {wrong[0]}: there are {len(edits)} edits to make, use 1 to {len(edits)}"
@@ -109,19 +109,7 @@ class Edits(Protocol):
         ]
 
     def check(self, units: Sequence[Unit], lm: LM) -> None:
-        for edit in _editing(units[0]).edits:
-            count = len(lm.tokenizer.encode(edit.text)[0])
-            if count > self.tokens:
-                raise BadInput(
-                    f"the target of edit {edit.id!r} has {count} tokens and an answer at most {self.tokens}: "
-                    f"use --answer-tokens {count} or more, or leave it out"
-                )
-            whole = 1 + len(lm.tokenizer.encode(edit.prompt)[0]) + count
-            if whole > lm.window:
-                raise BadInput(
-                    f"edit {edit.id!r} has {whole:,} tokens and the model reads {lm.window:,}: shorten "
-                    f"its prompt"
-                )
+        check_lengths(_editing(units[0]).edits, lm, self.tokens)
 
     def charge(self, part: Part, once: dict[str, float]) -> None:
         for rows in part.rows.values():
@@ -358,16 +346,6 @@ class _Run:
 def _editing(unit: Unit) -> Editing:
     assert isinstance(unit, Editing)
     return unit
-
-
-def _once(edits: Sequence[Edit]) -> None:
-    seen: set[str] = set()
-    for edit in edits:
-        if fault := edit.fault():
-            raise BadInput(f"edit {edit.id!r}: {fault}")
-        if edit.id in seen:
-            raise BadInput(f"edit id {edit.id!r} is there twice: give each an id of its own")
-        seen.add(edit.id)
 
 
 def _told(method: str, made: int, asked: Asking, reply: Reply | None, failed: str = "") -> Told:
