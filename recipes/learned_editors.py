@@ -548,7 +548,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.work.mkdir(parents=True, exist_ok=True)
         parts = parts_of(Path(args.shared), args.train, args.valid, args.test)
         model = uptake.load(args.model, args.device, args.dtype)
-        about = {"editor": args.command, "name": args.name, "model": model.name, "seed": args.seed}
+        about = {"editor": args.command, "name": args.name, "model": Path(model.name).name, "seed": args.seed}
         about["edits"] = {name: len(some) for name, some in parts.items()}
         EDITORS[args.command](args, model, parts, lambda found: write(args.out, about | found))
         print(*shown(json.loads(args.out.read_text())), sep="\n")

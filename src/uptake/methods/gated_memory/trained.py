@@ -114,9 +114,11 @@ class Trained(WithNetwork[ScopeEpisode], Scope):
         """Return texts as the network reads them; of long ones what the window holds last."""
         rows = [lm.tokenizer.opened(text)[-lm.window :] for text in texts]
         hidden = self._entering(lm).of(padded(rows).to(lm.device))
-        lengths = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
-        # The opening token says nothing of what follows it.
-        return network(hidden[:, 1:], lengths)  # type: ignore[no-any-return]
+        # The opening token says nothing of what follows it; of an empty text it is all there is.
+        sizes = torch.tensor([len(row) for row in rows], device=hidden.device)
+        behind = torch.where((sizes > 1)[:, None, None], hidden.roll(-1, 1), hidden)
+        found: ReadTexts = network(behind, (sizes - 1).clamp(min=1))
+        return found
 
     def of_edit(self, lm: LM, edit: Passage) -> ReadTexts:
         """Return an edit as the network reads it, by itself; of the latest ones it is kept."""
