@@ -28,6 +28,7 @@ DOMAINS = (
     "news_reuters21578", "wikipedia", "textbook_us_history", "python_peps", "stackexchange", "pmc_ccby",
 )  # fmt: skip
 FORMAT = "uptake-pretraining-1"
+PATIENCE = 2.0  # seconds until another try
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,20 @@ def precision(device: str) -> AbstractContextManager[Any]:
     return torch.autocast("cuda", torch.bfloat16) if device.startswith("cuda") else nullcontext()
 
 
+def patiently(call: Callable[[], Any], tries: int = 60) -> Any:
+    """Return what a call returns; where others fill the GPU, wait for room, so many times in all."""
+    while True:
+        try:
+            return call()
+        except torch.OutOfMemoryError as error:
+            tries -= 1
+            if not tries:
+                raise
+            print(f"  no room on the device, trying again: {str(error)[:80]}", flush=True)
+        torch.cuda.empty_cache()
+        time.sleep(PATIENCE)
+
+
 @dataclass
 class Pupil:
     """A network, its optimizer, how far it has got and what was seen on the way.
@@ -115,10 +130,7 @@ class Pupil:
         """Take one step, and return its loss. Raises SystemExit where that is no number."""
         started = time.perf_counter()
         self.network.train()
-        with precision(device):
-            found = loss(self.network)
-        self._optimizer.zero_grad(set_to_none=True)
-        found.backward()
+        found = patiently(lambda: self._backward(loss, device))
         nn.utils.clip_grad_norm_(self.own.values(), 1.0)
         self.steps += 1
         now = min(self.steps / self.warm_up, math.sqrt(self.warm_up / self.steps))
@@ -130,6 +142,13 @@ class Pupil:
             raise SystemExit(f"{self.name}: the loss is {value} at step {self.steps}: use a smaller --rate")
         self.seconds += time.perf_counter() - started
         return value
+
+    def _backward(self, loss: Callable[[nn.Module], Tensor], device: str) -> Tensor:
+        self._optimizer.zero_grad(set_to_none=True)
+        with precision(device):
+            found = loss(self.network)
+        found.backward()
+        return found.detach()
 
     def save(self, folder: Path) -> None:
         """Write everything that going on needs."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pretraining import Clock, Pupil, Stream, batches, pile, precision, resume, save, stream, write
+from pretraining import Clock, Pupil, Stream, batches, patiently, pile, precision, resume, save, stream, write
 from retro_search import Chunks, Search, longest, shared
 from rich.console import Console
 from rich.table import Table
@@ -133,8 +133,10 @@ def prepared(arguments: Any, tokenizer: Tokenizer) -> dict[str, Windows]:
     for part, store, most in plan:
         if store not in searches:
             searches.clear()
-            searches[store] = Search(stores[store], len(tokenizer), arguments.device)
-        made[part] = windows_of(texts[part], searches[store], part == store, most)
+            searches[store] = patiently(partial(Search, stores[store], len(tokenizer), arguments.device))
+        made[part] = patiently(partial(windows_of, texts[part], searches[store], part == store, most))
+    searches.clear()
+    torch.cuda.empty_cache()  # what the search took is for whoever needs it next
     tensors = {
         f"{part}/{name}": torch.tensor(getattr(each, name))
         for part, each in made.items() for name in ("starts", "nearest")
@@ -192,7 +194,9 @@ def reads_of(arm: str) -> tuple[str, ...]:
 def validate(pupils: Sequence[Pupil], model: Causal, held: Windows, read: int, arguments: Any) -> None:
     for pupil in pupils:
         found = {
-            name: float(nats(pupil, model, held, name, arguments.batch, arguments.device).mean())
+            name: float(
+                patiently(partial(nats, pupil, model, held, name, arguments.batch, arguments.device)).mean()
+            )
             for name in reads_of(pupil.name)
         }
         pupil.course.append(
@@ -215,7 +219,7 @@ def measured(pupils: Sequence[Pupil], model: Causal, held: Windows, arguments: A
     base: NDArray[np.float64] | None = None
     for pupil in pupils:
         for reads in reads_of(pupil.name):
-            each = nats(pupil, model, held, reads, arguments.batch, arguments.device)
+            each = patiently(partial(nats, pupil, model, held, reads, arguments.batch, arguments.device))
             base = each if base is None else base
             per, against = each.sum(1), base.sum(1)
             one = told[f"{pupil.name}, {reads}"] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 SATURATION = 0.9  # BM25's k1; all chunks are as long, so that b plays no part
 GRAM = 13  # tokens
-BLOCK = 1 << 29  # scores held at once
+BLOCK = 1 << 28  # scores held at once
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,15 @@ class Search:
         self.chunks, self.vocabulary, self.device = chunks, vocabulary, device
         # Whole numbers up to 2,048 are exact in float16, and order needs no more than three digits.
         self.dtype = torch.float16 if device.startswith("cuda") else torch.float32
-        counts = self._counts(chunks.tokens[:, : chunks.size])
-        held = (counts > 0).sum(0, dtype=torch.int64).double()
-        rarity = torch.log1p((len(counts) - held + 0.5) / (held + 0.5)).to(self.dtype)
-        counts.mul_(1 + SATURATION).div_(counts / (1 + SATURATION) + SATURATION)
-        self.weights = counts.mul_(rarity)
+        self.weights = self._counts(chunks.tokens[:, : chunks.size])
+        # Some rows at a time: the whole is most of what the search needs.
+        parts = self.weights.split(max(1, (BLOCK >> 2) // vocabulary))
+        held = torch.zeros(vocabulary, dtype=torch.float64, device=device)
+        for part in parts:
+            held += (part > 0).sum(0)
+        rarity = torch.log1p((len(self.weights) - held + 0.5) / (held + 0.5)).to(self.dtype)
+        for part in parts:
+            part.copy_(part * (1 + SATURATION) / (part + SATURATION) * rarity)
         self.owner = torch.tensor(chunks.owner, device=device)
 
     def _counts(self, tokens: NDArray[np.int32]) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pretraining import Clock, Pupil, Stream, batches, pile, precision, resume, save, write
+from pretraining import Clock, Pupil, Stream, batches, patiently, pile, precision, resume, save, write
 from rich.console import Console
 from rich.table import Table
 from switch_routing import Routing
@@ -144,7 +144,7 @@ def flops(network: nn.Module, batch: Batch) -> int:
 
 def validate(pupils: Sequence[Pupil], held: Sequence[Batch], read: int, device: str) -> None:
     for pupil in pupils:
-        some = [each for batch in held for each in nats(pupil.network, batch, device)]
+        some = [each for batch in held for each in patiently(partial(nats, pupil.network, batch, device))]
         mean = sum(some) / (len(some) * held[0][1].shape[1])
         pupil.course.append(
             {"step": pupil.steps, "tokens": read, "valid": mean, "seconds": round(pupil.seconds, 1)}
@@ -167,7 +167,11 @@ def measured(
     base: list[float] = []
     for pupil in pupils:
         routing[pupil.name].clear()
-        found = [each for batch in made for each in nats(pupil.network, batch, arguments.device)]
+        found = [
+            each
+            for batch in made
+            for each in patiently(partial(nats, pupil.network, batch, arguments.device))
+        ]
         taken = routing[pupil.name].taken
         base = base or found
         one = told[pupil.name] = {

@@ -158,3 +158,22 @@ def test_a_lesson_plants_only_for_the_planted_and_only_at_first(recipe: Any, wor
     assert not torch.equal(recipe.lesson("planted", train, numbers, 0).tokens, plain)
     assert torch.equal(recipe.lesson("planted", train, numbers, recipe.PLANTED_STEPS).tokens, plain)
     assert recipe.lesson("alone", train, numbers, 0).tokens.shape[2] == 0
+
+
+def test_a_full_device_is_waited_for_and_not_for_ever(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pretraining  # beside the recipe, on the path while it is imported
+
+    monkeypatch.setattr(pretraining, "PATIENCE", 0.0)
+    asked: list[int] = []
+
+    def call(free_at: int) -> str:
+        asked.append(1)
+        if len(asked) < free_at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    assert pretraining.patiently(lambda: call(3)) == "done" and len(asked) == 3
+    asked.clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        pretraining.patiently(lambda: call(99), tries=4)
+    assert len(asked) == 4
