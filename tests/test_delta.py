@@ -14,6 +14,7 @@ from uptake.adaptation.delta import Delta, LowRank, fingerprint, skeleton
 from uptake.adaptation.inner_loop import gradient_descent, token_loss
 from uptake.adaptation.optimizers import SGD, AdamW, Optimizer
 from uptake.adaptation.trainable import All, LoRA, Named, Top, Trainable
+from uptake.adaptation.trainable.opening import open_weights
 from uptake.adaptation.trainable.places import block_matrices
 from uptake.adaptation.transforms import Losses, chain
 from uptake.errors import BadInput, Damaged, Mismatch
@@ -108,6 +109,13 @@ def test_a_skeleton_of_odd_modules_is_what_deepcopy_makes() -> None:
     made[0].seen_by = made[1]
     assert len(module[1].own._forward_hooks) == 1 and not hasattr(module[1], "more")
     assert module[1]._non_persistent_buffers_set == {"count"} and not hasattr(inner, "seen_by")
+
+
+def test_a_start_from_a_file_trains_on_where_the_module_is() -> None:
+    module = toys.module()
+    start = Delta.dense("base", {name: torch.ones_like(value) for name, value in module.named_parameters()})
+    opened = open_weights(module.to("meta"), [name for name, _ in module.named_parameters()], start)
+    assert {each.device.type for each in opened.parameters.values()} == {"meta"}
 
 
 @pytest.mark.parametrize("trainable", [All(), Top(1), Named(".1.mlp."), LoRA(rank=3)], ids=str)

@@ -22,7 +22,11 @@ def open_weights(module: nn.Module, names: Sequence[str], start: Delta) -> Train
     under = rest.over(module, start.base) if rest.parts else module
     stand = dict(under.named_parameters())
     with torch.no_grad():
-        at = {n: wide(stand[n]) + own[n] if n in own else wide(stand[n]).clone() for n in names}
+        # A start that was read from a file lies in the processor's memory, wherever the module is.
+        at = {
+            n: wide(stand[n]) + own[n].to(stand[n].device) if n in own else wide(stand[n]).clone()
+            for n in names
+        }
     parameters = {name: nn.Parameter(tensor) for name, tensor in at.items()}
 
     def delta() -> Delta:
@@ -57,7 +61,8 @@ def open_parts(
     stand = {name: site.parameter(name).detach() for name in weights}
     with torch.no_grad():
         for path, value in stand.items():
-            site.replace(path, wide(value) + own[path] if path in own else wide(value).clone())
+            begun_at = wide(value) + own[path].to(value.device) if path in own else wide(value).clone()
+            site.replace(path, begun_at)
     known = {id(leaf) for leaves in found.values() for leaf in leaves.values()}
     known |= {id(site.parameter(name)) for name in weights}
     parameters = {name: leaf for name, leaf in site.module.named_parameters() if id(leaf) in known}
