@@ -141,6 +141,17 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
         train(method, lm, [])
 
 
+def test_a_training_that_is_told_enough_is_where_one_of_as_many_steps_is(tmp_path: Path) -> None:
+    lm, method, path = toys.lm(), LearnedMemory(), tmp_path / "checkpoint"
+    settings, answers = Training(passes=4, save_every=5), iter([False, True])
+    early, points = train(method, lm, EPISODES, settings, path, enough=lambda: next(answers))
+    assert [point.step for point in points] == [5, 10]
+    whole, _ = train(method, lm, EPISODES, settings)
+    assert not torch.equal(early.logit, whole.logit)  # type: ignore[arg-type]
+    later, _ = train(method, lm, EPISODES, settings, path)
+    assert torch.equal(later.logit, whole.logit)  # type: ignore[arg-type]
+
+
 def test_a_rate_with_warm_up_begins_low_and_decays_at_every_checkpoint() -> None:
     lm, method = toys.lm(), LearnedMemory()
     optimizer = SGD(learning_rate=0.5)
