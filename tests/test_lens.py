@@ -1,5 +1,6 @@
 """The page of a server in a real browser: it runs, stops, shows hostile text as text, asks nobody else."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,14 @@ def test_a_person_sees_what_reading_does(server: Running, browser: Any, width: i
     assert after and "[" not in after[-60:].split("]")[-1]
     # Hostile text was read, is shown as it is, and does nothing.
     assert HOSTILE in page.text_content("#neighbours") and page.evaluate("window.hacked") is None
+    # Without one of them, it is read again: what is left alone, and nothing is searched.
+    boxes = page.locator("#neighbours input")
+    count, again = boxes.count(), page.locator("#again")
+    assert count > 1 and again.is_disabled()
+    boxes.last.uncheck()
+    again.click()
+    page.wait_for_function(f"document.querySelectorAll('#neighbours input').length === {count - 1}")
+    page.wait_for_function("document.querySelector('#status').textContent.startsWith('done')")
     page.fill("#text", " the mat and " + HOSTILE)
     page.click("#score button")
     page.wait_for_function("document.querySelector('#status').textContent === 'scored'")
@@ -89,6 +98,45 @@ def test_stop_frees_the_rows(server: Running, browser: Any) -> None:
             break
     assert 'what="rows"} 0.0' in facts and "uptake_running 0.0" in facts
     page.close()
+
+
+def test_a_text_is_forgotten_with_a_receipt(tmp_path: Path, browser: Any) -> None:
+    config = server_world.config(tmp_path, data=str(tmp_path / "data"))
+    with server_world.running(config) as server:
+        made = server.post("/uptake/memories", {"user": "ann", "text": "the cat sat on ann's mat"}).json()[
+            "id"
+        ]
+        page = browser.new_page(bypass_csp=True)
+        page.set_default_timeout(120_000)
+        page.goto(f"{server.url}/lens")
+        page.wait_for_function("document.querySelector('#model').options.length > 1")
+        # The page lists what a request has read; here one that read a memory.
+        told = server.post(
+            "/v1/completions",
+            {"model": "toy", "prompt": "cat", "uptake": {"method": "in-context", "memory": "ann", "k": 1}},
+        ).json()["uptake"]
+        assert [each["document"] for each in told["neighbours"]] == [f"{made}/0"]
+        page.route(
+            "**/v1/completions",
+            lambda route: route.continue_(
+                post_data=json.dumps(
+                    {
+                        **json.loads(route.request.post_data),
+                        "model": "toy",
+                        "uptake": {"method": "in-context", "memory": "ann", "k": 1, "explain": True},
+                    }
+                )
+            ),
+        )
+        page.fill("#prompt", "cat")
+        page.click("#run")
+        forget = page.locator("#neighbours button").first
+        forget.click()
+        forget.click()
+        page.wait_for_function("document.querySelector('#receipt').textContent.includes('is forgotten')")
+        assert made in page.text_content("#receipt") and "1 texts" in page.text_content("#receipt")
+        assert server.http.get(f"/uptake/memories/{made}").status_code == 404
+        page.close()
 
 
 def test_what_goes_wrong_is_said(server: Running, browser: Any) -> None:

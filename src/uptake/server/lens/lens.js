@@ -53,7 +53,7 @@ function body(model) {
     max_tokens: Number($("tokens").value),
     temperature: Number($("temperature").value),
     seed: Number($("seed").value),
-    ...(adapts ? { uptake: { explain: true, ...(own ? { texts: [own] } : {}) } } : {}),
+    ...(adapts ? { uptake: { explain: true, ...(left ? { texts: left, k: 0 } : own ? { texts: [own] } : {}) } } : {}),
   };
 }
 
@@ -88,6 +88,59 @@ async function write(model, out, signal) {
   }
 }
 
+// What was read may be read again without some of it: then nothing is searched, and what is ticked is read as texts.
+let left = null;
+
+async function forget(near) {
+  const kind = near.document.startsWith("mem_") ? "/uptake/memories/" : "/v1/files/";
+  const id = near.document.split("/")[0];
+  try {
+    const sent = { method: "DELETE", headers: headers() };
+    const told_ = await (await told(await fetch(kind + encodeURIComponent(id), sent))).json();
+    const went = Object.entries(told_.uptake.forgotten).map(([what, count]) => `${count} ${what}`);
+    $("receipt").textContent = `${id} is forgotten: ${went.join(", ") || "nothing was made of it"}`;
+    return true;
+  } catch (error) {
+    say(error.message, true);
+    return false;
+  }
+}
+
+function ticked() {
+  const boxes = [...document.querySelectorAll("#neighbours input")];
+  left = boxes.length && boxes.some((box) => !box.checked) ? boxes.filter((box) => box.checked).map((box) => box.value) : null;
+  $("again").disabled = left === null;
+}
+
+function tick(near) {
+  const box = document.createElement("input");
+  box.type = "checkbox";
+  box.checked = true;
+  box.value = near.text ?? "";
+  box.setAttribute("aria-label", `read ${near.document || "your own text"} at ${near.start}`);
+  box.addEventListener("change", ticked);
+  return box;
+}
+
+function forgets(near, item) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Forget";
+  let sure = false;
+  button.addEventListener("click", async () => {
+    if (!sure) {
+      sure = true;
+      button.textContent = "Forget the whole text for good?";
+      return;
+    }
+    if (await forget(near)) {
+      item.remove();
+      ticked();
+    }
+  });
+  return button;
+}
+
 function neighbours(uptake) {
   const { ms, steps, tokens_trained: trained, cache, stopped } = uptake;
   $("cost").textContent =
@@ -99,31 +152,48 @@ function neighbours(uptake) {
     head.textContent = `${near.document || "your own text"} at ${near.start}, score ${near.score.toFixed(2)}`;
     text.textContent = near.text ?? "";
     more.append(head, text);
-    item.append(more);
+    item.append(tick(near), more);
+    if (/^(file|mem)_/.test(near.document)) item.append(forgets(near, item));
     return item;
   }));
+  ticked();
 }
 
-$("ask").addEventListener("submit", async (event) => {
+$("ask").addEventListener("submit", (event) => {
   event.preventDefault();
+  left = null;
+  run();
+});
+$("again").addEventListener("click", () => run());
+
+async function run() {
   running?.abort();
   const mine = (running = new AbortController());
   $("stop").disabled = false;
   say("running");
   const started = performance.now();
-  $("neighbours").replaceChildren();
-  $("cost").textContent = "";
+  $("cost").textContent = $("receipt").textContent = "";
   const both = [write(base(), $("before"), mine.signal), write($("model").value, $("after"), mine.signal)];
+  $("neighbours").replaceChildren();
+  $("again").disabled = true;
   const failed = (await Promise.allSettled(both)).find((each) => each.status === "rejected");
   if (running !== mine) return;
   running = null;
   $("stop").disabled = true;
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   say(failed ? failed.reason.message : mine.signal.aborted ? "stopped" : `done in ${seconds} s`, Boolean(failed));
-});
+}
 $("stop").addEventListener("click", () => running?.abort());
 
 const BITS = Math.log(2);
+
+function shown(raw) {
+  try {
+    return JSON.stringify(new TextDecoder("utf-8", { fatal: true }).decode(new Uint8Array(raw)));
+  } catch { // part of a character
+    return "bytes:" + raw.map((byte) => `\\x${byte.toString(16).padStart(2, "0")}`).join("");
+  }
+}
 
 function strip(found, against) {
   const box = document.createElement("div");
@@ -136,13 +206,14 @@ function strip(found, against) {
     const strength = Math.min(1, Math.abs(gained) / 3);
     if (strength > 0.05) {
       part.className = "marked";
-      const [red, green, blue] = gained > 0 ? [88, 160, 240] : [240, 150, 50];
-      part.style.backgroundColor = `rgba(${red}, ${green}, ${blue}, ${0.25 + 0.75 * strength})`;
+      // Mixed with white in the dark as well, since the letters on it are dark.
+      const mixed = (gained > 0 ? [88, 160, 240] : [240, 150, 50])
+        .map((full) => Math.round(255 + (full - 255) * (0.25 + 0.75 * strength)));
+      part.style.backgroundColor = `rgb(${mixed.join(", ")})`;
     }
     const show = () => {
       const share = (each) => `${(100 * Math.exp(each.logprob)).toFixed(2)} %`;
-      const best = token.top.map(([raw, value]) =>
-        `${new TextDecoder().decode(new Uint8Array(raw))} ${(100 * Math.exp(value)).toFixed(1)} %`);
+      const best = token.top.map(([raw, value]) => `${shown(raw)} ${(100 * Math.exp(value)).toFixed(1)} %`);
       $("token").textContent =
         `"${token.text}": ${share(was)} before, ${share(token)} here, ${gained.toFixed(2)} bits gained\n` +
         `likeliest here: ${best.join(" | ")}`;
@@ -167,7 +238,7 @@ $("score").addEventListener("submit", async (event) => {
     const [before] = results;
     for (const found of results) {
       const title = document.createElement("h3");
-      const seconds = found.uptake ? `, adapted in ${(found.uptake.ms.adapt / 1000).toFixed(1)} s` : "";
+      const seconds = found.uptake ? `, adapted in ${Math.round(found.uptake.ms.adapt)} ms` : "";
       title.textContent = found === before
         ? `${found.model}: ${found.bits_per_byte.toFixed(3)} bits a byte`
         : `${found.model}: ${before.bits_per_byte.toFixed(3)} → ${found.bits_per_byte.toFixed(3)} bits a byte${seconds}`;
