@@ -410,3 +410,14 @@ def test_the_weights_after_a_private_step_on_lora_are_those_of_opacus() -> None:
     for name, p in copy.parameters.items():
         assert torch.allclose(found[name], p.moved, rtol=1e-3, atol=1e-9), name
     assert size(found) > 0
+
+
+def test_so_little_noise_that_it_keeps_nothing_is_told_and_costs_no_memory() -> None:
+    with pytest.raises(BadInput, match=r"take fewer steps, a larger batch, more documents$"):
+        DP(epsilon=8.0, delta=0.01, steps=100_000_000).claim(12)
+    claim = DP(epsilon=None, noise=1e-3, delta=0.01, steps=100).claim(12)
+    assert (
+        claim.epsilon is None and not claim.holds and claim.said().startswith("too little noise: no privacy")
+    )
+    # Below the limit the bound is a number, and larger than what the limit stands for.
+    assert 200 < epsilon_of(0.05, 1.0, 1, 1e-2) < math.inf

@@ -15,9 +15,10 @@ from uptake.adaptation.delta.cell import EDGES, OPERATIONS, Cell
 from uptake.adaptation.delta.prompt import Prompt
 from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import SGD, AdamW
-from uptake.adaptation.trainable import LoRA
+from uptake.adaptation.trainable import LoRA, Trainable
 from uptake.adaptation.trainable.opening import open_parts
 from uptake.adaptation.trainable.prompt import Prompt as TrainablePrompt
+from uptake.adaptation.trainable.tarp import TARP
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.causal import Causal
 from uptake.lm.choices import Choices, chosen
@@ -496,3 +497,18 @@ def test_a_prompt_that_fills_the_window_is_refused() -> None:
     method = Attempt(weights="untrained", drawn=1, tokens=16)
     with pytest.raises(BadInput, match="fewer"):
         method.adapt([method.init(lm)], lm, [evidence(SHOTS)], Context())
+
+
+@pytest.mark.parametrize(
+    "trainable",
+    [LoRA(rank=33), TARP(rank=33), _Difference("lora", 33, 0, None), _Difference("tarp", 33, 0, None)],
+    ids=["lora", "tarp", "mltd lora", "mltd tarp"],
+)
+def test_a_rank_that_no_matrix_has_is_refused_before_memory_is_spent(trainable: Trainable) -> None:
+    lm = toys.lm()
+    with pytest.raises(BadInput, match="no matrix that it is for has a rank above 32; use that or less"):
+        trainable.copy(lm.module, Delta(lm.fingerprint), seeded())
+    with pytest.raises(BadInput, match="rank 36: no matrix"):
+        AdapterMixture(experts=3, rank=12).fresh(lm)
+    with pytest.raises(BadInput, match="cell 33: wider than the model's 32"):
+        Mltd(cell=33).fresh(lm)

@@ -11,7 +11,7 @@ from uptake.adaptation.delta import Delta, LowRank
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.trainable import LoRA, Trainable, TrainableCopy
 from uptake.adaptation.trainable.lora import factor_names
-from uptake.adaptation.trainable.places import block_matrices, blocks, width
+from uptake.adaptation.trainable.places import block_matrices, blocks, check_rank, width
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
@@ -144,8 +144,9 @@ class AdapterMixture(TaskLearner):
 
     def _matrices(self, lm: Causal) -> list[Matrix]:
         stack, _ = blocks(lm.module)
-        found = []
-        for name, transposed in block_matrices(lm.module, self.layers).items():
+        found, matrices = list[Matrix](), block_matrices(lm.module, self.layers)
+        check_rank(lm.module, self.experts * self.rank, matrices)
+        for name, transposed in matrices.items():
             first, second = lm.module.get_parameter(name).shape
             into, out = (first, second) if transposed else (second, first)
             block = int(name.removeprefix(f"{stack}.").partition(".")[0])

@@ -14,7 +14,7 @@ from uptake.adaptation.inner_loop import unroll
 from uptake.adaptation.optimizers import SGD
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.adaptation.trainable.opening import open_parts
-from uptake.adaptation.trainable.places import attention_matrices, sides, upper_blocks, width
+from uptake.adaptation.trainable.places import attention_matrices, check_rank, sides, upper_blocks, width
 from uptake.adaptation.trainable.tarp import tarp_parts
 from uptake.adaptation.transforms import Losses, chain
 from uptake.errors import BadInput
@@ -48,14 +48,19 @@ class _Difference(Trainable):
             parts = tarp_parts(module, self.rank, self.layers, generator)
         else:
             parts = dict(self._low_rank(module, generator))
+        if self.cell > width(module):
+            raise BadInput(
+                f"cell {self.cell:,}: wider than the model's {width(module):,}, use less, such as 16"
+            )
         if self.cell:
             for path in upper_blocks(module, self.layers):
                 parts[path] = Cell.fresh(width(module), self.cell, self.chosen, generator)
         return open_parts(module, parts, self.owner, start)
 
     def _low_rank(self, module: nn.Module, generator: torch.Generator) -> Mapping[str, Part]:
-        found = {}
-        for name, transposed in attention_matrices(module, self.layers).items():
+        found, matrices = {}, attention_matrices(module, self.layers)
+        check_rank(module, self.rank, matrices)
+        for name, transposed in matrices.items():
             into, out = sides(module.get_submodule(name.removesuffix(".weight")))
             down = torch.randn(self.rank, into, generator=generator) / into**0.5
             found[name] = LowRank(torch.zeros(out, self.rank), down, 1.0, transposed)

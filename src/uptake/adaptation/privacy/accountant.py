@@ -11,6 +11,7 @@ from functools import cache
 from uptake.errors import BadInput, Missing
 
 _ERROR = 0.01  # in epsilon: what the bound may be too large by
+LEAST = 25.0  # of (rate * square root of steps) / noise: there epsilon is about its square over two
 _CLOSE = 5e-3  # relative, of the noise multiplier that is solved for
 
 
@@ -18,9 +19,10 @@ def epsilon_of(noise: float, rate: float, steps: int, delta: float) -> float:
     """Return epsilon after `steps` steps, each with every unit at probability `rate`.
 
     `noise` is the standard deviation of the noise over the largest norm of a unit's gradient. Infinite
-    without noise.
+    without noise, and with so little that epsilon would be in the hundreds: that keeps nothing, and what
+    computes it takes memory as epsilon grows.
     """
-    if noise == 0:
+    if noise == 0 or rate * math.sqrt(steps) / noise > LEAST:
         return math.inf
     return _epsilon(noise, rate, steps, delta)
 
@@ -34,8 +36,8 @@ def noise_for(epsilon: float, rate: float, steps: int, delta: float, most: float
         least = epsilon_of(most, rate, steps, delta)
         raise BadInput(
             f"epsilon {epsilon:g} over {steps:,} steps needs noise of more than {most:g} times the clip, "
-            "more than a whole batch can sum to: take fewer steps, a larger batch, more documents, or "
-            f"epsilon {math.ceil(least * 100) / 100:g} or more"
+            "more than a whole batch can sum to: take fewer steps, a larger batch, more documents"
+            + (f", or epsilon {math.ceil(least * 100) / 100:g} or more" if math.isfinite(least) else "")
         )
     high = min(1.0, most)
     while epsilon_of(high, rate, steps, delta) > epsilon:

@@ -68,8 +68,9 @@ class DP:
             noise = noise_for(self.epsilon, rate, self.steps, self.delta, rate * units)
         else:
             noise = self.noise
+        epsilon = epsilon_of(noise, rate, self.steps, self.delta)
         return Claim(
-            epsilon=epsilon_of(noise, rate, self.steps, self.delta) if noise else None,
+            epsilon=epsilon if math.isfinite(epsilon) else None,
             delta=self.delta,
             unit=self.unit,
             units=units,
@@ -132,7 +133,7 @@ class Claim:
         if self.seeded:
             return f"seeded: no privacy; {how}"
         if self.epsilon is None:
-            return f"no noise: no privacy; {how}"
+            return f"{'too little' if self.noise_multiplier else 'no'} noise: no privacy; {how}"
         return (
             f"({self.epsilon:.3g}, {self.delta:g})-differentially private for each {self.unit} trained on: "
             f"{how}. Not private: {'; '.join(NOT_PRIVATE)}"

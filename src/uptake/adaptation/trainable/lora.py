@@ -12,7 +12,7 @@ from uptake.adaptation.delta import Delta, LowRank, Overlay, Part, wide
 from uptake.adaptation.delta.delta import check_owner
 from uptake.adaptation.draws import drawing_from
 from uptake.adaptation.trainable.opening import value_of
-from uptake.adaptation.trainable.places import block_matrices
+from uptake.adaptation.trainable.places import block_matrices, check_rank
 from uptake.adaptation.trainable.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
 
@@ -93,6 +93,7 @@ class LoRA(Trainable):
     ) -> tuple[Delta, dict[str, LowRank]]:
         """Return what of the start stays under the adapter, and where the adapter's factors begin."""
         matrices = block_matrices(module, self.layers)
+        check_rank(module, self.rank, matrices)
         own = {n: part for n, part in start.parts_of(LowRank, self.owner).items() if n in matrices}
         for name, part in own.items():
             if len(part.down) != self.rank:

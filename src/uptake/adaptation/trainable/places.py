@@ -1,6 +1,6 @@
 """Where in a transformer something can train: its blocks, their matrices, attention and feed-forward."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -45,7 +45,7 @@ def upper_blocks(module: nn.Module, layers: int | None) -> dict[str, nn.Module]:
     name, stack = blocks(module)
     count = layers
     if not 1 <= count <= len(stack):
-        raise BadInput(f"top layers {count}: the model has {len(stack)}, use 1 to {len(stack)}")
+        raise BadInput(f"layers {count}: the model has {len(stack)} blocks, use 1 to {len(stack)}")
     return {f"{name}.{i}": stack[i] for i in range(len(stack) - count, len(stack))}
 
 
@@ -79,6 +79,15 @@ def within(module: nn.Module, names: tuple[str, ...], layers: int | None = None)
             raise no_place(module, f"a part called {', '.join(names[:-1])} or {names[-1]} in every block")
         found[f"{prefix}.{name}"] = getattr(block, name)
     return found
+
+
+def check_rank(module: nn.Module, rank: int, names: Iterable[str]) -> None:
+    """Raise BadInput for a rank that none of these matrices can have: it would cost memory alone."""
+    full = max((min(module.get_parameter(name).shape) for name in names), default=rank)
+    if rank > full:
+        raise BadInput(
+            f"rank {rank:,}: no matrix that it is for has a rank above {full:,}; use that or less, such as 16"
+        )
 
 
 def no_place(module: nn.Module, wanted: str) -> BadInput:

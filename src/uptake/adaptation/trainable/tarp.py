@@ -9,7 +9,7 @@ from uptake.adaptation.delta import Delta, Part
 from uptake.adaptation.delta.delta import check_owner
 from uptake.adaptation.delta.tarp import InputDependent, Rescaled
 from uptake.adaptation.trainable.opening import open_parts
-from uptake.adaptation.trainable.places import attention_matrices, sides
+from uptake.adaptation.trainable.places import attention_matrices, check_rank, sides
 from uptake.adaptation.trainable.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
 
@@ -40,7 +40,9 @@ def tarp_parts(
 ) -> dict[str, Part]:
     """Return TARP's parts for all linear layers of attention, by what they stand on; they change nothing."""
     parts: dict[str, Part] = {}
-    for name, transposed in attention_matrices(module, layers).items():
+    matrices = attention_matrices(module, layers)
+    check_rank(module, rank, matrices)
+    for name, transposed in matrices.items():
         layer = name.removesuffix(".weight")
         into, out = sides(module.get_submodule(layer))
         down = 0.02 * torch.randn(rank, into, generator=generator)
