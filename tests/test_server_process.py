@@ -92,7 +92,8 @@ def test_an_engine_that_is_killed_is_told_of_and_started_again(server: Process) 
         assert ask(server, max_tokens=8, temperature=0).json()["choices"] == before
 
 
-def test_what_was_acknowledged_stands_however_often_the_engine_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", ["engine", "door"])
+def test_what_was_acknowledged_stands_however_often_a_process_is_killed(tmp_path: Path, killed: str) -> None:
     server = Process(tmp_path, "--data", tmp_path / "data")
     kept: dict[str, str] = {}
     gone: list[str] = []
@@ -102,10 +103,10 @@ def test_what_was_acknowledged_stands_however_often_the_engine_is_killed(tmp_pat
     def write() -> None:
         nonlocal answered
         number = 0
-        with httpx.Client(base_url=server.url, timeout=60) as http:
-            while not end.is_set():
-                number += 1
-                text = f"canary-{number}-canary the cat sat"
+        while not end.is_set():
+            number += 1
+            text = f"canary-{number}-canary the cat sat"
+            with httpx.Client(base_url=server.url, timeout=60) as http:
                 try:
                     made = http.post("/uptake/memories", json={"user": "ann", "text": text})
                     if made.status_code != 200:
@@ -120,7 +121,7 @@ def test_what_was_acknowledged_stands_however_often_the_engine_is_killed(tmp_pat
                         if http.delete(f"/uptake/memories/{name}").status_code == 200:
                             gone.append(text)
                 except httpx.HTTPError:
-                    continue
+                    time.sleep(0.1)
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -132,8 +133,15 @@ def test_what_was_acknowledged_stands_however_often_the_engine_is_killed(tmp_pat
                 time.sleep(0.05)
             time.sleep(drawn.random() / 2)
             (engine,) = server.children()
-            os.kill(engine, signal.SIGKILL)
-            server.again(restarts)
+            if killed == "engine":
+                os.kill(engine, signal.SIGKILL)
+                server.again(restarts)
+                continue
+            server.process.kill()
+            server.process.wait()
+            server.http.close()
+            # Its engine ends by itself: only then may another server have the folder.
+            server = Process(tmp_path, "--data", tmp_path / "data")
     finally:
         end.set()
         writer.join()
