@@ -177,7 +177,7 @@ def queries(lm: Causal, shape: Shape) -> dict[str, Any]:
                 started = time.perf_counter()
                 chosen = Found()
                 if spec.searches:
-                    chosen = spec.select.choose(source, shape.neighbours, np.random.default_rng(0))
+                    chosen = spec.choose(lm, source, shape.neighbours, np.random.default_rng(0))
                 evidence = [Evidence(chosen, query.context, source)]
                 states = spec.method.adapt([spec.method.init(lm)], lm, evidence, Context(continues=False))
                 spec.score(states, lm, [segment_of(query)], Context())

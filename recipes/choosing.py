@@ -25,6 +25,7 @@ from uptake.codec import load
 from uptake.evaluation.records import RecordFile
 from uptake.lm.base import LM, Segment
 from uptake.lm.fisher import FisherReader
+from uptake.methods.bait import in_units
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.naming import method_specs
 from uptake.report.metrics import gain, gain_difference, gain_interval
@@ -60,9 +61,7 @@ def choices(
     generator = torch.Generator().manual_seed(stable_hash("fisher", document.id))
     read = FisherReader().read(lm, [*near, prefix], generator)
     reading = time.perf_counter() - started
-    factors = np.stack([each.factor for each in read])
-    # In units of a candidate's own information, so that one regularisation fits every model.
-    factors /= np.sqrt(np.square(factors[:-1]).sum((1, 2)).mean())
+    factors = in_units(np.stack([each.factor for each in read]), count)
     states = np.stack([each.state for each in read])
     states -= states[:-1].mean(0)  # all states of a model share a direction
     losses = [each.nats for each in read[:-1]]

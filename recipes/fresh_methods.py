@@ -260,7 +260,7 @@ def _scored(
     if spec.searches:
         source = source_of(store, document, query)
     if source is not None and read is None:
-        found = spec.select.choose(source, VARIANTS[name].k, choosing(document))
+        found = spec.choose(lm, source, VARIANTS[name].k, choosing(document))
     context = Context(continues=spec.segment is not None)
     evidence = Evidence(found, query.context, source)
     whole = lm if under is None else Recorded(lm, under.log_probs)

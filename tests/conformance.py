@@ -55,7 +55,7 @@ class Subject:
         if not self.stored:
             return Evidence.of(*texts, query=query)
         shelf = Shelf.of(lm, *texts)
-        found = self.spec.select.choose(shelf, len(texts), np.random.default_rng(0))
+        found = self.spec.choose(lm, shelf, len(texts), np.random.default_rng(0))
         return Evidence(found, query, shelf)
 
 

@@ -58,6 +58,9 @@ class Shelf:
     def query_vector(self) -> NDArray[np.float32]:
         return np.ones(6, np.float32)
 
+    def query_text(self) -> str:
+        return "so "
+
     def tokens(self, fingerprint: str) -> "ShelfTokens":
         keys = TokenKeyer(self.lm)
         assert keys.fingerprint == fingerprint

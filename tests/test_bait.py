@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import toys
+import uptake
+from shelf import Shelf
+from uptake import api
 from uptake.errors import BadInput
 from uptake.lm.fisher import FisherReader, sketched
+from uptake.methods.bait import Bait
+from uptake.methods.contract.method import MethodSpec
+from uptake.methods.finetune import Finetune
+from uptake.store.datastore import Datastore
 from uptake.text.bait import Field, bait
+from uptake.text.overlap import LeakFilter
+from uptake.text.types import Document
 
 
 def trace(
@@ -144,3 +154,71 @@ def test_texts_in_a_batch_read_as_they_do_alone() -> None:
         assert found.nats == pytest.approx(np.mean(nats) if nats else 0.0, abs=1e-5)
     again = reader.read(model, texts, torch.Generator().manual_seed(0))
     assert all((one.factor == other.factor).all() for one, other in zip(read, again, strict=True))
+
+
+TEXTS = (
+    "the cat sat on the mat.",
+    "the cat sat on a mat.",
+    "a dog ran over the hill.",
+    "one fish, two fish.",
+)
+
+
+def test_the_selection_is_the_algebra_on_what_the_model_reads() -> None:
+    model = toys.lm()
+    shelf = Shelf.of(model, *TEXTS)
+    for about in ("candidates", "query"):
+        selection = Bait(about=about, classes=4, width=6, rows=3)  # type: ignore[arg-type]
+        found = MethodSpec(Finetune(), selection).choose(model, shelf, 2, np.random.default_rng(7))
+        seed = torch.Generator().manual_seed(int(np.random.default_rng(7).integers(1 << 62)))
+        read = FisherReader(4, 6, 3).read(model, [*TEXTS, *(["so "] if about == "query" else [])], seed)
+        factors = np.stack([each.factor for each in read])
+        factors = factors / np.sqrt(np.square(factors[:4]).sum((1, 2)).mean())
+        order = bait(factors[:4], 2, factors[4] if about == "query" else None, 0.01)
+        assert [passage.text for passage in found.passages] == [TEXTS[number] for number in order]
+        assert found.scores == tuple(1.0 / (number + 2) for number in order)
+    few = selection.for_model(model).choose(Shelf.of(model), 2, np.random.default_rng(7))
+    assert not few.passages
+
+
+def test_settings_reach_it_and_what_cannot_be_is_refused() -> None:
+    spec = api.method_specs(["bait"], ["candidates=50", "about=query", "learning_rate=1e-3"])["bait"]
+    assert spec.select == Bait(50, about="query") and spec.searches
+    model, source = toys.lm(), Shelf.of(toys.lm(), *TEXTS)
+    draw = np.random.default_rng(0)
+    for words, make in (
+        ("candidates 0", lambda: Bait(candidates=0)),
+        ("rows 0", lambda: Bait(rows=0)),
+        ("regularisation -1", lambda: Bait(regularisation=-1)),
+        ("about 'all'", lambda: Bait(about="all")),  # type: ignore[arg-type]
+        ("600 candidates of 16 rows", lambda: Bait(candidates=600)),
+        ("set candidates to 300", lambda: Bait().check(source, 300)),
+        ("set candidates to 300", lambda: Bait().for_model(model).choose(source, 300, draw)),
+        ("by the model", lambda: Bait().choose(source, 1, draw)),
+        ("by a language model", lambda: Bait().for_model(None)),
+    ):
+        with pytest.raises(BadInput, match=words):
+            make()
+
+
+def test_beside_another_method_each_chooses_for_the_model() -> None:
+    model = toys.lm()
+    spec = api.method_specs(["bait+in-context"], ["bait.candidates=4"])["bait+in-context"]
+    found = spec.choose(model, Shelf.of(model, *TEXTS), 2, np.random.default_rng(7))
+    alone = MethodSpec(Finetune(), Bait(4)).choose(
+        model, Shelf.of(model, *TEXTS), 2, np.random.default_rng(7)
+    )
+    assert [part.passages for part in found.parts] == [
+        alone.passages, Shelf.of(model, *TEXTS).passages[:2],
+    ]  # fmt: skip
+
+
+def test_it_needs_no_vectors(tmp_path: Path) -> None:
+    store = Datastore.create(tmp_path / "s", retriever="lexical")
+    store.add([Document(str(n), f"{text} the cat") for n, text in enumerate(TEXTS)])
+    results = api.compare(
+        toys.lm(window=256), [Document("q", "so the cat sat on the mat and the hill. " * 4)],
+        ["base", "ttt-nn", "bait"], store=store, k=2, settings=["learning_rate=1e-2"], leak=LeakFilter.off(),
+    )  # fmt: skip
+    figures = uptake.summary(results)["methods"]
+    assert figures["bait"]["gain"] not in (0, None)

@@ -1,5 +1,6 @@
 """NPLM and Transformer-N: what a token sees, the formula in a plain loop, caches, padding, files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import conformance
 import toys
 import uptake
+from uptake import methods
 from uptake.errors import BadInput
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
+from uptake.lm.grid import Grid
+from uptake.lm.nplm import register
 from uptake.lm.nplm.configuration import NPLMConfig
 from uptake.lm.nplm.network import NPLMForCausalLM
 from uptake.text.tokenizer import Tokenizer
@@ -163,3 +168,50 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"near": 3', '"near": 4'))
     with pytest.raises(BadInput, match="not of the sizes that config"):
         uptake.load(str(tmp_path))
+
+
+# What a layer that attends to nothing has no place for, and the words that say so.
+REFUSED = {
+    "few-shot": "wants a part called self_attn",
+    "mltd": "wants a part called self_attn",
+    "mac": "no one network of attention",
+    "retro": "do not add attention first",
+}
+SOME = ("ttt-nn+in-context", "knn-lm", "camels", "fwl", "hidden-state-optimisation", "mend", "memit", "bait")
+
+
+def accepts(name: str, kind: str, laws: Sequence[conformance.Law], folder: Path) -> None:
+    """Hold a method to these laws on a model of this kind, or to the reason why it cannot be."""
+    register()
+    subject, model = conformance.Subject(conformance.example(methods.find(name))), lm(kind)
+    other = network(kind)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    why = next((words for part, words in REFUSED.items() if part in name), None)
+    for law in laws:
+        if why is None:
+            law(subject, model, Causal(other, model.tokenizer, "other"), folder)
+        else:
+            with pytest.raises(BadInput, match=why):
+                law(subject, model, Causal(other, model.tokenizer, "other"), folder)
+
+
+@pytest.mark.parametrize("name", [*SOME, *REFUSED])
+def test_methods_take_an_nplm_or_say_why_not(name: str, tmp_path: Path) -> None:
+    accepts(name, "none", [conformance.law_reading_shows_and_reading_nothing_does_not], tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["none", "later"])
+@pytest.mark.parametrize(
+    "name", [name for name in methods.names() if not any(part in name for part in REFUSED)]
+)
+def test_every_method_keeps_every_law_on_these_models(name: str, kind: str, tmp_path: Path) -> None:
+    accepts(name, kind, [*conformance.LAWS.values()], tmp_path)
+
+
+def test_a_shared_pass_refuses_what_reads_in_order() -> None:
+    with pytest.raises(BadInput, match="reads its last tokens side by side"):
+        Grid(lm())
+    Grid(lm("all"))

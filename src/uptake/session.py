@@ -127,7 +127,7 @@ class Session:
                 # A prompt is no evaluated document: the passage that holds it is what a person wants found.
                 source = self._store.source(prompt, whole_text=whole_text, leak=self._leak)
                 generator = np.random.default_rng(stable_hash(str(self._seed), "choose", prompt))
-                found = self.spec.select.choose(source, k, generator)
+                found = self.spec.choose(self.model, source, k, generator)
             shown = neighbours(found)
             self._read(Evidence(found, prompt, source))
             self._found += zip((passage.id for passage in found.passages), shown, strict=True)

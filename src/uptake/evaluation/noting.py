@@ -37,6 +37,9 @@ class NotingSource:
     def query_vector(self) -> NDArray[np.float32]:
         return self._source.query_vector()
 
+    def query_text(self) -> str:
+        return self._source.query_text()
+
     def again(self, text: str) -> "NotingSource":
         return NotingSource(self._source.again(text), self._whole)
 

@@ -207,7 +207,7 @@ class QueryProtocol(Protocol):
         lm, plan, method, count = runner.lm, runner.plan, spec.method, len(asked)
         choose: list[float] = []
         with runner.meter.seconds(choose):
-            found = [_choose(spec, one, plan) for one in asked]
+            found = [_choose(spec, lm, one, plan) for one in asked]
         fresh = [runner.carried.get(name) or method.init(lm) for _ in asked]
         searching = [one.search_seconds if spec.select.ranks else 0.0 for one in asked]
         states, context = fresh, Context(plan.seed, plan.budget)
@@ -296,13 +296,13 @@ def _find(asked: Sequence[OpenQuery], runner: "Runner") -> None:
     asked[0].prepare_seconds = once[0]
 
 
-def _choose(spec: MethodSpec, one: OpenQuery, plan: "Plan") -> Found:
+def _choose(spec: MethodSpec, lm: LM, one: OpenQuery, plan: "Plan") -> Found:
     k = max(plan.neighbour_counts(spec))
     if one.source is None or k == 0:
         return Found()
     # Seeded by the query alone, so that no query's control depends on which others were run.
     generator = np.random.default_rng(stable_hash(str(plan.seed), "choose", one.queries[0].id))
-    return spec.select.choose(one.source, k, generator)
+    return spec.choose(lm, one.source, k, generator)
 
 
 def _noting(one: OpenQuery) -> NotingSource | None:

@@ -86,7 +86,7 @@ class FeedForwardKeys(LM):
 class Layers(LM):
     """An LM that gives the output of every layer, and lets tokens attend to more than the text."""
 
-    lacking: ClassVar[str] = "one network whose layers could be read or added to: give its base"
+    lacking: ClassVar[str] = "one network of attention whose layers could be read or added to: give its base"
 
     @property
     @abstractmethod

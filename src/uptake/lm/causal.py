@@ -12,7 +12,7 @@ from uptake.adaptation.delta import skeleton, wide
 from uptake.adaptation.delta.overlay import input_tokens_taken
 from uptake.adaptation.side_by_side import by_row
 from uptake.errors import BadInput
-from uptake.lm.base import Cache
+from uptake.lm.base import LMT, Cache
 from uptake.lm.capabilities import (
     FeedForwardKeys,
     HiddenStates,
@@ -55,6 +55,12 @@ class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, 
                 "prompt of fewer tokens, to leave room for a text"
             )
         self.relative = _relative(config)
+
+    def capable(self, kind: type[LMT]) -> LMT | None:
+        # A layer that reads its last tokens side by side has no attention to more than the text.
+        if kind is Layers and getattr(self.module, "reads_in_order", False):
+            return None
+        return super().capable(kind)
 
     def start(self) -> Cache:
         from transformers import DynamicCache

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from uptake.adaptation.delta import Delta, LowRank, Part
 from uptake.adaptation.delta.scale import Scale
 from uptake.adaptation.side_by_side import Stack, stacking
+from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.side_by_side import SideBySide, stands
@@ -85,6 +86,11 @@ class Grid:
     """Seats over one base model. For one thread."""
 
     def __init__(self, base: Causal, sizes: Sequence[int] = SIZES) -> None:
+        if getattr(base.module, "reads_in_order", False):
+            raise BadInput(
+                f"{type(base.module).__name__} reads its last tokens side by side, and rows of a shared pass "
+                "stand at places of their own: use a Transformer"
+            )
         self.base, self.sizes = base, tuple(sizes)
         self._tables: dict[tuple[int, Kind], list[_Table]] = {}
         self._alone: dict[Kind, tuple[Stack | None, Causal]] = {}

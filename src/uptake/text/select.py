@@ -37,6 +37,10 @@ class Select(ABC):
     def check(self, source: Source, k: int) -> None:  # noqa: B027
         """Raise BadInput where it cannot choose k passages of this store; asked before the first query."""
 
+    def for_model(self, model: object) -> "Select":
+        """Return this selection as it chooses for the model that will learn; itself, if that is all one."""
+        return self
+
     @abstractmethod
     def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found: ...
 

@@ -301,6 +301,10 @@ class Source(Protocol):
         """Return the query's own vector, of the passages' encoder. Raises BadInput where there is none."""
         ...
 
+    def query_text(self) -> str:
+        """Return the text that searches."""
+        ...
+
     def again(self, text: str) -> "Source":
         """Return the source of another text, under the same leak filter."""
         ...

@@ -267,7 +267,7 @@ def _evidence(
     (source,) = runner.sources([(document.text, document)])
     k = max(runner.plan.neighbour_counts(spec))
     generator = np.random.default_rng(stable_hash(str(runner.plan.seed), "choose", document.id))
-    found = spec.select.choose(source, k, generator) if k else Found()
+    found = spec.choose(runner.lm, source, k, generator) if k else Found()
     # A selection may want fewer; a store that has no more, for this document or at all, is to be told of.
     ended = found.withheld > 0 or k > runner.store.count or runner.store.layout.retriever == "lexical"
     return Evidence(own.behind(found.passages), source=source), len(found.passages) < k and ended

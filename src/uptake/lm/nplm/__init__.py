@@ -7,10 +7,11 @@ before them; Transformer-N does so in its first layer alone. `register` lets tra
 
 def register() -> None:
     """Let transformers' automatic classes find the kind "nplm"; to call it again changes nothing."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from uptake.lm.nplm.configuration import NPLMConfig
-    from uptake.lm.nplm.network import NPLMForCausalLM
+    from uptake.lm.nplm.network import NPLMForCausalLM, NPLMModel
 
     AutoConfig.register(NPLMConfig.model_type, NPLMConfig, exist_ok=True)
+    AutoModel.register(NPLMConfig, NPLMModel, exist_ok=True)
     AutoModelForCausalLM.register(NPLMConfig, NPLMForCausalLM, exist_ok=True)

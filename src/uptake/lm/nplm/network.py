@@ -16,6 +16,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
+from uptake.errors import BadInput
 from uptake.lm.nplm.configuration import NPLMConfig
 
 
@@ -104,6 +105,11 @@ class NPLMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["NearbyLayer", "LaterLayer"]  # noqa: RUF012
 
+    @property
+    def reads_in_order(self) -> bool:
+        """Whether what is cached has to be the text itself, in order, and nothing beside it."""
+        return bool(self.config.reads_nearby)
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, Averages):
@@ -171,17 +177,18 @@ class NPLMModel(NPLMPreTrainedModel):
     def _history(self, hidden: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
         """Return the embeddings of the text so far, [rows, time, width], zeros where the mask says so."""
         if mask is not None and mask.ndim != 2:
-            raise ValueError(
-                f"attention_mask of {mask.ndim} dimensions: this kind of model takes [rows, time]"
+            raise BadInput(
+                f"attention_mask of {mask.ndim} dimensions: the first layer reads its last tokens side by "
+                "side and takes [rows, time]"
             )
         if mask is not None:
             hidden = hidden * mask[:, -hidden.shape[1] :, None].to(hidden.dtype)
         if cache is None:
             return hidden
-        # A cache holds keys and values of heads: here one head, whose values have no width.
-        keys, _ = cache.update(hidden[:, None], hidden[:, None, :, :0], 0)
-        found: Tensor = keys[:, 0]
-        return found
+        # A cache holds keys and values of heads: here one head, an embedding's first half and its second.
+        half = hidden.shape[-1] // 2
+        keys, values = cache.update(hidden[:, None, :, :half], hidden[:, None, :, half:], 0)
+        return torch.cat([keys, values], -1)[:, 0]
 
 
 class NPLMForCausalLM(NPLMPreTrainedModel, GenerationMixin):

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
-import numpy as np
-
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.experts import Experts, FixedShare
 from uptake.methods.contract.input_tokens import check_input_tokens
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, State, same_length
-from uptake.text.select import Select
-from uptake.text.types import Found, Source
+from uptake.methods.contract.select_per_method import select_per_method
+from uptake.text.types import Source
 
 StateT = TypeVar("StateT", bound=State)
 
@@ -261,33 +259,6 @@ class Mixture(Together):
         return FixedShare((self.base_weight, *[(1 - self.base_weight) / count] * count), self.shares)
 
 
-class SelectPerMethod(Select):
-    """For each of several methods what its own selection, a field, chooses; equal ones choose once."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        names = tuple(part.name for part in dataclasses.fields(self))  # type: ignore[arg-type]
-        return _select_per_method, (names, tuple(getattr(self, name) for name in names))
-
-    def choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
-        chosen: dict[Select, Found] = {}
-        selects = [getattr(self, part.name) for part in dataclasses.fields(self)]  # type: ignore[arg-type]
-        for select in selects:
-            if select not in chosen:
-                chosen[select] = select.choose(source, k, generator)
-        return Found.of_each([chosen[select] for select in selects])
-
-    def check(self, source: Source, k: int) -> None:
-        for part in dataclasses.fields(self):  # type: ignore[arg-type]
-            getattr(self, part.name).check(source, k)
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__
-
-    def _choose(self, source: Source, k: int, generator: np.random.Generator) -> Found:
-        return self.choose(source, k, generator)
-
-
 def combine(specs: Mapping[str, MethodSpec]) -> MethodSpec:
     """Return the spec of several methods on one model, each with its own settings and its own selection.
 
@@ -318,7 +289,7 @@ def mix(specs: Mapping[str, MethodSpec]) -> MethodSpec:
 def _together(kind: type[Together], whole: str, specs: Mapping[str, MethodSpec]) -> MethodSpec:
     parts = {_field(name): spec for name, spec in specs.items()}
     selects = tuple(spec.select for spec in specs.values())
-    select = selects[0] if len(set(selects)) == 1 else _select_per_method(tuple(parts), selects)
+    select = selects[0] if len(set(selects)) == 1 else select_per_method(tuple(parts), selects)
     segments = [spec.segment for spec in specs.values() if spec.segment is not None]
     method = _rebuilt(kind, whole, {name: spec.method for name, spec in parts.items()}, {})
     return MethodSpec(method, select, min(segments, default=None))
@@ -367,12 +338,6 @@ def _state_kind(name: str, parts: Kinds) -> type[Any]:
     return dataclasses.make_dataclass(called, parts, bases=(CombinedState,), frozen=True, kw_only=True)
 
 
-@cache
-def _select_kind(name: str, parts: Kinds, searches: bool, ranks: bool, gives_passages: bool) -> type[Any]:
-    shared = {"searches": searches, "ranks": ranks, "gives_passages": gives_passages}
-    return dataclasses.make_dataclass(name, parts, bases=(SelectPerMethod,), frozen=True, namespace=shared)
-
-
 # Classes made for names are found in no module: what is sent to another process is made there again.
 def _rebuilt(
     kind: type[Together], name: str, parts: Mapping[str, Method[Any]], settings: Mapping[str, Any]
@@ -384,15 +349,3 @@ def _rebuilt(
 
 def _settings(method: Method[Any]) -> list[tuple[str, Any]]:
     return [(each.name, getattr(method, each.name)) for each in dataclasses.fields(method)]  # type: ignore[arg-type]
-
-
-def _select_per_method(fields: tuple[str, ...], selects: tuple[Select, ...]) -> SelectPerMethod:
-    kind = _select_kind(
-        "+".join(select.name for select in selects),
-        tuple(zip(fields, map(type, selects), strict=True)),
-        any(select.searches for select in selects),
-        any(select.ranks for select in selects),
-        any(select.gives_passages for select in selects),
-    )
-    made: SelectPerMethod = kind(*selects)
-    return made

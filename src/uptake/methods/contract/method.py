@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import numpy as np
 import torch
 
 from uptake.errors import BadInput, Mismatch
@@ -305,6 +306,10 @@ class MethodSpec:
     def searches(self) -> bool:
         """Whether it reads passages that somebody has to find."""
         return self.method.reads and self.select.searches
+
+    def choose(self, lm: LM, source: Source, k: int, generator: np.random.Generator) -> Found:
+        """Return at most k passages that its selection chooses for this model; BadInput if k is below 1."""
+        return self.select.for_model(lm).choose(source, k, generator)
 
     def score(
         self, states: Sequence[Any], lm: LM, segments: Sequence[Segment], context: Context

@@ -193,7 +193,7 @@ class Adapter:
             assert plan.store is not None
             source = self._store_of(tenant, plan.store).source(query, leak=LeakFilter.off())
             generator = np.random.default_rng(stable_hash(str(plan.seed), "choose", query))
-            found = plan.spec.select.choose(source, plan.k, generator)
+            found = plan.spec.choose(self._lm, source, plan.k, generator)
         return Evidence(found.behind(texts) if texts else found, query, source)
 
     def _found(self, waiter: Waiter, evidence: Evidence | Exception, search_ms: float) -> None:

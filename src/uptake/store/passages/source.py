@@ -210,6 +210,10 @@ class BoundSource:
             )
         return self._ranking.vector
 
+    def query_text(self) -> str:
+        """Return the text that searches."""
+        return self._query.text
+
     def again(self, text: str) -> "BoundSource":
         """Return the source of another text of the same evaluated document."""
         query = replace(self._query, text=storable(text))
