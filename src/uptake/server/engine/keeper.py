@@ -50,10 +50,7 @@ class Keeper:
         return self._thread.submit(do)
 
     def resume(self) -> None:
-        """Finish what a process that was killed had begun: deletions, then files that stores were to read.
-
-        What nobody was told of, since its row is missing, goes.
-        """
+        """Finish what a killed process had begun: deletions, then reading. What nobody was told of goes."""
         for kind, tenant, parent, name in self.records.unfinished():
             self._delete(kind, tenant, name, parent)
         known = self.records.ids()
