@@ -38,12 +38,14 @@ class Process:
             [sys.executable, "-c", program, *map(str, words)], stderr=subprocess.PIPE, text=True, cwd=ROOT
         )
         assert self.process.stderr is not None
+        said = []
         for line in self.process.stderr:
+            said.append(line)
             if " at http" in line:
                 self.url = line.split(" at ")[1].split("/v1")[0]
                 break
         else:
-            raise AssertionError("it did not start")
+            raise AssertionError("it did not start: " + "".join(said))
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def children(self) -> list[int]:

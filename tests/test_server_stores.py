@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,30 @@ def test_a_folder_is_free_once_its_server_has_gone(tmp_path: Path) -> None:
 
 def bytes_under(root: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file())
+
+
+def test_a_folder_stays_taken_while_an_engine_that_ends_still_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, may, add = threading.Event(), threading.Event(), Datastore.add
+
+    def slow(self: Datastore, *args: Any, **kwargs: Any) -> Any:
+        writing.set()
+        assert may.wait(60)
+        return add(self, *args, **kwargs)
+
+    with server_world.running(server_world.config(tmp_path, data=str(tmp_path / "data"))) as server:
+        client = server.openai()
+        store = client.vector_stores.create(name="notes").id
+        monkeypatch.setattr(Datastore, "add", slow)
+        client.vector_stores.files.create(store, file_id=upload(client))
+        assert writing.wait(60)
+    monkeypatch.setattr(folders, "PATIENCE", 0.5)
+    with pytest.raises(BadInput, match="another server"):
+        folders.Held(tmp_path / "data")
+    monkeypatch.setattr(folders, "PATIENCE", 60)
+    may.set()
+    folders.Held(tmp_path / "data").close()
 
 
 def test_a_file_is_kept_listed_read_and_deleted(client: openai.OpenAI) -> None:

@@ -15,7 +15,7 @@ from uptake.text.readers import read
 from uptake.text.reading import Reading
 from uptake.text.types import Document
 
-PATIENCE = 10.0  # seconds for the engine of a server that was killed to end
+PATIENCE = 30.0  # seconds for the engine of a server that was killed to end
 
 
 class Held:

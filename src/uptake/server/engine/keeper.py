@@ -42,7 +42,8 @@ class Keeper:
             path.unlink()
 
     def close(self) -> None:
-        """Leave the folder to another engine."""
+        """Leave the folder to another engine, once what is being done in it has ended."""
+        self._thread.shutdown(cancel_futures=True)
         self._held.close()
 
     def submit(self, do: Callable[[], MadeT]) -> Future[MadeT]:

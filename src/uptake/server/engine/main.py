@@ -104,6 +104,7 @@ class Engine:
                 self._tick()
                 continue
             if act is None:
+                self._running = False
                 return
             act()
 
@@ -167,7 +168,9 @@ class Engine:
             gone.set()
 
         self._inbox.put(drop)
-        gone.wait()
+        while not gone.wait(0.1):
+            if not self._running:  # the door is gone, and all states go with this process
+                break
         return counts
 
     def facts(self) -> dict[str, Any]:
