@@ -388,7 +388,7 @@ def test_upper_blocks_alone_train_above_frozen_ones(name: str) -> None:
         trained(lm, copy)
         start = copy.delta()
     assert not kind.stacks
-    with pytest.raises(BadInput, match="the model has 2, use 1 to 2"):
+    with pytest.raises(BadInput, match="the model has 2 blocks, use 1 to 2"):
         opened(lm, replace(kind, layers=3))
 
 
