@@ -1,32 +1,41 @@
 """Editors of single facts side by side on CounterFact: `docs/editing.md` says how they are measured.
 
+    python recipes/editing.py tune --model MODEL --edits 40 --editors alphaedit,grace   # on the valid part
     python recipes/editing.py run --model MODEL --edits 100 --turn 0      # all at once
     python recipes/editing.py run --model MODEL --edits 100 --turn 1      # one after another
     python recipes/editing.py run --model MODEL --edits 1000 --turn 100 --editors gated-memory,breadth-first
     python recipes/editing.py equal-kl --model MODEL --edits 100 --turn 0 --as memit
     python recipes/editing.py page --edits 100 --turn 0
 
-`run` does one editor after another and puts the figures of each into one JSON file as soon as it is through;
-started again it goes on where it stopped, within an editor too. Settings were chosen on `--part valid`, whose
-subjects no other part has; what is reported is `test`. `equal-kl` finds the learning rate at which plain
-fine-tuning drifts as far as another editor did, and measures it there. `page` draws all of a run's editors
-together.
+`tune` looks for settings on the part `valid`, whose subjects no other part has; `run` takes those that were
+chosen and measures them on `test`. `run` does one editor after another and puts the figures of each into one
+JSON file as soon as it is through; started again it goes on where it stopped, within an editor too, and
+several may write into one file. `equal-kl` finds the learning rate at which plain fine-tuning drifts as far
+as another editor did, and measures it there. `page` draws all of a run's editors together.
+
+On a GPU give `--device cuda --batch 512 --together 64`: prompts and searches share passes then.
 """
 
 import argparse
+import fcntl
 import json
 import lzma
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import editing_search
+from editing_figures import refuse_unasked, table, thousand
+
 import uptake
 from uptake.errors import BadInput, UptakeError
 from uptake.evaluation.edit_making import make_edits
-from uptake.evaluation.protocols.edits import ORACLE, OTHER, Edits
+from uptake.evaluation.protocols.edits import ORACLE, Edits
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import Context, MethodSpec
 from uptake.methods.contract.naming import method_specs
@@ -39,40 +48,44 @@ from uptake.text.types import Document
 
 PARTS = {"train": 0.7, "valid": 0.1, "test": 0.2}
 UNRELATED = 16  # paragraphs of WikiText-2 of 800 to 1,200 characters: about 4,000 tokens
-KL_RATES = (1e-5, 1e-2)  # between which `equal-kl` looks
-KL_TRIES = 6
+KL_RATE, KL_TRIES = 2e-4, 3  # where `equal-kl` begins, and how often it looks
+LEAST_KL = 1e-6
+SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Editor:
-    """A method with settings; `most` edits it can make in the time of a recipe."""
+    """A method with settings; `most` edits it can make in the time of a recipe, on a CPU.
+
+    `together` is its setting for how many edits share a pass, "" where it has none.
+    """
 
     method: str
     settings: tuple[str, ...] = ()
     most: int | None = None
+    together: str = ""
 
-    def spec(self, *more: str) -> MethodSpec:
-        return method_specs([self.method], [*self.settings, *more])[self.method]
+    def spec(self, more: Sequence[str] = (), together: int = 1) -> MethodSpec:
+        some = [f"{self.together}={together}"] if self.together and together > 1 else []
+        return method_specs([self.method], [*self.settings, *more, *some])[self.method]
 
 
-_LORA = ("trainable=lora(rank=8,alpha=16)", "optimizer=adamw(learning_rate=1e-3,weight_decay=0.0)")
 _TRAINED_BEHIND_A_GATE = ("editor=breadthfirst(stay=0.0)", "k=0")
+_ADAM = "optimizer=adamw(learning_rate=5e-4,weight_decay=0.0)"
 EDITORS = {
     "controls": Editor("base"),
-    "finetune": Editor(
-        "finetune", (*_LORA[:1], "optimizer=adamw(learning_rate=5e-4,weight_decay=0.0)", "passes=10")
-    ),
+    "finetune": Editor("finetune", ("trainable=lora(rank=8,alpha=16)", _ADAM, "passes=5")),
     "breadth-first": Editor("breadth-first"),
     "gated-memory": Editor("gated-memory"),
     "gated-finetune": Editor("gated-editor", _TRAINED_BEHIND_A_GATE),
     "gated-both": Editor("gated-editor", (*_TRAINED_BEHIND_A_GATE, "shown=1")),
-    "gated-editor": Editor("gated-editor"),
-    "gated-editor-shown": Editor("gated-editor", ("shown=1",)),
-    "rome": Editor("rome", most=300),
-    "memit": Editor("memit", most=300),
-    "alphaedit": Editor("alphaedit", most=300),
-    "ultraedit": Editor("ultraedit"),
-    "grace": Editor("grace", most=300),
+    "gated-editor": Editor("gated-editor", together="editor.values.together"),
+    "gated-editor-shown": Editor("gated-editor", ("shown=1",), together="editor.values.together"),
+    "rome": Editor("rome", most=300, together="values.together"),
+    "memit": Editor("memit", most=300, together="values.together"),
+    "alphaedit": Editor("alphaedit", most=300, together="values.together"),
+    "ultraedit": Editor("ultraedit", together="together"),
+    "grace": Editor("grace", most=300, together="values.together"),
     "wise": Editor("wise"),
 }
 
@@ -95,13 +108,18 @@ def unrelated_of(folder: Path) -> tuple[Document, ...]:
 
 @dataclass(frozen=True)
 class Run:
-    """Which edits, made how, on which model; `work` holds the journals and reports, `out` the figures."""
+    """Which edits, made how, on which model; `work` holds the journals and reports, `out` the figures.
+
+    `batch` prompts are asked side by side, and `together` edits made so where an editor can.
+    """
 
     part: str
     count: int
     turn: int
     work: Path
     out: Path
+    batch: int = 64
+    together: int = 1
 
     @property
     def key(self) -> str:
@@ -113,50 +131,54 @@ class Run:
 
     def known(self) -> dict[str, Any]:
         """Return what the file of figures holds."""
+        empty = {"runs": {}, "thousand": [], "tuned": {}}
         if not self.out.exists():
-            return {"runs": {}, "thousand": []}
+            return empty
         found: dict[str, Any] = json.loads(self.out.read_text())
-        return found
+        return {**empty, **found}
+
+    def tuned(self, name: str) -> list[str]:
+        """Return the settings that were chosen for an editor on the valid part."""
+        chosen: list[str] = self.known()["tuned"].get(name, {}).get("chosen", [])
+        return chosen
+
+    @contextmanager
+    def changing(self) -> Iterator[dict[str, Any]]:
+        """Yield the figures, and write them back changed; several processes may at once."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with (self.work / "figures.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            whole = self.known()
+            yield whole
+            write_whole(self.out, json.dumps(whole, indent=1).encode() + b"\n")
 
     def keep(self, name: str, results: Results) -> None:
-        """Put an editor's figures into the file, and what a thousand edits come to."""
-        whole, found = self.known(), uptake.summary(results)
-        run = whole["runs"].setdefault(self.key, {"model": found["model"], "editors": {}})
-        run["base"], run["known"], run["edits"] = found["base"], found["known"], found["edits"]
-        for method, figures in found["methods"].items():
-            run["editors"][method] = {**figures, "settings": found["settings"].get(method, {})}
-        whole["thousand"] = thousand(whole["runs"])
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.out, json.dumps(whole, indent=1).encode() + b"\n")
+        """Put an editor's figures into the file, and what a thousand edits come to.
+
+        Raises BadInput where prompts could not be asked: they count at the base's answers, which would
+        stand in the file as the editor's.
+        """
+        refuse_unasked(name, results)
+        found = uptake.summary(results)
+        with self.changing() as whole:
+            run = whole["runs"].setdefault(self.key, {"model": found["model"], "editors": {}})
+            run["base"], run["known"], run["edits"] = found["base"], found["known"], found["edits"]
+            for method, figures in found["methods"].items():
+                run["editors"][method] = {**figures, "settings": found["settings"].get(method, {})}
+            whole["thousand"] = thousand(whole["runs"])
         uptake.write_json(results, self.path(name, "json"))
-
-
-def thousand(runs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what editors reach after a thousand edits and more: the four figures that count together."""
-    rows = []
-    for key, run in runs.items():
-        oracle = run["editors"].get(ORACLE, {})
-        if run["edits"] < 1000:
-            continue
-        for method, told in run["editors"].items():
-            if method not in (ORACLE, OTHER):
-                rows.append(
-                    {
-                        "method": method,
-                        "run": key,
-                        "success": told["success"],
-                        "tight_paraphrase": told["tight"],
-                        "oracle_tight_paraphrase": oracle.get("tight"),
-                        "leak": told["leak"],
-                        "bits_change": told["bits_change"],
-                    }
-                )
-    return rows
 
 
 def measure(run: Run, model: Causal, inputs: uptake.Inputs, name: str, spec: MethodSpec) -> Results:
     """Return the results of one editor, going on where an interrupted call stopped."""
-    protocol = Edits(turn=run.turn, tokens=8, controls=spec.method.reads is False, save_every=50)
+    protocol = Edits(
+        turn=run.turn,
+        tokens=8,
+        controls=spec.method.reads is False,
+        save_every=max(50, run.batch // 4),
+        prompts_side_by_side=run.batch,
+    )
     run.work.mkdir(parents=True, exist_ok=True)
 
     def tell(done: int, total: int, label: str) -> None:
@@ -172,30 +194,58 @@ def measure(run: Run, model: Causal, inputs: uptake.Inputs, name: str, spec: Met
         showcases=SHOWN,
     )
     print(file=sys.stderr)
+    run.path(name, "journal").unlink(missing_ok=True)
     return results
 
 
-SHOWN = 12
+def chosen_editors(args: argparse.Namespace, among: Sequence[str]) -> list[str]:
+    """Return the editors that were asked for, or all. Raises BadInput for an unknown one."""
+    names = args.editors.split(",") if args.editors else list(among)
+    if unknown := [name for name in names if name not in among]:
+        raise BadInput(f"--editors {unknown[0]}: use {', '.join(among)}")
+    return names
 
 
 def run_all(run: Run, args: argparse.Namespace) -> None:
     """Do each editor that is not in the file yet, and print the table of all."""
     done = run.known()["runs"].get(run.key, {}).get("editors", {})
-    names = args.editors.split(",") if args.editors else list(EDITORS)
-    if unknown := [name for name in names if name not in EDITORS]:
-        raise BadInput(f"--editors {unknown[0]}: use {', '.join(EDITORS)}")
+    names = chosen_editors(args, list(EDITORS))
     left = [name for name in names if (ORACLE if name == "controls" else name) not in done]
     if left:
         model, inputs = loaded(args, run)
         for name in left:
             editor = EDITORS[name]
-            if editor.most is not None and run.count > editor.most:
+            if editor.most is not None and run.count > editor.most and run.together == 1:
                 print(f"{name}: left out, more than {editor.most} edits take it too long", file=sys.stderr)
                 continue
-            results = measure(run, model, inputs, name, editor.spec(*args.set))
-            run.keep(name, results)
-            run.path(name, "journal").unlink(missing_ok=True)
+            spec = editor.spec([*run.tuned(name), *args.set], run.together)
+            run.keep(name, measure(run, model, inputs, name, spec))
     show(run)
+
+
+def tune(run: Run, args: argparse.Namespace) -> None:
+    """Look for each editor's settings, one setting after another, and put them into the file."""
+    model, inputs = loaded(args, run)
+    for name in chosen_editors(args, list(editing_search.SEARCH)):
+        tried: list[dict[str, Any]] = run.known()["tuned"].get(name, {}).get("tried", [])
+
+        def try_out(settings: list[str], name: str = name, tried: list[dict[str, Any]] = tried) -> float:
+            for each in tried:
+                if each["settings"] == settings:
+                    return float(each["score"])
+            spec = EDITORS[name].spec(settings, run.together)
+            found = measure(run, model, inputs, name, spec)
+            refuse_unasked(name, found)
+            (figures,) = uptake.summary(found)["methods"].values()
+            told = {column: figures[column] for column in editing_search.COLUMNS}
+            tried.append({"settings": settings, "score": editing_search.score(told), **told})
+            print(name, json.dumps(tried[-1]), file=sys.stderr)
+            with run.changing() as whole:
+                best = max(tried, key=lambda each: each["score"])
+                whole["tuned"][name] = {"edits": run.key, "chosen": best["settings"], "tried": tried}
+            return float(tried[-1]["score"])
+
+        print(name, *editing_search.best(editing_search.SEARCH[name], try_out))
 
 
 def loaded(args: argparse.Namespace, run: Run) -> tuple[Causal, uptake.Inputs]:
@@ -207,24 +257,8 @@ def loaded(args: argparse.Namespace, run: Run) -> tuple[Causal, uptake.Inputs]:
 
 def show(run: Run) -> None:
     """Print a line an editor."""
-    editors = run.known()["runs"].get(run.key, {}).get("editors", {})
-    columns = (
-        "success",
-        "tight",
-        "loose",
-        "forced",
-        "same",
-        "leak",
-        "ripple",
-        "kl",
-        "bits_change",
-        "edit_seconds",
-    )
     print(run.key)
-    print(f"{'':16}" + "".join(f"{column:>13}" for column in columns))
-    for name, told in editors.items():
-        cells = ("" if told[column] is None else f"{told[column]:.3f}" for column in columns)
-        print(f"{name:16}" + "".join(f"{cell:>13}" for cell in cells))
+    print("\n".join(table(run.known()["runs"].get(run.key, {}).get("editors", {}))))
 
 
 def equal_kl(run: Run, args: argparse.Namespace) -> None:
@@ -232,31 +266,39 @@ def equal_kl(run: Run, args: argparse.Namespace) -> None:
     editors = run.known()["runs"].get(run.key, {}).get("editors", {})
     if args.like not in editors:
         raise BadInput(f"--as {args.like}: run that editor first")
-    wanted = editors[args.like]["kl"]
+    wanted = math.log(max(editors[args.like]["kl"], LEAST_KL))
     model, inputs = loaded(args, run)
-    low, high = KL_RATES
-    best = (float("inf"), low)
-    for _ in range(KL_TRIES):  # drift grows with the rate: halve the interval in logarithms
-        rate = (low * high) ** 0.5
-        found = kl_at(model, inputs, run, rate)
-        print(f"learning rate {rate:.2e}: KL {found:.4f}, wanted {wanted:.4f}", file=sys.stderr)
-        best = min(best, (abs(found - wanted), rate))
-        low, high = (rate, high) if found < wanted else (low, rate)
+    known: list[tuple[float, float]] = []  # logarithms of rate and KL, nearly on a line
+    rate = math.log(KL_RATE)
+    for _ in range(KL_TRIES):
+        found = math.log(max(kl_at(model, inputs, run, math.exp(rate)), LEAST_KL))
+        known.append((rate, found))
+        print(f"learning rate {math.exp(rate):.2e}: KL {math.exp(found):.4f}", file=sys.stderr)
+        rate += (wanted - found) / slope(known)
+    best, _ = min(known, key=lambda pair: abs(pair[1] - wanted))
     name = f"finetune at the KL of {args.like}"
-    spec = EDITORS["finetune"].spec(f"optimizer.learning_rate={best[1]}")
+    spec = EDITORS["finetune"].spec([f"optimizer.learning_rate={math.exp(best)}"])
     run.keep(name, measure(run, model, inputs, name, spec))
     show(run)
 
 
+def slope(known: Sequence[tuple[float, float]]) -> float:
+    """Return how the logarithm of KL grows with that of the rate, by the last two points; 2 to begin with."""
+    if len(known) < 2 or known[-1][0] == known[-2][0]:
+        return 2.0
+    found = (known[-1][1] - known[-2][1]) / (known[-1][0] - known[-2][0])
+    return min(max(found, 0.5), 8.0)
+
+
 def kl_at(model: Causal, inputs: uptake.Inputs, run: Run, rate: float) -> float:
     """Return how far fine-tuning at this rate drifts on the unrelated text, in nats a token."""
-    method = EDITORS["finetune"].spec(f"optimizer.learning_rate={rate}").method
+    method = EDITORS["finetune"].spec([f"optimizer.learning_rate={rate}"]).method
     state: Any = method.init(model)
     size = run.turn or run.count
     for start in range(0, run.count, size):
         state, failed = make_edits(method, state, model, inputs.edits[start : start + size], Context())
         if failed:
-            return float("inf")
+            raise BadInput(f"{failed[0][1]}: fine-tuning at {rate:.1e} fails")
     adapted = method.adapted([state], model)
     values = [value for text in inputs.unrelated for value in drift(model, adapted, text.text).kl]
     return sum(values) / len(values)
@@ -276,16 +318,19 @@ def page(run: Run) -> None:
     print(path)
 
 
+COMMANDS = {"run": run_all, "tune": tune, "equal-kl": equal_kl}
+
+
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     about, _, usage = (__doc__ or "").partition("\n\n")
     made = argparse.ArgumentParser(
         description=about, epilog=usage, formatter_class=argparse.RawTextHelpFormatter
     )
-    made.add_argument("command", choices=("run", "equal-kl", "page", "show"))
+    made.add_argument("command", choices=(*COMMANDS, "page", "show"))
     made.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     made.add_argument("--edits", type=int, default=100)
     made.add_argument("--turn", type=int, default=0)
-    made.add_argument("--part", choices=tuple(PARTS), default="test")
+    made.add_argument("--part", choices=tuple(PARTS), default="", help="valid for tune, else test")
     made.add_argument("--editors", default="")
     made.add_argument("--set", action="append", default=[])
     made.add_argument("--as", dest="like", default="memit")
@@ -294,17 +339,20 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     made.add_argument("--device", default="cpu")
     made.add_argument("--dtype", default="float32")
+    made.add_argument("--batch", type=int, default=64, help="prompts asked side by side")
+    made.add_argument("--together", type=int, default=1, help="edits made in the same passes")
     return made.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parsed(arguments)
-    run = Run(args.part, args.edits, args.turn, args.work, args.out)
+    part = args.part or ("valid" if args.command == "tune" else "test")
+    run = Run(part, args.edits, args.turn, args.work, args.out, args.batch, args.together)
     try:
-        if args.command == "run":
-            run_all(run, args)
-        elif args.command == "equal-kl":
-            equal_kl(run, args)
+        if args.command == "tune" and part == "test":
+            raise BadInput("--part test: settings are chosen on valid or train")
+        if args.command in COMMANDS:
+            COMMANDS[args.command](run, args)
         elif args.command == "page":
             page(run)
         else:

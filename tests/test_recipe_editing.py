@@ -86,3 +86,67 @@ def test_a_thousand_edits_are_told_by_four_figures(editing: Any) -> None:
 def test_a_name_that_no_editor_has_is_one_line(editing: Any, arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="use controls, finetune"):
         editing.main(["run", *arguments, "--editors", "memti"])
+
+
+def test_settings_are_searched_one_after_another(editing: Any) -> None:
+    asked = list[list[str]]()
+
+    def score(settings: list[str]) -> float:
+        asked.append(settings)
+        return {"a=1": 0.1, "a=2": 0.5}.get(settings[0], 0) + (settings[-1] == "b=7")
+
+    search = editing.editing_search
+    assert search.best({"a": ("1", "2", "3"), "b": ("7", "8")}, score) == ["a=2", "b=7"]
+    assert asked == [["a=1"], ["a=2"], ["a=3"], ["a=2", "b=7"], ["a=2", "b=8"]]
+    good = {"success": 1.0, "tight": 0.5, "same": 0.7, "bits_change": 0.01}
+    assert search.score(good) == pytest.approx((1 + 0.5 + 0.7 + 1) / 4)
+    assert search.score({**good, "tight": None}) == pytest.approx((1 + 0.7 + 1) / 3)
+    assert search.score({**good, "bits_change": 0.04}) == pytest.approx((1 + 0.5 + 0.7 + 0.25) / 4)
+
+
+def test_every_setting_of_the_search_is_the_editors(editing: Any) -> None:
+    for name, axes in editing.editing_search.SEARCH.items():
+        for setting, values in axes.items():
+            for value in values:
+                editing.EDITORS[name].spec([f"{setting}={value}"], 8)
+
+
+@pytest.mark.long
+def test_what_is_chosen_on_valid_is_what_runs(
+    editing: Any, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editing, "UNRELATED", 1)
+    few = {"memit": {"depth": ("0.0",), "strength": ("0.1", "1.0")}}
+    monkeypatch.setattr(editing.editing_search, "SEARCH", few)
+    more = ("--editors", "memit", "--together", "3", "--batch", "8")
+    editing.main(["tune", *arguments, *more])
+    whole = json.loads((tmp_path / "editing.json").read_text())
+    tuned = whole["tuned"]["memit"]
+    assert [each["settings"] for each in tuned["tried"]] == [
+        ["depth=0.0"],
+        ["depth=0.0", "strength=0.1"],
+        ["depth=0.0", "strength=1.0"],
+    ]
+    assert tuned["chosen"] in [each["settings"] for each in tuned["tried"]] and not whole["runs"]
+    editing.main(["run", *arguments, *more])
+    (run,) = json.loads((tmp_path / "editing.json").read_text())["runs"].values()
+    assert run["editors"]["memit"]["settings"]["depth"] == 0.0
+    with pytest.raises(SystemExit, match="chosen on valid"):
+        editing.main(["tune", *arguments, *more, "--part", "test"])
+
+
+@pytest.mark.long
+def test_an_editor_that_could_not_be_asked_is_not_in_the_figures(
+    editing: Any, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from uptake.evaluation.protocols import edits
+
+    monkeypatch.setattr(editing, "UNRELATED", 1)
+
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(edits, "reply_to", full)
+    with pytest.raises(SystemExit, match=r"gated-memory: .* prompts were not answered, .*CUDA out of memory"):
+        editing.main(["run", *arguments, "--editors", "gated-memory"])
+    assert not (tmp_path / "editing.json").exists()
