@@ -1,0 +1,107 @@
+"""A frozen reader: its table on the disk, and the mixture of what it says after several passages."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests import toys
+from uptake.errors import BadInput
+from uptake.lm.base import Segment
+from uptake.retrievers.reader import Prompt, answer_log_probs, mixed_answers
+from uptake.retrievers.table import Entry, ReaderTable
+from uptake.tasks.asking import generate
+
+PROMPT = Prompt((("It is red.", "Colour?", "red"),), characters=40)
+ENTRIES = [Entry(f"Who {n}?", f"passage {m} of some words", f"name {n}") for n in range(3) for m in range(4)]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return toys.lm(window=256, dtype=torch.float64)
+
+
+def test_a_prompt_is_what_it_says():
+    assert PROMPT.of("Who?", "x" * 50) == (
+        "It is red.\nQuestion: Colour?\nAnswer: red\n\n" + "x" * 40 + "\nQuestion: Who?\nAnswer:"
+    )
+    assert "{question}" in Prompt().of("Who?", "a {question} in a passage")
+    with pytest.raises(BadInput, match="template"):
+        Prompt(template="no slots")
+
+
+def test_a_table_is_what_scoring_gives_and_goes_on_where_it_stopped(lm, tmp_path):
+    path = tmp_path / "reader.table"
+    first = ReaderTable(lm, PROMPT, path)
+    assert first.fill(ENTRIES[:5]) == 5
+    again = ReaderTable(lm, PROMPT, path)
+    assert again.count == 5
+    assert again.fill(ENTRIES) == len(ENTRIES) - 5
+    for entry in ENTRIES:
+        (scores,) = lm.score([Segment(f" {entry.answer}\n", PROMPT.of(entry.question, entry.passage))])
+        found = again.tokens(entry.question, [entry.passage], entry.answer)[0]
+        np.testing.assert_allclose(found, scores.log_probs.numpy(), atol=1e-6)
+
+
+def test_a_table_of_another_prompt_is_refused_and_a_changed_line_is_done_again(lm, tmp_path):
+    path = tmp_path / "reader.table"
+    ReaderTable(lm, PROMPT, path).fill(ENTRIES)
+    with pytest.raises(BadInput, match="prompt"):
+        ReaderTable(lm, Prompt(), path)
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = lines[1].replace(b"-", b"+", 1)
+    path.write_bytes(b"\n".join(lines))
+    with pytest.warns(UserWarning, match="line 2"):
+        left = ReaderTable(lm, PROMPT, path)
+    assert left.count == 0
+    assert left.fill(ENTRIES) == len(ENTRIES)
+
+
+def naive(lm, prompts, log_prior, sequence, tokens):
+    """Say the likeliest token of the mixture, one pass a prompt and token, in float64."""
+    rows = [lm.tokenizer.opened(text) for text in prompts]
+    weights, said = log_prior.double().log_softmax(0), []
+    last = weights
+    for _ in range(tokens):
+        after = torch.stack([lm.step(torch.tensor([row]))[0][0, -1] for row in rows])
+        chosen = int((after + weights[:, None]).logsumexp(0).argmax())
+        if sequence:
+            weights = (weights + after[:, chosen]).log_softmax(0)
+        if chosen == lm.tokenizer.end or "\n" in lm.tokenizer.decode([*said, chosen]):
+            break
+        said.append(chosen)
+        last = weights
+        rows = [[*row, chosen] for row in rows]
+    return lm.tokenizer.decode(said).strip(), last.exp()
+
+
+@pytest.mark.parametrize("marginal", ["sequence", "token"])
+@torch.no_grad()
+def test_a_mixture_is_that_of_every_passage_read_by_itself(lm, marginal):
+    passages = [["one word", "two words here and there", "three"], ["four"], ["five more", "six"]]
+    prompts = [[PROMPT.of(f"Who {n}?", text) for text in some] for n, some in enumerate(passages)]
+    priors = [torch.linspace(0, 1, len(some), dtype=torch.float64) for some in passages]
+    together = mixed_answers(lm, prompts, priors, marginal, tokens=6, rows=64)
+    alone = mixed_answers(lm, prompts, priors, marginal, tokens=6, rows=1)
+    for some, prior, one, other in zip(prompts, priors, together, alone, strict=True):
+        text, weights = naive(lm, some, prior, marginal == "sequence", 6)
+        assert one.text == other.text == text
+        np.testing.assert_allclose(one.weights, weights.numpy(), atol=1e-9)
+        np.testing.assert_allclose(other.weights, weights.numpy(), atol=1e-9)
+
+
+def test_one_passage_is_the_passage_in_context(lm):
+    prompts = [PROMPT.of("Who?", "somebody"), PROMPT.of("What is it?", "something longer than that")]
+    mixed = mixed_answers(lm, [[one] for one in prompts], [torch.zeros(1)] * 2, tokens=6)
+    assert [one.text for one in mixed] == generate(lm, prompts, 6)
+    with pytest.raises(BadInput, match="no passage"):
+        mixed_answers(lm, [[]], [torch.zeros(0)])
+
+
+def test_a_table_line_is_json_behind_its_sum(lm, tmp_path):
+    path = tmp_path / "reader.table"
+    ReaderTable(lm, PROMPT, path).fill(ENTRIES[:1])
+    (made,) = [json.loads(line.partition(b" ")[2]) for line in path.read_bytes().splitlines()[1:]]
+    expected = answer_log_probs(lm, [PROMPT.of(ENTRIES[0].question, ENTRIES[0].passage)], [ENTRIES[0].answer])
+    np.testing.assert_allclose(made[ENTRIES[0].key], expected[0].numpy(), atol=1e-6)
