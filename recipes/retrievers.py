@@ -8,6 +8,8 @@ corpus by a newer one under the same weights. The store's own encoder is MiniLM,
     python recipes/retrievers.py fresh --model MODEL --encoder MINILM --fresh build/fresh --out f.json
     python recipes/retrievers.py versions --model MODEL --fresh build/fresh --out v.json
 
+Without --model only what needs no reader is done: retrieval, and supervised tuning.
+
 What takes long is kept in --work: the store, the reader's table, answers. The same command goes on.
 """
 
@@ -142,7 +144,7 @@ def trained_encoders(
     pool: Sequence[Candidates],
     valid: Sequence[Candidates],
     supervised: tuple[Sequence[Candidates], Sequence[Candidates]],
-    table: ReaderTable,
+    table: ReaderTable | None,
     seen: Searched,
     weight: float,
     given: argparse.Namespace,
@@ -150,12 +152,13 @@ def trained_encoders(
 ) -> tuple[dict[tuple[str, bool], list[Trained]], dict[str, Any]]:
     """Train every loss with without words beside it, over the seeds; tell what was chosen."""
     by_reader = [one.asked(table) for one in pool], [one.asked(table) for one in valid]
+    trainable = LOSSES if table else LOSSES[:1]
     by_mark = [one.asked() for one in supervised[0]], [one.asked() for one in supervised[1]]
     made: dict[tuple[str, bool], list[Trained]] = {}
     told: dict[str, Any] = {}
     encoder = world.store.view.encoder_fingerprint
     for words in (False, True):
-        for loss in LOSSES:
+        for loss in trainable:
             asked, judged = by_mark if loss == "contrastive" else by_reader
             start = Tuning(loss, passes=given.passes, vector_weight=weight if words else 20.0, words=words)
             draws = [np.random.default_rng(seed).permutation(len(asked)) for seed in range(given.seeds)]
@@ -190,7 +193,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 
     world = (squad_world if given.part == "squad" else fresh_world)(given)
     lap("store")
-    lm = load(given.model, given.device, given.dtype)
+    lm = load(given.model, given.device, given.dtype) if given.model else None
     ids = sorted(key for some in world.store.passages_of(world.documents).values() for key in some)
     test, valid = searched(world, world.test, ids), searched(world, world.valid, ids)
     by_id = dict(zip(ids, world.store.passages(ids), strict=True))
@@ -200,10 +203,12 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         candidates(world.store, some, given.each, with_right=True) for some in (world.train, world.valid)
     )
     lap("candidates")
-    table = ReaderTable(lm, world.prompt, given.work / f"{given.part}.table")
-    entries = [entry for one in (*pool, *judged) for entry in one.entries()]
-    scored = table.fill(entries, given.batch_tokens, lambda done, total: note(f"table {done} of {total}"))
-    lap("table")
+    table, scored = None, 0
+    if lm:
+        table = ReaderTable(lm, world.prompt, given.work / f"{given.part}.table")
+        entries = [entry for one in (*pool, *judged) for entry in one.entries()]
+        scored = table.fill(entries, given.batch_tokens, lambda done, total: note(f"table {done} of {total}"))
+        lap("table")
     weight = max(WEIGHTS, key=lambda w: float((1 / ranks(valid.by(None, w, True), valid.gold)).mean()))
     made, chosen = trained_encoders(
         world, pool, judged, (supervised[0], supervised[1]), table, valid, weight, given, note
@@ -226,6 +231,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     pairs = [(f"{loss}", "MiniLM") for loss in LOSSES]
     pairs += [("BM25 + MiniLM", "BM25"), ("BM25 + MiniLM", "MiniLM")]
     pairs += [(f"{loss} + BM25", other) for loss in LOSSES for other in ("BM25", "BM25 + MiniLM")]
+    pairs += [(f"{loss} + BM25", f"{loss}") for loss in LOSSES]
     places = {name: [ranks(one, test.gold) for one in some] for name, some in systems.items()}
     measured = {name: [retrieval(one) for one in some] for name, some in places.items()}
     hard = np.flatnonzero(places["BM25"][0] > 1)
@@ -235,7 +241,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     }
     found: dict[str, Any] = {
         "part": given.part,
-        "model": Path(given.model).name,
+        "model": Path(given.model).name if given.model else "no reader",
         "dtype": given.dtype,
         "device": given.device,
         "passages": len(ids),
@@ -250,14 +256,15 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         },
     }
     note("retrieval measured")
-    found["answers"] = answered(world, lm, systems, by_id, ids, test, hard, groups, pairs, given, note)
-    lap("answers")
+    if lm:
+        found["answers"] = answered(world, lm, systems, by_id, ids, test, hard, groups, pairs, given, note)
+        lap("answers")
     store_bytes = sum(f.stat().st_size for f in Path(str(world.store.path)).rglob("*") if f.is_file())
     found["cost"] = {
         "seconds": seconds,
         "bytes_a_passage": round(store_bytes / len(ids)),
-        "table_entries_a_second": round(scored / max(seconds["table"], 0.1), 1),
-        "query_encoder_bytes": (given.work / f"{given.part}-pdist.safetensors").stat().st_size,
+        **({"table_entries_a_second": round(scored / max(seconds["table"], 0.1), 1)} if lm else {}),
+        "query_encoder_bytes": (given.work / f"{given.part}-contrastive.safetensors").stat().st_size,
     }
     return found
 
@@ -370,7 +377,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=("squad", "fresh", "versions"))
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default="")
     parser.add_argument("--encoder", default="", help="MiniLM's folder; not needed for versions")
     parser.add_argument("--squad", type=Path)
     parser.add_argument("--fresh", type=Path)

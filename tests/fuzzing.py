@@ -35,6 +35,7 @@ from uptake.evaluation.rates import ChosenRate, Tried
 from uptake.evaluation.tune import Recipe
 from uptake.gguf import dequantised
 from uptake.lm.base import LM
+from uptake.lm.causal import Causal
 from uptake.methods.camels import Camels
 from uptake.methods.contract.learned import UNTRAINED
 from uptake.methods.contract.method import Context, Evidence
@@ -44,6 +45,7 @@ from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Retro
 from uptake.report.scored import SCORED
 from uptake.report.scored.rows import Scored
+from uptake.retrievers.query_encoder import QueryMap
 from uptake.sealed import to_json
 from uptake.store import Datastore
 from uptake.store.cache import Stamps
@@ -97,6 +99,11 @@ def save_a_network(lm: LM, path: Path) -> None:
 
 def save_a_weighing(lm: LM, path: Path) -> None:
     Camels().save(Camels().fresh(lm), lm, path)
+
+
+def save_a_query_encoder(lm: LM, path: Path) -> None:
+    (weight, *_) = lm.capable(Causal).module.parameters()
+    QueryMap("an encoder", weight.detach().double().numpy()[:2, :2].astype(np.float32), "by hand").save(path)
 
 
 def train_with_a_checkpoint(lm: LM, path: Path) -> object:
@@ -286,6 +293,7 @@ CASES = {
     "delta": tensors("delta", save_a_delta, lambda lm, path: Delta.load(path, "base")),
     "network": tensors("network", save_a_network, lambda lm, path: Retro(chunk=4).load(path, lm)),
     "weighing": tensors("network", save_a_weighing, lambda lm, path: weighing.from_file(path)),
+    "query encoder": tensors("query-encoder", save_a_query_encoder, lambda lm, path: QueryMap.load(path)),
     "checkpoint": tensors("training", train_with_a_checkpoint, train_with_a_checkpoint),
     "rate": Case(make_rate, read_rate, subset=True, anew=True),
     "replies": Case(make_replies, read_replies, subset=True, anew=True),

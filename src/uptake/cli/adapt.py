@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uptake.cli import inputs, options, screen
+from uptake.cli import inputs, options, screen, searching
 from uptake.errors import BadInput, Diverged
 
 EXAMPLES = options.examples(
@@ -33,6 +33,9 @@ def adapt(
         ),
     ] = None,
     encoder: options.Encoder = None,
+    search_by: searching.SearchBy = None,
+    vector_weight: searching.VectorWeight = 20.0,
+    query_encoder: searching.QueryEncoder = None,
     max_tokens: options.MaxTokens = None,
     max_steps: options.MaxSteps = None,
     max_cpu_seconds: options.MaxCpuSeconds = None,
@@ -70,7 +73,9 @@ def adapt(
     opened = None
     if searches and store:
         with screen.status("opening the store"):
-            opened = inputs.open_store(store, encoder, device, threads)
+            opened = inputs.open_store(
+                store, encoder, device, threads, None, search_by, vector_weight, query_encoder
+            )
     with screen.status("loading the model"):
         base = loading.load(model, device, dtype)
     with screen.progress("reading neighbours") as update:

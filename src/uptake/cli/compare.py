@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from uptake.cli import edit_options, evaluating, inputs, options, screen
+from uptake.cli import edit_options, evaluating, inputs, options, screen, searching
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore
@@ -48,6 +48,9 @@ def compare(
     settings: options.Setting = None,
     recipe: options.Recipe = None,
     encoder: options.Encoder = None,
+    search_by: searching.SearchBy = None,
+    vector_weight: searching.VectorWeight = 20.0,
+    query_encoder: searching.QueryEncoder = None,
     protocol: options.ProtocolName = "per-query",
     prefix: options.Prefix = 1024,
     suffix: options.Suffix = 1024,
@@ -134,7 +137,9 @@ def compare(
     opened: Datastore | None = None
     if wanted:
         with screen.status("opening the store"):
-            opened = inputs.open_store(wanted, encoder, device, threads, cluster)
+            opened = inputs.open_store(
+                wanted, encoder, device, threads, cluster, search_by, vector_weight, query_encoder
+            )
     with screen.status("loading the model"):
         loaded = loading.load(model, device, dtype)
     given = evaluating.fitted(given, loaded, skipped)

@@ -89,7 +89,8 @@ def cost(**given: Any) -> None:
     store = None
     if wanted:
         with screen.status("opening the store"):
-            store = inputs.open_store(wanted, given["encoder"], given["device"], threads)
+            way = (given[name] for name in ("search_by", "vector_weight", "query_encoder"))
+            store = inputs.open_store(wanted, given["encoder"], given["device"], threads, None, *way)
     with screen.status("loading the model"):
         loaded = loading.load(given["model"], given["device"], dtype)
     methods = specs(usual_methods(loaded) if named is None else named)

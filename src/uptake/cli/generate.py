@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uptake.cli import inputs, options, screen
+from uptake.cli import inputs, options, screen, searching
 from uptake.errors import BadInput
 from uptake.showing import one_line
 
@@ -49,6 +49,9 @@ def generate(
     ] = None,
     recipe: options.Recipe = None,
     encoder: options.Encoder = None,
+    search_by: searching.SearchBy = None,
+    vector_weight: searching.VectorWeight = 20.0,
+    query_encoder: searching.QueryEncoder = None,
     tokens: Annotated[int, options.option(WRITING, "N", "Maximum number of new tokens.", least=0)] = 64,
     temperature: Annotated[
         float,
@@ -127,7 +130,9 @@ def generate(
     opened = None
     if reads and store:
         with screen.status("opening the store"):
-            opened = inputs.open_store(store, encoder, device, threads)
+            opened = inputs.open_store(
+                store, encoder, device, threads, None, search_by, vector_weight, query_encoder
+            )
     with screen.status("loading the model"):
         base = loading.load(model, device, dtype)
     with screen.progress("reading neighbours") as update:

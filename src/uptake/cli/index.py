@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uptake import showing
-from uptake.cli import index_views, inputs, options, screen
+from uptake.cli import index_views, inputs, options, screen, searching
 from uptake.cli.index_adding import add_corpus, count_of, label_of
 from uptake.cli.options import examples
 from uptake.errors import BadInput, Damaged
@@ -220,6 +220,9 @@ def search(
     ],
     k: Annotated[int, options.option(options.MAIN, "N", "How many passages.", "-k", least=1)] = 5,
     encoder: Opener = None,
+    search_by: searching.SearchBy = None,
+    vector_weight: searching.VectorWeight = 20.0,
+    query_encoder: searching.QueryEncoder = None,
     as_json: options.AsJson = False,
     device: options.Device = "cpu",
     threads: options.Threads = None,
@@ -228,7 +231,9 @@ def search(
     query = inputs.given_text(query)
     inputs.set_threads(threads)
     with screen.status("searching"):
-        opened = inputs.open_store(store, encoder, device, threads)
+        opened = inputs.open_store(
+            store, encoder, device, threads, None, search_by, vector_weight, query_encoder
+        )
         (ranked,) = opened.search([query], k)
         passages = opened.passages(ranked.ids.tolist())
     inputs.note_unfinished(opened)

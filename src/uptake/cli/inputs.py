@@ -110,12 +110,25 @@ def open_store(
     device: str = "cpu",
     threads: int | None = None,
     cluster: "Cluster | None" = None,
+    search_by: str | None = None,
+    vector_weight: float = 20.0,
+    query_encoder: str | None = None,
 ) -> "Datastore":
-    """Open a store at its newest version."""
+    """Open a store at its newest version, to be searched as these options say."""
+    from uptake.cli import searching
     from uptake.store.datastore import Datastore
 
     check_device(device)
-    return Datastore.open(path, encoder=encoder, device=device, threads=threads, cluster=cluster)
+    return Datastore.open(
+        path,
+        encoder=encoder,
+        device=device,
+        threads=threads,
+        cluster=cluster,
+        search_by=search_by,
+        vector_weight=vector_weight,
+        query_encoder=searching.query_encoder(query_encoder),
+    )
 
 
 def note_unfinished(store: "Datastore") -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from uptake.cli import evaluating, inputs, options, privacy_options, screen
+from uptake.cli import evaluating, inputs, options, privacy_options, screen, searching
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
@@ -107,6 +107,9 @@ def stream(
     k: options.Neighbours = "20",
     settings: options.Setting = None,
     encoder: options.Encoder = None,
+    search_by: searching.SearchBy = None,
+    vector_weight: searching.VectorWeight = 20.0,
+    query_encoder: searching.QueryEncoder = None,
     locality: Locality = None,
     rehearse: Rehearse = None,
     checkpoints: Checkpoints = None,
@@ -203,7 +206,9 @@ def stream(
     opened: Datastore | None = None
     if wanted:
         with screen.status("opening the store"):
-            opened = inputs.open_store(wanted, encoder, device, threads, cluster)
+            opened = inputs.open_store(
+                wanted, encoder, device, threads, cluster, search_by, vector_weight, query_encoder
+            )
     with screen.status("loading the model"):
         loaded = loading.load(model, device, dtype)
 

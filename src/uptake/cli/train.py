@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uptake.cli import inputs, options, privacy_options, screen
+from uptake.cli import inputs, options, privacy_options, screen, train_retriever
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
@@ -29,21 +29,38 @@ EXAMPLES = options.examples(
     "uptake train retro -m gpt2 --documents train.jsonl --store train.store --out retro.safetensors",
     "uptake train retro -m gpt2 --questions asked.jsonl --store facts.store --out answers.safetensors",
     "uptake train mend -m gpt2 --edits edits.jsonl --unrelated other.txt --out mend.safetensors",
+    "uptake train retriever -m gpt2 --store docs.store --questions asked.jsonl \\\n"
+    "      --loss pdist --out queries.safetensors",
     "uptake train camels -m gpt2 --documents news.jsonl --questions asked.jsonl \\\n"
     "      --unrelated other.txt --out camels.safetensors",
 )
 TRAINING = "Training"
 Files = list[str] | None
+TrainedModel = Annotated[
+    str,
+    options.option(
+        options.MAIN,
+        "NAME|DIR",
+        "Base model: a Hugging Face name, a folder or a GGUF file. A retriever's reader; not needed for "
+        "--loss contrastive.",
+        "--model",
+        "-m",
+    ),
+]
 
 
 @options.reads_files
 def train(
     method: Annotated[
-        str, typer.Argument(metavar="METHOD", help="Method with a network of its own; see `uptake methods`.")
+        str,
+        typer.Argument(
+            metavar="METHOD",
+            help="Method with a network of its own; see `uptake methods`. Or: retriever.",
+        ),
     ],
-    model: options.Model,
     reading: "Reading",
     out: Annotated[str, options.option(options.OUTPUT, "FILE", "Write the trained network here.", "--out")],
+    model: TrainedModel = "",
     documents: Annotated[Files, options.option(options.MAIN, "FILE", "Documents to train on.")] = None,
     questions: Annotated[
         Files,
@@ -86,7 +103,21 @@ def train(
     learning_rate: Annotated[
         float, options.option(TRAINING, "RATE", "Learning rate of AdamW.", least=0)
     ] = 1e-3,
-    passes: Annotated[int, options.option(TRAINING, "N", "Number of passes over all episodes.", least=1)] = 1,
+    loss: Annotated[
+        str | None,
+        options.option(
+            TRAINING,
+            "NAME",
+            "What a retriever learns from, for `uptake train retriever`: pdist, emdr2, emdr or loop, by the "
+            "reader --model; contrastive, by the documents that questions name. Default: pdist.",
+        ),
+    ] = None,
+    passes: Annotated[
+        int | None,
+        options.option(
+            TRAINING, "N", "Number of passes over all episodes. Default: 1; 20 for a retriever.", least=1
+        ),
+    ] = None,
     save_every: Annotated[
         int, options.option(TRAINING, "N", "Save a checkpoint every N steps.", least=1)
     ] = 100,
@@ -113,6 +144,30 @@ def train(
     saved in OUT.neighbours, when the same command is given again. Use the network with --set weights=FILE.
     """
     file = inputs.output_file("--out", out)
+    if file is not None and method == train_retriever.NAME:
+        train_retriever.train(
+            file,
+            model,
+            store,
+            questions,
+            valid_questions,
+            loss,
+            settings,
+            learning_rate,
+            passes,
+            fresh,
+            as_json,
+            device,
+            dtype,
+            seed,
+            threads,
+        )
+        return
+    if loss is not None:
+        raise BadInput(f"--loss {loss}: {method} has a loss of its own; leave it out")
+    if not model:
+        raise BadInput("--model: name the base model to train beside")
+    passes = passes or 1
     with screen.status("starting"):
         from uptake import methods
         from uptake import train as outer

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
-from uptake.cli import inputs, options, screen
+from uptake.cli import inputs, options, screen, searching
 from uptake.errors import BadInput
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def tune(
     k: options.Neighbours = "1,5,20",
     settings: options.Setting = None,
     encoder: options.Encoder = None,
+    search_by: searching.SearchBy = None,
+    vector_weight: searching.VectorWeight = 20.0,
+    query_encoder: searching.QueryEncoder = None,
     prefix: options.Prefix = 1024,
     suffix: options.Suffix = 1024,
     windows: options.Windows = 1,
@@ -77,7 +80,9 @@ def tune(
         documents = list(islice(readers.read(data, skipped=skipped, reading=reading), limit))
     screen.note_skipped(skipped)
     with screen.status("opening the store"):
-        opened = inputs.open_store(store, encoder, device, threads)
+        opened = inputs.open_store(
+            store, encoder, device, threads, None, search_by, vector_weight, query_encoder
+        )
     with screen.status("loading the model"):
         loaded = loading.load(model, device, dtype)
     with screen.interruptible("a search cannot be resumed"), screen.status("trying settings"):

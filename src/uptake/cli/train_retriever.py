@@ -1,0 +1,103 @@
+"""`uptake train retriever`: a query encoder for a store, trained by a frozen reader or by marked passages."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from uptake.cli import inputs, screen
+from uptake.errors import BadInput
+
+NAME = "retriever"
+PASSES = 20
+EACH = 10  # candidates by words, and as many by vectors
+
+
+def train(
+    file: Path,
+    model: str,
+    store: str | None,
+    questions: Sequence[str] | None,
+    valid_questions: Sequence[str] | None,
+    loss: str | None,
+    settings: Sequence[str] | None,
+    learning_rate: float,
+    passes: int | None,
+    fresh: bool,
+    as_json: bool,
+    device: str,
+    dtype: str,
+    seed: int,
+    threads: int | None,
+) -> None:
+    """Train it and write it to `file`. The reader's table is kept in FILE.table until then, to go on from."""
+    if store is None or not questions:
+        raise BadInput("train retriever: name a --store to search and --questions with answers")
+    with screen.status("starting"):
+        from uptake.lm import loading
+        from uptake.retrievers import training
+        from uptake.retrievers.candidates import candidates
+        from uptake.retrievers.table import ReaderTable
+        from uptake.settings import apply
+        from uptake.tasks.questions import read_questions
+        from uptake.text.files import Skipped
+    named = training.Tuning(loss or "pdist", learning_rate=learning_rate, passes=passes or PASSES, seed=seed)
+    tuning = apply(named, *(settings or ()))
+    reads = tuning.loss in training.READER_LOSSES
+    if tuning.loss == "adist":
+        raise BadInput("--loss adist: attention is measured from Python alone; use pdist")
+    if reads and not model:
+        raise BadInput(f"--loss {tuning.loss}: name the reader with --model, or use --loss contrastive")
+    loading.check(device, dtype)
+    inputs.set_threads(threads)
+    table_file = file.with_name(file.name + ".table")
+    if fresh:
+        table_file.unlink(missing_ok=True)
+    skipped = Skipped()
+    with screen.status("reading questions"):
+        asked = [q for name in questions for q in read_questions(name, skipped).questions]
+        judged = [q for name in valid_questions or () for q in read_questions(name, skipped).questions]
+    screen.note_skipped(skipped)
+    with screen.status("finding candidates"):
+        opened = inputs.open_store(store, None, device, threads)
+        found, checked = (
+            candidates(opened, some, EACH, with_right=not reads) if some else [] for some in (asked, judged)
+        )
+    table = None
+    if reads:
+        with screen.status("loading the reader"):
+            table = ReaderTable(loading.load(model, device, dtype), path=table_file)
+        hint = f"the reader's word is kept in {table_file}; give the same command to resume"
+        with (
+            screen.interruptible(lambda: hint),
+            screen.progress("reading", resumes="an interrupted run") as on,
+        ):
+            entries = [entry for one in (*found, *checked) for entry in one.entries()]
+            on(0, len(entries), "passages")
+            table.fill(entries, progress=lambda done, total: on(done, total, "passages"))
+    with (
+        screen.interruptible(lambda: "a training of seconds is not kept; give the same command again"),
+        screen.progress("training") as update,
+    ):
+        update(0, tuning.passes, "")
+        made = training.train(
+            [one.asked(table) for one in found],
+            opened.view.encoder_fingerprint,
+            tuning,
+            [one.asked(table) for one in checked],
+            lambda done, total, value: update(done, total, f"loss {value:.4f}"),
+        )
+    made.encoder.save(file)
+    table_file.unlink(missing_ok=True)
+    if as_json:
+        told = {
+            "query_encoder": str(file),
+            "fingerprint": made.encoder.fingerprint,
+            "trained": made.encoder.trained,
+            "training": made.training,
+            "validation": made.validation,
+        }
+        screen.echo(json.dumps(told, indent=1))
+        return
+    by = f", validation {min(made.validation):.4f} from {made.validation[0]:.4f}" if checked else ""
+    screen.echo(f"{made.encoder.trained}: loss {made.training[-1]:.4f} from {made.training[0]:.4f}{by}")
+    screen.note(f"query encoder: {file}; use it with --query-encoder {file}")
