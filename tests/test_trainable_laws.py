@@ -27,7 +27,7 @@ def subjects() -> dict[tuple[str, str], Subject]:
     """Return every method that takes a trainable, with every kind; none that does what another does."""
     found: dict[tuple[str, str], Subject] = {}
     told: set[str] = set()
-    for name in (*methods.names(), *COMBINED):
+    for name in ("finetune", *methods.names(), *COMBINED):  # first: others differ from it in selection alone
         spec = conformance.example(methods.find(name))
         for kind, written in KINDS.items():
             try:

@@ -198,7 +198,8 @@ class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, 
             **self._places(module, ids, cache, lengths),
             **more,
         }
-        prefix = "" if type(module) is type(self.module) else f"{self.module.base_model_prefix}."
+        inside = getattr(self.module, "base_model_prefix", "")  # a module of one's own may name none
+        prefix = "" if type(module) is type(self.module) else f"{inside}."
         return self._call(module, arguments, prefix)
 
     @property
