@@ -261,7 +261,7 @@ def mend(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> N
 
 def finetune(rate: float) -> Method[Any]:
     """Return plain fine-tuning as `recipes/editing.py` does it, at another learning rate."""
-    return editing.EDITORS["finetune"].spec(f"optimizer.learning_rate={rate}").method
+    return editing.EDITORS["finetune"].spec([f"optimizer.learning_rate={rate}"]).method
 
 
 def rate_at(wanted: float, model: Causal, edits: Sequence[Edit], texts: Sequence[Document]) -> float:
