@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uptake.retrievers.candidates import holds
 from uptake.tasks import answers
+from uptake.tasks.answers import holds
 from uptake.tasks.questions import Question
 
 RESAMPLES = 10_000

@@ -13,10 +13,10 @@ from retriever_figures import interval, marks
 
 import uptake
 from uptake.lm.loading import load
-from uptake.retrievers.candidates import holds
 from uptake.retrievers.reader import Prompt, mixed_answers
 from uptake.retrievers.table import Entry, ReaderTable
 from uptake.store import Datastore
+from uptake.tasks.answers import holds
 from uptake.tasks.edit_files import read_edits
 from uptake.tasks.questions import Question
 from uptake.text.types import Chunking, Passage

@@ -63,6 +63,7 @@ def compare(
     turn: edit_options.Turn = 0,
     checkpoints: edit_options.Checkpoints = None,
     answer_tokens: edit_options.AnswerTokens = 12,
+    shots: edit_options.Shots = 3,
     probes: edit_options.Probes = 2,
     contradictions: edit_options.Contradictions = "refuse",
     locality: edit_options.Locality = None,

@@ -22,7 +22,20 @@ Checkpoints = Annotated[
 AnswerTokens = Annotated[
     int,
     options.option(
-        options.PROTOCOL, "N", "Maximum number of tokens of an answer (edits).", "--answer-tokens", least=1
+        options.PROTOCOL,
+        "N",
+        "Maximum number of tokens of an answer (edits, questions).",
+        "--answer-tokens",
+        least=1,
+    ),
+]
+Shots = Annotated[
+    int,
+    options.option(
+        options.PROTOCOL,
+        "N",
+        "Questions that stand with their answers before each of the others, and are not asked (questions).",
+        least=0,
     ),
 ]
 Probes = Annotated[

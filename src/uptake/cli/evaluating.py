@@ -50,6 +50,9 @@ def given(
     if protocol.data == "edits":
         read = read_edits(data, skipped, contradictions)  # type: ignore[arg-type]
         return Inputs(edits=read[:limit], unrelated=unrelated)
+    if protocol.data == "questions":
+        asked = tuple(one for path in data for one in read_questions(path, skipped).questions)
+        return Inputs(questions=asked[:limit], unrelated=unrelated)
     documents = tuple(islice(readers.read(data, skipped=skipped, reading=reading), limit))
     asked = read_questions(questions, skipped).questions if questions else ()
     return Inputs(documents, asked, unrelated=unrelated)

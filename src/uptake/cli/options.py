@@ -128,7 +128,8 @@ ProtocolName = Annotated[
         "itself, as the TTT-NN paper does. running: score a segment, then read it; needs no store. holes: "
         "fill in blanks of Python files after reading the rest of the file. stream: read documents one after "
         "another, then answer --questions; `uptake stream` has all its options. edits: make all edits of "
-        "--data, then ask what changed and what did not.",
+        "--data, then ask what changed and what did not. questions: search with each question of --data, "
+        "answer, forget.",
         "--protocol",
     ),
 ]

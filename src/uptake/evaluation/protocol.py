@@ -88,7 +88,7 @@ class Protocol(ABC):
     name: ClassVar[str]
     report: ClassVar[ReportKind]  # the rows it yields, and how they become figures
     wants: ClassVar[str] = "texts of two characters or more"
-    data: ClassVar[Literal["documents", "edits"]] = "documents"  # what --data is read as
+    data: ClassVar[Literal["documents", "edits", "questions"]] = "documents"  # what --data is read as
     options: ClassVar[Mapping[str, str]] = {}  # its settings that the command line sets -> option names
 
     @classmethod

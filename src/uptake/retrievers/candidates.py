@@ -12,7 +12,7 @@ from uptake.errors import BadInput
 from uptake.retrievers.table import Entry, ReaderTable
 from uptake.retrievers.training import Asked
 from uptake.store.datastore import Datastore
-from uptake.tasks.answers import normalised
+from uptake.tasks.answers import holds
 from uptake.tasks.questions import Question
 from uptake.text.types import Passage
 
@@ -51,12 +51,6 @@ def answers(question: Question, passage: Passage) -> bool:
     if question.document:
         return passage.document == question.document
     return holds(passage.text, question.answers)
-
-
-def holds(text: str, found: Sequence[str]) -> bool:
-    """Whether a text holds one of these answers, both normalised as SQuAD does."""
-    whole = f" {normalised(text)} "
-    return any(f" {answer} " in whole for one in found if (answer := normalised(one)))
 
 
 def candidates(

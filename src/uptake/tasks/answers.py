@@ -55,6 +55,12 @@ def f1(said: str, answers: Sequence[str]) -> float:
     )
 
 
+def holds(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text holds one of these answers, both normalised as SQuAD does."""
+    whole = f" {normalised(text)} "
+    return any(f" {answer} " in whole for one in answers if (answer := normalised(one)))
+
+
 def _golds(answers: Sequence[str]) -> list[str]:
     """Return the answers normalised; those of which nothing is left count only if all are such."""
     return [found for answer in answers if (found := normalised(answer))] or [""]
