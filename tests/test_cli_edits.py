@@ -54,7 +54,7 @@ def test_compare_makes_edits_then_asks(run: Run, world: World, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--checkpoints", "9"], "checkpoint 9: there are 3 edits"),
+        (["--checkpoints", "9"], "checkpoint 9: 3 edits are to be made"),
         (["--answer-tokens", "2"], "use --answer-tokens 4 or more"),
         (["--contradictions", "all"], "--contradictions 'all': use one of refuse, last"),
     ],
@@ -135,3 +135,37 @@ def test_what_cannot_be_done_with_edits_is_said_in_a_line(run: Run, world: World
     refused(run("delta", "scale", tmp_path / "o.safetensors", out, "--by", "nan"), "finite")
     refused(run("generate", "-m", world.model, "--delta", tmp_path / "none", "so"), "no delta at")
     refused(run("generate", "-m", world.model, "--delta", out, "--method", "base", "so"), "leave one out")
+    new = tmp_path / "new"
+    refused(
+        run("edit", "-m", world.model, "--edits", data, "--method", "base", "--out", new),
+        "base: it reads nothing",
+    )
+    assert not new.exists(), "edits were stored that nothing makes"
+    both = (
+        "--out",
+        out,
+        "--edits",
+        write_lines(tmp_path / "more.jsonl", {**EDITS[0], "prompt": "its cat is", "id": "m", "subject": ""}),
+    )
+    told = run("edit", "-m", world.model, *both, "--adapter", tmp_path / "adapter")
+    refused(told, f"made 1; {out} holds 4 edits, and there is no adapter: ")
+    assert len(run("edit", "--out", out, "--list").out.splitlines()) == 4
+
+
+def test_what_is_no_delta_is_named_with_what_to_do(run: Run, world: World, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "edits.jsonl", EDITS[0])
+    lora = ("--method", "finetune", "--set", "trainable=lora(rank=2)", "--set", "learning_rate=1e-2")
+    adapter, zero = tmp_path / "adapter", tmp_path / "zero.safetensors"
+    ran = run(
+        "edit", "-m", world.model, "--edits", data, *lora, "--out", tmp_path / "f", "--adapter", adapter
+    )
+    assert ran.code == 0 and f"{tmp_path / 'f'} holds 1 edit" in ran.err and "1 edits" not in ran.err
+    for command in (("generate", "-m", world.model, "--delta", adapter, "so"), ("delta", "info", adapter)):
+        refused(run(*command), "is a peft adapter")
+    for command in (
+        ("generate", "-m", world.model, "--delta", world.model, "so"),
+        ("delta", "info", world.model),
+    ):
+        refused(run(*command), "is a model: `uptake delta make BASE")
+    same = run("delta", "make", world.model, world.model, zero)
+    assert same.code == 0 and "the two models are the same" in same.err

@@ -211,7 +211,7 @@ def test_what_is_wrong_with_every_edit_ends_the_run_at_once(model: Causal) -> No
         (Inputs(), PROTOCOL, "no edit to make"),
         (Inputs(edits=(EDITS[0], EDITS[0])), PROTOCOL, "'e0' is there twice"),
         (Inputs(edits=(replace(EDITS[0], target=""),)), PROTOCOL, "empty target"),
-        (Inputs(edits=EDITS), replace(PROTOCOL, checkpoints=(9,)), "checkpoint 9: there are 5 edits"),
+        (Inputs(edits=EDITS), replace(PROTOCOL, checkpoints=(9,)), "checkpoint 9: 5 edits are"),
         (Inputs(edits=EDITS), replace(PROTOCOL, tokens=3), "use --answer-tokens 4 or more"),
         (Inputs(edits=(replace(EDITS[0], prompt="x" * 200, subject=""),)), PROTOCOL, "the model reads 128"),
     ],

@@ -94,6 +94,11 @@ def test_a_method_that_reads_nothing_under_a_protocol_is_named() -> None:
     assert line.startswith("camels changed nothing, every answer is the base's: it read nothing under")
 
 
+def test_no_neighbour_asked_for_is_no_fault_of_the_protocol() -> None:
+    (line,) = notes(None, k=0)
+    assert line.endswith("every answer is the base's: it read nothing, -k is 0")
+
+
 def test_a_stream_tells_of_documents_that_found_fewer(tmp_path: Path) -> None:
     store = lexical(tmp_path / "s", "the pump is red")
     asked = [Question("q", "what?", ("pump",), "t0")]

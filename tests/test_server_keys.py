@@ -157,18 +157,18 @@ def test_alone_or_among_others_every_byte_is_the_same(
 
 def test_the_commands_make_list_and_revoke_keys(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "keys.db"
-    made = run("keys", "add", "ada", "--file", file, "--scope", "infer", "--note", "laptop", "--requests", 5)
+    made = run("keys", "add", "ada", "--keys", file, "--scope", "infer", "--note", "laptop", "--requests", 5)
     assert made.code == 0 and made.out.startswith("up-") and "not shown again" in made.err
-    (row,) = run("keys", "list", "--file", file, "--json").json
+    (row,) = run("keys", "list", "--keys", file, "--json").json
     assert row["tenant"] == "ada" and row["scopes"] == ["infer"] and not row["revoked"]
     found = Keys(file).find(made.out.strip())
     assert found is not None and found.limits.requests == 5
-    assert "laptop" in run("keys", "list", "--file", file).out
-    assert run("keys", "revoke", row["id"], "--file", file).code == 0
-    assert "revoked" in run("keys", "list", "--file", file).out
-    refused(run("keys", "revoke", "key_0", "--file", file), "uptake keys list")
-    refused(run("keys", "list", "--file", tmp_path / "none.db"), "uptake keys add")
-    refused(run("keys", "add", "a", "--file", file, "--scope", "root"), "'root'")
+    assert "laptop" in run("keys", "list", "--keys", file).out
+    assert run("keys", "revoke", row["id"], "--keys", file).code == 0
+    assert "revoked" in run("keys", "list", "--keys", file).out
+    refused(run("keys", "revoke", "key_0", "--keys", file), "uptake keys list")
+    refused(run("keys", "list", "--keys", tmp_path / "none.db"), "uptake keys add")
+    refused(run("keys", "add", "a", "--keys", file, "--scope", "root"), "'root'")
 
 
 def test_the_command_that_serves_says_what_is_wrong(run: Run, tmp_path: Path) -> None:

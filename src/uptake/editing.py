@@ -32,6 +32,12 @@ from uptake.text.types import stable_hash
 FORMAT = "uptake-edits-1"
 EDITS, STATE, DELTA, LOCK = "edits.json", "state", "delta.safetensors", "lock"
 _SAVE_EVERY = 100  # edits made from one writing of the state to the next
+_NO_DELTA = {
+    "adapter_config.json": "a peft adapter, which peft loads: give the folder of `uptake edit` or the delta "
+    "that it was written from",
+    "config.json": "a model: `uptake delta make BASE` of it and its base gives what differs, or name it with "
+    "--model",
+}
 _CURE = "restore it from a copy, or make the edits anew in another folder"
 
 
@@ -83,6 +89,11 @@ class EditedModel:
         self.method: Method[Any] = method_specs([self._kept.method], self._kept.settings)[
             self._kept.method
         ].method
+        if not self.method.reads:
+            raise BadInput(
+                f"method {self._kept.method}: it reads nothing, so it makes no edit: use one that does, "
+                "such as memit or finetune"
+            )
         self._state: Any = self._load()
 
     @property
@@ -256,6 +267,9 @@ def delta_file(path: str | Path) -> Path:
     """Return the file of a delta: `path`, or that in a folder of edits. Raises Missing for none."""
     found = Path(path)
     if found.is_dir():
+        for name, what in _NO_DELTA.items():
+            if (found / name).exists() and not (found / DELTA).exists():
+                raise BadInput(f"{found} is {what}")
         if (found / EDITS).exists() and not (found / DELTA).exists():
             raise Missing(
                 f"{found} changes more than weights, which no delta holds: use it with `uptake generate "

@@ -8,6 +8,7 @@ import typer
 
 from uptake.cli import inputs, options, screen
 from uptake.errors import BadInput
+from uptake.report.formatting import many
 
 if TYPE_CHECKING:
     from uptake.adaptation.delta import Delta
@@ -42,7 +43,10 @@ def make(
         delta = task_vector(one.module, other.module, one.fingerprint)
     assert path is not None
     delta.save(path)
-    screen.note(f"{out}: {len(delta.names)} weights differ")
+    if not delta.names:
+        screen.note(f"{out}: no weight differs, the two models are the same: name the tuned one second")
+        return
+    screen.note(f"{out}: {many(len(delta.names), 'weight differs', 'weights differ')}")
 
 
 @app.command(epilog=options.examples("uptake delta add both.safetensors one.safetensors other.safetensors"))
@@ -110,4 +114,4 @@ def _write(out: str, delta: "Delta") -> None:
     path = inputs.output_file("OUT", out)
     assert isinstance(path, Path)
     delta.save(path)
-    screen.note(f"{out}: {len(delta.parts)} parts")
+    screen.note(f"{out}: {many(len(delta.parts), 'part', 'parts')}")

@@ -3,7 +3,8 @@
 from typing import Annotated
 
 from uptake.cli import edit_options, inputs, options, screen
-from uptake.errors import BadInput
+from uptake.errors import BadInput, UptakeError
+from uptake.report.formatting import many
 from uptake.showing import one_line
 
 EXAMPLES = options.examples(
@@ -93,11 +94,17 @@ def edit(
         with screen.status("forgetting"):
             edited.remove(remove)
         screen.note(f"took back {len(remove)}: {', '.join(map(one_line, remove))}")
-    with screen.status(f"making {len(read)} edits"):
+    with screen.status(f"making {many(len(read), 'edit', 'edits')}"):
         made = edited.make(read, turn, contradictions)  # type: ignore[arg-type]
     screen.note_skipped(skipped)
     screen.note_skipped(made.left_out)
-    screen.note(f"made {len(made.ids)}; {out} holds {len(edited.edits)} edits")
+    told = f"made {len(made.ids)}; {out} holds {many(len(edited.edits), 'edit', 'edits')}"
+    written = None
     if adapter:
-        written = export_peft(only_delta(edited.state, edited.lm), base, adapter)
+        try:
+            written = export_peft(only_delta(edited.state, edited.lm), base, adapter)
+        except UptakeError as error:
+            raise BadInput(f"{told}, and there is no adapter: {error}") from None
+    screen.note(told)
+    if written:
         screen.note(f"adapter: {written}")

@@ -12,7 +12,9 @@ from uptake.showing import one_line
 app = typer.Typer(help="Make, list and revoke the keys that a server's clients need.", no_args_is_help=True)
 LIMITS = "Limits of the key"
 
-File = Annotated[str, options.option(options.MAIN, "FILE", "File of keys, for `uptake serve --keys`.")]
+File = Annotated[
+    str, options.option(options.MAIN, "FILE", "File of keys, as `uptake serve --keys` takes it.", "--keys")
+]
 
 
 def _limit(text: str) -> object:

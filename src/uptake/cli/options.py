@@ -208,7 +208,10 @@ NoFilter = Annotated[
            "--no-leak-filter"),
 ]  # fmt: skip
 
-MaxTokens = Annotated[int | None, option(BUDGET, "N", "Maximum number of tokens to train on.", least=0)]
+MaxTokens = Annotated[
+    int | None,
+    option(BUDGET, "N", "Maximum number of tokens to train on; not the length of an answer.", least=0),
+]
 MaxSteps = Annotated[int | None, option(BUDGET, "N", "Maximum number of gradient steps.", least=0)]
 MaxCpuSeconds = Annotated[
     float | None,

@@ -114,7 +114,12 @@ def _changed_nothing(results: Results, plan: Plan) -> Iterator[str]:
         if same and all(same):
             read = any(row.tokens_trained or row.tokens_read or row.neighbours for row in scored)
             read = read or any(row.tokens_trained or row.tokens_read for row in _spent(results, name))
-            why = "" if read else f": it read nothing under --protocol {plan.protocol.name}"
+            cause = (
+                ", -k is 0"
+                if spec.searches and not max(plan.ks)
+                else f" under --protocol {plan.protocol.name}"
+            )
+            why = "" if read else f": it read nothing{cause}"
             yield f"{name} changed nothing, every answer is the base's{why}"
 
 

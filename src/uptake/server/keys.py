@@ -62,7 +62,7 @@ class Keys:
         if not make and not path.is_file():
             raise BadInput(
                 f"keys {path}: there is no such file; make a first key with "
-                f"`uptake keys add TENANT --file {path}`"
+                f"`uptake keys add TENANT --keys {path}`"
             )
         self.path, self._clock = path, clock
         try:

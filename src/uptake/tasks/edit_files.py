@@ -16,8 +16,10 @@ from uptake.text.records import Unusable, name_of
 from uptake.text.tokenizer import Tokenizer
 
 Contradictions = Literal["refuse", "last"]
+_SURROGATE = "lone surrogate; write the character itself, in UTF-8"
 _EXPECTED = 'write {"id": "...", "prompt": "...", "target": "..."} a line'
 _TEXTS = ("prompt", "target", "subject", "old", "relation")
+_ANSWERS = ("target", "old")  # of these a number is what it looks like
 
 
 def read_edits(
@@ -41,9 +43,9 @@ def read_edits(
     for record, where in _own_form([each for path in several for each in _read(path)]):
         made = record if isinstance(record, str) else edit_of(record, where)
         if isinstance(made, Edit) and made.id in found:
-            made = "duplicate id"
+            made = "duplicate id; give each edit one of its own"
         if isinstance(made, str):
-            skipped.add(made, where)
+            skipped.add(made if ";" in made else f"{made}; {_EXPECTED}", where)
         else:
             found[made.id] = (made, where)
     places = {key: where for key, (_, where) in found.items()}
@@ -84,12 +86,12 @@ def edit_of(record: Mapping[str, Any], where: str) -> Edit | str:
         value = record.get(key)
         if key == "relation" and value is None:
             value = record.get("kind")
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if key in _ANSWERS and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         if value is None:
             value = ""
         if not isinstance(value, str):
-            return f"{key} is not text"
+            return f"{key} is not text; write it in quotes"
         texts[key] = value
     if "prompt" not in record:
         return f"no prompt; its keys are {', '.join(map(shown, record))[:200]}"
@@ -97,21 +99,21 @@ def edit_of(record: Mapping[str, Any], where: str) -> Edit | str:
     probes = {key: _probes(record.get(key)) for key in ("neighbours", "ripples")}
     for name, each in {**lists, **probes}.items():
         if each is None:
-            return f"{name} is not a list of prompts"
+            return f'{name} is not a list of prompts; write texts, or {{"prompt", "target"}}, in brackets'
     try:
         key, document = name_of(record.get("id")) or where, name_of(record.get("document")) or ""
     except Unusable as error:
-        return f"id or document {error}"
+        return f"id or document {error}; write one of them"
     except UnicodeEncodeError:
-        return "lone surrogate"
+        return _SURROGATE
     asked = [probe for each in probes.values() for probe in each or ()]
     others = [text for each in lists.values() for text in each or ()]
     if not encodes(
         key, *texts.values(), *others, *(probe.prompt + probe.target + probe.hinges for probe in asked)
     ):
-        return "lone surrogate"
+        return _SURROGATE
     if "\0" in texts["prompt"] + texts["target"]:
-        return "NUL character"
+        return "NUL character; leave it out"
     edit = Edit(
         key,
         texts["prompt"].rstrip(" "),

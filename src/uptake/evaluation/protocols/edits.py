@@ -22,6 +22,7 @@ from uptake.methods import find
 from uptake.methods.contract.method import Context, Evidence
 from uptake.report.edited import EDITED
 from uptake.report.edited.rows import Cost, EditFailed, Elsewhere, ShownEdit, Told
+from uptake.report.formatting import many
 from uptake.report.results import BASE, Row
 from uptake.tasks.edit_asking import Reply, drift, reply_to
 from uptake.tasks.edit_marks import Asking, askings
@@ -89,7 +90,8 @@ class Edits(Protocol):
         check_edits(edits)
         if wrong := [stop for stop in self.checkpoints if not 1 <= stop <= len(edits)]:
             raise BadInput(
-                f"checkpoint {wrong[0]}: there are {len(edits)} edits to make, use 1 to {len(edits)}"
+                f"checkpoint {wrong[0]}: {many(len(edits), 'edit is', 'edits are')} to be made, use 1 to "
+                f"{len(edits)}"
             )
         if taken := {BASE, ORACLE, OTHER} & {
             name for name, spec in plan.methods.items() if spec.method.reads
