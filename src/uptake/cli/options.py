@@ -208,10 +208,7 @@ NoFilter = Annotated[
            "--no-leak-filter"),
 ]  # fmt: skip
 
-MaxTokens = Annotated[
-    int | None,
-    option(BUDGET, "N", "Maximum number of tokens to train on; not the length of an answer.", least=0),
-]
+MaxTokens = Annotated[int | None, option(BUDGET, "N", "Most tokens to train on, not to answer.", least=0)]
 MaxSteps = Annotated[int | None, option(BUDGET, "N", "Maximum number of gradient steps.", least=0)]
 MaxCpuSeconds = Annotated[
     float | None,
