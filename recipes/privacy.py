@@ -30,7 +30,7 @@ import uptake
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import SGD, AdamW
-from uptake.adaptation.privacy.dp import DP
+from uptake.adaptation.privacy.dp import DP, Claim
 from uptake.adaptation.trainable import LoRA, TrainableCopy
 from uptake.codec import plain
 from uptake.lm.base import LM
@@ -180,16 +180,26 @@ def train_long(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
             best, at = judged, done
             held_out = {p: [*log_probs(private, lm.tokenizer, some)] for p, some in data.held_out.items()}
         print(f"{run.key}, step {done}: {judged}", flush=True)
+    told = _told(private, lm, data, members, claim, training)
+    seconds = time.process_time() - started
+    return {**held_out, **told, "cpu_seconds": seconds, "tokens_trained": trained, "best_step": at}
+
+
+def _told(
+    private: LM,
+    lm: Causal,
+    data: Data,
+    members: NDArray[np.bool_],
+    claim: Claim,
+    trained: Mapping[str, torch.nn.Parameter],
+) -> dict[str, Any]:
+    """Return what every training tells: what the attack sees, who was in the stream, the claim, its size."""
     return {
-        **held_out,
         "planted": [*log_probs(private, lm.tokenizer, data.planted)],
         "members": members.tolist(),
-        "cpu_seconds": time.process_time() - started,
-        "tokens_trained": trained,
-        "best_step": at,
         "claim": plain(claim),
         "said": claim.said(),
-        "parameters": sum(parameter.numel() for parameter in training.values()),
+        "parameters": sum(parameter.numel() for parameter in trained.values()),
     }
 
 
@@ -239,17 +249,10 @@ def train(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
         judged = found[length]
         taken.append(length)
         print(f"{run.key}, step {step}: {found}", flush=True)
-    return {
-        **{part: [*log_probs(private, lm.tokenizer, some)] for part, some in data.held_out.items()},
-        "planted": [*log_probs(private, lm.tokenizer, data.planted)],
-        "members": members.tolist(),
-        "cpu_seconds": time.process_time() - started,
-        "tokens_trained": trained,
-        "lengths": taken,
-        "claim": plain(claim),
-        "said": claim.said(),
-        "parameters": sum(parameter.numel() for parameter in up.values()),
-    }
+    told = _told(private, lm, data, members, claim, up)
+    held_out = {part: [*log_probs(private, lm.tokenizer, some)] for part, some in data.held_out.items()}
+    seconds = time.process_time() - started
+    return {**held_out, **told, "cpu_seconds": seconds, "tokens_trained": trained, "lengths": taken}
 
 
 def _judged(lm: Any, base: Causal, data: Data) -> float:

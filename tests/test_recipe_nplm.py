@@ -1,14 +1,12 @@
 """The recipe that trains NPLM and Transformer-N: equal sizes, resumption, figures, and models of its own."""
 
 import json
-import lzma
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import recipe_modules
-import toys
 import uptake
 from uptake.lm.causal import Causal
 
@@ -20,17 +18,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    toys.tokenizer().save_pretrained(tmp_path / "tokenizer")
-    toys.module().save_pretrained(tmp_path / "tokenizer")
-    for part, count in (("train", 12), ("valid", 6), ("test", 6)):
-        rows = [
-            json.dumps({"id": f"{part}{n}", "text": f"the {part} cat number {n} sat on mat {n * 7}. " * 4})
-            for n in range(count)
-        ]
-        folder = tmp_path / "pile/wikipedia"
-        folder.mkdir(parents=True, exist_ok=True)
-        with lzma.open(folder / f"{part}.jsonl.xz", "wt") as file:
-            file.write("\n".join(rows))
+    recipe_modules.pile_of_cats(tmp_path)
     return [
         "train", "--pile", str(tmp_path / "pile"), "--tokenizer", str(tmp_path / "tokenizer"),
         "--size", "toy",

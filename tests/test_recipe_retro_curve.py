@@ -1,7 +1,6 @@
 """The recipe of RETRO's curve: its search is BM25, none finds itself, it resumes, its sums are right."""
 
 import json
-import lzma
 import math
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,11 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    toys.tokenizer().save_pretrained(tmp_path / "tokenizer")
-    toys.module().save_pretrained(tmp_path / "tokenizer")
     generator = np.random.default_rng(0)
     words = ["cat", "dog", "hen", "mat", "hill", "sat", "ran", "red", "blue", "fish"]
-    folder = tmp_path / "pile/wikipedia"
-    folder.mkdir(parents=True)
-    for part, count in (("train", 6), ("valid", 3), ("test", 3)):
-        texts = [" ".join(generator.choice(words, 110)) for _ in range(count)]
-        rows = [json.dumps({"id": f"{part}{n}", "text": text}) for n, text in enumerate(texts)]
-        with lzma.open(folder / f"{part}.jsonl.xz", "wt") as file:
-            file.write("\n".join(rows))
+    counts = {"train": 6, "valid": 3, "test": 3}
+    texts = {part: [" ".join(generator.choice(words, 110)) for _ in range(n)] for part, n in counts.items()}
+    recipe_modules.write_pile(tmp_path, texts)
     return tmp_path
 
 

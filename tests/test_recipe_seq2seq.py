@@ -1,7 +1,6 @@
 """The recipe that trains a T5 and a Switch: it resumes, its networks are models here, its baselines match."""
 
 import json
-import lzma
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 import recipe_modules
-import toys
 import uptake
 from uptake.lm.examples import Example
 from uptake.lm.scoring import losses
@@ -24,17 +22,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    toys.tokenizer().save_pretrained(tmp_path / "tokenizer")
-    toys.module().save_pretrained(tmp_path / "tokenizer")
-    for part, count in (("train", 12), ("valid", 6), ("test", 6)):
-        rows = [
-            json.dumps({"id": f"{part}{n}", "text": f"the {part} cat number {n} sat on mat {n * 7}. " * 4})
-            for n in range(count)
-        ]
-        folder = tmp_path / "pile/wikipedia"
-        folder.mkdir(parents=True, exist_ok=True)
-        with lzma.open(folder / f"{part}.jsonl.xz", "wt") as file:
-            file.write("\n".join(rows))
+    recipe_modules.pile_of_cats(tmp_path)
     return [
         "--pile", str(tmp_path / "pile"), "--tokenizer", str(tmp_path / "tokenizer"), "--size", "toy",
         "--inputs", "32", "--batch", "3", "--test", "12", "--every", "2",
