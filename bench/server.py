@@ -1,6 +1,6 @@
 """What a server holds up to: bad bodies, slow connections, clients that leave, four times the load, greed.
 
-    python bench/server.py [--only bodies,slow,leaving,load,speed] [--json out.json]
+    python bench/server.py [--only bodies,slow,leaving,load,speed,ingesting] [--json out.json]
 
 Starts `uptake serve` with the repository's model, a process with a thread, and asks it over loopback.
 """
@@ -8,6 +8,7 @@ Starts `uptake serve` with the repository's model, a process with a thread, and 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import signal
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +44,7 @@ class Served:
         keys = Keys(folder / "keys.db", make=True)
         self.first, self.second = (keys.add(name, ["admin"], GENEROUS)[1] for name in ("first", "second"))
         words = ["serve", "-m", MODEL, "-s", store, "-k", 5, "--port", 0, "--threads", 1]
-        words += ["--keys", folder / "keys.db", "--set", WAY[0], "--set", WAY[1]]
+        words += ["--keys", folder / "keys.db", "--set", WAY[0], "--set", WAY[1], "--data", folder / "data"]
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *map(str, words)], stderr=subprocess.PIPE, text=True
         )
@@ -338,6 +340,72 @@ def speed(server: Served) -> dict[str, Any]:
     }
 
 
+def ingesting(server: Served) -> dict[str, Any]:
+    """Time the tokens of a stream while a vector store reads 20 MB, in turns with times when it does not."""
+    http = httpx.Client(base_url=server.url, headers=server.headers(), timeout=60)
+    drawn = random.Random(0)
+    words = sorted({word for path in sorted(ROOT.glob("docs/**/*.md")) for word in path.read_text().split()})
+    lines = (" ".join(drawn.choices(words, k=100)) for _ in itertools.count())
+    text = "".join(f"{line}\n\n" for line in itertools.islice(lines, 26_000))[:20_000_000]
+
+    def gaps(wanted: Callable[[], bool]) -> list[float]:
+        """The milliseconds between tokens of streams, one after another, for as long as they are wanted."""
+        found: list[float] = []
+        body = {"model": "demo-model", "prompt": "def main(", "max_tokens": 200, "stream": True}
+        while wanted():
+            last = None
+            with http.stream("POST", "/v1/completions", json=body) as stream:
+                for line in stream.iter_lines():
+                    if line.startswith("data: {"):
+                        now = time.perf_counter()
+                        found += [] if last is None else [(now - last) * 1000]
+                        last = now
+        return found
+
+    def asked(path: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Ask a store of clients' for as long as it is wanted, and keep the milliseconds of each answer."""
+        with httpx.Client(base_url=server.url, headers=server.headers(), timeout=600) as watching:
+            while True:
+                started = time.perf_counter()
+                found = watching.get(path).json()
+                calls[now].append((time.perf_counter() - started) * 1000)
+                if not wanted(found):
+                    return
+                time.sleep(0.05)
+
+    tokens: dict[str, list[float]] = {"without": [], "during": []}
+    calls: dict[str, list[float]] = {"without": [], "during": []}
+    seconds = []
+    for _ in range(3):
+        store = f"/v1/vector_stores/{http.post('/v1/vector_stores', json={}).json()['id']}"
+        sent = {"file": ("a.txt", text)}
+        file = http.post("/v1/files", files=sent, data={"purpose": "assistants"}).json()["id"]
+        now, end = "without", time.perf_counter() + 8
+        waits = threading.Thread(target=asked, args=[store, lambda _, end=end: time.perf_counter() < end])
+        waits.start()
+        tokens[now] += gaps(waits.is_alive)
+        now, started = "during", time.perf_counter()
+        http.post(f"{store}/files", json={"file_id": file})
+        path = f"{store}/files/{file}"
+        waits = threading.Thread(target=asked, args=[path, lambda told: told["status"] == "in_progress"])
+        waits.start()
+        tokens[now] += gaps(waits.is_alive)
+        seconds.append(time.perf_counter() - started)
+        assert http.get(path).json()["status"] == "completed"
+        http.delete(f"/v1/files/{file}", timeout=600)
+    found = {
+        what: {"count": len(each), "median_ms": statistics.median(each), "p95_ms": percentile(each, 0.95)}
+        for what, each in (
+            *((f"tokens {name}", each) for name, each in tokens.items()),
+            *((f"store calls {name}", each) for name, each in calls.items()),
+        )
+    }
+    times = {
+        what: found["tokens during"][what] / found["tokens without"][what] for what in ("median_ms", "p95_ms")
+    }
+    return {"bytes": len(text.encode()), "read_in_s": seconds, **found, "times": times}
+
+
 async def _throughput(server: Served, model: str, clients: int) -> dict[str, float]:
     """Return tokens a second and the median first token, clients asking again and again for four seconds."""
     tokens, firsts, end = 0, [], time.perf_counter() + 4
@@ -369,6 +437,7 @@ PARTS: dict[str, Callable[[Served], dict[str, Any]]] = {
     "leaving": leaving,
     "load": load,
     "speed": speed,
+    "ingesting": ingesting,
 }
 
 
