@@ -31,8 +31,8 @@ from uptake.store.cluster import Cluster  # noqa: E402
 from uptake.store.cluster import build as build_module  # noqa: E402
 from uptake.store.cluster.connect import connect  # noqa: E402
 from uptake.store.datastore import Datastore  # noqa: E402
-from uptake.store.passages.encoders import make_encoder  # noqa: E402
 from uptake.text import readers  # noqa: E402
+from uptake.text.encoders import make_encoder  # noqa: E402
 from uptake.text.types import Chunking, Embedder  # noqa: E402
 
 FILES = 16

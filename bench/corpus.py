@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import uptake
 from uptake.store.datastore import Datastore
-from uptake.store.passages.encoders import make_encoder
+from uptake.text.encoders import make_encoder
 from uptake.text.types import Chunking, Document, Embedder, stable_hash
 
 PACKAGES = ("networkx", "pandas", "sympy")

@@ -7,7 +7,7 @@ from typing import Any
 
 import uptake
 from uptake.store.datastore import Datastore
-from uptake.store.passages.encoders import make_encoder
+from uptake.text.encoders import make_encoder
 from uptake.text.types import Chunking, Document, stable_hash
 
 DOMAINS = ("pmc_ccby", "court_opinions", "python_peps", "stackexchange")

@@ -8,8 +8,8 @@ from pathlib import Path
 import uptake
 from uptake.retrievers.reader import Prompt
 from uptake.store import Datastore
-from uptake.store.passages.encoders import make_encoder
 from uptake.tasks.questions import Question, read_questions
+from uptake.text.encoders import make_encoder
 from uptake.text.types import Chunking, Document, stable_hash
 
 WHOLE = Chunking(1_000_000)  # a paragraph or a definition is one passage

@@ -27,9 +27,9 @@ from uptake.methods.base import Base
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.contract.naming import method_specs
 from uptake.report.summary import summary
-from uptake.store.passages.encoders import StatesEncoder
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
+from uptake.text.encoders import StatesEncoder
 from uptake.text.select import Nothing
 from uptake.text.tokenizer import Tokenizer
 from uptake.text.types import Document

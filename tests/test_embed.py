@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from uptake.errors import BadInput, Mismatch, Missing
-from uptake.store import Datastore, make_encoder
+from uptake.store import Datastore
+from uptake.text.encoders import make_encoder
 from uptake.text.types import Document
 
 TEXTS = [
@@ -76,7 +77,7 @@ def test_states_do_not_depend_on_order_and_odd_texts_pass(model):
 @pytest.mark.long
 def test_fingerprints_tell_encoders_apart_in_every_process(model, tmp_path):
     here = [make_encoder(f"lm:{model}", dtype=dtype).fingerprint for dtype in ("float32", "bfloat16")]
-    code = "import sys; from uptake.store import make_encoder; print(make_encoder(sys.argv[1]).fingerprint)"
+    code = "import sys, uptake.text.encoders as at; print(at.make_encoder(sys.argv[1]).fingerprint)"
     there = subprocess.run(
         [sys.executable, "-c", code, f"lm:{model}"], capture_output=True, text=True, check=True
     )

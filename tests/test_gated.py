@@ -190,7 +190,7 @@ def test_a_memory_reads_the_nearest_edit_before_the_prompt(lm: Causal) -> None:
 
 def test_an_editor_behind_the_gate_shows_where_it_opens_alone(lm: Causal) -> None:
     editor = BreadthFirst.example()
-    method = GatedEditor(editor, k=0)
+    method = GatedEditor(editor, k=0, shown=0)
     found = Found(tuple(edits()), (0.0,) * 3)
     (state,) = method.adapt([method.init(lm)], lm, [Evidence(found)], Context())
     model, inside = method.adapted([state], lm), editor.adapted([state], lm)
@@ -213,6 +213,6 @@ def test_what_cannot_be_meant_is_refused(lm: Causal) -> None:
     ):
         with pytest.raises(BadInput, match=r"use|write"):
             wrong()
-    model = adapted(GatedEditor(BreadthFirst(optimizer=SGD(0.1), stay=0.0), k=0), lm, edits())
+    model = adapted(GatedEditor(BreadthFirst(optimizer=SGD(0.1), stay=0.0), k=0, shown=0), lm, edits())
     with pytest.raises(BadInput, match="train each by itself"):
         model.trainable_copy(BreadthFirst().trainable, Delta(lm.fingerprint), torch.Generator())

@@ -25,7 +25,7 @@ EDITOR = Memit(
     values=ValueSearch(steps=10, contexts=1, limit=50.0),
     ordinary=OrdinaryText(tokens=0),
 )
-METHOD = GatedEditor(EDITOR)
+METHOD = GatedEditor(EDITOR, shown=0)
 NAMES = ("Anna", "Boris", "Cindy")
 EDITS = [
     Passage(n, "xyz"[n], f"the home of {name} is", document=name, meta={"subject": name})

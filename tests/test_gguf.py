@@ -25,7 +25,7 @@ from uptake.gguf.pretokenizers import PATTERNS, WHOLE_PIECES
 from uptake.lm.base import Segment
 from uptake.lm.causal import Causal
 from uptake.lm.loading import load, load_tokenizer
-from uptake.store.passages.encoders import make_encoder
+from uptake.text.encoders import make_encoder
 
 TOKENS = 512
 LLAMA3 = {

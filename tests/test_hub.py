@@ -11,7 +11,7 @@ import toys
 from cli_world import Run, made_fixture, refused, run_fixture, world_fixture  # noqa: F401
 from uptake.errors import Missing
 from uptake.lm.loading import load, load_tokenizer
-from uptake.store.passages.encoders import make_encoder
+from uptake.text.encoders import make_encoder
 
 Asked = list[float]
 

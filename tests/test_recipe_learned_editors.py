@@ -102,3 +102,24 @@ def test_the_area_under_the_curve_counts_pairs(recipe: Any) -> None:
     inside, outside = [0.9, 0.5, 0.5], [0.1, 0.5, 0.7]
     pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
     assert recipe.auc(inside, outside) == pytest.approx(sum(pairs) / 9)
+
+
+def test_gates_are_chosen_on_one_part_and_measured_on_another(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "gates.json"
+    data, model = tmp_path / "data", tmp_path / "model"
+    given = ["--model", str(model), "--encoder", f"lm:{model}", "--shared", str(data), "--out", str(out)]
+    for recipe in imported("gates", monkeypatch):
+        monkeypatch.setattr(recipe, "WORDS", (0.0, 0.5))
+        recipe.main([*given, "--valid", "8", "--test", "12"])
+    found = json.loads(out.read_text())
+    assert found["edits"] == {"valid": 8, "test": 12}
+    for rows in (found["subject given"], found["no subject"]):
+        assert set(rows) == {"words", "vectors", "vectors and words 0.5"}
+        for row in rows.values():
+            assert row["test"]["opens_own"]["share"] == 1.0
+        for row in (rows["vectors"], rows["vectors and words 0.5"]):
+            assert row["valid"]["opens_neighbours"]["share"] <= found["leak"] or row["gate"]["least"] == 0.975
+    # A word that no other edit has is the subject: by words every rephrase finds its own edit.
+    assert found["subject given"]["words"]["test"]["opens_tight"]["share"] == 1.0

@@ -112,7 +112,7 @@ class GatedEditor(MethodWrapper[Any]):
     editor: Method[Any] = field(default_factory=lambda: Memit(strength=0.1, ordinary=OrdinaryText(tokens=0)))
     scope: Scope = field(default_factory=Words)
     k: int = 1
-    shown: int = 0
+    shown: int = 1
     template: str = "{prompt}{target}\n\n"
 
     def __post_init__(self) -> None:

@@ -16,13 +16,9 @@ from uptake.methods.memit import Memit
 
 @dataclass(frozen=True)
 class Serac(GatedEditor):
-    """`uptake train serac` trains the scope; it is used with `scope.weights=FILE`.
-
-    An edit that a prompt is about stands before it too (`shown`), and no other edit is seen.
-    """
+    """`uptake train serac` trains the scope; it is used with `scope.weights=FILE`."""
 
     scope: Scope = field(default_factory=Trained)
-    shown: int = 1
 
     @classmethod
     def example(cls) -> Self:

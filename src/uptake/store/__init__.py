@@ -1,4 +1,4 @@
-"""The datastore: passages in a Lance table, a FAISS index derived from it, and the encoders.
+"""The datastore: passages in a Lance table, and a FAISS index derived from it.
 
 Names are imported when first used, so that `import uptake.store` loads neither Lance nor FAISS.
 """
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Added, Datastore
-    from uptake.store.passages.encoders import SentenceEncoder, StatesEncoder, make_encoder
     from uptake.store.passages.index import Ranked
     from uptake.store.passages.source import BoundSource, QueryText
 
@@ -18,17 +17,11 @@ __all__ = [
     "Datastore",
     "QueryText",
     "Ranked",
-    "SentenceEncoder",
-    "StatesEncoder",
-    "make_encoder",
 ]
 
 _HOMES = {
     "Added": "datastore",
     "Datastore": "datastore",
-    "SentenceEncoder": "passages.encoders",
-    "StatesEncoder": "passages.encoders",
-    "make_encoder": "passages.encoders",
     "BoundSource": "passages.source",
     "QueryText": "passages.source",
     "Ranked": "passages.index",

@@ -18,7 +18,6 @@ from uptake.store.inventory import TABLE, Recorder
 from uptake.store.layout import Layout
 from uptake.store.making import make_store
 from uptake.store.opened import OpenStore
-from uptake.store.passages.columns import storable
 from uptake.store.passages.drafts import clear_drafts
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.index import IndexKind, Metric
@@ -36,6 +35,7 @@ from uptake.store.views.view_writer import ReadTokens
 from uptake.text.activations import ActivationReads
 from uptake.text.chunks.cutting import LENGTH
 from uptake.text.types import Chunking, Document, Embedder, Encodes, Keyer, QueryEncoder, stable_hash
+from uptake.text.utf8 import storable
 
 if TYPE_CHECKING:
     from uptake.store.cluster.build import Piece

@@ -33,7 +33,7 @@ def make_store(
         if encoder is not None:
             raise BadInput("a lexical store takes no encoder; leave it out or choose --retriever hybrid")
     elif encoder is None or isinstance(encoder, str):
-        from uptake.store.passages.encoders import DEFAULT_ENCODER, make_encoder
+        from uptake.text.encoders import DEFAULT_ENCODER, make_encoder
 
         encoder = make_encoder(encoder or DEFAULT_ENCODER, *loading)
     view = View.of(encoder, chunking, metric)

@@ -12,7 +12,6 @@ from uptake.errors import BadInput
 from uptake.store.cluster import Cluster
 from uptake.store.facts import facts_of
 from uptake.store.layout import Layout, View
-from uptake.store.passages.columns import storable
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.index import Ranked, open_index
 from uptake.store.passages.sampling import sample_documents
@@ -26,6 +25,7 @@ from uptake.store.views.views import Views
 from uptake.text.overlap import LeakFilter
 from uptake.text.terms import unsearchable
 from uptake.text.types import Document, Passage, QueryEncoder, stable_hash
+from uptake.text.utf8 import storable
 
 if TYPE_CHECKING:
     from uptake.store.cluster.index import ClusterIndex

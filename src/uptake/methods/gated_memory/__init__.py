@@ -23,6 +23,7 @@ from uptake.methods.contract.method import (
 )
 from uptake.methods.gated_memory.scope import Always, Memory, Scope, Words
 from uptake.methods.gated_memory.trained import Trained as Trained  # a scope is found once it is imported
+from uptake.methods.gated_memory.vectors import Vectors as Vectors
 from uptake.text.types import Passage
 
 PROMPT, TARGET = "{prompt}", "{target}"

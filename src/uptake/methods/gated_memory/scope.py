@@ -16,6 +16,8 @@ from uptake.lm.base import LM
 from uptake.text.terms import spans
 from uptake.text.types import Passage
 
+Terms = frozenset[str]
+
 
 class Memory(Protocol):
     """Edits by what they are about."""
@@ -62,45 +64,68 @@ class Words(Scope):
         return _Words(edits, self.least, self.least_prompt)
 
 
-class _Words:
-    """Edits by the words of their subjects, or prompts, or of what has neither."""
+class EditsByWords:
+    """Edits by the words of their subjects, or prompts, or of what has neither; each word as it is rare."""
 
-    def __init__(self, edits: Sequence[Passage], least: float, least_prompt: float) -> None:
-        # One that was read again is one edit: its last reading counts.
-        self._edits = sorted({edit.id: edit for edit in edits}.values(), key=lambda edit: edit.id)
-        self._least = [least if edit.meta.get("subject") else least_prompt for edit in self._edits]
-        self._keys = [_terms(_key(edit)) for edit in self._edits]
-        self._whole = [_terms(edit.prompt or edit.text) for edit in self._edits]
+    def __init__(self, edits: Sequence[Passage]) -> None:
+        self._keys = [terms(_key(edit)) for edit in edits]
+        self._whole = [terms(edit.prompt or edit.text) for edit in edits]
         self._having: dict[str, list[int]] = defaultdict(list)
         for place, key in enumerate(self._keys):
             for term in key:
                 self._having[term].append(place)
-        spread = Counter(term for terms in self._whole for term in terms | set())
+        spread = Counter(term for whole in self._whole for term in whole)
         spread.update(term for place, key in enumerate(self._keys) for term in key - self._whole[place])
-        count = len(self._edits)
+        count = len(edits)
         self._weights = {term: math.log1p((count - n + 0.5) / (n + 0.5)) for term, n in spread.items()}
 
-    def find(self, prompt: str, k: int) -> list[Passage]:
-        asked = _terms(prompt)
+    def shares(self, asked: Terms) -> dict[int, float]:
+        """Return the places of edits that share words with a prompt, and the share of their weight."""
         shared: dict[int, float] = defaultdict(float)
         for term in asked:
             for place in self._having.get(term, ()):
                 shared[place] += self._weights[term]
+        return {place: weight / self.weight(place) for place, weight in shared.items()}
+
+    def weight(self, place: int) -> float:
+        """Return the weight of all words by which an edit is known."""
+        return sum(self._weights[term] for term in self._keys[place])
+
+    def beside(self, place: int, asked: Terms) -> float:
+        """Return the weight of the words that a prompt shares with an edit's own, not its subject alone."""
+        return sum(self._weights.get(term, 0.0) for term in self._whole[place] & asked)
+
+
+class _Words:
+    """Edits that are found by words alone."""
+
+    def __init__(self, edits: Sequence[Passage], least: float, least_prompt: float) -> None:
+        self._edits = distinct(edits)
+        self._least = [least if edit.meta.get("subject") else least_prompt for edit in self._edits]
+        self._words = EditsByWords(self._edits)
+
+    def find(self, prompt: str, k: int) -> list[Passage]:
+        asked = terms(prompt)
+        shares = self._words.shares(asked)
         if not any(self._least):
-            shared |= {place: shared.get(place, 0.0) for place in range(len(self._edits))}
-        fitting = []
-        for place, weight in shared.items():
-            whole = sum(self._weights[term] for term in self._keys[place])
-            share = weight / whole if whole else 1.0
-            if share >= self._least[place] - 1e-9:
-                beside = sum(self._weights.get(term, 0.0) for term in self._whole[place] & asked)
-                fitting.append((-whole * share, -beside, place))
+            shares |= {place: shares.get(place, 0.0) for place in range(len(self._edits))}
+        fitting = [
+            (-self._words.weight(place) * share, -self._words.beside(place, asked), place)
+            for place, share in shares.items()
+            if share >= self._least[place] - 1e-9
+        ]
         return [self._edits[place] for _, _, place in sorted(fitting)[:k]]
+
+
+def distinct(edits: Sequence[Passage]) -> list[Passage]:
+    """Return edits in the order of their ids; of one that was read again the last reading counts."""
+    return sorted({edit.id: edit for edit in edits}.values(), key=lambda edit: edit.id)
 
 
 def _key(edit: Passage) -> str:
     return edit.meta.get("subject") or edit.prompt or edit.text
 
 
-def _terms(text: str) -> frozenset[str]:
+def terms(text: str) -> Terms:
+    """Return the words of a text, each once."""
     return frozenset(term for term, _ in spans(text))

@@ -16,7 +16,7 @@ from uptake.lm.entering import Entering
 from uptake.lm.examples import padded
 from uptake.methods.contract.editor import only_causal
 from uptake.methods.contract.learned import TrainingData, WithNetwork
-from uptake.methods.gated_memory.scope import Memory, Scope
+from uptake.methods.gated_memory.scope import Memory, Scope, distinct
 from uptake.tasks.edits import Edit, says
 from uptake.text.types import Passage
 
@@ -157,8 +157,7 @@ class _Near:
     """Edits by their vectors."""
 
     def __init__(self, scope: Trained, edits: Sequence[Passage], lm: Causal) -> None:
-        # One that was read again is one edit: its last reading counts.
-        self._edits = sorted({edit.id: edit for edit in edits}.values(), key=lambda edit: edit.id)
+        self._edits = distinct(edits)
         self._scope, self._lm, self._network = scope, lm, scope.network(lm)
         read = [scope.of_edit(lm, edit) for edit in self._edits]
         if read:

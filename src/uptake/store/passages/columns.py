@@ -1,6 +1,5 @@
 """The columns of a table of passages, as Arrow has them, and what may stand in them."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ from uptake.errors import BadInput
 
 Ids = NDArray[np.int64]
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 FIELDS = ["id", "text", "prompt", "document", "group", "start", "meta"]
 
 
@@ -40,11 +38,6 @@ def matrix_of(column: Any, dimensions: int) -> NDArray[np.float32]:
     chunks = column.chunks if hasattr(column, "chunks") else [column]
     parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions) for chunk in chunks]
     return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
-
-
-def storable(text: str) -> str:
-    """Return the text with lone surrogates, which UTF-8 cannot hold, replaced one for one."""
-    return _SURROGATE.sub("\ufffd", text)
 
 
 def as_ids(numbers: Sequence[int] | Ids) -> Ids:

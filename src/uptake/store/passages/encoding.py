@@ -88,7 +88,7 @@ class Encoding:
 
     def _checked(self, encoder: Embedder | str) -> Embedder:
         if isinstance(encoder, str):
-            from uptake.store.passages.encoders import make_encoder
+            from uptake.text.encoders import make_encoder
 
             with preparing():
                 encoder = make_encoder(encoder, self.device, self._view.dtype)

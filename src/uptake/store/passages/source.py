@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from uptake.errors import BadInput
 from uptake.preparation import preparing
-from uptake.store.passages.columns import Ids, storable
+from uptake.store.passages.columns import Ids
 from uptake.store.passages.index import Index, Ranked, VectorIndex
 from uptake.store.passages.index_cache import BaseIndex
 from uptake.store.passages.searching import Searching, fused, summed
@@ -27,6 +27,7 @@ from uptake.text.activations import Activations
 from uptake.text.chunks.view import Chunked
 from uptake.text.overlap import LeakFilter, Overlap, Verdict
 from uptake.text.types import Chunks, Found, Passage, Tokens
+from uptake.text.utf8 import storable
 
 FIRST_DEPTH = 128  # candidates ranked at first; doubled whenever the leak filter leaves too few
 _READ_AHEAD = 32  # passages read at a time, and in advance for every query of a batch

@@ -23,7 +23,7 @@ from uptake.codec import Malformed, loads
 from uptake.errors import BadInput, Damaged
 from uptake.store.inventory import Inventory
 from uptake.store.passages import text_index
-from uptake.store.passages.columns import FIELDS, Ids, as_ids, matrix_of, schema_of, storable
+from uptake.store.passages.columns import FIELDS, Ids, as_ids, matrix_of, schema_of
 from uptake.store.passages.manifest import named
 from uptake.store.passages.table_files import (
     TableFiles,
@@ -35,6 +35,7 @@ from uptake.store.passages.table_files import (
 from uptake.store.remote.objects import Location, options_of
 from uptake.text import terms
 from uptake.text.types import Passage, stable_hash
+from uptake.text.utf8 import storable
 
 _IDS_A_PREDICATE = 100_000
 _QUERY_CHARACTERS = 1_000_000

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uptake.store.inventory import Recorder
-from uptake.store.passages.columns import as_ids, storable
+from uptake.store.passages.columns import as_ids
 from uptake.store.passages.table import Table
 from uptake.store.unfinished import Adding
 from uptake.text.types import Chunking, Document, Passage, stable_hash
+from uptake.text.utf8 import storable
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
 

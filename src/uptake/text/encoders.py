@@ -19,9 +19,9 @@ from uptake.errors import BadInput, Missing
 from uptake.gguf import dequantised, is_gguf
 from uptake.hub import cached_if_silent
 from uptake.model_checks import check_model
-from uptake.store.files import one_line
-from uptake.store.passages.columns import storable
+from uptake.showing import one_line
 from uptake.text.types import Embedder
+from uptake.text.utf8 import storable
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +207,9 @@ def _folder(name: str) -> Path:
 
 
 def _cannot(name: str, error: Exception) -> Missing:
-    return Missing(f"encoder {name!r} cannot be loaded ({one_line(error)[:120]}); {_CURE}")
+    return Missing(
+        f"encoder {name!r} cannot be loaded ({one_line(str(error) or type(error).__name__, 120)}); {_CURE}"
+    )
 
 
 def _check_modules(folder: Path) -> None:
