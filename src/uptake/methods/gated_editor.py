@@ -128,7 +128,8 @@ class GatedEditor(MethodWrapper[Any]):
 
     @classmethod
     def example(cls) -> Self:
-        return cls(Memit.example(), Always())
+        # What stands before a row makes it longer: its bits are those of a batch of that length.
+        return cls(Memit.example(), Always(), shown=0)
 
     def check(self, lm: LM, source: Source | None = None) -> None:
         super().check(lm, source)
