@@ -1,4 +1,4 @@
-"""A server in processes of its own, for what is measured of it: bench/server.py and bench/server_proofs.py."""
+"""A server in processes of its own, for what bench/server.py and bench/server_proofs.py measure."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""What a server holds up to: bad bodies, slow connections, clients that leave, four times the load, greed, spying.
+"""What a server holds up to: bad bodies, slow connections, leaving clients, overload, greed and spies.
 
     OMP_NUM_THREADS=1 python bench/server_proofs.py [--only bodies,slow,...] [--json bench/server_proofs.json]
 
@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from bench.served import Served, percentile, served, spread, until
+from bench.server_ingesting import ingesting
 
 ODD = [None, True, -1, 0, 1e308, 2**70, "", "\x00", "\ud7ff", [], {}, [[]], "a" * 5000, [None], {"a": {}}]
 LEAVE = 100  # clients at each stage
@@ -264,7 +265,7 @@ def load(server: Served) -> dict[str, Any]:
 
 
 def spying(server: Served) -> dict[str, Any]:
-    """Time a tenant's request for what another tenant has made, beside one that nobody has: are they alike?"""
+    """Time a tenant's request for what another tenant has made, beside one that nobody has."""
     theirs = [f"The method numbered {number} trains on" for number in range(30)]
     nobodys = [f"The method numbered {number} trains on" for number in range(100, 130)]
     for prompt in theirs:
@@ -297,6 +298,7 @@ PARTS: dict[str, Callable[[Served], dict[str, Any]]] = {
     "unread": unread,
     "load": load,
     "spying": spying,
+    "ingesting": ingesting,
 }
 
 

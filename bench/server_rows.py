@@ -1,0 +1,125 @@
+"""Private rows without HTTP: the grid beside a loop, peft's mixed batch and a plain batch; and training.
+
+Ways take turns, so that ratios are of neighbours in time. Seconds are CPU seconds of this process.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import uptake
+from bench.served import spread
+from bench.side_by_side import Load, decode, deltas, rounds, training
+from uptake.adaptation.side_by_side import stacking
+from uptake.export import export_peft
+from uptake.lm.causal import Causal
+from uptake.lm.generation import Decoding
+from uptake.lm.grid import Grid, Own
+from uptake.lm.wrappers import Routed
+from uptake.server.engine.rows import Answers, Row, Writer
+
+RANK = 8
+RUNS = 5
+CLOSE = 5e-3  # nats: what peft's batch says of the prompts, and what ours does
+
+
+class Mixed:
+    """peft's batch of several adapters, which `decode` can step."""
+
+    def __init__(self, model: Path, lm: Causal, some: list[Any]) -> None:
+        from peft import PeftModel
+
+        base: Any = uptake.load(str(model))
+        self.names = [f"row{row}" for row in range(len(some))]
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [
+                export_peft(delta, lm, Path(folder) / name)
+                for name, delta in zip(self.names, some, strict=True)
+            ]
+            self.model: Any = PeftModel.from_pretrained(base.module, paths[0], adapter_name=self.names[0])
+            for name, path in zip(self.names[1:], paths[1:], strict=True):
+                self.model.load_adapter(path, adapter_name=name)
+        self.model.eval()
+
+    def start(self) -> None:
+        return None
+
+    def step(self, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        out = self.model(
+            input_ids=ids, past_key_values=cache, use_cache=True, adapter_names=self.names[: len(ids)]
+        )
+        return out.logits.float().log_softmax(-1), out.past_key_values
+
+
+def decoding(model: Path, rows: int, steps: int, copies: int) -> dict[str, Any]:
+    """Decode private rows four ways; `copies` are the adapted models that the loop holds at most."""
+    lm: Any = uptake.load(str(model))
+    some = deltas(lm, rows, RANK)
+    prompts = torch.randint(1, len(lm.tokenizer), (rows, 32), generator=torch.Generator().manual_seed(1))
+    loop = Routed((rows * [lm.overlay(delta) for delta in some[:copies]])[:rows])
+    mixed: Any = Mixed(model, lm, some)
+    owns = [Own(stacking(delta) or {}) for delta in some]
+
+    def grid() -> float:
+        table = Grid(lm)
+        seats = [table.join(own, [0, *row]) for own, row in zip(owns, prompts[:, 1:].tolist(), strict=True)]
+        started = time.process_time()
+        for _ in range(steps):
+            table.step({seat: int(seat.log_probs.argmax()) for seat in seats})
+        return time.process_time() - started
+
+    with torch.no_grad():
+        theirs, ours = mixed.step(prompts)[0][0], lm.overlay(some[0]).step(prompts[:1])[0][0]
+        assert (theirs - ours).abs().max() < CLOSE, "peft's batch does not answer as ours"
+    jobs: dict[str, Callable[[], float]] = {
+        "plain": lambda: decode(lm, lm, prompts, steps),
+        "grid": grid,
+        "loop": lambda: decode(loop, lm, prompts, steps),
+        "peft": lambda: decode(mixed, lm, prompts, steps),
+    }
+    seconds = rounds(jobs, RUNS)
+
+    def times(one: str, other: str) -> dict[str, float]:
+        return spread([a / b for a, b in zip(seconds[one], seconds[other], strict=True)])
+
+    return {
+        "rows": rows,
+        "tokens_a_cpu_second": {
+            name: spread([rows * steps / each for each in own]) for name, own in seconds.items()
+        },
+        "times_loop": times("loop", "grid"),
+        "times_peft": times("peft", "grid"),
+        "of_plain": times("grid", "plain"),
+    }
+
+
+def together(model: Path, pieces: int) -> dict[str, Any]:
+    """Adapt to eight texts together and one after another, at pieces of 128 and of 32 tokens."""
+    lm: Any = uptake.load(str(model))
+    found = {}
+    for tokens in (128, 32):
+        own = training(lm, 8, tokens, RANK, Load(rounds=2 * RUNS - 1, pieces=pieces))["seconds"]
+        found[str(tokens)] = spread([a / b for a, b in zip(own["loop"], own["side_by_side"], strict=True)])
+    return found
+
+
+class InProcess:
+    """What the engine computes for a request, in this process and without a door."""
+
+    def __init__(self, model: Path) -> None:
+        self._lm: Any = uptake.load(str(model))
+        self._grid = Grid(self._lm)
+
+    def write(self, prompt: str, tokens: int) -> None:
+        writer = Writer(self._lm, self._grid, 64)
+        ids = self._lm.tokenizer.opened(prompt)
+        writer.add(
+            Row(0, Answers(own=Own()), ids, Decoding(tokens=tokens, temperature=0, beyond_window=False))
+        )
+        while writer.busy:
+            writer.tick()
