@@ -1,11 +1,14 @@
 """States that requests share: one flight a key, what is kept and for how long; a toy model and no server."""
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import toys
 from server_world import LORA, TEXTS
@@ -116,6 +119,36 @@ def test_together_or_alone_a_state_is_the_same(asking: Asking) -> None:
             other_part = two.answers.own.parts[name]
             assert isinstance(part, LowRank) and isinstance(other_part, LowRank)
             assert part.up.equal(other_part.up)
+
+
+def storages(value: Any) -> dict[int, int]:
+    """Return the bytes of every tensor that a value keeps alive, by where it lies."""
+    seen, found, stack = set[int](), dict[int, int](), [value]
+    while stack:
+        one = stack.pop()
+        if id(one) in seen or isinstance(one, type | ModuleType | FunctionType):
+            continue
+        seen.add(id(one))
+        if isinstance(one, torch.Tensor):
+            found[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+        stack += gc.get_referents(one)
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [LORA, ("learning_rate=1e-3",), ("trainable=top(layers=1)", "learning_rate=1e-3")],
+    ids=["lora", "all", "top"],
+)
+def test_a_state_is_counted_at_all_that_it_keeps(asking: Asking, settings: tuple[str, ...]) -> None:
+    for text in TEXTS:
+        asking.ask(plan(text, settings=settings))
+    asking.finish()
+    base = storages(asking.lm)
+    for made, _ in asking.told:
+        assert isinstance(made, Made)
+        kept = {place: size for place, size in storages(made.answers).items() if place not in base}
+        assert made.bytes == sum(kept.values()) + sum(len(each.text) for each in made.passages)
 
 
 def test_the_least_recently_used_go_first_and_a_tenant_fills_its_own_room_alone(asking: Asking) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from uptake.codec import plain
 from uptake.errors import Diverged
@@ -24,6 +23,7 @@ from uptake.lm.causal import Causal
 from uptake.lm.grid import Grid, own
 from uptake.methods.contract.method import Context, Evidence, State
 from uptake.methods.contract.spending import Ledger
+from uptake.server.engine.kept import tensors
 from uptake.server.engine.pieces import Pieces
 from uptake.server.engine.plans import Plan, digest
 from uptake.server.engine.rows import Answers
@@ -150,6 +150,7 @@ class Adapter:
         """
         self._lm, self._grid, self._store_of, self._later = lm, grid, store_of, later
         self.states = States(most_bytes)
+        self._base = tensors(lm)
         self._keeper = keeper
         self._flights: dict[str, _Flight] = {}
         self._queue: list[_Flight] = []
@@ -316,17 +317,19 @@ class Adapter:
         parts = own(adapted) if self._grid is not None else None
         sits = parts is not None and self._grid is not None and self._grid.takes(parts)
         stopped, found = ledger.stopped, flight.evidence.found
+        answers = Answers(own=parts) if sits else Answers(lm=adapted)
+        kept = sum(size for place, size in tensors(answers).items() if place not in self._base)
         return Made(
             flight.key,
             flight.tenant,
-            Answers(own=parts) if sits else Answers(lm=adapted),
+            answers,
             found.passages,
             found.scores,
             ledger.steps,
             ledger.tokens_trained,
             None if stopped is None else stopped.kind,
             stopped is not None and stopped.kind == "diverged",
-            _bytes(state) + sum(len(passage.text) for passage in found.passages),
+            kept + sum(len(passage.text) for passage in found.passages),
             flight.plan.store,
             flight.search_ms,
             adapt_ms,
@@ -373,16 +376,3 @@ def refusal(made: Made, plan: Plan) -> ApiError | None:
     return ApiError(
         400, "the budget was spent before everything was read: give more", "budget", "uptake.budget"
     )
-
-
-def _bytes(value: Any) -> int:
-    """Return the bytes of all tensors in a state."""
-    import dataclasses
-
-    if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if dataclasses.is_dataclass(value):
-        return sum(_bytes(getattr(value, part.name)) for part in dataclasses.fields(value))
-    if isinstance(value, dict):
-        return sum(map(_bytes, value.values()))
-    return sum(map(_bytes, value)) if isinstance(value, tuple | list) else 0
