@@ -2,8 +2,12 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,9 @@ TEMPLATE = (
 )
 TEXTS = ("the cat sat on the mat. ", "a dog ran over the hill.", "one fish, two fish, red fish.")
 LORA = ("trainable=lora(rank=2)", "learning_rate=1e-2")
+
+
+ROOT = Path(__file__).parent.parent
 
 
 class EngineThread(EngineProcess):
@@ -110,3 +117,46 @@ def running(
         thread.join(20)
         at.close()
         assert not thread.is_alive()
+
+
+class Process:
+    """`uptake serve` on a free port."""
+
+    def __init__(self, folder: Path, *more: object) -> None:
+        own = config(folder)
+        store = own.stores[0].path
+        words = ["serve", "-m", own.model, "-s", store, "--port", 0, "--threads", 1, *more]
+        words += ["--set", LORA[0], "--set", LORA[1], "-k", 2]
+        program = "from uptake.cli.main import main; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, words)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert self.process.stderr is not None
+        said = []
+        for line in self.process.stderr:
+            said.append(line)
+            if " at http" in line:
+                self.url = line.split(" at ")[1].split("/v1")[0]
+                break
+        else:
+            raise AssertionError("it did not start: " + "".join(said))
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
+    def children(self) -> list[int]:
+        found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(each) for each in found.split()]
+
+    def again(self, restarts: int) -> None:
+        """Wait until the engine was started so many times more and answers."""
+        for _ in range(3000):
+            found = self.http.get("/health/ready")
+            if found.status_code == 200 and found.json()["restarts"] >= restarts:
+                return
+            time.sleep(0.1)
+        raise AssertionError("the engine did not come back")
+
+    def close(self) -> None:
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,55 +15,12 @@ import openai
 import pytest
 
 import server_world
+from server_world import Process
 from uptake.lm.base import Segment
 from uptake.lm.loading import load
 
 pytestmark = pytest.mark.long
-ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("UPTAKE_KILLS", "3"))
-
-
-class Process:
-    """`uptake serve` on a free port."""
-
-    def __init__(self, folder: Path, *more: object) -> None:
-        config = server_world.config(folder)
-        store = config.stores[0].path
-        words = ["serve", "-m", config.model, "-s", store, "--port", 0, "--threads", 1, *more]
-        words += ["--set", server_world.LORA[0], "--set", server_world.LORA[1], "-k", 2]
-        program = "from uptake.cli.main import main; main()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program, *map(str, words)], stderr=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        assert self.process.stderr is not None
-        said = []
-        for line in self.process.stderr:
-            said.append(line)
-            if " at http" in line:
-                self.url = line.split(" at ")[1].split("/v1")[0]
-                break
-        else:
-            raise AssertionError("it did not start: " + "".join(said))
-        self.http = httpx.Client(base_url=self.url, timeout=60)
-
-    def children(self) -> list[int]:
-        found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(each) for each in found.split()]
-
-    def again(self, restarts: int) -> None:
-        """Wait until the engine was started so many times more and answers."""
-        for _ in range(3000):
-            found = self.http.get("/health/ready")
-            if found.status_code == 200 and found.json()["restarts"] >= restarts:
-                return
-            time.sleep(0.1)
-        raise AssertionError("the engine did not come back")
-
-    def close(self) -> None:
-        self.http.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0
 
 
 @pytest.fixture(name="server")

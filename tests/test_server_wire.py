@@ -1,6 +1,7 @@
 """What clients send, what they are told, who may ask and in which order; no model, and a clock of our own."""
 
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from uptake import errors as library
 from uptake.errors import BadInput
-from uptake.server import bodies, errors, wire
+from uptake.server import bodies, errors, link, wire
 from uptake.server.admit import Admission, Bucket, House, Ticket
 from uptake.server.errors import ApiError
 from uptake.server.keys import Key, Keys, Limits
@@ -202,6 +203,20 @@ def test_any_object_is_a_request_or_a_refusal_in_one_line(
         wire.read(kind, body)
     except ApiError as error:
         assert error.status == 400 and len(error.message) < 1000
+
+
+# Frames between the processes.
+
+
+def test_an_end_that_is_gone_is_told_of_even_where_something_was_left_unread() -> None:
+    for unread in (False, True):
+        ours, theirs = socket.socketpair()
+        end = link.Link(ours)
+        if unread:
+            end.send({"event": "tokens"})  # then the system resets the connection, and does not just end it
+        theirs.close()
+        assert end.receive() is None
+        ours.close()
 
 
 # Keys.

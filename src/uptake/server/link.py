@@ -33,11 +33,14 @@ class Link:
 
     def receive(self) -> dict[str, Any] | None:
         """Return the next frame, None where the other end is gone."""
-        head = self._file.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
+        try:
+            head = self._file.read(_LENGTH.size)
+            if len(head) < _LENGTH.size:
+                return None
+            (length,) = _LENGTH.unpack(head)
+            raw = self._file.read(length) if length <= MOST else b""
+        except OSError:  # it was killed before it read all that it was sent
             return None
-        (length,) = _LENGTH.unpack(head)
-        raw = self._file.read(length) if length <= MOST else b""
         return json.loads(raw) if len(raw) == length else None
 
 

@@ -221,9 +221,11 @@ def serve(link: Link) -> None:
     link.send(engine.hello())
 
     def listen() -> None:
-        while (frame := link.receive()) is not None:
-            engine.take(frame)
-        engine.take(None)
+        try:
+            while (frame := link.receive()) is not None:
+                engine.take(frame)
+        finally:  # an engine that nobody speaks to would keep its folder for ever
+            engine.take(None)
 
     threading.Thread(target=listen, daemon=True).start()
     engine.run()
