@@ -81,6 +81,37 @@ def test_a_person_sees_what_reading_does(server: Running, browser: Any, width: i
     page.close()
 
 
+def test_another_method_store_and_number_of_neighbours_are_chosen(server: Running, browser: Any) -> None:
+    page = browser.new_page(bypass_csp=True)
+    page.set_default_timeout(120_000)
+    page.goto(f"{server.url}/lens")
+    page.wait_for_function("document.querySelector('#model').options.length > 1")
+    names = page.eval_on_selector_all("#methods option", "all => all.map((each) => each.value)")
+    assert {"in-context", "ttt-nn"} <= set(names)
+    page.select_option("#model", "toy")
+    page.click("#other summary")
+    page.fill("#method", "in-context")
+    page.select_option("#store", "notes")
+    page.fill("#count", "1")
+    # A passage of the store, word for word: that it stands in the prompt is marked.
+    page.fill("#prompt", server_world.TEXTS[0])
+    page.click("#run")
+    page.wait_for_function("document.querySelector('#status').textContent.startsWith('done')")
+    assert page.locator("#neighbours li").count() == 1
+    assert "overlap 100 %" in page.text_content("#neighbours li.overlapping summary")
+    page.fill("#text", " the mat and more")
+    page.click("#score button")
+    page.wait_for_function("document.querySelector('#status').textContent === 'scored'")
+    titles = page.locator("#strips h3").all_text_contents()
+    assert [title.partition(",")[0] for title in titles] == [
+        "base",
+        "after reading",
+        "control: passages drawn at random",
+    ]
+    assert "1 of its passages stand in the text" in titles[1]
+    page.close()
+
+
 def test_stop_frees_the_rows(server: Running, browser: Any) -> None:
     page = browser.new_page(bypass_csp=True)
     page.set_default_timeout(120_000)

@@ -306,6 +306,17 @@ def test_a_text_is_scored_under_several_models_at_once(server: Running, lm: LM) 
         # Bytes that share a character cover the same one.
         assert [token["text"] for token in told["tokens"]] == [*" the mat. éé"]
     assert control["uptake"]["tokens_trained"] > 0 and base["uptake"] is None
+    asked = {"method": "in-context", "store": "notes", "k": 2, "explain": True}
+    mine = [{"model": "toy", "uptake": asked}, {"model": "toy", "uptake": {**asked, "control": True}}]
+    own, drawn = server.post("/uptake/score", {**body, "compare": mine}).json()["results"]
+    assert own["uptake"]["method"] == drawn["uptake"]["method"] == "in-context"
+    # What is found shares a word with the context, what is drawn need not.
+    assert [near["document"] for near in own["uptake"]["neighbours"]] == ["d0"]
+    assert len(drawn["uptake"]["neighbours"]) == 2
+    # That context and text hold the passage itself is told, too.
+    assert [near["overlap"] for near in own["uptake"]["neighbours"]] == [1.0]
+    other = server.post("/uptake/score", {**body, "text": " the hill", "compare": mine[:1]}).json()["results"]
+    assert [near["overlap"] for near in other[0]["uptake"]["neighbours"]] == [0.0]
     refused = server.post("/uptake/score", {**body, "context": ""})
     assert refused.status_code == 400 and refused.json()["error"]["code"] == "query_missing"
 
@@ -367,6 +378,22 @@ WRONG: list[tuple[str, str, Any, int, str | None]] = [
         {"model": "toy", "prompt": "a", "uptake": {"store": "vs_x"}},
         400,
         "uptake.method",
+    ),
+    (
+        "POST",
+        "/v1/completions",
+        {"model": "toy", "prompt": "a", "uptake": {"method": "in-context", "texts": ["a"], "control": True}},
+        400,
+        "uptake.control",
+    ),
+    ("POST", "/uptake/score", {"text": "a", "compare": [{"model": "other"}]}, 404, "model"),
+    ("POST", "/uptake/score", {"text": "a", "compare": [{"name": "toy"}]}, 400, "compare.0.model"),
+    (
+        "POST",
+        "/uptake/score",
+        {"text": "a", "compare": [{"model": "toy", "uptak": {}}]},
+        400,
+        "compare.0.uptak",
     ),
     ("POST", "/v1/chat/completions", {"model": "toy", "messages": []}, 400, "messages"),
     ("POST", "/v1/nothing", {}, 404, None),

@@ -245,22 +245,22 @@ def make_app(door: Door) -> ASGIApp:
     async def score(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Score)
-        for name in asked.compare:
-            door.known(name)
+        compared = asked.compared
+        for one in compared:
+            door.known(one.model)
         await door.fits([asked.text], "text")
         await door.fits([asked.context], "context")
-        await door.reads(asked.uptake)
-        uptake = None if asked.uptake is None else asked.uptake.model_dump(exclude_unset=True)
+        for one in compared:
+            await door.reads(one.uptake)
         frame = {
             "op": "score",
             "tenant": key.tenant,
             "state_bytes": key.limits.state_bytes,
             "text": asked.text,
             "context": asked.context,
-            "compare": asked.compare,
-            "uptake": uptake,
+            "compare": [one.model_dump(exclude_unset=True) for one in compared],
         }
-        cost = len(asked.compare) * (_size(asked.text) + _size(asked.context))
+        cost = len(compared) * (_size(asked.text) + _size(asked.context))
         return Scoring(door.turns, door.engine, door.turns.enter(key, cost), frame, cost)
 
     @app.post("/tokenize")

@@ -65,6 +65,7 @@ class Adaptation(Strict):
     budget: Budget = Budget()
     on_limit: Literal["answer", "fail"] = "answer"
     explain: StrictBool = False
+    control: StrictBool = False  # passages drawn at random in place of the nearest
 
 
 class StreamOptions(BaseModel):
@@ -218,13 +219,29 @@ class Chat(Generation):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
+class Compared(BaseModel):
+    """One of the models that score a text, and how it adapts where its name alone does not say it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: Text
+    uptake: Adaptation | None = None
+
+
 class Score(Shape):
-    """A body of /uptake/score: a text, scored under several models."""
+    """A body of /uptake/score: a text, scored under several models, by name alone with `uptake`."""
 
     text: Text
     context: Text = ""
-    compare: Annotated[list[Text], Field(min_length=1, max_length=8)]
+    compare: Annotated[list[Text | Compared], Field(min_length=1, max_length=8)]
     uptake: Adaptation | None = None
+
+    @property
+    def compared(self) -> list[Compared]:
+        """The models, each with how it adapts."""
+        return [
+            Compared(model=each, uptake=self.uptake) if isinstance(each, str) else each
+            for each in self.compare
+        ]
 
 
 class Tokenize(Shape):
@@ -262,7 +279,7 @@ def _refusal(error: ValidationError) -> ApiError:
     errors = error.errors(include_url=False, include_context=False)
     first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
     place = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
-    place = [part for part in place if part not in ("str", "int", "float", "bool")]
+    place = [part for part in place if part not in ("str", "int", "float", "bool", Compared.__name__)]
     param = ".".join(map(str, place)) or None
     if first["type"] == "extra_forbidden":
         return bad(f"{param}: there is no such field{_meant(first['loc'])}", param, "unknown_field")
@@ -273,7 +290,8 @@ def _refusal(error: ValidationError) -> ApiError:
 
 
 def _meant(place: tuple[int | str, ...]) -> str:
-    fields: Iterable[str] = Budget.model_fields if "budget" in place[:-1] else Adaptation.model_fields
+    shapes: dict[Any, type[BaseModel]] = {"budget": Budget, Compared.__name__: Compared}
+    fields: Iterable[str] = shapes.get(place[-2], Adaptation).model_fields
     near = difflib.get_close_matches(str(place[-1]), list(fields), 1)
     return f": did you mean {near[0]!r}?" if near else f", there are {', '.join(fields)}"
 

@@ -31,7 +31,7 @@ from uptake.server.errors import ApiError
 from uptake.session import finite_after
 from uptake.settings import describe
 from uptake.store.datastore import Datastore
-from uptake.text.overlap import LeakFilter
+from uptake.text.overlap import LeakFilter, Overlap
 from uptake.text.types import Found, Passage, stable_hash
 
 GRID = "grid 1"  # part of every key: states do not depend on it, answers might
@@ -341,8 +341,9 @@ def forgotten() -> ApiError:
     return ApiError(409, "a text that was read was deleted: send the request again", "forgotten", retry=True)
 
 
-def shown(made: Made, cache: str, plan: Plan) -> dict[str, Any]:
-    """Return what a client is told of the state that answers it."""
+def shown(made: Made, cache: str, plan: Plan, asked: str) -> dict[str, Any]:
+    """Return what a client is told of the state that answers it; `asked` is the text it is asked about."""
+    whole = Overlap(asked)
     rows = neighbours(Found(made.passages, made.scores, (0.0,) * len(made.scores), (0.0,) * len(made.scores)))
     near = [
         {
@@ -350,7 +351,7 @@ def shown(made: Made, cache: str, plan: Plan) -> dict[str, Any]:
             "document": passage.document,
             "start": passage.start,
             "score": row.score,
-            **({"text": passage.text} if plan.explain else {}),
+            **(_explained(passage, whole) if plan.explain else {}),
         }
         for passage, row in zip(made.passages, rows, strict=True)
     ]
@@ -365,6 +366,10 @@ def shown(made: Made, cache: str, plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "ms": {"search": round(made.search_ms, 1), "adapt": round(made.adapt_ms, 1)},
     }
+
+
+def _explained(passage: Passage, asked: Overlap) -> dict[str, Any]:
+    return {"text": passage.text, "overlap": round(asked.share(passage.text), 3)}
 
 
 def refusal(made: Made, plan: Plan) -> ApiError | None:

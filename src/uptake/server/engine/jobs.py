@@ -95,12 +95,15 @@ class Jobs:
 
     def score(self, frame: dict[str, Any]) -> None:
         """Take up the scoring of a text after its context, under each of some models."""
-        text, context, query = frame["text"], frame["context"], (frame.get("uptake") or {}).get("query")
+        text, context = frame["text"], frame["context"]
         ids, spans = self._lm.tokenizer.encode(text)
         if not ids:
             raise bad("text is empty: give one to score", "text")
-        plans = [self._plans.of(model, self._asked(frame)) for model in frame["compare"]]
-        if not context and query is None and any(plan is not None and plan.searches for plan in plans):
+        plans = [
+            self._plans.of(one["model"], self._asked({**one, "tenant": frame["tenant"]}))
+            for one in frame["compare"]
+        ]
+        if not context and any(plan is not None and plan.searches and plan.query is None for plan in plans):
             told = "a text would be scored by a model that searched with it: give a context, or a query"
             raise bad(told, "context", "query_missing")
         job = Job(frame["id"], frame)
@@ -116,7 +119,7 @@ class Jobs:
             bits = -sum(token["logprob"] for token in tokens) / math.log(2)
             size = len(text.encode("utf8", "replace"))
             found[place] = {
-                "model": frame["compare"][place],
+                "model": frame["compare"][place]["model"],
                 "bits": bits,
                 "bits_per_byte": bits / size,
                 "tokens": tokens,
@@ -136,7 +139,7 @@ class Jobs:
 
             def came(made: Made, cache: str, place: int = place, plan: Plan = plan) -> None:
                 own = made.trained if cache == "made" else 0
-                self._score(job, scored(place, made.answers, shown(made, cache, plan), own))
+                self._score(job, scored(place, made.answers, shown(made, cache, plan, context + text), own))
 
             taking = self._taking(job, place, plan, came)
             waiter = self._adapter.ask(plan, frame["tenant"], asked, frame["state_bytes"], taking)
@@ -280,7 +283,10 @@ class Jobs:
             "trained": job.trained,
         }
         if job.plan is not None:
-            found = [shown(*job.made[place], job.plan) for place in range(len(job.prompts))]
+            found = [
+                shown(*job.made[place], job.plan, self._lm.tokenizer.decode(list(ids)))
+                for place, ids in enumerate(job.prompts)
+            ]
             begun["uptake"] = found[0] if len(found) == 1 else {"prompts": found}
         if frame.get("echo"):
             self._score(job, self._echoed(job, answers, begun))

@@ -12,6 +12,7 @@ from uptake.codec import plain
 from uptake.errors import BadInput
 from uptake.evaluation.defaults import with_defaults_of
 from uptake.lm.causal import Causal
+from uptake.methods import names as method_names
 from uptake.methods.contract.method import MethodSpec
 from uptake.methods.contract.naming import method_specs
 from uptake.methods.contract.spending import Budget
@@ -94,7 +95,13 @@ class Plans:
             }
             for name, (recipe, _) in self._recipes.items()
         ]
-        return [{"id": self._config.name, "method": "base"}, *recipes]
+        base = {
+            "id": self._config.name,
+            "method": "base",
+            "methods": method_names(),
+            "keeps_stores": bool(self._config.data),
+        }
+        return [base, *recipes]
 
     def of(self, model: str, uptake: Mapping[str, Any] | None) -> Plan | None:
         """Return the plan of a request, None for the base as it is. Raises ApiError, BadInput."""
@@ -126,6 +133,11 @@ class Plans:
             on_limit=asked.get("on_limit") or "answer",
             explain=bool(asked.get("explain")),
         )
+        if asked.get("control"):
+            if not (plan.searches and plan.spec.select.ranks):
+                told = f"{plan.method} chooses nothing from a store here, so it has no control: leave it out"
+                raise bad(told, "uptake.control")
+            plan = replace(plan, spec=replace(plan.spec, select=Random()))
         if not plan.spec.method.reads:
             for name, given in (("texts", plan.texts), ("store", plan.store)):
                 if given:

@@ -25,7 +25,7 @@ async function told(response) {
   let error = { message: `the server answered ${response.status}` };
   try { error = (await response.json()).error; } catch { /* no JSON: the status is all there is */ }
   const wait = response.headers.get("retry-after");
-  throw new Error(error.message + (wait ? ` (again in ${wait} s)` : ""));
+  throw Object.assign(new Error(error.message + (wait ? ` (again in ${wait} s)` : "")), { param: error.param });
 }
 
 async function models() {
@@ -35,6 +35,9 @@ async function models() {
     $("model").replaceChildren(...found.data.map((each) => new Option(each.id, each.id)));
     const offered = found.data.map((each) => each.id);
     $("model").value = offered.includes(chosen) ? chosen : offered[1] ?? offered[0];
+    const [plain, ...recipes] = found.data.map((each) => each.uptake);
+    $("methods").replaceChildren(...plain.methods.map((each) => new Option(each)));
+    await stores(recipes.map((each) => each.store), plain.keeps_stores);
     say("");
   } catch (error) {
     $("keys").open = true;
@@ -42,28 +45,53 @@ async function models() {
   }
 }
 
+async function stores(named, kept) {
+  const found = [...new Set(named.filter(Boolean))].map((each) => new Option(each, each));
+  if (kept) {
+    const own = await (await told(await fetch("/v1/vector_stores?limit=100", { headers: headers() }))).json();
+    found.push(...own.data.map((each) => new Option(each.name ? `${each.name} (${each.id})` : each.id, each.id)));
+  }
+  const chosen = $("store").value;
+  $("store").replaceChildren($("store").options[0], ...found);
+  $("store").value = found.some((each) => each.value === chosen) ? chosen : "";
+}
+
 const base = () => $("model").options[0]?.value;
 
-function body(model) {
-  const own = $("own").value;
-  const adapts = model !== base();
+// How the model adapts, as far as its name alone does not say it.
+function adaptation() {
+  const method = $("method").value.trim(), settings = $("settings").value.split(/\s+/).filter(Boolean);
+  const own = $("own").value, store = $("store").value, count = $("count").value;
+  return {
+    ...(method ? { method } : {}),
+    ...(settings.length ? { settings } : {}),
+    ...(store ? { store } : {}),
+    ...(count === "" ? {} : { k: Number(count) }),
+    ...(own ? { texts: [own] } : {}),
+    explain: true,
+  };
+}
+
+function body(model, adapts) {
   return {
     model,
     prompt: $("prompt").value,
     max_tokens: Number($("tokens").value),
     temperature: Number($("temperature").value),
     seed: Number($("seed").value),
-    ...(adapts ? { uptake: { explain: true, ...(left ? { texts: left, k: 0 } : own ? { texts: [own] } : {}) } } : {}),
+    ...(adapts ? { uptake: { ...adaptation(), ...(left ? { texts: left, k: 0 } : {}) } } : {}),
   };
 }
 
-async function write(model, out, signal) {
+// The base becomes another model where a method is named.
+const adapts = () => $("model").value !== base() || $("method").value.trim() !== "";
+
+async function write(asked, out, signal) {
   out.textContent = "";
   out.className = "";
   out.setAttribute("aria-busy", "true");
   try {
-    const asked = { ...body(model), stream: true };
-    const sent = { method: "POST", headers: headers(), body: JSON.stringify(asked), signal };
+    const sent = { method: "POST", headers: headers(), body: JSON.stringify({ ...asked, stream: true }), signal };
     const response = await told(await fetch("/v1/completions", sent));
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let rest = "", part; !(part = await reader.read()).done;) {
@@ -141,6 +169,8 @@ function forgets(near, item) {
   return button;
 }
 
+const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+
 function neighbours(uptake) {
   const { ms, steps, tokens_trained: trained, cache, stopped } = uptake;
   $("cost").textContent =
@@ -149,7 +179,9 @@ function neighbours(uptake) {
   $("neighbours").replaceChildren(...uptake.neighbours.map((near) => {
     const item = document.createElement("li"), more = document.createElement("details");
     const head = document.createElement("summary"), text = document.createElement("pre");
-    head.textContent = `${near.document || "your own text"} at ${near.start}, score ${near.score.toFixed(2)}`;
+    const overlap = near.overlap ? `, overlap ${percent(near.overlap)}` : "";
+    item.className = near.overlap ? "overlapping" : "";
+    head.textContent = `${near.document || "your own text"} at ${near.start}, score ${near.score.toFixed(2)}${overlap}`;
     text.textContent = near.text ?? "";
     more.append(head, text);
     item.append(tick(near), more);
@@ -173,7 +205,8 @@ async function run() {
   say("running");
   const started = performance.now();
   $("cost").textContent = $("receipt").textContent = "";
-  const both = [write(base(), $("before"), mine.signal), write($("model").value, $("after"), mine.signal)];
+  const asked = [body(base(), false), body($("model").value, adapts())];
+  const both = [write(asked[0], $("before"), mine.signal), write(asked[1], $("after"), mine.signal)];
   $("neighbours").replaceChildren();
   $("again").disabled = true;
   const failed = (await Promise.allSettled(both)).find((each) => each.status === "rejected");
@@ -225,26 +258,38 @@ function strip(found, against) {
   return box;
 }
 
+async function scored(compare) {
+  const asked = JSON.stringify({ text: $("text").value, context: $("prompt").value, compare });
+  const sent = { method: "POST", headers: headers(), body: asked };
+  return (await (await told(await fetch("/uptake/score", sent))).json()).results;
+}
+
 $("score").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const offered = [...$("model").options].map((each) => each.value), chosen = $("model").value;
-  const compare = [...new Set([base(), chosen, `${chosen}.random`])].filter((each) => offered.includes(each));
   $("strips").replaceChildren();
   say("scoring");
+  const model = $("model").value, compare = [base()];
+  if (adapts()) compare.push({ model, uptake: adaptation() }, { model, uptake: { ...adaptation(), control: true } });
   try {
-    const asked = JSON.stringify({ text: $("text").value, context: $("prompt").value, compare });
-    const sent = { method: "POST", headers: headers(), body: asked };
-    const { results } = await (await told(await fetch("/uptake/score", sent))).json();
-    const [before] = results;
-    for (const found of results) {
-      const title = document.createElement("h3");
-      const seconds = found.uptake ? `, adapted in ${Math.round(found.uptake.ms.adapt)} ms` : "";
-      title.textContent = found === before
-        ? `${found.model}: ${found.bits_per_byte.toFixed(3)} bits a byte`
-        : `${found.model}: ${before.bits_per_byte.toFixed(3)} → ${found.bits_per_byte.toFixed(3)} bits a byte${seconds}`;
-      $("strips").append(title, strip(found, before));
+    let results, none = "";
+    try {
+      results = await scored(compare);
+    } catch (error) {
+      if (!error.param?.endsWith("control")) throw error;
+      results = await scored(compare.slice(0, 2));
+      none = "; there is no control: nothing is chosen from a store";
     }
-    say("scored");
+    const [before] = results, names = ["base", "after reading", "control: passages drawn at random"];
+    results.forEach((found, place) => {
+      const title = document.createElement("h3"), bits = `${found.bits_per_byte.toFixed(3)} bits a byte`;
+      const copies = found.uptake?.neighbours.filter((near) => near.overlap).length;
+      title.textContent = `${names[place]}, ${found.model}: ` + (place
+        ? `${before.bits_per_byte.toFixed(3)} → ${bits}, adapted in ${Math.round(found.uptake.ms.adapt)} ms` +
+          (copies ? `; ${copies} of its passages stand in the text, whole or in part` : "")
+        : bits);
+      $("strips").append(title, strip(found, before));
+    });
+    say("scored" + none);
   } catch (error) {
     say(error.message, true);
   }
@@ -259,12 +304,12 @@ async function copy(text) {
   }
 }
 $("curl").addEventListener("click", () => {
-  const quoted = JSON.stringify(body($("model").value)).replaceAll("'", "'\\''");
+  const quoted = JSON.stringify(body($("model").value, adapts())).replaceAll("'", "'\\''");
   const key = $("key").value ? " -H \"authorization: Bearer $UPTAKE_KEY\"" : "";
   copy(`curl ${location.origin}/v1/completions -H 'content-type: application/json'${key} -d '${quoted}'`);
 });
 $("python").addEventListener("click", () => {
-  const { uptake, ...rest } = body($("model").value);
+  const { uptake, ...rest } = body($("model").value, adapts());
   const more = uptake ? `, extra_body=json.loads(${JSON.stringify(JSON.stringify({ uptake }))})` : "";
   copy("import json\nfrom openai import OpenAI\n\n" +
     `client = OpenAI(base_url="${location.origin}/v1", api_key="none")\n` +
