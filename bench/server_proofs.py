@@ -133,7 +133,7 @@ def leaving(server: Served) -> dict[str, Any]:
     """Let 100 clients leave at each stage: whether every row, cache and reference is free a second later."""
 
     async def leave(http: httpx.AsyncClient, number: int, stage: str) -> None:
-        body: dict[str, Any] = {"model": "m", "prompt": f"def {stage}{number}(", "max_tokens": 400}
+        body: dict[str, Any] = {"model": "m", "prompt": f"The method {stage} {number}", "max_tokens": 400}
         body |= {"n": 1 + number % 3, "stream": stage != "whole"}
         if stage == "adapt":
             body["model"] = "m+docs"
