@@ -15,6 +15,7 @@ import server_world
 from server_world import LORA, TEXTS, Running
 from uptake.lm.base import LM, Segment
 from uptake.lm.loading import load
+from uptake.server.serving import options
 from uptake.session import Session
 from uptake.store.datastore import Datastore
 
@@ -543,3 +544,9 @@ def test_no_float_of_an_answer_is_no_number(server: Running) -> None:
     json.loads(found.text, parse_constant=pytest.fail)
     top = found.json()["choices"][0]["logprobs"]["top_logprobs"]
     assert all(math.isfinite(value) for each in top for value in each.values())
+
+
+def test_a_connection_that_idles_is_kept_for_longer_than_clients_use_it_again(client: openai.OpenAI) -> None:
+    # Closed at the same time by both, it would now and then fail the request that it is used for.
+    pool: Any = client._client._transport._pool  # type: ignore[attr-defined]
+    assert options()["timeout_keep_alive"] >= 2 * pool._keepalive_expiry

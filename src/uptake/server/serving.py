@@ -19,6 +19,7 @@ from uptake.server.keys import Keys
 HEADER_SECONDS = 10.0
 HEADER_BYTES = 16 << 10
 DRAIN_SECONDS = 30.0
+KEPT_SECONDS = 30  # that a connection may idle: clients leave one themselves after 5
 
 
 class Deadlined(H11Protocol):
@@ -99,6 +100,7 @@ def options() -> dict[str, Any]:
         "h11_max_incomplete_event_size": HEADER_BYTES,
         "limit_concurrency": 4096,
         "timeout_graceful_shutdown": 5,
+        "timeout_keep_alive": KEPT_SECONDS,
         "lifespan": "on",
     }
 
