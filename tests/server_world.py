@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import importlib
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import openai
@@ -22,6 +25,7 @@ from uptake.server.admit import Admission, House
 from uptake.server.app import Door, make_app
 from uptake.server.calls import EngineProcess
 from uptake.server.config import Config, Recipe, StoreAt
+from uptake.server.engine import encoder, intake
 from uptake.server.engine.main import serve
 from uptake.server.keys import Keys
 from uptake.server.link import Link
@@ -46,6 +50,31 @@ class EngineThread(EngineProcess):
     async def _begin(self, end: socket.socket) -> None:
         link = Link(end.dup())
         threading.Thread(target=serve, args=[link], daemon=True).start()
+
+
+class ChildThread:
+    """A process of the engine's in a thread, which cannot be killed: it is waited for."""
+
+    def __init__(self, module: str, files: Sequence[int] = ()) -> None:
+        ours, theirs = socket.socketpair()
+        self.link = Link(ours)
+        serve, theirs_too = importlib.import_module(module).serve, [os.dup(each) for each in files]
+
+        def run() -> None:
+            serve(Link(theirs), *([theirs_too] if theirs_too else []))
+            for each in theirs_too[:1]:  # the lock; the other is a socket, which its owner closes
+                os.close(each)
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    @property
+    def lives(self) -> bool:
+        return self._thread.is_alive()
+
+    def kill(self) -> None:
+        self.link.close()
+        self._thread.join()
 
 
 class Running:
@@ -100,6 +129,22 @@ def running(
     engine: type[EngineProcess] = EngineThread,
 ) -> Iterator[Running]:
     """Around a server: yield it once it answers."""
+    with patched() if engine is EngineThread else contextlib.nullcontext():
+        yield from _running(config, keys, house, engine)
+
+
+@contextlib.contextmanager
+def patched() -> Iterator[None]:
+    """Around an engine in a thread: the processes that it starts are threads as well."""
+    with contextlib.ExitStack() as stack:
+        for module in (intake, encoder):
+            stack.enter_context(mock.patch.object(module, "Child", ChildThread))
+        yield
+
+
+def _running(
+    config: Config, keys: Keys | None, house: House | None, engine: type[EngineProcess]
+) -> Iterator[Running]:
     door = Door(config, keys, engine(config), admission=Admission(house))
     at = listening("127.0.0.1", 0)
     server = Server(uvicorn.Config(make_app(door), **options()), door)

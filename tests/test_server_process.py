@@ -111,6 +111,39 @@ def test_what_was_acknowledged_stands_however_often_a_process_is_killed(tmp_path
     assert not [text for text in gone if text.split(" ")[0].encode() in stored]
 
 
+def test_what_is_deleted_while_it_is_read_is_gone_at_once_and_holds_nothing_up(tmp_path: Path) -> None:
+    server = Process(tmp_path, "--data", tmp_path / "data")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
+    store = client.vector_stores.create(name="notes").id
+    drawn = random.Random(0)
+    long = "\n\n".join(
+        "canary-5813 " + " ".join(f"{drawn.getrandbits(24):x}" for _ in range(100)) for _ in range(20_000)
+    )
+    files = [
+        client.files.create(file=(name, text.encode()), purpose="assistants").id
+        for name, text in (("long.txt", long), ("short.txt", "the pump is reset by its red lever"))
+    ]
+    for file in files:
+        client.vector_stores.files.create(store, file_id=file)
+    # It is being read: its batches come in, and calls are answered all the same.
+    stored = tmp_path / "data" / "ten_local" / "stores" / store
+    for _ in range(3000):
+        if len(list(stored.rglob("*.lance"))) > 1 or server.process.poll() is not None:
+            break
+        assert client.vector_stores.retrieve(store).file_counts.in_progress == 2
+    else:
+        raise AssertionError("it is not being read")
+    gone = client.files.delete(files[0])
+    assert gone.deleted and gone.uptake["forgotten"]["files"] == 1  # type: ignore[attr-defined]
+    left = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
+    assert b"canary-5813" not in left
+    held = client.vector_stores.files.poll(files[1], vector_store_id=store)
+    assert held.status == "completed"
+    (found,) = client.vector_stores.search(store, query="pump").data
+    assert found.file_id == files[1]
+    server.close()
+
+
 def test_a_server_that_goes_down_lets_what_runs_finish(server: Process) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
     stream = client.completions.create(model="toy", prompt="a", max_tokens=200, temperature=0, stream=True)

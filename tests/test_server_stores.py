@@ -355,7 +355,8 @@ def test_a_key_stores_no_more_than_its_share(server: Running) -> None:
         ("POST", "/uptake/sessions", {"uptake": {"metod": "online"}}, 400),
         ("POST", "/uptake/sessions/se_x/take", {"texts": ["a"]}, 404),
         ("DELETE", "/uptake/sessions/se_x", None, 404),
-        ("GET", "/v1/embeddings", None, 404),
+        ("GET", "/v1/embeddings", None, 405),
+        ("GET", "/v1/images", None, 404),
     ],
 )
 def test_what_is_wrong_is_told_in_one_shape(

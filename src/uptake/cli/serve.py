@@ -56,6 +56,14 @@ def serve(
             "Folder for what clients store; without it there are no files or sessions.",
         ),
     ] = None,
+    embedder: Annotated[
+        str | None,
+        options.option(
+            SERVING,
+            "NAME|DIR|lm:MODEL",
+            "Encoder behind /v1/embeddings; clients' stores are searched by meaning too.",
+        ),
+    ] = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     threads: options.Threads = None,
@@ -90,7 +98,18 @@ def serve(
     called = name or Path(model.rstrip("/")).name.removesuffix(".gguf")
     if not called or len(called) > 100 or "+" in called or "@" in called:
         raise BadInput(f"--name {called!r}: use 1 to 100 characters without + and @")
-    config = Config(model, called, device, dtype, threads, stores, recipes, _whole(data))
+    config = Config(
+        model,
+        called,
+        device,
+        dtype,
+        threads,
+        stores,
+        recipes,
+        data=_whole(data),
+        embedder=embedder or "",
+        embedder_name=_called(embedder, called),
+    )
     with listening(host, port) as at:
         address = f"http://{f'[{host}]' if ':' in host else host}:{at.getsockname()[1]}"
 
@@ -115,6 +134,13 @@ def _offered(
             raise BadInput(f"--store {stores[place]}: two stores would be called {name!r}; rename one")
     opened = tuple(StoreAt(name, path, encoder) for name, path in zip(names, stores, strict=True))
     return opened, tuple(Recipe(name, method, k, settings, name) for name in names)
+
+
+def _called(embedder: str | None, model: str) -> str:
+    """Return what clients call the encoder: the end of its name, or that of a model whose states it is."""
+    kind, _, path = (embedder or "").rpartition(":")
+    end = Path(path.rstrip("/")).name.removesuffix(".gguf")
+    return f"{end}-states" if kind or end == model else end
 
 
 def _whole(folder: str | None) -> str:

@@ -19,8 +19,9 @@ from uptake.server.admit import Admission, House
 from uptake.server.answers import Answer, Choice
 from uptake.server.calls import EngineProcess
 from uptake.server.config import Config
+from uptake.server.embeddings import add_embeddings
 from uptake.server.errors import ApiError, bad, internal
-from uptake.server.generating import Generating, Scoring, Turns, refused
+from uptake.server.generating import Generating, Told, Turns, Waiting, refused
 from uptake.server.keys import LOCAL, Key, Keys
 from uptake.server.lens import add_page
 from uptake.server.meter import Meter
@@ -92,6 +93,15 @@ class Door:
             await self.fits([uptake.query or ""], "uptake.query")
 
     @property
+    def listed(self) -> list[dict[str, Any]]:
+        """The models there are: the base, its recipes, and the encoder."""
+        embedder = self.engine.hello["embedder"]
+        return [
+            *self.engine.hello["models"],
+            *([{**embedder, "method": "embeddings"}] if embedder else []),
+        ]
+
+    @property
     def fingerprint(self) -> str:
         """What answers depend on beside the request: the weights, and how rows share a pass."""
         hello = self.engine.hello
@@ -159,15 +169,15 @@ def make_app(door: Door) -> ASGIApp:
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         door.key(request, "infer")
-        return JSONResponse(
-            {"object": "list", "data": [_model(each) for each in door.engine.hello["models"]]}
-        )
+        return JSONResponse({"object": "list", "data": [_model(each) for each in door.listed]})
 
     @app.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> Response:
         door.key(request, "infer")
-        door.known(name)
-        return JSONResponse(next(_model(each) for each in door.engine.hello["models"] if each["id"] == name))
+        found = [_model(each) for each in door.listed if each["id"] == name]
+        if not found:
+            door.known(name)
+        return JSONResponse(found[0])
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -261,7 +271,11 @@ def make_app(door: Door) -> ASGIApp:
             "compare": [one.model_dump(exclude_unset=True) for one in compared],
         }
         cost = len(compared) * (_size(asked.text) + _size(asked.context))
-        return Scoring(door.turns, door.engine, door.turns.enter(key, cost), frame, cost)
+
+        def told(found: Any) -> Told:
+            return Told(found, cost, sum(each.pop("trained") for each in found["results"]))
+
+        return Waiting(door.turns, door.engine, door.turns.enter(key, cost), frame, told)
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
@@ -301,6 +315,7 @@ def make_app(door: Door) -> ASGIApp:
         )
 
     add_page(app)
+    add_embeddings(app, door)
     if door.config.data:
         from uptake.server.storing import add_routes
 

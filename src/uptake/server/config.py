@@ -35,6 +35,8 @@ class Config:
     threads: int | None = None
     stores: tuple[StoreAt, ...] = ()
     recipes: tuple[Recipe, ...] = ()
+    embedder: str = ""  # the encoder of texts, as `uptake index` names one
+    embedder_name: str = ""  # what clients call it
     data: str = ""  # the folder of what clients store
     rows: int = 64  # that write at once
     state_bytes: int = 1 << 30  # of states that are kept in memory

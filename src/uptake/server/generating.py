@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -233,16 +234,22 @@ class Generating(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class Scoring(Response):
-    """The answer to one text that is scored; it ends when its client leaves."""
+class Waiting(Response):
+    """A request that has one answer, and ends when its client leaves."""
 
     def __init__(
-        self, turns: Turns, engine: EngineProcess, ticket: Ticket, frame: dict[str, Any], cost: int
+        self,
+        turns: Turns,
+        engine: EngineProcess,
+        ticket: Ticket,
+        frame: dict[str, Any],
+        told: Callable[[Any], "Told"],
     ) -> None:
+        """`told` makes the engine's answer what the client is told."""
         super().__init__()
         self._turns, self._engine, self._ticket = turns, engine, ticket
-        self._frame, self._cost = frame, cost
-        self._trained = 0
+        self._frame, self._told = frame, told
+        self._used = Told({}, ticket.tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._run(scope, receive, send))
@@ -253,17 +260,25 @@ class Scoring(Response):
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
-            self._turns.leave(self._ticket, self._cost, self._trained)
+            self._turns.leave(self._ticket, self._used.tokens, self._used.trained)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._turns.turn(self._ticket)
-            found = await self._engine.answer(self._frame)
+            self._used = self._told(await self._engine.answer(self._frame))
         except ApiError as error:
             await refused(error)(scope, receive, send)
             return
-        self._trained = sum(each.pop("trained") for each in found["results"])
-        await JSONResponse(found, headers=HEADERS)(scope, receive, send)
+        await JSONResponse(self._used.body, headers=HEADERS)(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client is told, and what it has used of its limits."""
+
+    body: dict[str, Any]
+    tokens: int
+    trained: int = 0
 
 
 def refused(error: ApiError) -> JSONResponse:

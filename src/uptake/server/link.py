@@ -1,6 +1,7 @@
 """Frames between the server's processes: JSON behind its length, over a socket. Nothing is unpickled."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -42,6 +43,25 @@ class Link:
         except OSError:  # it was killed before it read all that it was sent
             return None
         return json.loads(raw) if len(raw) == length else None
+
+    def give(self, other: socket.socket) -> None:
+        """Give a socket away. Raises OSError where the other end is gone."""
+        with self._lock:
+            socket.send_fds(self._socket, [b"s"], [other.fileno()])
+
+    def taken(self) -> socket.socket | None:
+        """Return the next socket that the other end gives, None where it is gone; it sends no frames then."""
+        try:
+            _, files, _, _ = socket.recv_fds(self._socket, 1, 1)
+        except OSError:
+            return None
+        return socket.socket(fileno=files[0]) if files else None
+
+    def close(self) -> None:
+        """Close this end; whoever reads from it or from the other finds nobody there."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
 
 async def receive(reader: asyncio.StreamReader) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from uptake.server.errors import not_found
+from uptake.server.errors import ApiError, not_found
 
 KINDS = {"file": "file", "store": "vs", "memory": "mem", "session": "se", "person": "pe", "text": "tx"}
 NAMES = {"file": "file", "store": "vector store", "memory": "memory", "session": "session", "text": "passage"}
@@ -133,6 +133,20 @@ class Records:
             )
             return int(row.fetchone()[0])
 
+    def room(self, tenant: str, size: int, quota: int, param: str) -> None:
+        """Raise ApiError where a tenant has no room for so many bytes more."""
+        if self.used(tenant) + size > quota:
+            told = "the key's room for files, memories and states is full: delete some"
+            raise ApiError(413, told, "store_full", param)
+
+    def owner(self, kind: str, name: str) -> str | None:
+        """Return the tenant that has a thing, None where there is no such thing."""
+        with self._lock:
+            row = self._database.execute(
+                "SELECT tenant FROM things WHERE id = ? AND kind = ?", (name, kind)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
     # Which files a store holds, and how far they have come.
 
     def hold(self, store: str, file: str) -> None:
@@ -140,7 +154,9 @@ class Records:
         self._unwritten.pop((store, file), None)
         with self._change() as database:
             database.execute(
-                "INSERT OR REPLACE INTO held VALUES (?, ?, ?, 'in_progress', 0, '')",
+                # One that is read again may hold as many documents as it did.
+                "INSERT INTO held VALUES (?, ?, ?, 'in_progress', 0, '') ON CONFLICT DO UPDATE SET "
+                "created = excluded.created, status = excluded.status, error = ''",
                 (store, file, int(self._clock())),
             )
 

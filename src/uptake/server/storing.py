@@ -337,6 +337,7 @@ def _store(row: dict[str, Any]) -> dict[str, Any]:
         "status": "in_progress" if counts["in_progress"] else "completed",
         "last_active_at": row["created"],
         "metadata": row["metadata"] or {},
+        "uptake": {"searched_by": row["searched"]},
     }
 
 

@@ -27,6 +27,7 @@ MOST_TOP = 20
 MOST_TOKENS = 1 << 20
 MOST_PROMPTS = 64
 MOST_TEXTS = 256
+MOST_INPUTS = 2048
 
 Number = StrictFloat | StrictInt
 Text = StrictStr
@@ -242,6 +243,33 @@ class Score(Shape):
             Compared(model=each, uptake=self.uptake) if isinstance(each, str) else each
             for each in self.compare
         ]
+
+
+class Embeddings(Shape):
+    """A body of /v1/embeddings."""
+
+    model: Text
+    input: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[Ids, Field(min_length=1)]
+        | Annotated[list[Annotated[Ids, Field(min_length=1)]], Field(min_length=1, max_length=MOST_INPUTS)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
+
+    def check(self) -> None:
+        super().check()
+        for place, text in enumerate(self.inputs):
+            if not text:
+                raise bad("an empty text has no vector: leave it out", f"input.{place}")
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """What is embedded, each a text or tokens."""
+        if isinstance(self.input, str) or isinstance(self.input[0], int):
+            return [self.input]
+        return list(self.input)
 
 
 class Tokenize(Shape):

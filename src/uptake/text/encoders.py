@@ -86,6 +86,8 @@ class SentenceEncoder:
         )
         self.spec = _absolute(name)
         self.dtype = dtype
+        self.tokenizer: Any = self._model.tokenizer
+        self.window = int(self._model.max_seq_length or 8192)  # tokens that are read of a text
         vector = self._model.encode(["a"])[0]
         self.dimensions = len(vector)
         pooling = [
@@ -121,7 +123,7 @@ class StatesEncoder:
             try:
                 # AutoTokenizer might take a class with its own way of cutting a text, not a GGUF file's.
                 kind: Any = PreTrainedTokenizerFast if is_gguf(name) else AutoTokenizer
-                self._tokenizer: Any = kind.from_pretrained(folder, trust_remote_code=False)
+                self.tokenizer: Any = kind.from_pretrained(folder, trust_remote_code=False)
                 model: Any = AutoModel.from_pretrained(
                     folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
                 )
@@ -129,15 +131,16 @@ class StatesEncoder:
                 raise _cannot(_STATES + name, error) from error
         config = model.config
         self._model = (model.get_encoder() if config.is_encoder_decoder else model).eval().to(device)
-        check_model(self._model, self._tokenizer, f"encoder {_STATES + name!r}")
+        check_model(self._model, self.tokenizer, f"encoder {_STATES + name!r}")
         # Some tokenizers give a huge number for "no limit", some models have none.
-        limits = [getattr(config, "max_position_embeddings", None), self._tokenizer.model_max_length]
-        self._window = min([limit for limit in limits if limit and limit > 0] + [8192])
+        limits = [getattr(config, "max_position_embeddings", None), self.tokenizer.model_max_length]
+        # Tokens that are read of a text.
+        self.window = min([limit for limit in limits if limit and limit > 0] + [8192])
         self.spec = _STATES + _absolute(name)
         self.dtype = dtype
         self.dimensions = int(config.hidden_size)
-        settings = ["states", dtype, self._window, "mean"]
-        self.fingerprint = _fingerprint(self._model.parameters(), self._tokenizer, settings)
+        settings = ["states", dtype, self.window, "mean"]
+        self.fingerprint = _fingerprint(self._model.parameters(), self.tokenizer, settings)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one row of length one a text, what exceeds the model's window left out."""
@@ -157,8 +160,8 @@ class StatesEncoder:
 
     def _ids(self, text: str) -> list[int]:
         # Text far beyond the window need not be cut into tokens.
-        text = storable(text[: 64 * self._window])
-        return list(self._tokenizer(text, truncation=True, max_length=self._window)["input_ids"])
+        text = storable(text[: 64 * self.window])
+        return list(self.tokenizer(text, truncation=True, max_length=self.window)["input_ids"])
 
     def _pooled(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         import torch

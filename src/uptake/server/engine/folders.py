@@ -1,5 +1,6 @@
 """Where what clients store lies: a folder a tenant, a folder a store, and files under their ids."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -8,12 +9,10 @@ from pathlib import Path
 
 from uptake.cache import sync
 from uptake.errors import BadInput, UptakeError
+from uptake.server.engine.encoder import Encoder
 from uptake.store.datastore import Datastore
-from uptake.text.files import Skipped
-from uptake.text.formats import by_suffix
-from uptake.text.readers import read
-from uptake.text.reading import Reading
-from uptake.text.types import Document
+from uptake.store.layout import Layout
+from uptake.store.passages.index_cache import delete_base_indexes
 
 PATIENCE = 30.0  # seconds for the engine of a server that was killed to end
 
@@ -38,6 +37,11 @@ class Held:
                     ) from None
                 time.sleep(0.05)
 
+    @property
+    def file(self) -> int:
+        """The open file that holds the right, for a process that writes there as well."""
+        return self._handle
+
     def close(self) -> None:
         """Give it back."""
         os.close(self._handle)
@@ -46,30 +50,10 @@ class Held:
 class Folders:
     """The folders below one root. Names below it are ids that the server minted, never a client's."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, encoder: Encoder | None = None) -> None:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.root = root
+        self.root, self.encoder = root, encoder
         self._open: dict[str, Datastore] = {}
-
-    def documents(self, tenant: str, file: str, filename: str) -> list[Document]:
-        """Return the documents in a file, each named by the file's id; the name given says its format."""
-        suffix = Path(filename).suffix.lower()
-        suffix = suffix if suffix in by_suffix() else ".txt"
-        path = self.of("", "uploads") / f"{file}{suffix}"
-        path.unlink(missing_ok=True)
-        os.link(self.of(tenant, "files") / file, path)
-        try:
-            skipped = Skipped()
-            found = list(read(path, skipped=skipped, reading=Reading(max_parse_bytes=2 << 30, fixed=True)))
-        except UptakeError as error:
-            raise type(error)(str(error).replace(str(path), "the file")) from None
-        finally:
-            path.unlink()
-        if not found:
-            raise BadInput("the file holds no text that can be read")
-        return [
-            Document(f"{file}/{place}", each.text, file, {}, each.places) for place, each in enumerate(found)
-        ]
 
     def drop(self, tenant: str, store: str) -> int:
         """Delete a store, whole; return 1, or 0 where there was none."""
@@ -77,6 +61,10 @@ class Folders:
         path = self.store_path(tenant, store)
         there = path.exists()
         if there:
+            with contextlib.suppress(
+                UptakeError
+            ):  # of a store that a kill has left in part, nothing was made
+                delete_base_indexes(Layout.read(path).uid)
             shutil.rmtree(path)
             sync(path.parent)
         return int(there)
@@ -91,11 +79,41 @@ class Folders:
         """Return where a store lies."""
         return self.of(tenant, "stores") / name
 
+    def sweep(self, file: str) -> None:
+        """Delete what a reading of a file that was stopped has left."""
+        for path in self.of("", "uploads").glob(f"{file}.*"):
+            path.unlink(missing_ok=True)
+
+    def made(self, tenant: str, name: str) -> None:
+        """Make an empty store."""
+        Datastore.create(self.store_path(tenant, name), retriever="lexical")
+
+    def made_by_meaning(self, tenant: str, name: str) -> None:
+        """Make an empty store whose texts are embedded as well, if there is an encoder."""
+        if self.encoder is None:
+            self.made(tenant, name)
+        else:
+            Datastore.create(self.store_path(tenant, name), encoder=self.encoder)
+
+    def changed(self, name: str) -> None:
+        """Have a store opened anew when it is wanted next: another process has added to it."""
+        self._open.pop(name, None)
+
     def opened(self, tenant: str, name: str) -> Datastore:
         """Return a store, open."""
         if name not in self._open:
-            self._open[name] = Datastore.open(self.store_path(tenant, name))
+            self._open[name] = opened(self.store_path(tenant, name), self.encoder)
         return self._open[name]
+
+
+def opened(path: Path, encoder: Encoder | None) -> Datastore:
+    """Return a store, searched by meaning and words where it was made with this encoder, else by words."""
+    view = Layout.read(path).views["passages"]
+    if not view.dimensions:
+        return Datastore.open(path)
+    if encoder is None or encoder.fingerprint != view.encoder_fingerprint:
+        return Datastore.open(path, search_by="lexical")
+    return Datastore.open(path, encoder=encoder, search_by="sum")
 
 
 def unlink(path: Path) -> int:

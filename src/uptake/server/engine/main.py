@@ -26,6 +26,8 @@ from uptake.lm.causal import Causal
 from uptake.lm.grid import Grid
 from uptake.server.config import Config
 from uptake.server.engine.adapting import Adapter
+from uptake.server.engine.embedding import Embedder
+from uptake.server.engine.encoder import Encoder, EncoderProcess
 from uptake.server.engine.jobs import Jobs
 from uptake.server.engine.keeper import Keeper
 from uptake.server.engine.plans import Plans
@@ -53,7 +55,13 @@ class Engine:
         self._running = False
         # Stores are searched and changed in one thread, one thing after another.
         thread = ThreadPoolExecutor(1, "keeper")
-        self.keeper = Keeper(Path(config.data), thread, self._forget) if config.data else None
+        self.encoding = None
+        if config.embedder:
+            self.encoding = EncoderProcess(config.embedder, config.device, config.threads)
+        self.embedder = None if self.encoding is None else Embedder(Encoder(self.encoding.link), self._send)
+        self.keeper = None
+        if config.data:
+            self.keeper = Keeper(Path(config.data), thread, self._forget, self.encoding)
         self.plans = Plans(config, self.lm, lambda name: self._store_of("", name))
         self.adapter = Adapter(
             self.lm, self.grid, self._store_of, self._inbox.put, config.state_bytes, thread
@@ -85,6 +93,7 @@ class Engine:
             "end": self.lm.tokenizer.end,
             "chat_template": tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
             "notes": self.plans.notes,
+            "embedder": None if self.embedder is None else self.embedder.about(self.config.embedder_name),
         }
 
     def take(self, frame: dict[str, Any] | None) -> None:
@@ -130,6 +139,10 @@ class Engine:
                     self.jobs.score(frame)
                 case "cancel":
                     self.jobs.cancel(number)
+                    if self.embedder is not None:
+                        self.embedder.cancel(number)
+                case "embed" if self.embedder is not None:
+                    self.embedder.begin(frame)
                 case "keep" if self.keeper is not None:
                     self._keep(self.keeper, frame)
                 case "facts":
@@ -172,6 +185,14 @@ class Engine:
             if not self._running:  # the door is gone, and all states go with this process
                 break
         return counts
+
+    def close(self) -> None:
+        """End what runs beside the thread that computes."""
+        if self.keeper is not None:
+            self.keeper.close()
+        if self.embedder is not None and self.encoding is not None:
+            self.embedder.close()
+            self.encoding.close()
 
     def facts(self) -> dict[str, Any]:
         """Return counts of what the engine holds now."""
@@ -229,8 +250,7 @@ def serve(link: Link) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     engine.run()
-    if engine.keeper is not None:
-        engine.keeper.close()
+    engine.close()
 
 
 def main() -> None:
