@@ -36,6 +36,10 @@ SIZES = {
         "hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "intermediate_size": 1024,
         "bottleneck": 512,
     },
+    "little": {  # what a CPU trains in minutes
+        "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 512,
+        "bottleneck": 256,
+    },
     "toy": {
         "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64,
         "bottleneck": 32,
