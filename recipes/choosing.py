@@ -5,6 +5,7 @@ some at random, those of highest loss, what SIFT chooses by the model's mean sta
 most about the candidates or about the query; and 10 of the whole store. Beside them the 20 nearest.
 
     python recipes/choosing.py score --model MODEL --documents 24
+    python recipes/choosing.py score --model MODEL --half 5 --candidates 40 --layers 2   # less work
     python recipes/choosing.py table --json recipes/choosing.json
 """
 
@@ -12,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,7 @@ from uptake.text.bait import bait
 from uptake.text.select import sift
 from uptake.text.types import Document, Found, Source, stable_hash
 
-CANDIDATES, HALF, WHOLE = 100, 10, 20
 BASE, FULL = "base", "nearest, whole budget"
-SETTINGS = ("trainable=top(layers=4)", "optimizer=adamw(learning_rate=3e-4)")  # fresh_methods' own
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +50,21 @@ class Scored:
     overlap: int
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How many passages half the budget is, of how many candidates, and how many layers train on them."""
+
+    half: int = 10
+    candidates: int = 100
+    layers: int = 4
+    regularisation: float = 0.01  # in a candidate's information
+
+
 def choices(
-    lm: LM, source: Source, prefix: str, document: Document, regularisation: float
+    lm: LM, source: Source, prefix: str, document: Document, sizes: Sizes
 ) -> dict[str, tuple[Found, float]]:
     """Return what each way reads, and the seconds that choosing took beside the search."""
-    found = source.search(CANDIDATES)
+    found, half = source.search(sizes.candidates), sizes.half
     near, count = [passage.text for passage in found.passages], len(found.passages)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(stable_hash("fisher", document.id))
@@ -65,18 +74,18 @@ def choices(
     states = np.stack([each.state for each in read])
     states -= states[:-1].mean(0)  # all states of a model share a direction
     losses = [each.nats for each in read[:-1]]
-    drawn_at_random = choosing(document).permutation(count)[:HALF].tolist()
+    drawn_at_random = choosing(document).permutation(count)[:half].tolist()
     made: dict[str, tuple[Found, float]] = {
-        "nearest": (found.part(0, HALF), 0.0),
+        "nearest": (found.part(0, half), 0.0),
         "random candidates": (found.at(drawn_at_random), 0.0),
-        "random": (source.sample(HALF, choosing(document)), 0.0),
-        FULL: (found.part(0, WHOLE), 0.0),
+        "random": (source.sample(half, choosing(document)), 0.0),
+        FULL: (found.part(0, 2 * half), 0.0),
     }
     ways: dict[str, Any] = {
-        "highest loss": lambda: sorted(range(count), key=lambda number: -losses[number])[:HALF],
-        "sift": lambda: sift(states[:-1], states[-1], HALF, repeats=False),
-        "bait": lambda: bait(factors[:-1], HALF, None, regularisation),
-        "bait about the query": lambda: bait(factors[:-1], HALF, factors[-1], regularisation),
+        "highest loss": lambda: sorted(range(count), key=lambda number: -losses[number])[:half],
+        "sift": lambda: sift(states[:-1], states[-1], half, repeats=False),
+        "bait": lambda: bait(factors[:-1], half, None, sizes.regularisation),
+        "bait about the query": lambda: bait(factors[:-1], half, factors[-1], sizes.regularisation),
     }
     for name, way in ways.items():
         started = time.perf_counter()
@@ -92,7 +101,12 @@ def score(arguments: Any) -> Iterator[str]:
     part, of = map(int, arguments.shard.split("/"))
     journal = _journal(arguments, f"{part}-of-{of}")
     done = {row.document for row in journal.start(lambda row: load(Scored, row))}
-    method = method_specs(["ttt-nn"], SETTINGS)["ttt-nn"].method
+    sizes = _sizes(arguments)
+    settings = [
+        f"trainable=top(layers={sizes.layers})",
+        "optimizer=adamw(learning_rate=3e-4)",
+    ]  # fresh_methods' own
+    method = method_specs(["ttt-nn"], settings)["ttt-nn"].method
     started = time.monotonic()
     for document in drawn(arguments.data, arguments.part)[: arguments.documents][part::of]:
         if document.id in done or time.monotonic() - started > arguments.seconds:
@@ -102,7 +116,7 @@ def score(arguments: Any) -> Iterator[str]:
         segment = Segment(query.target, query.context)
         (plain,) = lm.score([segment])
         rows = [Scored(document.id, BASE, plain.bits, plain.bytes, 0, 0.0, 0)]
-        made = choices(lm, source, query.context, document, arguments.regularisation)
+        made = choices(lm, source, query.context, document, sizes)
         nearest = {passage.id for passage in made["nearest"][0].passages}
         for name, (found, seconds) in made.items():
             context = Context(continues=False)
@@ -120,8 +134,12 @@ def score(arguments: Any) -> Iterator[str]:
 def _journal(arguments: Any, name: str) -> RecordFile:
     return RecordFile(
         arguments.work / f"choosing-{arguments.part}-{name}.jsonl",
-        f"{arguments.part} {PROTOCOL} {arguments.regularisation}",
+        f"{arguments.part} {PROTOCOL} {_sizes(arguments)}",
     )
+
+
+def _sizes(arguments: Any) -> Sizes:
+    return Sizes(arguments.half, arguments.candidates, arguments.layers, arguments.regularisation)
 
 
 def table(arguments: Any) -> dict[str, Any]:
@@ -134,7 +152,9 @@ def table(arguments: Any) -> dict[str, Any]:
     names = list(dict.fromkeys(name for of in rows.values() for name in of))
     whole = {document: of for document, of in rows.items() if len(of) == len(names)}
     base = [of[BASE].bits for of in whole.values()]
-    told: dict[str, Any] = {"part": arguments.part, "documents": len(whole), "choices": {}}
+    told: dict[str, Any] = {
+        "part": arguments.part, "documents": len(whole), "sizes": asdict(_sizes(arguments)), "choices": {},
+    }  # fmt: skip
     told["base_bits_per_byte"] = sum(base) / sum(of[BASE].bytes for of in whole.values())
     for name in names[1:]:
         bits = [of[name].bits for of in whole.values()]
@@ -183,8 +203,11 @@ def main(given: Sequence[str] | None = None) -> None:
         )
         command.add_argument("--work", type=Path, default=Path("build/choosing"))
         command.add_argument("--part", choices=("valid", "test"), default="test")
+        command.add_argument("--half", type=int, default=Sizes.half, help="passages of half the budget")
+        command.add_argument("--candidates", type=int, default=Sizes.candidates)
+        command.add_argument("--layers", type=int, default=Sizes.layers, help="the last ones, which train")
         command.add_argument(
-            "--regularisation", type=float, default=0.01, help="in a candidate's information"
+            "--regularisation", type=float, default=Sizes.regularisation, help="in a candidate's information"
         )
     command.add_argument("--json", type=Path)
     command = commands.choices["score"]

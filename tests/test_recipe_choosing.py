@@ -16,11 +16,8 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_each_choice_is_scored_once_and_told_beside_the_others(
-    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(recipe, "HALF", 2)
-    monkeypatch.setattr(recipe, "WHOLE", 4)
-    monkeypatch.setattr(recipe, "SETTINGS", ("trainable=top(layers=1)", "learning_rate=1e-2"))
     model = tmp_path / "model"
     toys.module(window=512).save_pretrained(model)
     toys.tokenizer().save_pretrained(model)
@@ -28,7 +25,7 @@ def test_each_choice_is_scored_once_and_told_beside_the_others(
         texts = [f"def {part}_{n}(mat): return the cat sat on mat {n * 7}. " * 4 for n in range(count)]
         rows = [json.dumps({"id": f"{part}{n}", "text": text}) for n, text in enumerate(texts)]
         (tmp_path / f"{part}.jsonl").write_text("\n".join(rows))
-    common = ["--data", str(tmp_path), "--work", str(tmp_path / "work")]
+    common = ["--data", str(tmp_path), "--work", str(tmp_path / "work"), "--half", "2", "--layers", "1"]
     for part in ("0/2", "1/2", "1/2"):  # the last finds all done
         recipe.main(["score", *common, "--model", str(model), "--shard", part])
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("test")]) == 3
