@@ -26,7 +26,8 @@ import uptake
 from uptake.lm.capabilities import Unembedding
 from uptake.lm.causal import Causal
 from uptake.lm.loading import DTYPES
-from uptake.methods.fwl import FWL, FastWeightLM
+from uptake.methods.fwl import FWL
+from uptake.methods.fwl.model import FastWeightLM, Known
 from uptake.methods.fwl.network import FastWeights
 
 SHAPES = {
@@ -56,7 +57,7 @@ def passes(lm: Causal, width: int, ids: torch.Tensor) -> dict[str, Callable[[], 
 
     def fwl(stretch: int) -> Callable[[], object]:
         layer = FastWeights(width, stretch=stretch).requires_grad_(False)
-        adapting = FastWeightLM(lm, layer, [layer.start(1)])
+        adapting = FastWeightLM(lm, layer, [Known(layer.start(1))])
         return lambda: adapting.step(ids)
 
     def dynamic() -> object:

@@ -23,7 +23,8 @@ from torch.nn import functional
 import uptake
 from uptake.lm.base import LM
 from uptake.lm.examples import encode
-from uptake.methods.fwl import FastWeightNetwork, windows
+from uptake.methods.fwl import FastWeightNetwork
+from uptake.methods.fwl.model import windows
 from uptake.methods.fwl.network import FAST, FastWeights
 from uptake.text.types import Document
 

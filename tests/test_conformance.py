@@ -15,6 +15,7 @@ from uptake.adaptation.optimizers import RMS, AdamW
 from uptake.adaptation.trainable import LoRA, Top
 from uptake.lm.causal import Causal
 from uptake.methods.finetune import Finetune
+from uptake.methods.fwl import FWL
 from uptake.methods.in_context import InContext
 from uptake.text.select import Nearest
 
@@ -53,6 +54,7 @@ def subjects() -> dict[str, Subject]:
             replace(Finetune.example(), trainable=LoRA(rank=4), optimizer=AdamW(1e-2))
         ),
         "finetune top": Subject.of(replace(Finetune.example(), trainable=Top(1))),
+        "fwl beside its base": Subject.of(FWL(weights="untrained", base_weight=0.3, own_prefix=True)),
         "finetune dropout": Subject.of(replace(Finetune.example(), dropout=True)),
     }
 

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -87,6 +87,39 @@ class FixedShare:
         return whole, weights
 
 
+class MixtureCache(NamedTuple):
+    """A text under way: the log-weights [batch, shares, experts] before the last token that each expert
+    predicted, and these predictions, [batch, experts, vocabulary], None before the first token."""
+
+    weights: Tensor
+    said: Tensor | None
+
+
+def mixed_step(
+    sharing: FixedShare,
+    parts: Tensor,
+    ids: Tensor,
+    known: MixtureCache,
+    lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, MixtureCache]:
+    """Return the mixture's log-probabilities after each of `ids` [batch, time], and what is known then.
+
+    `parts` are the experts' own, [batch, experts, time, vocabulary]; `lengths` as in `LM.step`.
+    """
+    ahead = of_tokens(parts[:, :, :-1], ids[:, 1:])
+    if lengths is not None:
+        # No token of padding was predicted, nor was a row's first one.
+        gaps = ids.shape[1] - torch.tensor(lengths, device=ids.device)[:, None]
+        own = torch.arange(1, ids.shape[1], device=ids.device) > gaps
+        ahead = torch.where(own[..., None], ahead, 0.0)
+    first = known.weights
+    if known.said is not None:
+        first = sharing.after(first, of_tokens(known.said[:, :, None], ids[:, :1])[:, 0])
+    along, weights = sharing.along(first, ahead)
+    along = torch.cat([along, weights.logsumexp(-2)[:, None]], 1)
+    return mixed(parts.unbind(1), along), MixtureCache(weights, parts[:, :, -1])
+
+
 class Experts(Wrapper):
     """A mixture of LMs over one tokenizer by `FixedShare`; the first is the LM that the others adapt.
 
@@ -132,30 +165,18 @@ class Experts(Wrapper):
         caches, known = cache if cache is not None else ([None] * len(self.experts), None)
         stepped = [expert.step(ids, kept, lengths) for expert, kept in zip(self.experts, caches, strict=True)]
         parts = torch.stack([log_probs for log_probs, _ in stepped], 1)  # [batch, experts, time, vocabulary]
-        ahead = _of(parts[:, :, :-1], ids[:, 1:])
-        if lengths is not None:
-            # No token of padding was predicted, nor was a row's first one.
-            gaps = ids.shape[1] - torch.tensor(lengths, device=ids.device)[:, None]
-            own = torch.arange(1, ids.shape[1], device=ids.device) > gaps
-            ahead = torch.where(own[..., None], ahead, 0.0)
         if known is None:
-            first = self.sharing.start(ids.device).expand(len(ids), -1, -1)
-        else:
-            weights, before = known
-            first = self.sharing.after(weights, _of(before[:, :, None], ids[:, :1])[:, 0])
-        along, weights = self.sharing.along(first, ahead)
-        along = torch.cat([along, weights.logsumexp(-2)[:, None]], 1)
-        mixed = _mixed(parts.unbind(1), along)
-        kept = ([each for _, each in stepped], (weights, parts[:, :, -1]))
-        return mixed, None if cache is None else kept
+            known = MixtureCache(self.sharing.start(ids.device).expand(len(ids), -1, -1), None)
+        found, known = mixed_step(self.sharing, parts, ids, known, lengths)
+        return found, None if cache is None else ([each for _, each in stepped], known)
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         parts = [expert.predictions(examples) for expert in self.experts]
         found = []
         for example, *own in zip(examples, *parts, strict=True):
             targets = torch.tensor(example.target, dtype=torch.long, device=own[0].device)[None]
-            along = self._along(_of(torch.stack(own)[None], targets)[0])
-            found.append(_mixed(own, along))
+            along = self._along(of_tokens(torch.stack(own)[None], targets)[0])
+            found.append(mixed(own, along))
         return found
 
     def token_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
@@ -173,20 +194,20 @@ class Experts(Wrapper):
     def _of_tokens(self, log_probs: Sequence[Tensor]) -> Tensor:
         """Return the mixture's log-probability of each token from the experts' own, [tokens] each."""
         along = self._along(torch.stack([*log_probs], -1))
-        return _mixed([each[:, None] for each in log_probs], along)[:, 0]
+        return mixed([each[:, None] for each in log_probs], along)[:, 0]
 
     def _along(self, log_probs: Tensor) -> Tensor:
         """Return the experts' log-weights before each token of a text, [tokens, experts] as `log_probs`."""
         return self.sharing.along(self.sharing.start(log_probs.device), log_probs)[0]
 
 
-def _of(log_probs: Tensor, ids: Tensor) -> Tensor:
+def of_tokens(log_probs: Tensor, ids: Tensor) -> Tensor:
     """Return the experts' values of tokens, [batch, time, experts], of [batch, experts, time, vocabulary]."""
     places = ids[:, None, :, None].expand(-1, log_probs.shape[1], -1, -1)
     return log_probs.gather(-1, places)[..., 0].transpose(1, 2)
 
 
-def _mixed(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
+def mixed(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return the log of the weighted sum of probabilities, the first expert's own where all of them agree.
 
     `parts` are [.., vocabulary], one an expert, `weights` their logarithms [.., experts].

@@ -1,30 +1,30 @@
 """Fast weight layers (Clark et al. 2022): a trained layer on top of the model that learns at every token.
 
 What dynamic evaluation does with gradient steps, the layer does with linear attention, one pass and
-trained for it: one step for every `stretch` tokens, and inside them a step at every position.
+trained for it: one step for every `stretch` tokens, and inside them a step at every position. The base may
+stand beside it as an expert of one mixture, so that text which the base knows is left to the base.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.draws import seed_of_draws
-from uptake.adaptation.inner_loop import token_loss
 from uptake.adaptation.trainable import Trainable
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Cache, Scores, Segment, Wrapper
-from uptake.lm.capabilities import HiddenStates, Unembedding, capability
-from uptake.lm.examples import Example, encode, pieces, rolling_windows
-from uptake.lm.rows import RowCaches, each_row
+from uptake.lm.base import LM, Scores, Segment
+from uptake.lm.capabilities import HiddenStates, capability
+from uptake.lm.examples import Example, encode, pieces
+from uptake.lm.experts import FixedShare
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import Learned, TrainingData
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, charged_by_row
+from uptake.methods.fwl.model import FastWeightLM, Known, followed, in_precision_of, windows
 from uptake.methods.fwl.network import FastWeights, Sums
 from uptake.text.select import Nothing
 from uptake.text.types import Document, Found, Passage, stable_hash
@@ -34,9 +34,14 @@ SHORTEST = 64  # tokens of an episode: less teaches nothing about learning from 
 
 @dataclass(frozen=True, kw_only=True)
 class FastWeightState(State):
-    """The summed gradients of all that was read, by parameter of the layer, [1, ...]."""
+    """What all that was read leaves, as `Known` says."""
 
     sums: Sums
+    weights: Tensor | None = None
+
+    @property
+    def known(self) -> Known:
+        return Known(self.sums, self.weights)
 
 
 class FastWeightNetwork(nn.Module):
@@ -55,93 +60,6 @@ class FastWeightNetwork(nn.Module):
     def under(self, lm: LM) -> LM:
         """Return the LM that the layer stands on: this one, with the base as it was trained along."""
         return lm if self._opened is None else lm.overlay(self._opened.delta())
-
-
-class FastWeightCache(NamedTuple):
-    """A cache: the inner LM's, each row's sums, and the last hidden states, whose labels are to come."""
-
-    inner: Cache
-    sums: list[Sums]
-    last: Tensor | None
-
-
-class FastWeightLM(Wrapper):
-    """An LM that learns every token it reads: row i goes on from `sums[i]`.
-
-    In `score` only the scored tokens are learnt, through as many windows as the text takes; in
-    `step`, and so in generation, every token since the start is. No token is learnt before it was
-    predicted.
-    """
-
-    def __init__(self, inner: LM, layer: FastWeights, sums: Sequence[Sums]) -> None:
-        super().__init__(inner)
-        self.states = capability(inner, HiddenStates)
-        self.layer, self.sums, self.rows = layer, list(sums), len(sums)
-
-    def around(self, inner: LM) -> Self:
-        return type(self)(inner, self.layer, self.sums)
-
-    def at(self, rows: Sequence[int]) -> LM:
-        return FastWeightLM(self.inner.at(rows), self.layer, [self.sums[row] for row in rows])
-
-    def start(self) -> Cache:
-        inner = self.states.start()
-        return None if inner is None else FastWeightCache(inner, self.sums, None)
-
-    def step(
-        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
-    ) -> tuple[Tensor, Cache]:
-        if lengths is not None or isinstance(cache, RowCaches):
-            return each_row(self, ids, cache, lengths)
-        kept, sums, last = cache or FastWeightCache(None, self.sums, None)
-        hidden, kept = self.states.hidden(ids, kept)
-        out, answers, after = self.states.unembedding, [], []
-        with in_precision_of(out):
-            # Row by row: each is at another place of its stretch.
-            for row, own in enumerate(sums):
-                at = slice(row, row + 1)
-                if last is not None:
-                    own = self.layer.learn(last[at], ids[at, :1], out, own)
-                answer, own = self.layer(hidden[at], ids[at, 1:], out, own)
-                answers.append(answer)
-                after.append(own)
-        log_probs = torch.log_softmax(out.logits(torch.cat(answers)), -1)
-        return log_probs, None if cache is None else FastWeightCache(kept, after, hidden[:, -1:])
-
-    def score(self, segments: Sequence[Segment], batch_tokens: int | None = None) -> list[Scores]:
-        return self.read(segments)[0]
-
-    def read(self, segments: Sequence[Segment]) -> tuple[list[Scores], list[Sums]]:
-        """Return the scores of segment i by row i, and the sums after it."""
-        self._check_rows(len(segments))
-        found = [self._read(row, segment) for row, segment in enumerate(segments)]
-        return [scores for scores, _ in found], [sums for _, sums in found]
-
-    @torch.no_grad()
-    def _read(self, row: int, segment: Segment) -> tuple[Scores, Sums]:
-        example = encode(self.tokenizer, segment.context, segment.text)
-        parts, sums = [torch.zeros(0, dtype=torch.float64)], self.sums[row]
-        out = self.states.unembedding
-        for hidden, labels in windows(self.states, example, self.max_input_tokens(row)):
-            with in_precision_of(out):
-                answers, sums = self.layer(hidden, labels, out, sums)
-            log_probs = torch.log_softmax(out.logits(answers), -1)
-            parts.append(log_probs.gather(-1, labels[..., None])[0, :, 0].double().cpu())
-        log_probs = torch.cat(parts)
-        return Scores.of(self.tokenizer, segment.text, example.target, example.spans, log_probs), sums
-
-
-def windows(lm: HiddenStates, example: Example, max_inputs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, window by window, the hidden states [1, time, width] before target tokens, and these."""
-    for window in rolling_windows(example, max_inputs):
-        hidden, _ = lm.hidden(torch.tensor([window.inputs], device=lm.device))
-        yield hidden[:, -len(window.target) :], torch.tensor([window.target], device=lm.device)
-
-
-def in_precision_of(out: Unembedding) -> AbstractContextManager[object]:
-    """Multiply matrices in the base's precision, where that is half; sums stay as exact as they are."""
-    kind = out.weight.dtype
-    return torch.autocast(out.weight.device.type, kind) if kind.itemsize < 4 else nullcontext()
 
 
 @torch.no_grad()
@@ -167,6 +85,10 @@ class FWL(Learned[FastWeightState, Example]):
     `trainable` are weights of the base to train along with the layer; `hidden` is the layer's inner width,
     four times the model's if none. A training episode is `episode_tokens` of one document. Training
     may begin where another ended, `start`: the slow weights take long and are cheap to train at rate_scale 0.
+    With `base_weight` above 0 the base and the layer are experts of one mixture, which begins with that
+    weight on the base and follows, token by token, how well each predicts: a text then costs at most
+    log2(len(shares) / base_weight) bits more than under the base. `shares` are the candidates for the share
+    of the weight dealt out anew at each token, as `FixedShare` says.
     """
 
     learns_while_scoring: ClassVar[bool] = True
@@ -178,6 +100,8 @@ class FWL(Learned[FastWeightState, Example]):
     trainable: Trainable | None = None
     episode_tokens: int = 2048
     start: str = ""  # a network to begin training from
+    base_weight: float = 0.0
+    shares: tuple[float, ...] = (0.0, 0.01, 0.1)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate_scale < float("inf"):
@@ -195,9 +119,25 @@ class FWL(Learned[FastWeightState, Example]):
                 f"use {SHORTEST} or more, and 1 or more"
             )
 
+        if not 0 <= self.base_weight < 1:
+            raise BadInput(
+                f"base_weight {self.base_weight}: use a probability below 1, or 0 for the layer alone"
+            )
+        if self.base_weight and self.trainable is not None:
+            raise BadInput(
+                f"base_weight {self.base_weight} beside trainable={type(self.trainable).__name__.lower()}: "
+                "a base that is trained along is not the one to leave known text to; use one of the two"
+            )
+        self._sharing()
+
     @classmethod
     def example(cls) -> Self:
         return cls(weights="untrained")
+
+    def _sharing(self) -> FixedShare | None:
+        if not self.base_weight:
+            return None
+        return FixedShare((self.base_weight, 1 - self.base_weight), self.shares)
 
     def build(self, lm: LM) -> FastWeightNetwork:
         if self.start:
@@ -227,17 +167,23 @@ class FWL(Learned[FastWeightState, Example]):
 
     def loss(self, network: nn.Module, lm: LM, episode: Example) -> Tensor:
         assert isinstance(network, FastWeightNetwork)
-        sums, parts = network.layer.start(1), []
+        known, parts = self._nothing_known(network.layer, lm), []
         base = capability(network.base, HiddenStates)
-        out = base.unembedding
+        out, sharing = base.unembedding, self._sharing()
         for hidden, labels in windows(base, episode, base.window):
-            answers, sums = network.layer(hidden, labels, out, sums)
-            loss = token_loss(torch.log_softmax(out.logits(answers), -1), labels)
-            parts.append(loss * labels.shape[1])
+            read = followed(network.layer, hidden, labels, out, known, sharing)
+            # Unlike `log_probs` it has a gradient where both agree, as they do before any training.
+            parts.append(-(read.said + read.along).logsumexp(-1).mean() * labels.shape[1])
+            known = read.known
         return torch.stack(parts).sum() / len(episode.target)
 
     def init(self, lm: LM) -> FastWeightState:
-        return FastWeightState(base=lm.fingerprint, sums=self._network(lm).layer.start(1))
+        known = self._nothing_known(self._network(lm).layer, lm)
+        return FastWeightState(base=lm.fingerprint, sums=known.sums, weights=known.weights)
+
+    def _nothing_known(self, layer: FastWeights, lm: LM) -> Known:
+        sharing = self._sharing()
+        return Known(layer.start(1), None if sharing is None else sharing.start(lm.device))
 
     def adapt(
         self,
@@ -257,10 +203,12 @@ class FWL(Learned[FastWeightState, Example]):
 
     def adapted(self, states: Sequence[FastWeightState], lm: LM) -> LM:
         network = self._network(lm)
-        under, sums = network.under(lm), [state.sums for state in states]
+        under, known, sharing = network.under(lm), [state.known for state in states], self._sharing()
         if lm.rows is None:
-            return FastWeightLM(under, network.layer, sums)
-        return Routed([FastWeightLM(under.at([row]), network.layer, [own]) for row, own in enumerate(sums)])
+            return FastWeightLM(under, network.layer, known, sharing)
+        return Routed(
+            [FastWeightLM(under.at([row]), network.layer, [own], sharing) for row, own in enumerate(known)]
+        )
 
     def read(
         self, states: Sequence[FastWeightState], lm: LM, segments: Sequence[Segment], context: Context
@@ -269,10 +217,10 @@ class FWL(Learned[FastWeightState, Example]):
         for row, (state, segment) in enumerate(zip(states, segments, strict=True)):
             model: Any = self.adapted([state], lm.at([row]))
             with context.charging([row], lm.device):
-                (found,), (sums,) = model.read([segment])
+                (found,), (known,) = model.read([segment])
             context.ledger(row).tokens_read += len(found.log_probs)
             scores.append(found)
-            after.append(state.after(self.evidence_of(segment), context, sums=sums))
+            after.append(state.after(self.evidence_of(segment), context, **known._asdict()))
         return scores, after
 
     def evidence_of(self, segment: Segment) -> Evidence:
@@ -293,16 +241,19 @@ class FWL(Learned[FastWeightState, Example]):
         passages = evidence.passages
         if self.own_prefix and not state.history and evidence.prefix:
             passages = (Passage.whole(Document("", evidence.prefix)), *passages)
-        base, sums = capability(lm, HiddenStates), state.sums
+        base, known, sharing = capability(lm, HiddenStates), state.known, self._sharing()
         for passage in passages:
             if not context.may_continue(row):
                 break
             example = encode(base.tokenizer, passage.prompt, passage.text)
             for hidden, labels in windows(base, example, lm.max_input_tokens(row)):
+                if sharing is not None:  # it has to answer, for how well it does is what weighs
+                    known = followed(layer, hidden, labels, base.unembedding, known, sharing).known
+                    continue
                 with in_precision_of(base.unembedding):
-                    sums = layer.learn(hidden, labels, base.unembedding, sums)
+                    known = Known(layer.learn(hidden, labels, base.unembedding, known.sums))
             context.ledger(row).tokens_read += len(example.target)
-        return state.after(evidence, context, sums=sums) if passages else state
+        return state.after(evidence, context, **known._asdict()) if passages else state
 
     def _network(self, lm: LM) -> FastWeightNetwork:
         network = self.network(lm)
