@@ -21,12 +21,14 @@ from uptake.adaptation.delta import Delta, fingerprint
 from uptake.adaptation.delta.part import WeightPart
 from uptake.errors import BadInput, Mismatch
 from uptake.lm.base import LM, Scores, Segment
+from uptake.lm.gated import Gated
 from uptake.lm.rows import left_padded
 from uptake.methods.contract.composed import Together
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
 from uptake.methods.contract.state import load_state, save_state
 
 A, B, C = "the cat sat on the mat. ", "a dog ran over the hill.", "one fish, two fish, red."
+PROMPTS = ("so ", "a dog ", "a dog ran over ")
 SEGMENTS = [Segment("the cat sat on the hill", "so "), Segment("a dog ran after the cat", "so ")]
 
 
@@ -83,8 +85,10 @@ def read(subject: Subject, lm: LM, *texts: str, state: Any = None, context: Cont
     return state
 
 
-def logs(subject: Subject, lm: LM, state: Any, text: str = SEGMENTS[0].text) -> torch.Tensor:
-    (scores,) = subject.method.adapted([state], lm).score([Segment(text, "so ")])
+def logs(
+    subject: Subject, lm: LM, state: Any, text: str = SEGMENTS[0].text, before: str = "so "
+) -> torch.Tensor:
+    (scores,) = subject.method.adapted([state], lm).score([Segment(text, before)])
     return scores.log_probs
 
 
@@ -313,9 +317,16 @@ def law_rows_of_different_length_go_on_as_each_by_itself(
         else:
             second, _ = model.step(torch.full((3, 1), 60), cache)
         for row, own in enumerate(rows):
-            alone, _ = model.at([row]).step(torch.tensor([[*own, 60]]))
-            assert torch.allclose(first[row, -len(own) :], alone[0, :-1], atol=1e-4)
-            assert torch.allclose(second[row], alone[0, -1:], atol=1e-4)
+            alone = model.at([row])
+            begun, kept = alone.step(torch.tensor([own]), alone.start())
+            assert torch.allclose(first[row, -len(own) :], begun[0], atol=1e-4)
+            whole, _ = alone.step(torch.tensor([[*own, 60]]))
+            if isinstance(model, Gated):
+                # Who answers is decided by the prompt, and a text read at once has none.
+                whole, _ = alone.step(torch.tensor([[60]]), kept)
+            else:
+                assert torch.allclose(first[row, -len(own) :], whole[0, :-1], atol=1e-4)
+            assert torch.allclose(second[row], whole[0, -1:], atol=1e-4)
 
 
 def law_donated_equals_copied(subject: Subject, lm: LM, other: LM, folder: Path) -> None:
@@ -337,7 +348,12 @@ def law_dropping_is_never_having_read(subject: Subject, lm: LM, other: LM, folde
     assert all(passage.id != b for reading in left.history for passage in reading.passages)
     if not subject.drawn:
         assert torch.equal(logs(subject, lm, left), logs(subject, lm, read(subject, lm, A)))
-    assert not torch.equal(logs(subject, lm, left), logs(subject, lm, together)) or not subject.method.reads
+    # Where a prompt sees the one text that it is about, what is gone shows in what was asked about it.
+    shows = (
+        not torch.equal(logs(subject, lm, left, before=before), logs(subject, lm, together, before=before))
+        for before in PROMPTS
+    )
+    assert any(shows) or not subject.method.reads
 
 
 LAWS: dict[str, Law] = {name: law for name, law in list(globals().items()) if name.startswith("law_")}

@@ -208,14 +208,7 @@ def test_methods_take_an_nplm_or_say_why_not(name: str, tmp_path: Path) -> None:
     "name", [name for name in methods.names() if not any(part in name for part in REFUSED)]
 )
 def test_every_method_keeps_every_law_on_these_models(name: str, kind: str, tmp_path: Path) -> None:
-    laws = [*conformance.LAWS.values()]
-    if name == "wise":
-        # It decides once a prompt, and this law asks by a longer one, which here is not about the edit.
-        laws.remove(conformance.law_rows_of_different_length_go_on_as_each_by_itself)
-    if name == "serac":
-        # Its scope is untrained: here the question goes to one edit, with the other or without.
-        laws.remove(conformance.law_dropping_is_never_having_read)
-    accepts(name, kind, laws, tmp_path)
+    accepts(name, kind, [*conformance.LAWS.values()], tmp_path)
 
 
 def test_a_shared_pass_refuses_what_reads_in_order() -> None:
