@@ -59,11 +59,12 @@ class GradientDescent:
         self._mask_state: dict[str, Tensor] = {}
         for full_name, value in (optimizer_state or {}).items():
             name, key = full_name.rsplit("|", 1)
+            # A state that was read from a file lies in the processor's memory, wherever the network is.
+            own = value.to(parameters[name].device if name in parameters else value.device, copy=True)
             if key.startswith(REMEMBERED):
-                self._mask_state[full_name] = value.clone()
+                self._mask_state[full_name] = own
             elif name in parameters:
-                # A state that was read from a file lies in the processor's memory, wherever the network is.
-                self._optimizer.state[parameters[name]][key] = value.to(parameters[name].device, copy=True)
+                self._optimizer.state[parameters[name]][key] = own
 
     def step(self, losses: Losses) -> None:
         """Take one step down from the losses. Raises Diverged, and takes none, where one is not finite."""

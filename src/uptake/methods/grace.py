@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ from uptake.methods.contract.method import (
 @dataclass(frozen=True, kw_only=True)
 class GraceState(State):
     """Of every edit, by the passage's id and in the order made: key [in], value [out], and its target."""
+
+    with_processor: ClassVar[frozenset[str]] = frozenset({"keys", "values"})
 
     keys: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)

@@ -28,6 +28,8 @@ OWNER = "ultraedit"
 class UltraState(State):
     """The change of the weights, and the moments of [input; gradient] at each layer, over all turns."""
 
+    with_processor: ClassVar[frozenset[str]] = frozenset({"moments"})
+
     delta: Delta
     moments: dict[str, Moments] = field(default_factory=dict)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class WiseState(State):
 
     `filled` is how many edits went into the newest copy, `begun` how many copies were begun.
     """
+
+    with_processor: ClassVar[frozenset[str]] = frozenset({"copies"})
 
     copies: dict[str, Tensor] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)

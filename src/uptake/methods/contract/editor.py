@@ -119,6 +119,8 @@ def note(context: Context, row: int, passage: Passage, error: Exception) -> None
 class FactState(State):
     """The key [in] and the change [out] of every fact, by the passage's id, and the delta they make."""
 
+    with_processor: ClassVar[frozenset[str]] = frozenset({"keys", "changes"})
+
     delta: Delta
     keys: dict[str, Tensor] = field(default_factory=dict)
     changes: dict[str, Tensor] = field(default_factory=dict)

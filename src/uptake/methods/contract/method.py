@@ -138,7 +138,12 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a method knows after reading; `history` is all that was read, in order."""
+    """What a method knows after reading; `history` is all that was read, in order.
+
+    Tensors are where the model is, but for those of the fields in `with_processor`.
+    """
+
+    with_processor: ClassVar[frozenset[str]] = frozenset()
 
     base: str  # fingerprint of the model it was made for
     history: tuple[Reading, ...] = ()

@@ -3,10 +3,13 @@
 Nothing is unpickled: a state is read back by the type hints of its class.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import torch
 from cattrs import Converter
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from uptake.adaptation.tensors import from_metadata, read_tensors, to_metadata, 
 from uptake.codec import Malformed, converter, load
 from uptake.errors import BadInput, Damaged, Mismatch
 from uptake.lm.base import LM
-from uptake.methods.contract.method import State
+from uptake.methods.contract.method import Reading, State
 
 StateT = TypeVar("StateT", bound=State)
 FORMAT = "uptake-state-1"
@@ -38,7 +41,10 @@ def save_state(state: State, path: Path) -> None:
 
 
 def load_state(kind: type[StateT], path: Path, lm: LM) -> StateT:
-    """Read a state of class `kind`; Mismatch unless made on `lm`, BadInput or Damaged if unreadable."""
+    """Read a state of class `kind`; Mismatch unless made on `lm`, BadInput or Damaged if unreadable.
+
+    Its tensors come to where the model is, but for those that its class keeps with the processor.
+    """
     metadata, tensors = read_tensors(path, "state")
     about = from_metadata(_About, metadata, path, "state")
     if about.kind != kind.__name__:
@@ -49,7 +55,35 @@ def load_state(kind: type[StateT], path: Path, lm: LM) -> StateT:
         raise Damaged(f"{path} holds no {about.kind} that can be read ({error}): make it anew") from None
     if state.base != lm.fingerprint:
         raise Mismatch(f"{path} was made on model {state.base}, not {lm.fingerprint}: load that model")
-    return state
+    placed: StateT = _placed(state, lm.device)
+    return placed
+
+
+def _placed(value: Any, device: torch.device) -> Any:
+    """Return a value with the tensors in it on a device, but for what a state keeps with the processor."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Delta):
+        parts = {
+            name: part.holding({key: each.to(device) for key, each in part.tensors().items()})
+            for name, part in value.parts.items()
+        }
+        return Delta(value.base, parts)
+    if isinstance(value, Mapping):
+        return {name: _placed(each, device) for name, each in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_placed(each, device) for each in value))
+    if isinstance(value, tuple):
+        return tuple(_placed(each, device) for each in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, (type, Reading)):
+        return value
+    stays = value.with_processor if isinstance(value, State) else ()
+    changed = {
+        field.name: _placed(getattr(value, field.name), device)
+        for field in dataclasses.fields(value)
+        if field.init and field.name not in stays
+    }
+    return dataclasses.replace(value, **changed)
 
 
 def _converter(tensors: dict[str, Tensor]) -> Converter:

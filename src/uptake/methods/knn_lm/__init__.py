@@ -25,6 +25,8 @@ from uptake.text.types import Source, Tokens, stable_hash
 class KnnState(State):
     """The tokens of the text read, with their keys; or a view of a whole store's tokens, searched there."""
 
+    with_processor: ClassVar[frozenset[str]] = frozenset({"keys", "values", "ends"})
+
     keys: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [tokens, width]
     values: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     ends: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # of passages

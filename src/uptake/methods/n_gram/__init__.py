@@ -24,6 +24,8 @@ from uptake.text.types import Found, Source, stable_hash
 class NGramState(State):
     """The tokens of the texts read, and of each how many are read alone and how many may be predicted."""
 
+    with_processor: ClassVar[frozenset[str]] = frozenset({"tokens"})
+
     tokens: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     sizes: tuple[tuple[int, int], ...] = ()
 
