@@ -1,6 +1,5 @@
 """Who may ask a server, how much, and what is seen of others; and its commands."""
 
-import contextlib
 import random
 import threading
 from collections.abc import Iterator
@@ -98,8 +97,9 @@ def test_a_tenant_never_meets_the_state_of_another(server: Running, keys: Keys) 
     assert len({each["choices"][0]["text"] for each in told}) == 1
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("tenants", "rounds"), [(2, 1), pytest.param(15, 10, marks=pytest.mark.long)], ids=["few", "many"]
+    ("tenants", "rounds"), [(2, 1), pytest.param(15, 50, marks=pytest.mark.long)], ids=["few", "many"]
 )
 def test_alone_or_among_others_every_byte_is_the_same(
     server: Running, keys: Keys, tenants: int, rounds: int
@@ -120,7 +120,7 @@ def test_alone_or_among_others_every_byte_is_the_same(
         return told
 
     alone = answers()
-    end = threading.Event()
+    end, seen = threading.Event(), set[str | None]()
 
     def crowd(number: int) -> None:
         drawn = random.Random(number)
@@ -139,9 +139,12 @@ def test_alone_or_among_others_every_byte_is_the_same(
                     others[number], prompt=f"{drawn.random()} fish", n=drawn.randint(1, 3), **body
                 )
                 patience = drawn.choice([0.05, 60, 60])
-                with contextlib.suppress(httpx.TimeoutException):
-                    path, sent, headers = request["path"], request["body"], request["headers"]
-                    http.post(path, json=sent, headers=headers, timeout=patience)
+                path, sent, headers = request["path"], request["body"], request["headers"]
+                try:
+                    told = http.post(path, json=sent, headers=headers, timeout=patience).json()
+                    seen.add(told.get("uptake", {}).get("stopped"))
+                except httpx.TimeoutException:
+                    seen.add("left")
 
     threads = [threading.Thread(target=crowd, args=[number]) for number in range(tenants)]
     for thread in threads:
@@ -153,6 +156,8 @@ def test_alone_or_among_others_every_byte_is_the_same(
         end.set()
         for thread in threads:
             thread.join()
+    # Some had training that diverged, and some left, or this would have shown less than it says.
+    assert rounds == 1 or {"diverged", "left"} <= seen
 
 
 def test_the_commands_make_list_and_revoke_keys(run: Run, tmp_path: Path) -> None:
