@@ -15,6 +15,7 @@ import server_world
 from server_world import LORA, TEXTS, Running
 from uptake.lm.base import LM, Segment
 from uptake.lm.loading import load
+from uptake.server.engine import plans
 from uptake.server.serving import options
 from uptake.session import Session
 from uptake.store.datastore import Datastore
@@ -550,3 +551,21 @@ def test_a_connection_that_idles_is_kept_for_longer_than_clients_use_it_again(cl
     # Closed at the same time by both, it would now and then fail the request that it is used for.
     pool: Any = client._client._transport._pool  # type: ignore[attr-defined]
     assert options()["timeout_keep_alive"] >= 2 * pool._keepalive_expiry
+
+
+def test_what_is_asked_again_is_not_looked_up_among_the_methods_again(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = {"method": "online", "settings": [*LORA], "texts": ["a"]}
+    asked = [
+        {"model": model, "prompt": "a", "max_tokens": 1, **more}
+        for model, more in (("toy", {}), ("toy+notes", {}), ("toy", {"uptake": online}))
+    ]
+
+    def again() -> list[int]:
+        return [server.post("/v1/completions", body).status_code for body in asked]
+
+    assert again() == [200, 200, 200]
+    # That goes through the entry points of every installed package, in the thread that computes.
+    monkeypatch.setattr(plans, "method_specs", None)
+    assert again() == [200, 200, 200]

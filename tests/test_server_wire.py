@@ -313,6 +313,21 @@ def test_what_a_key_has_used_up_is_refused_with_the_time_to_wait() -> None:
     admission.admit(key("a", requests=3), 10)
 
 
+def test_a_first_request_may_take_all_there_is() -> None:
+    clock = Clock()
+
+    def ticking() -> float:
+        clock.now += 1e-6  # no two looks at a real clock are the same
+        return clock.now
+
+    admission = Admission(clock=ticking)
+    admission.admit(key("a", requests=1, tokens=50), 50)
+    admission.visit(key("b", requests=1))
+    for name, limits in (("a", {"requests": 1, "tokens": 50}), ("b", {"requests": 1})):
+        with pytest.raises(ApiError, match="used its requests"):
+            admission.admit(key(name, **limits), 1)
+
+
 def test_tokens_are_reserved_and_the_rest_given_back() -> None:
     admission = Admission(clock=Clock())
     ada = key("a", tokens=100)

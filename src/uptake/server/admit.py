@@ -96,7 +96,7 @@ class Admission:
         """Let a request that may cost so many tokens wait for its turn. Raises ApiError before it waits."""
         now = self._clock()
         self._refuse_draining()
-        account = self._account(key)
+        account = self._account(key, now)
         self._check(account, tokens, now)
         if self.waiting >= self.house.waiting or self.queued_tokens + tokens > self._most_queued(tokens):
             raise ApiError(
@@ -113,7 +113,8 @@ class Admission:
 
     def visit(self, key: Key) -> None:
         """Count a request that costs no tokens. Raises ApiError."""
-        now, account = self._clock(), self._account(key)
+        now = self._clock()
+        account = self._account(key, now)
         self._refuse_draining()
         if (wait := account.requests.wait(1, now)) > 0:
             raise ApiError(
@@ -125,10 +126,10 @@ class Admission:
         if self.draining:
             raise ApiError(503, "the server is going down: try another, or later", "draining", retry_after=5)
 
-    def _account(self, key: Key) -> "_Account":
+    def _account(self, key: Key, now: float) -> "_Account":
         account = self._accounts.get(key.id)
         if account is None or account.limits != key.limits:
-            account = self._accounts[key.id] = _Account(key, self._clock())
+            account = self._accounts[key.id] = _Account(key, now)
         return account
 
     def _check(self, account: _Account, tokens: int, now: float) -> None:

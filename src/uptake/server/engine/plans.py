@@ -70,6 +70,7 @@ class Plans:
         self._config, self._lm = config, lm
         self.notes: list[str] = []
         self._checked: dict[tuple[str, tuple[str, ...]], MethodSpec] = {}
+        self._base = MethodSpec(method_specs(["base"])["base"].method)
         self._recipes: dict[str, tuple[Recipe, MethodSpec]] = {}
         for recipe in config.recipes:
             spec = method_specs([recipe.method], recipe.settings)[recipe.method]
@@ -114,7 +115,7 @@ class Plans:
         limits = asked.get("budget") or {}
         most = self._config.trained_tokens
         tokens = most if limits.get("tokens") is None else min(most, limits["tokens"])
-        base = Plan("base", MethodSpec(_base()), 20, None, 0, Budget(tokens, limits.get("steps")))
+        base = Plan("base", self._base, 20, None, 0, Budget(tokens, limits.get("steps")))
         plan = base
         if model in self._recipes:
             recipe, spec = self._recipes[model]
@@ -183,7 +184,3 @@ def _check_harmless(value: Any) -> None:
             raise bad(f"{part.name}={own}: use at most {MOST[part.name]}", "uptake.settings")
         for inner in own if isinstance(own, tuple) else (own,):
             _check_harmless(inner)
-
-
-def _base() -> Any:
-    return method_specs(["base"])["base"].method
