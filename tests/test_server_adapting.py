@@ -16,8 +16,9 @@ from uptake.adaptation.delta import LowRank
 from uptake.lm.grid import Grid
 from uptake.methods.contract.naming import method_specs
 from uptake.methods.contract.spending import Budget
-from uptake.server.engine.adapting import Adapter, Made, States, Waiter
+from uptake.server.engine.adapting import Adapter
 from uptake.server.engine.plans import Plan
+from uptake.server.engine.states import Made, States, Waiter
 
 
 class AtOnce(Executor):

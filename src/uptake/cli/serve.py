@@ -64,6 +64,14 @@ def serve(
             "Encoder behind /v1/embeddings; clients' stores are searched by meaning too.",
         ),
     ] = None,
+    hand_over: Annotated[
+        list[str] | None,
+        options.option(
+            SERVING,
+            "NAME=KIND=URL",
+            "Server that adapters may be handed over to; KIND: vllm, sglang, llamacpp. May be repeated.",
+        ),
+    ] = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     threads: options.Threads = None,
@@ -109,6 +117,7 @@ def serve(
         data=_whole(data),
         embedder=embedder or "",
         embedder_name=_called(embedder, called),
+        hand_over=_targets(hand_over or []),
     )
     with listening(host, port) as at:
         address = f"http://{f'[{host}]' if ':' in host else host}:{at.getsockname()[1]}"
@@ -134,6 +143,20 @@ def _offered(
             raise BadInput(f"--store {stores[place]}: two stores would be called {name!r}; rename one")
     opened = tuple(StoreAt(name, path, encoder) for name, path in zip(names, stores, strict=True))
     return opened, tuple(Recipe(name, method, k, settings, name) for name in names)
+
+
+def _targets(given: list[str]) -> tuple[tuple[str, str], ...]:
+    """Return the servers that adapters may go to, by their names. Raises BadInput."""
+    from uptake.hand_over import target
+
+    found: dict[str, str] = {}
+    for each in given:
+        name, _, where = each.partition("=")
+        if not name or name in found:
+            raise BadInput(f"--hand-over {each!r}: write NAME=KIND=URL, each name once")
+        target(where)
+        found[name] = where
+    return tuple(found.items())
 
 
 def _called(embedder: str | None, model: str) -> str:

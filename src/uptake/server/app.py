@@ -20,13 +20,14 @@ from uptake.server.answers import Answer, Choice
 from uptake.server.calls import EngineProcess
 from uptake.server.config import Config
 from uptake.server.embeddings import add_embeddings
-from uptake.server.errors import ApiError, bad, internal
+from uptake.server.errors import ApiError, internal
 from uptake.server.generating import Generating, Told, Turns, Waiting, refused
 from uptake.server.keys import LOCAL, Key, Keys
 from uptake.server.lens import add_page
 from uptake.server.meter import Meter
 from uptake.server.receiving import received
 from uptake.server.sizes import Sizes
+from uptake.server.tokenizing import add_tokenizer
 
 log = logging.getLogger("uptake.server")
 ShapeT = TypeVar("ShapeT", bound=wire.Shape)
@@ -92,6 +93,12 @@ class Door:
             await self.fits(uptake.texts, "uptake.texts", room)
             await self.fits([uptake.query or ""], "uptake.query")
 
+    async def keep(self, key: Key, do: str, **asked: Any) -> Any:
+        """Let the keeper do something for a tenant, and return its answer. Raises ApiError."""
+        self.admission.visit(key)
+        frame = {"op": "keep", "do": do, "tenant": key.tenant, "asked": asked}
+        return await self.engine.answer(frame)
+
     @property
     def listed(self) -> list[dict[str, Any]]:
         """The models there are: the base, its recipes, and the encoder."""
@@ -109,6 +116,9 @@ class Door:
 
     def known(self, model: str) -> None:
         """Raise ApiError for a model that is not there, before anything waits."""
+        base, at, _ = model.partition("@")
+        if at and base == self.config.name:
+            return  # a state that was kept, or not: the engine knows
         if model not in {each["id"] for each in self.engine.hello["models"]}:
             raise ApiError(
                 404,
@@ -211,12 +221,15 @@ def make_app(door: Door) -> ASGIApp:
         key: Key, asked: wire.Generation, kind: str, more: dict[str, Any], prompt: int, most: int
     ) -> Response:
         count = asked.n or 1
+        if asked.uptake is not None and asked.uptake.keep and not key.may("stores"):
+            raise ApiError(403, "the key lacks the scope 'stores', which keep needs", "forbidden")
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
         uptake = None if asked.uptake is None else asked.uptake.model_dump(exclude_unset=True)
         frame = {
             "op": "generate",
             "tenant": key.tenant,
             "state_bytes": key.limits.state_bytes,
+            "store_bytes": key.limits.store_bytes,
             "model": asked.model,
             "temperature": 1.0 if asked.temperature is None else float(asked.temperature),
             "top_p": 1.0 if asked.top_p is None else float(asked.top_p),
@@ -277,49 +290,15 @@ def make_app(door: Door) -> ASGIApp:
 
         return Waiting(door.turns, door.engine, door.turns.enter(key, cost), frame, told)
 
-    @app.post("/tokenize")
-    async def tokenize(request: Request) -> Response:
-        key = door.key(request, "infer")
-        asked = await door.body(request, wire.Tokenize)
-        door.admission.visit(key)
-        ids = await door.sizes.ids(door.tokenizer, asked.prompt)
-        hello = door.engine.hello
-        if asked.add_special_tokens:
-            ids = [hello["opening"], *ids]
-        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": hello["window"]})
-
-    @app.post("/detokenize")
-    async def detokenize(request: Request) -> Response:
-        key = door.key(request, "infer")
-        asked = await door.body(request, wire.Detokenize)
-        door.admission.visit(key)
-        most = door.tokenizer.get_vocab_size()
-        if asked.tokens and max(asked.tokens) >= most:
-            raise bad(f"token {max(asked.tokens)} is none of the {most:,} of this model", "tokens")
-        text = await asyncio.to_thread(door.tokenizer.decode, asked.tokens, skip_special_tokens=False)
-        return JSONResponse({"prompt": text})
-
-    @app.get("/tokenizer_info")
-    async def tokenizer_info(request: Request) -> Response:
-        door.key(request, "infer")
-        hello, name = door.engine.hello, door.tokenizer.id_to_token
-        end = None if hello["end"] is None else name(hello["end"])
-        return JSONResponse(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": name(hello["opening"]),
-                "eos_token": end,
-                "pad_token": end,
-                "chat_template": hello["chat_template"],
-            }
-        )
-
     add_page(app)
     add_embeddings(app, door)
+    add_tokenizer(app, door)
     if door.config.data:
+        from uptake.server.keeping import add_states
         from uptake.server.storing import add_routes
 
         add_routes(app, door)
+        add_states(app, door)
     return Outermost(app, door)
 
 

@@ -37,6 +37,7 @@ class Config:
     recipes: tuple[Recipe, ...] = ()
     embedder: str = ""  # the encoder of texts, as `uptake index` names one
     embedder_name: str = ""  # what clients call it
+    hand_over: tuple[tuple[str, str], ...] = ()  # (name, KIND=URL) of servers that adapters may go to
     data: str = ""  # the folder of what clients store
     rows: int = 64  # that write at once
     state_bytes: int = 1 << 30  # of states that are kept in memory
@@ -53,4 +54,5 @@ class Config:
         recipes = tuple(
             Recipe(**{**each, "settings": tuple(each["settings"])}) for each in data.pop("recipes")
         )
-        return cls(**data, stores=stores, recipes=recipes)
+        targets = tuple((name, where) for name, where in data.pop("hand_over"))
+        return cls(**data, stores=stores, recipes=recipes, hand_over=targets)

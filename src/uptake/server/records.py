@@ -16,7 +16,16 @@ from typing import Any
 
 from uptake.server.errors import ApiError, not_found
 
-KINDS = {"file": "file", "store": "vs", "memory": "mem", "session": "se", "person": "pe", "text": "tx"}
+KINDS = {
+    "file": "file",
+    "store": "vs",
+    "memory": "mem",
+    "session": "se",
+    "person": "pe",
+    "text": "tx",
+    "state": "st",
+    "upload": "up",
+}
 NAMES = {"file": "file", "store": "vector store", "memory": "memory", "session": "session", "text": "passage"}
 _TABLES = """
 CREATE TABLE IF NOT EXISTS things (id TEXT PRIMARY KEY, kind TEXT NOT NULL, tenant TEXT NOT NULL,
@@ -76,6 +85,13 @@ class Records:
             raise not_found(f"{NAMES.get(kind, kind)} {name[:60]!r}")
         return _thing(row)
 
+    def some(self, kind: str, tenant: str, name: str) -> list[Thing]:
+        """Return a thing of a tenant, alone in a list, which is empty where there is none."""
+        try:
+            return [self.get(kind, tenant, name)]
+        except ApiError:
+            return []
+
     def page(
         self,
         kind: str,
@@ -110,6 +126,13 @@ class Records:
         with self._change() as database:
             database.execute("UPDATE things SET data = ? WHERE id = ?", (json.dumps(data), name))
         return self.get(kind, tenant, name)
+
+    def change(self, kind: str, tenant: str, name: str, **data: Any) -> Thing:
+        """Keep some data of a thing beside what is kept already."""
+        with self._lock:
+            row = self._database.execute("SELECT data FROM things WHERE id = ?", (name,)).fetchone()
+            known = {} if row is None else json.loads(row[0])
+            return self.update(kind, tenant, name, {**known, **data})
 
     def ids(self) -> set[str]:
         """Return the ids of all things there are."""

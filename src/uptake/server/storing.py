@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.datastructures import UploadFile
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from uptake.server import wire
+from uptake.server import things, wire
 from uptake.server.app import Door
 from uptake.server.errors import bad, not_found, of
 from uptake.server.receiving import received_form
@@ -91,10 +91,7 @@ class Take(wire.Shape):
 def add_routes(app: FastAPI, door: Door) -> None:
     """Add these routes to the server."""
 
-    async def keep(key: Any, do: str, **asked: Any) -> Any:
-        door.admission.visit(key)
-        frame = {"op": "keep", "do": do, "tenant": key.tenant, "asked": asked}
-        return await door.engine.answer(frame)
+    keep = door.keep
 
     @app.post("/v1/files")
     async def add_file(request: Request) -> Response:
@@ -119,16 +116,18 @@ def add_routes(app: FastAPI, door: Door) -> None:
         finally:
             with contextlib.suppress(OSError):
                 upload.unlink(missing_ok=True)
-        return JSONResponse(_file(made))
+        return JSONResponse(things.file(made))
 
     @app.get("/v1/files")
     async def files(request: Request) -> Response:
         key = door.key(request, "stores")
-        return _listed(await keep(key, "file_list", **(page := _page(request))), page, _file)
+        return things.listed(
+            await keep(key, "file_list", **(page := things.page(request))), page, things.file
+        )
 
     @app.get("/v1/files/{name}")
     async def file(request: Request, name: str) -> Response:
-        return JSONResponse(_file(await keep(door.key(request, "stores"), "file_get", id=name)))
+        return JSONResponse(things.file(await keep(door.key(request, "stores"), "file_get", id=name)))
 
     @app.get("/v1/files/{name}/content")
     async def content(request: Request, name: str) -> Response:
@@ -137,27 +136,29 @@ def add_routes(app: FastAPI, door: Door) -> None:
 
     @app.delete("/v1/files/{name}")
     async def delete_file(request: Request, name: str) -> Response:
-        return _deleted(await keep(door.key(request, "stores"), "file_delete", id=name), "file")
+        return things.deleted(await keep(door.key(request, "stores"), "file_delete", id=name), "file")
 
     @app.post("/v1/vector_stores")
     async def add_store(request: Request) -> Response:
         key = door.key(request, "stores")
         asked = await door.body(request, NewStore)
         more = {"name": asked.name, "metadata": asked.metadata, "file_ids": list(asked.file_ids)}
-        return JSONResponse(_store(await keep(key, "store_add", **more)))
+        return JSONResponse(things.store(await keep(key, "store_add", **more)))
 
     @app.get("/v1/vector_stores")
     async def stores(request: Request) -> Response:
         key = door.key(request, "stores")
-        return _listed(await keep(key, "store_list", **(page := _page(request))), page, _store)
+        return things.listed(
+            await keep(key, "store_list", **(page := things.page(request))), page, things.store
+        )
 
     @app.get("/v1/vector_stores/{name}")
     async def store(request: Request, name: str) -> Response:
-        return JSONResponse(_store(await keep(door.key(request, "stores"), "store_get", id=name)))
+        return JSONResponse(things.store(await keep(door.key(request, "stores"), "store_get", id=name)))
 
     @app.delete("/v1/vector_stores/{name}")
     async def delete_store(request: Request, name: str) -> Response:
-        return _deleted(
+        return things.deleted(
             await keep(door.key(request, "stores"), "store_delete", id=name), "vector_store.deleted"
         )
 
@@ -184,11 +185,11 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def hold(request: Request, name: str) -> Response:
         key = door.key(request, "stores")
         asked = await door.body(request, NewHeld)
-        return JSONResponse(_held(await keep(key, "held_add", store=name, file=asked.file_id)))
+        return JSONResponse(things.held(await keep(key, "held_add", store=name, file=asked.file_id)))
 
     @app.get("/v1/vector_stores/{name}/files")
     async def held(request: Request, name: str) -> Response:
-        key, page = door.key(request, "stores"), _page(request)
+        key, page = door.key(request, "stores"), things.page(request)
         rows = await keep(key, "held_list", store=name)
         rows = rows[::-1] if page["newest_first"] else rows
         if page["after"] is not None:
@@ -196,16 +197,18 @@ def add_routes(app: FastAPI, door: Door) -> None:
             if not places:
                 raise not_found(f"file {page['after'][:60]!r}", "after")
             rows = rows[places[0] + 1 :]
-        return _listed(rows[: page["limit"] + 1], page, _held)
+        return things.listed(rows[: page["limit"] + 1], page, things.held)
 
     @app.get("/v1/vector_stores/{name}/files/{file}")
     async def one_held(request: Request, name: str, file: str) -> Response:
-        return JSONResponse(_held(await keep(door.key(request, "stores"), "held_get", store=name, file=file)))
+        return JSONResponse(
+            things.held(await keep(door.key(request, "stores"), "held_get", store=name, file=file))
+        )
 
     @app.delete("/v1/vector_stores/{name}/files/{file}")
     async def let_go(request: Request, name: str, file: str) -> Response:
         found = await keep(door.key(request, "stores"), "held_delete", store=name, file=file)
-        return _deleted(found, "vector_store.file.deleted")
+        return things.deleted(found, "vector_store.file.deleted")
 
     @app.post("/uptake/memories")
     async def remember(request: Request) -> Response:
@@ -213,38 +216,40 @@ def add_routes(app: FastAPI, door: Door) -> None:
         asked = await door.body(request, NewMemory)
         quota = key.limits.store_bytes
         return JSONResponse(
-            _memory(await keep(key, "memory_add", user=asked.user, text=asked.text, quota=quota))
+            things.memory(await keep(key, "memory_add", user=asked.user, text=asked.text, quota=quota))
         )
 
     @app.get("/uptake/memories")
     async def memories(request: Request) -> Response:
-        key, user = door.key(request, "stores"), _user(request)
-        return _listed(await keep(key, "memory_list", user=user, **(page := _page(request))), page, _memory)
+        key, user = door.key(request, "stores"), things.user(request)
+        return things.listed(
+            await keep(key, "memory_list", user=user, **(page := things.page(request))), page, things.memory
+        )
 
     @app.delete("/uptake/memories")
     async def forget_person(request: Request) -> Response:
-        key, user = door.key(request, "stores"), _user(request)
-        return _deleted(await keep(key, "person_delete", user=user), "memories.deleted")
+        key, user = door.key(request, "stores"), things.user(request)
+        return things.deleted(await keep(key, "person_delete", user=user), "memories.deleted")
 
     @app.get("/uptake/memories/{name}")
     async def memory(request: Request, name: str) -> Response:
-        return JSONResponse(_memory(await keep(door.key(request, "stores"), "memory_get", id=name)))
+        return JSONResponse(things.memory(await keep(door.key(request, "stores"), "memory_get", id=name)))
 
     @app.delete("/uptake/memories/{name}")
     async def forget(request: Request, name: str) -> Response:
         found = await keep(door.key(request, "stores"), "memory_delete", id=name)
-        return _deleted(found, "memory.deleted")
+        return things.deleted(found, "memory.deleted")
 
     @app.post("/uptake/sessions")
     async def begin(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, Begin)
         kept = asked.uptake.model_dump(exclude_unset=True)
-        return JSONResponse(_session(await keep(key, "session_add", uptake=kept)))
+        return JSONResponse(things.session(await keep(key, "session_add", uptake=kept)))
 
     @app.get("/uptake/sessions/{name}")
     async def session(request: Request, name: str) -> Response:
-        return JSONResponse(_session(await keep(door.key(request, "infer"), "session_get", id=name)))
+        return JSONResponse(things.session(await keep(door.key(request, "infer"), "session_get", id=name)))
 
     @app.post("/uptake/sessions/{name}/take")
     async def take(request: Request, name: str) -> Response:
@@ -256,12 +261,12 @@ def add_routes(app: FastAPI, door: Door) -> None:
     @app.delete("/uptake/sessions/{name}/passages/{passage}")
     async def drop(request: Request, name: str, passage: str) -> Response:
         found = await keep(door.key(request, "infer"), "session_drop", id=name, passage=passage)
-        return _deleted(found, "session.passage.deleted")
+        return things.deleted(found, "session.passage.deleted")
 
     @app.delete("/uptake/sessions/{name}")
     async def end(request: Request, name: str) -> Response:
         found = await keep(door.key(request, "infer"), "session_delete", id=name)
-        return _deleted(found, "session.deleted")
+        return things.deleted(found, "session.deleted")
 
 
 def _written(source: BinaryIO, upload: Path) -> None:
@@ -274,102 +279,3 @@ def _written(source: BinaryIO, upload: Path) -> None:
     except OSError:
         upload.unlink(missing_ok=True)
         raise
-
-
-def _page(request: Request) -> dict[str, Any]:
-    """Return which page a query string asks for. Raises ApiError."""
-    given = request.query_params
-    try:
-        limit = int(given.get("limit", "20"))
-    except ValueError:
-        limit = 0
-    if not 1 <= limit <= 10_000:
-        raise bad(f"limit {given['limit'][:40]!r}: use 1 to 10000", "limit")
-    if given.get("order", "desc") not in ("asc", "desc"):
-        raise bad(f"order {given['order'][:40]!r}: use asc or desc", "order")
-    return {"limit": limit, "after": given.get("after"), "newest_first": given.get("order", "desc") == "desc"}
-
-
-def _user(request: Request) -> str:
-    """Return the user that a query string names: without one, nothing is meant, least of all everybody."""
-    user = request.query_params.get("user", "")
-    if not user:
-        raise bad("user is missing: name whose memories", "user", "missing_field")
-    return user
-
-
-def _listed(rows: list[dict[str, Any]], page: dict[str, Any], shown: Any) -> Response:
-    data = [shown(row) for row in rows[: page["limit"]]]
-    ends = (
-        {"first_id": data[0]["id"], "last_id": data[-1]["id"]}
-        if data
-        else {"first_id": None, "last_id": None}
-    )
-    return JSONResponse({"object": "list", "data": data, **ends, "has_more": len(rows) > page["limit"]})
-
-
-def _deleted(found: dict[str, Any], kind: str) -> Response:
-    receipt = {"forgotten": found["forgotten"]}
-    return JSONResponse({"id": found["id"], "object": kind, "deleted": True, "uptake": receipt})
-
-
-def _file(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "object": "file",
-        "bytes": row["size"],
-        "created_at": row["created"],
-        "filename": row["filename"],
-        "purpose": row["purpose"],
-        "status": "processed",
-    }
-
-
-def _store(row: dict[str, Any]) -> dict[str, Any]:
-    counts = row["file_counts"]
-    return {
-        "id": row["id"],
-        "object": "vector_store",
-        "created_at": row["created"],
-        "name": row["name"] or "",
-        "usage_bytes": 0,
-        "file_counts": counts,
-        "status": "in_progress" if counts["in_progress"] else "completed",
-        "last_active_at": row["created"],
-        "metadata": row["metadata"] or {},
-        "uptake": {"searched_by": row["searched"]},
-    }
-
-
-def _held(row: dict[str, Any]) -> dict[str, Any]:
-    error = {"code": "unsupported_file", "message": row["error"]} if row["error"] else None
-    return {
-        "id": row["file"],
-        "object": "vector_store.file",
-        "created_at": row["created"],
-        "vector_store_id": row["store"],
-        "status": row["status"],
-        "usage_bytes": 0,
-        "last_error": error,
-        "attributes": {},
-    }
-
-
-def _memory(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "object": "memory",
-        "created_at": row["created"],
-        "user": row["user"],
-        "text": row["text"],
-    }
-
-
-def _session(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "object": "session",
-        "created_at": row["created"],
-        "uptake": row["uptake"],
-        "passages": row.get("texts", []),
-    }

@@ -66,6 +66,7 @@ class Adaptation(Strict):
     budget: Budget = Budget()
     on_limit: Literal["answer", "fail"] = "answer"
     explain: StrictBool = False
+    keep: StrictBool = False  # the state on the disk, to answer under a name of its own
     control: StrictBool = False  # passages drawn at random in place of the nearest
 
 

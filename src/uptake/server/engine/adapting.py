@@ -6,18 +6,14 @@ read are adapted together.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from uptake.codec import plain
-from uptake.errors import Diverged
 from uptake.evaluation.failures import finite
-from uptake.evaluation.queries import neighbours
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.grid import Grid, own
@@ -27,53 +23,17 @@ from uptake.server.engine.kept import tensors
 from uptake.server.engine.pieces import Pieces
 from uptake.server.engine.plans import Plan, digest
 from uptake.server.engine.rows import Answers
-from uptake.server.errors import ApiError
+from uptake.server.engine.states import Adapted, Made, States, Told, Waiter
+from uptake.server.engine.telling import forgotten
+from uptake.server.records import Thing
 from uptake.session import finite_after
 from uptake.settings import describe
 from uptake.store.datastore import Datastore
-from uptake.text.overlap import LeakFilter, Overlap
+from uptake.text.overlap import LeakFilter
 from uptake.text.types import Found, Passage, stable_hash
 
 GRID = "grid 1"  # part of every key: states do not depend on it, answers might
 TOGETHER = 8  # flights of one batch
-
-
-@dataclass(frozen=True)
-class Made:
-    """What came of reading: who answers now, what was read, and what it cost."""
-
-    key: str
-    tenant: str
-    answers: Answers
-    passages: tuple[Passage, ...]
-    scores: tuple[float, ...]
-    steps: int
-    trained: int
-    stopped: str | None
-    diverged: bool
-    bytes: int
-    store: str | None
-    search_ms: float
-    adapt_ms: float
-
-    @property
-    def name(self) -> str:
-        """What clients are told as its id."""
-        return f"st_{self.key[:24]}"
-
-
-Told = Callable[[Made | Exception, str], None]  # what came of it; and made, hit or joined
-
-
-@dataclass(eq=False)
-class Waiter:
-    """One prompt of a request that waits for its state."""
-
-    told: Told
-    plan: Plan
-    tenant: str
-    quota: int
-    cancelled: bool = False
 
 
 @dataclass(eq=False)
@@ -91,47 +51,6 @@ class _Flight:
         return not all(waiter.cancelled for waiter in self.waiters)
 
 
-class States:
-    """What is kept: the least recently used go first, a tenant's own where its quota is full."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._kept = most, OrderedDict[str, Made]()
-        self.hits = self.evictions = 0
-
-    def get(self, key: str) -> Made | None:
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-            self.hits += 1
-        return found
-
-    def put(self, made: Made, quota: int) -> None:
-        """Keep a state, and let others go for it; one that is larger than all there may be is not kept."""
-        if made.bytes > min(quota, self._most):
-            return
-        self._kept[made.key] = made
-        self._kept.move_to_end(made.key)
-        for tenant, most in ((made.tenant, quota), (None, self._most)):
-            while self.bytes(tenant) > most:
-                oldest = next(key for key, one in self._kept.items() if tenant in (None, one.tenant))
-                del self._kept[oldest]
-                self.evictions += 1
-
-    def bytes(self, tenant: str | None = None) -> int:
-        """Return the bytes of all states, or of one tenant's."""
-        return sum(one.bytes for one in self._kept.values() if tenant in (None, one.tenant))
-
-    def forget(self, held: Callable[[Made], bool]) -> int:
-        """Drop every state that this is true of; return how many."""
-        gone = [key for key, one in self._kept.items() if held(one)]
-        for key in gone:
-            del self._kept[key]
-        return len(gone)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-
 class Adapter:
     """Makes states for whoever asks. `ask` and `tick` belong to the thread that computes."""
 
@@ -143,15 +62,17 @@ class Adapter:
         later: Callable[[Callable[[], None]], None],
         most_bytes: int,
         keeper: Executor,
+        is_kept: Callable[[Made], bool] = lambda made: False,
     ) -> None:
         """`store_of(tenant, id)` opens a store; `later` runs something in the thread that computes.
 
-        `keeper` searches, and does nothing else with stores meanwhile.
+        `keeper` searches, and does nothing else with stores meanwhile. `is_kept` says whether a state is on
+        the disk already.
         """
         self._lm, self._grid, self._store_of, self._later = lm, grid, store_of, later
         self.states = States(most_bytes)
         self._base = tensors(lm)
-        self._keeper = keeper
+        self._keeper, self._is_kept = keeper, is_kept
         self._flights: dict[str, _Flight] = {}
         self._queue: list[_Flight] = []
         self._batch: list[_Flight] = []
@@ -170,7 +91,7 @@ class Adapter:
 
     def ask(self, plan: Plan, tenant: str, query: str, quota: int, told: Told) -> Waiter:
         """Have a state made for a plan and a query; `told` hears of it, in the thread that computes."""
-        waiter = Waiter(told, plan, tenant, quota)
+        waiter = Waiter(told, plan, tenant, quota, keep=plan.keep)
         self._searching += 1
 
         def search() -> None:
@@ -185,6 +106,41 @@ class Adapter:
             self._later(lambda: self._found(waiter, evidence, passed))
 
         self._keeper.submit(search)
+        return waiter
+
+    def recall(
+        self,
+        plan: Plan,
+        tenant: str,
+        kept: Thing,
+        quota: int,
+        load: Callable[[], Adapted],
+        told: Told,
+    ) -> Waiter:
+        """Have a state that was kept; `load` reads it where it is not in memory."""
+        waiter = Waiter(told, plan, tenant, quota)
+        if made := self.states.get(kept["key"]):
+            told(made, "hit")
+            return waiter
+        self._searching += 1
+
+        def read() -> None:
+            try:
+                found: Adapted | Exception = load()
+            except Exception as error:
+                found = error
+            self._later(lambda: came(found))
+
+        def came(found: Adapted | Exception) -> None:
+            self._searching -= 1
+            if isinstance(found, Exception):
+                told(found, "kept")
+            elif not waiter.cancelled:
+                made = self._restored(tenant, kept, found)
+                self.states.put(made, quota)
+                told(made, "kept")
+
+        self._keeper.submit(read)
         return waiter
 
     def _find(self, plan: Plan, tenant: str, query: str) -> Evidence:
@@ -203,7 +159,8 @@ class Adapter:
             waiter.told(evidence, "made")
             return
         key = self._key(waiter.plan, waiter.tenant, evidence)
-        if made := self.states.get(key):
+        made = self.states.get(key)
+        if made is not None and (not waiter.keep or self._is_kept(made)):
             waiter.told(made, "hit")
         elif (flight := self._flights.get(key)) and flight.wanted and not flight.forgotten:
             # One that nobody waits for any more ends early: it is made anew.
@@ -314,11 +271,9 @@ class Adapter:
         if state is not fresh and not (finite(state) and finite_after(adapted, flight.evidence.query)):
             ledger.stop("diverged", "the adapted model gives no numbers: use a smaller learning rate")
             state, adapted = fresh, method.adapted([fresh], self._lm)
-        parts = own(adapted) if self._grid is not None else None
-        sits = parts is not None and self._grid is not None and self._grid.takes(parts)
         stopped, found = ledger.stopped, flight.evidence.found
-        answers = Answers(own=parts) if sits else Answers(lm=adapted)
-        kept = sum(size for place, size in tensors(answers).items() if place not in self._base)
+        answers, kept = self._answers(adapted)
+        keep = any(waiter.keep for waiter in flight.waiters)
         return Made(
             flight.key,
             flight.tenant,
@@ -333,51 +288,33 @@ class Adapter:
             flight.plan.store,
             flight.search_ms,
             adapt_ms,
+            Adapted(method, state) if keep else None,
         )
 
+    def _restored(self, tenant: str, kept: Thing, found: Adapted) -> Made:
+        answers, size = self._answers(found.method.adapted([found.state], self._lm))
+        history = found.state.history
+        passages = tuple(passage for reading in history for passage in reading.passages)
+        scores = tuple(score for reading in history for score in reading.scores)
+        return Made(
+            kept["key"],
+            tenant,
+            answers,
+            passages,
+            scores,
+            kept["steps"],
+            kept["trained"],
+            kept["stopped"],
+            diverged=False,
+            bytes=size + sum(len(passage.text) for passage in passages),
+            store=kept["store"],
+            search_ms=0.0,
+            adapt_ms=0.0,
+        )
 
-def forgotten() -> ApiError:
-    """Return what is told of a request whose text was deleted meanwhile: asked again, it answers without."""
-    return ApiError(409, "a text that was read was deleted: send the request again", "forgotten", retry=True)
-
-
-def shown(made: Made, cache: str, plan: Plan, asked: str) -> dict[str, Any]:
-    """Return what a client is told of the state that answers it; `asked` is the text it is asked about."""
-    whole = Overlap(asked)
-    rows = neighbours(Found(made.passages, made.scores, (0.0,) * len(made.scores), (0.0,) * len(made.scores)))
-    near = [
-        {
-            "id": f"pa_{passage.id:016x}",
-            "document": passage.document,
-            "start": passage.start,
-            "score": row.score,
-            **(_explained(passage, whole) if plan.explain else {}),
-        }
-        for passage, row in zip(made.passages, rows, strict=True)
-    ]
-    return {
-        "state": made.name,
-        "cache": cache,
-        "method": plan.method,
-        "neighbours": near,
-        "steps": made.steps,
-        "tokens_trained": made.trained,
-        "stopped": made.stopped,
-        "seed": plan.seed,
-        "ms": {"search": round(made.search_ms, 1), "adapt": round(made.adapt_ms, 1)},
-    }
-
-
-def _explained(passage: Passage, asked: Overlap) -> dict[str, Any]:
-    return {"text": passage.text, "overlap": round(asked.share(passage.text), 3)}
-
-
-def refusal(made: Made, plan: Plan) -> ApiError | None:
-    """Return why a request fails where its state could not be had whole, if it asked for that."""
-    if plan.on_limit == "answer" or made.stopped is None:
-        return None
-    if made.diverged:
-        raise Diverged("training diverged: use a smaller learning rate")
-    return ApiError(
-        400, "the budget was spent before everything was read: give more", "budget", "uptake.budget"
-    )
+    def _answers(self, adapted: LM) -> tuple[Answers, int]:
+        """Return who answers, in the grid where it can be, and the bytes that this takes beside the base."""
+        parts = own(adapted) if self._grid is not None else None
+        sits = parts is not None and self._grid is not None and self._grid.takes(parts)
+        answers = Answers(own=parts) if sits else Answers(lm=adapted)
+        return answers, sum(size for place, size in tensors(answers).items() if place not in self._base)

@@ -1,6 +1,7 @@
 """Deleting: a thing, all that was made of it, and the rows that name it. Can be done again after a kill."""
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,7 +11,9 @@ from uptake.server.records import Records, Thing
 
 # Drops what the engine has made of the documents of a store ("" for texts that came with a request).
 Forget = Callable[[str, str, Callable[[str], bool]], dict[str, int]]
-_COUNTED = ("passages", "states", "requests", "files", "stores", "texts")
+Unload = Callable[[str, str], bool]  # unloads an adapter from a target, and says whether it has gone
+Drop = Callable[[str], None]  # drops a state from the engine's memory, by its key
+_COUNTED = ("passages", "states", "kept_states", "adapters", "requests", "files", "stores", "texts")
 
 
 @dataclass
@@ -21,12 +24,15 @@ class Shelf:
     records: Records
     intake: Intake
     forget: Forget
+    drop: Drop
     counts: dict[str, int] = field(default_factory=dict)
+    left: list[Thing] = field(default_factory=list)  # adapters that another server did not unload
+    unload: Unload = lambda target, name: False
 
     def delete(self, kind: str, tenant: str, name: str, parent: str = "") -> Thing:
         """Delete a thing for good, and tell how much of each kind went."""
         self.records.bury(kind, tenant, name, parent)
-        self.counts = dict.fromkeys(_COUNTED, 0)
+        self.counts, self.left = dict.fromkeys(_COUNTED, 0), []
         match kind:
             case "file":
                 self._file(tenant, name)
@@ -40,13 +46,16 @@ class Shelf:
                 self.counts["texts"] += unlink(self.at.of(tenant, "memories") / name)
                 self.records.gone(name)
                 self.records.gone(name, parent)
+            case "state":
+                self._state(tenant, name)
             case "text" | "session":
                 inner = self.records.page("text", tenant, name, 1 << 30) if kind == "session" else []
                 names = {name} if kind == "text" else {each["id"] for each in inner}
                 self._forget(tenant, "", lambda document: document in names)
                 self.counts["texts"] += len(names)
                 self.records.gone(name)
-        return {"id": name, "forgotten": {what: count for what, count in self.counts.items() if count}}
+        counted = {what: count for what, count in self.counts.items() if count}
+        return {"id": name, "forgotten": counted, "left": self.left}
 
     def remove(self, tenant: str, store: str, name: str, documents: int) -> int:
         """Remove a thing's documents from a store, their bytes too. A kill may have left no store."""
@@ -88,6 +97,22 @@ class Shelf:
     def _forget(self, tenant: str, store: str, mine: Callable[[str], bool]) -> None:
         for what, count in self.forget(tenant, store, mine).items():
             self.counts[what] += count
+        for state in self.records.page("state", tenant, None, 1 << 30):
+            if (not store or state["store"] == store) and any(map(mine, state["documents"])):
+                self._state(tenant, state["id"])
+
+    def _state(self, tenant: str, name: str) -> None:
+        """Delete a state that was kept."""
+        for state in self.records.some("state", tenant, name):
+            self.drop(state["key"])
+            for each in state.get("handed", []):
+                if self.unload(each["target"], each["name"]):
+                    self.counts["adapters"] += 1
+                else:
+                    self.left.append(each)
+        shutil.rmtree(self.at.of(tenant, "adapters") / name, ignore_errors=True)
+        self.counts["kept_states"] += unlink(self.at.of(tenant, "states") / name)
+        self.records.gone(name)
 
 
 def file_of(document: str) -> str:

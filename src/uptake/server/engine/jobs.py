@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from uptake.lm.base import LM
@@ -10,17 +11,17 @@ from uptake.lm.causal import Causal
 from uptake.lm.examples import Example
 from uptake.lm.generation import Decoding
 from uptake.lm.grid import Own
-from uptake.server.engine.adapting import Adapter, Made, Waiter, forgotten, refusal, shown
+from uptake.server.engine.adapting import Adapter
 from uptake.server.engine.keeper import Keeper
 from uptake.server.engine.plans import Plan, Plans
+from uptake.server.engine.prompts import Prompts
 from uptake.server.engine.rows import Answers, Row, Writer, plain
 from uptake.server.engine.scoring import TOP, Scorer, placed
+from uptake.server.engine.states import Made, Told, Waiter
+from uptake.server.engine.telling import forgotten, refusal, shown
 from uptake.server.errors import bad, not_found, of
 from uptake.text.token_bytes import TokenBytes
 from uptake.text.types import stable_hash
-
-COMPLETION_TOKENS = 16  # where a completion does not say
-MOST_ROWS = 128  # choices of one request
 
 
 @dataclass(eq=False)
@@ -53,25 +54,43 @@ class Jobs:
         writer: Writer,
         send: Callable[[dict[str, Any]], None],
         keeper: Keeper | None,
+        later: Callable[[Callable[[], None]], None],
     ) -> None:
-        self._keeper = keeper
+        """`later` runs something in the thread that computes."""
+        self._keeper, self._later = keeper, later
         self._lm, self._plans, self._adapter, self._writer, self._send = lm, plans, adapter, writer, send
-        self._names = TokenBytes(lm.tokenizer)
+        self._names, self._read = TokenBytes(lm.tokenizer), Prompts(lm)
         self.open: dict[int, Job] = {}
         self.scorer = Scorer(self._names)
 
     def begin(self, frame: dict[str, Any]) -> None:
         """Take a request up. Raises whatever is wrong with it."""
         job = Job(frame["id"], frame)
-        job.plan = self._plans.of(frame["model"], self._asked(frame))
-        job.prompts = [self._ids(prompt) for prompt in self._prompts(frame)]
-        self._check(job)
+        job.plan = self._plan(frame)
+        if job.plan is not None and job.plan.keep and self._keeper is None:
+            raise bad("a server without --data keeps nothing: leave keep out", "uptake.keep")
+        job.prompts = self._read.of(frame)
+        job.told["tokens"] = self._read.room(frame, job.prompts)
+        if frame.get("echo") and job.plan is not None and job.plan.searches and job.plan.query is None:
+            told = "an echo would be scored by a model that searched with what is scored: give a query"
+            raise bad(told, "uptake.query", "query_missing")
         self.open[job.id] = job
         if job.plan is None:
             self._write(job, [Answers(own=None, lm=self._lm)] * len(job.prompts))
             return
         for place, ids in enumerate(job.prompts):
-            self._ask(job, place, self._query(job, ids))
+            query = job.plan.query
+            self._ask(job, place, self._read.query(frame, ids) if query is None else query)
+
+    def _plan(self, frame: dict[str, Any]) -> Plan | None:
+        """Return how a request is answered, None for the base as it is. Raises ApiError, BadInput."""
+        base, at, name = frame["model"].partition("@")
+        if not at or base != self._lm.name:
+            return self._plans.of(frame["model"], self._asked(frame))
+        if self._keeper is None:
+            raise not_found(f"state {name[:60]!r}", "model")
+        kept = self._keeper.states.known(frame["tenant"], name)
+        return self._plans.of_kept(name, kept, frame.get("uptake"))
 
     def _asked(self, frame: dict[str, Any]) -> dict[str, Any] | None:
         """Return how a request adapts, with what a session has kept and a person's memories put in place."""
@@ -99,10 +118,9 @@ class Jobs:
         ids, spans = self._lm.tokenizer.encode(text)
         if not ids:
             raise bad("text is empty: give one to score", "text")
-        plans = [
-            self._plans.of(one["model"], self._asked({**one, "tenant": frame["tenant"]}))
-            for one in frame["compare"]
-        ]
+        plans = [self._plan({**one, "tenant": frame["tenant"]}) for one in frame["compare"]]
+        if any(plan is not None and plan.keep for plan in plans):
+            raise bad("what scores is not kept: ask for a completion with keep first", "uptake.keep")
         if not context and any(plan is not None and plan.searches and plan.query is None for plan in plans):
             told = "a text would be scored by a model that searched with it: give a context, or a query"
             raise bad(told, "context", "query_missing")
@@ -142,8 +160,7 @@ class Jobs:
                 self._score(job, scored(place, made.answers, shown(made, cache, plan, context + text), own))
 
             taking = self._taking(job, place, plan, came)
-            waiter = self._adapter.ask(plan, frame["tenant"], asked, frame["state_bytes"], taking)
-            job.waiters.append(waiter)
+            self._wait(job, plan, asked, taking)
 
     def _score(self, job: Job, work: Iterator[None]) -> None:
         """Have something scored for a request, unless it has ended by then."""
@@ -178,70 +195,6 @@ class Jobs:
         self.cancel(number)
         self._send({"id": number, "event": "error", "error": of(error).plain()})
 
-    def _prompts(self, frame: dict[str, Any]) -> list[str | list[int]]:
-        if frame.get("messages") is None:
-            return list(frame["prompts"])
-        tokenizer: Any = self._lm.tokenizer.inner
-        if not tokenizer.chat_template:
-            raise bad("the model has no chat template: use /v1/completions", "messages", "no_chat_template")
-        try:
-            text = tokenizer.apply_chat_template(
-                frame["messages"], tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # templates raise what they like
-            raise bad(f"the model's chat template refuses these messages ({error})", "messages") from None
-        ids = self._lm.tokenizer.encode(str(text))[0]
-        return [ids or [self._lm.tokenizer.opening]]
-
-    def _ids(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return self._lm.tokenizer.encode(prompt)[0]
-        if (most := len(self._lm.tokenizer)) <= max(prompt):
-            raise bad(f"token {max(prompt)} is none of the {most:,} of this model", "prompt")
-        return prompt
-
-    def _check(self, job: Job) -> None:
-        frame, window = job.frame, self._lm.window
-        chat = frame.get("messages") is not None
-        if len(job.prompts) * frame["n"] > MOST_ROWS:
-            raise bad(f"{len(job.prompts)} prompts of {frame['n']} choices each: use {MOST_ROWS} in all", "n")
-        longest = max(len(self._opened(job, ids)) for ids in job.prompts)
-        asked = frame["max_tokens"]
-        if asked is None:
-            asked = max(1, window - longest) if chat else min(COMPLETION_TOKENS, max(1, window - longest))
-        if longest + asked > window:
-            raise bad(
-                f"the model has room for {window:,} tokens; {longest:,} of the prompt and {asked:,} to write "
-                "are more: shorten one",
-                "messages" if chat else "prompt",
-                "context_length_exceeded",
-            )
-        job.told["tokens"] = asked
-        searches = job.plan is not None and job.plan.searches and job.plan.query is None
-        if frame.get("echo") and searches:
-            raise bad(
-                "an echo would be scored by a model that searched with what is scored: give a query",
-                "uptake.query",
-                "query_missing",
-            )
-
-    def _opened(self, job: Job, ids: Sequence[int]) -> list[int]:
-        """Return what the model reads: the opening token first, but a chat's template is all there is."""
-        opening = self._lm.tokenizer.opening
-        if ids and (ids[0] == opening or job.frame.get("messages") is not None):
-            return list(ids)
-        return [opening, *ids]
-
-    def _query(self, job: Job, ids: Sequence[int]) -> str:
-        assert job.plan is not None
-        if job.plan.query is not None:
-            return job.plan.query
-        messages = job.frame.get("messages")
-        if messages is not None:
-            asked = [each["content"] for each in messages if each["role"] == "user"]
-            return str(asked[-1] if asked else messages[-1]["content"])
-        return str(self._lm.tokenizer.decode(list(ids)))
-
     def _ask(self, job: Job, place: int, query: str) -> None:
         plan = job.plan
         assert plan is not None
@@ -250,12 +203,20 @@ class Jobs:
             if len(job.made) == len(job.prompts):
                 self._write(job, [job.made[each][0].answers for each in range(len(job.prompts))])
 
-        frame, taking = job.frame, self._taking(job, place, plan, came)
-        job.waiters.append(self._adapter.ask(plan, frame["tenant"], query, frame["state_bytes"], taking))
+        self._wait(job, plan, query, self._taking(job, place, plan, came))
 
-    def _taking(
-        self, job: Job, place: int, plan: Plan, then: Callable[[Made, str], None]
-    ) -> Callable[[Made | Exception, str], None]:
+    def _wait(self, job: Job, plan: Plan, query: str, taking: Told) -> None:
+        """Let a job wait for a state: one that was kept, or one that is made."""
+        tenant, quota, keeper = job.frame["tenant"], job.frame["state_bytes"], self._keeper
+        if plan.kept is None or keeper is None:
+            job.waiters.append(self._adapter.ask(plan, tenant, query, quota, taking))
+            return
+        name = plan.kept
+        kept = keeper.states.known(tenant, name)
+        load = partial(keeper.states.load, tenant, name)
+        job.waiters.append(self._adapter.recall(plan, tenant, kept, quota, load, taking))
+
+    def _taking(self, job: Job, place: int, plan: Plan, then: Callable[[Made, str], None]) -> Told:
         """Return what takes an adapted state for a place of a job, then goes on; a fault ends the job."""
 
         def take(made: Made | Exception, cache: str) -> None:
@@ -267,11 +228,37 @@ class Jobs:
                 if refused := refusal(made, plan):
                     raise refused
                 job.made[place] = made, cache
-                then(made, cache)
+                if plan.keep:
+                    self._keep(job, made, plan, lambda: then(made, cache))
+                else:
+                    then(made, cache)
             except Exception as error:
                 self.fail(job.id, error)
 
         return take
+
+    def _keep(self, job: Job, made: Made, plan: Plan, then: Callable[[], None]) -> None:
+        """Go on once a state is on the disk; where it cannot be, the job ends."""
+        assert self._keeper is not None
+        keeper = self._keeper
+
+        def save() -> None:
+            # A text of it may have been deleted meanwhile: then the job has ended as well.
+            if self.open.get(job.id) is not job:
+                return
+            try:
+                keeper.states.save(made, plan, job.frame["store_bytes"])
+            except Exception as error:
+                failed = error
+                self._later(lambda: self.fail(job.id, failed))
+            else:
+                self._later(lambda: go_on())
+
+        def go_on() -> None:
+            if self.open.get(job.id) is job:
+                then()
+
+        keeper.submit(save)
 
     def _write(self, job: Job, answers: Sequence[Answers]) -> None:
         """Let a request's rows wait for their seats, and tell what is known before they write."""
@@ -327,7 +314,7 @@ class Jobs:
 
     def _behind(self, job: Job, answers: Answers, ids: Sequence[int]) -> list[int]:
         """Return what a row reads. What stands before a text takes the place of an opening token."""
-        opened, opening = self._opened(job, ids), self._lm.tokenizer.opening
+        opened, opening = self._read.opened(job.frame, ids), self._lm.tokenizer.opening
         chat = job.frame.get("messages") is not None
         return [opening, *opened] if chat and (answers.own is None or answers.own.prefix) else opened
 
@@ -342,7 +329,7 @@ class Jobs:
         found: dict[str, Any] = {"text": self._text(ids), "tokens": None}
         if job.frame["logprobs"] is None:
             return found
-        opened = self._opened(job, ids)
+        opened = self._read.opened(job.frame, ids)
         tokens: list[list[Any]] = [[list(self._names.of(token)), None, None] for token in ids[:1]]
         if len(opened) > 1:
             example = Example(tuple(opened[:1]), tuple(opened[1:]))

@@ -32,6 +32,7 @@ from uptake.server.engine.jobs import Jobs
 from uptake.server.engine.keeper import Keeper
 from uptake.server.engine.plans import Plans
 from uptake.server.engine.rows import Writer
+from uptake.server.engine.states import Made
 from uptake.server.errors import ApiError, not_found, of
 from uptake.server.link import Link
 from uptake.store.datastore import Datastore
@@ -61,13 +62,17 @@ class Engine:
         self.embedder = None if self.encoding is None else Embedder(Encoder(self.encoding.link), self._send)
         self.keeper = None
         if config.data:
-            self.keeper = Keeper(Path(config.data), thread, self._forget, self.encoding)
+            self.keeper = Keeper(
+                Path(config.data), thread, self._forget, self._drop, self.encoding, self.lm, config
+            )
         self.plans = Plans(config, self.lm, lambda name: self._store_of("", name))
         self.adapter = Adapter(
-            self.lm, self.grid, self._store_of, self._inbox.put, config.state_bytes, thread
+            self.lm, self.grid, self._store_of, self._inbox.put, config.state_bytes, thread, self._is_kept
         )
         self.writer = Writer(self.lm, self.grid, config.rows)
-        self.jobs = Jobs(self.lm, self.plans, self.adapter, self.writer, self._send, self.keeper)
+        self.jobs = Jobs(
+            self.lm, self.plans, self.adapter, self.writer, self._send, self.keeper, self._inbox.put
+        )
         if self.keeper is not None:
             self.keeper.resume()
         # While somebody writes, adapting and scoring have at most as much time as writing.
@@ -167,7 +172,15 @@ class Engine:
                     traceback.print_exc()
                 self._send({"id": frame["id"], "event": "error", "error": of(error).plain()})
 
-        keeper.submit(do)
+        keeper.begin(frame["do"], do)
+
+    def _is_kept(self, made: Made) -> bool:
+        return self.keeper is not None and self.keeper.states.has(made.tenant, made.name)
+
+    def _drop(self, key: str) -> None:
+        """Drop a state from memory, after what is being done with it now."""
+        if self._running:
+            self._inbox.put(lambda: self.adapter.states.drop(key))
 
     def _forget(self, tenant: str, store: str, mine: Callable[[str], bool]) -> dict[str, int]:
         """Drop what was made of documents, in the thread that computes, and wait until it has gone."""

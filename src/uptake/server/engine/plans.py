@@ -40,6 +40,8 @@ class Plan:
     query: str | None = None
     on_limit: str = "answer"
     explain: bool = False
+    keep: bool = False  # the state on the disk
+    kept: str | None = None  # the id of the state that answers, where it is one that was kept
 
     @property
     def searches(self) -> bool:
@@ -133,6 +135,7 @@ class Plans:
             texts=tuple((name, text) for name, text in asked.get("texts") or ()),
             on_limit=asked.get("on_limit") or "answer",
             explain=bool(asked.get("explain")),
+            keep=bool(asked.get("keep")),
         )
         if asked.get("control"):
             if not (plan.searches and plan.spec.select.ranks):
@@ -140,13 +143,24 @@ class Plans:
                 raise bad(told, "uptake.control")
             plan = replace(plan, spec=replace(plan.spec, select=Random()))
         if not plan.spec.method.reads:
-            for name, given in (("texts", plan.texts), ("store", plan.store)):
+            for name, given in (("texts", plan.texts), ("store", plan.store), ("keep", plan.keep)):
                 if given:
-                    raise bad(f"the base reads no {name}: name a method that does", "uptake.method")
+                    told = f"the base reads nothing, so leave {name} out or name a method"
+                    raise bad(told, "uptake.method")
             return None
         if plan.spec.searches and plan.k and plan.store is None and not plan.texts:
             raise bad(f"{plan.method} reads neighbours and there is no store: name one", "uptake.store")
         return plan
+
+    def of_kept(self, name: str, kept: Mapping[str, Any], uptake: Mapping[str, Any] | None) -> Plan:
+        """Return the plan of a request that a kept state answers as it is. Raises ApiError."""
+        asked = {what for what, value in (uptake or {}).items() if value}
+        if other := sorted(asked - {"explain", "budget", "on_limit"}):
+            told = f"a state that was kept answers as it is: leave {other[0]} out, or name the base"
+            raise bad(told, f"uptake.{other[0]}")
+        explain = bool((uptake or {}).get("explain"))
+        base = MethodSpec(_base())
+        return Plan(kept["method"], base, 0, None, kept["seed"], Budget(), explain=explain, kept=name)
 
     def _spec(self, method: str, settings: tuple[str, ...]) -> MethodSpec:
         """Return a method with its settings, checked on the model once. Raises ApiError."""

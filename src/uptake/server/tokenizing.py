@@ -1,0 +1,54 @@
+"""The routes that make texts tokens and back, as vLLM has them."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, Response
+
+from uptake.server import wire
+from uptake.server.errors import bad
+
+if TYPE_CHECKING:
+    from uptake.server.app import Door
+
+
+def add_tokenizer(app: FastAPI, door: "Door") -> None:
+    """Add these routes to the server."""
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        key = door.key(request, "infer")
+        asked = await door.body(request, wire.Tokenize)
+        door.admission.visit(key)
+        ids = await door.sizes.ids(door.tokenizer, asked.prompt)
+        hello = door.engine.hello
+        if asked.add_special_tokens:
+            ids = [hello["opening"], *ids]
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": hello["window"]})
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        key = door.key(request, "infer")
+        asked = await door.body(request, wire.Detokenize)
+        door.admission.visit(key)
+        most = door.tokenizer.get_vocab_size()
+        if asked.tokens and max(asked.tokens) >= most:
+            raise bad(f"token {max(asked.tokens)} is none of the {most:,} of this model", "tokens")
+        text = await asyncio.to_thread(door.tokenizer.decode, asked.tokens, skip_special_tokens=False)
+        return JSONResponse({"prompt": text})
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info(request: Request) -> Response:
+        door.key(request, "infer")
+        hello, name = door.engine.hello, door.tokenizer.id_to_token
+        end = None if hello["end"] is None else name(hello["end"])
+        return JSONResponse(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": name(hello["opening"]),
+                "eos_token": end,
+                "pad_token": end,
+                "chat_template": hello["chat_template"],
+            }
+        )
