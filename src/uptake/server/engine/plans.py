@@ -159,8 +159,7 @@ class Plans:
             told = f"a state that was kept answers as it is: leave {other[0]} out, or name the base"
             raise bad(told, f"uptake.{other[0]}")
         explain = bool((uptake or {}).get("explain"))
-        base = MethodSpec(_base())
-        return Plan(kept["method"], base, 0, None, kept["seed"], Budget(), explain=explain, kept=name)
+        return Plan(kept["method"], self._base, 0, None, kept["seed"], Budget(), explain=explain, kept=name)
 
     def _spec(self, method: str, settings: tuple[str, ...]) -> MethodSpec:
         """Return a method with its settings, checked on the model once. Raises ApiError."""
