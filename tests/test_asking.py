@@ -1,5 +1,7 @@
 """Asking: likelihood and what is said against plain loops over the model, and drift against its formula."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
 from uptake.lm.wrappers import Prefixed, Routed
 from uptake.methods.contract.method import Context, Evidence
-from uptake.tasks.asking import Asking, ask, divergence, generate
+from uptake.tasks.asking import Asking, ask, divergence, generate, speak
 from uptake.tasks.questions import Question
 
 QUESTIONS = [
@@ -90,6 +92,31 @@ def test_what_is_said_ends_with_the_line_the_text_or_the_last_token(
     lm.prompt = 1 + len("who?")
     tokens = 5 if "long" in says else 20
     assert generate(lm, ["who?", "how?"], tokens) == [expected] * 2
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+def test_the_confidence_of_what_is_said_is_the_probability_of_its_tokens(shape: str) -> None:
+    lm = toys.lm(shape, window=64)
+    prompts = ["who is it?", "a longer question, how?", "x"]
+    for spoken, prompt in zip(speak(lm, prompts, 6), prompts, strict=True):
+        ids, nats = [0, *lm.tokenizer.encode(prompt)[0]], 0.0
+        for _ in range(6):  # token by token, each predicted from all before it
+            log_probs = lm.step(torch.tensor([ids]))[0][0, -1].double()
+            ids.append(int(log_probs.argmax()))
+            nats -= float(log_probs[ids[-1]])
+            if ids[-1] == lm.tokenizer.end or lm.tokenizer.decode(ids[-1:]) == "\n":
+                break
+        assert spoken.nats == pytest.approx(nats, rel=1e-4)
+        assert spoken.tokens == len(ids) - 1 - len(lm.tokenizer.encode(prompt)[0])
+        assert spoken.confidence == pytest.approx(math.exp(-nats), rel=1e-3)
+    scripted = Scripted(" a cat \nQ", True)
+    scripted.prompt = 1 + len("who?")
+    (said,) = speak(scripted, ["who?"], 20)
+    assert (said.text, said.nats, said.tokens) == ("a cat", 0.0, len(" a cat \n")), (
+        "the end of the line counts"
+    )
+    (nothing,) = speak(lm, ["who?"], 0)
+    assert (nothing.text, nothing.tokens) == ("", 0)
 
 
 def test_drift_is_the_divergence_of_the_two_models() -> None:

@@ -257,7 +257,9 @@ def test_file_table_and_page(model: Causal, tmp_path: Path) -> None:
         assert words in html
     assert "All edits were made first" in html and "says 100" in html
     assert uptake.table(results).row_count == 4
-    assert len(results.kind.details(uptake.summary(results))) == 2
+    *tables, calibration = results.kind.details(uptake.summary(results))
+    assert len(tables) == 2 and "How sure the answers are" in html
+    assert [line["calibration"] for line in calibration] == ["base", "oracle", "other-edit", "honest"]
 
 
 class StoppedError(Exception):

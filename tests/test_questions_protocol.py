@@ -1,6 +1,7 @@
 """Open questions, each answered after what its own search finds; the passage that an answer rests on."""
 
 import json
+import math
 
 import pytest
 
@@ -17,7 +18,7 @@ from uptake.report.page import write_page
 from uptake.report.summary import read_json, summary, write_json
 from uptake.store import Datastore
 from uptake.tasks import answers
-from uptake.tasks.asking import generate
+from uptake.tasks.asking import Spoken, generate, speak
 from uptake.tasks.questions import Question
 from uptake.text.types import Chunking, Document
 
@@ -62,6 +63,8 @@ def test_each_question_is_answered_after_its_own_passages(lm, store):
         (score,) = lm.score([Segment(f" {question.answers[0]}", prompt)])
         assert row.said == said and row.f1 == answers.f1(said, question.answers)
         assert row.nats == pytest.approx(-float(score.log_probs.sum()), rel=1e-5)
+        (spoken,) = speak(lm, [prompt], 4)
+        assert (row.said_nats, row.said_tokens) == (pytest.approx(spoken.nats, rel=1e-4), spoken.tokens)
         read = rows["in-context", question.id]
         found = store.source(question.text).search(3).passages
         assert read.read == tuple(passage.document for passage in found)
@@ -77,7 +80,8 @@ def test_each_question_is_answered_after_its_own_passages(lm, store):
 def test_an_answer_rests_on_the_first_passage_that_holds_it(lm, store, monkeypatch):
     said = "hall 21"
     monkeypatch.setattr(
-        "uptake.evaluation.protocols.questions.generate", lambda lm, prompts, *_, **__: [said] * len(prompts)
+        "uptake.evaluation.protocols.questions.speak",
+        lambda lm, prompts, *_, **__: [Spoken(said, 0.5, 3)] * len(prompts),
     )
     results = run(lm, store, questions=ASKED)
     rows = {(row.method, row.question): row for row in results.of(Asked)}
@@ -93,8 +97,8 @@ def test_an_answer_rests_on_the_first_passage_that_holds_it(lm, store, monkeypat
 
 def test_file_table_and_page_show_what_an_answer_rests_on(lm, store, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "uptake.evaluation.protocols.questions.generate",
-        lambda lm, prompts, *_, **__: ["hall 21"] * len(prompts),
+        "uptake.evaluation.protocols.questions.speak",
+        lambda lm, prompts, *_, **__: [Spoken("hall 21", 0.5, 3)] * len(prompts),
     )
     results = run(lm, store, questions=ASKED)
     write_json(results, tmp_path / "r.json")
@@ -105,6 +109,11 @@ def test_file_table_and_page_show_what_an_answer_rests_on(lm, store, tmp_path, m
     assert "rests on the right" in lines[1]
     write_page(results, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
+    assert "How sure the answers are" in page and "Accuracy where only the surest answers are given" in page
+    told = results.kind.figures(results)["methods"]["in-context"]["calibration"]
+    assert told["confidence"] == pytest.approx(math.exp(-0.5)) and told["error"] is None
+    (table,) = results.kind.details(results.kind.figures(results))
+    assert table[1]["ECE"] == "too few: 4 < 50" and table[1]["sure"] == "60.7"
     assert DOCUMENTS[3].text in page and "Answers, and what they rest on" in page
 
 

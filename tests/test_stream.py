@@ -331,7 +331,7 @@ def test_the_page_shows_the_figures_and_no_text_is_markup() -> None:
     results = stream({"learner": LEARNER, "memory": MethodSpec(toy_methods.Memory())}, questions=questions)
     html = page(results)
     assert "<script>alert" not in html and "\u202e" not in html and "&lt;/script&gt;" in html
-    assert html.count("<svg") == 3 and "Answers against drift" in html
+    assert html.count("<svg") == 4 and "Answers against drift" in html and "How sure the answers are" in html
     for line in results.kind.lines(report.summary(results)):
         assert all(cell.split(" [")[0] in html for cell in line.values())
     silent = replace(results, rows=tuple(replace(row, said=" ") for row in results.of(Answered)))

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
 
@@ -44,7 +44,8 @@ def _path(lm: LM, asked: Sequence[Asking], tokens: int, batch: int) -> Path | No
     if not isinstance(lm, Pretrained):
         return None
     # How many stand side by side can change the last bit of a prediction.
-    return cache_root() / "edits" / f"{named([model_identity(lm), asked, tokens, batch])}.json"
+    kept = [field.name for field in fields(Reply)]
+    return cache_root() / "edits" / f"{named([model_identity(lm), asked, tokens, batch, kept])}.json"
 
 
 def _read(path: Path) -> list[Reply] | None:

@@ -14,7 +14,7 @@ import torch
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.examples import encode, rolling_windows
-from uptake.lm.generation import Decoding
+from uptake.lm.generation import Decoding, Token
 from uptake.lm.scoring import kl
 from uptake.tasks import answers
 from uptake.tasks.questions import Question
@@ -84,6 +84,8 @@ class Answer:
     exact: float
     bytes: int = 0  # of the right answer, scored
     bytes_not_scored: int = 0
+    said_nats: float = 0.0  # of what was said, its end included
+    said_tokens: int = 0
 
 
 def ask(lm: LM, questions: Sequence[Question], asking: Asking | None = None) -> list[Answer]:
@@ -97,16 +99,18 @@ def ask(lm: LM, questions: Sequence[Question], asking: Asking | None = None) -> 
         if not math.isfinite(scores.bits):
             raise Diverged(f"the answer to question {question.id!r} is not finite: {scores.bits} bits")
     prompts = [asking.aligned_prompt(question, lm.tokenizer) for question in questions]
-    spoken = generate(lm, prompts, asking.tokens, asking.batch)
+    spoken = speak(lm, prompts, asking.tokens, asking.batch)
     return [
         Answer(
             nats=-float(scores.scored.sum()),
             tokens=len(scores.scored),
-            said=said,
-            f1=answers.f1(said, question.answers),
-            exact=answers.exact(said, question.answers),
+            said=said.text,
+            f1=answers.f1(said.text, question.answers),
+            exact=answers.exact(said.text, question.answers),
             bytes=scores.bytes,
             bytes_not_scored=scores.bytes_not_scored,
+            said_nats=said.nats,
+            said_tokens=said.tokens,
         )
         for question, scores, said in zip(questions, likely, spoken, strict=True)
     ]
@@ -132,24 +136,53 @@ def _worth(scores: Scores) -> tuple[int, float]:
     return scores.bytes_not_scored, scores.bits
 
 
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What a model said, and how sure it was of these very words.
+
+    `nats` are -log of the probability, of the model itself, of all `tokens` that it wrote, the one that
+    ended the line included: no second pass is needed for them.
+    """
+
+    text: str
+    nats: float
+    tokens: int
+
+    @property
+    def confidence(self) -> float:
+        """The probability that the model gives to saying this and nothing more, 0 to 1."""
+        return math.exp(-self.nats)
+
+
 def generate(
     lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64, rows: Sequence[int] | None = None
 ) -> list[str]:
+    """Return the texts of `speak`."""
+    return [one.text for one in speak(lm, prompts, tokens, batch, rows)]
+
+
+def speak(
+    lm: LM, prompts: Sequence[str], tokens: int, batch: int = 64, rows: Sequence[int] | None = None
+) -> list[Spoken]:
     """Return for each prompt what the model says after it, greedily, up to the end of the line.
 
     Prompts of like length go side by side, `batch` at a time. One that leaves too little for `tokens` in the
     window keeps its end. Prompt i goes by row `rows[i]` of the LM, or all by its one row.
     """
-    said = [""] * len(prompts)
+    said = [Spoken("", 0.0, 0)] * len(prompts)
     lengths = [len(lm.tokenizer.encode(prompt)[0]) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
     decoding = Decoding(tokens=tokens, stop=("\n",), beyond_window=False)
     for start in range(0, len(order), batch):
         places = order[start : start + batch]
         some = _spread(lm, len(places)) if rows is None else lm.at([rows[place] for place in places])
-        texts = some.generate_rows([prompts[place] for place in places], decoding)
-        for place, text in zip(places, texts, strict=True):
-            said[place] = text.strip()
+        written: list[list[Token]] = [[] for _ in places]
+        for row, token in some.stream_rows([prompts[place] for place in places], decoding):
+            written[row].append(token)
+        for place, parts in zip(places, written, strict=True):
+            chosen = [-token.log_prob for token in parts if token.id is not None]
+            text = "".join(token.text for token in parts).strip()
+            said[place] = Spoken(text, math.fsum(chosen), len(chosen))
     return said
 
 

@@ -11,7 +11,7 @@ import torch
 from uptake.lm.base import LM, Scores
 from uptake.lm.examples import Example, encode, of_target, rolling_windows
 from uptake.lm.scoring import divergence
-from uptake.tasks.asking import generate
+from uptake.tasks.asking import speak
 from uptake.tasks.edit_marks import Asking, leaks, starts_with
 from uptake.tasks.edits import after
 
@@ -28,6 +28,8 @@ class Reply:
     nats: float | None = None
     old_nats: float | None = None
     forced: bool | None = None
+    said_nats: float = 0.0  # of what was said, its end included
+    said_tokens: int = 0
 
 
 def reply_to(
@@ -37,14 +39,16 @@ def reply_to(
 
     Asking i goes by row `rows[i]` of the LM, or all by its one row. Raises Diverged for no numbers.
     """
-    said = generate(lm, [one.prompt for one in asked], tokens, batch, rows)
+    spoken = speak(lm, [one.prompt for one in asked], tokens, batch, rows)
     replies = [
         Reply(
-            text,
-            leaks(text, one.target) if one.leaks else starts_with(text, one.target, one.old),
-            starts_with(text, one.old, one.target) if one.old else None,
+            said.text,
+            leaks(said.text, one.target) if one.leaks else starts_with(said.text, one.target, one.old),
+            starts_with(said.text, one.old, one.target) if one.old else None,
+            said_nats=said.nats,
+            said_tokens=said.tokens,
         )
-        for one, text in zip(asked, said, strict=True)
+        for one, said in zip(asked, spoken, strict=True)
     ]
     scored = [
         (place, old, encode(lm.tokenizer, one.prompt, after(one.prompt, one.old if old else one.target)))

@@ -16,7 +16,7 @@ from uptake.report.asked import ASKED
 from uptake.report.asked.rows import Asked, ShownAsked
 from uptake.report.results import Row
 from uptake.tasks import answers
-from uptake.tasks.asking import Asking, generate
+from uptake.tasks.asking import Asking, speak
 from uptake.tasks.questions import Question
 from uptake.text.types import Document, Found, Source, stable_hash
 
@@ -51,6 +51,8 @@ class _Marks:
     exact: float
     f1: float
     contains: float
+    said_nats: float = 0.0
+    said_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,16 +208,18 @@ class Questions(Protocol):
         if bad := next((q.id for q, s in zip(questions, scores, strict=True) if not np.isfinite(s.bits)), ""):
             raise Diverged(f"the answer to question {bad!r} is not finite")
         by = range(len(prompts)) if rows and lm.rows is not None else None
-        said = generate(lm, prompts, self.answer_tokens, rows=by)
+        spoken = speak(lm, prompts, self.answer_tokens, rows=by)
         return [
             _Marks(
                 -float(score.scored.sum()),
-                text,
-                answers.exact(text, one.answers),
-                answers.f1(text, one.answers),
-                float(answers.holds(text, one.answers)),
+                said.text,
+                answers.exact(said.text, one.answers),
+                answers.f1(said.text, one.answers),
+                float(answers.holds(said.text, one.answers)),
+                said.nats,
+                said.tokens,
             )
-            for one, score, text in zip(questions, scores, said, strict=True)
+            for one, score, said in zip(questions, scores, spoken, strict=True)
         ]
 
 
@@ -263,6 +267,10 @@ def _row(
         base_exact=base.exact,
         base_f1=base.f1,
         base_contains=base.contains,
+        said_nats=mine.said_nats,
+        said_tokens=mine.said_tokens,
+        base_said_nats=base.said_nats,
+        base_said_tokens=base.said_tokens,
         read=read,
         right_place=right if question.document else -1,
         rests_on="" if place is None else read[place],

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from uptake.report.asked import figures as counting
 from uptake.report.asked.rows import Asked, ShownAsked
+from uptake.report.calibrated import figures as calibrated
 from uptake.report.formatting import many, percent
 from uptake.report.kind import Figures, ReportKind, TableLines
 from uptake.report.page.layout import Page, WordsSection
@@ -32,7 +33,14 @@ class AskedReport(ReportKind):
 
     def caption(self, figures: Figures) -> str:
         asked = max((one["questions"] for one in figures["methods"].values()), default=0)
-        return f"{many(asked, 'question', 'questions')}; [95 % interval, bootstrap by document]. {_LEGEND}"
+        sure = calibrated.extent(_calibration(figures))
+        return (
+            f"{many(asked, 'question', 'questions')}; [95 % interval, bootstrap by document]. {_LEGEND}"
+            + (f" {sure[0].upper()}{sure[1:]}." if sure else "")
+        )
+
+    def details(self, figures: Figures) -> list[TableLines]:
+        return calibrated.tables(_calibration(figures))
 
     def page(self, results: Results, figures: Figures) -> Page:
         told = {name: one for name, one in figures["methods"].items() if one["questions"]}
@@ -59,10 +67,20 @@ class AskedReport(ReportKind):
             legend=_LEGEND,
             measured="Each question searched the store, was answered after what a method made of what it "
             "found, and was forgotten. A question that failed counts at the base’s answer.",
-            sections=(WordsSection("Answers, and what they rest on", ("question", "right", *names), cells),)
-            if cells
-            else (),
+            plots=calibrated.plot(_calibration(figures)),
+            sections=(
+                *calibrated.section(_calibration(figures)),
+                *(
+                    [WordsSection("Answers, and what they rest on", ("question", "right", *names), cells)]
+                    if cells
+                    else ()
+                ),
+            ),
         )
+
+
+def _calibration(figures: Figures) -> dict[str, Any]:
+    return {name: told["calibration"] for name, told in figures["methods"].items()}
 
 
 def _cell(said: str, passage: str) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 from uptake.report import metrics
 from uptake.report.asked.rows import Asked
+from uptake.report.calibrated import figures as calibrated
+from uptake.report.calibrated.figures import Sure
 from uptake.report.formatting import filled, number, percent, points
 from uptake.report.results import Results
 
@@ -19,13 +21,15 @@ def figures(results: Results) -> dict[str, Any]:
     `exact`, `f1` and `contains` are shares of 1, `nats` those of the first right answer, each with its 95 %
     interval and its difference from the base's, by a bootstrap over the documents that answer. `recall` and
     `mrr` are over the questions that name their document; `rests_on_right` is the share of these whose answer
-    stands in a passage of it that was read.
+    stands in a passage of it that was read. `calibration`: see calibrated/figures.py.
     """
     seed = results.header.seed
     methods = {}
     for name in results.header.settings:
         rows = [row for row in results.of(Asked) if row.method == name]
-        methods[name] = _figures(rows, seed) if rows else {"questions": 0, "failures": []}
+        methods[name] = (
+            _figures(rows, seed) if rows else {"questions": 0, "failures": [], "calibration": None}
+        )
     return {"methods": methods}
 
 
@@ -56,6 +60,11 @@ def _figures(rows: Sequence[Asked], seed: int) -> dict[str, Any]:
             name: fmean(getattr(row, name) for row in rows)
             for name in ("retrieve_seconds", "train_seconds", "ask_seconds")
         },
+        "calibration": calibrated.figures(
+            [Sure(row.said_nats, row.said_tokens, row.exact, row.group) for row in rows],
+            seed,
+            [Sure(row.base_said_nats, row.base_said_tokens, row.base_exact, row.group) for row in rows],
+        ),
         "failures": [{"question": row.question, "reason": row.failed} for row in rows if row.failed],
     }
 

@@ -26,6 +26,10 @@ class Asked(Row):
     base_exact: float
     base_f1: float
     base_contains: float
+    said_nats: float = 0.0  # of what was said, its end included
+    said_tokens: int = 0  # 0 where nothing was generated
+    base_said_nats: float = 0.0
+    base_said_tokens: int = 0
     read: tuple[str, ...] = ()
     right_place: int = -1
     rests_on: str = ""  # the document of the first passage read that holds what was said; "" where none does

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from uptake.report import metrics
+from uptake.report.calibrated import figures as calibrated
+from uptake.report.calibrated.figures import Calibration, Sure
 from uptake.report.edited.rows import Cost, EditFailed, Elsewhere, Told
 from uptake.report.formatting import ONE_OFF, ends, filled, many, number, one_off, percent
 from uptake.report.results import BASE, Results
@@ -21,6 +23,7 @@ _RIGHT: dict[str, str] = {
     "success": "edit", "tight": "rephrase", "loose": "loose", "ripple": "ripple",
     "leak": "neighbour", "denied": "denied", "distracted": "distracted",
 }  # fmt: skip
+_TOLD = ("edit", "rephrase", "loose", "ripple")  # the kinds of which `right` means that the answer is right
 MEASURES = (*_RIGHT, "forced", "likelier", "same")
 
 
@@ -35,7 +38,8 @@ def figures(results: Results) -> Figures:
     the edit's target is said though it is wrong. `kl` and `kl_99` are nats a token of unrelated text, mean
     and 99th percentile, `bits_change` the relative change of its bits per byte. `retention` is success by
     age, the oldest tenth first; `at` success at every checkpoint. `known`: the base says the old answer by
-    itself. Seconds are CPU seconds.
+    itself. `calibration` is of the answers that are to say a target: see calibrated/figures.py. Seconds are
+    CPU seconds.
     """
     seed = results.header.seed
     base = {_key(row): row for row in results.of(Told) if row.method == BASE}
@@ -71,6 +75,7 @@ def figures(results: Results) -> Figures:
             **_drift([row for row in results.of(Elsewhere) if row.method == name]),
             **_costs([row for row in results.of(Cost) if row.method == name]),
             "vs_base": differences(name, BASE),
+            "calibration": _calibration(ends_at[name], base, seed),
             "retention": _retention([row for row in ends_at[name] if row.kind == "edit"]),
             "at": [
                 {"made": made, "success": _mean(row.right for row in at[made] if row.kind == "edit")}
@@ -90,10 +95,26 @@ def figures(results: Results) -> Figures:
     return {
         "edits": len({row.edit for row in base.values()}),
         "known": len(known),
-        "base": _told(BASE, shares),
+        "base": {**_told(BASE, shares), "calibration": _calibration([*base.values()], None, seed)},
         "methods": methods,
         "pairs": [{"method": name, "less": other, **differences(name, other)} for name, other in pairs],
     }
+
+
+def _calibration(rows: Sequence[Told], base: Mapping[Key, Told] | None, seed: int) -> Calibration | None:
+    """Return the calibration of the answers that are to follow from an edit: right is what begins so."""
+    some = [row for row in rows if row.kind in _TOLD and (base is None or _key(row) in base)]
+    beside = None if base is None else [_sure(base[_key(row)]) for row in some]
+    return calibrated.figures([_sure(row) for row in some], seed, beside)
+
+
+def _sure(row: Told) -> Sure:
+    return Sure(row.said_nats, row.said_tokens, float(row.right), row.edit)
+
+
+def calibration(figures: Figures) -> dict[str, Calibration | None]:
+    """Return the calibration of the base and of each method."""
+    return {name: told["calibration"] for name, told in {BASE: figures["base"], **figures["methods"]}.items()}
 
 
 def _told(name: str, shares: Mapping[tuple[str, ...], tuple[float | None, list[float] | None]]) -> Figures:
@@ -288,7 +309,7 @@ def details(figures: Figures) -> list[list[dict[str, str]]]:
                 for name, told in figures["methods"].items()
             ]
         )
-    return tables
+    return [*tables, *calibrated.tables(calibration(figures))]
 
 
 def caption(figures: Figures) -> str:
@@ -303,5 +324,6 @@ def caption(figures: Figures) -> str:
         + (" [95 % interval, bootstrap by edit]" if intervals else "")
         + "; same: the base's words after neighbours; leak: the target after neighbours"
         + ("; KL: nats a token of unrelated text" if drift else "")
+        + (f"; {sure}" if (sure := calibrated.extent(calibration(figures))) else "")
         + (f"; {ONE_OFF}" if any(line.get("one-off seconds") for line in told) else "")
     )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from uptake.report.calibrated import figures as calibrated
+from uptake.report.edited import figures as counting
 from uptake.report.edited.rows import Told
 from uptake.report.formatting import many, number, percent
 from uptake.report.page import chart
@@ -37,8 +39,11 @@ def page(results: Results, figures: Figures) -> Page:
             "at the base’s "
             "reply."
         ),
-        plots=tuple(plot for plot in plots if plot),
-        sections=(_words(results, figures),) if results.showcases else (),
+        plots=(*(plot for plot in plots if plot), *calibrated.plot(counting.calibration(figures))),
+        sections=(
+            *calibrated.section(counting.calibration(figures)),
+            *([_words(results, figures)] if results.showcases else ()),
+        ),
     )
 
 

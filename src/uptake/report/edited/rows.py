@@ -27,6 +27,8 @@ class Told(Row):
     nats: float | None = None
     old_nats: float | None = None
     forced: bool | None = None
+    said_nats: float = 0.0  # of what was said, its end included
+    said_tokens: int = 0  # 0 where nothing was generated
     failed: str = ""
 
 

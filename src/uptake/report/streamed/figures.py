@@ -7,6 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from uptake.report import metrics
+from uptake.report.calibrated import figures as calibrated
+from uptake.report.calibrated.figures import Sure
 from uptake.report.formatting import ONE_OFF, filled, many, not_scored, number, one_off, percent, size
 from uptake.report.results import BASE, Results
 from uptake.report.streamed.rows import Answered, Claimed, DocumentFailed, Drifted, Spent
@@ -41,6 +43,7 @@ def figures(results: Results) -> dict[str, Any]:
         every = [_at(results, method, taken, by_taken[taken], base, stops) for taken in sorted(by_taken)]
         methods[method] = {
             **every[-1],
+            "calibration": _calibration(by_taken[max(by_taken)], base, seed),
             "at": every,
             "failures": _failures(results, method),
             "privacy": _claim(results, method),
@@ -56,7 +59,11 @@ def figures(results: Results) -> dict[str, Any]:
     asked = next(iter(final.values()), base)
     return {
         "documents": last,
-        "base": {**_figures([base[key] for key in asked]), "asked": _figures(base.values())},
+        "base": {
+            **_figures([base[key] for key in asked]),
+            "asked": _figures(base.values()),
+            "calibration": calibrated.figures([_sure(base[key]) for key in asked], seed),
+        },
         "methods": methods,
         "pairs": [
             {"method": method, "less": other, **difference(final[method], final[other], seed)}
@@ -71,9 +78,28 @@ def _settled(row: Answered, base: Mapping[str, Answered]) -> Answered:
     if not row.failed:
         return row
     right = base[row.question]
-    names = ("nats", "tokens", "said", "f1", "exact", "bytes", "bytes_not_scored")
+    names = (
+        *("nats", "tokens", "said", "f1", "exact", "bytes", "bytes_not_scored"),
+        *("said_nats", "said_tokens"),
+    )
     marks = {name: getattr(right, name) for name in names}
     return replace(row, **marks)
+
+
+def _calibration(rows: Sequence[Answered], base: Mapping[str, Answered], seed: int) -> dict[str, Any] | None:
+    there = [row for row in rows if row.question in base]
+    return calibrated.figures(
+        [_sure(row) for row in there], seed, [_sure(base[row.question]) for row in there]
+    )
+
+
+def _sure(row: Answered) -> Sure:
+    return Sure(row.said_nats, row.said_tokens, row.exact, row.group)
+
+
+def calibration(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the calibration at the end of the base and of each method."""
+    return {name: told["calibration"] for name, told in {BASE: figures["base"], **figures["methods"]}.items()}
 
 
 def _claim(results: Results, method: str) -> dict[str, Any] | None:
@@ -232,8 +258,9 @@ def _seconds(found: dict[str, Any]) -> float | None:
 def details(figures: dict[str, Any]) -> list[list[dict[str, str]]]:
     """Return each method's NLL less the base's after so many documents, over all and over the first ones."""
     methods = figures["methods"]
+    surest = calibrated.tables(calibration(figures))
     if not any(len(method["at"]) > 1 for method in methods.values()):
-        return []
+        return surest
     stops = sorted({at["taken"] for method in methods.values() for at in method["at"]})
     heading, made = "NLL less the base's, after documents", []
     for name, method in methods.items():
@@ -245,7 +272,7 @@ def details(figures: dict[str, Any]) -> list[list[dict[str, str]]]:
             gap = band["nll"] - band["base"]["nll"] if band and band["nll"] is not None else None
             first[stop] = number(gap, 2, "+")
         made += [whole, first]
-    return [made]
+    return [made, *surest]
 
 
 def caption(figures: dict[str, Any]) -> str:
@@ -260,6 +287,7 @@ def caption(figures: dict[str, Any]) -> str:
         + (" [95 % interval, bootstrap by group]" if intervals else "")
         + ("; KL: nats a token of unrelated text" if drift else "")
         + (f"; {ONE_OFF}" if any(line.get("one-off seconds") for line in lines(figures)) else "")
+        + (f"; {sure}" if (sure := calibrated.extent(calibration(figures))) else "")
         + (f"\n{lost}" if (lost := unscored(figures)) else "")
         + "".join(f"\n{line}" for line in claims(figures))
     )

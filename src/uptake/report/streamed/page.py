@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from uptake.report.calibrated import figures as calibrated
 from uptake.report.formatting import many, number, percent
 from uptake.report.page import chart
 from uptake.report.page.layout import Page, Plot, WordsSection, colours
@@ -35,8 +36,14 @@ def page(results: Results, figures: Figures) -> Page:
             + (f" {lost[0].upper()}{lost[1:]}." if (lost := counting.unscored(figures)) else "")
             + "".join(f" {line}." for line in counting.claims(figures))
         ),
-        plots=tuple(plot for plot in (_length(figures), _forgetting(figures), _drift(figures)) if plot),
-        sections=(_answers(results, figures),) if results.showcases else (),
+        plots=(
+            *(plot for plot in (_length(figures), _forgetting(figures), _drift(figures)) if plot),
+            *calibrated.plot(counting.calibration(figures)),
+        ),
+        sections=(
+            *calibrated.section(counting.calibration(figures)),
+            *([_answers(results, figures)] if results.showcases else ()),
+        ),
     )
 
 

@@ -25,6 +25,8 @@ class Answered(Row):
     failed: str = ""
     bytes: int = 0  # of the right answer, scored
     bytes_not_scored: int = 0  # which the tokenizer does not give back: neither they nor their nats count
+    said_nats: float = 0.0  # of what was said, its end included
+    said_tokens: int = 0  # 0 where nothing was generated
 
 
 @dataclass(frozen=True, slots=True)
