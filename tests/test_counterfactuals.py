@@ -57,7 +57,7 @@ def test_a_counterfactual_is_one_change_that_nothing_true_says(made, seed):
     for one in found:
         before, after = texts[one.true.document].text, one.document.text
         assert before != after and after not in {document.text for document in documents}
-        assert before.replace(one.old, "§") .replace(one.new, "§") == after.replace(one.new, "§").replace(
+        assert before.replace(one.old, "§").replace(one.new, "§") == after.replace(one.new, "§").replace(
             one.old, "§"
         ), "nothing else changed"
         assert one.question.text == one.true.text and one.question.document == one.document.id
@@ -77,7 +77,8 @@ def test_the_forms_of_values_stay():
     values = {
         "30": r"[1-9]0", "0.05": r"0\.0[1-9]", "1_024": r"[1-9]_0[1-9][1-9]", "-2": r"-[1-9]", "0": r"[1-9]",
         "1e-05": r"[1-9]e-05", "True": "False", "TextReader": r"[A-Z]\w+Reader", "fast_path": r"[a-z]+_path",
-        "MAX_SIZE": r"[A-Z_]+_SIZE", "data.RowReader": r"data\.[A-Z]\w+Reader", "_HiddenState": r"_[A-Z]\w+State",
+        "MAX_SIZE": r"[A-Z_]+_SIZE", "data.RowReader": r"data\.[A-Z]\w+Reader",
+        "_HiddenState": r"_[A-Z]\w+State",
         "list[str]": r"set\[int\]", "slide": "fade",
     }  # fmt: skip
     others = {"set[int]": "x", "fade": "y"}
@@ -91,7 +92,9 @@ def test_the_forms_of_values_stay():
         assert re.fullmatch(pattern, found[value]), (value, found[value])
 
 
-def one_fact(text, answer, question="What is the default of `size` in `Box`?", **more) -> Counterfactual | str:
+def one_fact(
+    text, answer, question="What is the default of `size` in `Box`?", **more
+) -> Counterfactual | str:
     skipped = Skipped()
     asked = Question("q", question, answer if isinstance(answer, tuple) else (answer,), "d", more)
     beside = Question("r", "What is `other`?", ("7",), "e", {"kind": "default"})
@@ -141,7 +144,7 @@ def test_what_is_true_at_another_time_or_in_other_words_is_not_made_up():
         Question("x", "Which colour has the cat?", ("white",), "d4", meta),
     ]
     documents = [
-        Document(f"d{n}", f"it is {q.answers[0]}.") for n, q in enumerate(questions, start=1)
+        Document(f"d{n}", f"number {n}: it is {q.answers[0]}.") for n, q in enumerate(questions, start=1)
     ]
     for seed in range(20):
         made = {one.true.id: one.new for one in counterfactuals(questions, documents, seed)}
@@ -170,8 +173,8 @@ def test_worlds_have_counterfactuals_of_the_same_kind():
     for one in made:
         assert one.new in values[one.true.meta["attribute"]]
         assert holds(one.document.text, (one.new,)) and not holds(one.document.text, (one.old,))
-        person = next(word for word in one.true.text.split() if word.istitle() and word not in ("What", "Which"))
-        assert person.strip("?") in one.document.text, "it is still told of the same person"
+        (person,) = re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", one.true.text)
+        assert person in one.document.text, "it is still told of the same person"
 
 
 def test_another_subject_is_told_of_in_the_same_passage():
@@ -180,7 +183,10 @@ def test_another_subject_is_told_of_in_the_same_passage():
         Question("r", "Which class does `TextReader` derive from?", ("BigBox",), "e"),
         Question("s", "Which?", ("x",), "e"),
     ]
-    documents = [Document("d", "class BigBox:\n    size = 5\n"), Document("e", "class TextReader(BigBox): ...")]
+    documents = [
+        Document("d", "class BigBox:\n    size = 5\n"),
+        Document("e", "class TextReader(BigBox): ..."),
+    ]
     skipped = Skipped()
     found = other_subjects(questions, documents, 0, skipped)
     assert set(found) == {"q", "r"} and skipped.counts == {"the question quotes no name": 1}
@@ -217,6 +223,6 @@ def test_an_edit_that_names_no_subject_stays():
     made = near_misses(edits, 2, 0, skipped)
     assert made[0] == edits[0] and skipped.counts == {"no prompt names a subject": 1}
     (_, near) = made[1].neighbours
-    assert near.prompt.endswith("'s capital is") and "Spain" not in near.prompt.split() and near.prompt != "France's capital is"
+    assert near.prompt.removesuffix("'s capital is") in ("Spain France", "Spain Italy")
     with pytest.raises(BadInput, match="two edits"):
         near_misses(edits[:1])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from uptake.session import Session as Session
     from uptake.store.datastore import Datastore as Datastore
     from uptake.tasks.asking import Asking as Asking
+    from uptake.tasks.counterfactuals import counterfactuals as counterfactuals
     from uptake.tasks.edit_files import read_edits as read_edits
     from uptake.tasks.edits import Edit as Edit
     from uptake.tasks.questions import Question as Question
@@ -64,6 +65,7 @@ _WHERE = {
     "Budget": "methods.contract.spending",
     "Datastore": "store.datastore",
     "Asking": "tasks.asking",
+    "counterfactuals": "tasks.counterfactuals",
     "Edit": "tasks.edits",
     "EditedModel": "editing",
     "read_edits": "tasks.edit_files",
