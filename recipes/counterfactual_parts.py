@@ -12,6 +12,7 @@ import numpy as np
 from retriever_figures import figures, ranks, retrieval
 from retriever_worlds import fresh_world
 from retrievers import WEIGHTS, searched
+from uptake.store.passages.encoders import make_encoder
 
 import uptake
 from uptake.lm.causal import Causal
@@ -19,7 +20,6 @@ from uptake.methods.contract.learned import TrainingData
 from uptake.methods.gated_memory.trained import Trained
 from uptake.retrievers.candidates import Candidates, candidates
 from uptake.retrievers.training import Tuning, train
-from uptake.store.passages.encoders import make_encoder
 from uptake.tasks.counterfactuals import counterfactuals, other_subjects
 from uptake.tasks.edits import Edit
 from uptake.tasks.near_misses import near_misses
