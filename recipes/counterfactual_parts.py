@@ -12,7 +12,6 @@ import numpy as np
 from retriever_figures import figures, ranks, retrieval
 from retriever_worlds import fresh_world
 from retrievers import WEIGHTS, searched
-from uptake.store.passages.encoders import make_encoder
 
 import uptake
 from uptake.lm.causal import Causal
@@ -23,6 +22,7 @@ from uptake.retrievers.training import Tuning, train
 from uptake.tasks.counterfactuals import counterfactuals, other_subjects
 from uptake.tasks.edits import Edit
 from uptake.tasks.near_misses import near_misses
+from uptake.text.encoders import make_encoder
 from uptake.text.files import Skipped
 from uptake.text.types import Document, Passage, stable_hash
 
