@@ -63,6 +63,7 @@ class Datastore(OpenStore):
         chunking: Chunking | None = None,
         metric: Metric = "cosine",
         index: IndexKind = "auto",
+        vectors: str = "float32",
         device: str = "cpu",
         dtype: str = "bfloat16",
         threads: int | None = None,
@@ -73,12 +74,22 @@ class Datastore(OpenStore):
         `path` may be a URI in object storage such as s3://bucket/notes.store; `storage_options` are
         then what `lance` takes, in place of the environment's. `words` says what a search by words
         finds: those of "any-script" (where none is given), or "spaced", those between spaces alone.
+        `vectors` of "float16" take half the room, on the disk and in the index, and are rounded once.
         `encoder` is an Embedder, or what `make_encoder` takes; MiniLM where none is given. Raises
         BadInput, Missing where the encoder cannot be loaded.
         """
         path = locate(path, storage_options)
         layout, made = make_store(
-            path, _LOCK, retriever, words, encoder, chunking or Chunking(), metric, index, (device, dtype)
+            path,
+            _LOCK,
+            retriever,
+            words,
+            encoder,
+            chunking or Chunking(),
+            metric,
+            index,
+            (device, dtype),
+            vectors,
         )
         encoding = Encoding(path, layout.views["passages"], made, device)
         return cls(path, layout, Table.open(path / TABLE, uid=layout.uid), encoding, threads, pinned=False)

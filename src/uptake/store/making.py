@@ -5,6 +5,7 @@ import secrets
 from uptake.errors import BadInput
 from uptake.store.inventory import TABLE, Recorder
 from uptake.store.layout import WORDS, Layout, View
+from uptake.store.passages.columns import PRECISIONS
 from uptake.store.passages.drafts import check_free, new_store
 from uptake.store.passages.table import Table
 from uptake.store.remote.objects import Location
@@ -21,12 +22,17 @@ def make_store(
     metric: str,
     index: str,
     loading: tuple[str, str],
+    precision: str = "float32",
 ) -> tuple[Layout, Embedder | None]:
     """Make an empty store at `path`, as `Datastore.create` says; return its layout and its encoder.
 
     `loading` is the device and the precision of an encoder that is given by its name.
     """
     check_free(path, lock)
+    if precision not in PRECISIONS:
+        raise BadInput(f"vectors {precision!r}: use {' or '.join(PRECISIONS)}")
+    if retriever == "lexical" and precision != "float32":
+        raise BadInput(f"vectors {precision!r}: a lexical store has none; leave it out")
     if retriever == "dense" and words is not None:
         raise BadInput(f"words {words!r}: a dense store searches no words; leave it out")
     if retriever == "lexical":
@@ -40,7 +46,7 @@ def make_store(
     words = "" if retriever == "dense" else words or WORDS[0]
     layout = Layout(secrets.token_hex(16), retriever, index, {"passages": view}, words)
     with new_store(path, lock) as draft:
-        table = Table.create(draft / TABLE, view.dimensions, words == "any-script")
+        table = Table.create(draft / TABLE, view.dimensions, words == "any-script", precision)
         if retriever != "dense":
             table.index_text()
         Recorder.new(draft, layout.uid, table.version, layout.sums)

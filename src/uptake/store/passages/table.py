@@ -23,7 +23,7 @@ from uptake.codec import Malformed, loads
 from uptake.errors import BadInput, Damaged
 from uptake.store.inventory import Inventory
 from uptake.store.passages import text_index
-from uptake.store.passages.columns import FIELDS, Ids, as_ids, matrix_of, schema_of
+from uptake.store.passages.columns import FIELDS, Ids, as_ids, matrix_of, rounded, schema_of
 from uptake.store.passages.manifest import named
 from uptake.store.passages.table_files import (
     TableFiles,
@@ -44,6 +44,7 @@ _QUERY_CHARACTERS = 1_000_000
 class Table:
     """The passages of one version, or a part of them. `dimensions` is 0 where they have no vectors.
 
+    `precision` is that of the stored vectors; whoever reads them gets float32.
     `has_pieces` says whether they can be searched by words in scripts that have no spaces between them.
     `path` is where the table lies; `label` names the part, empty for the whole.
     """
@@ -64,13 +65,18 @@ class Table:
         self.label = label
         field = dataset.schema.field("vector") if "vector" in dataset.schema.names else None
         self.dimensions = field.type.list_size if field is not None else 0
+        self.precision = (
+            "float16" if field is not None and field.type.value_type == pa.float16() else "float32"
+        )
         self.has_pieces = "pieces" in dataset.schema.names
 
     @classmethod
-    def create(cls, path: Location, dimensions: int, with_pieces: bool = False) -> "Table":
-        """Make an empty table for vectors of `dimensions` float32, or for none where it is 0."""
+    def create(
+        cls, path: Location, dimensions: int, with_pieces: bool = False, precision: str = "float32"
+    ) -> "Table":
+        """Make an empty table for vectors of `dimensions` numbers, or for none where it is 0."""
         with lance_errors(path):
-            empty = schema_of(dimensions, with_pieces).empty_table()
+            empty = schema_of(dimensions, with_pieces, precision).empty_table()
             return cls(
                 lance.write_dataset(empty, str(path), mode="create", storage_options=options_of(path)), path
             )
@@ -121,7 +127,7 @@ class Table:
     @property
     def schema(self) -> Any:
         """The Arrow schema of every column that is not made of another."""
-        return schema_of(self.dimensions)
+        return schema_of(self.dimensions, precision=self.precision)
 
     @property
     def count(self) -> int:
@@ -286,9 +292,10 @@ class Table:
         if self.dimensions:
             if vectors is None or vectors.shape != (len(passages), self.dimensions):
                 raise BadInput(f"{self.path.parent}: passages need vectors of {self.dimensions} dimensions")
-            flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+            flat = pa.array(rounded(vectors, self.precision).ravel())
             columns.append(pa.FixedSizeListArray.from_arrays(flat, self.dimensions))
-        return pa.Table.from_arrays(columns, schema=schema_of(self.dimensions, self.has_pieces))
+        schema = schema_of(self.dimensions, self.has_pieces, self.precision)
+        return pa.Table.from_arrays(columns, schema=schema)
 
     def delete(self, ids: Sequence[int] | Ids) -> "Table":
         """Remove passages by their ids; those not here are ignored. All go at once, up to 100,000."""
