@@ -19,9 +19,8 @@ import itertools
 import json
 import os
 import resource
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ from uptake.store.files import sizes
 from uptake.store.passages import index as index_module
 from uptake.store.passages import writing
 from uptake.store.passages.index import VectorIndex
+from uptake.store.passages.index_cache import BaseIndex, nearest
+from uptake.store.passages.lists import make_lists
 from uptake.text.types import Document
 
 Floats = NDArray[np.float32]
@@ -152,7 +153,162 @@ def vectors(arguments: argparse.Namespace, told: dict[str, Any]) -> None:
     queries_of(arguments.shared, arguments.work)
 
 
-PHASES = {"vectors": vectors, "store": store}
+def check(arguments: argparse.Namespace, told: dict[str, Any]) -> None:
+    """Search as many real vectors as made ones that come from a twentieth of them."""
+    queries = queries_of(arguments.shared, arguments.work)
+    real = np.asarray(token_states(arguments.shared, "train", REAL, arguments.work)[0][:CHECKED])
+    few = source(arguments.shared, arguments.work, CHECKED // 20)
+    parts = [few.rows(0, CHECKED // 20)] + [few.rows(n, n + CHECKED // 20) for n in range(1, 20)]
+    for name, rows in (("real", real), ("made of a twentieth", np.concatenate(parts))):
+        ivf = make_lists(rows.astype(np.float16), faiss.METRIC_INNER_PRODUCT, 1)
+        best = faiss.knn(queries, rows, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
+        told.setdefault("check", {"vectors": CHECKED})[name] = {
+            str(depth): shares(ivf.search(queries, depth)[1], best) for depth in (K, 96, index_module._LEAST)
+        }
+    print(json.dumps(told["check"], indent=1))
+
+
+def shares(found: NDArray[np.int64], best: NDArray[np.int64]) -> float:
+    """Return which share of the best is among those found."""
+    return float(np.mean([np.isin(one, other).mean() for one, other in zip(best, found, strict=True)]))
+
+
+def opened(arguments: argparse.Namespace, cluster: Cluster | None = None) -> Datastore:
+    encoder = LookUp(np.empty((0, DIMENSIONS), np.float32), queries_of(arguments.shared, arguments.work))
+    return Datastore.open(arguments.work / "store", encoder=encoder, threads=1, cluster=cluster)
+
+
+def index(arguments: argparse.Namespace, told: dict[str, Any]) -> None:
+    """Make the index of one process."""
+    made = opened(arguments)
+    told["indexing"] = spent(made.prepare)
+    base = own_index(made).base
+    told["index"] = {"lists": base.ivf.nlist, "probes": base.ivf.nprobe, "code_bytes": base.ivf.code_size}
+    folder = arguments.work / "cache"
+    told["index_bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(json.dumps(told["indexing"] | told["index"]), flush=True)
+
+
+def own_index(held: Datastore) -> VectorIndex:
+    made = held._snapshot.index
+    assert isinstance(made, VectorIndex)
+    return made
+
+
+def exact(base: BaseIndex, queries: Floats, path: Path) -> NDArray[np.int64]:
+    """Return the nearest of all that is stored, by reading all of it once."""
+    if not path.exists():
+        np.save(path, nearest(queries, base.vectors, K, faiss.METRIC_INNER_PRODUCT))
+    return np.asarray(np.load(path))
+
+
+def drop_pages(*folders: Path) -> None:
+    """Let the machine forget what it holds of these files in memory."""
+    os.sync()
+    for file in itertools.chain.from_iterable(folder.rglob("*") for folder in folders):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95, 99)}
+
+
+def queries(arguments: argparse.Namespace, told: dict[str, Any]) -> None:
+    """Open and search it in this process: warm, cold, and with fewer probes and fewer candidates."""
+    before = resident()
+    held = opened(arguments)
+    told["opening"] = spent(held.prepare)
+    opened_mib = resident()
+    base, asked = own_index(held).base, queries_of(arguments.shared, arguments.work)
+    best = exact(base, asked[:JUDGED], arguments.work / "exact.npy")
+    drop_pages(arguments.work / "cache", arguments.work / "store")
+    cold = answered(held, range(JUDGED, 2 * JUDGED))
+    answered(held, range(JUDGED))
+    warm = answered(held, range(JUDGED))
+    found = np.array([held.search([str(-1 - number)], K)[0].ids for number in range(JUDGED)])
+    told["searching"] = {
+        "recall": shares(found, base.ids[best]),
+        "reranked": index_module._LEAST,
+        "warm_ms": quantiles(warm["ms"]),
+        "warm_cpu_ms": warm["cpu_ms"],
+        "cold_ms": quantiles(cold["ms"]),
+        "each_warm_ms": [round(one, 3) for one in warm["ms"]],
+        "each_cold_ms": [round(one, 3) for one in cold["ms"]],
+    }
+    searched = resident()
+    told["memory_mib"] = {
+        when: {name: each[name] - before[name] for name in each}
+        for when, each in (("opened", opened_mib), ("searched", searched))
+    }
+    told["curve"] = []
+    for probes in (base.ivf.nprobe // 4, base.ivf.nprobe // 2, base.ivf.nprobe):
+        for depth in (96, 384, 1024):
+            start = time.process_time()
+            library: Any = faiss
+            near = base.ivf.search(asked[:JUDGED], depth, params=library.SearchParametersIVF(nprobe=probes))[
+                1
+            ]
+            spent_ms = 1e3 * (time.process_time() - start) / JUDGED
+            told["curve"].append(
+                {"probes": probes, "candidates": depth, "recall": shares(near, best), "cpu_ms": spent_ms}
+            )
+    print(json.dumps({name: told[name] for name in ("opening", "memory_mib", "curve")}, indent=1))
+    print({name: each for name, each in told["searching"].items() if "each" not in name})
+
+
+def answered(held: Datastore, numbers: range) -> dict[str, Any]:
+    """Ask one query at a time; return the milliseconds of each and CPU milliseconds a query."""
+    told: list[float] = []
+    cpu = time.process_time()
+    for number in numbers:
+        start = time.perf_counter()
+        held.search([str(-1 - number)], K)
+        told.append(1e3 * (time.perf_counter() - start))
+    return {"ms": told, "cpu_ms": 1e3 * (time.process_time() - cpu) / len(told)}
+
+
+def shards(arguments: argparse.Namespace, told: dict[str, Any]) -> None:
+    """Search it by shards on this machine; those that have no index yet make it, one after another."""
+    import ray
+
+    from uptake.store.cluster.index import ClusterIndex
+
+    cluster = Cluster("local", rows=-(-arguments.vectors // SHARDS), cpus=0)
+    start = time.perf_counter()
+    far = opened(arguments, cluster)
+    far.prepare()
+    told["shards"] = {"shards": SHARDS, "preparing_seconds": time.perf_counter() - start}
+    best = np.load(arguments.work / "exact.npy")
+    ids = far._table.ids
+    answered(far, range(JUDGED))
+    warm = answered(far, range(JUDGED))
+    found = np.array([far.search([str(-1 - number)], K)[0].ids for number in range(JUDGED)])
+    made = far._snapshot.index
+    assert isinstance(made, ClusterIndex)
+    abouts = ray.get([shard._actors[0].about.remote() for shard in made._shards])
+    told["shards"] |= {
+        "recall": shares(found, ids[best]),
+        "warm_ms": quantiles(warm["ms"]),
+        "mib_own": [round(about["bytes_own"] / 2**20) for about in abouts],
+        "mib_mapped": [round(about["bytes_mapped"] / 2**20) for about in abouts],
+        "load": os.getloadavg()[0],
+    }
+    drop_pages(arguments.work / "cache", arguments.work / "store")
+    told["shards"]["cold_ms"] = quantiles(answered(far, range(JUDGED, 2 * JUDGED))["ms"])
+    told["shards"]["searching_cpu_seconds"] = [about["seconds_searching"] for about in abouts]
+    print(json.dumps(told["shards"], indent=1))
+
+
+PHASES = {
+    "vectors": vectors,
+    "check": check,
+    "store": store,
+    "index": index,
+    "queries": queries,
+    "shards": shards,
+}
 
 
 def main() -> None:

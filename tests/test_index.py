@@ -2,6 +2,7 @@
 
 import warnings
 
+import faiss
 import numpy as np
 import pytest
 
@@ -173,3 +174,75 @@ def test_an_empty_table_and_odd_names(tmp_path, cache):
         open_index(empty, UID, metric="cosine", kind="tree")
     with pytest.raises(Damaged, match="32 hexadecimal"):
         open_index(empty, "../../etc", metric="cosine")
+
+
+def test_vectors_of_half_the_size_are_found_by_what_was_stored(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr("uptake.store.passages.index_cache._BLOCK", 1000)
+    stored = vectors_of(range(3000)).astype(np.float16).astype(np.float32)
+    for metric in ("cosine", "l2"):
+        table = grow(Table.create(tmp_path / metric, DIMENSIONS, precision="float16"), range(3000))
+        np.testing.assert_array_equal(table.vectors(range(3000)), stored)
+        scores = QUERIES.astype(np.float64) @ stored.T.astype(np.float64)
+        if metric == "l2":
+            scores = -((QUERIES[:, None].astype(np.float64) - stored[None]) ** 2).sum(axis=2)
+        best = np.argsort(-scores, axis=1, kind="stable")
+        flat = open_index(table, UID, metric=metric, kind="flat").search(QUERIES, 10)
+        lists = open_index(table, UID, metric=metric, kind="ivf")
+        assert lists.base.vectors.dtype == np.float16
+        deep = lists.search(QUERIES, 400)  # a tenth and more of the rows: searched exactly, in blocks
+        for found, k in ((flat, 10), (deep, 400)):
+            for row, order, own in zip(found, best, scores, strict=True):
+                assert len(set(row.ids.tolist())) == k  # near ties may change places
+                np.testing.assert_allclose(row.scores, own[order[:k]], atol=1e-5)
+                np.testing.assert_allclose(row.scores, own[row.ids], atol=1e-5)
+        near = lists.search(QUERIES, 10)
+        recall = np.mean([np.isin(row.ids, order[:10]).mean() for row, order in zip(near, best, strict=True)])
+        assert recall >= 0.95
+        for one, other in zip(near, flat, strict=True):  # the same scores, bit for bit, whatever found them
+            known = dict(zip(other.ids.tolist(), other.scores.tolist(), strict=True))
+            assert all(known.get(key, score) == score for key, score in zip(*one[:2], strict=True))
+
+
+def test_what_half_the_size_cannot_hold_is_refused(tmp_path):
+    table = Table.create(tmp_path / "t", 2, precision="float16")
+    with pytest.raises(BadInput, match="70000, float16 at most 65504: store vectors as float32"):
+        table.append([Passage(1, "text")], np.array([[70_000, 1]], np.float32))
+    assert table.count == 0
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_many_lists_are_made_by_groups(tmp_path, cache, monkeypatch, metric):
+    table = grow(Table.create(tmp_path / "large", DIMENSIONS), range(12_000))
+    monkeypatch.setattr("uptake.store.passages.lists.GROUPED", 100)
+    index = open_index(table, UID, metric=metric, kind="ivf", threads=1)
+    ivf = index.base.ivf
+    assert ivf.nlist == ivf.quantizer.ntotal == 300 and ivf.ntotal == 12_000
+    rows = vectors_of(range(12_000))
+    centroids = ivf.quantizer.reconstruct_n(0, 300)
+    nearest = (
+        np.argmax(rows @ centroids.T, 1)
+        if metric == "cosine"
+        else np.argmin(((rows**2).sum(1)[:, None] - 2 * rows @ centroids.T) + (centroids**2).sum(1), 1)
+    )
+    lists = np.empty(12_000, np.int64)
+    for number in range(300):
+        lists[faiss.rev_swig_ptr(ivf.invlists.get_ids(number), ivf.invlists.list_size(number))] = number
+    assert (lists == nearest).mean() > 0.9  # the others lie in a list of another group
+    ids, scores = exact(range(12_000), QUERIES, 10, metric)
+    found = index.search(QUERIES, 10)
+    recall = np.mean([np.isin(row.ids, best).mean() for row, best in zip(found, ids, strict=True)])
+    assert recall >= 0.95
+    for row, best, own in zip(found, ids, scores, strict=True):
+        known = dict(zip(best.tolist(), own.tolist(), strict=True))
+        for key, score in zip(row.ids.tolist(), row.scores.tolist(), strict=True):
+            assert abs(known.get(key, score) - score) < 1e-5
+
+
+def test_many_lists_of_few_dimensions_are_made_by_groups(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr("uptake.store.passages.lists.GROUPED", 10)
+    rows = np.random.default_rng(0).standard_normal((3000, 16), dtype=np.float32)
+    table = Table.create(tmp_path / "few", 16).append([Passage(n, f"text {n}") for n in range(3000)], rows)
+    index = open_index(table, UID, metric="l2", kind="ivf", threads=1)
+    assert index.base.ivf.nlist == 75
+    for row, (found, *_) in enumerate(index.search(rows[:50], 1)):
+        assert found.tolist() == [row]

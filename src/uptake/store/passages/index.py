@@ -157,7 +157,10 @@ def open_index(
     if kind not in ("auto", "flat", "ivf"):
         raise BadInput(f"index {kind!r}: use auto, flat or ivf")
     chosen = ("ivf" if table.count >= LARGE else "flat") if kind == "auto" else kind
-    cache = IndexCache(uid, {"metric": metric, "kind": chosen, "dimensions": table.dimensions}, table.label)
+    settings: dict[str, object] = {"metric": metric, "kind": chosen, "dimensions": table.dimensions}
+    # An exact search reads all vectors for every query: there rounded ones would be widened each time.
+    settings["numbers"] = table.precision if chosen == "ivf" else "float32"
+    cache = IndexCache(uid, settings, table.label)
     for known in itertools.chain([base] if base else [], cache.bases(table.version)):
         index = VectorIndex(table, known, metric, threads)
         if index.drift <= FOLD:

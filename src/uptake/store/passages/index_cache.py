@@ -24,9 +24,12 @@ from uptake.errors import Damaged, UptakeError
 from uptake.store.cache import cache_folder, damaged, seal
 from uptake.store.files import one_line, read_json, write_json
 from uptake.store.passages.columns import Ids
+from uptake.store.passages.lists import make_lists
 from uptake.store.passages.table import Table
 
 Floats = NDArray[np.float32]
+
+_BLOCK = 65_536  # vectors made float32 at a time
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class BaseIndex:
     """The indexed rows of one version: ids and vectors in the same order, `ivf` numbering them from 0."""
 
     ids: Ids
-    vectors: Floats
+    vectors: NDArray[Any]  # float32, or float16 as they are stored
     ivf: Any = None
 
     def candidates(self, queries: Floats, count: int, metric: int, exact: bool) -> Ids:
@@ -54,6 +57,7 @@ class IndexCache:
 
     def __init__(self, uid: str, settings: dict[str, object], label: str = "") -> None:
         self._settings = settings
+        self._numbers = np.dtype(str(settings.get("numbers", "float32")))
         self._folder = cache_folder(uid) / label
 
     @classmethod
@@ -99,7 +103,7 @@ class IndexCache:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        vectors = np.empty((table.count, table.dimensions), np.float32)
+        vectors = np.empty((table.count, table.dimensions), self._numbers)
         _fill(vectors, table)
         return BaseIndex(table.ids, vectors, self._ivf(vectors, threads))
 
@@ -109,9 +113,9 @@ class IndexCache:
         try:
             with (draft / "vectors").open("wb") as file:
                 for part in table.stream_vectors():
-                    part.tofile(file)
+                    part.astype(self._numbers, copy=False).tofile(file)
             table.ids.astype("<i8").tofile(draft / "ids")
-            ivf = self._ivf(_mapped(draft / "vectors", np.float32, table.dimensions), threads)
+            ivf = self._ivf(_mapped(draft / "vectors", self._numbers, table.dimensions), threads)
             if ivf is not None:
                 faiss.write_index(ivf, str(draft / "ivf"))
             write_json(draft / "about.json", self._settings | {"version": table.version})
@@ -131,27 +135,10 @@ class IndexCache:
             raise OSError("it was damaged while it was written")
         return base
 
-    def _ivf(self, vectors: Floats, threads: int | None) -> Any:
+    def _ivf(self, vectors: NDArray[Any], threads: int | None) -> Any:
         if self._settings["kind"] != "ivf" or not len(vectors):
             return None
-        if threads:
-            faiss.omp_set_num_threads(threads)
-        count, dimensions = vectors.shape
-        metric = faiss_metric(self._settings["metric"])
-        lists = max(1, min(int(4 * count**0.5), count // 40))
-        # Four bits for every two dimensions are trained in seconds and scanned fastest; few dimensions
-        # bear less, and cost little at eight bits each. The re-rank is exact either way.
-        coarse = dimensions > 128 and dimensions % 2 == 0 and count >= 1000
-        fine = f"PQ{dimensions // 2}x4fs" if coarse else "SQ8"
-        index: Any = faiss.index_factory(dimensions, f"IVF{lists},{fine}", metric)
-        index.cp.niter, index.cp.max_points_per_centroid = 10, 64
-        index.cp.min_points_per_centroid = 1
-        index.nprobe = max(1, min(lists, max(64, lists // 32)))
-        sample = np.random.default_rng(0).permutation(count)[: 64 * lists + 4096]
-        index.train(vectors[np.sort(sample)])
-        for start in range(0, count, 65536):
-            index.add(np.ascontiguousarray(vectors[start : start + 65536]))
-        return index
+        return make_lists(vectors, faiss_metric(self._settings["metric"]), threads)
 
     def _load(self, folder: Path) -> BaseIndex | None:
         try:
@@ -161,7 +148,7 @@ class IndexCache:
                 if any(about.get(name) != value for name, value in self._settings.items()):
                     return None
                 ids = np.fromfile(folder / "ids", "<i8").astype(np.int64)
-                vectors = _mapped(folder / "vectors", np.float32, int(about["dimensions"]))
+                vectors = _mapped(folder / "vectors", self._numbers, int(about["dimensions"]))
                 if len(ids) == len(vectors):
                     ivf = folder / "ivf"
                     return BaseIndex(ids, vectors, faiss.read_index(str(ivf)) if ivf.exists() else None)
@@ -179,19 +166,32 @@ class IndexCache:
         return None
 
 
-def nearest(queries: Floats, vectors: Floats, count: int, metric: int) -> Ids:
+def nearest(queries: Floats, vectors: NDArray[Any], count: int, metric: int) -> Ids:
     """Return (queries, count) places of the nearest vectors, best first, by exact search."""
     if not count:
         return np.empty((len(queries), 0), np.int64)
-    _, places = faiss.knn(queries, vectors, count, metric=metric)
-    return np.asarray(places)
+    if vectors.dtype == np.float32:
+        _, places = faiss.knn(queries, vectors, count, metric=metric)
+        return np.asarray(places)
+    best = np.empty((len(queries), 0), np.int64)
+    losses = np.empty((len(queries), 0), np.float32)
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK].astype(np.float32)
+        found, places = faiss.knn(queries, block, min(count, len(block)), metric=metric)
+        losses = np.concatenate([losses, found if metric == faiss.METRIC_L2 else -found], axis=1)
+        best = np.concatenate([best, places + start], axis=1)
+        order = np.argsort(losses, axis=1, kind="stable")[:, :count]
+        losses, best = np.take_along_axis(losses, order, axis=1), np.take_along_axis(best, order, axis=1)
+    return best
 
 
-def distances(query: Floats, vectors: Floats, places: Ids, metric: int) -> Floats:
+def distances(query: Floats, vectors: NDArray[Any], places: Ids, metric: int) -> Floats:
     """Return the inner products, or squared distances, of `query` and the vectors at `places`.
 
-    Reads the vectors where they lie, without a copy. `places` must be in range: nobody checks.
+    Reads float32 where they lie, without a copy. `places` must be in range: nobody checks.
     """
+    if vectors.dtype != np.float32:
+        vectors, places = vectors[places].astype(np.float32), np.arange(len(places))
     found = np.empty(len(places), np.float32)
     if len(places):
         library: Any = faiss
@@ -225,14 +225,14 @@ def delete_base_indexes(uid: str) -> None:
         cache.clear()
 
 
-def _fill(vectors: Floats, table: Table) -> None:
+def _fill(vectors: NDArray[Any], table: Table) -> None:
     start = 0
     for part in table.stream_vectors():
         vectors[start : start + len(part)] = part
         start += len(part)
 
 
-def _mapped(path: Path, kind: Any, dimensions: int) -> Floats:
+def _mapped(path: Path, kind: Any, dimensions: int) -> NDArray[Any]:
     if not path.stat().st_size:  # nothing cannot be mapped
         return np.empty((0, dimensions), kind)
     return np.asarray(np.memmap(path, dtype=kind, mode="r").reshape(-1, dimensions))
