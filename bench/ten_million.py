@@ -37,7 +37,7 @@ from uptake.store.passages import index as index_module
 from uptake.store.passages import writing
 from uptake.store.passages.index import VectorIndex
 from uptake.store.passages.index_cache import BaseIndex, nearest
-from uptake.store.passages.lists import make_lists
+from uptake.store.passages.lists import Groups, make_lists
 from uptake.text.types import Document
 
 Floats = NDArray[np.float32]
@@ -81,10 +81,7 @@ def source(shared: Path, work: Path, count: int = REAL, name: str = "cells") -> 
     real = np.asarray(token_states(shared, "train", REAL, work)[0][:count])
     path = work / f"{name}-{count}.npy"
     if not path.exists():
-        means = faiss.Kmeans(DIMENSIONS, count // CELL, niter=5, spherical=True, max_points_per_centroid=CELL)
-        means.cp.min_points_per_centroid = 1
-        means.train(real)
-        np.save(path, faiss.knn(real, means.centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 0])
+        np.save(path, Groups(real, count // CELL, faiss.METRIC_INNER_PRODUCT).assign(real))
     return Source(real, np.load(path))
 
 

@@ -43,7 +43,7 @@ def make_lists(vectors: NDArray[Any], metric: int, threads: int | None) -> Any:
         for _, block in _blocks(vectors):
             index.add(block)
         return index
-    groups = _Groups(some, lists, metric)
+    groups = Groups(some, lists, metric)
     index.quantizer.add(groups.centroids)
     index.train(some)  # the codes alone: there are as many centroids as lists
     plain = _plain(index, dimensions, lists, metric) if fast else index
@@ -67,7 +67,7 @@ def _plain(index: Any, dimensions: int, lists: int, metric: int) -> Any:
     return plain
 
 
-class _Groups:
+class Groups:
     """Centroids in groups; those of one lie side by side."""
 
     def __init__(self, some: Floats, lists: int, metric: int) -> None:
