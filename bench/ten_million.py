@@ -214,14 +214,15 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 def queries(arguments: argparse.Namespace, told: dict[str, Any]) -> None:
     """Open and search it in this process: warm, cold, and with fewer probes and fewer candidates."""
+    asked = queries_of(arguments.shared, arguments.work)
+    drop_pages(arguments.work / "cache", arguments.work / "store")  # what is mapped can not be let go
     before = resident()
     held = opened(arguments)
     told["opening"] = spent(held.prepare)
     opened_mib = resident()
-    base, asked = own_index(held).base, queries_of(arguments.shared, arguments.work)
-    best = exact(base, asked[:JUDGED], arguments.work / "exact.npy")
-    drop_pages(arguments.work / "cache", arguments.work / "store")
     cold = answered(held, range(JUDGED, 2 * JUDGED))
+    base = own_index(held).base
+    best = exact(base, asked[:JUDGED], arguments.work / "exact.npy")
     answered(held, range(JUDGED))
     warm = answered(held, range(JUDGED))
     found = np.array([held.search([str(-1 - number)], K)[0].ids for number in range(JUDGED)])
