@@ -80,6 +80,25 @@ def test_info_and_verify(run: Run, world: World) -> None:
     assert run("index", "verify", world.dense, "--json").json == {"faults": []}
 
 
+def test_a_store_of_vectors_in_half_the_room(run: Run, world: World, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    build = ("index", "build", half, world.corpus, "--encoder", f"lm:{world.model}", "--retriever", "dense")
+    assert run(*build, "--vectors", "float16").code == 0
+    assert run("index", "info", half, "--json").json["vectors"] == "float16"
+    assert run("index", "info", world.dense, "--json").json["vectors"] == "float32"
+    assert run("index", "info", world.lexical, "--json").json["vectors"] == "none"
+    whole = run("index", "search", world.dense, "anchor chain", "--json").json
+    found = run("index", "search", half, "anchor chain", "--json").json
+    assert [one["document"] for one in found] == [one["document"] for one in whole]
+    run("index", "remove", "--purge", half, "anchor/0")
+    assert run("index", "verify", half).out == "sound: no fault found\n"
+    assert run("index", "export", half, tmp_path / "half.parquet").code == 0
+    refused(run(*build), "is there with vectors float16, not float32")
+    refused(run(*build, "--vectors", "half"), "--vectors", "float16")
+    lexical = ("index", "build", tmp_path / "l", world.corpus, "--retriever", "lexical")
+    refused(run(*lexical, "--vectors", "float16"), "a lexical store has none")
+
+
 def test_eval_writes_the_report_and_leaves_no_journal(run: Run, world: World, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     ran = run("eval", "--model", world.model, "--store", world.lexical, "--data", world.data,

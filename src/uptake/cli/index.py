@@ -81,6 +81,12 @@ def build(
     index: Annotated[
         str, options.option(options.MAIN, "NAME", "flat, ivf, or auto: chosen by size.")
     ] = "auto",
+    vectors: Annotated[
+        str,
+        options.option(
+            options.MAIN, "NAME", "What vectors are stored in: float32, or float16 in half the room."
+        ),
+    ] = "float32",
     as_json: options.AsJson = False,
     device: options.Device = "cpu",
     dtype: options.EncoderDtype = "bfloat16",
@@ -104,6 +110,7 @@ def build(
     """
     from uptake.store.datastore import Datastore
     from uptake.store.layout import INDEXES, METRICS, RETRIEVERS, WORDS
+    from uptake.store.passages.columns import PRECISIONS
     from uptake.store.remote.objects import locate
     from uptake.store.unfinished import said
     from uptake.text.types import Chunking
@@ -113,6 +120,7 @@ def build(
         inputs.one_of("--words", words, WORDS)
     inputs.one_of("--metric", metric, METRICS)
     inputs.one_of("--index", index, INDEXES)
+    inputs.one_of("--vectors", vectors, PRECISIONS)
     chunking = Chunking(chunk)
 
     def made() -> "Datastore":
@@ -127,6 +135,7 @@ def build(
                 chunking=chunking,
                 metric=metric,  # type: ignore[arg-type]
                 index=index,  # type: ignore[arg-type]
+                vectors=vectors,
                 device=device,
                 dtype=dtype,
                 threads=threads,
@@ -136,6 +145,8 @@ def build(
         wanted = {"retriever": retriever, "chunk_characters": chunk, "metric": metric, "index": index}
         if words is not None:
             wanted["words"] = words
+        if retriever != "lexical":
+            wanted["vectors"] = vectors
         for name, value in wanted.items():
             if info[name] != value:
                 raise BadInput(

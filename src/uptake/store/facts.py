@@ -29,6 +29,7 @@ def facts_of(store: "OpenStore", table: Table, views: Views) -> dict[str, str | 
         "encoder": store.view.encoder or ("given from Python" if store.view.dimensions else "none"),
         "encoder_fingerprint": store.view.encoder_fingerprint,
         "dimensions": store.view.dimensions,
+        "vectors": table.precision if store.view.dimensions else "none",
         "metric": store.view.metric,
         "index": store.layout.index,
         "chunk_characters": store.view.characters,
