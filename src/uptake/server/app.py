@@ -133,7 +133,8 @@ def make_app(door: Door) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await door.engine.start()
+        if not door.engine.ready:
+            await door.engine.start()
         from tokenizers import Tokenizer
 
         door.tokenizer = Tokenizer.from_str(door.engine.hello["tokenizer"])

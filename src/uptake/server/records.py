@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from uptake.errors import Damaged
 from uptake.server.errors import ApiError, not_found
 
 KINDS = {
@@ -44,12 +45,18 @@ class Records:
     """The file, opened by the one process that writes it; its threads share it."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """Open the file, or make it. Raises Damaged where it is something else."""
         self._lock, self._clock = threading.RLock(), clock
         self._unwritten: dict[tuple[str, str], tuple[str, int, str]] = {}
         self._database = sqlite3.connect(path, timeout=10, check_same_thread=False)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
-            self._database.execute(f"PRAGMA {pragma}")
-        self._database.executescript(_TABLES)
+        try:
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+                self._database.execute(f"PRAGMA {pragma}")
+            self._database.executescript(_TABLES)
+        except sqlite3.DatabaseError as error:
+            self._database.close()
+            told = f"{path} holds no records of a server ({error}): restore the folder from a copy, whole"
+            raise Damaged(told) from None
         path.chmod(0o600)
 
     @contextmanager

@@ -106,13 +106,18 @@ def options() -> dict[str, Any]:
 
 
 def serve(config: Config, keys: Keys | None, at: socket.socket, started: Any = None) -> None:
-    """Serve until a signal ends it; `started(door)` is called once it answers. Raises BadInput."""
+    """Serve until a signal ends it; `started(door)` is called once it answers.
+
+    Raises BadInput where the engine cannot begin.
+    """
     door = Door(config, keys, EngineProcess(config))
     app = make_app(door)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     server = Server(uvicorn.Config(app, **options()), door)
 
     async def run() -> None:
+        # Before uvicorn, which would log a refusal as a fault and end with a code of its own.
+        await door.engine.start()
         task = asyncio.create_task(server.serve(sockets=[at]))
         while not server.started and not task.done():
             await asyncio.sleep(0.02)

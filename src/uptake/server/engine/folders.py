@@ -22,8 +22,12 @@ class Held:
 
     def __init__(self, root: Path) -> None:
         """Take it. Raises BadInput where another engine has it and keeps it."""
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            told = f"--data {root}: {error.strerror}; give a folder that this server may write to"
+            raise BadInput(told) from None
         end = time.monotonic() + PATIENCE
         while True:
             try:
