@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ PICTURES = os.environ.get("UPTAKE_PICTURES")
 
 @pytest.fixture(scope="module", name="server")
 def server_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with server_world.running(server_world.config(tmp_path_factory.mktemp("server"))) as found:
+    folder = tmp_path_factory.mktemp("server")
+    with server_world.running(server_world.config(folder, data=str(folder / "data"))) as found:
         yield found
 
 
@@ -66,6 +68,8 @@ def test_a_person_sees_what_reading_does(server: Running, browser: Any, width: i
     again.click()
     page.wait_for_function(f"document.querySelectorAll('#neighbours input').length === {count - 1}")
     page.wait_for_function("document.querySelector('#status').textContent.startsWith('done')")
+    page.click("#keep")
+    page.wait_for_selector("#kept a")
     page.fill("#text", " the mat and " + HOSTILE)
     page.click("#score button")
     page.wait_for_function("document.querySelector('#status').textContent === 'scored'")
@@ -167,6 +171,41 @@ def test_a_text_is_forgotten_with_a_receipt(tmp_path: Path, browser: Any) -> Non
         page.wait_for_function("document.querySelector('#receipt').textContent.includes('is forgotten')")
         assert made in page.text_content("#receipt") and "1 texts" in page.text_content("#receipt")
         assert server.http.get(f"/uptake/memories/{made}").status_code == 404
+        page.close()
+
+
+def test_what_came_of_reading_is_kept_and_downloaded(tmp_path: Path, browser: Any) -> None:
+    config = server_world.config(tmp_path, data=str(tmp_path / "data"))
+    with server_world.running(config) as server:
+        page = browser.new_page(bypass_csp=True, accept_downloads=True)
+        page.set_default_timeout(120_000)
+        page.goto(f"{server.url}/lens")
+        page.wait_for_function("document.querySelector('#model').options.length > 1")
+        assert page.locator("#keep").is_disabled()
+        page.fill("#prompt", "the cat sat on")
+        page.fill("#tokens", "8")
+        page.click("#run")
+        page.wait_for_function("document.querySelector('#status').textContent.startsWith('done')")
+        after = page.text_content("#after")
+        page.click("#keep")
+        name = page.text_content("#kept code")
+        body = {"model": name, "prompt": "the cat sat on", "max_tokens": 8, "temperature": 0}
+        assert server.post("/v1/completions", body).json()["choices"][0]["text"] == after
+        with page.expect_download() as found:
+            page.click("#kept a")
+        state = name.partition("@")[2]
+        assert found.value.suggested_filename == f"{state}.zip"
+        with zipfile.ZipFile(found.value.path()) as packed:
+            assert "adapter_model.safetensors" in packed.namelist()
+        # What is no adapter is told, and the page goes on.
+        page.select_option("#model", "toy+read")
+        page.click("#run")
+        page.wait_for_function("document.querySelector('#status').textContent.startsWith('done')")
+        assert page.text_content("#kept") == ""
+        page.click("#keep")
+        page.click("#kept a")
+        page.wait_for_function("document.querySelector('#status').className === 'error'")
+        assert "changes more than weights" in page.text_content("#status")
         page.close()
 
 

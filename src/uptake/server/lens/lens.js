@@ -31,11 +31,12 @@ async function told(response) {
 async function models() {
   try {
     const found = await (await told(await fetch("/v1/models", { headers: headers() }))).json();
-    const chosen = $("model").value;
-    $("model").replaceChildren(...found.data.map((each) => new Option(each.id, each.id)));
-    const offered = found.data.map((each) => each.id);
+    const writers = found.data.filter((each) => each.uptake.method !== "embeddings");
+    const chosen = $("model").value, offered = writers.map((each) => each.id);
+    $("model").replaceChildren(...offered.map((each) => new Option(each, each)));
     $("model").value = offered.includes(chosen) ? chosen : offered[1] ?? offered[0];
-    const [plain, ...recipes] = found.data.map((each) => each.uptake);
+    const [plain, ...recipes] = writers.map((each) => each.uptake);
+    keeps = plain.keeps_stores;
     $("methods").replaceChildren(...plain.methods.map((each) => new Option(each)));
     await stores(recipes.map((each) => each.store), plain.keeps_stores);
     say("");
@@ -57,6 +58,9 @@ async function stores(named, kept) {
 }
 
 const base = () => $("model").options[0]?.value;
+
+// Whether the server keeps anything, and the last request that could be kept.
+let keeps = false, keepable = null;
 
 // How the model adapts, as far as its name alone does not say it.
 function adaptation() {
@@ -198,6 +202,43 @@ $("ask").addEventListener("submit", (event) => {
 });
 $("again").addEventListener("click", () => run());
 
+// The same request once more, of one token: it reads the same, so what comes of it is the same state.
+$("keep").addEventListener("click", async () => {
+  $("keep").disabled = true;
+  try {
+    const asked = JSON.stringify({ ...keepable, max_tokens: 1, uptake: { ...keepable.uptake, keep: true } });
+    const sent = { method: "POST", headers: headers(), body: asked };
+    const { uptake } = await (await told(await fetch("/v1/completions", sent))).json();
+    const name = document.createElement("code"), link = document.createElement("a");
+    name.textContent = `${base()}@${uptake.state}`;
+    link.href = `/uptake/states/${encodeURIComponent(uptake.state)}/adapter`;
+    link.textContent = "Download adapter";
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      download(link.href, `${uptake.state}.zip`);
+    });
+    $("kept").replaceChildren("Kept: it answers as the model ", name, ", whatever is asked. ", link);
+  } catch (error) {
+    $("keep").disabled = false;
+    say(error.message, true);
+  }
+});
+
+// Fetched and not followed, since a link would not send the key.
+async function download(address, name) {
+  try {
+    const file = await (await told(await fetch(address, { headers: headers() }))).blob();
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(file);
+    link.download = name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+    say(`downloaded ${name}`);
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
 async function run() {
   running?.abort();
   const mine = (running = new AbortController());
@@ -205,6 +246,8 @@ async function run() {
   say("running");
   const started = performance.now();
   $("cost").textContent = $("receipt").textContent = "";
+  $("kept").replaceChildren();
+  $("keep").disabled = true;
   const asked = [body(base(), false), body($("model").value, adapts())];
   const both = [write(asked[0], $("before"), mine.signal), write(asked[1], $("after"), mine.signal)];
   $("neighbours").replaceChildren();
@@ -212,6 +255,8 @@ async function run() {
   const failed = (await Promise.allSettled(both)).find((each) => each.status === "rejected");
   if (running !== mine) return;
   running = null;
+  keepable = failed || mine.signal.aborted || !asked[1].uptake ? null : asked[1];
+  $("keep").disabled = !keeps || !keepable;
   $("stop").disabled = true;
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   say(failed ? failed.reason.message : mine.signal.aborted ? "stopped" : `done in ${seconds} s`, Boolean(failed));
