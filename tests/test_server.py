@@ -14,8 +14,10 @@ import torch
 import server_world
 from server_world import LORA, TEXTS, Running
 from uptake.lm.base import LM, Segment
+from uptake.lm.grid import Grid
 from uptake.lm.loading import load
 from uptake.server.engine import plans
+from uptake.server.engine.main import checked
 from uptake.server.serving import options
 from uptake.session import Session
 from uptake.store.datastore import Datastore
@@ -569,3 +571,14 @@ def test_what_is_asked_again_is_not_looked_up_among_the_methods_again(
     # That goes through the entry points of every installed package, in the thread that computes.
     monkeypatch.setattr(plans, "method_specs", None)
     assert again() == [200, 200, 200]
+
+
+def test_an_engine_that_follows_another_does_not_try_the_machine_again(
+    server: Running, lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.door.engine.hello["grid"] == "grid"
+    monkeypatch.setattr(Grid, "check", None)
+    outcome, grid = checked(lm, "grid")
+    assert outcome == "grid" and grid is not None and grid.sizes == Grid(lm).sizes
+    # Whatever else came of it is tried again: it may be otherwise now.
+    assert checked(lm, "pinned to 32 rows")[0] == checked(lm)[0] == "one by one: TypeError"

@@ -102,7 +102,7 @@ class EngineProcess:
         with theirs:
             await self._begin(theirs)
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
-        writer.write(link.packed(self._config.plain()))
+        writer.write(link.packed({**self._config.plain(), "grid": self.hello.get("grid", "")}))
         first = await link.receive(reader)
         if first is None or first.get("event") != "hello":
             writer.close()
@@ -126,10 +126,10 @@ class EngineProcess:
 
     async def _keep(self, reader: asyncio.StreamReader) -> None:
         """Hand out what the engine says; where it dies, tell all who wait and start another."""
-        pause = 0.5
+        pause = 0.0
         while True:
             while (found := await link.receive(reader)) is not None:
-                pause = 0.5
+                pause = 0.0  # one that has answered is followed at once
                 call = self._calls.get(found.get("id", 0))
                 if call is not None:
                     call.events.put_nowait(found)
@@ -146,7 +146,7 @@ class EngineProcess:
                 self.restarts += 1
                 log.error("the engine ended; starting it again in %.1f seconds", pause)
                 await asyncio.sleep(pause)
-                pause = min(LONGEST_PAUSE, pause * 2)
+                pause = min(LONGEST_PAUSE, max(0.5, pause * 2))
                 try:
                     reader = await self._spawn()
                     break

@@ -42,6 +42,7 @@ class Config:
     rows: int = 64  # that write at once
     state_bytes: int = 1 << 30  # of states that are kept in memory
     trained_tokens: int = 100_000  # that one request may train on
+    grid: str = ""  # what the self-test of this machine gave the engine before this one
 
     def plain(self) -> dict[str, Any]:
         """Return it as data for another process."""

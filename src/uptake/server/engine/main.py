@@ -52,7 +52,7 @@ class Engine:
             self._stores[at.name] = Datastore.open(at.path, encoder=at.encoder, device=config.device)
         self.lm = loading.load_causal(config.model, config.device, config.dtype, "the server")
         self.lm.name = config.name
-        self.outcome, self.grid = checked(self.lm)
+        self.outcome, self.grid = checked(self.lm, config.grid)
         self._running = False
         # Stores are searched and changed in one thread, one thing after another.
         thread = ThreadPoolExecutor(1, "keeper")
@@ -230,9 +230,14 @@ class Engine:
         raise not_found(f"store {name[:100]!r}", "uptake.store")
 
 
-def checked(lm: Causal) -> tuple[str, Grid | None]:
-    """Return what the self-test of this machine gave, and the grid, or None where rows go one by one."""
+def checked(lm: Causal, known: str = "") -> tuple[str, Grid | None]:
+    """Return what the self-test of this machine gave, and the grid, or None where rows go one by one.
+
+    `known` is what it gave an engine before this one: where no neighbour changed a bit, it is not run again.
+    """
     grid = Grid(lm)
+    if known == "grid":
+        return known, grid
     try:
         outcome = grid.check()
     except Exception as error:  # a model of another build fails in a manner of its own
