@@ -1,0 +1,154 @@
+"""Several engines behind one address, by Ray Serve: a tenant always reaches the one that keeps its states.
+
+    pip install 'uptake[server,ray]'
+    uptake keys add ada --keys keys.db
+    python examples/ray_serve.py --model gpt2 --store notes.store --keys keys.db --data stored --engines 2
+
+Each engine is a replica that Ray starts where there is room, watches, and starts again: a whole server of
+Uptake at an address of its own. Before them stands a door that looks the tenant of a key up and passes bytes
+to and fro. On many machines the model, the store, the keys and `--data` lie on a disk that all of them see.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+import uvicorn
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from uptake.server.app import Door, make_app
+from uptake.server.calls import EngineProcess
+from uptake.server.config import Config, Recipe, StoreAt
+from uptake.server.keys import Keys
+from uptake.server.serving import Server, listening, options
+
+WAY = ("trainable=lora", "learning_rate=3e-4")
+HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "te", "upgrade"}
+
+
+@serve.deployment(health_check_period_s=2, max_ongoing_requests=1000)
+class Engine:
+    """One model, in the place that Ray gave it."""
+
+    async def __init__(self, config: Config, keys: str) -> None:
+        host = ray.util.get_node_ip_address()
+        self._door = Door(config, Keys(Path(keys)), EngineProcess(config))
+        self._at = listening(host, 0)
+        self._server = Server(uvicorn.Config(make_app(self._door), **options()), self._door)
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._at]))
+        while not self._server.started:
+            if self._task.done():
+                raise RuntimeError(self._door.engine.failed or "the server could not start")
+            await asyncio.sleep(0.05)
+        self._url = f"http://{host}:{self._at.getsockname()[1]}"
+
+    async def url(self) -> str:
+        """Where it answers."""
+        return self._url
+
+    async def check_health(self) -> None:
+        """Raise where Ray should start another. An engine process that died, the server itself follows."""
+        if self._task.done():
+            raise RuntimeError("the server has ended")
+
+    async def __del__(self) -> None:
+        self._server.should_exit = True
+        await self._task
+
+
+def place_of(tenant: str, engines: int) -> int:
+    """Return the engine of a tenant, by rendezvous hashing: one more moves those alone that go to it."""
+    return max(range(engines), key=lambda each: hashlib.sha256(f"{each} {tenant}".encode()).digest())
+
+
+@serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})
+class Routing:
+    """The door: whose key it is decides which engine answers."""
+
+    def __init__(self, keys: str, *engines: Any) -> None:
+        self._keys, self._engines = Keys(Path(keys)), engines
+        self._http = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None))
+
+    async def __call__(self, request: Request) -> Response:
+        secret = request.headers.get("authorization", "").partition(" ")[2].strip()
+        key = self._keys.find(secret)
+        place = place_of(key.tenant if key else "", len(self._engines))
+        url = await self._engines[place].url.remote()  # another one once it was started again
+        asked = self._http.build_request(
+            request.method,
+            f"{url}{request.url.path}?{request.url.query}",
+            headers=[
+                (name, value)
+                for name, value in request.headers.items()
+                if name not in HOP - {"content-length"}
+            ],
+            content=request.stream(),
+        )
+        try:
+            found = await self._http.send(asked, stream=True)
+        except httpx.ConnectError:
+            told = {"message": "the engine is starting: try again soon", "type": "server_error"}
+            return JSONResponse(
+                {"error": {**told, "param": None, "code": "starting"}}, 503, {"retry-after": "2"}
+            )
+        headers = {name: value for name, value in found.headers.items() if name not in HOP}
+
+        async def body() -> Any:
+            try:
+                async for part in found.aiter_raw():
+                    yield part
+            finally:  # a client that left frees its rows
+                await found.aclose()
+
+        return StreamingResponse(body(), found.status_code, {**headers, "x-uptake-engine": str(place)})
+
+
+def application(configs: Sequence[Config], keys: str) -> Any:
+    """Return what `serve.run` runs: an engine for each configuration, and the door before them."""
+    engines = [Engine.options(name=f"engine-{n}").bind(config, keys) for n, config in enumerate(configs)]
+    return Routing.bind(keys, *engines)
+
+
+def main() -> None:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--keys", required=True)
+    parser.add_argument("--data", required=True, help="each engine keeps a folder of its own in it")
+    parser.add_argument("--engines", type=int, default=2)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    asked = parser.parse_args()
+    store = StoreAt("docs", str(Path(asked.store).absolute()))
+    configs = [
+        Config(
+            asked.model,
+            "m",
+            threads=1,
+            stores=(store,),
+            recipes=(Recipe("docs", "ttt-nn", 5, WAY, "docs"),),
+            data=str(Path(asked.data).absolute() / f"engine-{number}"),
+        )
+        for number in range(asked.engines)
+    ]
+    serve.start(http_options={"host": asked.host, "port": asked.port})
+    serve.run(application(configs, str(Path(asked.keys).absolute())))
+    print(f"{asked.engines} engines at http://{asked.host}:{asked.port}/v1", flush=True)
+    try:
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
