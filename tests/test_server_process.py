@@ -18,6 +18,8 @@ import server_world
 from server_world import Process
 from uptake.lm.base import Segment
 from uptake.lm.loading import load
+from uptake.session import Session
+from uptake.store.datastore import Datastore
 
 pytestmark = pytest.mark.long
 KILLS = int(os.environ.get("UPTAKE_KILLS", "3"))
@@ -162,18 +164,17 @@ def test_the_door_holds_no_torch(server: Process) -> None:
     assert "libtorch" not in maps and "libtorch" in Path(f"/proc/{server.children()[0]}/maps").read_text()
 
 
-@pytest.mark.parametrize("name", ["toy", "toy+notes"])
-def test_the_harness_scores_over_http_what_the_library_scores(
-    server: Process, tmp_path: Path, name: str
-) -> None:
+@pytest.mark.parametrize("name", ["toy", "toy+notes", "kept"])
+def test_the_harness_scores_over_http_what_the_library_scores(tmp_path: Path, name: str) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    lm = load(str(tmp_path / "toy"))
+    server = Process(tmp_path, "--data", tmp_path / "data")
     pairs = [("the cat sat", " on the mat"), ("one fish, two", " fish"), ("a dog", " ran over")]
-    more: dict[str, Any] = {}
-    if name == "toy+notes":
-        more["uptake"] = {"query": "the cat"}
+    more: dict[str, Any] = {"uptake": {"query": "the cat"}} if name == "toy+notes" else {}
+    if name == "kept":
+        told = ask(server, max_tokens=1, uptake={"query": "the cat", "keep": True}).json()
+        name = f"toy@{told['uptake']['state']}"  # needs nothing beside its name
     remote = LocalCompletionsAPI(
         base_url=f"{server.url}/v1/completions",
         model=name,
@@ -192,21 +193,18 @@ def test_the_harness_scores_over_http_what_the_library_scores(
         remote._create_payload = with_query
     asked = [Instance("loglikelihood", {}, pair, place) for place, pair in enumerate(pairs)]
     found = remote.loglikelihood(asked)
-    answers: Any = lm
-    if more:
-        from uptake.session import Session
-        from uptake.store.datastore import Datastore
-
-        session = Session(
-            lm,
-            "ttt-nn",
-            settings=server_world.LORA,
-            store=Datastore.open(tmp_path / "notes.store"),
-            k=2,
-            continues=False,
-        )
-        session.adapt("the cat")
-        answers = session.adapted
+    server.close()
+    lm = load(str(tmp_path / "toy"))
+    session = Session(
+        lm,
+        "ttt-nn",
+        settings=server_world.LORA,
+        store=Datastore.open(tmp_path / "notes.store"),
+        k=2,
+        continues=False,
+    )
+    session.adapt("the cat")
+    answers = lm if name == "toy" else session.adapted
     for (context, text), (log_prob, _) in zip(pairs, found, strict=True):
         wanted = answers.score([Segment(text, context)])[0].log_probs.sum().item()
         assert log_prob == pytest.approx(wanted, abs=1e-4)
