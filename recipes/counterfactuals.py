@@ -290,7 +290,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--rows", type=int, default=16, help="questions side by side")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=120.0, help="of training a scope")
+    parser.add_argument("--passages", type=int, default=1 << 40, help="of a retriever's store, for a trial")
     return parser.parse_args(arguments)
 
 

@@ -22,9 +22,9 @@ from uptake.report.results import BASE
 Calibration = dict[str, Any]
 _POINTS = 20  # of a curve
 LEGEND = (
-    "Sure: the mean of the probability that the model gives to its answer, the end included. ECE: expected "
-    f"calibration error over {metrics.BINS} bins of equal numbers of answers; chance: what it would be of "
-    "so few answers though the model were calibrated. Area: mean accuracy over all shares of "
+    "In percent. Sure: the mean of the probability that the model gives to its answer, the end included. "
+    f"ECE: expected calibration error over {metrics.BINS} bins of equal numbers of answers; chance: what it "
+    "would be of so few answers though the model were calibrated. Area: mean accuracy over all shares of "
     "questions answered, the surest first; in no order it is the accuracy. Brier: mean of (probability − "
     "right)²"
 )
