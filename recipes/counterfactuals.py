@@ -296,18 +296,19 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parsed(arguments)
+    part = given.part  # a part may go by another name among those whose code it calls
 
     def keep(found: dict[str, Any]) -> None:
         known = json.loads(given.out.read_text()) if given.out.exists() else {}
-        write_whole(given.out, json.dumps({**known, given.part: found}, indent=1).encode() + b"\n")
+        write_whole(given.out, json.dumps({**known, part: found}, indent=1).encode() + b"\n")
 
     try:
         given.work.mkdir(parents=True, exist_ok=True)
-        if given.part == "make":
+        if part == "make":
             make(given)
             return
-        if given.part != "show":
-            {"read": read, "scope": scope, "retriever": retriever}[given.part](given, keep)
+        if part != "show":
+            {"read": read, "scope": scope, "retriever": retriever}[part](given, keep)
         print(*shown(json.loads(given.out.read_text())), sep="\n")
     except UptakeError as error:
         sys.exit(f"counterfactuals: {error}")
