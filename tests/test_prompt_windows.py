@@ -9,6 +9,7 @@ from uptake.adaptation.trainable.prompt import Prompt
 from uptake.errors import BadInput
 from uptake.methods.camels import Camels
 from uptake.methods.contract.learned import TrainingData
+from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.fwl import FWL
 from uptake.methods.source_code import SourceCode
@@ -34,6 +35,23 @@ def test_camels_trains_through_steps_on_texts_longer_than_the_window(lm: toys.Ca
     network = method.fresh(lm).train()
     loss, gradients = method.gradients(network, lm, episode)
     assert loss > 0 and any(each is not None and bool(each.any()) for each in gradients)
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_a_prompt_leaves_room_for_what_opens_a_text_and_a_token_of_it(shape: str) -> None:
+    lm = toys.lm(shape, window=64)
+    for tokens in (62, 63, 64):
+        method = Finetune(trainable=Prompt(tokens), optimizer=SGD(0.1))
+
+        def go_on(method: Finetune = method) -> str:
+            (state,) = method.adapt([method.init(lm)], lm, [Evidence.of("one fish")], Context())
+            return method.adapted([state], lm).generate("two", 5)
+
+        if tokens == 62:
+            assert len(go_on()) == 5
+        else:
+            with pytest.raises(BadInput, match=f"{tokens} of the model's 64 input .* at most 62 tokens"):
+                go_on()
 
 
 def test_retuning_learns_questions_and_documents_longer_than_the_window(lm: toys.Causal) -> None:

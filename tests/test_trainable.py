@@ -460,7 +460,7 @@ def test_a_batch_of_scales_is_trained_together_and_other_kinds_one_by_one() -> N
         (lambda: Compacter(after="before"), "use both or feed-forward"),  # type: ignore[arg-type]
         (lambda: opened(double(), Prompt(tokens=300)), "at most 257"),
         (lambda: double().trainable_copy(Prompt(tokens=64), Delta(double().fingerprint), generator()),
-         "64 of the model's 64 input tokens are taken by soft prompts: use a prompt of fewer tokens"),
+         "64 of the model's 64 input tokens are taken by soft prompts, which leaves no room for a text"),
         (lambda: Rescaled(torch.ones(2, 1), torch.ones(2, 2)), r"give \[out, rank\] and \[rank, in\]"),
         (lambda: Scale(torch.ones(3), "output", ((0, 2),)), "as many entries as they have"),
         (lambda: Scale(torch.ones(3), "output", ((2, 4), (0, 1))), "ranges in order"),

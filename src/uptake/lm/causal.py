@@ -49,10 +49,11 @@ class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, 
         self._taken = input_tokens_taken(module)
         whole = most_tokens(config, tokenizer)
         self.window = whole - self._taken
-        if self.window < 1:
+        if self._taken and self.window < 2:
+            # One is for what opens a text; after it there has to be room for a token.
             raise BadInput(
-                f"{self._taken:,} of the model's {whole:,} input tokens are taken by soft prompts: use a "
-                "prompt of fewer tokens, to leave room for a text"
+                f"{self._taken:,} of the model's {whole:,} input tokens are taken by soft prompts, which "
+                f"leaves no room for a text: use a prompt of at most {whole - 2:,} tokens"
             )
         self.relative = _relative(config)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from uptake.adaptation.delta import Delta
+from uptake.adaptation.delta import Delta, wide
 from uptake.adaptation.delta.prompt import Prompt, transformer_of
 from uptake.adaptation.draws import drawing_from
 from uptake.adaptation.inner_loop import GradientDescent
@@ -228,7 +228,7 @@ class Attempt(Learned[AttemptState, Task]):
         if self.drawn:
             embedding: Tensor = transformer_of(lm.module).get_input_embeddings().weight
             places = torch.randint(min(5000, len(embedding)), (self.drawn, self.tokens))
-            return embedding.detach().float()[places.to(embedding.device)]
+            return wide(embedding.detach()[places.to(embedding.device)])
         found = [source_prompt(Path(name), lm.fingerprint) for name in self.sources]
         sizes = {tuple(prompt.shape) for prompt in found}
         if len(sizes) > 1:
@@ -272,7 +272,7 @@ def inputs_of(lm: Causal, examples: Sequence[Example]) -> Tensor:
     embed = transformer_of(lm.module).get_input_embeddings()
     with torch.no_grad():
         return torch.stack(
-            [embed(torch.tensor(each.context, device=lm.device)).float().amax(0) for each in examples]
+            [wide(embed(torch.tensor(each.context, device=lm.device))).amax(0) for each in examples]
         )
 
 
@@ -282,7 +282,7 @@ def source_prompt(path: Path, base: str) -> Tensor:
     prompts = [part for part in delta.parts.values() if isinstance(part, Prompt)]
     if len(prompts) != 1 or len(delta.parts) != 1:
         raise BadInput(f"{path} holds no single soft prompt: make it with trainable=prompt")
-    return prompts[0].vectors.float()
+    return wide(prompts[0].vectors)
 
 
 spec = MethodSpec(Attempt())

@@ -28,7 +28,7 @@ from uptake.adaptation.tensors import (
 )
 from uptake.codec import Malformed, plain
 from uptake.errors import BadInput, Damaged, Mismatch
-from uptake.lm.base import LM
+from uptake.lm.base import LM, Wrapper
 from uptake.methods.contract.method import Method, MethodSpec, State
 from uptake.preparation import preparing
 from uptake.settings import describe
@@ -127,7 +127,7 @@ class Learner(ABC, Generic[EpisodeT]):
     def fresh(self, lm: LM, seed: int = 0) -> nn.Module:
         """Return the untrained network that a seed gives."""
         with drawing_from(torch.Generator().manual_seed(seed)):
-            return self.build(lm).to(lm.device)
+            return _beside(self.build(lm), lm)
 
     def save(self, network: nn.Module, lm: LM, path: Path) -> None:
         """Write a network, whole or not at all."""
@@ -147,7 +147,7 @@ class Learner(ABC, Generic[EpisodeT]):
             )
         try:
             with drawing_from(torch.Generator()):
-                network = self.restore(lm, about.about)
+                network = _beside(self.restore(lm, about.about), lm)
         except (KeyError, Malformed) as error:
             raise Damaged(f"{path} lacks what its network is made by ({error}): make it anew") from None
         try:
@@ -157,7 +157,18 @@ class Learner(ABC, Generic[EpisodeT]):
             if not others:
                 raise
             raise Mismatch(f"{path} was trained with {others}: give the same settings, with --set") from None
-        return network.to(lm.device)
+        return network
+
+
+def _beside(network: nn.Module, lm: LM) -> nn.Module:
+    """Return a network on the base's device; in float64 where the base is, else as it is."""
+    return network.to(lm.device, torch.float64 if _is_double(lm) else None)
+
+
+def _is_double(lm: LM) -> bool:
+    while isinstance(lm, Wrapper):
+        lm = lm.inner
+    return getattr(lm, "dtype", None) == torch.float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +190,11 @@ class WithNetwork(Learner[EpisodeT]):
         Raises BadInput where there is none, Mismatch where it belongs to something else.
         """
         if self.trained is not None:
+            narrow = next((each.dtype for each in self.trained.parameters() if each.dtype.itemsize < 8), None)
+            if narrow is not None and _is_double(lm):
+                raise BadInput(
+                    f"a network of {narrow} in memory beside a model of torch.float64: give network.double()"
+                )
             return self.trained
         if not self.weights:
             verb = type(self).__name__.lower()
