@@ -187,6 +187,7 @@ class FastWeights(nn.Module):
     ) -> tuple[Tensor, Sums]:
         """Go through positions piece by piece: none reaches over the end of a stretch."""
         rates, features, parts, done = self.rates, self.features(hidden), [hidden[:, :0]], 0
+        nothing, own = self.start(len(hidden)).recent, False
         weights = self._stepped(rates, sums.settled)
         while done < hidden.shape[1]:
             size = min(self.chunk, self.stretch - sums.count) if self.stretch else self.chunk
@@ -196,18 +197,47 @@ class FastWeights(nn.Module):
             keys = self._slow(here, inputs, output, labels[:, piece], unembedding, weights)
             if answering:
                 parts.append(here + self._fast(inputs, output, keys, weights, rates, sums) @ self.last)
-            count, recent = sums.count + keys.features.shape[1], _added(sums.recent, keys.sums())
+            count = sums.count + keys.features.shape[1]
             if self.stretch and count == self.stretch:
-                sums = Sums(_added(sums.settled, recent), self.start(len(hidden)).recent)
-                weights = self._stepped(rates, sums.settled)
+                sums = Sums(self._settled(sums, keys, own), nothing)
+                # What is made here is nobody else's: without gradients the next stretch is added in place.
+                # Sums are as large as the weights, and to get fresh memory takes longer than to add.
+                own = not torch.is_grad_enabled()
+                weights = self._stepped(rates, sums.settled, weights if own else None)
             else:
-                sums = Sums(sums.settled, recent, count)
+                sums = Sums(sums.settled, _added(sums.recent, keys.sums()), count)
             done += size
         return torch.cat(parts, 1), sums
 
-    def _stepped(self, rates: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights one step along the sums, [batch, ...]."""
-        return {n: torch.addcmul(getattr(self, n), sums[n], rates[n], value=-1) for n in FAST}
+    def _stepped(
+        self,
+        rates: Mapping[str, Tensor],
+        sums: Mapping[str, Tensor],
+        into: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the weights one step along the sums, [batch, ...]; `into` may be written over."""
+        return {
+            n: torch.addcmul(
+                getattr(self, n), sums[n], rates[n], value=-1, out=None if into is None else into[n]
+            )
+            for n in FAST
+        }
+
+    def _settled(self, sums: Sums, keys: PositionGradients, own: bool) -> dict[str, Tensor]:
+        """Return the gradients of all stretches, the one that these positions end among them.
+
+        With `own` those that are settled may be added to in place.
+        """
+        if own and not sums.count:
+            settled = sums.settled
+            # The places' products are added as they are made: no matrix of theirs alone.
+            kind = settled["second"].dtype
+            settled["second"].baddbmm_(keys.features.mT.to(kind), keys.at_second.to(kind))
+            for name, at in (("second_bias", keys.at_second), ("gain", keys.at_gain), ("bias", keys.at_bias)):
+                settled[name].add_(at.sum(1))
+            return settled
+        recent = _added(sums.recent, keys.sums()) if sums.count else keys.sums()
+        return _added(sums.settled, recent)
 
     def _slow(
         self,
