@@ -149,7 +149,7 @@ class FastWeights(nn.Module):
         nothing = {}
         for name in FAST:
             own = getattr(self, name)
-            nothing[name] = torch.zeros_like(own, requires_grad=False).expand(rows, *own.shape)
+            nothing[name] = own.new_zeros(()).expand(rows, *own.shape)  # one zero: it takes no memory
         return Sums(nothing, nothing)
 
     def forward(
@@ -205,7 +205,7 @@ class FastWeights(nn.Module):
                 own = not torch.is_grad_enabled()
                 weights = self._stepped(rates, sums.settled, weights if own else None)
             else:
-                sums = Sums(sums.settled, _added(sums.recent, keys.sums()), count)
+                sums = Sums(sums.settled, self._recent(sums, keys), count)
             done += size
         return torch.cat(parts, 1), sums
 
@@ -236,8 +236,13 @@ class FastWeights(nn.Module):
             for name, at in (("second_bias", keys.at_second), ("gain", keys.at_gain), ("bias", keys.at_bias)):
                 settled[name].add_(at.sum(1))
             return settled
-        recent = _added(sums.recent, keys.sums()) if sums.count else keys.sums()
-        return _added(sums.settled, recent)
+        return _added(sums.settled, self._recent(sums, keys))
+
+    def _recent(self, sums: Sums, keys: PositionGradients) -> dict[str, Tensor]:
+        """Return the gradients of the stretch under way, these positions among them."""
+        if sums.count:
+            return _added(sums.recent, keys.sums())
+        return {name: more.to(sums.recent[name].dtype) for name, more in keys.sums().items()}
 
     def _slow(
         self,
