@@ -246,3 +246,29 @@ def test_many_lists_of_few_dimensions_are_made_by_groups(tmp_path, cache, monkey
     assert index.base.ivf.nlist == 75
     for row, (found, *_) in enumerate(index.search(rows[:50], 1)):
         assert found.tolist() == [row]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_many_new_rows_are_found_by_their_codes(tmp_path, cache, monkeypatch, metric):
+    table = grow(Table.create(tmp_path / "t", DIMENSIONS), range(11_500))
+    base = open_index(table, UID, metric=metric, kind="ivf", threads=1).base
+    later = grow(table, range(20_000, 21_100)).delete([3, 20_007])
+    monkeypatch.setattr(module, "_LEAST", 100)
+    exactly = open_index(later, UID, metric=metric, kind="ivf", threads=1, base=base)
+    exactly.prepare()
+    monkeypatch.setattr(module, "_CODED", 1000)
+    coded = open_index(later, UID, metric=metric, kind="ivf", threads=1, base=base)
+    assert coded.base is base and coded._fresh_codes.ntotal == 1099 and exactly._fresh_codes is None
+    kept = [key for key in [*range(11_500), *range(20_000, 21_100)] if key not in (3, 20_007)]
+    ids, _ = exact(kept, QUERIES, 5, metric)
+    new = np.setdiff1d(ids, np.arange(11_500))
+    assert len(new) > 5  # so that what is claimed of them is tried
+    found, other = coded.search(QUERIES, 5), exactly.search(QUERIES, 5)
+    for row, same, best in zip(found, other, ids, strict=True):
+        known = dict(zip(same.ids.tolist(), same.scores.tolist(), strict=True))
+        assert all(known.get(key, score) == score for key, score in zip(*row[:2], strict=True))
+        assert np.isin(best[best >= 20_000], row.ids).all()
+    own = coded.search(vectors_of(range(20_010, 20_050)), 1)  # each is found at once
+    assert [row.ids[0] for row in own] == list(range(20_010, 20_050))
+    deep = coded.search(QUERIES[:1], 12_000)[0].ids
+    assert set(deep.tolist()) <= set(kept) and len(set(deep.tolist())) == 12_000

@@ -1,15 +1,16 @@
 """A FAISS index derived from a table: near vectors fast, for one version, and never the truth.
 
 A base covers the rows of some version: their vectors, mapped from the disk, and for a large store
-an inverted file with product quantisation over them. Rows that came later are searched exactly,
-rows that went are passed over; once both exceed a tenth, a new base is made. Every score is
+an inverted file with product quantisation over them. Rows that came later are searched exactly, or
+by codes of the same kind where they are many; rows that went are passed over; once both exceed a
+tenth, a new base is made. Every score is
 computed from the exact vectors, whatever found the candidate, and a query's scores do not depend
 on the others in its batch.
 """
 
 import itertools
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -26,6 +27,7 @@ LARGE = 50_000  # rows from which "auto" takes an inverted file: below, an exact
 FOLD = 0.1  # share of rows added and removed above which a new base index is made
 _SLACK = 16  # candidates beyond those asked for, so that rounding in FAISS cannot decide who is among them
 _RERANK = 4  # candidates a result, where they come from quantised vectors,
+_CODED = 4096  # rows that came later from which they too are found by their codes
 _LEAST = 384  # and never fewer than these: a deeper re-rank costs less than probing more lists
 
 
@@ -78,6 +80,18 @@ class VectorIndex:
     def _fresh(self) -> Floats:
         return self._table.vectors(self._fresh_ids)
 
+    @cached_property
+    def _fresh_codes(self) -> Any:
+        """The rows that came after the base, quantised as those of the base are; None for few."""
+        if len(self._fresh) < _CODED or not hasattr(self.base.ivf, "pq"):
+            return None
+        library: Any = faiss
+        quantizer = self.base.ivf.pq
+        codes = library.IndexPQFastScan(quantizer.d, quantizer.M, quantizer.nbits, self._metric)
+        codes.pq, codes.is_trained = quantizer, True
+        codes.add(self._fresh)
+        return codes
+
     @property
     def drift(self) -> float:
         """Rows added and removed since the base index was made, as a share of its rows."""
@@ -86,7 +100,7 @@ class VectorIndex:
 
     def prepare(self) -> None:
         """Read the rows that came after the base."""
-        _ = self._fresh
+        _ = self._fresh_codes
 
     def search(self, queries: Floats, k: int) -> list[Ranked]:
         """Return for each query the k nearest, as `Index` says."""
@@ -97,7 +111,7 @@ class VectorIndex:
         if k <= 0 or not len(queries):
             return [Ranked(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         old = self._live(queries, k)
-        new = nearest(queries, self._fresh, min(k + _SLACK, len(self._fresh)), self._metric)
+        new = self._new(queries, k)
         return [
             self._ranked(query, old_places, new_places[new_places >= 0], k)
             for query, old_places, new_places in zip(queries, old, new, strict=True)
@@ -120,6 +134,15 @@ class VectorIndex:
                 return live
             exact = exact or any((row < 0).any() for row in places) or fetch * 2 > size // 10
             fetch *= 2
+
+    def _new(self, queries: Floats, k: int) -> Ids:
+        """Return for each query the places of the k nearest rows that came after the base, and some more."""
+        size = len(self._fresh)
+        fetch = max(k * _RERANK, _LEAST)
+        if self._fresh_codes is None or fetch > size // 10:
+            return nearest(queries, self._fresh, min(k + _SLACK, size), self._metric)
+        _, places = self._fresh_codes.search(queries, fetch)
+        return np.asarray(places)
 
     def _ranked(self, query: Floats, old: Ids, new: Ids, k: int) -> Ranked:
         losses = distances(query, self.base.vectors, old, self._metric)
