@@ -30,7 +30,7 @@ def test_a_wrong_answer_is_told(tmp_path, monkeypatch):
     import soak
 
     notes = soak.Notes(tmp_path / "notes")
-    held = {number: 0 for number in range(8)}
+    held = dict.fromkeys(range(8), 0)
     store = soak.Datastore.create(tmp_path / "store", encoder=soak.ENCODER, chunking=soak.CHUNKING)
     store.add([soak.document(*pair) for pair in held.items()])
     notes.say(version=store.version, held=held)
