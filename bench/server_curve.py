@@ -75,8 +75,9 @@ def curve(model: Path, large: bool) -> dict[str, Any]:
             server.ask("m+docs", f"The method number {client} ")
         for clients in CLIENTS[: 4 if large else None]:
             for kind in KINDS:
-                seconds, least = (1, 1) if kind == "adapted anew" else (5, 2)
+                seconds, least = (1, 1) if kind == "adapted anew" else (4, 1)
                 found[kind].append(asyncio.run(_asked(server, kind, clients, seconds, least)))
+                print(kind, json.dumps(found[kind][-1]), flush=True)
     return found
 
 

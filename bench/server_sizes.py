@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bench.served import MODEL, Served, served, until
+from bench.served import Served, served, until
 
 WAYS = {"lora": ["trainable=lora(rank=8)", "learning_rate=1e-3"], "all": ["learning_rate=1e-4"]}
 
@@ -52,23 +52,26 @@ def sizes(model: Path, large: bool) -> dict[str, Any]:
                 {"rows": choices, "tokens": tokens, "bytes": most, "tokens_held": most / a_token}
             )
         for name, settings in WAYS.items():
-            counts = server.counts()
-            before, count = resident(server.engine), 8 if name == "lora" or model == MODEL else 1
-            text = "the server reads a text and adapts to it. " * 20
-            forget(server.engine)
-            for number in range(count):
+            text, more = "the server reads a text and adapts to it. " * 20, 8 if not large else 1
+
+            def make(number: int, settings: list[str] = settings, text: str = text) -> None:
                 uptake = {"method": "online", "settings": settings, "texts": [f"{number} {text}"]}
                 server.ask(uptake=uptake)
+
+            make(0)  # what is loaded and taken once
+            before, started = server.counts(), resident(server.engine)
+            forget(server.engine)
+            make(1)
+            peak = resident(server.engine, "VmHWM") - started
+            for number in range(more):
+                make(2 + number)
             after = server.counts()
-            state = (after["state_bytes"] - counts["state_bytes"]) / max(
-                1, after["states"] - counts["states"]
-            )
-            peak, kept = resident(server.engine, "VmHWM") - before, resident(server.engine) - before
+            made = after["states"] - before["states"]
             found["states"][name] = {
-                "state_bytes": state,
-                "made": count,
-                "kept": after["states"] - counts["states"],
-                "resident_grew_a_state": kept / count,
-                "peak_over_before": peak,
+                "made": 1 + more,
+                "kept": made,
+                "state_bytes": (after["state_bytes"] - before["state_bytes"]) / max(1, made),
+                "resident_grew_a_state": (resident(server.engine) - started) / (1 + more),
+                "peak_of_one": peak,
             }
     return found

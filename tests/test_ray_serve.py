@@ -22,6 +22,9 @@ from uptake.server.keys import Keys
 pytest.importorskip("ray.serve", exc_type=ImportError)
 pytestmark = pytest.mark.long
 
+# On a busy machine Ray's own front door takes longer to come up than Ray waits by itself.
+PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "90", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "90"}
+
 
 class Cluster:
     """The example as it is started by hand."""
@@ -40,7 +43,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=(folder / "log").open("w"),
             text=True,
-            env={**os.environ, "RAY_TMPDIR": self._ray.name, "RAY_USAGE_STATS_ENABLED": "0"},
+            env={**os.environ, **PATIENT, "RAY_TMPDIR": self._ray.name, "RAY_USAGE_STATS_ENABLED": "0"},
         )
         assert self.process.stdout is not None
         line = next((each for each in self.process.stdout if " engines at http" in each), None)
