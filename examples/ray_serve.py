@@ -22,7 +22,7 @@ import ray
 import uvicorn
 from ray import serve
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from uptake.server.app import Door, make_app
 from uptake.server.calls import EngineProcess
@@ -85,30 +85,52 @@ class Routing:
         asked = self._http.build_request(
             request.method,
             f"{url}{request.url.path}?{request.url.query}",
-            headers=[
-                (name, value)
-                for name, value in request.headers.items()
-                if name not in HOP - {"content-length"}
-            ],
-            content=request.stream(),
+            headers=[(name, value) for name, value in request.headers.items() if name not in HOP],
+            content=await request.body(),
         )
+        return Passed(self._http, asked, place)
+
+
+class Passed(Response):
+    """What an engine answers, byte for byte; it ends when its client leaves, and frees the rows there."""
+
+    def __init__(self, http: httpx.AsyncClient, asked: httpx.Request, place: int) -> None:
+        super().__init__()
+        self._http, self._asked, self._place = http, asked, place
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        work = asyncio.create_task(self._pass(scope, receive, send))
+        gone = asyncio.create_task(_left(receive))
         try:
-            found = await self._http.send(asked, stream=True)
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _pass(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            found = await self._http.send(self._asked, stream=True)
         except httpx.ConnectError:
             told = {"message": "the engine is starting: try again soon", "type": "server_error"}
-            return JSONResponse(
-                {"error": {**told, "param": None, "code": "starting"}}, 503, {"retry-after": "2"}
-            )
-        headers = {name: value for name, value in found.headers.items() if name not in HOP}
+            answer = {"error": {**told, "param": None, "code": "starting"}}
+            await JSONResponse(answer, 503, {"retry-after": "2"})(scope, receive, send)
+            return
+        try:
+            headers = [(n.lower().encode(), v.encode()) for n, v in found.headers.items() if n not in HOP]
+            headers.append((b"x-uptake-engine", str(self._place).encode()))
+            await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
+            async for part in found.aiter_raw():
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await found.aclose()
 
-        async def body() -> Any:
-            try:
-                async for part in found.aiter_raw():
-                    yield part
-            finally:  # a client that left frees its rows
-                await found.aclose()
 
-        return StreamingResponse(body(), found.status_code, {**headers, "x-uptake-engine": str(place)})
+async def _left(receive: Any) -> None:
+    """Return once the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def application(configs: Sequence[Config], keys: str) -> Any:
