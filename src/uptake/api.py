@@ -51,6 +51,7 @@ def compare(
     workers: int = 1,
     ray: str | None = None,
     within: str = "",
+    by: str = "",
 ) -> Results:
     """Measure several methods side by side on the same documents, under one protocol.
 
@@ -60,7 +61,9 @@ def compare(
     side. Several `workers` share the work, a process and a thread each, with the same results; on the Ray
     cluster at the address `ray`, if one is given. With `journal` an interrupted call with the same arguments
     goes on where it stopped. The results say which method is best `within` a cost, 3x the base's CPU seconds
-    or 20s a query. Raises BadInput for what cannot be run; what fails is listed in the results.
+    or 20s a query. Figures are told `by` a field of the documents as well, such as language: each group, the
+    mean over groups, the spread and the worst. Raises BadInput for what cannot be run; what fails is listed
+    in the results.
     """
     names = usual_methods(model) if names is None else names
     specs = names if isinstance(names, Mapping) else method_specs(names, settings)
@@ -86,6 +89,7 @@ def compare(
         workers=workers,
         ray=ray,
         within=within,
+        by=by,
     )
 
 

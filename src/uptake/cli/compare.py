@@ -35,6 +35,15 @@ Within = Annotated[
         "--within",
     ),
 ]
+By = Annotated[
+    str | None,
+    options.option(
+        options.OUTPUT,
+        "FIELD",
+        "Tell the gain also by a field of the documents, such as language: each, mean, spread and worst.",
+        "--by",
+    ),
+]
 
 
 @options.reads_files
@@ -78,6 +87,7 @@ def compare(
     max_cpu_seconds: options.MaxCpuSeconds = None,
     max_wall_seconds: options.MaxWallSeconds = None,
     within: Within = None,
+    by: By = None,
     json_path: options.Json = None,
     html: options.Html = None,
     fresh: options.Fresh = False,
@@ -173,5 +183,6 @@ def compare(
             workers=workers,
             ray=ray,
             within=cost,
+            by=by or "",
         )
     evaluating.finish(results, json_path, report_file, page_file, journal)

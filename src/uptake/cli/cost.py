@@ -162,7 +162,7 @@ _parameters = [
     *(
         parameter.replace(kind=_KEYWORD)
         for name, parameter in inspect.signature(comparing.compare).parameters.items()
-        if name not in ("json_path", "html", "fresh", "questions", "within")
+        if name not in ("json_path", "html", "fresh", "questions", "within", "by")
     ),
     inspect.Parameter("queries", _KEYWORD, default=3, annotation=Queries),
     inspect.Parameter("as_json", _KEYWORD, default=False, annotation=options.AsJson),

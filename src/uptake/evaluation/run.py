@@ -19,6 +19,7 @@ from uptake.lm.pretrained import Pretrained
 from uptake.report import summary
 from uptake.report.formatting import many
 from uptake.report.results import Results
+from uptake.report.scored import SCORED
 from uptake.report.scored.best import checked as checked_cost
 from uptake.report.scored.rows import Scored
 from uptake.store.datastore import Datastore
@@ -36,13 +37,16 @@ def run(
     workers: int = 1,
     ray: str | None = None,
     within: str = "",
+    by: str = "",
 ) -> Results:
     """Do an evaluation and return its results; with `journal` an interrupted one goes on where it stopped.
 
-    `within` is the cost that the best method is told within, such as 3x the base's or 20s a query.
+    `within` is the cost that the best method is told within, such as 3x the base's or 20s a query; `by` a
+    field of the documents' meta that figures are told by as well, such as their language.
     Raises as `evaluate` does, and BadInput where nothing could be scored.
     """
     within = within and checked_cost(within)
+    values = _values(plan, inputs, by) if by else {}
     # What cannot be done at all is told before anything is chosen for it.
     once = checked(model, plan, inputs, store)
     plan, chosen = with_defaults(model, plan, store, _telling(progress))
@@ -58,12 +62,26 @@ def run(
         raise
     results = Results(
         plan.protocol.report,
-        replace(header, peak_rss_bytes=outcome.peaks, peak_gpu_bytes=outcome.gpu_peaks),
+        replace(
+            header, peak_rss_bytes=outcome.peaks, peak_gpu_bytes=outcome.gpu_peaks, by=by, by_document=values
+        ),
         tuple(outcome.rows),
         tuple(outcome.showcases),
     )
     said = [*not_scored(plan.protocol, inputs), *remarks(results, plan, store)]
     return replace(results, header=replace(results.header, notes=(*header.notes, *said)))
+
+
+def _values(plan: Plan, inputs: Inputs, by: str) -> dict[str, str]:
+    """Return by document what it has in a field of its meta. Raises BadInput where none has any."""
+    if plan.protocol.report is not SCORED:
+        raise BadInput(f"--by {by}: --protocol {plan.protocol.name} scores no text; use it with per-query")
+    found = {one.id: one.meta[by] for one in inputs.documents if one.meta.get(by)}
+    if not found:
+        known = sorted({name for one in inputs.documents for name in one.meta})
+        there = f"they have {', '.join(known)}" if known else "they have no fields"
+        raise BadInput(f"--by {by}: no document has such a field; {there}")
+    return found
 
 
 def _telling(progress: Progress) -> Callable[[str, int, float], None]:

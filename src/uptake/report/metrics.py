@@ -25,6 +25,19 @@ class IntervalEstimate(NamedTuple):
     interval: Interval | None
 
 
+class OverGroups(NamedTuple):
+    """A ratio in several groups: its mean, its standard deviation, and that without the scatter by chance."""
+
+    mean: IntervalEstimate
+    spread: IntervalEstimate
+    beyond_chance: float | None  # None where a group has one document: its scatter is not known
+
+
+def finite(value: float) -> float | None:
+    """Return the value, None where it is no finite number."""
+    return float(value) if np.isfinite(value) else None
+
+
 def bits_per_byte(bits: ArrayLike, sizes: ArrayLike) -> float:
     """Return total bits / total bytes; `sizes` are UTF-8 bytes a query. NaN where nothing was scored."""
     bits, sizes = _columns(bits, sizes)
@@ -111,6 +124,59 @@ def ratio_interval(
         return None
     low, high = np.quantile(ratios, TAILS)
     return float(low), float(high)
+
+
+def over_groups(
+    above: ArrayLike,
+    below: ArrayLike,
+    documents: Sequence[str],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> OverGroups | None:
+    """Return how sum(above) / sum(below) differs between groups, each of which counts once.
+
+    Documents are drawn with replacement within their group. `spread` is the standard deviation over groups
+    (n - 1); it holds the scatter of the documents too, so `beyond_chance` is the root of its square less the
+    mean variance of a group's ratio over the draws, or 0. No intervals where a group has one document; None
+    where there are fewer than two groups or a ratio is not finite. Raises BadInput on uneven lengths.
+    """
+    above, below = _columns(above, below)
+    if not len(documents) == len(groups) == above.size:
+        raise BadInput(
+            f"{len(documents)} documents, {len(groups)} groups for {above.size} queries: name each"
+        )
+    names = sorted(set(groups))
+    ratios, drawn = [], []
+    for place, name in enumerate(names):
+        inside = [at for at, group in enumerate(groups) if group == name]
+        numbers: dict[str, int] = {}
+        document = [numbers.setdefault(documents[at], len(numbers)) for at in inside]
+        mine, whole = (np.bincount(document, weights=column[inside]) for column in (above, below))
+        ratios.append(_ratio(*_columns(mine, whole)))
+        generator = np.random.default_rng([abs(seed), place])
+        picked = generator.integers(0, len(numbers), size=(resamples, len(numbers)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn.append(mine[picked].sum(axis=1) / whole[picked].sum(axis=1))
+        if len(numbers) < 2:
+            drawn[-1] = np.full(resamples, np.nan)
+    if len(names) < 2 or not np.isfinite(ratios).all():
+        return None
+    draws = np.array(drawn)
+    mean, spread = float(np.mean(ratios)), float(np.std(ratios, ddof=1))
+    if not np.isfinite(draws).all():
+        return OverGroups(IntervalEstimate(mean, None), IntervalEstimate(spread, None), None)
+
+    def ends(values: NDArray[np.float64]) -> Interval:
+        low, high = np.quantile(values, TAILS)
+        return float(low), float(high)
+
+    return OverGroups(
+        IntervalEstimate(mean, ends(draws.mean(axis=0))),
+        IntervalEstimate(spread, ends(draws.std(axis=0, ddof=1))),
+        float(np.sqrt(max(0.0, spread**2 - draws.var(axis=1).mean()))),
+    )
 
 
 def mean_intervals(

@@ -61,6 +61,8 @@ class Header:
     peak_gpu_bytes: Mapping[str, int] = field(default_factory=dict)  # the same on a GPU, where there is one
     notes: tuple[str, ...] = ()
     within: str = ""  # the cost that `best` is told within: 3x the base's, or 20s a query
+    by: str = ""  # the field of documents that figures are also told by, if one was named
+    by_document: Mapping[str, str] = field(default_factory=dict)  # document -> what it has there
 
 
 @dataclass(frozen=True, slots=True)

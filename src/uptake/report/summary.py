@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FORMAT = "uptake report 2"
 _CURE = "give a file that --json wrote, as it was written"
-_HEADER = ("seed", "versions", "model", "store", "protocol", "settings", "notes", "within")
+_HEADER = ("seed", "versions", "model", "store", "protocol", "settings", "notes", "within", "by")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def write_json(results: Results, path: str | Path) -> None:
         **summary(results),
         "peak_rss_bytes": plain(results.header.peak_rss_bytes),
         "peak_gpu_bytes": plain(results.header.peak_gpu_bytes),
+        "by_document": plain(results.header.by_document),
         "rows": [tagged(row) for row in results.rows],
         "showcases": plain(results.showcases),
         "samples": plain(results.samples),

@@ -7,6 +7,7 @@ from uptake.report.kind import Figures, ReportKind, TableLines
 from uptake.report.page.layout import Page
 from uptake.report.results import Results
 from uptake.report.scored import figures as counting
+from uptake.report.scored.groups import group_note
 from uptake.report.scored.rows import Scored, Showcase
 
 
@@ -14,7 +15,7 @@ class ScoredReport(ReportKind):
     """Rows are `Scored`: queries, each paired with the base."""
 
     rows = (Scored,)
-    figure_names = ("methods", "near_twins", "best")
+    figure_names = ("methods", "near_twins", "best", "groups")
     showcase: ClassVar[Any] = Showcase
     optional_headings = (
         "peak memory",
@@ -26,7 +27,7 @@ class ScoredReport(ReportKind):
     )
 
     def figures(self, results: Results) -> Figures:
-        """Return `methods`: each at its largest k, and at every k under `by_k`; and `near_twins`."""
+        """Return `methods`, each at its largest k and `by_k`; `near_twins`, `best` and `groups`."""
         return counting.figures(results)
 
     def lines(self, figures: Figures) -> TableLines:
@@ -47,6 +48,7 @@ class ScoredReport(ReportKind):
             + (f"\n{own}" if (own := counting.own_controls(figures)) else "")
             + (f"\n{read}" if (read := counting.twins(figures)) else "")
             + (f"\n{lost}" if (lost := counting.unscored(figures)) else "")
+            + (f"\n{note}" if (note := group_note(figures["groups"])) else "")
         )
 
     def details(self, figures: Figures) -> list[TableLines]:

@@ -11,6 +11,7 @@ from uptake.report import metrics
 from uptake.report.formatting import ends, filled, many, not_scored, number, one_off, percent, points, size
 from uptake.report.results import BASE, CONTROL, Results
 from uptake.report.scored.best import best_within, control_of, rivals, said_within
+from uptake.report.scored.groups import group_lines, grouped
 from uptake.report.scored.rows import Scored
 from uptake.text.overlap import NEAR_TWIN, overlap_bin
 
@@ -58,7 +59,12 @@ def figures(results: Results) -> dict[str, Any]:
         "of": len(every_query),
         "documents": len({every_query[query] for query in twins}),
     }
-    return {"methods": methods, "near_twins": near_twins, "best": best_within(methods, header.within)}
+    return {
+        "methods": methods,
+        "near_twins": near_twins,
+        "best": best_within(methods, header.within),
+        "groups": grouped(results, {method: by_k[max(by_k)] for method, by_k in found.items()}),
+    }
 
 
 def _settled(row: Scored) -> Scored:
@@ -70,7 +76,7 @@ def _settled(row: Scored) -> Scored:
 def _gained(rows: Sequence[Scored], seed: int) -> dict[str, Any]:
     bits, base_bits = [row.bits for row in rows], [row.base_bits for row in rows]
     interval = metrics.gain_interval(bits, base_bits, [row.document for row in rows], seed=seed)
-    return {"gain": _finite(metrics.gain(bits, base_bits)), "gain_ci": interval and list(interval)}
+    return {"gain": metrics.finite(metrics.gain(bits, base_bits)), "gain_ci": interval and list(interval)}
 
 
 def _figures(rows: Sequence[Scored], seed: int) -> dict[str, Any]:
@@ -79,8 +85,8 @@ def _figures(rows: Sequence[Scored], seed: int) -> dict[str, Any]:
     seconds = {part: [getattr(row, f"{part}_seconds") for row in rows] for part in _PARTS}
     seconds["total"] = [sum(parts) for parts in zip(*seconds.values(), strict=True)]
     return {
-        "bits_per_byte": _finite(metrics.bits_per_byte(bits, sizes)),
-        "base_bits_per_byte": _finite(metrics.bits_per_byte(base_bits, sizes)),
+        "bits_per_byte": metrics.finite(metrics.bits_per_byte(bits, sizes)),
+        "base_bits_per_byte": metrics.finite(metrics.bits_per_byte(base_bits, sizes)),
         **_gained(rows, seed),
         "share_helped": metrics.share_helped(bits, base_bits),
         "queries": len(rows),
@@ -120,7 +126,9 @@ def _near_twins(
     return {
         name: {
             "queries": len(some),
-            "bits_per_byte": _finite(metrics.bits_per_byte([r.bits for r in some], [r.bytes for r in some])),
+            "bits_per_byte": metrics.finite(
+                metrics.bits_per_byte([r.bits for r in some], [r.bytes for r in some])
+            ),
             **_gained(some, seed),
             "against_random": _against(some, control, seed),
         }
@@ -141,7 +149,7 @@ def _against(rows: Sequence[Scored], control: Sequence[Scored] | None, seed: int
         [mine.document for mine, _ in pairs],
         seed=seed,
     )
-    return {"difference": _finite(found.value), "ci": found.interval and list(found.interval)}
+    return {"difference": metrics.finite(found.value), "ci": found.interval and list(found.interval)}
 
 
 def _by_query(rows: Sequence[Scored]) -> dict[tuple[str, int], Scored]:
@@ -155,11 +163,7 @@ def _by_query(rows: Sequence[Scored]) -> dict[tuple[str, int], Scored]:
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    return _finite(fmean(values))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return metrics.finite(fmean(values))
 
 
 def lines(figures: dict[str, Any]) -> list[dict[str, str]]:
@@ -228,17 +232,19 @@ def twins(figures: dict[str, Any]) -> str:
 
 
 def details(figures: dict[str, Any]) -> list[list[dict[str, str]]]:
-    """Return the gain of every method at every k, where there are several."""
+    """Return the gain by group, where a field was named, and of every method at every k, if several."""
+    return [lines for lines in (group_lines(figures["groups"]), _by_k(figures)) if lines]
+
+
+def _by_k(figures: dict[str, Any]) -> list[dict[str, str]]:
     by_method = {name: {at["k"]: at for at in method["by_k"]} for name, method in figures["methods"].items()}
     if not any(len(by_k) > 1 for by_k in by_method.values()):
         return []
     ks = sorted({k for by_k in by_method.values() for k in by_k} - {0})
     return [
-        [
-            {"gain at k": name, **{str(k): percent(by_k[k]["gain"]) if k in by_k else "" for k in ks}}
-            for name, by_k in by_method.items()
-            if name != BASE and any(by_k)
-        ]
+        {"gain at k": name, **{str(k): percent(by_k[k]["gain"]) if k in by_k else "" for k in ks}}
+        for name, by_k in by_method.items()
+        if name != BASE and any(by_k)
     ]
 
 

@@ -9,6 +9,7 @@ from uptake.report.page.layout import Page, TokensSection
 from uptake.report.results import BASE, CONTROL, Results
 from uptake.report.scored import figures as counting
 from uptake.report.scored.best import is_control, said_within
+from uptake.report.scored.groups import group_section
 from uptake.report.scored.plots import plots, strips
 from uptake.report.scored.rows import Scored, Showcase
 
@@ -35,7 +36,8 @@ def page(results: Results, figures: Figures) -> Page:
             + (f" {lost[0].upper()}{lost[1:]}." if (lost := counting.unscored(figures)) else "")
         ),
         plots=tuple(plots(methods)),
-        sections=(TokensSection("Gain of every token", _TOKENS, texts, STEPS),) if texts else (),
+        sections=group_section(figures["groups"])
+        + ((TokensSection("Gain of every token", _TOKENS, texts, STEPS),) if texts else ()),
         pictures=strips(methods),
         pictured="gain",
     )
