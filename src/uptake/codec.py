@@ -120,7 +120,7 @@ def converter(other: Callable[[Any], object]) -> Converter:
     def reads(kind: type, hook: Callable[[Any], Any] | None = None) -> None:
         def read(value: Any, _: Any) -> Any:
             if type(value) is kind:
-                return value
+                return _sized(value)
             if hook is None:
                 raise _not(value, _SCALARS[kind])
             return hook(value)
@@ -206,6 +206,13 @@ def _float(value: Any) -> float:
         raise Malformed("is too large a number") from None
 
 
+def _sized(value: Any) -> Any:
+    """Return a scalar. Raises Malformed for a whole number that no float holds: figures are made of it."""
+    if type(value) is int:
+        _float(value)
+    return value
+
+
 def _literal(value: Any, kind: Any) -> Any:
     for each in get_args(kind):
         if type(each) is type(value) and each == value:
@@ -222,7 +229,7 @@ def _scalars(kind: Any) -> bool:
 def _one_of(value: Any, kind: Any) -> Any:
     members = get_args(kind)
     if type(value) in members:
-        return value
+        return _sized(value)
     if float in members and (type(value) is int or (str not in members and value in _ODD)):
         return _float(value)
     raise _not(value, " or ".join(_SCALARS[each] for each in members))

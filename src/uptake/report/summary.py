@@ -12,6 +12,7 @@ from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Missing
 from uptake.report.kind import AnyShowcase, ReportKind, reader, tagged
 from uptake.report.results import Header, Results, Row, Sample
+from uptake.report.scored.best import checked
 from uptake.sealed import from_json, to_json, write_whole
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def read_json(path: str | Path, kind: ReportKind) -> Results:
     header = {part.name: rest.pop(part.name) for part in fields(Header) if part.name in rest}
     try:
         content = load(_Content, {**rest, "header": header}, reader(kind))
-    except Malformed as error:
+        if content.header.within:
+            checked(content.header.within)
+    except (Malformed, BadInput) as error:
         raise _no_report(path, error) from None
     return Results(kind, content.header, content.rows, content.showcases, content.samples)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from uptake.errors import BadInput
 from uptake.report.formatting import number, percent
+from uptake.report.metrics import finite
 from uptake.report.results import BASE, CONTROL
 
 USUAL = "6x"  # the cost where nobody names one: five passages in context take about four times the base
@@ -55,12 +56,12 @@ def best_within(methods: dict[str, Any], within: str = "") -> dict[str, Any]:
     within = within or USUAL
     base = methods.get(BASE, {"cpu_seconds_per_query": {"total": None}})["cpu_seconds_per_query"]["total"]
     size = float(within[:-1])
-    most = size if within.endswith("s") else (base and size * base)
+    most = size if within.endswith("s") else (base and finite(size * base))
     found: dict[str, Any] = {"within": within, "cpu_seconds": most, "method": None}
     allowed = {
         name: method
         for name, method in rivals(methods).items()
-        if most is not None and _seconds(method) <= most and method["gain"] > 0
+        if most is not None and (cost := _seconds(method)) is not None and cost <= most and method["gain"] > 0
     }
     if not allowed:
         return found
@@ -72,8 +73,8 @@ def best_within(methods: dict[str, Any], within: str = "") -> dict[str, Any]:
         "k": method["k"],
         "gain": method["gain"],
         "gain_ci": method["gain_ci"],
-        "cpu_seconds_per_query": _seconds(method),
-        "times_base": _seconds(method) / base if base else None,
+        "cpu_seconds_per_query": (seconds := _seconds(method)),
+        "times_base": finite(seconds / base) if base and seconds is not None else None,
     }
 
 
@@ -87,6 +88,8 @@ def said_within(methods: dict[str, Any], best: str, found: dict[str, Any]) -> st
 
     def cost(name: str) -> str:
         seconds = _seconds(methods[name])
+        if seconds is None:
+            return "an unknown number of"
         return f"{number(seconds / base, 1)} times" if by_base else f"{number(seconds, 2)}"
 
     unit = "the base's CPU seconds" if by_base else "CPU seconds a query"
@@ -99,6 +102,6 @@ def said_within(methods: dict[str, Any], best: str, found: dict[str, Any]) -> st
     return f"{told}; the best within {limit} is {name}, {gain} at {cost(name)}"
 
 
-def _seconds(method: dict[str, Any]) -> float:
-    total: float = method["cpu_seconds_per_query"]["total"]
+def _seconds(method: dict[str, Any]) -> float | None:
+    total: float | None = method["cpu_seconds_per_query"]["total"]
     return total

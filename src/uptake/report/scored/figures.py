@@ -44,7 +44,9 @@ def figures(results: Results) -> dict[str, Any]:
             "withheld_per_query": _mean(row.withheld for row in rows),
             "peak_rss_bytes": header.peak_rss_bytes.get(method),
             "peak_gpu_bytes": header.peak_gpu_bytes.get(method),
-            "preparation_cpu_seconds": sum(row.prepare_seconds for some in by_k.values() for row in some),
+            "preparation_cpu_seconds": metrics.finite(
+                sum(row.prepare_seconds for some in by_k.values() for row in some)
+            ),
             "gpu_seconds_per_query": _mean(row.gpu_seconds for row in rows),
             "overlap_bins": _overlap_bins(rows, header.seed),
             "near_twins": _near_twins(rows, theirs, twins, header.seed),
@@ -163,7 +165,10 @@ def _by_query(rows: Sequence[Scored]) -> dict[tuple[str, int], Scored]:
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    return metrics.finite(fmean(values))
+    try:
+        return metrics.finite(fmean(values))
+    except OverflowError:
+        return None
 
 
 def lines(figures: dict[str, Any]) -> list[dict[str, str]]:
