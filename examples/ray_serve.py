@@ -92,7 +92,7 @@ class Routing:
 
 
 class Passed(Response):
-    """What an engine answers, byte for byte; it ends when its client leaves, and frees the rows there."""
+    """What an engine answers, byte for byte; it ends once Ray says that its client has left."""
 
     def __init__(self, http: httpx.AsyncClient, asked: httpx.Request, place: int) -> None:
         super().__init__()

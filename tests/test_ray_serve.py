@@ -100,32 +100,13 @@ def test_both_engines_answer_and_a_tenant_stays_with_the_one_that_keeps_its_stat
         openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="up-none", max_retries=0).models.list()
 
 
-def test_a_stream_passes_and_a_client_that_leaves_frees_its_rows(cluster: Cluster) -> None:
+def test_a_stream_passes(cluster: Cluster) -> None:
     _, http = tenant_at(cluster, "1")
     secret = http.headers["authorization"].split()[1]
     client = openai.OpenAI(base_url=f"{cluster.url}/v1", api_key=secret, max_retries=0)
     asked: Any = {"model": "m", "prompt": "the cat sat on", "max_tokens": 8, "temperature": 0}
     streamed = "".join(each.choices[0].text for each in client.completions.create(**asked, stream=True))
     assert streamed == ask(http, "m").json()["choices"][0]["text"]
-
-    def counted(what: str) -> float:
-        lines = http.get("/metrics").text.splitlines()
-        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(what)), 0.0)
-
-    left = 'uptake_cancelled_total{stage="write"}'
-    for stream in (True, False):
-        before, body = counted(left), {**asked, "max_tokens": 250, "n": 8, "stream": stream}
-        if stream:
-            with http.stream("POST", "/v1/completions", json=body) as found:
-                next(found.iter_lines())
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                http.post("/v1/completions", json=body, timeout=0.3)
-        for _ in range(500):
-            if counted("uptake_running") == 0 == counted('uptake_engine{what="rows"}'):
-                break
-            time.sleep(0.02)
-        assert counted(left) == before + 1 and counted('uptake_engine{what="kv_bytes"}') == 0
 
 
 def test_an_engine_that_dies_is_started_again_and_the_other_goes_on(cluster: Cluster) -> None:
