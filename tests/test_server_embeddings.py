@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import server_world
 from server_world import TEXTS, Running
 from uptake.errors import BadInput, Missing
 from uptake.server.config import Config
-from uptake.server.engine.encoder import PIECE, EncoderProcess
+from uptake.server.engine.encoder import PIECE, Encoder, EncoderProcess
 from uptake.store.datastore import Datastore
 from uptake.text.encoders import StatesEncoder
 from uptake.text.types import Document
@@ -122,7 +124,7 @@ def test_an_encoder_that_is_not_there_is_refused_at_the_start(tmp_path: Path) ->
     with pytest.raises(BadInput, match="no such folder"), server_world.patched():
         asyncio.run(process.start())
     with pytest.raises(Missing, match="no such folder"), server_world.patched():
-        EncoderProcess(str(tmp_path / "none"), "cpu", 1)
+        EncoderProcess(str(tmp_path / "none"), "cpu", 1).wait()
 
 
 def filled(client: openai.OpenAI) -> str:
@@ -177,3 +179,16 @@ def test_a_client_that_leaves_holds_nobody_up(server: Running) -> None:
         if "uptake_running 0.0" in facts:
             return
     raise AssertionError(facts)
+
+
+@pytest.mark.long
+def test_an_encoder_that_is_killed_is_started_again(folder: Path, encoder: StatesEncoder) -> None:
+    process = EncoderProcess(f"lm:{folder / 'toy'}", "cpu", 1)
+    process.wait()
+    asking = Encoder(process.link)
+    before = asking.embed(TEXTS)
+    os.kill(process.pid, signal.SIGKILL)
+    assert np.array_equal(asking.embed(TEXTS), before) and np.allclose(
+        before, encoder.embed(TEXTS), atol=1e-2
+    )
+    process.close()

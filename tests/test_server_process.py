@@ -51,11 +51,22 @@ def test_an_engine_that_is_killed_is_told_of_and_started_again(server: Process) 
         assert ask(server, max_tokens=8, temperature=0).json()["choices"] == before
 
 
+def asked(model: str) -> dict[str, Any]:
+    return {"model": model, "prompt": "the cat", "max_tokens": 4, "temperature": 0}
+
+
+def keeping(number: int) -> dict[str, Any]:
+    text = f"the dog of {number} ran"
+    return {"method": "online", "settings": [*server_world.LORA], "texts": [text], "keep": True}
+
+
 @pytest.mark.parametrize("killed", ["engine", "door"])
 def test_what_was_acknowledged_stands_however_often_a_process_is_killed(tmp_path: Path, killed: str) -> None:
     server = Process(tmp_path, "--data", tmp_path / "data")
     kept: dict[str, str] = {}
+    states: dict[str, str] = {}
     gone: list[str] = []
+    gone_states: list[str] = []
     answered = 0
     end = threading.Event()
 
@@ -72,6 +83,9 @@ def test_what_was_acknowledged_stands_however_often_a_process_is_killed(tmp_path
                         time.sleep(0.1)  # the engine is starting
                         continue
                     kept[made.json()["id"]] = text
+                    told = http.post("/v1/completions", json={**asked("toy"), "uptake": keeping(number)})
+                    if told.status_code == 200:
+                        states[told.json()["uptake"]["state"]] = told.json()["choices"][0]["text"]
                     answered += 1
                     if answered % 3 == 0:
                         name = next(iter(kept))
@@ -79,6 +93,10 @@ def test_what_was_acknowledged_stands_however_often_a_process_is_killed(tmp_path
                         # What is not answered may or may not have been done: it counts for neither.
                         if http.delete(f"/uptake/memories/{name}").status_code == 200:
                             gone.append(text)
+                        state = next(iter(states), "")
+                        states.pop(state, None)
+                        if http.delete(f"/uptake/states/{state}").status_code == 200:
+                            gone_states.append(state)
                 except httpx.HTTPError:
                     time.sleep(0.1)
 
@@ -108,6 +126,12 @@ def test_what_was_acknowledged_stands_however_often_a_process_is_killed(tmp_path
     texts = {each["id"]: each["text"] for each in listed}
     assert kept and gone and all(texts[name] == text for name, text in kept.items())
     assert not {*gone} & {*texts.values()}
+    there = server.http.get("/uptake/states", params={"limit": 10000}).json()["data"]
+    names = {each["id"] for each in there}
+    assert states and gone_states and {*states} <= names and not {*gone_states} & names
+    for name, text in [*states.items()][-5:]:
+        told = server.http.post("/v1/completions", json=asked(f"toy@{name}")).json()
+        assert told["choices"][0]["text"] == text
     server.close()
     stored = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
     assert not [text for text in gone if text.split(" ")[0].encode() in stored]

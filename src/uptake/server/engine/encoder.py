@@ -22,13 +22,24 @@ PIECE = 16  # texts that are embedded at a turn
 _ENDED = "the encoder has ended: try again soon, and see the server's log"
 
 
+Opened = tuple[Link, dict[str, Any]]  # a link to the encoder, and what it is
+
+
+def opened(link: Link) -> Opened:
+    """Return a link that is new, with what the encoder says of itself first. Raises Busy."""
+    about = link.receive()
+    if about is None:
+        raise Busy(_ENDED)
+    return link, about
+
+
 class Encoder:
     """The encoder as stores embed with it. Threads take turns.
 
     Raises Busy where its process has ended, ApiError for what it refuses.
     """
 
-    def __init__(self, connect: Callable[[], Link]) -> None:
+    def __init__(self, connect: Callable[[], Opened]) -> None:
         self._connect, self._lock = connect, threading.Lock()
         self._link: Link | None = None
         about = self._connected()[1]
@@ -76,26 +87,37 @@ class Encoder:
                     pass
         raise Busy(_ENDED)
 
-    def _connected(self) -> tuple[Link, dict[str, Any]]:
-        self._link = link = self._connect()
-        about = link.receive()
-        if about is None or about["fingerprint"] != getattr(self, "fingerprint", about["fingerprint"]):
+    def _connected(self) -> Opened:
+        self._link, about = self._connect()
+        if about["fingerprint"] != getattr(self, "fingerprint", about["fingerprint"]):
             raise Busy(_ENDED)
-        return link, about
+        return self._link, about
 
 
 class EncoderProcess:
     """The process of an encoder, started again where it has ended. Any thread may call it."""
 
     def __init__(self, spec: str, device: str, threads: int | None) -> None:
-        """Start it, and wait until it can answer. Raises Missing where the encoder cannot be loaded."""
+        """Start it; `wait` says whether it can answer."""
         self._asked = {"spec": spec, "device": device, "threads": threads}
         self._lock = threading.Lock()
         self._child = self._begun()
 
-    def link(self) -> Link:
-        """Return a link of one's own to it."""
-        return Link(self.end())
+    def wait(self) -> None:
+        """Wait until it can answer. Raises Missing where the encoder cannot be loaded."""
+        told = self._child.link.receive()
+        if told is None or "failed" in told:
+            self._child.kill()
+            raise Missing("the encoder ended before it could answer" if told is None else told["failed"])
+
+    def link(self) -> Opened:
+        """Return a link of one's own to it. Raises Busy, Missing."""
+        try:
+            return opened(Link(self.end()))
+        except (Busy, OSError):  # it was ending, which its system had not told yet
+            with self._lock:
+                self._child.kill()
+            return opened(Link(self.end()))
 
     def end(self) -> socket.socket:
         """Return the socket of such a link, for a process to ask over."""
@@ -103,8 +125,14 @@ class EncoderProcess:
         with self._lock, theirs:
             if not self._child.lives:
                 self._child = self._begun()
+                self.wait()
             self._child.link.give(theirs)
         return ours
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self._child.pid
 
     def close(self) -> None:
         """End it."""
@@ -113,8 +141,4 @@ class EncoderProcess:
     def _begun(self) -> Child:
         child = Child(MODULE)
         child.link.send(self._asked)
-        told = child.link.receive()
-        if told is None or "failed" in told:
-            child.kill()
-            raise Missing("the encoder ended before it could answer" if told is None else told["failed"])
         return child

@@ -19,6 +19,7 @@ from typing import Any
 
 from uptake.errors import BadInput, UptakeError
 from uptake.server.engine.encoder import Encoder
+from uptake.server.engine.encoder import opened as opened_link
 from uptake.server.engine.folders import opened
 from uptake.server.errors import ApiError, of
 from uptake.server.link import Link
@@ -36,7 +37,7 @@ def serve(link: Link, files: Sequence[int] = (), gone: Callable[[], None] = lamb
 
     The second of the open files, if there is one, is a socket to the encoder.
     """
-    encoder = Encoder(lambda: Link(socket.socket(fileno=files[1]))) if len(files) > 1 else None
+    encoder = Encoder(lambda: opened_link(Link(socket.socket(fileno=files[1])))) if len(files) > 1 else None
     asked: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
 
     def listen() -> None:

@@ -47,6 +47,9 @@ class Engine:
             torch.set_num_threads(config.threads)
         self.config, self._link = config, link
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.encoding = None
+        if config.embedder:  # it loads while this does
+            self.encoding = EncoderProcess(config.embedder, config.device, config.threads)
         self._stores: dict[str, Datastore] = {}
         for at in config.stores:
             self._stores[at.name] = Datastore.open(at.path, encoder=at.encoder, device=config.device)
@@ -56,9 +59,8 @@ class Engine:
         self._running = False
         # Stores are searched and changed in one thread, one thing after another.
         thread = ThreadPoolExecutor(1, "keeper")
-        self.encoding = None
-        if config.embedder:
-            self.encoding = EncoderProcess(config.embedder, config.device, config.threads)
+        if self.encoding is not None:
+            self.encoding.wait()
         self.embedder = None if self.encoding is None else Embedder(Encoder(self.encoding.link), self._send)
         self.keeper = None
         if config.data:
