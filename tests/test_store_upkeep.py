@@ -9,7 +9,7 @@ import pytest
 
 import killing
 from stubs import StubEncoder
-from uptake.errors import BadInput
+from uptake.errors import BadInput, Damaged
 from uptake.store import Datastore
 from uptake.store.inventory import TABLE, Inventory
 from uptake.store.passages import index_cache as bases_module
@@ -105,3 +105,29 @@ def test_what_a_dead_writer_left_half_written_is_not_summed_and_is_purged(tmp_pa
     assert store.verify() == []
     store.remove(purge=True)
     assert not torn.exists() and store.verify() == []
+
+
+def test_who_reads_a_version_that_was_purged_is_told_so(tmp_path):
+    store = make(tmp_path / "s")
+    store.add(killing.documents(0)[:40])
+    readers = [Datastore.open(tmp_path / "s", encoder=StubEncoder()) for _ in range(4)]
+    version, ids = store.version, store._table.ids.tolist()
+    readers[3].search(["word1"], 3)  # one that has checked its files already
+    store.remove([killing.name(3)], purge=True)
+    asked = (
+        lambda: readers[0].passages(ids[:3]),
+        lambda: readers[1].search(["word1"], 3),
+        lambda: readers[2].searched("lexical").search(["word1"], 3),
+        lambda: readers[3].passages(ids[:3]),
+        lambda: readers[0].vectors(ids[:3]),
+        lambda: list(readers[0]._table.stream()),
+    )
+    for ask in asked:
+        with pytest.raises(BadInput, match=f"version {version} was purged while it was open; open the store"):
+            ask()
+    # What is damaged is damaged, and not said to be purged.
+    reader = Datastore.open(tmp_path / "s", encoder=StubEncoder())
+    for file in (tmp_path / "s" / TABLE / "data").iterdir():
+        file.unlink()
+    with pytest.raises(Damaged):
+        reader.passages(ids[:1])

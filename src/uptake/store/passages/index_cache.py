@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from uptake.cache import clear_drafts, discard, private
 from uptake.codec import load
-from uptake.errors import Damaged, UptakeError
+from uptake.errors import BadInput, Damaged, UptakeError
 from uptake.store.cache import cache_folder, damaged, seal
 from uptake.store.files import one_line, read_json, write_json
 from uptake.store.passages.columns import Ids
@@ -94,8 +94,8 @@ class IndexCache:
             if not private(self._folder, make=True):
                 raise OSError("others may write there")
             return self._store(table, threads)
-        except Damaged:
-            raise  # the table's own fault, which no other cache would mend
+        except (BadInput, Damaged):
+            raise  # the table's own fault, or it was purged: no other cache would mend that
         except (OSError, UptakeError) as error:
             warnings.warn(
                 f"{self._folder}: index not stored ({one_line(error)}); set UPTAKE_CACHE to a private folder "

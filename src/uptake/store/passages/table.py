@@ -31,6 +31,7 @@ from uptake.store.passages.table_files import (
     data_files,
     lance_errors,
     open_checked,
+    reading,
 )
 from uptake.store.remote.objects import Location, options_of
 from uptake.text import terms
@@ -109,9 +110,9 @@ class Table:
 
     def check_text_index(self, inventory: Inventory | None = None) -> None:
         """Raise Damaged unless the full-text indexes are what was written; `inventory` is a newer list."""
-        with lance_errors(self.path):
+        with reading(self.path, self.version):
             parts = [str(part.uuid) for each in self._raw.describe_indices() for part in each.segments]
-        self._files.check_index(parts, inventory)
+            self._files.check_index(parts, inventory)
 
     @property
     def version(self) -> int:
@@ -121,7 +122,7 @@ class Table:
     @cached_property
     def contents(self) -> str:
         """Names what this version holds, 32 hexadecimal digits; see manifest.py."""
-        with lance_errors(self.path):
+        with reading(self.path, self.version):
             return named(self._raw, self.label)
 
     @property
@@ -158,7 +159,7 @@ class Table:
         left = 0
         for fragment in self._raw.get_fragments():
             if 0 < slot < fragment.physical_rows and fragment.num_deletions:
-                with lance_errors(self.path):
+                with reading(self.path, self.version):
                     scanner = self._raw.scanner(columns=[], fragments=[fragment], with_row_address=True)
                     addresses = scanner.to_table()["_rowaddr"].to_numpy()
                 left += int(((addresses & 0xFFFFFFFF) < slot).sum())
@@ -169,7 +170,7 @@ class Table:
 
     @cached_property
     def _keys(self) -> tuple[Ids, Ids]:
-        with lance_errors(self.path):
+        with reading(self.path, self.version):
             columns = self._scan(["id", "document_key"]).to_table()
         return columns["id"].to_numpy(), columns["document_key"].to_numpy()
 
@@ -227,7 +228,7 @@ class Table:
             return self._raw.schema.empty_table().select(columns)
         # Reading in table order, each row once, is what Lance does fastest.
         unique, back = np.unique(places, return_inverse=True)
-        with lance_errors(self.path):
+        with reading(self.path, self.version):
             return self._dataset.take((unique + self._first).tolist(), columns=columns).take(back)
 
     def _scan(self, columns: list[str] | None, rows: int | None = None) -> Any:
@@ -235,13 +236,13 @@ class Table:
 
     def stream_vectors(self, rows: int = 8192) -> Iterator[NDArray[np.float32]]:
         """Yield all vectors in table order, at most about `rows` at a time."""
-        with lance_errors(self.path):
+        with reading(self.path, self.version):
             for batch in self._scan(["vector"], rows).to_batches():
                 yield matrix_of(batch["vector"], self.dimensions)
 
     def stream(self, rows: int = 8192) -> Iterator[Any]:
         """Yield every column of `schema` in table order as Arrow record batches."""
-        with lance_errors(self.path):
+        with reading(self.path, self.version):
             yield from self._scan(self.schema.names, rows).to_batches()
 
     def append(self, passages: Sequence[Passage], vectors: NDArray[np.float32] | None) -> "Table":
@@ -319,7 +320,7 @@ class Table:
         """Whether any passage here has pieces: where none has, a search by them costs and finds nothing."""
         if not self.has_pieces:
             return False
-        with lance_errors(self.path):
+        with reading(self.path, self.version):
             return bool(self._dataset.count_rows("pieces != ''"))
 
     def match(
@@ -342,7 +343,7 @@ class Table:
         both = BooleanQuery([(Occur.SHOULD, clause) for clause in clauses])
         wanted = both if len(clauses) > 1 else clauses[0]
         self.check_text_index()
-        with lance_errors(self.path):
+        with reading(self.path, self.version):
             found = self._dataset.scanner(
                 ["id", "_score"],
                 filter=None if among is None else f"id IN ({','.join(str(int(key)) for key in among)})",

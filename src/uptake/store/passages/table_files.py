@@ -92,3 +92,21 @@ def lance_errors(path: Location) -> Iterator[None]:
         raise Damaged(
             f"{path}: cannot be read ({one_line(error)}); `uptake index verify` says more"
         ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Location, version: int) -> Iterator[None]:
+    """Do as `lance_errors` does around reading a version; raises BadInput where it was purged meanwhile."""
+    try:
+        with lance_errors(path):
+            yield
+    except UptakeError as error:
+        try:
+            inventory = Inventory.read(path.parent)
+        except UptakeError:
+            raise error from None
+        if version in (inventory.version, *inventory.versions):
+            raise
+        raise BadInput(
+            f"{path}: version {version} was purged while it was open; open the store again"
+        ) from error
