@@ -3,6 +3,7 @@
 import os
 import time
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,7 +12,7 @@ import killing
 from stubs import StubEncoder
 from uptake.errors import BadInput, Damaged
 from uptake.store import Datastore
-from uptake.store.inventory import TABLE, Inventory
+from uptake.store.inventory import TABLE, Inventory, manifest
 from uptake.store.passages import index_cache as bases_module
 from uptake.store.passages import writing as writing_module
 from uptake.store.passages.index_cache import IndexCache
@@ -125,6 +126,11 @@ def test_who_reads_a_version_that_was_purged_is_told_so(tmp_path):
     for ask in asked:
         with pytest.raises(BadInput, match=f"version {version} was purged while it was open; open the store"):
             ask()
+    going = Inventory.read(tmp_path / "s")
+    replace(going, state="deleting", sums=going.sums | {manifest(version): "0" * 64}).write(tmp_path / "s")
+    with pytest.raises(BadInput, match="was purged while it was open"):  # half way through a purge
+        readers[0].passages(ids[:3])
+    going.write(tmp_path / "s")
     # What is damaged is damaged, and not said to be purged.
     reader = Datastore.open(tmp_path / "s", encoder=StubEncoder())
     for file in (tmp_path / "s" / TABLE / "data").iterdir():

@@ -105,7 +105,9 @@ def reading(path: Location, version: int) -> Iterator[None]:
             inventory = Inventory.read(path.parent)
         except UptakeError:
             raise error from None
-        if version in (inventory.version, *inventory.versions):
+        # While a writer deletes, older versions are listed still of which files have gone already.
+        stored = () if inventory.state == "deleting" else inventory.versions
+        if version in (inventory.version, *stored):
             raise
         raise BadInput(
             f"{path}: version {version} was purged while it was open; open the store again"
