@@ -197,6 +197,15 @@ def test_what_came_of_reading_is_kept_and_downloaded(tmp_path: Path, browser: An
         assert found.value.suggested_filename == f"{state}.zip"
         with zipfile.ZipFile(found.value.path()) as packed:
             assert "adapter_model.safetensors" in packed.namelist()
+        # It is among what can be asked, and says the same.
+        page.select_option("#model", name)
+        page.click("#run")
+        page.wait_for_function("document.querySelector('#status').textContent.startsWith('done')")
+        assert page.text_content("#after") == after
+        page.fill("#text", " the mat")
+        page.click("#score button")
+        page.wait_for_function("document.querySelector('#status').textContent === 'scored'")
+        assert page.locator(".strip").count() == 2
         # What is no adapter is told, and the page goes on.
         page.select_option("#model", "toy+read")
         page.click("#run")

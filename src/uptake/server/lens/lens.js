@@ -32,11 +32,12 @@ async function models() {
   try {
     const found = await (await told(await fetch("/v1/models", { headers: headers() }))).json();
     const writers = found.data.filter((each) => each.uptake.method !== "embeddings");
-    const chosen = $("model").value, offered = writers.map((each) => each.id);
-    $("model").replaceChildren(...offered.map((each) => new Option(each, each)));
-    $("model").value = offered.includes(chosen) ? chosen : offered[1] ?? offered[0];
     const [plain, ...recipes] = writers.map((each) => each.uptake);
     keeps = plain.keeps_stores;
+    const offered = [...writers.map((each) => each.id), ...(keeps ? await kept() : [])];
+    const chosen = $("model").value;
+    $("model").replaceChildren(...offered.map((each) => new Option(each, each)));
+    $("model").value = offered.includes(chosen) ? chosen : offered[1] ?? offered[0];
     $("methods").replaceChildren(...plain.methods.map((each) => new Option(each)));
     await stores(recipes.map((each) => each.store), plain.keeps_stores);
     say("");
@@ -46,9 +47,15 @@ async function models() {
   }
 }
 
-async function stores(named, kept) {
+// The states that were kept, by the names they answer to.
+async function kept() {
+  const found = await told(await fetch("/uptake/states?limit=100", { headers: headers() }));
+  return (await found.json()).data.filter((each) => each.answers).map((each) => each.model);
+}
+
+async function stores(named, own_too) {
   const found = [...new Set(named.filter(Boolean))].map((each) => new Option(each, each));
-  if (kept) {
+  if (own_too) {
     const own = await (await told(await fetch("/v1/vector_stores?limit=100", { headers: headers() }))).json();
     found.push(...own.data.map((each) => new Option(each.name ? `${each.name} (${each.id})` : each.id, each.id)));
   }
@@ -217,6 +224,7 @@ $("keep").addEventListener("click", async () => {
       event.preventDefault();
       download(link.href, `${uptake.state}.zip`);
     });
+    await models();
     $("kept").replaceChildren("Kept: it answers as the model ", name, ", whatever is asked. ", link);
   } catch (error) {
     $("keep").disabled = false;
@@ -314,7 +322,9 @@ $("score").addEventListener("submit", async (event) => {
   $("strips").replaceChildren();
   say("scoring");
   const model = $("model").value, compare = [base()];
-  if (adapts()) compare.push({ model, uptake: adaptation() }, { model, uptake: { ...adaptation(), control: true } });
+  if (adapts()) compare.push({ model, uptake: adaptation() });
+  // A state that was kept has read what it has read.
+  if (adapts() && !model.includes("@")) compare.push({ model, uptake: { ...adaptation(), control: true } });
   try {
     let results, none = "";
     try {
