@@ -159,7 +159,7 @@ def test_where_nothing_is_prepared_there_is_no_such_column(tmp_path: Path, clock
 
 
 def test_an_encoder_is_loaded_once(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    from uptake.store.passages import encoders
+    from uptake.text import encoders
 
     encoder = StubEncoder()
     encoder.spec = "stub"
