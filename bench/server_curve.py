@@ -5,13 +5,14 @@ python bench/server_curve.py     # draws docs/images/server-*.svg from bench/ser
 
 import asyncio
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 from bench.served import ROOT, Served, percentile, served
 from uptake.report.page import write_chart
-from uptake.report.page.chart import Mark, Series, counts, draw, logarithmic
+from uptake.report.page.chart import Axis, Mark, Series, draw, logarithmic
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 TOKENS = 32
@@ -84,7 +85,8 @@ def curve(model: Path, large: bool) -> dict[str, Any]:
 def main() -> None:
     """Draw what was found."""
     found = json.loads((Path(__file__).parent / "server.json").read_text())["demo-model"]["curve"]
-    at = counts("clients, each asking again once it is answered", set(CLIENTS))
+    ticks = tuple((float(count), str(count)) for count in CLIENTS)
+    at = Axis("clients, each asking again once it is answered", ticks, 0.9, 1.1 * CLIENTS[-1], math.log)
     for name, label, of, ends in (
         ("throughput", "tokens a CPU second of both processes", "tokens_a_cpu_second", None),
         (

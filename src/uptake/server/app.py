@@ -142,6 +142,8 @@ def make_app(door: Door) -> ASGIApp:
         yield
         lag.cancel()
         await door.engine.close()
+        if door.keys is not None:
+            door.keys.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
 

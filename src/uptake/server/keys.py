@@ -65,6 +65,7 @@ class Keys:
                 f"`uptake keys add TENANT --keys {path}`"
             )
         self.path, self._clock = path, clock
+        self._reading: sqlite3.Connection | None = None
         try:
             with self._open() as database:
                 database.execute("PRAGMA journal_mode=WAL")
@@ -151,13 +152,21 @@ class Keys:
         return self._one("id = ?", name) is not None
 
     def _one(self, where: str, value: str) -> Key | None:
-        with self._open() as database:
-            row = database.execute(
-                "SELECT id, tenant, scopes, limits, created, revoked, note FROM keys "
-                "WHERE revoked IS NULL AND " + where,
-                (value,),
-            ).fetchone()
+        # Kept open, for every request asks; each question sees what any process has committed by then.
+        if self._reading is None:
+            self._reading = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
+        row = self._reading.execute(
+            "SELECT id, tenant, scopes, limits, created, revoked, note FROM keys "
+            "WHERE revoked IS NULL AND " + where,
+            (value,),
+        ).fetchone()
         return row and _key(row)
+
+    def close(self) -> None:
+        """Let go of the file; the next question opens it again."""
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
 
 
 def digest(secret: str) -> str:

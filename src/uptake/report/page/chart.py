@@ -11,7 +11,8 @@ from html import escape
 from typing import Literal
 
 WIDTH, HEIGHT = 560.0, 350.0
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 100.0, 34.0, 48.0  # the right margin holds the names of the lines
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 100.0, 34.0, 48.0  # the right margin holds the names of the lines,
+LETTER = 8.0  # and is wider where one is longer than it: pixels a character, as the page writes names
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,8 @@ def draw(
     their last mark.
     """
     labelled = kind != "bars"
-    right = width - (RIGHT if labelled else 12)
+    longest = max((len(one.name) for one in series), default=0)
+    right = width - (min(max(RIGHT, 14 + LETTER * longest), width / 2) if labelled else 12)
     noted = 16 * any(mark.note for one in series for mark in one.marks)  # a line more below the axis
     foot = HEIGHT - BOTTOM - noted
 
