@@ -18,6 +18,7 @@ import server_world
 from server_world import TEXTS, Running
 from uptake.errors import BadInput, Missing
 from uptake.server.config import Config
+from uptake.server.engine.child import Child
 from uptake.server.engine.encoder import PIECE, Encoder, EncoderProcess
 from uptake.store.datastore import Datastore
 from uptake.text.encoders import StatesEncoder
@@ -182,7 +183,11 @@ def test_a_client_that_leaves_holds_nobody_up(server: Running) -> None:
 
 
 @pytest.mark.long
-def test_an_encoder_that_is_killed_is_started_again(folder: Path, encoder: StatesEncoder) -> None:
+def test_an_encoder_that_is_killed_is_started_again(
+    folder: Path, encoder: StatesEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server of these tests has a thread in its place.
+    monkeypatch.setattr("uptake.server.engine.encoder.Child", Child)
     process = EncoderProcess(f"lm:{folder / 'toy'}", "cpu", 1)
     process.wait()
     asking = Encoder(process.link)

@@ -465,6 +465,7 @@ def test_the_door_needs_no_torch() -> None:
     program = (
         "import sys, uptake.server.admit, uptake.server.wire, uptake.server.keys, uptake.server.bodies; "
     )
+    program += "import uptake.cli.serve, uptake.server.app, uptake.hand_over, uptake.server.serving; "
     program += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 

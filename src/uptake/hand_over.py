@@ -14,14 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from uptake.errors import BadInput, Mismatch
-from uptake.lm.base import LM
-from uptake.lm.examples import Example
+
+if TYPE_CHECKING:  # who names a target, such as the door of a server, needs no PyTorch
+    from torch import Tensor
+
+    from uptake.lm.base import LM
 
 SECONDS = 60.0  # that a server may take for one answer
 RIVALS = 5  # likeliest tokens that are compared
@@ -159,7 +159,7 @@ class Handed:
     from_base: float
 
 
-def hand_over(to: Target, folder: Path, adapted: LM, base: LM, texts: Sequence[str]) -> Handed:
+def hand_over(to: Target, folder: Path, adapted: "LM", base: "LM", texts: Sequence[str]) -> Handed:
     """Let a server load an exported adapter, and make sure that it answers with it.
 
     `texts` are what the adapter has read: what follows their beginnings is asked for. An adapter that
@@ -188,7 +188,7 @@ def hand_over(to: Target, folder: Path, adapted: LM, base: LM, texts: Sequence[s
 
 
 def _measured(
-    name: str, to: Target, prompts: Sequence[tuple[int, ...]], ours: list[Tensor], plain: list[Tensor]
+    name: str, to: Target, prompts: Sequence[tuple[int, ...]], ours: "list[Tensor]", plain: "list[Tensor]"
 ) -> Handed:
     near, far, between, count = 0.0, 0.0, 0.0, 0
     for ids, adapted, base in zip(prompts, ours, plain, strict=True):
@@ -213,8 +213,12 @@ def _measured(
     return found
 
 
-def _next(lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[Tensor]:
+def _next(lm: "LM", prompts: Sequence[tuple[int, ...]]) -> "list[Tensor]":
     """Return the log-probabilities of every token after each prompt."""
+    import torch
+
+    from uptake.lm.examples import Example
+
     with torch.no_grad():
         return [lm.predictions([Example(ids, (0,))])[0][0].double().cpu() for ids in prompts]
 
