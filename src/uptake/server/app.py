@@ -90,7 +90,8 @@ class Door:
         """Raise ApiError where a request has more to read than it may train on, or far too long a query."""
         if uptake is not None:
             room = max(self.config.trained_tokens, self.engine.hello["window"])
-            await self.fits(uptake.texts, "uptake.texts", room)
+            texts = [one if isinstance(one, str) else one.prompt + one.target for one in uptake.texts]
+            await self.fits(texts, "uptake.texts", room)
             await self.fits([uptake.query or ""], "uptake.query")
 
     async def keep(self, key: Key, do: str, **asked: Any) -> Any:

@@ -83,7 +83,7 @@ class Begin(wire.Shape):
 
 
 class Take(wire.Shape):
-    """A body with texts that a session reads."""
+    """A body with texts and edits that a session reads."""
 
     texts: Annotated[wire.Texts, Field(min_length=1)]
 
@@ -256,7 +256,8 @@ def add_routes(app: FastAPI, door: Door) -> None:
         key = door.key(request, "infer")
         asked = await door.body(request, Take)
         quota = key.limits.store_bytes
-        return JSONResponse(await keep(key, "session_take", id=name, texts=asked.texts, quota=quota))
+        given = [one if isinstance(one, str) else one.model_dump() for one in asked.texts]
+        return JSONResponse(await keep(key, "session_take", id=name, texts=given, quota=quota))
 
     @app.delete("/uptake/sessions/{name}/passages/{passage}")
     async def drop(request: Request, name: str, passage: str) -> Response:

@@ -31,7 +31,6 @@ MOST_INPUTS = 2048
 
 Number = StrictFloat | StrictInt
 Text = StrictStr
-Texts = Annotated[list[Text], Field(max_length=MOST_TEXTS)]
 Ids = list[Annotated[StrictInt, Field(ge=0, lt=1 << 31)]]
 Seed = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 64)]
 Count = Annotated[StrictInt, Field(ge=0, le=MOST_TOKENS)]
@@ -41,6 +40,18 @@ class Strict(BaseModel):
     """A shape that knows all its fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EditText(Strict):
+    """An edit among the texts to read: after the prompt the model is to say the target."""
+
+    prompt: Text
+    target: Text
+    subject: Text = ""
+    old: Text = ""  # what was true before
+
+
+Texts = Annotated[list[Text | EditText], Field(max_length=MOST_TEXTS)]
 
 
 class Budget(Strict):
@@ -308,7 +319,8 @@ def _refusal(error: ValidationError) -> ApiError:
     errors = error.errors(include_url=False, include_context=False)
     first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
     place = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
-    place = [part for part in place if part not in ("str", "int", "float", "bool", Compared.__name__)]
+    alternatives = ("str", "int", "float", "bool", Compared.__name__, EditText.__name__)
+    place = [part for part in place if part not in alternatives]
     param = ".".join(map(str, place)) or None
     if first["type"] == "extra_forbidden":
         return bad(f"{param}: there is no such field{_meant(first['loc'])}", param, "unknown_field")
@@ -319,7 +331,11 @@ def _refusal(error: ValidationError) -> ApiError:
 
 
 def _meant(place: tuple[int | str, ...]) -> str:
-    shapes: dict[Any, type[BaseModel]] = {"budget": Budget, Compared.__name__: Compared}
+    shapes: dict[Any, type[BaseModel]] = {
+        "budget": Budget,
+        Compared.__name__: Compared,
+        EditText.__name__: EditText,
+    }
     fields: Iterable[str] = shapes.get(place[-2], Adaptation).model_fields
     near = difflib.get_close_matches(str(place[-1]), list(fields), 1)
     return f": did you mean {near[0]!r}?" if near else f", there are {', '.join(fields)}"

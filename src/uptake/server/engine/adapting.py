@@ -144,14 +144,13 @@ class Adapter:
         return waiter
 
     def _find(self, plan: Plan, tenant: str, query: str) -> Evidence:
-        texts = tuple(Passage(stable_hash(text), text, document=name) for name, text in plan.texts)
         found, source = Found(), None
         if plan.searches:
             assert plan.store is not None
             source = self._store_of(tenant, plan.store).source(query, leak=LeakFilter.off())
             generator = np.random.default_rng(stable_hash(str(plan.seed), "choose", query))
             found = plan.spec.choose(self._lm, source, plan.k, generator)
-        return Evidence(found.behind(texts) if texts else found, query, source)
+        return Evidence(found.behind(plan.texts) if plan.texts else found, query, source)
 
     def _found(self, waiter: Waiter, evidence: Evidence | Exception, search_ms: float) -> None:
         self._searching -= 1

@@ -15,6 +15,7 @@ from uptake.server.engine.adapting import Adapter
 from uptake.server.engine.keeper import Keeper
 from uptake.server.engine.plans import Plan, Plans
 from uptake.server.engine.prompts import Prompts
+from uptake.server.engine.reading import Named, passages
 from uptake.server.engine.rows import Answers, Row, Writer, plain
 from uptake.server.engine.scoring import TOP, Scorer, placed
 from uptake.server.engine.states import Made, Told, Waiter
@@ -97,20 +98,21 @@ class Jobs:
         if frame.get("uptake") is None:
             return None
         asked = {name: value for name, value in frame["uptake"].items() if value is not None}
-        texts = [("", text) for text in asked.get("texts", [])]
+        texts: list[Named] = [("", one) for one in asked.get("texts", [])]
+        read: list[Named] = []
         session, person = asked.pop("session", None), asked.pop("memory", None)
         if (session or person) and self._keeper is None:
             raise not_found("a session or a memory on a server that keeps nothing", "uptake")
         if session and self._keeper:
             kept, read = self._keeper.session(frame["tenant"], session)
-            asked, texts = {**kept, **asked}, [*read, *texts]
+            asked = {**kept, **asked}
         if person and self._keeper:
             if asked.get("store"):
                 raise bad("a store and a memory are two places to search: name one", "uptake.memory")
             asked["store"] = self._keeper.person(frame["tenant"], person)
             if asked["store"] is None:
                 raise not_found("a memory of this user", "uptake.memory")
-        return {**asked, "texts": texts}
+        return {**asked, "texts": passages(texts, "uptake.texts", read)}
 
     def score(self, frame: dict[str, Any]) -> None:
         """Take up the scoring of a text after its context, under each of some models."""

@@ -21,6 +21,7 @@ from uptake.server.errors import ApiError, bad
 from uptake.settings import describe
 from uptake.store.datastore import Datastore
 from uptake.text.select import Random
+from uptake.text.types import Passage
 
 CHECKED = 256  # methods with settings that are known to work
 MOST = {"rank": 256, "neighbours": 4096, "passes": 64}  # of settings that a request gives
@@ -36,7 +37,7 @@ class Plan:
     store: str | None
     seed: int
     budget: Budget
-    texts: tuple[tuple[str, str], ...] = ()  # each with the id it is kept under, "" where it is not
+    texts: tuple[Passage, ...] = ()  # each with the id it is kept under, "" where it is not
     query: str | None = None
     on_limit: str = "answer"
     explain: bool = False
@@ -132,7 +133,7 @@ class Plans:
                 plan = replace(plan, **{name: asked[name]})
         plan = replace(
             plan,
-            texts=tuple((name, text) for name, text in asked.get("texts") or ()),
+            texts=tuple(asked.get("texts") or ()),
             on_limit=asked.get("on_limit") or "answer",
             explain=bool(asked.get("explain")),
             keep=bool(asked.get("keep")),

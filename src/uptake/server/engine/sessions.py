@@ -2,6 +2,7 @@
 
 from uptake.server.engine.files import Act
 from uptake.server.engine.forgetting import Shelf
+from uptake.server.engine.reading import Named, passages, size
 from uptake.server.errors import not_found
 from uptake.server.records import Thing
 
@@ -19,10 +20,10 @@ class Sessions:
             "session_delete": self._delete,
         }
 
-    def read(self, tenant: str, name: str) -> tuple[Thing, list[tuple[str, str]]]:
-        """Return how a session adapts, and the texts that it has read with their ids, in order."""
+    def read(self, tenant: str, name: str) -> tuple[Thing, list[Named]]:
+        """Return how a session adapts, and the texts and edits that it has read with their ids, in order."""
         found = self._get(tenant, {"id": name})
-        return found["uptake"], [(each["id"], each["text"]) for each in found["texts"]]
+        return found["uptake"], [(each["id"], each.get("edit") or each["text"]) for each in found["texts"]]
 
     def _add(self, tenant: str, asked: Thing) -> Thing:
         return self._records.make("session", tenant, {"uptake": asked["uptake"]})
@@ -30,15 +31,22 @@ class Sessions:
     def _get(self, tenant: str, asked: Thing) -> Thing:
         found = self._records.get("session", tenant, asked["id"])
         texts = self._records.page("text", tenant, asked["id"], 1 << 30, newest_first=False)
-        return {**found, "texts": [{"id": each["id"], "text": each["text"]} for each in texts]}
+        kept = [
+            {name: each[name] for name in ("id", "edit", "text") if each.get(name) is not None}
+            for each in texts
+        ]
+        return {**found, "texts": kept}
 
     def _take(self, tenant: str, asked: Thing) -> Thing:
-        self._records.get("session", tenant, asked["id"])
-        sizes = [len(text.encode()) for text in asked["texts"]]
+        before = self.read(tenant, asked["id"])[1]
+        passages([("", one) for one in asked["texts"]], "texts", before)
+        sizes = [size(one) for one in asked["texts"]]
         self._records.room(tenant, sum(sizes), asked["quota"], "texts")
         made = [
-            self._records.make("text", tenant, {"text": text}, asked["id"], size)
-            for text, size in zip(asked["texts"], sizes, strict=True)
+            self._records.make(
+                "text", tenant, {"text": one} if isinstance(one, str) else {"edit": one}, asked["id"], bytes_
+            )
+            for one, bytes_ in zip(asked["texts"], sizes, strict=True)
         ]
         return {"id": asked["id"], "passages": [each["id"] for each in made]}
 
