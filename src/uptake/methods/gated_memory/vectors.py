@@ -22,7 +22,7 @@ class Vectors(Scope):
 
     cos is between the vectors of the edit's prompt and of the one that is asked, by `encoder`; share is that
     of the words of the edit's subject, or else of its prompt, that the asked one holds, as the scope `words`
-    weighs them. An encoder alone hardly tells two subjects apart of which the same is asked.
+    weighs them. Words keep out prompts that ask the same of another subject.
     """
 
     encoder: str = DEFAULT_ENCODER
