@@ -67,6 +67,10 @@ class ChildThread:
 
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
+        if module == encoder.MODULE:
+            # Two models that load in one process disturb each other: transformers changes PyTorch's own number
+            # format meanwhile, for all threads. The first word of the encoder says that it has loaded.
+            ours.recv(1, socket.MSG_PEEK)
 
     @property
     def lives(self) -> bool:

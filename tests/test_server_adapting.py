@@ -18,6 +18,7 @@ from uptake.methods.contract.naming import method_specs
 from uptake.methods.contract.spending import Budget
 from uptake.server.engine.adapting import Adapter
 from uptake.server.engine.plans import Plan
+from uptake.server.engine.reading import passages
 from uptake.server.engine.states import Made, States, Waiter
 
 
@@ -48,7 +49,7 @@ class Asking:
 
 def plan(*texts: str, steps: int | None = None, settings: tuple[str, ...] = LORA) -> Plan:
     spec = method_specs(["online"], settings)["online"]
-    named = tuple((f"tx_{place}", text) for place, text in enumerate(texts))
+    named = passages([(f"tx_{place}", text) for place, text in enumerate(texts)], "texts")
     return Plan("online", spec, 0, None, 0, Budget(None, steps), named)
 
 
