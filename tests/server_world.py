@@ -68,8 +68,8 @@ class ChildThread:
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
         if module == encoder.MODULE:
-            # Two models that load in one process disturb each other: transformers changes PyTorch's own number
-            # format meanwhile, for all threads. The first word of the encoder says that it has loaded.
+            # Two models that load in one process disturb each other: transformers changes PyTorch's own
+            # number format meanwhile, for all threads. Its first word says that it has loaded.
             ours.recv(1, socket.MSG_PEEK)
 
     @property
