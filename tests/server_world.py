@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,11 +21,12 @@ import uvicorn
 from transformers import PreTrainedTokenizerFast
 
 import toys
+from uptake.lm import loading
 from uptake.server.admit import Admission, House
 from uptake.server.app import Door, make_app
 from uptake.server.calls import EngineProcess
 from uptake.server.config import Config, Recipe, StoreAt
-from uptake.server.engine import encoder, intake
+from uptake.server.engine import encoder, encoder_process, intake
 from uptake.server.engine.main import serve
 from uptake.server.keys import Keys
 from uptake.server.link import Link
@@ -67,10 +68,6 @@ class ChildThread:
 
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
-        if module == encoder.MODULE:
-            # Two models that load in one process disturb each other: transformers changes PyTorch's own
-            # number format meanwhile, for all threads. Its first word says that it has loaded.
-            ours.recv(1, socket.MSG_PEEK)
 
     @property
     def lives(self) -> bool:
@@ -143,7 +140,20 @@ def patched() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in (intake, encoder):
             stack.enter_context(mock.patch.object(module, "Child", ChildThread))
+        # Two models that load in one process disturb each other: transformers changes PyTorch's own number
+        # format meanwhile, for all threads.
+        one = threading.Lock()
+        for where, name in ((encoder_process, "make_encoder"), (loading, "load_causal")):
+            stack.enter_context(mock.patch.object(where, name, in_turn(getattr(where, name), one)))
         yield
+
+
+def in_turn(call: Callable[..., Any], lock: threading.Lock) -> Callable[..., Any]:
+    def held(*arguments: Any, **named: Any) -> Any:
+        with lock:
+            return call(*arguments, **named)
+
+    return held
 
 
 def _running(
