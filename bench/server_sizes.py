@@ -52,7 +52,7 @@ def sizes(model: Path, large: bool) -> dict[str, Any]:
                 {"rows": choices, "tokens": tokens, "bytes": most, "tokens_held": most / a_token}
             )
         for name, settings in WAYS.items():
-            text, more = "the server reads a text and adapts to it. " * 20, 8 if not large else 1
+            text, more = "the server reads a text and adapts to it. " * 20, 3 if not large else 1
 
             def make(number: int, settings: list[str] = settings, text: str = text) -> None:
                 uptake = {"method": "online", "settings": settings, "texts": [f"{number} {text}"]}
@@ -67,10 +67,12 @@ def sizes(model: Path, large: bool) -> dict[str, Any]:
                 make(2 + number)
             after = server.counts()
             made = after["states"] - before["states"]
+            if made != 1 + more:
+                raise SystemExit(f"{name}: {1 + more} states were made, {made:g} more are kept: make fewer")
             found["states"][name] = {
                 "made": 1 + more,
                 "kept": made,
-                "state_bytes": (after["state_bytes"] - before["state_bytes"]) / max(1, made),
+                "state_bytes": (after["state_bytes"] - before["state_bytes"]) / made,
                 "resident_grew_a_state": (resident(server.engine) - started) / (1 + more),
                 "peak_of_one": peak,
             }

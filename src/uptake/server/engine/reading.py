@@ -7,8 +7,6 @@ from uptake.tasks.edits import Edit
 from uptake.text.types import Passage, stable_hash
 
 Given = str | Mapping[str, str]  # an edit has a prompt and a target, and may have a subject and what was true
-
-
 Named = tuple[str, Given]  # with the id it is kept under, "" where it is not
 
 

@@ -38,8 +38,11 @@ class Sessions:
         return {**found, "texts": kept}
 
     def _take(self, tenant: str, asked: Thing) -> Thing:
-        before = self.read(tenant, asked["id"])[1]
-        passages([("", one) for one in asked["texts"]], "texts", before)
+        self._records.get("session", tenant, asked["id"])
+        if not all(isinstance(one, str) for one in asked["texts"]):
+            # Edits alone can be impossible, or contradict what was taken before.
+            before = self.read(tenant, asked["id"])[1]
+            passages([("", one) for one in asked["texts"]], "texts", before)
         sizes = [size(one) for one in asked["texts"]]
         self._records.room(tenant, sum(sizes), asked["quota"], "texts")
         made = [
