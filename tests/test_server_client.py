@@ -28,7 +28,9 @@ def client_fixture(server: Running) -> openai.OpenAI:
 
 
 def ask(client: openai.OpenAI, **more: Any) -> Any:
-    return client.completions.create(**{"model": "toy", "prompt": "a", "max_tokens": 2, **more})
+    return client.completions.create(
+        **{"model": "toy", "prompt": "a", "max_tokens": 2, "temperature": 0, **more}
+    )
 
 
 def test_each_exception_of_the_client_is_raised_by_what_it_is_for(

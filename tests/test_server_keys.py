@@ -76,7 +76,7 @@ def test_a_revoked_key_ends_what_runs_under_it(
     monkeypatch.setattr(generating, "ASKED_EVERY", 0.01)  # a toy is done within a second
     key, secret = keys.add("gone")
     client = server.openai(secret)
-    stream = client.completions.create(model="toy", prompt="a", max_tokens=250, n=8, stream=True)
+    stream = client.completions.create(model="toy", prompt="a", max_tokens=250, n=8, seed=1, stream=True)
     next(iter(stream))
     keys.revoke(key.id)
     with pytest.raises(openai.APIError, match="revoked"):

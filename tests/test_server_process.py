@@ -41,7 +41,9 @@ def test_an_engine_that_is_killed_is_told_of_and_started_again(server: Process) 
     for restarts in range(1, 4):
         (engine,) = server.children()
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
-        stream = client.completions.create(model="toy", prompt="a", max_tokens=250, stream=True)
+        stream = client.completions.create(
+            model="toy", prompt="a", max_tokens=250, temperature=0, stream=True
+        )
         next(iter(stream))
         os.kill(engine, signal.SIGKILL)
         with pytest.raises(openai.APIError, match="restarted"):

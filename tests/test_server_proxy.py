@@ -109,11 +109,11 @@ def test_a_client_asks_through_tls_as_it_would_without(behind: Behind) -> None:
     assert file.bytes == len(text)
 
 
-LONG = {"model": "toy", "prompt": "a", "max_tokens": 250, "n": 8, "stream": True}
+LONG = {"model": "toy", "prompt": "a", "max_tokens": 250, "n": 8, "seed": 1, "stream": True}
 
 
 def test_a_stream_passes_token_by_token(behind: Behind) -> None:
-    body = json.dumps({**LONG, "n": 1}).encode()
+    body = json.dumps({**LONG, "n": 1, "temperature": 0}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {behind.secret}\r\n"
     head += f"content-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     port = int(behind.url.rpartition(":")[2])

@@ -136,13 +136,17 @@ def test_streams_and_chats_keep_as_well_and_tell_it(client: Client) -> None:
         model="toy",
         messages=[{"role": "user", "content": "a cat"}],
         max_tokens=2,
+        temperature=0,
         stream=True,
         extra_body={"uptake": {**OWN, "keep": True}},
     )
     told = next(iter(stream)).uptake  # type: ignore[attr-defined]
     assert told["kept"] and client.call("GET", f"/uptake/states/{told['state']}")["id"] == told["state"]
     answer = client.openai.chat.completions.create(
-        model=f"toy@{told['state']}", messages=[{"role": "user", "content": "a cat"}], max_tokens=2
+        model=f"toy@{told['state']}",
+        messages=[{"role": "user", "content": "a cat"}],
+        max_tokens=2,
+        temperature=0,
     )
     assert answer.choices[0].message.content
 
