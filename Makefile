@@ -50,8 +50,8 @@ test: $(DEV) ## run the tests; ARGS="tests/test_lm.py -k cache" for some
 test-long: $(DEV) ## run what takes longer: whole recipes and trainings, Ray clusters, killed processes
 	$(PYTEST) -m long $(ARGS)
 
-test-all: $(DEV) ## run both
-	$(PYTEST) -m "not slow" $(ARGS)
+test-all: $(DEV) ## run both, properties on examples drawn anew
+	$(PYTEST) -m "not slow" --hypothesis-profile=new $(ARGS)
 
 test-slow: $(DEV) ## run the tests of effects, on a real base model
 	$(BIN)/python -m pytest -m slow $(ARGS)
