@@ -26,7 +26,7 @@ def keys_fixture(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 @pytest.fixture(scope="module", name="server")
 def server_fixture(tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Iterator[Running]:
     config = server_world.config(tmp_path_factory.mktemp("server"))
-    with server_world.running(config, keys, House(running=4)) as found:
+    with server_world.running(config, keys, House(patience=600)) as found:  # nobody is refused for others
         yield found
 
 

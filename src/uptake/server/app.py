@@ -244,7 +244,7 @@ def make_app(door: Door) -> ASGIApp:
             **more,
         }
         rows = len(more.get("prompts") or [0]) * count
-        ticket = door.turns.enter(key, prompt + most * rows)
+        ticket = door.turns.enter(key, prompt + most * rows, rows)
         answer = Answer(
             kind,
             asked.model,

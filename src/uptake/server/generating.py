@@ -35,10 +35,10 @@ class Turns:
         self.admission, self._meter = admission, meter
         self._futures: dict[Ticket, asyncio.Future[None]] = {}
 
-    def enter(self, key: Key, tokens: int) -> Ticket:
+    def enter(self, key: Key, tokens: int, rows: int = 1) -> Ticket:
         """Admit a request. Raises ApiError."""
         try:
-            ticket = self.admission.admit(key, tokens)
+            ticket = self.admission.admit(key, tokens, rows)
         except ApiError as error:
             self._meter.refused.labels(error.code).inc()
             raise
@@ -170,6 +170,7 @@ class Generating(Response):
     def _open(self, found: dict[str, Any], queued: float) -> None:
         answer = self._answer
         answer.prompt_tokens, self._trained = found["prompt_tokens"], found["trained"]
+        self._ticket.worked = answer.prompt_tokens + self._trained
         cache = "base"
         if "uptake" in found or self._frame.get("uptake") is not None:
             told = found.get("uptake") or {}
@@ -201,6 +202,7 @@ class Generating(Response):
         choice.text += text
         choice.tokens += tokens
         choice.count += count
+        self._ticket.worked += count
         choice.finish = ended
         if self._stream and (text or tokens or ended):
             await self._send(send, event(self._answer.chunk(choice, text, tokens, ended, offset)))
