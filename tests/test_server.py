@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from server_world import LORA, TEXTS, Running
 from uptake.lm.base import LM, Segment
 from uptake.lm.grid import Grid
 from uptake.lm.loading import load
+from uptake.server import serving
+from uptake.server.admit import Ticket
 from uptake.server.engine import plans
 from uptake.server.engine.main import checked
 from uptake.server.serving import options
@@ -518,6 +521,27 @@ def test_health_and_metrics_tell_nothing_that_a_client_wrote(server: Running) ->
     assert 'uptake_engine{what="rows"} 0.0' in page
 
 
+def test_the_work_of_a_request_counts_while_it_runs(
+    client: openai.OpenAI, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[tuple[Ticket, int, int]] = []
+    done = server.door.admission.done
+
+    def spied(ticket: Ticket, tokens: int = 0, trained: int = 0) -> None:
+        ended.append((ticket, tokens, trained))
+        done(ticket, tokens, trained)
+
+    monkeypatch.setattr(server.door.admission, "done", spied)
+    client.completions.create(model="toy+notes", prompt="a cat", max_tokens=7, n=3, seed=2)
+    for _ in range(500):  # it ends after its last byte
+        if ended:
+            break
+        server.http.get("/health/live")
+    ((ticket, tokens, trained),) = ended
+    assert ticket.worked == tokens + trained and trained > 0 and tokens > 7
+    assert ticket.seats == 3
+
+
 def test_a_client_that_leaves_frees_its_rows_at_once(server: Running) -> None:
     for stream in (True, False):
         body = {"model": "toy", "prompt": "a", "max_tokens": 250, "n": 8, "seed": 1, "stream": stream}
@@ -547,6 +571,35 @@ def test_no_float_of_an_answer_is_no_number(server: Running) -> None:
     json.loads(found.text, parse_constant=pytest.fail)
     top = found.json()["choices"][0]["logprobs"]["top_logprobs"]
     assert all(math.isfinite(value) for each in top for value in each.values())
+
+
+def test_a_connection_too_many_is_refused_in_the_one_shape_and_health_is_not(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "MOST_CONNECTIONS", 0)
+    with httpx.Client(base_url=server.url) as http:
+        assert http.get("/health/live").json() == {"live": True}
+        for _ in range(2):
+            found = http.post("/v1/completions", json={"model": "toy", "prompt": "a", "max_tokens": 1})
+            assert (found.status_code, found.headers["connection"]) == (503, "close")
+            assert found.json()["error"]["code"] == "connections" and found.headers["retry-after"]
+            assert found.headers["x-should-retry"] == "true" and found.headers["x-request-id"]
+    monkeypatch.setattr(serving, "MOST_CONNECTIONS", 1000)
+    with httpx.Client(base_url=server.url) as http:
+        assert http.get("/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "raw", [b"no HTTP at all\r\n\r\n", b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * (20 << 10)]
+)
+def test_what_is_no_http_is_refused_in_the_one_shape(server: Running, raw: bytes) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as end:
+        end.sendall(raw)
+        told = b"".join(iter(lambda: end.recv(1 << 16), b""))
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and b"application/json" in head
+    assert json.loads(body)["error"]["code"] == "bad_request"
 
 
 def test_a_connection_that_idles_is_kept_for_longer_than_clients_use_it_again(client: openai.OpenAI) -> None:

@@ -100,7 +100,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("name", "keys"), [*((name, 1) for name in KINDS), ("as the bench", 20), ("short", 20)])
+@pytest.mark.parametrize(
+    ("name", "keys"), [*((name, 1) for name in KINDS), ("as the bench", 20), ("short", 20)]
+)
 def test_whoever_is_accepted_at_four_times_the_load_waits_no_longer_than_its_answer_takes(
     name: str, keys: int
 ) -> None:

@@ -1,11 +1,11 @@
 """Who may ask, and in which order: limits of each key, a short queue, and fair turns between keys.
 
 A request is refused before it waits, or it waits for its turn. What waits is bounded by what runs
-(`Admission.admit`), so that waiting takes less long than being answered. A turn goes to the key that the engine
-has worked least for, in tokens read, written and trained on: the virtual token counter of Sheng et al. 2024
-(Fairness in Serving Large Language Models). Sharing out entries alone would forget how long requests run, what
-they train, and who holds all seats already. This file knows no HTTP and no model; its clock is whatever it is
-given.
+(`Admission.admit`), so that waiting takes less long than being answered. A turn goes to the key that the
+engine has worked least for, in tokens read, written and trained on: the virtual token counter of Sheng et
+al. 2024 (Fairness in Serving Large Language Models). Sharing out entries alone would forget how long
+requests run, what they train, and who holds all seats already. This file knows no HTTP and no model; its
+clock is whatever it is given.
 """
 
 import time
@@ -25,8 +25,8 @@ KEEP = 0.9  # of what is known of a key's requests, at each that ends
 class House:
     """What the whole server takes at once.
 
-    `running` seats are with the engine, one for each row. As many may wait as half of those that run or, where
-    answers are short, as end in `patience` seconds; and never more than `waiting` requests.
+    `running` seats are with the engine, one for each row. As many may wait as half of those that run or,
+    where answers are short, as end in `patience` seconds; and never more than `waiting` requests.
     """
 
     running: int = 32
@@ -119,7 +119,9 @@ class Admission:
         self.house, self._clock = house or House(), clock
         self._accounts: dict[str, _Account] = {}
         self._shares: dict[str, _Share] = {}
-        self._waiting: dict[str, _Share] = {}  # those with something waiting; who had the last turn comes last
+        self._waiting: dict[
+            str, _Share
+        ] = {}  # those with something waiting; who had the last turn comes last
         self._last = ""  # the key that had the last turn
         self.waiting = 0  # requests
         self.running = self.queued = 0  # seats that are taken, and that are waited for
@@ -130,10 +132,10 @@ class Admission:
     def admit(self, key: Key, tokens: int, rows: int = 1) -> Ticket:
         """Let a request that may cost so many tokens wait for seats for its rows.
 
-        Raises ApiError before it waits where its turn would be too far off. By Little's law rows wait half as
-        long as they are answered where half as many wait as run. Of that a key may take as much as it leaves
-        free, so that there is room for the next key (Choudhury & Hahne 1998); one that was worked less for than
-        any other that waits gets every turn until they are level, and may let as much wait.
+        Raises ApiError before it waits where its turn would be too far off. By Little's law rows wait half
+        as long as they are answered where half as many wait as run. Of that a key may take as much as it
+        leaves free, so that there is room for the next key (Choudhury & Hahne 1998); one that was worked
+        less for than any other that waits gets every turn until they are level, and may let as much wait.
         """
         now = self._clock()
         self._refuse_draining()

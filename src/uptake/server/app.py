@@ -30,6 +30,7 @@ from uptake.server.sizes import Sizes
 from uptake.server.tokenizing import add_tokenizer
 
 log = logging.getLogger("uptake.server")
+CROWDED = "uptake.crowded"  # in the scope of a request whose connection is one too many
 ShapeT = TypeVar("ShapeT", bound=wire.Shape)
 
 
@@ -328,6 +329,10 @@ class Outermost:
             await send(message)
 
         try:
+            if scope.get(CROWDED) and not scope["path"].startswith("/health/"):
+                self._door.meter.refused.labels("connections").inc()
+                await crowded()(scope, receive, named)
+                return
             await self._app(scope, receive, named)
         except Exception:
             log.exception("%s failed", name)
@@ -336,6 +341,14 @@ class Outermost:
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._door.meter.requests.labels(route, str(status)).inc()
+
+
+def crowded() -> Response:
+    """Return what a connection beyond the most there may be is told, which is closed with it."""
+    told = ApiError(503, "too many connections are open: try again later", "connections", retry_after=5)
+    found = refused(told)
+    found.headers["connection"] = "close"
+    return found
 
 
 def _model(each: dict[str, Any]) -> dict[str, Any]:

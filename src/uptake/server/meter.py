@@ -25,7 +25,7 @@ class Meter:
             "uptake_request_seconds", "Time of a whole request.", buckets=SECONDS, registry=of
         )
         self.waiting = Gauge("uptake_waiting", "Requests that wait for a turn.", registry=of)
-        self.running = Gauge("uptake_running", "Requests with the engine.", registry=of)
+        self.running = Gauge("uptake_running", "Rows of requests with the engine.", registry=of)
         self.restarts = Gauge(
             "uptake_engine_restarts", "Times that the engine was started again.", registry=of
         )

@@ -1,35 +1,60 @@
 """The door as a process: uvicorn with deadlines for headers, and an end that lets open requests finish."""
 
 import asyncio
+import json
 import logging
 import socket
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from uptake.errors import BadInput
-from uptake.server.app import Door, make_app
+from uptake.server.app import CROWDED, Door, make_app
 from uptake.server.calls import EngineProcess
 from uptake.server.config import Config
+from uptake.server.errors import ApiError
 from uptake.server.keys import Keys
 
 HEADER_SECONDS = 10.0
 HEADER_BYTES = 16 << 10
 DRAIN_SECONDS = 30.0
 KEPT_SECONDS = 30  # that a connection may idle: clients leave one themselves after 5
+MOST_CONNECTIONS = 4096
 
 
 class Deadlined(H11Protocol):
-    """HTTP whose headers come whole within a time, however slowly they trickle."""
+    """HTTP whose headers come whole within a time, however slowly they trickle.
+
+    A connection beyond `MOST_CONNECTIONS` is told so by the application, and what is no HTTP here: uvicorn
+    would refuse either in a shape of its own.
+    """
 
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            self.app = partial(_crowded, self.app)
         self._arm()
+
+    def send_400_response(self, msg: str) -> None:
+        told = ApiError(400, "this is no HTTP request, or its headers are too long: mend it", "bad_request")
+        body = json.dumps(told.body()).encode()
+        named = {**told.headers(), "content-type": "application/json", "connection": "close"}
+        headers = [(name.encode(), value.encode()) for name, value in named.items()]
+        headers.append((b"content-length", str(len(body)).encode()))
+        for part in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(part))
+        self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._late is None and self.conn.their_state is h11.IDLE:
@@ -49,6 +74,10 @@ class Deadlined(H11Protocol):
 
     def _arm(self) -> None:
         self._late = asyncio.get_running_loop().call_later(HEADER_SECONDS, self.transport.close)
+
+
+async def _crowded(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await app({**scope, CROWDED: True}, receive, send)
 
 
 class Server(uvicorn.Server):
@@ -90,7 +119,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def options() -> dict[str, Any]:
-    """Return how uvicorn serves: bounded headers and connections, and no log of what people ask."""
+    """Return how uvicorn serves: bounded headers, and no log of what people ask."""
     return {
         "http": Deadlined,
         "ws": "none",
@@ -98,7 +127,6 @@ def options() -> dict[str, Any]:
         "access_log": False,
         "server_header": False,
         "h11_max_incomplete_event_size": HEADER_BYTES,
-        "limit_concurrency": 4096,
         "timeout_graceful_shutdown": 5,
         "timeout_keep_alive": KEPT_SECONDS,
         "lifespan": "on",
