@@ -27,9 +27,9 @@ EDITS = [
 ]
 
 
-def made(method: Wise, lm: Any, *passages: Passage, state: Any = None) -> Any:
+def made(method: Wise, lm: Any, *passages: Passage, state: Any = None, seed: int = 0) -> Any:
     found = Evidence(Found(passages, (0.0,) * len(passages)))
-    return method.adapt([state or method.init(lm)], lm, [found], Context())[0]
+    return method.adapt([state or method.init(lm)], lm, [found], Context(seed))[0]
 
 
 def at(lm: Any, difference: torch.Tensor, prompt: str) -> float:
@@ -102,6 +102,17 @@ def test_edits_one_by_one_are_the_batch_and_forgetting_makes_the_others_again() 
     left, never = method.forget(whole, lm, [2]), made(method, lm, EDITS[0], EDITS[2])
     for one, other in ((whole, stepwise), (left, never)):
         assert torch.equal(one.copies["copy 1"], other.copies["copy 1"]) and one.floors == other.floors
+
+
+def test_a_copy_has_one_share_though_each_call_has_a_seed_of_its_own() -> None:
+    lm, method = toys.lm("llama"), replace(METHOD, steps=4, copy_edits=2, merged=9)
+    state = method.init(lm)
+    for seed, edit in enumerate([*EDITS, replace(EDITS[0], id=9)], 5):
+        state = made(method, lm, edit, state=state, seed=seed)
+    for name, seed in (("copy 1", 5), ("copy 2", 7)):
+        mask = random_mask(state.copies[name].shape, 0.2, Context(seed).generator("wise", name))
+        assert bool((state.copies[name][~mask] == 0).all()) and bool(state.copies[name].any())
+    assert torch.equal(made(method, lm, *EDITS[:2], seed=5).copies["copy 1"], state.copies["copy 1"])
 
 
 def test_bad_edits_are_told_of_and_settings_refused() -> None:

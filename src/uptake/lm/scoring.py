@@ -72,9 +72,10 @@ def kl(base: LM, other: LM, examples: Sequence[Example], dtype: torch.dtype | No
     with torch.no_grad():
         before = base.predictions(examples)
     after = other.predictions(examples)
-    return [_each(p, q, dtype or q.dtype) for p, q in zip(before, after, strict=True)]
+    return [divergences(p, q, dtype or q.dtype) for p, q in zip(before, after, strict=True)]
 
 
-def _each(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
+def divergences(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `divergence` computed in `dtype`, some places at a time."""
     parts = zip(torch.split(before, _PLACES), torch.split(after, _PLACES), strict=True)
     return torch.cat([divergence(p.to(dtype), q.to(dtype)) for p, q in parts])

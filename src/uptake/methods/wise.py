@@ -1,7 +1,7 @@
 """WISE: edits in copies of one late weight, which answer the prompts that move them (Wang et al. 2024)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
@@ -38,7 +38,8 @@ OWNER = "wise"
 class WiseState(State):
     """Copies of a weight by name, as differences [out, in]; of each the least activation that an edit had.
 
-    `filled` is how many edits went into the newest copy, `begun` how many copies were begun.
+    `filled` is how many edits went into the newest copy, `begun` how many copies were begun, and `drawn` the
+    seed by which it was drawn where the newest one may change: the same for all its edits, whenever made.
     """
 
     with_processor: ClassVar[frozenset[str]] = frozenset({"copies"})
@@ -47,6 +48,7 @@ class WiseState(State):
     floors: dict[str, float] = field(default_factory=dict)
     filled: int = 0
     begun: int = 0
+    drawn: int = 0
 
 
 class Routing(Gated):
@@ -182,6 +184,7 @@ class Wise(Method[WiseState]):
             floors=made.floors,
             filled=made.filled,
             begun=made.begun,
+            drawn=made.drawn,
         )
 
     def _edit(
@@ -195,11 +198,11 @@ class Wise(Method[WiseState]):
                 f"{lm.window:,}: give both, and a shorter prompt"
             )
         place, copies, floors = self._place(lm), dict(state.copies), dict(state.floors)
-        filled, begun = state.filled, state.begun
+        filled, begun, drawn = state.filled, state.begun, state.drawn
         if not begun or filled >= self.copy_edits:
-            filled, begun = 0, begun + 1
+            filled, begun, drawn = 0, begun + 1, context.seed
         name, shape = f"copy {begun}", torch.Size((place.width_out, place.width_in))
-        mask = random_mask(shape, self.share, context.generator("wise", name)).to(lm.device)
+        mask = random_mask(shape, self.share, Context(drawn).generator("wise", name)).to(lm.device)
         before = copies.get(name)
         weights = torch.zeros(shape, device=lm.device) if before is None else before.to(lm.device)
         text = PlacedText((opening,), (*prompt, *target[:-1]), len(target))
@@ -211,7 +214,9 @@ class Wise(Method[WiseState]):
         if filled == self.copy_edits and len(copies) >= self.merged:
             copies = {name: ties_merge(list(copies.values()), self.density)}
             floors = {name: min(floors.values())}
-        merged = WiseState(base=state.base, copies=copies, floors=floors, filled=filled, begun=begun)
+        merged = replace(
+            state, copies=copies, floors=floors, filled=filled, begun=begun, drawn=drawn
+        )
         return merged, steps
 
     def _trained(

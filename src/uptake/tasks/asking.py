@@ -15,7 +15,8 @@ from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM, Scores, Segment
 from uptake.lm.examples import encode, rolling_windows
 from uptake.lm.generation import Decoding, Token
-from uptake.lm.scoring import kl
+from uptake.lm.read_again import predictions_again
+from uptake.lm.scoring import divergences
 from uptake.tasks import answers
 from uptake.tasks.questions import Question
 from uptake.text.tokenizer import Tokenizer
@@ -195,9 +196,10 @@ def divergence(base: LM, adapted: LM, text: str) -> tuple[float, int]:
     one, other = _spread(base, 1), _spread(adapted, 1)
     total = 0.0
     for window in rolling_windows(example, min(one.max_input_tokens(0), other.max_input_tokens(0))):
+        before = predictions_again(one, window)
         with torch.no_grad():
-            (found,) = kl(one, other, [window], torch.float64)
-        total += float(found.sum())
+            (after,) = other.predictions([window])
+        total += float(divergences(before, after, torch.float64).sum())
     return total, len(example.target)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from uptake.lm.base import LM, Scores
 from uptake.lm.examples import Example, encode, of_target, rolling_windows
-from uptake.lm.scoring import divergence
+from uptake.lm.read_again import predictions_again
+from uptake.lm.scoring import divergences
 from uptake.tasks.asking import speak
 from uptake.tasks.edit_marks import Asking, leaks, starts_with
 from uptake.tasks.edits import after
@@ -100,12 +101,12 @@ def drift(base: LM, adapted: LM, text: str) -> Drift:
     logs: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
     apart: list[torch.Tensor] = []
     for window in rolling_windows(example, min(one.max_input_tokens(0), other.max_input_tokens(0))):
+        before = predictions_again(one, window)
         with torch.no_grad():
-            (before,), (after_,) = one.predictions([window]), other.predictions([window])
+            (after_,) = other.predictions([window])
         for into, log_probs in zip(logs, (before, after_), strict=True):
             into.append(of_target(log_probs, window).double().cpu())
-        parts = zip(torch.split(before, 64), torch.split(after_, 64), strict=True)
-        apart += [divergence(p.double(), q.double()).cpu() for p, q in parts]
+        apart.append(divergences(before, after_, torch.float64).cpu())
     scores = [
         Scores.of(base.tokenizer, text, example.target, example.spans, torch.cat(each)) for each in logs
     ]
