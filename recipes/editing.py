@@ -1,6 +1,6 @@
 """Editors of single facts side by side on CounterFact: `docs/editing.md` says how they are measured.
 
-    python recipes/editing.py tune --model MODEL --edits 40 --editors alphaedit,grace   # on the valid part
+    python recipes/editing.py tune --model MODEL --edits 10 --unrelated 4 --editors grace,wise   # on valid
     python recipes/editing.py run --model MODEL --edits 100 --turn 0      # all at once
     python recipes/editing.py run --model MODEL --edits 100 --turn 1      # one after another
     python recipes/editing.py run --model MODEL --edits 1000 --turn 100 --editors gated-memory,breadth-first
@@ -98,12 +98,14 @@ def edits_of(folder: Path, part: str, count: int) -> tuple[Edit, ...]:
     return found[:count]
 
 
-def unrelated_of(folder: Path) -> tuple[Document, ...]:
-    """Return paragraphs of WikiText-2's validation text."""
+def unrelated_of(folder: Path, count: int = 0) -> tuple[Document, ...]:
+    """Return so many paragraphs of WikiText-2's validation text, or `UNRELATED`."""
     with lzma.open(folder / "wikitext2" / "valid.txt.xz", "rt", encoding="utf8") as file:
         lines = (line.strip() for line in file)
         some = [line for line in lines if 800 <= len(line) <= 1200]
-    return tuple(Document(f"wikitext/{number}", text) for number, text in enumerate(some[:UNRELATED]))
+    return tuple(
+        Document(f"wikitext/{number}", text) for number, text in enumerate(some[: count or UNRELATED])
+    )
 
 
 @dataclass(frozen=True)
@@ -226,32 +228,37 @@ def run_all(run: Run, args: argparse.Namespace) -> None:
 def tune(run: Run, args: argparse.Namespace) -> None:
     """Look for each editor's settings, one setting after another, and put them into the file."""
     model, inputs = loaded(args, run)
-    for name in chosen_editors(args, list(editing_search.SEARCH)):
-        tried: list[dict[str, Any]] = run.known()["tuned"].get(name, {}).get("tried", [])
+    # What the score does not count is not asked.
+    inputs = replace(inputs, edits=tuple(replace(edit, loose=(), ripples=()) for edit in inputs.edits))
+    with editing_search.values_kept():
+        for name in chosen_editors(args, list(editing_search.SEARCH)):
+            tried: list[dict[str, Any]] = run.known()["tuned"].get(name, {}).get("tried", [])
 
-        def try_out(settings: list[str], name: str = name, tried: list[dict[str, Any]] = tried) -> float:
-            for each in tried:
-                if each["settings"] == settings:
-                    return float(each["score"])
-            spec = EDITORS[name].spec(settings, run.together)
-            found = measure(run, model, inputs, name, spec)
-            refuse_unasked(name, found)
-            (figures,) = uptake.summary(found)["methods"].values()
-            told = {column: figures[column] for column in editing_search.COLUMNS}
-            tried.append({"settings": settings, "score": editing_search.score(told), **told})
-            print(name, json.dumps(tried[-1]), file=sys.stderr)
-            with run.changing() as whole:
-                best = max(tried, key=lambda each: each["score"])
-                whole["tuned"][name] = {"edits": run.key, "chosen": best["settings"], "tried": tried}
-            return float(tried[-1]["score"])
+            def try_out(settings: list[str], name: str = name, tried: list[dict[str, Any]] = tried) -> float:
+                for each in tried:
+                    if each["settings"] == settings:
+                        return float(each["score"])
+                spec = EDITORS[name].spec(settings, run.together)
+                found = measure(run, model, inputs, name, spec)
+                refuse_unasked(name, found)
+                (figures,) = uptake.summary(found)["methods"].values()
+                told = {column: figures[column] for column in editing_search.COLUMNS}
+                tried.append({"settings": settings, "score": editing_search.score(told), **told})
+                print(name, json.dumps(tried[-1]), file=sys.stderr)
+                with run.changing() as whole:
+                    best = max(tried, key=lambda each: each["score"])
+                    whole["tuned"][name] = {"edits": run.key, "chosen": best["settings"], "tried": tried}
+                return float(tried[-1]["score"])
 
-        print(name, *editing_search.best(editing_search.SEARCH[name], try_out))
+            print(name, *editing_search.best(editing_search.SEARCH[name], try_out))
 
 
 def loaded(args: argparse.Namespace, run: Run) -> tuple[Causal, uptake.Inputs]:
     """Return the model, and the edits with the text to measure drift on."""
     folder = Path(args.shared)
-    inputs = uptake.Inputs(edits=edits_of(folder, run.part, run.count), unrelated=unrelated_of(folder))
+    inputs = uptake.Inputs(
+        edits=edits_of(folder, run.part, run.count), unrelated=unrelated_of(folder, args.unrelated)
+    )
     return uptake.load(args.model, args.device, args.dtype), inputs
 
 
@@ -330,6 +337,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     made.add_argument("--edits", type=int, default=100)
     made.add_argument("--turn", type=int, default=0)
+    made.add_argument("--unrelated", type=int, default=0, help=f"paragraphs of other text, else {UNRELATED}")
     made.add_argument("--part", choices=tuple(PARTS), default="", help="valid for tune, else test")
     made.add_argument("--editors", default="")
     made.add_argument("--set", action="append", default=[])

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import toys
 from recipe_modules import imported
+from uptake.methods.contract.method import Context, Evidence
+from uptake.text.types import Found, Passage
 
 
 @pytest.fixture(name="editing")
@@ -97,7 +100,7 @@ def test_settings_are_searched_one_after_another(editing: Any) -> None:
 
     search = editing.editing_search
     assert search.best({"a": ("1", "2", "3"), "b": ("7", "8")}, score) == ["a=2", "b=7"]
-    assert asked == [["a=1"], ["a=2"], ["a=3"], ["a=2", "b=7"], ["a=2", "b=8"]]
+    assert asked == [["a=1", "b=7"], ["a=2", "b=7"], ["a=3", "b=7"], ["a=2", "b=7"], ["a=2", "b=8"]]
     good = {"success": 1.0, "tight": 0.5, "same": 0.7, "bits_change": 0.01}
     assert search.score(good) == pytest.approx((1 + 0.5 + 0.7 + 1) / 4)
     assert search.score({**good, "tight": None}) == pytest.approx((1 + 0.7 + 1) / 3)
@@ -109,6 +112,34 @@ def test_every_setting_of_the_search_is_the_editors(editing: Any) -> None:
         for setting, values in axes.items():
             for value in values:
                 editing.EDITORS[name].spec([f"{setting}={value}"], 8)
+
+
+def test_while_settings_are_looked_for_a_value_is_found_once(
+    editing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor, lm = editing.editing_search.editor, toys.lm()
+    searched, search = list[Any](), editor.search_all
+    monkeypatch.setattr(editor, "search_all", lambda *asked: searched.append(asked[2]) or search(*asked))
+    few = ("values.steps=2", "values.contexts=1", "ordinary.tokens=64", "ordinary.length=32", "depth=0")
+    passages = tuple(Passage(number, "x", f"so {number} is") for number in (1, 2))
+    evidence = Evidence(Found(passages, (0.0, 0.0)))
+
+    def change(*settings: str) -> Any:
+        method = editing.EDITORS["memit"].spec([*few, *settings]).method
+        (state,) = method.adapt([method.init(lm)], lm, [evidence], Context())
+        (found,) = state.delta.differences.values()
+        return found
+
+    plain = [change(f"strength={strength}") for strength in (1, 9)]
+    assert len(searched) == 4
+    with editing.editing_search.values_kept():
+        kept = [change(f"strength={strength}") for strength in (1, 9)]
+        assert len(searched) == 6
+        change("values.steps=3")
+        assert len(searched) == 8
+    assert all(torch.equal(*pair) for pair in zip(plain, kept, strict=True))
+    change()
+    assert len(searched) == 10
 
 
 @pytest.mark.long
@@ -123,7 +154,6 @@ def test_what_is_chosen_on_valid_is_what_runs(
     whole = json.loads((tmp_path / "editing.json").read_text())
     tuned = whole["tuned"]["memit"]
     assert [each["settings"] for each in tuned["tried"]] == [
-        ["depth=0.0"],
         ["depth=0.0", "strength=0.1"],
         ["depth=0.0", "strength=1.0"],
     ]

@@ -214,9 +214,7 @@ class Wise(Method[WiseState]):
         if filled == self.copy_edits and len(copies) >= self.merged:
             copies = {name: ties_merge(list(copies.values()), self.density)}
             floors = {name: min(floors.values())}
-        merged = replace(
-            state, copies=copies, floors=floors, filled=filled, begun=begun, drawn=drawn
-        )
+        merged = replace(state, copies=copies, floors=floors, filled=filled, begun=begun, drawn=drawn)
         return merged, steps
 
     def _trained(
