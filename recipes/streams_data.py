@@ -42,8 +42,10 @@ class Facts:
         return (*self.questions, *self.rephrased)
 
 
-def facts(data: Path, part: str, old: bool = False) -> Facts:
+def facts(data: Path, part: str, old: bool = False, longest: int = 0) -> Facts:
     """Return a part's facts of fresh packages, with `old` those of older ones too.
+
+    With `longest` those alone whose document has at most so many characters.
 
     Raises Missing where the data set is not there.
     """
@@ -58,7 +60,8 @@ def facts(data: Path, part: str, old: bool = False) -> Facts:
     asked = {question.document for question in first}
     documents = [each for each in uptake.read(paths[2]) if each.id in asked]
     documents.sort(key=lambda each: stable_hash("stream", each.id))
-    return Facts(tuple(documents), first, again)
+    found = Facts(tuple(documents), first, again)
+    return found.of([each for each in documents if len(each.text) <= longest]) if longest else found
 
 
 def teaching_and_meta(found: Facts) -> tuple[Facts, Facts]:

@@ -7,7 +7,7 @@ the form of the questions; CaMeLS's weights beside the small one; MAC's network 
 import argparse
 import time
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,13 @@ class Prepared:
 
 def learnt_from(args: argparse.Namespace) -> tuple[Facts, Facts, Facts]:
     """Return the facts for the form of questions, for meta-training, and for validation."""
-    teaching, meta = data.teaching_and_meta(data.facts(args.data, "train", old=True))
+    of = partial(data.facts, args.data, longest=args.longest)
+    teaching, meta = data.teaching_and_meta(of("train", old=True))
     most = args.train or None
     return (
         teaching.of(teaching.documents[:most]),
         meta.of(meta.documents[:most]),
-        data.facts(args.data, "valid").first(args.valid),
+        of("valid").first(args.valid),
     )
 
 

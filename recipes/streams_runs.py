@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import streams_data as data
@@ -73,12 +74,13 @@ class Streams:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Streams":
-        every = data.facts(args.data, "test")
-        test, filler = every.first(args.documents), data.facts(args.data, "train", old=True).documents
+        of = partial(data.facts, args.data, longest=args.longest)
+        every, filler = of("test"), of("train", old=True).documents
+        test = every.first(args.documents)
         other = data.unrelated(args.minipile, "test", args.unrelated, 600)
         # What nobody asks for: the test's other documents, then those that were learnt from.
         made = data.stream_of(test, every.documents[len(test.documents) :], filler, args.length, other)
-        valid = data.facts(args.data, "valid").first(args.valid)
+        valid = of("valid").first(args.valid)
         watched = data.unrelated(args.minipile, "valid", 1, 600)
         whole = len(test.documents), len(made.documents)
         stops = sorted({*whole, *(at for at in args.checkpoints if at < whole[0])})

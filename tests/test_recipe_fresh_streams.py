@@ -192,6 +192,25 @@ def test_the_control_keeps_the_questions_and_changes_the_texts(recipe: Any, tmp_
         assert all(q.answers[0] in after.text and q.text not in after.text for q in asked)
 
 
+def test_a_small_run_reads_short_documents_alone(recipe: Any, tmp_path: Path) -> None:
+    facts(tmp_path)
+    folder = tmp_path / "fresh"
+    path = folder / "facts" / "test" / "passages.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[2]["text"] += "# and so on\n" * 9
+    write(path, rows)
+    whole = recipe.data.facts(folder, "test")
+    longest = max(len(each.text) for each in whole.documents if each.id != "test/2.py")
+    assert recipe.data.facts(folder, "test", longest=longest + 500) == whole
+    short = recipe.data.facts(folder, "test", longest=longest)
+    assert short.documents == tuple(each for each in whole.documents if each.id != "test/2.py")
+    assert {each.document for each in short.all_questions} == {each.id for each in short.documents}
+    options = ["run", f"--data={folder}", f"--minipile={tmp_path / 'pile'}", f"--longest={longest}"]
+    streams = recipe.Streams.of(recipe.parser().parse_args(options))
+    told = {each.id for each in (*streams.test.documents, *streams.filler)}
+    assert "test/2.py" not in told and streams.known_at == len(short.documents)
+
+
 def test_weights_of_another_tokenizer_stay_where_they_are() -> None:
     spans = [(0, 2), (2, 5)]
     found = aligned(torch.ones(3, device="meta"), [(0, 1), (1, 3), (3, 5)], spans)
