@@ -4,6 +4,7 @@
     python recipes/fresh_methods.py score --model MODEL --part valid --documents 16
     python recipes/fresh_methods.py table --part valid
     python recipes/fresh_methods.py choose --part test --documents 60        # what SIFT reads
+    python recipes/fresh_layer.py --model MODEL                              # the layer that fwl reads with
 
 `score` writes the log-probability of each token under each variant down, so that an n-gram memory can stand
 on any of them without another pass, and `table` can mix the predictions of any of them afterwards, exactly
@@ -58,9 +59,19 @@ class Variant:
     drawn: bool = False
     onto: str = ""
     sift: bool = False  # reads what `choose` wrote down
+    trained: bool = False  # has a network of its own, in a file
 
-    def spec(self) -> MethodSpec:
-        spec = method_specs([self.method], self.settings)[self.method]
+    def spec(self, weights: Path | None = None) -> MethodSpec:
+        """Return the method as it is run, with the network in `weights` where it has one.
+
+        Raises BadInput where that file is not named.
+        """
+        settings = self.settings
+        if self.trained:
+            if weights is None:
+                raise BadInput(f"{self.method}: give --weights, the file of its network")
+            settings = (*settings, f"weights={weights}")
+        spec = method_specs([self.method], settings)[self.method]
         if not self.k or self.onto:
             return spec
         return replace(spec, select=Random() if self.drawn else Sift() if self.sift else Nearest())
@@ -72,6 +83,10 @@ def _trained(rate: float, *more: str, layers: int | None = 4) -> tuple[str, ...]
         f"optimizer=adamw(learning_rate={rate})",
         *more,
     )
+
+
+def _beside_the_base(pace: str) -> tuple[str, ...]:
+    return ("base_weight=0.5", "stretch=32", f"rate_scale={pace}")
 
 
 RATE = 3e-4  # chosen on `valid` at 5 neighbours, where 1e-3 gained less, and 1e-4 too
@@ -101,6 +116,10 @@ VARIANTS: Mapping[str, Variant] = {
     "in-context refreshed": Variant("in-context", settings=("refresh=64",)),
     "knn-lm": Variant("knn-lm", settings=("over=passages",)),
     "knn-lm random": Variant("knn-lm", settings=("over=passages",), drawn=True),
+    "retomaton": Variant("retomaton", settings=("over=passages",)),
+    "fwl": Variant("fwl", 0, _beside_the_base("1"), trained=True),
+    "fwl pace=0.3": Variant("fwl", 0, _beside_the_base("0.3"), trained=True),
+    "fwl that learns nothing": Variant("fwl", 0, _beside_the_base("0"), trained=True),
     "dynamic-evaluation": Variant("dynamic-evaluation", 0, _trained(1e-4)),
     "n-gram": Variant("n-gram", onto="base"),
     "n-gram random": Variant("n-gram-random", onto="base"),
@@ -125,6 +144,8 @@ CONTROLS = {
     "ttt-nn k=5": "random k=5",
     "ttt-nn all 1e-3": "random all 1e-3",
     "knn-lm": "knn-lm random",
+    "retomaton": "knn-lm random",
+    "fwl": "fwl that learns nothing",
     "n-gram": "n-gram random",
     "ttt-nn+n-gram": "random+n-gram",
     "in-context+n-gram": "in-context random+n-gram",
@@ -216,8 +237,13 @@ def score(
     names: Sequence[str],
     run: str = RUN,
     device: str = "cpu",
+    weights: Path | None = None,
 ) -> Iterator[str]:
-    """Score so many documents, drawn by a hash, under these variants; yield a line on each."""
+    """Score so many documents, drawn by a hash, under these variants; yield a line on each.
+
+    `weights` is the file of a network, for the variants that have one.
+    """
+    specs = {name: VARIANTS[name].spec(weights) for name in names}
     lm = uptake.load(model, device)
     store = store_of(data)
     journal = _journal(data, part, run)
@@ -228,7 +254,6 @@ def score(
             row.document: row.found for row in _choices(data, part).start(lambda row: load(Chosen, row))
         }
     every = drawn(data, part)
-    specs = {name: VARIANTS[name].spec() for name in names}
     for document in every[:documents]:
         (query,) = PROTOCOL.queries(document)
         for name, spec in specs.items():
@@ -419,6 +444,7 @@ def main() -> int:
         if name == "score":
             command.add_argument("--model", required=True)
             command.add_argument("--device", default="cpu")
+            command.add_argument("--weights", type=Path, help="the network of a method that has one")
         else:
             command.add_argument("--mix", action="append", default=[], help="variants, with / between")
             command.add_argument("--json", type=Path)
@@ -438,6 +464,7 @@ def main() -> int:
                 names,
                 options.run,
                 options.device,
+                options.weights,
             ):
                 print(line, flush=True)
             return 0

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import fresh_layer
 import fresh_methods as recipe
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from stubs import StubEncoder
 from uptake.lm.base import LM, Segment
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.naming import method_specs
+from uptake.methods.fwl import FWL
 from uptake.text.select import Sift
+from uptake.text.types import Found
 
 SETTINGS = ("trainable=top(layers=1)", "optimizer=sgd(learning_rate=0.05)")
 VARIANTS = {
@@ -110,3 +113,37 @@ def test_sift_reads_what_was_chosen_for_it(tmp_path: Path, monkeypatch: pytest.M
         wanted = method.adapted([state], lm).score([Segment(query.target, query.context)])[0].bits
         (own,) = (row for row in rows if (row.document, row.variant) == (document.id, "sift"))
         assert own.bits == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_layer_is_trained_on_other_packages_and_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, animals = toys.lm(window=512), ("cat", "dog", "fish")
+    for part in ("store", "after", "valid"):
+        texts = [f"{part} the {each} sat on the {each}'s mat to sleep. " * 5 for each in animals]
+        write(tmp_path / f"{part}.jsonl", texts, twin="")
+    small = fresh_layer.PROTOCOL.__class__(prefix=100, suffix=60, search=60)
+    for module in (fresh_layer, recipe):
+        monkeypatch.setattr(module, "PROTOCOL", small)
+    monkeypatch.setattr(uptake, "load", lambda *_: lm)
+    path = tmp_path / "layer.safetensors"
+    told = fresh_layer.learn("toy", tmp_path, 3, 1, 9.0, path)
+    assert [point["step"] for point in told["points"]] == [0, 3] and told["characters"] == 160
+    again = fresh_layer.learn("toy", tmp_path, 3, 1, 9.0, path)
+    assert again["points"][-1]["valid"] == told["points"][-1]["valid"], (
+        "a finished training is not begun anew"
+    )
+    names = ["base", "fwl", "fwl that learns nothing"]
+    with pytest.raises(uptake.UptakeError, match="give --weights"):
+        list(recipe.score("toy", tmp_path, "valid", 2, names))
+    list(recipe.score("toy", tmp_path, "valid", 2, names, weights=path))
+    rows = recipe._journal(tmp_path, "valid", "methods").start(lambda row: recipe.load(recipe.Scored, row))
+    for variant, pace in (("fwl", 1.0), ("fwl that learns nothing", 0.0)):
+        method = FWL(weights=str(path), stretch=32, rate_scale=pace, base_weight=0.5, own_prefix=True)
+        for row in (row for row in rows if row.variant == variant):
+            (document,) = (each for each in uptake.read(tmp_path / "valid.jsonl") if each.id == row.document)
+            prefix, target = document.text[:100], document.text[100:160]
+            evidence = [Evidence(Found((), (), ()), prefix)]
+            (state,) = method.adapt([method.init(lm)], lm, evidence, Context())
+            (wanted,) = method.adapted([state], lm).score([Segment(target, prefix)])
+            assert row.bits == pytest.approx(wanted.bits, abs=1e-6)

@@ -128,6 +128,17 @@ def test_blocks_without_such_a_place_are_refused(name: str) -> None:
         find(made(OTHERS[name]), [0])
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_whose_input_dwarfs_what_it_adds_has_a_place(name: str, dtype: torch.dtype) -> None:
+    # As in trained models: one entry of the stream is thousands of times what a block adds to it.
+    module = toys.module(name, dtype=dtype).eval()
+    usual = find(module, [0, 1])
+    with torch.no_grad():
+        module.get_input_embeddings().weight[:, 0] = 3e4
+    assert find(module, [0, 1]) == usual
+
+
 def test_a_block_there_is_not_is_refused() -> None:
     with pytest.raises(BadInput, match="layer 3: the model has 2 blocks"):
         find(toys.module("llama"), [2])

@@ -30,7 +30,7 @@ def open_weights(module: nn.Module, names: Sequence[str], start: Delta) -> Train
     parameters = {name: nn.Parameter(tensor) for name, tensor in at.items()}
 
     def delta() -> Delta:
-        changed = {name: value_of(parameters[name]) - wide(stand[name]) for name in names}
+        changed = {name: parameters[name].detach() - wide(stand[name]) for name in names}
         return rest + Delta.dense(start.base, changed)
 
     return TrainableCopy(skeleton(under, parameters), parameters, delta)
@@ -74,7 +74,7 @@ def open_parts(
             name: begun[name].holding({key: value_of(leaf) for key, leaf in leaves.items()})
             for name, leaves in found.items()
         }
-        changed = {name: value_of(site.parameter(name)) - wide(value) for name, value in stand.items()}
+        changed = {name: site.parameter(name).detach() - wide(value) for name, value in stand.items()}
         return Delta(start.base, {**rest.parts, **now, **Delta.dense(start.base, changed).parts})
 
     return TrainableCopy(site.module, parameters, delta)

@@ -1,0 +1,98 @@
+"""Trains a fast weight layer beside a real model, on source files of other packages than are tested.
+
+    python recipes/fresh.py build
+    python recipes/fresh_layer.py --model SMOLLM2 --documents 60
+
+It learns from the newer versions of older packages, as long a piece of each as `fresh_methods.py` reads of
+a test file, and takes the network that is best on validation files. What it cost and the losses along the
+way are written down; an interrupted training goes on.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from fresh_common import PROTOCOL, drawn
+from fwl_mixture import LEARNT, cut
+
+import uptake
+from uptake.adaptation.optimizers import AdamW
+from uptake.errors import UptakeError
+from uptake.methods.contract.learned import TrainingData
+from uptake.train import Point, Training, train
+
+RATE = 2e-3  # as recipes/fwl.py trains a layer from nothing
+
+
+def learn(model: str, data: Path, documents: int, valid: int, minutes: float, out: Path) -> dict[str, Any]:
+    """Train a layer, write it to `out`, and return its losses along the way and what they cost.
+
+    It stops at a checkpoint once it has taken so many CPU minutes.
+    """
+    lm, length = uptake.load(model), PROTOCOL.prefix + PROTOCOL.suffix
+    before = time.process_time()
+    told: dict[str, Any] = {
+        "model": Path(model).name,
+        "documents": documents,
+        "characters": length,
+        "points": [],
+    }
+
+    def episodes(part: str, count: int) -> Any:
+        return LEARNT.episodes(lm, TrainingData(tuple(cut(drawn(data, part), length, count))))
+
+    def spent() -> float:
+        return time.process_time() - before
+
+    def note(point: Point) -> None:
+        told["points"].append(
+            {"step": point.step, "loss": point.loss, "valid": point.valid, "seconds": spent()}
+        )
+        valid = f"{point.valid} on validation, {spent():.0f} s"
+        print(f"step {point.step} of {point.total}: {point.loss:.4f}, {valid}", flush=True)
+
+    network, _ = train(
+        LEARNT,
+        lm,
+        episodes("after", documents),
+        Training(AdamW(RATE, weight_decay=0.0), save_every=10, warm_up_and_decay=True),
+        out.with_suffix(".training"),
+        note,
+        episodes("valid", valid),
+        enough=lambda: spent() > 60 * minutes,
+    )
+    LEARNT.save(network, lm, out)
+    told["cpu_seconds"] = spent()
+    return told
+
+
+def main() -> int:
+    """Train as the command says; return the status to exit with."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", type=Path, default=Path("build/fresh"))
+    parser.add_argument("--documents", type=int, default=60, help="to learn from")
+    parser.add_argument("--valid", type=int, default=4, help="validation documents")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of CPU time, at most")
+    parser.add_argument("--out", type=Path, default=Path("build/fresh/fwl.safetensors"))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        told = learn(given.model, given.data, given.documents, given.valid, given.minutes, given.out)
+    except UptakeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if given.json:
+        given.json.write_text(json.dumps(told, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
