@@ -1,5 +1,6 @@
 """The server as it really runs: two processes, which are killed, drained and asked by the harness."""
 
+import contextlib
 import json
 import os
 import random
@@ -170,6 +171,87 @@ def test_what_is_deleted_while_it_is_read_is_gone_at_once_and_holds_nothing_up(t
     (found,) = client.vector_stores.search(store, query="pump").data
     assert found.file_id == files[1]
     server.close()
+
+
+def below(server: Process) -> dict[str, int]:
+    """The processes that the engine has started, by the last part of their module's name."""
+    (engine,) = server.children()
+    found = {}
+    for task in Path(f"/proc/{engine}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            found[words[2].decode().rpartition(".")[2]] = int(child)
+    return found
+
+
+LONG = 5_000  # passages, which come in batches of two thousand
+
+
+@pytest.mark.parametrize("killed", ["engine", "intake_process", "encoder_process"])
+def test_a_file_that_is_killed_on_its_way_in_is_there_whole_or_not_at_all(
+    tmp_path: Path, killed: str
+) -> None:
+    words = ["--data", tmp_path / "data"]
+    if killed == "encoder_process":
+        words += ["--embedder", f"lm:{server_world.saved_model(tmp_path / 'toy')}"]
+    server = Process(tmp_path, *words)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
+    store = client.vector_stores.create(name="notes").id
+    lines = [json.dumps({"id": str(number), "text": f"the canary of {number}"}) for number in range(LONG)]
+    texts = {"first.txt": "the pump", "long.jsonl": "\n".join(lines), "last.txt": "its red lever"}
+    sizes = {"first.txt": 1, "long.jsonl": LONG, "last.txt": 1}
+    files = {
+        name: client.files.create(file=(name, text.encode()), purpose="assistants").id
+        for name, text in texts.items()
+    }
+    at = tmp_path / "data" / "ten_local" / "stores" / store
+
+    def stored() -> int:
+        count = Datastore.open(at, search_by="lexical" if killed == "encoder_process" else None).count
+        assert count in {0, 1, 2, LONG, LONG + 1, LONG + 2}  # no file in part
+        return count
+
+    def status(name: str) -> str:
+        for _ in range(6000):
+            with contextlib.suppress(openai.APIError):  # while an engine starts
+                told = client.vector_stores.files.retrieve(files[name], vector_store_id=store).status
+                if told != "in_progress":
+                    return told
+            stored()
+            time.sleep(0.05)
+        raise AssertionError(f"{name} is on its way for ever")
+
+    def taken_in(name: str) -> str:
+        client.vector_stores.files.create(store, file_id=files[name])
+        return status(name)
+
+    assert taken_in("first.txt") == "completed" and stored() == 1
+    drawn = random.Random(0)
+    for restarts in range(1, KILLS + 1):
+        client.vector_stores.files.create(store, file_id=files["long.jsonl"])
+        while "intake_process" not in below(server):
+            time.sleep(0.01)
+        until = time.monotonic() + drawn.random() * (2 if killed == "encoder_process" else 1)
+        while time.monotonic() < until:
+            stored()
+        os.kill(below(server)[killed] if killed != "engine" else server.children()[0], signal.SIGKILL)
+        if killed == "engine":
+            server.again(restarts)
+        told = status("long.jsonl")
+        # It goes on, or it is told as failed and nothing of it is left; unless it was in before the kill.
+        assert stored() == (LONG + 1 if told == "completed" else 1)
+        assert told == "completed" or killed != "engine"
+        found = client.vector_stores.search(store, query="canary", max_num_results=50).data
+        assert any(each.file_id == files["long.jsonl"] for each in found) == (told == "completed")
+        # What was acknowledged stands.
+        (best,) = client.vector_stores.search(store, query="pump", max_num_results=1).data
+        assert best.file_id == files["first.txt"]
+        client.vector_stores.files.delete(files["long.jsonl"], vector_store_id=store)
+        assert stored() == 1
+    assert taken_in("long.jsonl") == taken_in("last.txt") == "completed"
+    assert stored() == LONG + 2
+    server.close()
+    assert Datastore.open(at, search_by="lexical" if killed == "encoder_process" else None).verify() == []
 
 
 def test_a_server_that_goes_down_lets_what_runs_finish(server: Process) -> None:

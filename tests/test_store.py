@@ -18,6 +18,7 @@ from stubs import StubEncoder
 from uptake.errors import BadInput, Busy, Damaged, Mismatch, UptakeError
 from uptake.store import Datastore, QueryText
 from uptake.store.passages import table as table_module
+from uptake.store.passages import writing
 from uptake.store.remote.lease import FileLease
 from uptake.text.overlap import LeakFilter, Overlap
 from uptake.text.types import Chunking, Document
@@ -356,6 +357,51 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path, monkeypatch):
             store.add([document("b")])
     assert store.count == count and Datastore.open(tmp_path / "s", encoder=StubEncoder()).verify() == []
     assert store.add([document("b")]).passages > 0 and store.verify() == []
+
+
+@pytest.mark.parametrize("retriever", ["dense", "hybrid"])
+def test_what_is_added_whole_is_seen_whole_or_not_at_all(tmp_path, monkeypatch, retriever):
+    monkeypatch.setattr(writing, "_BATCH", 2)
+    store, other = (make(tmp_path / name, retriever=retriever) for name in "ab")
+    before, after = (
+        [document("a", 1), document("b", 2)],
+        [document("a", 3), document("c", 4), document("d", 5)],
+    )
+    store.add(before), other.add(before)
+    held, seen = stored(store), []
+
+    def come():
+        for each in after:
+            yield each
+            seen.append(stored(Datastore.open(store.path, encoder=StubEncoder())))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.add(come(), whole=True)
+    assert seen == [held] * 3 and stored(store) == held and not store.unfinished
+    store.add(after, whole=True), other.add(after)
+    assert stored(store) == stored(other) != held and store.verify() == []
+    reopened = Datastore.open(store.path, encoder=StubEncoder())
+    (found,), (wanted,) = reopened.search(["a b c"], 10), other.search(["a b c"], 10)
+    assert sorted(found.ids.tolist()) == sorted(wanted.ids.tolist())
+
+
+def test_a_purge_takes_what_was_written_down_and_never_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "_BATCH", 1)
+    store = make(tmp_path / "s")
+    store.add([document("a", 1)])
+
+    def come():
+        yield Document("b", "zyxwvut canary " * 3)
+        yield document("c", 2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.add(come(), whole=True)
+    files = lambda: b"".join(path.read_bytes() for path in store.path.rglob("*") if path.is_file())  # noqa: E731
+    assert b"zyxwvut" in files()
+    store.remove(["b"], purge=True)
+    assert b"zyxwvut" not in files() and store.count and store.verify() == []
 
 
 def test_purged_text_is_nowhere_in_the_bytes(tmp_path, monkeypatch):

@@ -155,15 +155,21 @@ class Datastore(OpenStore):
         return other
 
     def add(
-        self, documents: Iterable[Document], *, progress: Progress | None = None, label: str = ""
+        self,
+        documents: Iterable[Document],
+        *,
+        progress: Progress | None = None,
+        label: str = "",
+        whole: bool = False,
     ) -> Added:
         """Cut, embed and store documents; what is stored already is neither embedded nor stored again.
 
         A document whose id is known but whose text has changed is replaced: its old passages go
         once its new ones are in. Passages are stored in batches, each whole or not at all, so an
         interrupted call is finished by calling again; until then `unfinished` has its `label`.
-        `progress(done, known)` counts passages; for a list of documents `known` is the whole from the
-        start. Lone surrogates become U+FFFD.
+        With `whole` all of them come in one commit: no reader sees a part of them, and of an interrupted
+        call nothing is there. `progress(done, known)` counts passages; for a list of documents `known` is
+        the whole from the start. Lone surrogates become U+FFFD.
 
         Raises Busy where another process writes, BadInput, UptakeError where the disk is full.
         """
@@ -171,7 +177,7 @@ class Datastore(OpenStore):
             _ = self._encoding.encoder  # loaded, or found missing, before the lease is taken
         with self._writing() as writing:
             writing.adding = Adding(self.path, label)
-            return writing.add(documents, self._embed, self.view.chunking, progress)
+            return writing.add(documents, self._embed, self.view.chunking, progress, whole)
 
     def build(
         self,

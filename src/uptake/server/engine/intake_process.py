@@ -3,7 +3,7 @@
     python -m uptake.server.engine.intake_process SOCKET LOCK [ENCODER]
 
 It gives way to the engine where processors are few, holds the lock of the folder for as long as it lives,
-and ends with the engine. Killed at any moment it leaves a store with every batch whole or not there at all.
+and ends with the engine. Killed at any moment it leaves a store with every file whole or not there at all.
 """
 
 import os
@@ -73,7 +73,7 @@ def _take_in(
     link.send({"documents": len(documents)})
     if asked.get() is None:
         return
-    store.add(documents)
+    store.add(documents, whole=True)
 
 
 def documents_in(path: Path, file: str, filename: str, uploads: Path) -> list[Document]:

@@ -53,14 +53,15 @@ class StoreWriter:
         embed: Embed,
         chunking: Chunking,
         progress: Callable[[int, int], None] | None,
+        whole: bool = False,
     ) -> Added:
         """See Datastore.add; `embed` gives None where passages get no vectors."""
-        adding = _Adding(self, embed, progress or (lambda done, known: None))
+        adding = _Adding(self, embed, progress or (lambda done, known: None), whole)
         if progress and isinstance(documents, Sequence):
             adding.known = sum(1 for document in documents for _ in chunking.split(document.text))
         for document in documents:
             adding.put(storable_document(document), chunking)
-        adding.flush()
+        adding.flush(last=True)
         return Added(adding.documents, adding.stored, adding.already)
 
     def remove(self, document_keys: Sequence[int], passages: Sequence[int], purge: bool) -> int:
@@ -102,7 +103,9 @@ class StoreWriter:
 class _Adding:
     """The passages waiting for the next commit, and the counts of one `add`."""
 
-    def __init__(self, writing: StoreWriter, embed: Embed, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, writing: StoreWriter, embed: Embed, progress: Callable[[int, int], None], whole: bool
+    ) -> None:
         self.documents = self.stored = self.already = self.known = 0
         self._writing = writing
         self._embed = embed
@@ -110,6 +113,7 @@ class _Adding:
         self._waiting: dict[int, Passage] = {}
         self._characters = 0
         self._stale: set[int] = set()
+        self._drafts: list[str] | None = [] if whole else None
         self._here = DocumentPassages(writing.table)
 
     def put(self, document: Document, chunking: Chunking) -> None:
@@ -135,20 +139,28 @@ class _Adding:
         self._here.changed[key] = now
         self.documents += 1
 
-    def flush(self) -> None:
-        """Store what waits, then drop what it replaces."""
+    def flush(self, last: bool = False) -> None:
+        """Store what waits, then drop what it replaces; what is to be stored whole, once the last has come."""
         if self._waiting:
             waiting = list(self._waiting.values())
             vectors = embedded([passage.text for passage in waiting], self._embed, self._report)
             self._writing.check()
-            self._writing.adding.begin()
-            self._writing.commit(self._writing.table.append(waiting, vectors))
+            if self._drafts is None:
+                self._writing.adding.begin()
+                self._writing.commit(self._writing.table.append(waiting, vectors))
+            else:
+                self._drafts += self._writing.table.draft(waiting, vectors)
             self.stored += len(waiting)
-        if self._stale:
+        self._waiting, self._characters = {}, 0
+        if last and self._drafts:
+            self._writing.check()
+            self._writing.adding.begin()
+            self._writing.commit(self._writing.table.commit(self._drafts))
+        if self._stale and (last or self._drafts is None):
             self._writing.check()
             self._writing.adding.begin()
             self._writing.commit(self._writing.table.delete(sorted(self._stale)))
-        self._waiting, self._stale, self._characters = {}, set(), 0
+            self._stale = set()
         self._report(0)
 
     def _report(self, embedded: int) -> None:
