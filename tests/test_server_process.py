@@ -199,7 +199,6 @@ def test_a_file_that_is_killed_on_its_way_in_is_there_whole_or_not_at_all(
     store = client.vector_stores.create(name="notes").id
     lines = [json.dumps({"id": str(number), "text": f"the canary of {number}"}) for number in range(LONG)]
     texts = {"first.txt": "the pump", "long.jsonl": "\n".join(lines), "last.txt": "its red lever"}
-    sizes = {"first.txt": 1, "long.jsonl": LONG, "last.txt": 1}
     files = {
         name: client.files.create(file=(name, text.encode()), purpose="assistants").id
         for name, text in texts.items()

@@ -140,7 +140,7 @@ class _Adding:
         self.documents += 1
 
     def flush(self, last: bool = False) -> None:
-        """Store what waits, then drop what it replaces; what is to be stored whole, once the last has come."""
+        """Store what waits, then drop what it replaces; all that is stored whole, once the last has come."""
         if self._waiting:
             waiting = list(self._waiting.values())
             vectors = embedded([passage.text for passage in waiting], self._embed, self._report)
