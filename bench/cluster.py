@@ -3,8 +3,10 @@
 The vectors are made up (clusters in 48 of 384 dimensions) and stored in a real Datastore whose encoder
 only looks them up. For each number of shards one process, bare FAISS and a cluster on this machine
 answer the same queries in turns. The fan-out's own cost is a search's time less the slowest shard's;
-it is held against a call of the same actors that does nothing, and against one that does nothing but
-carry the same bytes there and back, along with the call or, to compare, through Ray's object store.
+it is held against a call of the same actors that does nothing, against one that does nothing but
+carry the same bytes there and back, along with the call or, to compare, through Ray's object store,
+and against one that carries them and searches in between, and neither counts nor merges anything: what
+that takes beside the slowest search is Ray's and the machine's, and the least that a fan-out can cost.
 Bytes are those of the machine's loopback interface while queries are asked, less what passes there
 meanwhile without; run it where nobody else uses that interface:
 
@@ -18,6 +20,7 @@ where OUT has it.
 import argparse
 import json
 import os
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -61,10 +64,18 @@ class LookUp:
 
 
 class Measured(Shard):
-    """A shard that also takes calls in which it does nothing."""
+    """A shard that also takes calls in which it does nothing, or nothing but search."""
 
     def carry(self, answer: int, *sent: bytes) -> bytes:
         return bytes(answer)
+
+    def work(self, answer: int, version: int, *sent: bytes) -> bytes:
+        """Search, and return how many seconds that took, in as many bytes as an answer has."""
+        index, _ = self._open[version]
+        queries = from_pieces(sent, DIMENSIONS)
+        start = time.perf_counter()
+        index.search(queries, K)
+        return struct.pack("<d", time.perf_counter() - start) + bytes(answer - 8)
 
 
 def vectors(count: int, seed: int) -> Floats:
@@ -104,6 +115,7 @@ class OnShards(Side):
         self.empty: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.carrying: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.by_store: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+        self.working: dict[int, list[float]] = {batch: [] for batch in BATCHES}
 
     def turn(self, batch: int, queries: Floats) -> None:
         back = self._back(batch)
@@ -113,11 +125,12 @@ class OnShards(Side):
                 lambda: self.empty[batch].append(timed(self._carry, 0)[0]),
                 lambda: self.carrying[batch].append(timed(self._carry, back, *to_pieces(asked))[0]),  # noqa: B023
                 lambda: self.by_store[batch].append(timed(self._carry_by_store, back, asked)[0]),  # noqa: B023
+                lambda: self.working[batch].append(self._work(back, asked)),  # noqa: B023
                 lambda: self._timed_search(batch, asked),  # noqa: B023
             ]
             self._turns += 1
-            for place in range(4):  # none of them always comes first, when caches are cold
-                calls[(place + self._turns) % 4]()
+            for place in range(len(calls)):  # none of them always comes first, when caches are cold
+                calls[(place + self._turns) % len(calls)]()
 
     def _timed_search(self, batch: int, asked: Floats) -> None:
         spent, seconds = timed(self.call, asked)
@@ -146,6 +159,14 @@ class OnShards(Side):
 
     def _carry_by_store(self, answer: int, queries: Floats) -> None:
         self._carry(answer, ray.put(queries.tobytes()))
+
+    def _work(self, answer: int, queries: Floats) -> float:
+        """Return what a call takes beside the slowest search, in milliseconds."""
+        version, pieces = self.index._version, to_pieces(queries)
+        spent, told = timed(
+            lambda: ray.get([actor.work.remote(answer, version, *pieces) for actor in self.actors])
+        )
+        return spent - 1e3 * float(max(struct.unpack_from("<d", each)[0] for each in told))
 
     def _search(self, queries: Floats) -> list[float]:
         seconds: list[float] = []
@@ -236,9 +257,10 @@ def measured(
         for name, side in sides.items()
     }
     kinds = {"fan_out": far.own, "empty_call": far.empty, "carrying_call": far.carrying}
+    kinds["working_call"] = far.working
     for name, by_batch in (kinds | {"carrying_call_through_the_object_store": far.by_store}).items():
         told[f"{name}_ms"] = {str(batch): quantiles(values) for batch, values in by_batch.items()}
-    for name, by_batch in (("empty", far.empty), ("carrying", far.carrying)):
+    for name, by_batch in (("empty", far.empty), ("carrying", far.carrying), ("working", far.working)):
         told[f"fan_out_to_{name}"] = {
             str(batch): float(np.median(far.own[batch]) / np.median(by_batch[batch])) for batch in BATCHES
         }
@@ -262,7 +284,8 @@ def show(shards: str, told: dict[str, Any]) -> None:
         print(
             f"{shards} shards, batch {batch}: fan-out {told['fan_out_ms'][batch]['p50']:.2f} ms, "
             f"{told['fan_out_to_empty'][batch]:.2f} times an empty call, "
-            f"{told['fan_out_to_carrying'][batch]:.2f} times one with the same bytes; "
+            f"{told['fan_out_to_carrying'][batch]:.2f} times one with the same bytes, "
+            f"{told['fan_out_to_working'][batch]:.2f} times one that searches too; "
             f"{told['bytes_a_query'][batch]:,.0f} bytes a query, "
             f"{told['counted_bytes_a_query'][batch]:,.0f} counted"
         )

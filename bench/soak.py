@@ -7,15 +7,17 @@ for a word that one document has, texts byte for byte, and no passage of the eva
 that lies between two notes, half way through a change, must hold what both hold and nothing that
 neither does. An error counts as one unless it says that the version was purged, and a purge has
 begun since the version was opened or at most ten seconds before. Each process
-notes its own memory and its open files. The last line says what is wrong; nothing is the aim.
+notes its own memory and its open files. With --pause everybody rests so many seconds after each change and
+each opening, on a machine that others use as well. The last line says what is wrong; nothing is the aim.
 
-    OMP_NUM_THREADS=1 python bench/soak.py --minutes 12 --out bench/soak.json
+    OMP_NUM_THREADS=1 python bench/soak.py --minutes 10 --pause 3 --out bench/soak.json
 """
 
 import argparse
 import gc
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -122,7 +124,8 @@ class Notes:
 class Process:
     """What one process has counted and measured; `wrong` are its findings."""
 
-    def __init__(self, folder: Path, role: str, number: int) -> None:
+    def __init__(self, folder: Path, role: str, number: int, pause: float = 0.0) -> None:
+        self.pause = pause
         self.store, self.notes = folder / "store", Notes(folder / "notes")
         self._out = folder / f"{role}-{number}.json"
         self.told: dict[str, Any] = {"role": role, "counts": {}, "samples": [], "wrong": []}
@@ -181,6 +184,7 @@ def write(process: Process, until: float) -> None:
         if change % PURGE == 0:
             used = [file.stat().st_size for file in process.store.rglob("*") if file.is_file()]
             process.sample(bytes=sum(used), on_disk=len(used), documents=len(held))
+        time.sleep(process.pause)
     process.check(store.verify() == [], "the store does not verify at the end")
     process.check(set(store._table.ids.tolist()) == set(every(held)), "the store does not hold what it must")
     process.sample(documents=len(held))
@@ -248,13 +252,14 @@ def read(process: Process, until: float, ask: Callable[[Process, Datastore, Held
             process.check(purged, f"{type(error).__name__}: {error}")
             process.count("outlived by a purge" if purged else "errors")
         process.sample()
+        time.sleep(process.pause)
 
 
-def run(minutes: float, folder: Path) -> dict[str, Any]:
+def run(minutes: float, pause: float, folder: Path) -> dict[str, Any]:
     """Start everybody, wait for the end, and put together what they have found."""
     os.environ["UPTAKE_CACHE"] = str(folder / "cache")
     roles = [("writer", 0), *(("reader", number) for number in range(READERS)), ("evaluator", 0)]
-    command = [sys.executable, __file__, "--folder", str(folder), "--role"]
+    command = [sys.executable, __file__, "--folder", str(folder), "--pause", str(pause), "--role"]
     processes = [subprocess.Popen([*command, role, "--number", str(number)]) for role, number in roles]
     while len(list(folder.glob("*.json"))) < len(roles):  # all have started
         time.sleep(0.1)
@@ -267,8 +272,10 @@ def run(minutes: float, folder: Path) -> dict[str, Any]:
         time.sleep(min(60.0, max(until - time.time(), 0)))
         print(f"{(until - time.time()) / 60:.0f} minutes to go", flush=True)
     codes = [process.wait(timeout=300) for process in processes]
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     told = [json.loads((folder / f"{role}-{number}.json").read_text()) for role, number in roles]
-    result: dict[str, Any] = {"minutes": minutes, "load": os.getloadavg()[0], "wrong": []}
+    result: dict[str, Any] = {"minutes": minutes, "pause": pause, "load": os.getloadavg()[0]}
+    result |= {"cpu_seconds": round(spent.ru_utime + spent.ru_stime, 1), "wrong": []}
     for code, (role, number), each in zip(codes, roles, told, strict=True):
         samples, title = each["samples"], f"{role} {number}" if role == "reader" else role
         quarter = max(1, len(samples) // 4)
@@ -289,12 +296,13 @@ def run(minutes: float, folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds, after each change and each opening")
     parser.add_argument("--out", type=Path)
     for hidden, kind in (("--folder", Path), ("--role", str), ("--number", int)):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.role:
-        mine = Process(given.folder, given.role, given.number)
+        mine = Process(given.folder, given.role, given.number, given.pause)
         mine.sample()
         while not (given.folder / "until").exists():
             time.sleep(0.05)
@@ -306,7 +314,7 @@ if __name__ == "__main__":
         mine.sample(over=1)
     else:
         with tempfile.TemporaryDirectory() as made:
-            figures = run(given.minutes, Path(made))
+            figures = run(given.minutes, given.pause, Path(made))
         print(json.dumps(figures, indent=1))
         if given.out:
             given.out.write_text(json.dumps(figures, indent=1) + "\n")

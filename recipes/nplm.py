@@ -40,6 +40,10 @@ SIZES = {
         "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 512,
         "bottleneck": 256,
     },
+    "tiny": {  # what a busy core trains in minutes
+        "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 256,
+        "bottleneck": 128,
+    },
     "toy": {
         "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64,
         "bottleneck": 32,
