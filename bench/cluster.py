@@ -36,7 +36,7 @@ from uptake.store.cluster import Cluster, replicas
 from uptake.store.cluster.connect import connect
 from uptake.store.cluster.index import ClusterIndex
 from uptake.store.cluster.shard import Shard
-from uptake.store.cluster.wire import from_bytes, to_pieces
+from uptake.store.cluster.wire import from_bytes, from_pieces, to_pieces
 from uptake.store.datastore import Datastore
 from uptake.store.passages import index as index_module
 from uptake.store.passages.index import IndexKind, VectorIndex
@@ -162,10 +162,13 @@ class OnShards(Side):
 
     def _work(self, answer: int, queries: Floats) -> float:
         """Return what a call takes beside the slowest search, in milliseconds."""
-        version, pieces = self.index._version, to_pieces(queries)
-        spent, told = timed(
-            lambda: ray.get([actor.work.remote(answer, version, *pieces) for actor in self.actors])
-        )
+        version = self.index._version
+
+        def work() -> list[bytes]:
+            sent = self.index._sent(queries)
+            return list(ray.get([actor.work.remote(answer, version, *sent) for actor in self.actors]))
+
+        spent, told = timed(work)
         return spent - 1e3 * float(max(struct.unpack_from("<d", each)[0] for each in told))
 
     def _search(self, queries: Floats) -> list[float]:
@@ -295,6 +298,8 @@ def show(shards: str, told: dict[str, Any]) -> None:
 
 def run(arguments: argparse.Namespace, folder: Path) -> None:
     os.environ["UPTAKE_CACHE"] = str(folder / "cache")
+    for batch in set(BATCHES).difference(arguments.batches):
+        del BATCHES[batch]
     told = {"rows": arguments.rows, "index": arguments.index, "dimensions": DIMENSIONS, "k": K, "shards": {}}
     if arguments.out and arguments.out.exists():
         told = json.loads(arguments.out.read_text())
@@ -321,6 +326,9 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--index", choices=("flat", "ivf"), default="ivf")
     parser.add_argument("--shards", type=int, nargs="*", default=[1, 4, 8])
+    parser.add_argument(
+        "--batches", type=int, nargs="*", choices=BATCHES, default=list(BATCHES), help="queries at once"
+    )
     parser.add_argument(
         "--store", type=Path, help="a folder that keeps the store and its indexes; else a temporary one"
     )

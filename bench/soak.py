@@ -296,7 +296,9 @@ def run(minutes: float, pause: float, folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds, after each change and each opening")
+    parser.add_argument(
+        "--pause", type=float, default=0.0, help="seconds, after each change and each opening"
+    )
     parser.add_argument("--out", type=Path)
     for hidden, kind in (("--folder", Path), ("--role", str), ("--number", int)):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)

@@ -180,7 +180,7 @@ def train(arguments: Any) -> None:
         pupils.append(Pupil(name, network, arguments.rate, arguments.warm_up))
     done = resume(pupils, arguments.work)
     following = batches(len(texts.starts), arguments.batch, 0, done)
-    numbers = held.some(2 * arguments.batch)
+    numbers = held.some(arguments.valid)
     sizes = sum(held.bytes(number) for number in numbers)
     print(f"  {len(texts.text.tokens):,} tokens, {[pupil.parameters for pupil in pupils]}", flush=True)
     while done < arguments.steps and not clock.over:
@@ -217,7 +217,7 @@ def compare(arguments: Any) -> None:
     store = store_of(arguments.data, arguments.work / "fresh.store")
     documents = drawn(arguments.data, "test")[: arguments.documents]
     told: dict[str, Any] = {"documents": len(documents), "networks": {}}
-    table = Table("network", "method", "bits a byte", "gain, %", "s a document", box=None)
+    table = Table("network", "method", "bits a byte", "gain, %", box=None)
     for name in NAMES:
         if not (arguments.work / name / "config.json").is_file():
             continue
@@ -229,7 +229,10 @@ def compare(arguments: Any) -> None:
         told["networks"][name] = found = uptake.summary(results)["methods"]
         write(arguments.out, told)
         for method, figures in found.items():
-            table.add_row(name, method, *(str(figures.get(each)) for each in ("bits_per_byte", "gain")), "")
+            ends = ", ".join(f"{100 * end:.1f}" for end in figures["gain_ci"] or ())
+            table.add_row(
+                name, method, f"{figures['bits_per_byte']:.3f}", f"{100 * figures['gain']:.1f} [{ends}]"
+            )
     Console(width=110).print(table)
 
 
@@ -259,6 +262,7 @@ def main(given: Sequence[str] | None = None) -> None:
     part.add_argument("--rate", type=float, default=1e-3, help="learning rate, which warms up and falls")
     part.add_argument("--warm-up", type=int, default=200, help="steps")
     part.add_argument("--test", type=int, default=512, help="test windows")
+    part.add_argument("--valid", type=int, default=64, help="validation windows")
     part.add_argument("--characters", type=float, default=math.inf, help="of training text")
     arguments = parser.parse_args(given)
     arguments.run(arguments)

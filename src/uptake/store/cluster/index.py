@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from uptake.store.cluster.replicas import ShardRequest
 
 # Bytes of queries, counted once a shard, that go along with the calls. More are put down once, and
-# fetched by each machine once: from about here on that is quicker (bench/cluster.py measures both).
-_INLINE = 1_500_000
+# fetched by each machine once: at twice as many both take as long (bench/cluster.py measures both), and
+# to fetch them a shard has to wait for others that search on the same cores.
+_INLINE = 2_000_000
 
 
 class ClusterIndex:
