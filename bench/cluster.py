@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from uptake.store.cluster import Cluster, replicas
 from uptake.store.cluster.connect import connect
-from uptake.store.cluster.index import ClusterIndex
+from uptake.store.cluster.index import ClusterIndex, merge
 from uptake.store.cluster.shard import Shard
 from uptake.store.cluster.wire import from_bytes, from_pieces, to_pieces
 from uptake.store.datastore import Datastore
@@ -110,12 +110,17 @@ class OnShards(Side):
         self.index = store._snapshot.index
         self.actors = [shard._actors[0] for shard in self.index._shards]
         self._turns = 0
+        self._found: list[bytes] = []
         self.own: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.each: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.empty: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.carrying: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.by_store: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         self.working: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+        # Milliseconds of the caller's own processor: of a search, of a call that searches, of merging.
+        self.cpu: dict[str, dict[int, list[float]]] = {
+            what: {batch: [] for batch in BATCHES} for what in ("search", "working_call", "merge")
+        }
 
     def turn(self, batch: int, queries: Floats) -> None:
         back = self._back(batch)
@@ -125,7 +130,7 @@ class OnShards(Side):
                 lambda: self.empty[batch].append(timed(self._carry, 0)[0]),
                 lambda: self.carrying[batch].append(timed(self._carry, back, *to_pieces(asked))[0]),  # noqa: B023
                 lambda: self.by_store[batch].append(timed(self._carry_by_store, back, asked)[0]),  # noqa: B023
-                lambda: self.working[batch].append(self._work(back, asked)),  # noqa: B023
+                lambda: self.working[batch].append(self._work(batch, asked)),  # noqa: B023
                 lambda: self._timed_search(batch, asked),  # noqa: B023
             ]
             self._turns += 1
@@ -133,7 +138,13 @@ class OnShards(Side):
                 calls[(place + self._turns) % len(calls)]()
 
     def _timed_search(self, batch: int, asked: Floats) -> None:
+        started = time.process_time()
         spent, seconds = timed(self.call, asked)
+        self.cpu["search"][batch].append(1e3 * (time.process_time() - started))
+        started = time.process_time()
+        answers = [from_bytes(answer) for answer in self._found]
+        merge([answer.ids for answer in answers], [answer.scores for answer in answers], K, 1.0)
+        self.cpu["merge"][batch].append(1e3 * (time.process_time() - started))
         self.told[batch].append(spent)
         self.own[batch].append(spent - 1e3 * max(seconds))
         self.each[batch] += [1e3 * one for one in seconds]
@@ -160,15 +171,17 @@ class OnShards(Side):
     def _carry_by_store(self, answer: int, queries: Floats) -> None:
         self._carry(answer, ray.put(queries.tobytes()))
 
-    def _work(self, answer: int, queries: Floats) -> float:
+    def _work(self, batch: int, queries: Floats) -> float:
         """Return what a call takes beside the slowest search, in milliseconds."""
-        version = self.index._version
+        version, answer = self.index._version, self._back(batch)
 
         def work() -> list[bytes]:
             sent = self.index._sent(queries)
             return list(ray.get([actor.work.remote(answer, version, *sent) for actor in self.actors]))
 
+        started = time.process_time()
         spent, told = timed(work)
+        self.cpu["working_call"][batch].append(1e3 * (time.process_time() - started))
         return spent - 1e3 * float(max(struct.unpack_from("<d", each)[0] for each in told))
 
     def _search(self, queries: Floats) -> list[float]:
@@ -178,6 +191,7 @@ class OnShards(Side):
         def heard(*arguments: Any, **how: Any) -> list[Any]:
             found = answers(*arguments, **how)
             seconds.extend(from_bytes(answer).seconds for answer in found)
+            self._found = found
             return found
 
         self.index._answers = heard  # type: ignore[method-assign]
@@ -267,6 +281,10 @@ def measured(
         told[f"fan_out_to_{name}"] = {
             str(batch): float(np.median(far.own[batch]) / np.median(by_batch[batch])) for batch in BATCHES
         }
+    told["caller_cpu_ms"] = {
+        what: {str(batch): round(float(np.median(values)), 3) for batch, values in by_batch.items()}
+        for what, by_batch in far.cpu.items()
+    }
     told["bytes_a_query"] = {str(batch): far.bytes_a_query(batch, queries) for batch in BATCHES}
     told["counted_bytes_a_query"] = {str(batch): far.counted_bytes_a_query(batch) for batch in BATCHES}
     told["counted_bytes_with_texts_from_every_shard"] = shards * (4 * DIMENSIONS + K * TEXT)
@@ -292,7 +310,7 @@ def show(shards: str, told: dict[str, Any]) -> None:
             f"{told['bytes_a_query'][batch]:,.0f} bytes a query, "
             f"{told['counted_bytes_a_query'][batch]:,.0f} counted"
         )
-    shown = ("recall", "mib_own_a_shard", "mib_mapped_a_shard", "load", "load_at_the_end")
+    shown = ("caller_cpu_ms", "recall", "mib_own_a_shard", "mib_mapped_a_shard", "load", "load_at_the_end")
     print(json.dumps({name: told[name] for name in shown}), flush=True)
 
 

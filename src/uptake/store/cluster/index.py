@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from uptake.store.cluster.replicas import ShardRequest
 
 # Bytes of queries, counted once a shard, that go along with the calls. More are put down once, and
-# fetched by each machine once: at twice as many both take as long (bench/cluster.py measures both), and
-# to fetch them a shard has to wait for others that search on the same cores.
-_INLINE = 2_000_000
+# fetched by each machine once. At 3 MB both take as long on idle cores (bench/cluster.py measures both); on
+# busy ones what is fetched waits for the shards that search already.
+_INLINE = 4_000_000
 
 
 class ClusterIndex:
