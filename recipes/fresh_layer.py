@@ -1,7 +1,8 @@
 """Trains a fast weight layer beside a real model, on source files of other packages than are tested.
 
     python recipes/fresh.py build
-    python recipes/fresh_layer.py --model SMOLLM2 --documents 60
+    python recipes/fresh_layer.py --model SMOLLM2 --documents 40 --valid 3 --json recipes/fresh_layer.json
+    python recipes/fresh_layer.py --model SMOLLM2 --retrofit 15,20,25   # what a step of RETROfit costs
 
 It learns from the newer versions of older packages, as long a piece of each as `fresh_methods.py` reads of
 a test file, and takes the network that is best on validation files. What it cost and the losses along the
@@ -12,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ import uptake
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import UptakeError
 from uptake.methods.contract.learned import TrainingData
+from uptake.methods.retro import Retro, TextEpisode
 from uptake.train import Point, Training, train
 
+TOKENS, CHUNK = 512, 32  # of an episode of RETROfit, and of a chunk: as in recipes/retrofit.py
 RATE = 2e-3  # as recipes/fwl.py trains a layer from nothing
 
 
@@ -50,7 +54,12 @@ def learn(model: str, data: Path, documents: int, valid: int, minutes: float, ou
 
     def note(point: Point) -> None:
         told["points"].append(
-            {"step": point.step, "loss": point.loss, "valid": point.valid, "seconds": spent()}
+            {
+                "step": point.step,
+                "loss": point.loss if point.step else None,
+                "valid": point.valid,
+                "seconds": spent(),
+            }
         )
         valid = f"{point.valid} on validation, {spent():.0f} s"
         print(f"step {point.step} of {point.total}: {point.loss:.4f}, {valid}", flush=True)
@@ -70,6 +79,28 @@ def learn(model: str, data: Path, documents: int, valid: int, minutes: float, ou
     return told
 
 
+def retrofit_step(model: str, layers: str) -> dict[str, float]:
+    """Return the new weights of RETROfit in these layers, and the CPU seconds of a step on 512 tokens.
+
+    A step takes as long whatever the tokens are: they are drawn at random.
+    """
+    lm = uptake.load(model)
+    method = Retro(chunk=CHUNK, windows=1, encoder=1, layers=layers, neighbours=2)
+    network = method.fresh(lm)
+    draw = partial(torch.randint, len(lm.tokenizer), generator=torch.Generator().manual_seed(0))
+    chunks = TOKENS // CHUNK
+    episode = TextEpisode(
+        draw((1, TOKENS + 1)), torch.tensor([TOKENS + 1]), draw((1, chunks, method.neighbours, 2 * CHUNK))
+    )
+    seconds = []
+    for _ in range(2):
+        started = time.process_time()
+        method.loss(network, lm, episode).backward()
+        seconds.append(time.process_time() - started)
+    weights = sum(each.numel() for each in network.parameters() if each.requires_grad)
+    return {"weights": weights, "tokens": TOKENS, "cpu_seconds": min(seconds)}
+
+
 def main() -> int:
     """Train as the command says; return the status to exit with."""
     parser = argparse.ArgumentParser(
@@ -81,10 +112,14 @@ def main() -> int:
     parser.add_argument("--valid", type=int, default=4, help="validation documents")
     parser.add_argument("--minutes", type=float, default=10.0, help="of CPU time, at most")
     parser.add_argument("--out", type=Path, default=Path("build/fresh/fwl.safetensors"))
+    parser.add_argument("--retrofit", metavar="LAYERS", help="measure a step of RETROfit in these, no more")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     try:
+        if given.retrofit:
+            print(json.dumps(retrofit_step(given.model, given.retrofit)))
+            return 0
         told = learn(given.model, given.data, given.documents, given.valid, given.minutes, given.out)
     except UptakeError as error:
         print(error, file=sys.stderr)

@@ -147,3 +147,12 @@ def test_a_layer_is_trained_on_other_packages_and_reads(
             (state,) = method.adapt([method.init(lm)], lm, evidence, Context())
             (wanted,) = method.adapted([state], lm).score([Segment(target, prefix)])
             assert row.bits == pytest.approx(wanted.bits, abs=1e-6)
+
+
+def test_a_step_of_retrofit_trains_the_new_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = toys.lm(window=64)
+    monkeypatch.setattr(uptake, "load", lambda *_: lm)
+    monkeypatch.setattr(fresh_layer, "TOKENS", 64)
+    one, both = (fresh_layer.retrofit_step("toy", layers) for layers in ("1", "1,2"))
+    assert 0 < one["weights"] < both["weights"] and one["tokens"] == 64 and one["cpu_seconds"] > 0
+    assert not any(each.grad is not None for each in lm.module.parameters())
