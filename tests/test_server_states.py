@@ -16,7 +16,10 @@ import torch
 import server_world
 from server_world import LORA, TEXTS, Running
 from test_hand_over import StandIn
+from uptake import export, sealed
+from uptake.hand_over import Target, adapter_name
 from uptake.server.config import Config
+from uptake.server.engine import handing_over
 from uptake.server.keys import Keys, Limits
 
 PROMPT = "the cat sat on"
@@ -375,6 +378,35 @@ def test_a_state_is_handed_over_and_unloaded_with_what_it_read(stand_in: StandIn
         receipt = client.call("DELETE", f"/v1/files/{file}")["uptake"]
         assert receipt["forgotten"]["adapters"] == 1 and "left" not in receipt and not stand_in.held
         assert not list((tmp_path / "data").glob("*/adapters/*"))
+
+
+@pytest.mark.parametrize("stand_in", ["adapter"], indirect=True)
+def test_handing_over_that_ends_halfway_leaves_no_half_adapter_and_nothing_that_stays(
+    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = f"vllm=http://127.0.0.1:{stand_in.server_address[1]}"
+    data, seen = tmp_path / "data", list[Path]()
+
+    def written(path: Path, raw: bytes) -> None:
+        seen.extend(data.glob("*/adapters/*"))
+        sealed.write_whole(path, raw)
+
+    def ends(to: Target, folder: Path, *rest: Any) -> None:
+        to.load(adapter_name(folder), folder)
+        raise RuntimeError("as if it were killed: nobody tidies up")
+
+    with serving(tmp_path, replace(config(tmp_path), hand_over=(("fast", where),))) as server:
+        client = Client(server, "ada")
+        name, _ = client.keep(**{**OWN, "settings": [LORA[0], "learning_rate=3e-2"]})
+        monkeypatch.setattr(export, "write_whole", written)
+        with monkeypatch.context() as patched:
+            patched.setattr(handing_over, "hand_over", ends)
+            client.call("POST", f"/uptake/states/{name}/hand_over", {"target": "fast"}, 500)
+        # Killed while it was written, no half of it would be taken for the whole.
+        assert not seen and len([*data.glob("*/adapters/*")]) == 1
+        assert stand_in.held and client.call("GET", f"/uptake/states/{name}")["handed_over"] == []
+        receipt = client.call("DELETE", f"/uptake/states/{name}")["uptake"]
+        assert receipt["forgotten"]["adapters"] == 1 and "left" not in receipt and not stand_in.held
 
 
 @pytest.mark.parametrize("stand_in", ["base"], indirect=True)

@@ -105,7 +105,8 @@ class Shelf:
         """Delete a state that was kept."""
         for state in self.records.some("state", tenant, name):
             self.drop(state["key"])
-            for each in state.get("handed", []):
+            handed = state.get("handed", [])
+            for each in [*handed, *(one for one in state.get("handing", []) if one not in handed)]:
                 if self.unload(each["target"], each["name"]):
                     self.counts["adapters"] += 1
                 else:

@@ -1,19 +1,23 @@
 """Kept states handed over to servers elsewhere, those alone that whoever runs this one has named."""
 
+import contextlib
 import shutil
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from uptake.cache import sync
 from uptake.errors import BadInput, Mismatch
-from uptake.hand_over import hand_over, target
+from uptake.hand_over import adapter_name, hand_over, target
 from uptake.lm.causal import Causal
 from uptake.server.engine.files import Act
 from uptake.server.engine.forgetting import Shelf
 from uptake.server.engine.keeping import KeptStates
+from uptake.server.engine.states import Adapted
 from uptake.server.errors import ApiError, bad
-from uptake.server.records import Thing
+from uptake.server.records import Thing, minted
 
 
 class HandingOver:
@@ -51,28 +55,37 @@ class HandingOver:
             known = ", ".join(sorted(self._targets)) or "none: whoever runs this server names them"
             raise bad(f"target {asked['target'][:60]!r}: there are {known}", "target")
         folder = self._shelf.at.of(tenant, "adapters") / name
-        if not folder.exists():
-            try:
-                found = self._states.exported(tenant, name, folder)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-        else:
-            found = self._states.load(tenant, name)
+        found = self._states.load(tenant, name) if folder.exists() else self._exported(tenant, name, folder)
         adapted = found.method.adapted([found.state], self._lm)
         texts = [passage.text for passage in found.state.passages]
+        here = {"target": asked["target"], "name": adapter_name(folder)}
+        records = self._shelf.records
+        # Kept before it is loaded there: killed meanwhile, it is unloaded with the state all the same.
+        records.change("state", tenant, name, handing=[here])
         try:
             handed = hand_over(to, folder, adapted, self._lm, texts)
         except (BadInput, Mismatch) as error:
+            with contextlib.suppress(ApiError):  # the state was deleted meanwhile
+                records.change("state", tenant, name, handing=[])
             # No address and no path of the server's is the client's.
             told = str(error).replace(to.url, asked["target"]).replace(str(folder), "the adapter")
             raise ApiError(502, told, "hand_over_failed", "target", retry=False) from None
-        here = {"target": asked["target"], "name": handed.name}
         try:
             others = [each for each in state.get("handed", []) if each != here]
-            self._shelf.records.change("state", tenant, name, handed=[*others, here])
+            records.change("state", tenant, name, handed=[*others, here], handing=[])
         except ApiError:  # the state was deleted meanwhile
             self.unload(asked["target"], handed.name)
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return {**here, "from_adapted": handed.from_adapted, "from_base": handed.from_base}
+
+    def _exported(self, tenant: str, name: str, folder: Path) -> Adapted:
+        """Write a state as an adapter, whole or not at all. Raises BadInput where it is none."""
+        draft = self._shelf.at.of("", "uploads") / minted("upload")  # swept at the next start
+        try:
+            found = self._states.exported(tenant, name, draft)
+            draft.rename(folder)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return found
