@@ -5,7 +5,7 @@ some at random, those of highest loss, what SIFT chooses by the model's mean sta
 most about the candidates or about the query; and 10 of the whole store. Beside them the 20 nearest.
 
     python recipes/choosing.py score --model MODEL --documents 24
-    python recipes/choosing.py score --model MODEL --half 5 --candidates 40 --layers 2   # less work: the figures
+    python recipes/choosing.py score --model MODEL --half 5 --candidates 40 --layers 2   # as in the docs
     python recipes/choosing.py table --json recipes/choosing.json
 """
 
