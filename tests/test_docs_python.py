@@ -1,4 +1,7 @@
-"""The Python of docs/python.md and docs/adapters.md runs as it stands, on the demo's model."""
+"""The Python of the docs runs as it stands, on the demo's model or a smaller one.
+
+Only what needs a cluster, a server, a cloud or another program is left out.
+"""
 
 import json
 import re
@@ -6,6 +9,8 @@ import runpy
 from pathlib import Path
 
 import pytest
+
+import cli_world
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -17,11 +22,14 @@ def blocks(page: str) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf8"), re.S))
 
 
-def run(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Run a program in a folder, with the demo's model in place of GPT-2."""
-    demo = str(ROOT / "examples" / "demo-model")
+def run(
+    folder: Path, code: str, monkeypatch: pytest.MonkeyPatch, model: Path = ROOT / "examples" / "demo-model"
+) -> dict[str, object]:
+    """Run a program in a folder, with a small model in place of the one that it names."""
+    for name in ("gpt2", "MODEL", "examples/demo-model"):
+        code = code.replace(f'"{name}"', repr(str(model)))
     script = folder / "program.py"
-    script.write_text(code.replace('"gpt2"', repr(demo)), encoding="utf8")
+    script.write_text(code, encoding="utf8")
     monkeypatch.chdir(folder)
     return runpy.run_path(str(script))
 
@@ -58,3 +66,31 @@ def test_the_python_of_the_docs_runs(
         "adapter_config.json",
         "adapter_model.safetensors",
     }
+
+
+# What needs more than a model and a file: a bucket, a cluster, lm-evaluation-harness, a server, peft's own.
+ELSEWHERE = {"datastore.md", "cluster.md", "harness.md", "server.md"}
+BY_THEMSELVES = ("counterfactuals.md", "data.md", "editing.md", "training.md")
+LONGER = ("privacy.md", "stream.md")
+
+
+def test_every_page_with_python_is_run_or_named() -> None:
+    with_python = {
+        page.relative_to(DOCS).as_posix()
+        for page in DOCS.rglob("*.md")
+        if "```python" in page.read_text(encoding="utf8")
+    }
+    assert with_python == {"python.md", "adapters.md", *BY_THEMSELVES, *LONGER, *ELSEWHERE}
+
+
+@pytest.mark.parametrize(
+    "page", [*BY_THEMSELVES, *(pytest.param(page, marks=pytest.mark.long) for page in LONGER)]
+)
+def test_the_python_of_a_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    toy = cli_world.save(tmp_path / "toy", 0)
+    write_lines(tmp_path / "train.jsonl", {name: cli_world.text(name, 3) for name in cli_world.TOPICS})
+    fact = {"id": "fact-17", "prompt": "The capital of Oz is", "target": "Rome", "subject": "Oz"}
+    cli_world.write_lines(tmp_path / "edits.jsonl", fact)
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "a.py").write_text("import os\n", encoding="utf8")
+    assert run(tmp_path, blocks(page), monkeypatch, toy)
