@@ -51,6 +51,7 @@ from cli_world import (  # noqa: F401
         (("--json", "missing/out.json"), "there is no folder missing"),
         (("--html", "missing/out.html"), "there is no folder missing"),
         (("--json", "."), "is a folder"),
+        (("--by", ""), "--by '': name a field"),
         (("--encoder", "x"), "takes no encoder"),
         (("--data", "nothing.jsonl"), "no such file or folder: 'nothing.jsonl'"),
         (("--unknown",), "no such option: --unknown"),
@@ -59,6 +60,33 @@ from cli_world import (  # noqa: F401
 )
 def test_bad_options(run: Run, world: World, given, words) -> None:
     refused(evaluated(run, world, *given), words)
+
+
+def test_what_is_read_is_never_written_over(run: Run, world: World, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = write_lines(
+        tmp_path / "t.jsonl", {"id": "a", "text": "a pump", "question": "?", "answers": ["a"]}
+    )
+    (tmp_path / "link.jsonl").symlink_to(texts)
+    before = texts.read_bytes()
+    model = ("-m", world.model)
+    scored = ("compare", *model, "--data", "t.jsonl", "--methods", "base", "--protocol", "running")
+    read = "it is read by this command"
+    refused(run(*scored, "--json", "./t.jsonl"), "--json t.jsonl", read)
+    refused(run(*scored, "--html", texts), f"--html {texts}", read)
+    refused(run(*scored, "--json", "link.jsonl"), read)
+    refused(run(*scored, "--json", "o", "--html", "./o"), "--html o: --json is written there")
+    refused(run("eval", *scored[1:5], "--json", "t.jsonl"), read)
+    refused(run("stream", *model, "--questions", "t.jsonl", "--json", "t.jsonl"), read)
+    refused(run("stream", *model, "--questions", "q", "--locality", "t.jsonl", "--html", "t.jsonl"), read)
+    refused(run("tune", *model, "-s", world.lexical, "--data", "t.jsonl", "--out", "t.jsonl"), read)
+    refused(run("train", "fwl", *model, "--documents", "t.jsonl", "--out", "t.jsonl"), read)
+    refused(run("train", "retriever", "-s", "s", "--questions", "t.jsonl", "--out", "t.jsonl"), read)
+    for words in (("add", "t.jsonl", "t.jsonl"), ("subtract", "t.jsonl", "o", "t.jsonl")):
+        refused(run("delta", *words), read)
+    refused(run("delta", "scale", "t.jsonl", "t.jsonl", "--by", "2"), read)
+    assert texts.read_bytes() == before and not (tmp_path / "o").exists()
+    assert run(*scored, "--json", "/dev/null", "--html", "/dev/null").code == 0
 
 
 def test_a_misspelt_setting_is_looked_for_in_every_method(run: Run, world: World) -> None:

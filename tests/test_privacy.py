@@ -274,6 +274,7 @@ def test_claims_of_trainings_on_different_units_are_the_weakest() -> None:
         ({"noise": 1.0}, "give one of them"),
         ({"epsilon": 0.0}, "epsilon 0.0: use a positive number"),
         ({"epsilon": math.inf}, "epsilon inf: use a positive number"),
+        ({"epsilon": 1e9}, "epsilon 1e.09: so large that it keeps nothing; use 100 or less"),
         ({"delta": 1.0}, "delta 1.0: use a number between 0 and 1"),
         ({"clip": 0.0}, "clip 0.0: use a positive norm"),
         ({"clip": math.inf}, "clip inf: noise is so many times the clip"),
@@ -284,6 +285,11 @@ def test_claims_of_trainings_on_different_units_are_the_weakest() -> None:
 def test_settings_that_cannot_hold_are_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         DP(**wrong)
+
+
+def test_a_delta_too_small_to_reckon_with_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"delta 1e-300 is too small to reckon with: use .* such as 1e-10"):
+        DP(delta=1e-300, steps=2).claim(100)
 
 
 def test_a_delta_at_which_a_whole_document_leaks_is_refused() -> None:

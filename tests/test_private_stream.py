@@ -89,6 +89,10 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_read(model: Causal) -
     [
         (["--delta", "1e-6"], "--delta without --epsilon"),
         (["--epsilon", "8", "--methods", "online,in-context"], "in-context reads the documents without any"),
+        (["--epsilon", "8", "--methods", "in-context"], "in-context reads the documents without any"),
+        (["--set", "privacy.steps=3"], "privacy.steps=3 without --epsilon"),
+        (["--set", "online.privacy.steps=3"], "privacy.steps=3 without --epsilon"),
+        (["--epsilon", "8", "--delta", "1e-300"], "delta 1e-300 is too small"),
         (["--epsilon", "0"], "epsilon 0.0: use a positive number"),
         (["--epsilon", "8", "--methods", "ttt-nn"], "ttt-nn|reads what it finds in a store"),
         (["--epsilon", "0.01"], "epsilon 0.01 over 50 steps needs noise"),

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated
 
 from uptake.cli import edit_options, evaluating, inputs, options, screen, searching
+from uptake.errors import BadInput
 
 if TYPE_CHECKING:
     from uptake.store.datastore import Datastore
@@ -107,9 +108,12 @@ def compare(
     """
     values = locals()
     # Mistakes in the options are reported before a file is read or a model loaded.
+    if by == "":
+        raise BadInput("--by '': name a field of the documents, such as language")
     named = None if methods is None else inputs.methods(methods, "ttt-nn")
     report_file = inputs.report_file(json_path)
     page_file = inputs.output_file("--html", html)
+    inputs.check_outputs({"--json": report_file, "--html": page_file}, data, questions, locality, recipe)
     with screen.status("starting"):
         from uptake import api
         from uptake.evaluation.defaults import LARGE_METHODS, usual_format, usual_methods
@@ -118,7 +122,7 @@ def compare(
         from uptake.methods.contract.spending import Budget
         from uptake.report.scored.best import checked
         from uptake.text import readers
-    cost = checked(within) if within else ""
+    cost = "" if within is None else checked(within)
     # Which methods are usual is known once the model is: until then all that may be stand for them.
     names = [*LARGE_METHODS] if named is None else named
     chosen_protocol = evaluating.protocol(protocol, values)

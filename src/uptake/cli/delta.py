@@ -54,6 +54,7 @@ def add(out: Out, deltas: Several) -> None:
     """Write the sum of deltas of one base."""
     from uptake.adaptation.task_vectors import added
 
+    _check(out, *deltas)
     _write(out, added([_read(one) for one in deltas]))
 
 
@@ -62,6 +63,7 @@ def add(out: Out, deltas: Several) -> None:
 )
 def subtract(out: Out, delta: One, other: One) -> None:
     """Write the first delta less the second."""
+    _check(out, delta, other)
     _write(out, _read(delta) - _read(other))
 
 
@@ -76,6 +78,7 @@ def scale(
     """Write a delta times a number: what was learnt is forgotten by a negative one."""
     if by != by or abs(by) == float("inf"):
         raise BadInput(f"--by {by}: use a finite number")
+    _check(out, delta)
     _write(out, _read(delta) * by)
 
 
@@ -100,6 +103,11 @@ def info(delta: One, as_json: options.AsJson = False) -> None:
         rank = f", rank {row.rank}" if row.rank is not None else ""
         size = f", size {row.size:.4g}" if row.size is not None else ""
         screen.echo(f"{row.owner}  {row.path}  {row.kind} {shape}{rank}{size}")
+
+
+def _check(out: str, *deltas: str) -> None:
+    """Raise BadInput for an OUT that cannot be written or is one of the deltas."""
+    inputs.check_outputs({"OUT": inputs.output_file("OUT", out)}, deltas)
 
 
 def _read(path: str) -> "Delta":

@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,27 @@ def output_file(option: str, name: str | None) -> Path | None:
     if not os.access(path if special else folder, os.W_OK):
         raise BadInput(f"{option} {name}: you may not write to {path if special else folder}")
     return path
+
+
+def check_outputs(written: Mapping[str, Path | None], *read: str | Sequence[str] | None) -> None:
+    """Raise BadInput where two of the files that are written are one, or one of them is read too."""
+    sources = {
+        Path(name).expanduser().resolve()
+        for names in read
+        for name in ([names] if isinstance(names, str) else names or ())
+    }
+    seen: dict[Path, str] = {}
+    for option, path in written.items():
+        if path is None or (path.exists() and not path.is_file()):  # a pipe or a device takes it all
+            continue
+        file = path.resolve()
+        if file in sources:
+            raise BadInput(
+                f"{option} {path}: it is read by this command, and would be lost; name another file"
+            )
+        if file in seen:
+            raise BadInput(f"{option} {path}: {seen[file]} is written there; name another file")
+        seen[file] = option
 
 
 def given_text(text: str) -> str:

@@ -154,6 +154,9 @@ def stream(
     names = inputs.methods(methods, "online")
     report_file = inputs.report_file(json_path)
     page_file = inputs.output_file("--html", html)
+    inputs.check_outputs(
+        {"--json": report_file, "--html": page_file}, questions, documents, locality, rehearse
+    )
     stops = inputs.counts(checkpoints, "--checkpoints", "documents") if checkpoints else []
     with screen.status("starting"):
         from itertools import islice
@@ -168,11 +171,12 @@ def stream(
         from uptake.text import readers
         from uptake.text.types import Chunking
     ks = inputs.counts(k, "-k")
-    private = privacy_options.given(epsilon, delta, clip)
+    private = privacy_options.given(epsilon, delta, clip, settings or ())
     settings = [*([f"privacy={private}"] if private else ()), *(settings or ())]
-    specs = api.method_specs(names, settings)
-    open_ = [name for name, spec in specs.items() if spec.method.reads and not spec.method.private]
-    if epsilon is not None and open_:
+    open_ = privacy_options.without_any(names) if private else []
+    specs = {} if open_ else api.method_specs(names, settings)
+    open_ += [name for name, spec in specs.items() if spec.method.reads and not spec.method.private]
+    if private and open_:
         raise BadInput(f"--epsilon: {open_[0]} reads the documents without any privacy: leave it out")
     leak = inputs.leak_filter(
         leak_containment, leak_jaccard, leak_letters, leak_spaced_letters, no_leak_filter

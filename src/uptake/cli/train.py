@@ -144,6 +144,8 @@ def train(
     saved in OUT.neighbours, when the same command is given again. Use the network with --set weights=FILE.
     """
     file = inputs.output_file("--out", out)
+    texts = (documents, questions, unrelated, edits, valid_documents, valid_questions, valid_edits)
+    inputs.check_outputs({"--out": file}, *texts)
     if file is not None and method == train_retriever.NAME:
         train_retriever.train(
             file,
@@ -183,7 +185,7 @@ def train(
         learned = [name for name in methods.names() if learner_of(methods.find(name)) is not None]
         raise BadInput(f"{method} has no network to train; these have: {', '.join(learned) or 'none'}")
     learner = apply(found, *(each for each in settings or () if not _private(each)))
-    dp = _privacy(privacy_options.given(epsilon, delta, clip), settings or ())
+    dp = _privacy(privacy_options.given(epsilon, delta, clip, settings or ()), settings or ())
     if dp is not None and passes != 1:
         raise BadInput(f"--passes {passes} under --epsilon: the number of steps is --set privacy.steps=N")
     loading.check(device, dtype)
@@ -254,10 +256,6 @@ def _privacy(written: str, settings: "Sequence[str]") -> "DP | None":
     from uptake.settings import apply, parse
 
     own = [each.removeprefix(privacy_options.PREFIX) for each in settings if _private(each)]
-    if own and not written:
-        raise BadInput(
-            f"{privacy_options.PREFIX}{own[0]} without --epsilon: give an epsilon, such as --epsilon 8"
-        )
     return apply(parse(DP, written, "privacy"), *own) if written else None
 
 

@@ -57,6 +57,7 @@ def tune(
     seconds = _seconds(budget)
     ks = inputs.counts(k, "-k")
     file = inputs.output_file("--out", out)
+    inputs.check_outputs({"--out": file}, data)
     with screen.status("starting"):
         from itertools import islice
 

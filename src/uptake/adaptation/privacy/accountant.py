@@ -12,6 +12,7 @@ from uptake.errors import BadInput, Missing
 
 _ERROR = 0.01  # in epsilon: what the bound may be too large by
 LEAST = 25.0  # of (rate * square root of steps) / noise: there epsilon is about its square over two
+_SMALL = 1e-10  # of delta: floating point dominates somewhere below
 _CLOSE = 5e-3  # relative, of the noise multiplier that is solved for
 
 
@@ -66,4 +67,11 @@ def _epsilon(noise: float, rate: float, steps: int, delta: float) -> float:
     accountant.history = [(noise, rate, steps)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a logarithm of zero that is not used, a start that is too wide
-        return float(accountant.get_epsilon(delta, eps_error=_ERROR))
+        try:
+            return float(accountant.get_epsilon(delta, eps_error=_ERROR))
+        except (ValueError, RuntimeError) as error:
+            if delta > _SMALL:
+                raise
+            raise BadInput(
+                f"delta {delta:g} is too small to reckon with: use a larger one, such as {_SMALL:g}"
+            ) from error

@@ -9,6 +9,7 @@ from uptake.adaptation.privacy.accountant import epsilon_of, noise_for
 from uptake.adaptation.privacy.noise import Randomness, Secret, Seeded
 from uptake.errors import BadInput
 
+MOST = 100.0  # of epsilon: odds may shift by its exponential, and reckoning with more takes minutes
 NOT_PRIVATE = (
     "this report itself (answers, losses, token counts)",
     "settings chosen on these documents, a learning rate included",
@@ -44,6 +45,10 @@ class DP:
             )
         if self.epsilon is not None and not 0 < self.epsilon < math.inf:
             raise BadInput(f"epsilon {self.epsilon}: use a positive number, such as 8")
+        if self.epsilon is not None and self.epsilon > MOST:
+            raise BadInput(
+                f"epsilon {self.epsilon:g}: so large that it keeps nothing; use {MOST:g} or less"
+            )
         if not 0 < self.delta < 1:
             raise BadInput(f"delta {self.delta}: use a number between 0 and 1, far below 1 / documents")
         if not self.clip > 0:
