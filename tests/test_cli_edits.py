@@ -118,6 +118,9 @@ def test_deltas_are_added_scaled_subtracted_and_shown(run: Run, world: World, tm
     assert sizes[one] == pytest.approx(sizes[out] / 2) and sizes[two] == pytest.approx(2 * sizes[out])
     assert sizes[none] == pytest.approx(1.5 * sizes[out], rel=1e-4)
     assert "LowRank" in run("delta", "info", out).out
+    huge = tmp_path / "huge.safetensors"
+    refused(run("delta", "scale", huge, out, "--by", "1e39"), "no longer finite: scale it by less")
+    assert not huge.exists()
     assert run("delta", "make", world.model, world.other, tmp_path / "task.safetensors").code == 0
     tuned = run("generate", "-m", world.model, "--delta", tmp_path / "task.safetensors", "--tokens", 6, "so")
     other = run("generate", "-m", world.other, "--method", "base", "--tokens", 6, "so")
@@ -133,6 +136,11 @@ def test_what_cannot_be_done_with_edits_is_said_in_a_line(run: Run, world: World
     refused(run("edit", "-m", world.other, "--out", out, "--edits", data), "load that model")
     refused(run("delta", "info", out), "changes more than weights")
     refused(run("delta", "scale", tmp_path / "o.safetensors", out, "--by", "nan"), "finite")
+    refused(run("edit", "-m", world.model, "--edits", data, "--out", data), f"{data} is a file: give")
+    refused(run("edit", "-m", world.model, "--out", tmp_path / "none"), "no edits for", "--edits")
+    assert not (tmp_path / "none").exists()
+    twice = run("edit", "-m", world.model, "--out", out, "--remove", "e0", "--remove", "e0")
+    assert twice.code == 0 and twice.err.startswith("took back 1: e0\n")
     refused(run("generate", "-m", world.model, "--delta", tmp_path / "none", "so"), "no delta at")
     refused(run("generate", "-m", world.model, "--delta", out, "--method", "base", "so"), "leave one out")
     new = tmp_path / "new"
@@ -148,7 +156,7 @@ def test_what_cannot_be_done_with_edits_is_said_in_a_line(run: Run, world: World
         write_lines(tmp_path / "more.jsonl", {**EDITS[0], "prompt": "its cat is", "id": "m", "subject": ""}),
     )
     told = run("edit", "-m", world.model, *both, "--adapter", tmp_path / "adapter")
-    refused(told, f"made 1; {out} holds 4 edits, and there is no adapter: ")
+    refused(told, f"made 1; {out} holds 3 edits, and there is no adapter: ")
     assert len(run("edit", "--out", out, "--list").out.splitlines()) == 4
 
 

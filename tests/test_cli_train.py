@@ -10,7 +10,9 @@ from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixt
 from test_train import LearnedMemory
 from uptake import methods
 from uptake.adaptation.tensors import read_tensors
+from uptake.methods.contract.learned import learner_of
 from uptake.methods.contract.method import MethodSpec
+from uptake.methods.contract.naming import method_specs
 from uptake.methods.fwl import FWL
 from uptake.methods.retro import Retro
 from uptake.text.chunks.view import BoundChunks
@@ -220,3 +222,23 @@ def test_retro_goes_on_from_a_network_to_answer_questions(run: Run, world: World
     assert answered.code == 0, answered.err
     assert answered.json["protocol"]["align"] == 16
     refused(run("stream", *model, "--documents", stream, "--questions", asked, "--align", 0), "--align")
+
+
+def test_what_is_trained_says_the_setting_that_uses_it(run: Run, world: World, tmp_path: Path) -> None:
+    documents = write_lines(
+        tmp_path / "d.jsonl", *({"id": str(n), "text": f"word{n} " * 9} for n in range(2))
+    )
+    out = tmp_path / "s.st"
+    ran = run("train", "dynamic-evaluation", "-m", world.model, "--documents", documents, "--out", out)
+    assert f"use it with --set 'optimizer=rms(statistics={out})'" in ran.err
+    for name in methods.names():
+        if name != "memory" and (learner := learner_of(methods.find(name))):
+            assert method_specs([name], [learner.used_as.format("a.file")]), name
+
+
+@pytest.mark.parametrize("method", ["fwl", "dynamic-evaluation", "source-code"])
+def test_documents_that_are_not_given_are_asked_for(
+    run: Run, world: World, tmp_path: Path, method: str
+) -> None:
+    asked = ("train", method, "-m", world.model, "--out", tmp_path / "n")
+    refused(run(*asked), "no documents to learn from: give some, with --documents")

@@ -77,6 +77,8 @@ class EditedModel:
         seed: int = 0,
     ) -> None:
         self.folder, self.model = Path(folder), model
+        if self.folder.exists() and not self.folder.is_dir():
+            raise BadInput(f"{self.folder} is a file: give a new or an empty folder, or one of edits")
         if (self.folder / EDITS).exists():
             self._kept = _read(self.folder)
             self._check(method, settings)

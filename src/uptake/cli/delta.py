@@ -97,7 +97,8 @@ def info(delta: One, as_json: options.AsJson = False) -> None:
             json.dumps({"base": found.base, "fingerprint": found.fingerprint, "parts": parts}, indent=1)
         )
         return
-    screen.echo(f"base {found.base}, {len(rows)} parts, {sum(row.bytes for row in rows):,} bytes")
+    counted = many(len(rows), "part", "parts")
+    screen.echo(f"base {found.base}, {counted}, {sum(row.bytes for row in rows):,} bytes")
     for row in rows:
         shape = " x ".join(map(str, row.shape))
         rank = f", rank {row.rank}" if row.rank is not None else ""
@@ -121,5 +122,23 @@ def _read(path: str) -> "Delta":
 def _write(out: str, delta: "Delta") -> None:
     path = inputs.output_file("OUT", out)
     assert isinstance(path, Path)
+    if owner := _overflowing(delta):
+        raise BadInput(f"OUT {out}: what {owner} changed is no longer finite: scale it by less")
     delta.save(path)
     screen.note(f"{out}: {many(len(delta.parts), 'part', 'parts')}")
+
+
+def _overflowing(delta: "Delta") -> str:
+    """Return the owner of a part that is no longer finite, "" where all are."""
+    from itertools import chain
+    from math import isfinite
+
+    from uptake.adaptation.task_vectors import info as rows_of
+
+    broken = (row.owner for row in rows_of(delta) if row.size is not None and not isfinite(row.size))
+    inside = (
+        name.owner
+        for name, part in delta.parts.items()
+        if not all(bool(tensor.isfinite().all()) for tensor in part.tensors().values())
+    )
+    return next(chain(broken, inside), "")

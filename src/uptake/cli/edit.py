@@ -1,5 +1,6 @@
 """`uptake edit`: make single corrections in a model, take some back, list them."""
 
+from pathlib import Path
 from typing import Annotated
 
 from uptake.cli import edit_options, inputs, options, screen
@@ -81,6 +82,9 @@ def edit(
         from uptake.lm import loading
         from uptake.tasks.edit_files import read_edits
         from uptake.text.files import Skipped
+    if not edits and not remove and not Path(out).is_dir():
+        raise BadInput(f"no edits for {out}: name a file of them with --edits")
+    remove = list(dict.fromkeys(remove or ()))
     if adapter:
         check_folder(adapter)
     loading.check(device, dtype)

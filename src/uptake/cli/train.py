@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -247,7 +248,7 @@ def train(
         )
     learner.save(network, loaded, file)
     _forget(checkpoint, neighbours)
-    _show(points, file, as_json, None if units is None else units.claim)
+    _show(points, file, as_json, None if units is None else units.claim, learner.used_as)
 
 
 def _privacy(written: str, settings: "Sequence[str]") -> "DP | None":
@@ -338,7 +339,7 @@ def _words(point: "Point") -> str:
     )
 
 
-def _show(points: "list[Point]", file: Path, as_json: bool, claim: "Claim | None") -> None:
+def _show(points: "list[Point]", file: Path, as_json: bool, claim: "Claim | None", used_as: str) -> None:
     from uptake.codec import plain
 
     judged = [point for point in points if point.valid is not None]
@@ -365,4 +366,5 @@ def _show(points: "list[Point]", file: Path, as_json: bool, claim: "Claim | None
     screen.results().print(table)
     if claim is not None:
         screen.note(claim.said())
-    screen.note(f"network: {file}; use it with --set weights={file}")
+    setting = shlex.quote(used_as.format(file))
+    screen.note(f"network: {file}; use it with --set {setting}")

@@ -29,6 +29,8 @@ from uptake.text.select import Nothing
 class GradientCounting(Learner[Example]):
     """Counts the squared gradients of pieces of `chunk_tokens`, each after as much text before it at most."""
 
+    used_as = "optimizer=rms(statistics={})"
+
     chunk_tokens: int = 256
 
     def __post_init__(self) -> None:
@@ -42,7 +44,7 @@ class GradientCounting(Learner[Example]):
         size = self.chunk_tokens
         return [
             window
-            for document in material.documents
+            for document in material.some_documents()
             for _, window in even_pieces(
                 encode(lm.tokenizer, "", document.text), size, min(2 * size, lm.window)
             )

@@ -93,7 +93,7 @@ class SourceCode(Learned[WeightState, HoleEpisode], MethodWrapper[WeightState]):
                 Evidence(Found().behind(making.support(hole)), query=making.context(hole)),
                 Segment(hole.target, making.context(hole)),
             )
-            for document in material.documents
+            for document in material.some_documents()
             for hole in making.holes(document)
         ]
         if not found:

@@ -46,9 +46,7 @@ class DP:
         if self.epsilon is not None and not 0 < self.epsilon < math.inf:
             raise BadInput(f"epsilon {self.epsilon}: use a positive number, such as 8")
         if self.epsilon is not None and self.epsilon > MOST:
-            raise BadInput(
-                f"epsilon {self.epsilon:g}: so large that it keeps nothing; use {MOST:g} or less"
-            )
+            raise BadInput(f"epsilon {self.epsilon:g}: so large that it keeps nothing; use {MOST:g} or less")
         if not 0 < self.delta < 1:
             raise BadInput(f"delta {self.delta}: use a number between 0 and 1, far below 1 / documents")
         if not self.clip > 0:

@@ -57,6 +57,12 @@ class TrainingData:
     sources: Callable[[Document], Source] | None = None
     edits: tuple[Edit, ...] = ()
 
+    def some_documents(self) -> tuple[Document, ...]:
+        """Return the documents; BadInput where there are none."""
+        if not self.documents:
+            raise BadInput("no documents to learn from: give some, with --documents")
+        return self.documents
+
     def questions_by_document(self) -> dict[str, list[Question]]:
         """Return the questions by the id of their document; BadInput where none is about one here.
 
@@ -91,6 +97,7 @@ class Learner(ABC, Generic[EpisodeT]):
     """What `uptake train` trains, or counts, ahead of time; final classes are frozen dataclasses."""
 
     portable: ClassVar[bool] = False  # True: a network trained with one base model works with another
+    used_as: ClassVar[str] = "weights={}"  # the setting that uses it, with its file in the braces
 
     @abstractmethod
     def build(self, lm: LM) -> nn.Module:

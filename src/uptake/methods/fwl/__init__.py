@@ -157,7 +157,7 @@ class FWL(Learned[FastWeightState, Example]):
 
     def episodes(self, lm: LM, material: TrainingData) -> list[Example]:
         found = []
-        for document in material.documents:
+        for document in material.some_documents():
             whole = encode(lm.tokenizer, "", document.text)
             some = pieces(whole, self.episode_tokens)
             found += [piece for piece in some if len(piece.target) >= SHORTEST]

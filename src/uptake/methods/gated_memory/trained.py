@@ -50,6 +50,8 @@ class Trained(WithNetwork[ScopeEpisode], Scope):
     prompts that do not name its subject (`others`) are far.
     """
 
+    used_as = "scope.weights={}"
+
     match: Literal["tokens", "whole"] = "tokens"
     depth: float = 0.2
     size: int = 64

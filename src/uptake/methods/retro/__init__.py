@@ -166,7 +166,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], FrozenModelMetho
     def _read(self, lm: LM, material: TrainingData) -> Iterator[Found]:
         """Yield the windows of the documents."""
         step = min(self.episode_tokens, lm.window)
-        for document in material.documents:
+        for document in material.some_documents():
             ids = lm.tokenizer.opened(document.text)
             # One token of overlap: each is predicted once. Less than a chunk has no neighbours.
             pieces = [ids[at : at + step + 1] for at in range(0, len(ids) - 1, step)]
