@@ -64,14 +64,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.choose:
         choose(arguments)
     else:
-        demo.run(arguments, methods(arguments.set), "ttt-nn+in-context", (K,))
+        demo.run(arguments, methods(arguments.set), "in-context+n-gram", (K,))
 
 
 def methods(more: list[str]) -> "dict[str, MethodSpec]":
     """Return what is compared, under its name in the table."""
     from uptake.api import method_specs
 
-    names = ["base", "random", "in-context", "ttt-nn", "ttt-nn+in-context", "in-context/ttt-nn"]
+    # What gains most on the main table (docs/results.md), and what each part of it gains alone.
+    alone = ["in-context", "n-gram", "ttt-nn"]
+    names = ["base", "random", *alone, "in-context+n-gram", "in-context+n-gram/ttt-nn"]
     return method_specs(names, [f"trainable={TRAINABLE}", f"learning_rate={LEARNING_RATE}", *more])
 
 
