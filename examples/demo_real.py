@@ -72,7 +72,7 @@ def methods(more: list[str]) -> "dict[str, MethodSpec]":
     from uptake.api import method_specs
 
     # What gains most on the main table (docs/results.md), and what each part of it gains alone.
-    alone = ["in-context", "n-gram", "ttt-nn"]
+    alone = ["in-context", "n-gram", "n-gram-random", "ttt-nn"]
     names = ["base", "random", *alone, "in-context+n-gram", "in-context+n-gram/ttt-nn"]
     return method_specs(names, [f"trainable={TRAINABLE}", f"learning_rate={LEARNING_RATE}", *more])
 

@@ -128,7 +128,7 @@ def test_the_whole_of_it_on_a_toy(
     assert "resuming an interrupted run: 1 of 2 are done" in said
     assert not [*(tmp_path / "out").glob("*.journal*")] and len([*(tmp_path / "out").glob("store-*")]) == 1
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    names = ["base", "random", "in-context", "n-gram", "ttt-nn"]
+    names = ["base", "random", "in-context", "n-gram", "n-gram-random", "ttt-nn"]
     names += ["in-context+n-gram", "in-context+n-gram/ttt-nn"]
     assert list(report["methods"]) == names
     assert report["model"]["quantisation"] == "F32 100 %" and "toy.gguf: dequantised from" in shown

@@ -5,6 +5,7 @@ told apart without colour too; every mark says its figures in a title shown on h
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +14,7 @@ from typing import Literal
 WIDTH, HEIGHT = 560.0, 350.0
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 100.0, 34.0, 48.0  # the right margin holds the names of the lines,
 LETTER = 8.0  # and is wider where one is longer than it: pixels a character, as the page writes names
+_NARROW = 7.0  # and as it writes what stands at an axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +122,18 @@ def draw(
             f'<path class="{"zero" if not value else "grid"}" d="M{LEFT} {up(value):.1f}H{right:.1f}"/>'
         )
         parts.append(f'<text class="tick end" x="{LEFT - 8}" y="{up(value) + 4:.1f}">{label}</text>')
-    clear = -math.inf
+    clear, before = -math.inf, -math.inf
     for value, label in x.ticks:
-        if across(value) - clear >= (0 if kind == "bars" else 7 * len(label) + 6):
-            clear = across(value)
-            parts.append(
-                f'<text class="tick middle" x="{clear:.1f}" y="{foot + noted + 18}">{escape(label)}</text>'
-            )
+        place = across(value)
+        lines = _broken(label, place - before)
+        before = place
+        if place - clear >= (0 if kind == "bars" else _NARROW * max(map(len, lines)) + 6):
+            clear = place
+            parts += [
+                f'<text class="tick middle" x="{place:.1f}" y="{foot + noted + 18 + 14 * number:g}">'
+                f"{escape(line)}</text>"
+                for number, line in enumerate(lines)
+            ]
     parts.append(
         f'<text class="axis middle" x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 6}">{escape(x.label)}</text>'
     )
@@ -157,6 +164,13 @@ def draw(
         parts.append("</g>")
     parts += _written(beside)
     return "".join([*parts, "</svg>"])
+
+
+def _broken(label: str, room: float) -> list[str]:
+    """Return a label in lines, the names of methods in it apart, where it takes more than `room` pixels."""
+    if _NARROW * len(label) + 6 <= room or math.isinf(room):
+        return [label]
+    return re.findall(r"[^/+]+[/+]?", label) or [label]
 
 
 def strip(value: float, ends: Sequence[float] | None, scale: tuple[float, float], colour: int) -> str:

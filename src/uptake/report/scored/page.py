@@ -27,7 +27,7 @@ def page(results: Results, figures: Figures) -> Page:
     return Page(
         headline=headline(figures).replace("-", "\N{NON-BREAKING HYPHEN}"),
         caution=_caution(methods.get(best)),
-        extent=_extent(results),
+        extent=_extent(results) + _cost(figures),
         legend=_legend(methods) + (f" {twins}." if (twins := counting.twins(figures)) else ""),
         measured=(
             "Bits per byte is over UTF-8 bytes. Gain is total bits saved divided by total bits of the base. "
@@ -85,15 +85,17 @@ def headline(figures: Figures) -> str:
         control = method["control"]
         told += "; the same number of random passages" if control == CONTROL else f"; {control}"
         told += f" {_saved(methods[control]['gain'], brief=True)}"
-    if method["gain"] > 0:
-        told = f"{told}.{_within(methods, best, figures['best'])}".removesuffix(".")
-    return (told + ".").replace(" %", "\N{NO-BREAK SPACE}%")
+    return f"{told}.".replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _within(methods: Figures, best: str, found: Figures) -> str:
+def _cost(figures: Figures) -> str:
     """Return the sentence on what the best method costs, and which is best within what counts."""
-    said = said_within(methods, best, found).strip()
-    return f" That was {said}." if said else ""
+    methods = figures["methods"]
+    best = _best(methods)
+    if best is None or methods[best]["gain"] <= 0:
+        return ""
+    said = said_within(methods, best, figures["best"]).strip()
+    return f". That gain was {said}" if said else ""
 
 
 def _saved(gain: float, brief: bool = False) -> str:
