@@ -6,6 +6,7 @@ The command line is a thin skin over this file.
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from uptake import arguments
 from uptake.errors import BadInput
 from uptake.evaluation.defaults import Progress as Choosing
 from uptake.evaluation.defaults import queries_together, usual_methods
@@ -29,6 +30,8 @@ from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.overlap import LeakFilter
 from uptake.text.types import Chunking, Document
+
+_DOCUMENTS = "documents, as uptake.read(FILE) gives them"
 
 
 def compare(
@@ -65,12 +68,23 @@ def compare(
     mean over groups, the spread and the worst. Raises BadInput for what cannot be run; what fails is listed
     in the results.
     """
+    arguments.model(model)
+    arguments.store(store)
+    if documents is None or isinstance(documents, str | Path):
+        arguments.records("documents", documents, "text", _DOCUMENTS)
     names = usual_methods(model) if names is None else names
+    arguments.several("methods", names)
+    arguments.several("settings", settings)
+    if protocol is not None and not hasattr(protocol, "units"):
+        raise BadInput(f"protocol {protocol!r}: give one of uptake.evaluation.protocols, such as Whole()")
+    ks = tuple(k) if isinstance(k, list | tuple) else (k,)
+    for one in ks:
+        arguments.count("k", one)
     specs = names if isinstance(names, Mapping) else method_specs(names, settings)
     plan = Plan(
         specs,
         protocol or PerQuery(),
-        (k,) if isinstance(k, int) else tuple(k),
+        ks,
         seed,
         queries_together(model, specs) if batch is None else batch,
         budget or Budget(),
@@ -78,6 +92,7 @@ def compare(
         showcases,
     )
     inputs = Inputs.of(documents)
+    arguments.records("documents", inputs.documents, "text", _DOCUMENTS)
     return run(
         model,
         plan,
@@ -126,7 +141,14 @@ def stream(
     `save_every` documents. With a `store` methods read each document behind its `k` neighbours. Raises
     BadInput for an empty stream or no question.
     """
+    if documents is None or isinstance(documents, str | Path):
+        arguments.records("documents", documents, "text", _DOCUMENTS)
     documents = tuple(documents)
+    arguments.records("documents", documents, "text", _DOCUMENTS)
+    arguments.several("checkpoints", checkpoints)
+    if isinstance(questions, Iterable) and not isinstance(questions, str):
+        questions = tuple(questions)
+    arguments.records("questions", questions, "answers", "uptake.read_questions(FILE).questions")
     asked, left = in_stream(documents, list(questions))
     if not asked and left:
         raise BadInput(f"no question to ask; {left[0]}: give those documents, with --documents")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uptake import arguments
 from uptake.adaptation.delta import Delta
 from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Busy, Damaged, Mismatch, Missing
@@ -76,6 +77,7 @@ class EditedModel:
         settings: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
+        arguments.model(model)
         self.folder, self.model = Path(folder), model
         if self.folder.exists() and not self.folder.is_dir():
             raise BadInput(f"{self.folder} is a file: give a new or an empty folder, or one of edits")
@@ -83,7 +85,8 @@ class EditedModel:
             self._kept = _read(self.folder)
             self._check(method, settings)
         else:
-            if self.folder.exists() and any(self.folder.iterdir()):
+            # A lock alone is what a first call left that was cut short, or refused what it was given.
+            if self.folder.exists() and any(path.name != LOCK for path in self.folder.iterdir()):
                 raise BadInput(
                     f"{self.folder} holds no edits and is not empty: give a new or an empty folder"
                 )
@@ -142,6 +145,8 @@ class EditedModel:
         `contradicting` "last" takes the place of the earlier one. Without edits, finishes what was
         interrupted.
         """
+        edits = edits if isinstance(edits, str | Path) else tuple(edits)
+        arguments.records("edits", edits, "target", "edits, as uptake.read_edits(FILE) gives them")
         made = Made()
         with self._locked():
             known = {edit.id: edit for edit in self._kept.edits}
@@ -166,6 +171,7 @@ class EditedModel:
 
     def remove(self, ids: Sequence[str]) -> None:
         """Take edits back: the model is as if they had never been made. Raises BadInput for an unknown id."""
+        arguments.several("ids", ids)
         with self._locked():
             known = {edit.id for edit in self._kept.edits}
             if unknown := [key for key in ids if key not in known]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from uptake import arguments
 from uptake.errors import BadInput
 from uptake.evaluation.defaults import Progress, with_defaults_of
 from uptake.evaluation.failures import finite
@@ -62,6 +63,11 @@ class Session:
         called: str = "",
         progress: Progress = lambda name, tried, best: None,
     ) -> None:
+        arguments.model(model)
+        arguments.store(store)
+        arguments.several("settings", settings)
+        if not isinstance(method, str | MethodSpec):
+            raise BadInput(f"method {method!r}: give its name, such as 'ttt-nn', or a MethodSpec")
         if isinstance(method, MethodSpec) and settings:
             raise BadInput(f"settings {', '.join(settings)}: set them in the method spec, or give a name")
         self.model = model
@@ -117,6 +123,7 @@ class Session:
         Passages that overlap too much with `whole_text`, or else the prompt, are withheld by the leak filter,
         if the session has one. Raises BadInput where a store is needed and there is none.
         """
+        arguments.text("prompt", prompt)
         k = self._k if k is None else _checked(k)
         with self._one_reading():
             found, source = Found(), None
@@ -135,6 +142,8 @@ class Session:
 
     def read(self, *texts: str, query: str = "") -> tuple[int, ...]:
         """Read texts, which need not be in any store, for a query if there is one; return their ids."""
+        for text in texts:
+            arguments.text("text to read", text)
         evidence = Evidence.of(*texts, query=query)
         with self._one_reading():
             self._read(evidence)
@@ -150,6 +159,7 @@ class Session:
 
     def forget(self, ids: Sequence[int]) -> None:
         """Take passages back: the session answers as if it had never read them, a cancelled one as well."""
+        arguments.several("ids", ids)
         gone = set(ids)
         with self._reading:
             self._state = self.spec.method.forget(self._state, self.model, list(ids), self._context)
@@ -248,6 +258,7 @@ def finite_after(lm: LM, text: str) -> bool:
 
 
 def _checked(k: int) -> int:
+    arguments.count("k", k)
     if k < 0:
         raise BadInput(f"k = {k}: use 0 or more neighbours")
     return k

@@ -4,6 +4,7 @@ Weights come from safetensors or GGUF; no code is run.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Pretrained:
     and the device (lm/number_format.py). Raises BadInput or Missing, in one line, where
     there is no usable model.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise BadInput(f"model: a {type(name).__name__} is no name; give a name, a folder or a GGUF file")
     check(device, dtype)
     with _readable(name) as (source, quantisation):
         tokenizer = _tokenizer(name, source)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uptake import arguments
 from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Missing
 from uptake.report.kind import AnyShowcase, ReportKind, reader, tagged
@@ -37,8 +38,9 @@ def summary(results: Results) -> dict[str, Any]:
     """Return the report's figures as plain JSON data: finite numbers, text, lists, dicts and None.
 
     `methods` holds each method's figures and failures; the rest depends on the protocol. What failed
-    counts at the base's score. Seconds are CPU seconds.
+    counts at the base's score. Seconds are CPU seconds. Raises BadInput for what are no results.
     """
+    arguments.records("results", [results], "kind", "what uptake.compare or uptake.stream returns")
     figures = results.kind.figures(results)
     if odd := figures.keys() ^ set(results.kind.figure_names):
         raise TypeError(f"{type(results.kind).__name__}.figure_names and its figures differ in {sorted(odd)}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake import arguments
 from uptake.errors import BadInput, Mismatch
 from uptake.store.cluster import Cluster
 from uptake.store.inventory import TABLE, Recorder
@@ -214,6 +215,8 @@ class Datastore(OpenStore):
         that rewrites what is left, makes the text index anew and drops all older versions. Raises
         Busy, UptakeError.
         """
+        arguments.several("documents", documents)
+        arguments.several("passages", passages)
         keys = [stable_hash(storable(document)) for document in documents]
         with self._writing() as writing:
             return writing.remove(keys, passages, purge)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake import arguments
 from uptake.errors import BadInput
 from uptake.store.cluster import Cluster
 from uptake.store.facts import facts_of
@@ -127,6 +128,9 @@ class OpenStore:
     def search(self, queries: Sequence[str], k: int) -> list[Ranked]:
         """Return for each query the k best passages' ids and scores; no leak filter. Raises BadInput."""
         check_count(k)
+        arguments.several("queries", queries)
+        for query in queries:
+            arguments.text("query", query)
         texts = [storable(query) for query in queries]
         return self._snapshot.rank(texts, self._embed_queries(texts), k) if texts else []
 

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from uptake import arguments
 from uptake.errors import BadInput, Missing
 from uptake.text import formats, isolated, packing
 from uptake.text.files import SkipError, Skipped, shown, walk
@@ -81,6 +82,7 @@ def _opened(
     sources: str | Path | Iterable[str | Path], reading: Reading, skipped: Skipped
 ) -> tuple[Iterator[Piece], str]:
     """Check every source; return their pieces, none of which has been read yet, and their names."""
+    arguments.several("corpus", [sources] if isinstance(sources, str | Path) else sources)
     named = [sources] if isinstance(sources, str | Path) else list(sources)
     if not named:
         raise BadInput("no corpus named: give a file, a folder or a data set")

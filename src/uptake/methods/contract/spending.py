@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from uptake.errors import BadInput
 from uptake.preparation import query_clocks
 
 
@@ -28,6 +29,11 @@ class Budget:
     steps: int | None = None
     cpu_seconds: float | None = None
     wall_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not (isinstance(value, int | float) and value >= 0):
+                raise BadInput(f"budget {name} {value!r}: use 0 or more")
 
     @property
     def timed(self) -> bool:

@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake import arguments
 from uptake.errors import BadInput
 from uptake.preparation import preparing
 from uptake.store.passages.columns import Ids
@@ -334,6 +335,7 @@ def _shuffled(count: int, generator: np.random.Generator) -> Iterator[int]:
 
 
 def check_count(k: int) -> None:
-    """Raise BadInput for a negative number of passages."""
+    """Raise BadInput for a negative number of passages, and for what is none."""
+    arguments.count("k", k)
     if k < 0:
         raise BadInput(f"k = {k}: give 0 or more passages")

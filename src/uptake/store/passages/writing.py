@@ -7,6 +7,7 @@ from datetime import timedelta
 import numpy as np
 from numpy.typing import NDArray
 
+from uptake import arguments
 from uptake.store.inventory import Recorder
 from uptake.store.passages.columns import as_ids
 from uptake.store.passages.table import Table
@@ -213,7 +214,8 @@ def lacks(table: Table, chunking: Chunking) -> Callable[[Document], bool]:
 
 
 def storable_document(document: Document) -> Document:
-    """Return a document whose every string can be stored."""
+    """Return a document whose every string can be stored. Raises BadInput for what is none."""
+    arguments.records("documents", [document], "meta", "documents, as uptake.read(FILE) gives them")
     meta = {storable(name): storable(value) for name, value in document.meta.items()}
     return replace(
         document,
