@@ -134,7 +134,7 @@ def leaving(server: Served) -> dict[str, Any]:
 
     async def leave(http: httpx.AsyncClient, number: int, stage: str) -> None:
         body: dict[str, Any] = {"model": "m", "prompt": f"The method {stage} {number}", "max_tokens": 400}
-        body |= {"n": 1 + number % 3, "stream": stage != "whole"}
+        body |= {"n": 1 if stage == "queue" else 1 + number % 3, "stream": stage != "whole"}
         if stage == "adapt":
             body["model"] = "m+docs"
         with contextlib.suppress(httpx.HTTPError, TimeoutError):
@@ -154,10 +154,11 @@ def leaving(server: Served) -> dict[str, Any]:
             full = []
             if stage == "queue":  # what runs fills the engine, and nothing else gets a turn
                 body = {"model": "m", "prompt": "def main(", "max_tokens": 900, "n": 2}
-                full = [asyncio.create_task(http.post("/v1/completions", json=body)) for _ in range(32)]
+                full = [asyncio.create_task(http.post("/v1/completions", json=body)) for _ in range(16)]
                 await asyncio.sleep(1)
-            for start in range(0, LEAVE, 10):
-                await asyncio.gather(*(leave(http, start + number, stage) for number in range(10)))
+            together = 5 if stage == "queue" else 10  # more would not be let wait
+            for start in range(0, LEAVE, together):
+                await asyncio.gather(*(leave(http, start + number, stage) for number in range(together)))
             for task in full:
                 task.cancel()
             await asyncio.gather(*full, return_exceptions=True)
