@@ -237,18 +237,19 @@ def tune(run: Run, args: argparse.Namespace) -> None:
             def try_out(settings: list[str], name: str = name, tried: list[dict[str, Any]] = tried) -> float:
                 for each in tried:
                     if each["settings"] == settings:
-                        return float(each["score"])
+                        return editing_search.score(each)
                 spec = EDITORS[name].spec(settings, run.together)
                 found = measure(run, model, inputs, name, spec)
                 refuse_unasked(name, found)
                 (figures,) = uptake.summary(found)["methods"].values()
                 told = {column: figures[column] for column in editing_search.COLUMNS}
-                tried.append({"settings": settings, "score": editing_search.score(told), **told})
+                score = editing_search.score(told)
+                tried.append({"settings": settings, "score": score, **told})
                 print(name, json.dumps(tried[-1]), file=sys.stderr)
                 with run.changing() as whole:
-                    best = max(tried, key=lambda each: each["score"])
+                    best = max(tried, key=editing_search.score)
                     whole["tuned"][name] = {"edits": run.key, "chosen": best["settings"], "tried": tried}
-                return float(tried[-1]["score"])
+                return score
 
             print(name, *editing_search.best(editing_search.SEARCH[name], try_out))
 

@@ -102,9 +102,10 @@ def test_settings_are_searched_one_after_another(editing: Any) -> None:
     assert search.best({"a": ("1", "2", "3"), "b": ("7", "8")}, score) == ["a=2", "b=7"]
     assert asked == [["a=1", "b=7"], ["a=2", "b=7"], ["a=3", "b=7"], ["a=2", "b=7"], ["a=2", "b=8"]]
     good = {"success": 1.0, "tight": 0.5, "same": 0.7, "bits_change": 0.01}
-    assert search.score(good) == pytest.approx((1 + 0.5 + 0.7 + 1) / 4)
-    assert search.score({**good, "tight": None}) == pytest.approx((1 + 0.7 + 1) / 3)
-    assert search.score({**good, "bits_change": 0.04}) == pytest.approx((1 + 0.5 + 0.7 + 0.25) / 4)
+    assert search.score(good) == pytest.approx(0.75 * 0.85)
+    assert search.score({**good, "tight": None}) == pytest.approx(0.85)
+    assert search.score({**good, "bits_change": 0.04}) == pytest.approx(0.75 * (0.7 + 0.25) / 2)
+    assert search.score({"success": 0.0, "tight": 0.0, "same": 1.0, "bits_change": 0.0}) == 0
 
 
 def test_every_setting_of_the_search_is_the_editors(editing: Any) -> None:
