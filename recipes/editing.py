@@ -43,6 +43,7 @@ from uptake.report.results import BASE, Results
 from uptake.sealed import write_whole
 from uptake.tasks.edit_asking import drift
 from uptake.tasks.edit_forms import by_subject
+from uptake.tasks.edit_marks import Asking
 from uptake.tasks.edits import Edit
 from uptake.text.types import Document
 
@@ -112,7 +113,8 @@ def unrelated_of(folder: Path, count: int = 0) -> tuple[Document, ...]:
 class Run:
     """Which edits, made how, on which model; `work` holds the journals and reports, `out` the figures.
 
-    `batch` prompts are asked side by side, and `together` edits made so where an editor can.
+    `batch` prompts are asked side by side, and `together` edits made so where an editor can. A `brief` run
+    asks what an editor is chosen by, and nothing besides.
     """
 
     part: str
@@ -122,11 +124,12 @@ class Run:
     out: Path
     batch: int = 64
     together: int = 1
+    brief: bool = False
 
     @property
     def key(self) -> str:
         made = "at once" if not self.turn else f"{self.turn} at a time"
-        return f"{self.count} {self.part} edits, {made}"
+        return f"{self.count} {self.part} edits, {made}{', brief' if self.brief else ''}"
 
     def path(self, name: str, suffix: str) -> Path:
         return self.work / f"{self.part}-{self.count}-{self.turn}-{name}.{suffix}"
@@ -172,9 +175,18 @@ class Run:
         uptake.write_json(results, self.path(name, "json"))
 
 
+@dataclass(frozen=True)
+class Brief(Edits):
+    """The edits themselves, their rephrases and their neighbours are asked alone: half of the cost."""
+
+    def asked(self, *of: Any, **how: Any) -> list[Asking]:
+        kinds = ("edit", "rephrase", "neighbour")
+        return [one for one in super().asked(*of, **how) if one.kind in kinds]
+
+
 def measure(run: Run, model: Causal, inputs: uptake.Inputs, name: str, spec: MethodSpec) -> Results:
     """Return the results of one editor, going on where an interrupted call stopped."""
-    protocol = Edits(
+    protocol = (Brief if run.brief else Edits)(
         turn=run.turn,
         tokens=8,
         controls=spec.method.reads is False,
@@ -228,8 +240,6 @@ def run_all(run: Run, args: argparse.Namespace) -> None:
 def tune(run: Run, args: argparse.Namespace) -> None:
     """Look for each editor's settings, one setting after another, and put them into the file."""
     model, inputs = loaded(args, run)
-    # What the score does not count is not asked.
-    inputs = replace(inputs, edits=tuple(replace(edit, loose=(), ripples=()) for edit in inputs.edits))
     with editing_search.values_kept():
         for name in chosen_editors(args, list(editing_search.SEARCH)):
             tried: list[dict[str, Any]] = run.known()["tuned"].get(name, {}).get("tried", [])
@@ -348,6 +358,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     made.add_argument("--device", default="cpu")
     made.add_argument("--dtype", default="float32")
+    made.add_argument("--brief", action="store_true", help="ask edits, rephrases and neighbours alone")
     made.add_argument("--batch", type=int, default=64, help="prompts asked side by side")
     made.add_argument("--together", type=int, default=1, help="edits made in the same passes")
     return made.parse_args(arguments)
@@ -356,7 +367,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parsed(arguments)
     part = args.part or ("valid" if args.command == "tune" else "test")
-    run = Run(part, args.edits, args.turn, args.work, args.out, args.batch, args.together)
+    brief = args.brief or args.command == "tune"
+    run = Run(part, args.edits, args.turn, args.work, args.out, args.batch, args.together, brief)
     try:
         if args.command == "tune" and part == "test":
             raise BadInput("--part test: settings are chosen on valid or train")

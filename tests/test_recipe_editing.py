@@ -160,8 +160,11 @@ def test_what_is_chosen_on_valid_is_what_runs(
     ]
     assert tuned["chosen"] in [each["settings"] for each in tuned["tried"]] and not whole["runs"]
     editing.main(["run", *arguments, *more])
-    (run,) = json.loads((tmp_path / "editing.json").read_text())["runs"].values()
-    assert run["editors"]["memit"]["settings"]["depth"] == 0.0
+    editing.main(["run", *arguments, *more, "--brief"])
+    runs = json.loads((tmp_path / "editing.json").read_text())["runs"]
+    whole, brief = (runs[f"3 train edits, at once{how}"]["editors"]["memit"] for how in ("", ", brief"))
+    assert whole["settings"]["depth"] == 0.0 and brief["denied"] is None is not whole["denied"]
+    assert all(brief[name] == whole[name] for name in ("success", "tight", "same", "leak", "kl"))
     with pytest.raises(SystemExit, match="chosen on valid"):
         editing.main(["tune", *arguments, *more, "--part", "test"])
 
