@@ -18,8 +18,8 @@ COLUMNS = ("success", "tight", "forced", "same", "leak", "kl", "bits_change")
 DEPTHS = ("0.35", "0.2", "0.5")
 # Of each editor what is tried, setting by setting in this order; the first value of each is where it begins.
 SEARCH: dict[str, dict[str, tuple[str, ...]]] = {
-    "memit": {"strength": ("1.0", "0.1", "10.0"), "depth": DEPTHS},
-    "alphaedit": {"strength": ("1.0", "0.1", "0.01"), "energy": ("0.01", "0.05", "0.2")},
+    "memit": {"strength": ("1.0", "10.0"), "depth": DEPTHS},
+    "alphaedit": {"strength": ("1.0", "0.1", "10.0"), "energy": ("0.01", "0.05")},
     "rome": {"depth": DEPTHS},
     "grace": {"depth": ("0.7", "0.5", "0.35"), "radius": ("4.0", "1.0", "16.0")},
     "ultraedit": {
