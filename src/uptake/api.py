@@ -80,6 +80,8 @@ def compare(
     ks = tuple(k) if isinstance(k, list | tuple) else (k,)
     for one in ks:
         arguments.count("k", one)
+    arguments.count("seed", seed)
+    journal = None if journal is None else Path(journal)
     specs = names if isinstance(names, Mapping) else method_specs(names, settings)
     plan = Plan(
         specs,

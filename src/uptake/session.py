@@ -151,6 +151,7 @@ class Session:
 
     def score_and_read(self, text: str, context: str = "") -> Scores:
         """Score a text after its context, then read it: no token is scored by a model that has read it."""
+        arguments.text("text", text)
         with self._one_reading():
             segments = [Segment(text, context)]
             (scores,), (state,) = self.spec.method.read([self._state], self.model, segments, self._context)
@@ -202,6 +203,7 @@ class Session:
 
         The last says in `finish` what ended the text, `cancelled` where the session was.
         """
+        arguments.several("stop", stop)
         decoding = Decoding(
             tokens=tokens,
             temperature=temperature,

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from uptake import arguments
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.trainable import Trainable, TrainableCopy
 from uptake.errors import BadInput
@@ -156,6 +157,7 @@ class LM(ABC):
         LM has rows, segment i is scored by row i. `batch_tokens` bounds the tokens of one forward
         pass; left out, a large vocabulary means smaller batches.
         """
+        arguments.records("segments", segments, "context", "a list of Segment(text, context)")
         self._check_rows(len(segments))
         examples = [encode(self.tokenizer, segment.context, segment.text) for segment in segments]
         windows = [
@@ -203,6 +205,7 @@ class LM(ABC):
 
         Ends after `tokens` tokens, at the model's end token, or before the first of `stop`.
         """
+        arguments.several("stop", stop)
         decoding = Decoding(tokens=tokens, temperature=temperature, seed=seed, stop=tuple(stop))
         return self.generate_rows([prompt], decoding)[0]
 
@@ -223,6 +226,9 @@ class LM(ABC):
         self, prompts: Sequence[str], decoding: Decoding, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[int, Token]]:
         """Yield (row, token) of the continuations of many prompts, as `generation.stream` does."""
+        arguments.several("prompts", prompts)
+        for prompt in prompts:
+            arguments.text("prompt", prompt)
         self._check_rows(len(prompts))
         return stream(self, prompts, decoding, cancelled)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from uptake import arguments
 from uptake.errors import BadInput, Diverged
 from uptake.lm.examples import Example
 from uptake.lm.rows import left_padded
@@ -61,6 +62,9 @@ class Decoding:
     beyond_window: bool = True
 
     def __post_init__(self) -> None:
+        arguments.several("stop", self.stop)
+        for name in ("tokens", "seed", "alternatives"):
+            arguments.count(name, getattr(self, name))
         if not 0 <= self.temperature < math.inf:
             raise BadInput(f"temperature {self.temperature}: use a finite number, 0 for greedy")
         if min(self.tokens, self.alternatives) < 0:

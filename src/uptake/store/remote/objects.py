@@ -155,6 +155,8 @@ def locate(path: "str | Location", options: Mapping[str, str] | None = None) -> 
     """Return where a store lies: a folder, or a URI such as s3://bucket/notes.store; raises BadInput."""
     if isinstance(path, ObjectPath):
         return path
+    if not isinstance(path, str | Path):
+        raise BadInput(f"store {path!r}: give the name of a folder, or a URI such as s3://bucket/notes.store")
     if isinstance(path, Path) or "://" not in path:
         if options:
             raise BadInput(f"{path}: storage options are for URIs such as s3://bucket/notes.store")
