@@ -11,7 +11,9 @@ from uptake.adaptation.trainable import All, Named
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
+from uptake.lm.examples import Example
 from uptake.lm.scoring import kl
+from uptake.methods import breadth_first
 from uptake.methods.breadth_first import BreadthFirst, written_by
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.weight_state import WeightState
@@ -122,3 +124,23 @@ def test_a_loss_that_is_no_number_leaves_the_state_as_it_was(lm: Causal) -> None
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BadInput, match="use 0"):
         BreadthFirst(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_sequence_of_calls_stays_near_one_set_of_texts_written_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = list[int]()
+
+    def count(lm: LM, count: int, tokens: int, seed: int) -> list[Example]:
+        written.append(seed)
+        return written_by(lm, count, tokens, seed)
+
+    monkeypatch.setattr(breadth_first, "written_by", count)
+    lm, method = toys.lm(), replace(PLAIN, epochs=1, stay=1.0, own_texts=2, own_tokens=4)
+    state = method.init(lm)
+    for seed, edit in enumerate(EDITS[:3], 5):
+        found = Evidence(Found((edit,), (0.0,)))
+        (state,) = method.adapt([state], lm, [found], Context(seed))
+    assert written == [5]
+    read(method, lm, EDITS[:1], context=Context(9))
+    assert written == [5, 9]

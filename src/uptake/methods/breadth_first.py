@@ -20,6 +20,7 @@ from uptake.adaptation.transforms import Losses, chain
 from uptake.errors import BadInput, Diverged
 from uptake.lm.base import LM
 from uptake.lm.examples import Example, encode
+from uptake.lm.pretrained import Pretrained
 from uptake.lm.scoring import kl, losses
 from uptake.lm.side_by_side import side_by_side
 from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec, charged_by_row
@@ -109,7 +110,9 @@ class BreadthFirst(Method[WeightState]):
             opened.parameters, self.optimizer, chain(self.clip, ()), {**state.resumed()}, None
         )
         draws = context.generator("breadth-first", str(len(state.history)))
-        own = written_by(lm, self.own_texts, self.own_tokens, context.seed) if self.stay else []
+        # All calls of a sequence stay near the base on the same texts, which are written once.
+        seed = state.history[0].seed if state.history else context.seed
+        own = _own(lm, self.own_texts, self.own_tokens, seed) if self.stay else []
         ledger = context.ledger(reading.row)
         try:
             for step in self._epochs(reading, lm, draws):
@@ -155,6 +158,14 @@ class BreadthFirst(Method[WeightState]):
 def _example(lm: LM, passage: Passage) -> Example:
     """Return an edit as it is learnt: its end, where the window does not hold it."""
     return encode(lm.tokenizer, passage.prompt, passage.text).ending(lm.window)
+
+
+def _own(lm: LM, count: int, tokens: int, seed: int) -> list[Example]:
+    """Return what `written_by` does; a model that can keep it writes it once."""
+    if not isinstance(lm, Pretrained):
+        return written_by(lm, count, tokens, seed)
+    key = ("texts of its own", count, tokens, seed)
+    return lm.derived(key, lambda: written_by(lm, count, tokens, seed))
 
 
 def written_by(lm: LM, count: int, tokens: int, seed: int) -> list[Example]:
