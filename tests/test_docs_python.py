@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import cli_world
+import server_world
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -68,8 +69,8 @@ def test_the_python_of_the_docs_runs(
     }
 
 
-# What needs more than a model and a file: a bucket, a cluster, lm-evaluation-harness, a server, peft's own.
-ELSEWHERE = {"datastore.md", "cluster.md", "harness.md", "server.md"}
+# What needs more than a model and a file: a bucket, a cluster, lm-evaluation-harness.
+ELSEWHERE = {"datastore.md", "cluster.md", "harness.md"}
 BY_THEMSELVES = ("counterfactuals.md", "data.md", "editing.md", "training.md")
 LONGER = ("privacy.md", "stream.md")
 
@@ -80,7 +81,7 @@ def test_every_page_with_python_is_run_or_named() -> None:
         for page in DOCS.rglob("*.md")
         if "```python" in page.read_text(encoding="utf8")
     }
-    assert with_python == {"python.md", "adapters.md", *BY_THEMSELVES, *LONGER, *ELSEWHERE}
+    assert with_python == {"python.md", "adapters.md", "server.md", *BY_THEMSELVES, *LONGER, *ELSEWHERE}
 
 
 @pytest.mark.parametrize(
@@ -94,3 +95,13 @@ def test_the_python_of_a_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "a.py").write_text("import os\n", encoding="utf8")
     assert run(tmp_path, blocks(page), monkeypatch, toy)
+
+
+def test_the_client_of_the_server_page_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = server_world.config(tmp_path)
+    (tmp_path / "toy" / "chat_template.jinja").unlink()  # GPT-2, which the page names, has none
+    with server_world.running(config) as server:
+        code = blocks("server.md").replace("http://localhost:8000", server.url).replace('"gpt2"', '"toy"')
+        made = run(tmp_path, code, monkeypatch)
+    assert made["answer"].choices[0].finish_reason  # type: ignore[attr-defined]
+    assert made["answer"].uptake["method"] == "ttt-nn"  # type: ignore[attr-defined]
