@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,13 @@ def test_damaged_models(
 @pytest.mark.parametrize("name", ["no/such/folder", "./nothing", "no-such-model-anywhere"])
 def test_models_that_are_not_there(run: Run, name) -> None:
     refused(run("generate", "-m", name, "--method", "base", "hello"), name)
+
+
+def test_a_pipe_is_no_model(run: Run, tmp_path: Path) -> None:
+    for name in ("model", "model.gguf"):
+        os.mkfifo(tmp_path / name)  # nobody writes to it: whoever opens it waits for ever
+        asked = run("generate", "-m", tmp_path / name, "--method", "base", "hello")
+        refused(asked, tmp_path / name, "is no folder" if name == "model" else "is no regular file")
 
 
 # Text

@@ -81,6 +81,8 @@ def is_gguf(name: str) -> bool:
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         return not path.is_dir()
+    if not path.is_file():  # reading a pipe would wait for ever
+        return False
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -90,6 +92,8 @@ def is_gguf(name: str) -> bool:
 
 def read_header(path: Path) -> Header:
     """Read the head of a GGUF file. Raises Missing, or BadInput for one that is damaged or cut short."""
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is no regular file: give the GGUF file whole")
     try:
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
