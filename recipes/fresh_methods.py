@@ -89,6 +89,8 @@ def _beside_the_base(pace: str) -> tuple[str, ...]:
     return ("base_weight=0.5", "stretch=32", f"rate_scale={pace}")
 
 
+# The rate: chosen among four on `valid`, at 5 neighbours, by recipes/trainable.py.
+LORA = ("trainable=lora(rank=16)", "learning_rate=1e-3")
 RATE = 3e-4  # chosen on `valid` at 5 neighbours, where 1e-3 gained less, and 1e-4 too
 VARIANTS: Mapping[str, Variant] = {
     "base": Variant("base", 0),
@@ -105,6 +107,9 @@ VARIANTS: Mapping[str, Variant] = {
     "rag token k=5": Variant("rag", 5, ("marginal=token",)),
     "ttt-nn": Variant("ttt-nn", settings=_trained(RATE)),
     "random": Variant("ttt-nn", settings=_trained(RATE), drawn=True),
+    "ttt-nn lora": Variant("ttt-nn", settings=LORA),
+    "random lora": Variant("ttt-nn", settings=LORA, drawn=True),
+    "ttt-nn lora+n-gram": Variant("n-gram", onto="ttt-nn lora"),
     "sift": Variant("ttt-nn", settings=_trained(RATE), sift=True),
     "ttt-nn 1e-4": Variant("ttt-nn", settings=_trained(1e-4)),
     "ttt-nn 1e-3": Variant("ttt-nn", settings=_trained(1e-3)),
