@@ -148,6 +148,7 @@ CONTROLS = {
     "sift": "random",
     "ttt-nn k=5": "random k=5",
     "ttt-nn all 1e-3": "random all 1e-3",
+    "ttt-nn lora": "random lora",
     "knn-lm": "knn-lm random",
     "retomaton": "knn-lm random",
     "fwl": "fwl that learns nothing",
