@@ -15,6 +15,8 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md", "recipes/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+# What stands for a value that the reader knows.
+STANDS_FOR = {"METHOD": "fwl", "[NAME]": "ttt-nn", "NAMES": "base"}
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 _INDENTED = re.compile(r"(?:^(?: {4,}|\t)\S[^\n]*\n?)+", re.M)
 _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -69,6 +69,26 @@ def test_values_of_every_kind() -> None:
     assert apply(Finetune(), "clip=None", "own_prefix=TRUE", "optimizer=SGD", "dropout=False") == Finetune(
         optimizer=SGD(), clip=None, own_prefix=True
     )
+
+
+def test_what_has_no_written_form_is_not_offered() -> None:
+    class Kind:
+        """A family that a setting names."""
+
+    @dataclass(frozen=True)
+    class Plain(Kind):
+        size: int = 3
+
+    @dataclass(frozen=True)
+    class Told(Kind):
+        answers: Mapping[str, str] = field(default_factory=dict)
+
+    @dataclass(frozen=True)
+    class Within(Kind):
+        told: tuple[Told, ...] = (Told(),)
+
+    owner = dataclasses.make_dataclass("Owner", [("kind", Kind, field(default_factory=Plain))], frozen=True)
+    assert values(owner()) == {"kind": "plain(size=3)", "kind.size": "whole number"}
 
 
 def test_they_nest_to_any_depth() -> None:

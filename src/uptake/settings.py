@@ -138,7 +138,7 @@ def _values(hint: Any) -> str:
     plain: dict[Any, str] = {bool: "true | false", int: "whole number", float: "number", str: "text"}
     if hint in plain:
         return plain[hint]
-    choices = [each for each in _choices(hint).values() if each is not hint]
+    choices = [each for each in _choices(hint).values() if each is not hint and _has_words(each())]
     return " | ".join(_written(each(), each, everything=True) for each in choices) or "as below"
 
 
@@ -336,6 +336,15 @@ def _classes(kind: Any) -> Iterator[Any]:
         yield kind
     for each in kind.__subclasses__():
         yield from _classes(each)
+
+
+def _has_words(value: Any) -> bool:
+    """Whether a value can be written: one that holds a mapping, say, is made in Python alone."""
+    if dataclasses.is_dataclass(value):
+        return all(_has_words(getattr(value, part.name)) for part in fields(value))
+    if isinstance(value, tuple):
+        return all(map(_has_words, value))
+    return value is None or isinstance(value, bool | str | numbers.Real)
 
 
 def _written(value: Any, hint: Any, everything: bool) -> str:
