@@ -168,7 +168,7 @@ def draw(
 
 def _broken(label: str, room: float) -> list[str]:
     """Return a label in lines, the names of methods in it apart, where it takes more than `room` pixels."""
-    if _NARROW * len(label) + 6 <= room or math.isinf(room):
+    if _NARROW * len(label) + 6 <= room:
         return [label]
     return re.findall(r"[^/+]+[/+]?", label) or [label]
 
