@@ -182,6 +182,8 @@ def test_a_base_whose_predictions_are_no_numbers_is_refused(run: Run, world: Wor
 class Fragile(Causal):
     """No number comes out where a Z went in."""
 
+    read_on = LM.read_on
+
     def step(self, ids: Tensor, cache: Cache = None, lengths: Any = None) -> tuple[Tensor, Cache]:
         log_probs, cache = super().step(ids, cache, lengths)
         odd = (ids == self.tokenizer.encode("Z")[0][0]).any(-1)

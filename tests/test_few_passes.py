@@ -77,6 +77,8 @@ def test_one_answers_all_of_its_rows_in_one_pass(lm: Causal) -> None:
     passes = list[int]()
 
     class Counted(Causal):
+        read_on = LM.read_on
+
         def step(self, ids, cache=None, lengths=None):  # type: ignore[no-untyped-def]
             passes.append(len(ids))
             return super().step(ids, cache, lengths)

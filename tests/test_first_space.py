@@ -8,7 +8,7 @@ from torch import Tensor
 
 import toys
 from test_round_trip import pieces
-from uptake.lm.base import Cache
+from uptake.lm.base import LM, Cache
 from uptake.lm.causal import Causal
 from uptake.lm.generation import Decoding
 from uptake.session import Session
@@ -20,6 +20,8 @@ WHOLE = "".join(SAID)
 
 class Scripted(Causal):
     """Says the same after every prompt that ends in "t", a token after another."""
+
+    read_on = LM.read_on
 
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None

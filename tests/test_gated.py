@@ -111,6 +111,8 @@ def test_it_is_decided_once_for_each_prompt(lm: Causal) -> None:
 class Cacheless(Causal):
     """Keeps no cache: whoever reads on must read everything again."""
 
+    read_on = LM.read_on
+
     def start(self) -> None:
         return None
 

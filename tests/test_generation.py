@@ -143,6 +143,12 @@ def test_wrappers_step_rows_of_different_length(name: str) -> None:
         bare, _ = model.step(ids, None, lengths)
         found, cache = model.step(ids, model.start(), lengths)
         after, _ = model.step(torch.full((4, 1), 9), cache)
+        # At the last place alone: as `step` there, with a cache and without, and what is read on afterwards.
+        ends, cache = model.read_on(ids, model.start(), lengths)
+        assert torch.allclose(ends, found[:, -1], atol=1e-10)
+        assert torch.allclose(model.read_on(ids, None, lengths)[0], bare[:, -1], atol=1e-10)
+        on, _ = model.read_on(torch.full((4, 1), 9), cache)
+        assert torch.allclose(on, after[:, -1], atol=1e-10)
         for row, own in enumerate(rows):
             whole, _ = model.at([row]).step(torch.tensor([[*own, 9]]))
             for each in (bare, found):

@@ -156,6 +156,8 @@ def test_a_budget_bounds_all_readings_together() -> None:
 class Held(Causal):
     """A model that waits, at its first step in another thread, until it may go on."""
 
+    read_on = LM.read_on
+
     def hold(self) -> None:
         self.reached, self.may = threading.Event(), threading.Event()
 

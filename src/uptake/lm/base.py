@@ -112,6 +112,16 @@ class LM(ABC):
         mean nothing. Rows of a cache keep their own lengths, so only what is read into an empty one has them.
         """
 
+    def read_on(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Return log-probabilities [batch, vocabulary] of the token after the last of `ids`.
+
+        As `step`, at the last place alone: of a long prompt and a large vocabulary all others are dear.
+        """
+        log_probs, cache = self.step(ids, cache, lengths)
+        return log_probs[:, -1], cache
+
     def start(self) -> Cache:
         """Return an empty cache for `step`."""
         return None

@@ -108,15 +108,16 @@ class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, 
         logits = self._run(self.module, ids, None, **chosen).logits
         return torch.log_softmax(wide(logits if some else logits[:, places]), -1)
 
-    def read_on(self, ids: Tensor, cache: Cache, **more: Any) -> tuple[Tensor, Cache]:
-        """Return the log-probabilities [rows, vocabulary] of what follows the last of ids [rows, time].
-
-        As `step`, at the last place alone. `more` goes to the module: positions and a mask of one's own.
-        """
+    def read_on(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None, **more: Any
+    ) -> tuple[Tensor, Cache]:
+        # `more` goes to the module: positions and a mask of one's own.
+        if self._blind and (lengths is not None or isinstance(cache, RowCaches)):
+            return super().read_on(ids, cache, lengths)
         if "logits_to_keep" in inspect.signature(self.module.forward).parameters:
             more["logits_to_keep"] = 1
-        out = self._run(self.module, ids, cache, **more)
-        return torch.log_softmax(wide(out.logits[:, -1]), -1), out.past_key_values
+        out = self._run(self.module, ids, cache, lengths, **more)
+        return torch.log_softmax(wide(out.logits[:, -1]), -1), None if cache is None else out.past_key_values
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         ids = examples[0].inputs if len(examples) == 1 else ()

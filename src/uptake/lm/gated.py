@@ -61,11 +61,25 @@ class Gated(Wrapper):
             empty = (self.tokenizer.opening,)
             answering = self.choose([Asked(row, empty) for row in range(len(ids))])
             return answering.step(ids, None, lengths)[0], None
-        if cache.answering is None:
-            gaps = [ids.shape[1] - length for length in lengths or [ids.shape[1]] * len(ids)]
-            rows = [Asked(row, tuple(ids[row, gap:].tolist())) for row, gap in enumerate(gaps)]
-            cache = _Held(_Reader(self.choose(rows)))
-        return cache.answering.step(ids, lengths), cache
+        held = self._held(ids, cache, lengths)
+        return held.step(ids, lengths), _Held(held)
+
+    def read_on(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        if cache is None:
+            return super().read_on(ids, None, lengths)
+        self._check_rows(len(ids))
+        held = self._held(ids, cache, lengths)
+        return held.step(ids, lengths, last=True)[:, -1], _Held(held)
+
+    def _held(self, ids: Tensor, cache: "_Held", lengths: Sequence[int] | None) -> "_Reader":
+        """Return who answers, chosen by what is read first."""
+        if cache.answering is not None:
+            return cache.answering
+        gaps = [ids.shape[1] - length for length in lengths or [ids.shape[1]] * len(ids)]
+        rows = [Asked(row, tuple(ids[row, gap:].tolist())) for row, gap in enumerate(gaps)]
+        return _Reader(self.choose(rows))
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         return self._answering([example.context for example in examples]).predictions(examples)
@@ -144,27 +158,44 @@ class Opened(Wrapper):
     def step(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:
+        return self._each(ids, cache, lengths, False), cache
+
+    def read_on(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        return self._each(ids, cache, lengths, True)[:, -1], cache
+
+    def _each(
+        self, ids: Tensor, cache: "_Readers | None", lengths: Sequence[int] | None, last: bool
+    ) -> Tensor:
+        """Return the log-probabilities of all rows, at the `last` place alone where no other is wanted."""
         self._check_rows(len(ids))
         log_probs = None
         if len(self._open) < len(ids):
             inner = None if cache is None else cache.inner
-            log_probs = self.inner.step(ids, None, lengths)[0] if inner is None else inner.step(ids, lengths)
+            log_probs = (
+                _read(self.inner, ids, None, lengths, last)[0]
+                if inner is None
+                else inner.step(ids, lengths, last)
+            )
         if self._open:
-            found = self._step_open(cache, ids, lengths)
+            found = self._step_open(cache, ids, lengths, last)
             if log_probs is None:
-                return found, cache
+                return found
             # What comes out of a model is its own; the rows that are open take its place in a copy.
             log_probs = log_probs.clone()
             log_probs[self._open] = found
         assert log_probs is not None
-        return log_probs, cache
+        return log_probs
 
-    def _step_open(self, cache: "_Readers | None", ids: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    def _step_open(
+        self, cache: "_Readers | None", ids: Tensor, lengths: Sequence[int] | None, last: bool
+    ) -> Tensor:
         own = ids[self._open]
         known = None if lengths is None else [lengths[row] for row in self._open]
         sizes = [own.shape[1]] * len(own) if known is None else known
         if cache is None:
-            return self._let_in(sizes).step(own, None, known)[0]
+            return _read(self._let_in(sizes), own, None, known, last)[0]
         if cache.opened is None:
             cache.opened = _Reader(self._let_in(sizes))
         elif cache.opened.full:
@@ -172,8 +203,8 @@ class Opened(Wrapper):
             texts = [[*text, *row.tolist()] for text, row in zip(cache.opened.texts, own, strict=True)]
             cache.opened = _Reader(self._let_in([2 * len(text) for text in texts]))
             padded, known = left_padded(texts, ids.device)
-            return cache.opened.step(padded, known)[:, -1:]
-        return cache.opened.step(own, known)
+            return cache.opened.step(padded, known, last=True)
+        return cache.opened.step(own, known, last)
 
     def _let_in(self, sizes: Sequence[int]) -> LM:
         """Return the LM of the open rows behind what is let in, as far as it fits beside `sizes` tokens."""
@@ -201,16 +232,26 @@ class _Reader:
         """Whether one more token would not fit."""
         return any(len(text) >= self.lm.max_input_tokens(row) for row, text in enumerate(self.texts))
 
-    def step(self, ids: Tensor, lengths: Sequence[int] | None) -> Tensor:
-        """Return the log-probabilities after `ids`, which go on from what was read before."""
+    def step(self, ids: Tensor, lengths: Sequence[int] | None, last: bool = False) -> Tensor:
+        """Return the log-probabilities after `ids`, or the `last` of them, which go on from what was read."""
         time = ids.shape[1]
         new = [row[time - n :].tolist() for row, n in zip(ids, lengths or [time] * len(ids), strict=True)]
         self.texts = [[*old, *more] for old, more in zip(self.texts or [[] for _ in new], new, strict=True)]
         if self.cache is not None:
-            log_probs, self.cache = self.lm.step(ids, self.cache, lengths)
+            log_probs, self.cache = _read(self.lm, ids, self.cache, lengths, last)
             return log_probs
         whole, known = left_padded(self.texts, ids.device)
-        return self.lm.step(whole, None, known)[0][:, -time:]
+        return _read(self.lm, whole, None, known, last)[0][:, -time:]
+
+
+def _read(
+    lm: LM, ids: Tensor, cache: Cache, lengths: Sequence[int] | None, last: bool
+) -> tuple[Tensor, Cache]:
+    """Return the log-probabilities [rows, time, vocabulary] after `ids`; with `last` time is 1."""
+    if not last:
+        return lm.step(ids, cache, lengths)
+    log_probs, cache = lm.read_on(ids, cache, lengths)
+    return log_probs[:, None], cache
 
 
 @dataclass

@@ -160,9 +160,9 @@ class _Batch:
             # An LM that keeps no cache reads everything again.
             ids, lengths = left_padded([row.ids for row in self._rows], self._lm.device)
         with torch.no_grad():
-            log_probs, self._cache = self._lm.step(ids, self._cache, lengths)
+            log_probs, self._cache = self._lm.read_on(ids, self._cache, lengths)
         self._begun = True
-        return list(log_probs[:, -1].float().cpu())
+        return list(log_probs.float().cpu())
 
 
 class Continuation:

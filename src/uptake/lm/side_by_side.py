@@ -94,6 +94,13 @@ class SideBySide(Wrapper, HiddenStates):
         log_probs, cache = self.inner.step(filled, cache, _filled(lengths, filled))
         return log_probs[: len(ids)], cache
 
+    def read_on(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        filled = self._filled(ids, cache)
+        log_probs, cache = self.inner.read_on(filled, cache, _filled(lengths, filled))
+        return log_probs[: len(ids)], cache
+
     def hidden(
         self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Cache]:

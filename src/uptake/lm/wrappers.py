@@ -64,9 +64,7 @@ class Prefixed(Wrapper):
         if cache is not None and cache.begun:
             log_probs, inner = self.inner.step(ids, cache.inner)
             return log_probs, _PrefixCache(inner, True)
-        time = ids.shape[1]
-        gaps = [time - length for length in lengths or [time] * len(ids)]
-        whole = [self._joined(row, ids[row, gap:].tolist()) for row, gap in enumerate(gaps)]
+        time, whole = ids.shape[1], self._whole(ids, lengths)
         if cache is not None or lengths is not None:
             joined, known = left_padded(whole, ids.device)
             log_probs, inner = self.inner.step(joined, cache and cache.inner, known)
@@ -75,6 +73,22 @@ class Prefixed(Wrapper):
         log_probs, _ = self.inner.step(padded(whole).to(ids.device))
         ends = [len(each) for each in whole]
         return torch.stack([log_probs[row, end - time : end] for row, end in enumerate(ends)]), None
+
+    def read_on(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        if cache is not None and cache.begun:
+            log_probs, inner = self.inner.read_on(ids, cache.inner)
+            return log_probs, _PrefixCache(inner, True)
+        joined, known = left_padded(self._whole(ids, lengths), ids.device)
+        log_probs, inner = self.inner.read_on(joined, cache and cache.inner, known)
+        return log_probs, cache and _PrefixCache(inner, True)
+
+    def _whole(self, ids: Tensor, lengths: Sequence[int] | None) -> list[list[int]]:
+        """Return each row's tokens behind its prefix."""
+        time = ids.shape[1]
+        gaps = [time - length for length in lengths or [time] * len(ids)]
+        return [self._joined(row, ids[row, gap:].tolist()) for row, gap in enumerate(gaps)]
 
     def _joined(self, row: int, ids: Sequence[int]) -> list[int]:
         prefix = self.prefixes[row]
