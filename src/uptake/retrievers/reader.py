@@ -111,12 +111,12 @@ def _answer(
     counts = [len(prompts[place]) for place in batch]
     owner = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(counts)).to(lm.device)
     model = lm if lm.rows is None else lm.at([0] * len(read))
-    log_probs, cache = model.step(ids, model.start(), lengths)
+    log_probs, cache = model.read_on(ids, model.start(), lengths)
     weights = torch.cat([log_priors[place].double().log_softmax(0) for place in batch]).to(lm.device)
     open_, spoken = [True] * len(batch), [list[int]() for _ in batch]
     final = weights.clone()
     for _ in range(tokens):
-        last = log_probs[:, -1].double()
+        last = log_probs.double()
         mixed = torch.full((len(batch), last.shape[-1]), -torch.inf, dtype=last.dtype, device=last.device)
         weighed = last + weights[:, None]
         for number in range(len(batch)):
@@ -138,7 +138,7 @@ def _answer(
             final[owner == number] = weights[owner == number]
         if not any(open_):
             break
-        log_probs, cache = model.step(chosen[owner][:, None], cache)
+        log_probs, cache = model.read_on(chosen[owner][:, None], cache)
     for number, place in enumerate(batch):
         shares = final[owner == number].exp().tolist()
         said[place] = Said(tokenizer.decode(spoken[number]).strip(), tuple(shares))
