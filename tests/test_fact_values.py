@@ -1,5 +1,6 @@
 """Keys and values of facts: equal to whole passes of the model with a hook, in float64."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,9 @@ from torch import Tensor
 
 import toys
 from uptake.adaptation.delta import fingerprint, skeleton
+from uptake.cache import cache_root
 from uptake.errors import BadInput, Diverged
+from uptake.lm import own_text
 from uptake.lm.causal import Causal
 from uptake.lm.changed_place import ChangedPlace, PlacedText
 from uptake.lm.fact_values import (
@@ -22,6 +25,7 @@ from uptake.lm.fact_values import (
 )
 from uptake.lm.feed_forward import down_projection, entering_projections, layer_at
 from uptake.lm.own_text import openings, rows_of, written
+from uptake.sealed import to_json
 
 CLOSE = 1e-10
 TEXTS = [
@@ -158,6 +162,35 @@ def test_layers_are_found_by_name_and_class_and_never_by_shape() -> None:
 def test_the_token_of_a_character_is_found_by_spans() -> None:
     tokenizer = toys.lm("llama").tokenizer
     assert [place_in(tokenizer, "abc", end) for end in (1, 3, 9)] == [0, 2, -1]
+
+
+def test_a_models_own_text_is_written_once_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(own_text, "written", lambda *some: calls.append(1) or written(*some))
+    first = own_text.kept(toys.lm(), 200, 16)
+    (path,) = (cache_root() / "own-text").iterdir()
+    again = own_text.kept(toys.lm(), 200, 16)
+    assert len(calls) == 1 and all(map(torch.equal, first, again)) and len(first) == len(again)
+    own_text.kept(toys.lm(seed=5), 200, 16)
+    own_text.kept(toys.lm(), 300, 16)
+    assert len(calls) == 3, "another model and another size have texts of their own"
+    good = path.read_bytes()
+    of = json.loads(good)["of"]
+    for bad in (
+        b"",
+        good[:-9],
+        good.replace(b"1", b"2", 1),
+        sealed(of, []),
+        sealed(of, [[[10**9]]]),
+        sealed("x", [[[1]]]),
+    ):
+        path.write_bytes(bad)
+        assert all(map(torch.equal, own_text.kept(toys.lm(), 200, 16), first))
+        assert path.read_bytes() == good, "what is no such text is written again"
+
+
+def sealed(of: str, batches: object) -> bytes:
+    return to_json({"of": of, "batches": batches})
 
 
 def test_a_models_own_text_is_seeded_and_of_the_wanted_size() -> None:

@@ -14,7 +14,7 @@ from uptake.adaptation.editing.covariance import KeyCovariance
 from uptake.errors import BadInput
 from uptake.lm.causal import Causal
 from uptake.lm.feed_forward import LinearPlace
-from uptake.lm.own_text import rows_of, written
+from uptake.lm.own_text import kept, rows_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class OrdinaryText:
         """Return the text as batches of tokens [rows, length]. Raises BadInput where the file has too few."""
         if not self.file:
             return lm.derived(
-                ("own text", self.tokens, self.length), lambda: written(lm, self.tokens, self.length)
+                ("own text", self.tokens, self.length), lambda: kept(lm, self.tokens, self.length)
             )
         try:
             text = Path(self.file).read_text("utf8")
