@@ -7,8 +7,9 @@ for a word that one document has, texts byte for byte, and no passage of the eva
 that lies between two notes, half way through a change, must hold what both hold and nothing that
 neither does. An error counts as one unless it says that the version was purged, and a purge has
 begun since the version was opened or at most ten seconds before. Each process
-notes its own memory and its open files. With --pause everybody rests so many seconds after each change and
-each opening, on a machine that others use as well. The last line says what is wrong; nothing is the aim.
+notes its own memory and its open files in a file, and keeps none of these notes. With --pause everybody
+rests so many seconds after each change and each opening, on a machine that others use as well. The last line
+says what is wrong; nothing is the aim.
 
     OMP_NUM_THREADS=1 python bench/soak.py --minutes 10 --pause 3 --out bench/soak.json
 """
@@ -42,6 +43,7 @@ CHUNKING = Chunking(128)
 HELD = 200  # documents, about
 STEP = 20  # documents of one change
 KEPT = 64  # notes that a reader remembers
+PART = 10  # minutes whose median memory is told
 PURGE = 8  # changes from one purge to the next
 ENCODER = StubEncoder()
 
@@ -128,9 +130,11 @@ class Process:
         self.pause = pause
         self.store, self.notes = folder / "store", Notes(folder / "notes")
         self._out = folder / f"{role}-{number}.json"
-        self.told: dict[str, Any] = {"role": role, "counts": {}, "samples": [], "wrong": []}
+        self._samples = folder / f"{role}-{number}.jsonl"
+        self.told: dict[str, Any] = {"role": role, "counts": {}, "wrong": []}
         self.random = np.random.default_rng([number, ord(role[0])])
         self._begun = time.monotonic()
+        self._sampled = -np.inf
 
     def count(self, what: str) -> None:
         self.told["counts"][what] = self.told["counts"].get(what, 0) + 1
@@ -143,13 +147,15 @@ class Process:
     def sample(self, **more: float) -> None:
         """Note memory and open files, at most once a second, and write everything down."""
         now = time.monotonic() - self._begun
-        if self.told["samples"] and not more and now - self.told["samples"][-1]["seconds"] < 1:
+        if not more and now - self._sampled < 1:
             return
+        self._sampled = now
         gc.collect()
         lines = Path("/proc/self/status").read_text().splitlines()
         own = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
         files = sum(1 for _ in Path("/proc/self/fd").iterdir())
-        self.told["samples"].append({"seconds": now, "own_mib": own, "files": files, **more})
+        with self._samples.open("a") as file:  # kept in memory they would grow as what is measured may not
+            file.write(json.dumps({"seconds": now, "own_mib": own, "files": files, **more}) + "\n")
         self._out.write_text(json.dumps(self.told))
 
 
@@ -274,10 +280,18 @@ def run(minutes: float, pause: float, folder: Path) -> dict[str, Any]:
     codes = [process.wait(timeout=300) for process in processes]
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     told = [json.loads((folder / f"{role}-{number}.json").read_text()) for role, number in roles]
-    result: dict[str, Any] = {"minutes": minutes, "pause": pause, "load": os.getloadavg()[0]}
+    result: dict[str, Any] = {
+        "minutes": minutes,
+        "pause": pause,
+        "minutes_a_part": PART,
+        "load": os.getloadavg()[0],
+    }
     result |= {"cpu_seconds": round(spent.ru_utime + spent.ru_stime, 1), "wrong": []}
-    for code, (role, number), each in zip(codes, roles, told, strict=True):
-        samples, title = each["samples"], f"{role} {number}" if role == "reader" else role
+    sampled = [
+        [json.loads(line) for line in (folder / f"{role}-{number}.jsonl").open()] for role, number in roles
+    ]
+    for code, (role, number), each, samples in zip(codes, roles, told, sampled, strict=True):
+        title = f"{role} {number}" if role == "reader" else role
         quarter = max(1, len(samples) // 4)
         parts = {"early": samples[quarter // 2 : quarter // 2 + quarter], "late": samples[-quarter:]}
         figures = {
@@ -285,11 +299,15 @@ def run(minutes: float, pause: float, folder: Path) -> dict[str, Any]:
             for what in ("own_mib", "files")
             for when, part in parts.items()
         }
+        by_part: dict[int, list[float]] = {int(one["seconds"] // (60 * PART)): [] for one in samples}
+        for one in samples:
+            by_part[int(one["seconds"] // (60 * PART))].append(one["own_mib"])
         result[title] = each["counts"] | figures
+        result[title]["own_mib_by_parts"] = [round(float(np.median(part)), 2) for part in by_part.values()]
         if code:
             result["wrong"].append(f"{title}: ended with {code}")
         result["wrong"] += [f"{title}: {line}" for line in each["wrong"]]
-    result["after_purges"] = [one for one in told[0]["samples"] if "bytes" in one]
+    result["after_purges"] = [one for one in sampled[0] if "bytes" in one]
     return result
 
 
