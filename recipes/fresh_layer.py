@@ -13,12 +13,14 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from fresh_common import PROTOCOL, drawn
+from fwl import RATES
 from fwl_mixture import LEARNT, cut
 
 import uptake
@@ -29,25 +31,26 @@ from uptake.methods.retro import Retro, TextEpisode
 from uptake.train import Point, Training, train
 
 TOKENS, CHUNK = 512, 32  # of an episode of RETROfit, and of a chunk: as in recipes/retrofit.py
-RATE = 2e-3  # as recipes/fwl.py trains a layer from nothing
 
 
-def learn(model: str, data: Path, documents: int, valid: int, minutes: float, out: Path) -> dict[str, Any]:
+def learn(given: argparse.Namespace) -> dict[str, Any]:
     """Train a layer, write it to `out`, and return its losses along the way and what they cost.
 
     It stops at a checkpoint once it has taken so many CPU minutes.
     """
-    lm, length = uptake.load(model), PROTOCOL.prefix + PROTOCOL.suffix
+    model, documents, out, length = given.model, given.documents, given.out, given.characters
+    lm, method = uptake.load(model), replace(LEARNT, start=str(given.start or ""))
     before = time.process_time()
     told: dict[str, Any] = {
         "model": Path(model).name,
         "documents": documents,
         "characters": length,
+        "goes_on": bool(given.start),
         "points": [],
     }
 
     def episodes(part: str, count: int) -> Any:
-        return LEARNT.episodes(lm, TrainingData(tuple(cut(drawn(data, part), length, count))))
+        return method.episodes(lm, TrainingData(tuple(cut(drawn(given.data, part), length, count))))
 
     def spent() -> float:
         return time.process_time() - before
@@ -65,16 +68,20 @@ def learn(model: str, data: Path, documents: int, valid: int, minutes: float, ou
         print(f"step {point.step} of {point.total}: {point.loss:.4f}, {valid}", flush=True)
 
     network, _ = train(
-        LEARNT,
+        method,
         lm,
         episodes("after", documents),
-        Training(AdamW(RATE, weight_decay=0.0), save_every=10, warm_up_and_decay=True),
+        Training(
+            AdamW(RATES[bool(given.start)], weight_decay=0.0),
+            save_every=given.save_every,
+            warm_up_and_decay=True,
+        ),
         out.with_suffix(".training"),
         note,
-        episodes("valid", valid),
-        enough=lambda: spent() > 60 * minutes,
+        episodes("valid", given.valid) if given.valid else [],
+        enough=lambda: spent() > 60 * given.minutes,
     )
-    LEARNT.save(network, lm, out)
+    method.save(network, lm, out)
     told["cpu_seconds"] = spent()
     return told
 
@@ -110,6 +117,11 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("build/fresh"))
     parser.add_argument("--documents", type=int, default=60, help="to learn from")
     parser.add_argument("--valid", type=int, default=4, help="validation documents")
+    parser.add_argument(
+        "--characters", type=int, default=PROTOCOL.prefix + PROTOCOL.suffix, help="of each document"
+    )
+    parser.add_argument("--start", type=Path, help="a layer to go on from")
+    parser.add_argument("--save-every", type=int, default=10, help="steps from one validation to the next")
     parser.add_argument("--minutes", type=float, default=10.0, help="of CPU time, at most")
     parser.add_argument("--out", type=Path, default=Path("build/fresh/fwl.safetensors"))
     parser.add_argument("--retrofit", metavar="LAYERS", help="measure a step of RETROfit in these, no more")
@@ -120,7 +132,7 @@ def main() -> int:
         if given.retrofit:
             print(json.dumps(retrofit_step(given.model, given.retrofit)))
             return 0
-        told = learn(given.model, given.data, given.documents, given.valid, given.minutes, given.out)
+        told = learn(given)
     except UptakeError as error:
         print(error, file=sys.stderr)
         return 2

@@ -105,11 +105,11 @@ def trained(lm: LM, method: FWL, name: str, arguments: argparse.Namespace) -> FW
     return replace(method, weights=str(file), start="")
 
 
-def score(method: Any, lm: LM, document: Document) -> dict[str, Any]:
+def score(method: Any, lm: LM, document: Document, protocol: Running = PROTOCOL) -> dict[str, Any]:
     """Return the bits of every segment and the CPU seconds that scoring and learning took."""
     states, bits, sizes, tokens = [method.init(lm)], [], [], 0
     started = time.process_time()
-    for query in PROTOCOL.queries(document):
+    for query in protocol.queries(document):
         segment = Segment(query.target, query.context)
         (scores,), states = method.read(states, lm, [segment], Context())
         bits.append(scores.bits)
@@ -121,14 +121,15 @@ def score(method: Any, lm: LM, document: Document) -> dict[str, Any]:
 class Scored:
     """Scores by method and document, kept on disk as they are made."""
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path, key: str, protocol: Running = PROTOCOL) -> None:
+        self.protocol = protocol
         self.lines = RecordFile(path, key)
         self.done = {(row["way"], row["document"]): row for row in self.lines.start(dict)}
 
     def of(self, name: str, method: Any, lm: LM, texts: Sequence[Document]) -> list[dict[str, Any]]:
         for document in texts:
             if (name, document.id) not in self.done:
-                row = {"way": name, "document": document.id, **score(method, lm, document)}
+                row = {"way": name, "document": document.id, **score(method, lm, document, self.protocol)}
                 self.lines.keep(row)
                 self.done[name, document.id] = row
         return [self.done[name, document.id] for document in texts]

@@ -7,7 +7,9 @@ alone, which costs about as much as the layer. Every way has one setting for all
 validation documents. `books` is text that base-5m was trained on.
 
     python recipes/fwl_mixture.py                                                        # base-5m
-    python recipes/fwl_mixture.py --model SMOLLM2 --fresh build/fresh --first 0 --then 24      # fresh text
+    python recipes/fresh_layer.py --model SMOLLM2 --characters 8192 --out LAYER                # fresh text
+    python recipes/fwl_mixture.py --model SMOLLM2 --fresh build/fresh --layer LAYER --characters 8192 \
+        --segment 2048 --context 2048
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 from dynamic_evaluation import count_statistics
 from fresh_common import drawn
-from fwl import RATES, Scored, bits, by_third, shown
+from fwl import PROTOCOL, RATES, Scored, bits, by_third, shown
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +33,7 @@ import uptake
 from uptake import methods
 from uptake.adaptation.optimizers import RMS, AdamW
 from uptake.adaptation.trainable import Top
+from uptake.evaluation.protocols.running import Running
 from uptake.lm.base import LM
 from uptake.methods.base import spec as base
 from uptake.methods.contract.learned import TrainingData
@@ -44,9 +47,12 @@ DOMAINS = ("books", "court_opinions", "pmc_ccby", "python_peps")
 LEARNT = FWL(stretch=32, rate_scale=0.3)
 PACES = (0.3, 0.6, 1.0)
 BASE, ALONE, MIXED = "base", "fwl", "fwl beside the base"
+STILL = "fwl that learns nothing, beside the base"
 DYNAMIC, TOP = "dynamic evaluation", "dynamic evaluation of the top"
+WAYS = (ALONE, MIXED, DYNAMIC, TOP)
 SETTINGS = (
-    "characters", "first", "then", "validation", "test", "layers", "paces", "rates", "top_rates",
+    "characters", "segment", "context", "first", "then", "validation", "test", "layers", "paces", "rates",
+    "top_rates",
 )  # fmt: skip
 RMS_RATE = 3e-5  # the best of recipes/fwl.py on books
 
@@ -94,7 +100,9 @@ def trained(lm: LM, method: FWL, name: str, material: Sequence[Document], work: 
 
 
 def learnt(lm: LM, arguments: Any) -> FWL:
-    """Return fast weights as they are trained: without learning, then with."""
+    """Return fast weights as they are trained, without learning, then with; or those that are given."""
+    if arguments.layer:
+        return replace(LEARNT, weights=str(arguments.layer))
     whole = texts(arguments, "train", arguments.first + arguments.then)
     parts: dict[str, list[Document]] = {"first": [], "then": []}
     for found in whole.values():
@@ -124,12 +132,16 @@ def candidates(lm: Any, layer: FWL, arguments: Any) -> dict[str, dict[str, Any]]
         return {f"RMS {RMS_RATE:g}": replace(dynamic, optimizer=rule)}
 
     top = {"trainable": Top(arguments.layers)}
-    return {
+    found: dict[str, dict[str, Any]] = {
         ALONE: {f"pace={pace}": replace(layer, rate_scale=pace) for pace in arguments.paces},
         MIXED: {f"pace={pace}": replace(layer, rate_scale=pace, base_weight=0.5) for pace in arguments.paces},
-        DYNAMIC: {f"Adam {rate:g}": adam(rate) for rate in arguments.rates} | rms(),
+        STILL: {"pace=0": replace(layer, rate_scale=0.0, base_weight=0.5)},
+        DYNAMIC: {f"Adam {rate:g}": adam(rate) for rate in arguments.rates},
         TOP: {f"Adam {rate:g}": adam(rate, **top) for rate in arguments.top_rates},
     }
+    if DYNAMIC in arguments.ways:
+        found[DYNAMIC] |= rms()
+    return {way: found[way] for way in found if way in arguments.ways}
 
 
 def chosen(
@@ -139,6 +151,9 @@ def chosen(
     found = {}
     plain = sum(bits(scored.of(BASE, base.method, lm, valid)))
     for way, of in tried.items():
+        if len(of) == 1:  # nothing to choose
+            found[way] = next(iter(of))
+            continue
         total = {label: sum(bits(scored.of(f"{way} {label}", of[label], lm, valid))) for label in of}
         for label, own in total.items():
             print(f"  validation: {way}, {label}: {100 * (1 - own / plain):.2f} %", flush=True)
@@ -162,8 +177,8 @@ def figures(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
             "seconds_a_token": sum(row["seconds"] for row in own) / tokens,
             **{
                 f"beyond {other}": gain_difference(found, bits(rows[other]), plain, names)
-                for other in (DYNAMIC, TOP, ALONE)
-                if other != way
+                for other in (DYNAMIC, TOP, ALONE, STILL)
+                if other != way and other in rows
             },
         }
     return {"documents": len(names), "tokens": tokens, "ways": told}
@@ -189,8 +204,11 @@ def show(told: Mapping[str, Any]) -> None:
 def measured(lm: LM, arguments: Any) -> Iterator[dict[str, Any]]:
     """Yield what is known after each round of test documents, one of every domain."""
     layer = learnt(lm, arguments)
-    about = f"{hashlib.sha256(Path(layer.weights).read_bytes()).hexdigest()} {arguments.characters}"
-    scored = Scored(arguments.work / "scores.journal", about)
+    protocol = Running(arguments.segment, arguments.context)
+    about = (
+        f"{hashlib.sha256(Path(layer.weights).read_bytes()).hexdigest()} {arguments.characters} {protocol}"
+    )
+    scored = Scored(arguments.work / "scores.journal", about, protocol)
     tried = candidates(lm, layer, arguments)
     valid = [each for of in texts(arguments, "valid", arguments.validation).values() for each in of]
     labels = chosen(scored, lm, tried, valid)
@@ -217,6 +235,10 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--pile", type=Path, default=shared / "data/minipile")
     parser.add_argument("--fresh", type=Path, help="recipes/fresh.py's folder, whose text is read instead")
     parser.add_argument("--characters", type=int, default=8000, help="of each document")
+    parser.add_argument("--segment", type=int, default=PROTOCOL.segment, help="characters scored at a time")
+    parser.add_argument("--context", type=int, default=PROTOCOL.context, help="characters before a segment")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=(*WAYS, STILL))
+    parser.add_argument("--layer", type=Path, help="a trained one, instead of training")
     parser.add_argument("--first", type=int, default=50, help="training documents a domain, without learning")
     parser.add_argument("--then", type=int, default=80, help="training documents a domain, with learning")
     parser.add_argument("--validation", type=int, default=1, help="documents a domain")
