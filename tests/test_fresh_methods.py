@@ -1,6 +1,7 @@
 """The recipe of every method on fresh text: what it keeps can be mixed afterwards as `A/B` mixes it."""
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,12 +128,19 @@ def test_a_layer_is_trained_on_other_packages_and_reads(
         monkeypatch.setattr(module, "PROTOCOL", small)
     monkeypatch.setattr(uptake, "load", lambda *_: lm)
     path = tmp_path / "layer.safetensors"
-    told = fresh_layer.learn("toy", tmp_path, 3, 1, 9.0, path)
+    given = Namespace(
+        model="toy", data=tmp_path, documents=3, valid=1, minutes=9.0, characters=160, save_every=10,
+        start=None, out=path,
+    )  # fmt: skip
+    told = fresh_layer.learn(given)
     assert [point["step"] for point in told["points"]] == [0, 3] and told["characters"] == 160
-    again = fresh_layer.learn("toy", tmp_path, 3, 1, 9.0, path)
+    again = fresh_layer.learn(given)
     assert again["points"][-1]["valid"] == told["points"][-1]["valid"], (
         "a finished training is not begun anew"
     )
+    further = Namespace(**{**vars(given), "start": path, "out": tmp_path / "further.safetensors", "valid": 0})
+    assert fresh_layer.learn(further)["goes_on"], "a layer may be trained on"
+    assert path.read_bytes() != further.out.read_bytes()
     names = ["base", "fwl", "fwl that learns nothing"]
     with pytest.raises(uptake.UptakeError, match="give --weights"):
         list(recipe.score("toy", tmp_path, "valid", 2, names))

@@ -49,3 +49,29 @@ def test_every_way_reads_the_same_and_an_interrupted_run_goes_on(
     pairs = zip(found["ways"][recipe.MIXED]["bits"], found["ways"][recipe.BASE]["bits"], strict=True)
     assert all(own <= plain + 2.59 for own, plain in pairs)
     assert first["chosen"].keys() == found["ways"].keys() - {recipe.BASE}
+
+
+def test_a_given_layer_is_read_in_longer_segments_beside_its_control(recipe: Any, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    toys.module(window=2048).save_pretrained(model)
+    toys.tokenizer().save_pretrained(model)
+    for part in ("after", "valid", "test"):
+        text = f"def {part}(mat): return the cat sat on mat. " * 20
+        (tmp_path / f"{part}.jsonl").write_text(json.dumps({"id": part, "text": text}))
+    common = ["--model", str(model), "--fresh", str(tmp_path), "--characters", "600", "--test", "1"]
+    sizes = ["--top-rates", "1e-3", "--rates", "1e-3", "--paces", "1.0"]
+    recipe.main([
+        *common, *sizes, "--first", "0", "--then", "1", "--ways", recipe.ALONE,
+        "--work", str(tmp_path / "one"), "--out", str(tmp_path / "one.json"),
+    ])  # fmt: skip
+    layer, ways = tmp_path / "one" / "then.safetensors", [recipe.MIXED, recipe.STILL]
+    recipe.main([
+        *common, *sizes, "--layer", str(layer), "--segment", "300", "--context", "200", "--ways", *ways,
+        "--work", str(tmp_path / "two"), "--out", str(tmp_path / "two.json"),
+    ])  # fmt: skip
+    assert not list((tmp_path / "two").glob("*.safetensors")), "nothing is trained where a layer is given"
+    found = json.loads((tmp_path / "two.json").read_text())["domains"]["fresh"]["ways"]
+    assert set(found) == {recipe.BASE, *ways}
+    base = sum(found[recipe.BASE]["bits"])
+    beyond = (sum(found[recipe.STILL]["bits"]) - sum(found[recipe.MIXED]["bits"])) / base
+    assert found[recipe.MIXED][f"beyond {recipe.STILL}"][0] == pytest.approx(beyond) and beyond
