@@ -1,5 +1,6 @@
 """The derived index: exact where it is flat, near exact where it is not, and made again when damaged."""
 
+import shutil
 import warnings
 
 import faiss
@@ -9,7 +10,7 @@ import pytest
 from uptake.errors import BadInput, Damaged
 from uptake.store.passages import index as module
 from uptake.store.passages.index import open_index
-from uptake.store.passages.index_cache import check_base_indexes
+from uptake.store.passages.index_cache import IndexCache, check_base_indexes
 from uptake.store.passages.table import Table
 from uptake.text.types import Passage
 
@@ -164,6 +165,28 @@ def test_without_a_usable_cache_it_lives_in_memory(table, tmp_path, monkeypatch)
     with pytest.warns(RuntimeWarning, match="index not stored"):
         index = open_index(table, UID, metric="cosine")
     np.testing.assert_array_equal(index.search(QUERIES, 3)[0][0], exact(range(500), QUERIES, 3)[0][0])
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_an_index_that_another_process_clears_at_once_is_used_all_the_same(table, cache, monkeypatch, kind):
+    cleared = []
+
+    def clear(own):
+        """Do what another process does that has made a newer one: this one is old there."""
+        cleared.extend(own._folder.glob("v*"))
+        for folder in own._folder.glob("v*"):
+            shutil.rmtree(folder)
+        return []
+
+    monkeypatch.setattr(IndexCache, "folders", clear)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index = open_index(table, UID, metric="cosine", kind=kind)
+        found = index.search(QUERIES, 3)
+    assert cleared and not list(cache.glob("v*"))
+    if kind == "flat":
+        np.testing.assert_array_equal([each.ids for each in found], exact(range(500), QUERIES, 3)[0])
+    monkeypatch.undo()
 
 
 def test_an_empty_table_and_odd_names(tmp_path, cache):

@@ -129,6 +129,8 @@ def test_what_is_made_once_is_told_apart_in_rows_and_table(
         store.read_tokens(TokenKeyer(lm))
     if method == "retro":
         store.read_chunks(lm.tokenizer, name=lm.name)
+    if name == "_load":
+        store.prepare()  # there is an index to be loaded then
     store = Datastore.open(tmp_path / "s", encoder=StubEncoder())
     slowly(monkeypatch, clock, owner, name, HOUR)
     settings = ["weights=untrained"] if method == "retro" else []

@@ -360,6 +360,39 @@ def test_lists_are_kept_checked_and_grown(tmp_path, monkeypatch):
     assert store.verify() == []
 
 
+def test_lists_that_two_processes_make_at_once_are_no_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(key_index, "LARGE", 100)
+    store, keyer = made(tmp_path / "s", [document(str(i)) for i in range(8)], index="ivf")
+
+    def search():
+        return Datastore.open(tmp_path / "s").source("x").tokens(keyer.fingerprint).search(QUERIES, 5)
+
+    before = search()
+    folder = cache_folder(store.layout.uid)
+    (kept,) = folder.glob("tokens-*")
+    shutil.copytree(kept, tmp_path / "theirs")
+    shutil.rmtree(kept)
+    discard = key_index.discard
+
+    def theirs_comes_first(home):
+        discard(home)
+        if home == kept:
+            shutil.copytree(tmp_path / "theirs", home)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(key_index, "discard", theirs_comes_first)
+        assert (search().places == before.places).all()
+        assert not list(folder.glob(".draft-*"))
+
+        def is_cleared(path):
+            shutil.rmtree(path)
+            return ["ivf: no such file"]
+
+        monkeypatch.setattr(key_index, "damaged", is_cleared)
+        assert (search().places == before.places).all()
+
+
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_keys_are_what_enters_the_last_feed_forward(shape):
     lm = toys.lm(shape, dtype=torch.float64)

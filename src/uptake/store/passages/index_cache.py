@@ -115,7 +115,8 @@ class IndexCache:
                 for part in table.stream_vectors():
                     part.astype(self._numbers, copy=False).tofile(file)
             table.ids.astype("<i8").tofile(draft / "ids")
-            ivf = self._ivf(_mapped(draft / "vectors", self._numbers, table.dimensions), threads)
+            vectors = _mapped(draft / "vectors", self._numbers, table.dimensions)
+            ivf = self._ivf(vectors, threads)
             if ivf is not None:
                 faiss.write_index(ivf, str(draft / "ivf"))
             write_json(draft / "about.json", self._settings | {"version": table.version})
@@ -130,10 +131,8 @@ class IndexCache:
             shutil.rmtree(draft, ignore_errors=True)
         for old in [folder for folder in self.folders() if folder != home][1:]:
             discard(old)  # whoever has it mapped keeps it
-        base = self._load(home)
-        if base is None:
-            raise OSError("it was damaged while it was written")
-        return base
+        # As it was made, not as it lies there: another process may have cleared it away by now.
+        return BaseIndex(table.ids, vectors, ivf)
 
     def _ivf(self, vectors: NDArray[Any], threads: int | None) -> Any:
         if self._settings["kind"] != "ivf" or not len(vectors):

@@ -5,6 +5,7 @@ tokens, or of its chunks, from the first on, live or not. They lie in the privat
 SHA-256, as a store's other indexes do, grow with the view, and are made again where missing or damaged.
 """
 
+import contextlib
 import shutil
 import tempfile
 import warnings
@@ -157,6 +158,8 @@ class KeyIndex:
                     problem = "sizes do not agree"
             except (UptakeError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 problem = one_line(error)
+            if not path.is_dir():  # another process has cleared it away
+                continue
             warnings.warn(f"{path}: damaged index ({problem}); making it again", RuntimeWarning, stacklevel=5)
             discard(path)
         return None
@@ -203,7 +206,8 @@ class KeyIndex:
             home = folder / self._name(ivf.ntotal)
             seal(draft, home)
             discard(home)
-            draft.rename(home)
+            with contextlib.suppress(OSError):  # another process was first
+                draft.rename(home)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         for old in folder.glob(f"{self._family}-*"):
