@@ -220,7 +220,7 @@ def adding(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--vectors", type=int, default=1_000_000)
-    parser.add_argument("--passages", type=int, default=2048, help="passages that MiniLM embeds; 0 for none")
+    parser.add_argument("--passages", type=int, default=2048, help="passages that MiniLM embeds; 0: keep OUT's")
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
     parser.add_argument("--work", type=Path, default=Path("build/bench_index"))
     parser.add_argument("--out", type=Path, default=Path("bench/index.json"))
@@ -235,6 +235,7 @@ def main() -> None:
         return
     count = arguments.vectors
     told: dict[str, Any] = {"vectors": count, "dimensions": DIMENSIONS, "queries": QUERIES, "k": K}
+    told["load"] = os.getloadavg()[0]
     told["threads"], told["versions"] = (
         1,
         {
@@ -256,6 +257,8 @@ def main() -> None:
     told["adding"] = adding(store, texts, queries, rows, exact(queries, rows))
     if arguments.passages:
         told["embedding"] = embedding_rate(arguments.shared, arguments.passages, arguments.work)
+    elif arguments.out.exists():  # of an earlier run
+        told["embedding"] = json.loads(arguments.out.read_text())["embedding"]
     show(told)
     arguments.out.write_text(json.dumps(told, indent=1) + "\n")
 
