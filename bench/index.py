@@ -220,7 +220,9 @@ def adding(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--vectors", type=int, default=1_000_000)
-    parser.add_argument("--passages", type=int, default=2048, help="passages that MiniLM embeds; 0: keep OUT's")
+    parser.add_argument(
+        "--passages", type=int, default=2048, help="that MiniLM embeds; 0: keep OUT's figures"
+    )
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
     parser.add_argument("--work", type=Path, default=Path("build/bench_index"))
     parser.add_argument("--out", type=Path, default=Path("bench/index.json"))
