@@ -2,9 +2,9 @@
 
 The best rate differs between models, between stores and with what is trained. So a few documents of the
 store are taken as if they were queries: their neighbours come from the rest of the store, under the leak
-filter, and the rate climbs by factors of three while the gain does. The first documents decide which two
-rates are measured on all. No evaluated text is seen. What was chosen is kept in the store's folder, or else
-in this user's cache, under all that it depends on.
+filter. Rates a factor of three apart are measured on all of them around the largest gain, and the rate is
+that of the top of the curve through these (climb.py). No evaluated text is seen. What was chosen is kept in
+the store's folder, or else in this user's cache, under all that it depends on.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from uptake.adaptation.by_size import SMALL
 from uptake.cache import cache_root, private
 from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Damaged, Diverged, UptakeError
-from uptake.evaluation.climb import climb
+from uptake.evaluation.climb import peak
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocols.per_query import PerQuery
@@ -46,22 +46,21 @@ Progress = Callable[[int, float], None]  # how many rates were tried, the best g
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: documents that play the query, the first of them for every rate, and how long."""
+    """How much is measured: documents that play the query, and how long they are."""
 
     documents: int
-    first: int
     neighbours: int  # at most, that each of them reads
     characters: int  # of its prefix, and as many of what is scored
 
     @classmethod
     def of(cls, weights: int) -> "Effort":
         """Return what a model of so many weights can afford: the cost is theirs times the tokens read."""
-        return cls(8, 3, 5, 1024) if weights <= SMALL else cls(5, 2, 3, 512)
+        return cls(9, 5, 1024) if weights <= SMALL else cls(6, 3, 512)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A rate, and the share of bits it saved over the first so many documents."""
+    """A rate, and the share of bits it saved over the first so many documents: all, unless it did harm."""
 
     rate: float
     gain: float
@@ -70,7 +69,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class ChosenRate:
-    """A learning rate, and on what it was chosen; `tried` are all rates."""
+    """A learning rate, and on what it was chosen; `gain` is read off the curve through those `tried`."""
 
     rate: float
     gain: float
@@ -82,7 +81,7 @@ class ChosenRate:
     def __str__(self) -> str:
         return (
             f"{self.rate:.2g}, chosen on {self.documents} documents of the store with {self.neighbours} "
-            f"neighbours each (saves {percent(self.gain)} there; {len(self.tried)} rates tried, "
+            f"neighbours each (saves about {percent(self.gain)} there; {len(self.tried)} rates tried, "
             f"{self.cpu_seconds:.0f} CPU seconds)"
         )
 
@@ -137,16 +136,14 @@ class _Choosing:
         self.queries += self._drawn()
         if not self.queries:
             return None
-        first, every = min(self.effort.first, len(self.queries)), len(self.queries)
-        climb(lambda rate: self._measure(rate, first), self.method.optimizer.start, FACTOR, CLIMBS)
-        for rate in self._by_gain()[:2]:
-            self._measure(rate, every)
-        best = max(self._by_gain()[:2], key=lambda rate: (len(self.bits[rate]), self._gain(rate), -rate))
-        if self._gain(best) == float("-inf"):
+        start = self.method.optimizer.start
+        rate, saved = peak(self._measure, start, FACTOR, CLIMBS)
+        if saved == float("-inf"):
             raise BadInput("learning_rate=auto: training fails at every rate tried; set `trainable` anew")
         spent = time.process_time() - started
+        rate = float(f"{rate:.2g}")  # as it is told, so that whoever names it gets the same
         tried = tuple(Tried(rate, self._gain(rate), len(self.bits[rate])) for rate in sorted(self.bits))
-        return ChosenRate(best, self._gain(best), every, self.effort.neighbours, spent, tried)
+        return ChosenRate(rate, saved, len(self.queries), self.effort.neighbours, spent, tried)
 
     def _drawn(self) -> Iterator[OpenQuery]:
         """Yield documents of the store that have something to read in the rest of it, as queries."""
@@ -162,16 +159,20 @@ class _Choosing:
                     yield from self.protocol.asked([unit], self.runner)
                     left -= 1
 
-    def _measure(self, rate: float, count: int) -> float:
-        """Return the gain at a rate over the first `count` documents; one that does harm ends early."""
+    def _measure(self, rate: float) -> float:
+        """Return the gain at a rate over the documents; one that does harm ends early.
+
+        At once where another rate does good on the same documents, else after half of them.
+        """
         done = self.bits.setdefault(rate, [])
         spec = MethodSpec(replace(self.method, optimizer=self.method.optimizer.at(rate)))
-        for one in self.queries[len(done) : count]:
+        for one in self.queries:
             ((row,),) = self.protocol.rows(str(rate), spec, [one], self.runner)
             # A rate at which training fails anywhere is none to use, though its row counts as the base's.
             done.append(float("inf") if row.failed else row.bits)
             self.progress(len(self.bits), max(map(self._gain, self.bits)))
-            if self._gain(rate) < 0 < max(self._gain(other, len(done)) for other in self.bits):
+            better = any(self._gain(other, len(done)) > 0 for other in self.bits)
+            if self._gain(rate) < 0 and (better or 2 * len(done) >= len(self.queries)):
                 break
         return self._gain(rate)
 
@@ -179,9 +180,6 @@ class _Choosing:
         """Return the gain at a rate over the first documents, all that it was tried on unless told."""
         bits = self.bits[rate][:count]
         return gain(bits, [sum(part.bits for part in one.base) for one in self.queries[: len(bits)]])
-
-    def _by_gain(self) -> list[float]:
-        return sorted(self.bits, key=lambda rate: (-self._gain(rate), rate))
 
 
 def _name(lm: LM, method: Method[Any], store: Datastore, effort: Effort, seed: int) -> str:
