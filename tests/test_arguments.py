@@ -1,5 +1,6 @@
 """From Python a wrong argument is one line that names it and the cure, and nothing is lost by it."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,16 @@ MISTAKES: dict[str, tuple[Callable[[Made], object], str]] = {
     "half a neighbour": (lambda m: session(m, "ttt-nn", k=2.5), "k = 2.5: give a whole number"),
     "one setting": (lambda m: session(m, "ttt-nn", settings="k=1"), "settings 'k=1': give a list, ['k=1']"),
     "a number to read": (lambda m: session(m, **RATE).read(3), "text to read: 3 is no text"),
+    "an id that was never read": (lambda m: session(m, **RATE).forget([7]), "id 7: no passage of that id"),
+    "a session pickled": (lambda m: pickle.dumps(session(m, **RATE)), "make one in each process"),
+    "no file of edits": (lambda m: uptake.read_edits(None), "edits: None is no file; give its path"),
+    "no file of questions": (lambda m: uptake.read_questions(None), "questions: None is no file"),
+    "a number for files of edits": (lambda m: uptake.read_edits([3]), "edits: 3 is no file"),
+    "seconds for a budget": (
+        lambda m: uptake.compare(m.model, documents(m), ["base"], budget=5),
+        "budget 5: give uptake.Budget(",
+    ),
+    "seconds for a session's budget": (lambda m: session(m, budget=5, **RATE), "budget 5: give"),
     "one id to forget": (lambda m: session(m, **RATE).forget("a"), "ids 'a': give a list"),
     "a file of documents": (lambda m: uptake.compare(m.model, m.texts, ["base"]), "uptake.read(FILE)"),
     "texts for documents": (lambda m: uptake.compare(m.model, ["x"], ["base"]), "documents: 'x' is none"),

@@ -70,6 +70,7 @@ def compare(
     """
     arguments.model(model)
     arguments.store(store)
+    arguments.budget(budget)
     if documents is None or isinstance(documents, str | Path):
         arguments.records("documents", documents, "text", _DOCUMENTS)
     names = usual_methods(model) if names is None else names

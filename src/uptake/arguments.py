@@ -3,6 +3,7 @@
 It looks at what a value can do, never at its class, so that a model or a store of one's own passes.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,20 @@ def text(name: str, value: Any) -> None:
     """Raise BadInput for what is no text."""
     if not isinstance(value, str):
         raise BadInput(f"{name}: {_kind(value)} is no text; give a str")
+
+
+def file(name: str, value: Any) -> None:
+    """Raise BadInput for what is no path."""
+    if not isinstance(value, str | os.PathLike):
+        raise BadInput(f"{name}: {_kind(value)} is no file; give its path")
+
+
+def budget(value: Any) -> None:
+    """Raise BadInput for what is no budget; None is none."""
+    if value is not None and not hasattr(value, "cpu_seconds"):
+        raise BadInput(
+            f"budget {value!r}: give uptake.Budget(cpu_seconds={value!r}), or another of its limits"
+        )
 
 
 def count(name: str, value: Any) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -66,6 +67,7 @@ class Session:
         arguments.model(model)
         arguments.store(store)
         arguments.several("settings", settings)
+        arguments.budget(budget)
         if not isinstance(method, str | MethodSpec):
             raise BadInput(f"method {method!r}: give its name, such as 'ttt-nn', or a MethodSpec")
         if isinstance(method, MethodSpec) and settings:
@@ -82,6 +84,12 @@ class Session:
         self._state: State = self.spec.method.init(model)
         self._adapted: LM | None = None
         self._found: list[tuple[int, Neighbour]] = []
+
+    def __reduce__(self) -> NoReturn:
+        raise BadInput(
+            "a session holds a model and locks and cannot be pickled: make one in each process, and carry "
+            "over what it read with save(FILE) and load(FILE)"
+        )
 
     @property
     def state(self) -> State:
@@ -159,10 +167,15 @@ class Session:
         return scores
 
     def forget(self, ids: Sequence[int]) -> None:
-        """Take passages back: the session answers as if it had never read them, a cancelled one as well."""
+        """Take passages back: the session answers as if it had never read them, a cancelled one as well.
+
+        Raises BadInput for an id of nothing that was read; then nothing is forgotten.
+        """
         arguments.several("ids", ids)
         gone = set(ids)
         with self._reading:
+            if unknown := gone - {passage.id for passage in self.passages}:
+                raise BadInput(f"id {min(unknown)}: no passage of that id was read; ids stand in `passages`")
             self._state = self.spec.method.forget(self._state, self.model, list(ids), self._context)
             self._found = [pair for pair in self._found if pair[0] not in gone]
             self._adapted = None

@@ -3,10 +3,11 @@
 Only a file that is not there or holds no edit at all is an error. It knows nothing of models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from uptake import arguments
 from uptake.errors import BadInput
 from uptake.tasks.edit_forms import counterfact, form_of, zsre
 from uptake.tasks.edits import Edit, Probe, prompt_key, wanted
@@ -38,7 +39,10 @@ def read_edits(
     """
     skipped = Skipped() if skipped is None else skipped
     before = len(skipped.examples)
-    several = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    files = [paths] if isinstance(paths, str | Path) or not isinstance(paths, Iterable) else [*paths]
+    for file in files:
+        arguments.file("edits", file)
+    several = [Path(file) for file in files]
     found: dict[str, tuple[Edit, str]] = {}
     for record, where in _own_form([each for path in several for each in _read(path)]):
         made = record if isinstance(record, str) else edit_of(record, where)

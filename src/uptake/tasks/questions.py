@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from uptake import arguments
 from uptake.errors import BadInput
 from uptake.tasks import question_forms
 from uptake.tasks.json_records import encodes, records
@@ -52,6 +53,7 @@ def read_questions(path: str | Path, skipped: Skipped | None = None) -> Question
     has no question or no answer (SQuAD 2.0's unanswerable questions among them), or an id read before.
     Raises BadInput where the file cannot be read or no question is left.
     """
+    arguments.file("questions", path)
     path, skipped = Path(path), Skipped() if skipped is None else skipped
     before = len(skipped.examples)
     collected = _Collected(skipped)
