@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import trainable_kinds as kinds
-from fresh_common import PROTOCOL, drawn, source_of, store_of
-from trainable_kinds import KINDS, Unrelated, marks, spending
+from fresh_common import PROTOCOL, choosing, drawn, source_of, store_of
+from trainable_kinds import KINDS, Unrelated, marks, middle, spending
 from trainable_table import table
 from trainable_tasks import LEARNED, run_tasks
 
@@ -41,6 +41,7 @@ from uptake.tasks.few_shot import Shot
 from uptake.text.types import Document, Found, Passage
 
 SHOTS = 8  # in context
+AT_RANDOM = "random passages"
 
 
 @dataclass
@@ -97,7 +98,7 @@ def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
         work.row(f"ttt/test/in-context/{query.id}", _adapted, lm, InContext(), query, passages, None)
     for name in options.kinds:
         trainable, tried = kinds.trainable_of(lm, name), dict[float, str]()
-        for rate in KINDS[name].rates:
+        for rate in middle(KINDS[name].rates, options.rates):
             tried[rate] = f"ttt/valid/{name}/{rate:g}"
             method = Finetune(trainable=trainable, optimizer=AdamW(rate))
             work.row(tried[rate], _bits, lm, method, found["valid"])
@@ -108,6 +109,24 @@ def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
         work.row(f"ttt/about/{name}", _about, lm, trainable, chosen)
         for query, passages in found["test"]:
             work.row(f"ttt/test/{name}/{query.id}", _adapted, lm, method, query, passages, unrelated)
+        if name in options.random:
+            for query, passages in found["test"]:
+                row = _on_random, lm, method, query, store, len(passages.passages), unrelated
+                work.row(f"ttt/test/{name}, {AT_RANDOM}/{query.id}", *row)
+
+
+def _on_random(
+    lm: Causal,
+    method: Any,
+    query: Query,
+    store: Datastore,
+    count: int,
+    unrelated: Unrelated,
+) -> dict[str, Any]:
+    """Return one query's row where as many passages as its neighbours are drawn from the whole store."""
+    document = query.document
+    passages = source_of(store, document, query).sample(count, choosing(document))
+    return _adapted(lm, method, query, passages, unrelated)
 
 
 def _bits(lm: Causal, method: Any, queries: Sequence[tuple[Query, Found]]) -> float:
@@ -141,6 +160,7 @@ def _adapted(
     lm: Causal, method: Any, query: Query, passages: Found, unrelated: Unrelated | None
 ) -> dict[str, Any]:
     """Return one query's bits after reading its passages, and what reading and answering took."""
+    lm = lm.around(lm.module)  # nothing is kept of frozen blocks that another kind ran on these passages
     evidence = Evidence(passages, query.own, None, query.context)
     with spending(lm) as spent:
         context = Context(continues=False)
@@ -148,21 +168,25 @@ def _adapted(
         adapted = method.adapted([state], lm)
         (scores,) = adapted.score([Segment(query.target, query.context)])
     row = {"bits": scores.bits, "bytes": scores.bytes, "cpu": spent.cpu, "wall": spent.wall}
-    row |= {"gpu_bytes": spent.gpu_bytes, "tokens": context.ledger(0).tokens_trained}
+    row |= {**spent.memory, "tokens": context.ledger(0).tokens_trained}
     return row | ({"kl": unrelated.kl(lm, adapted)} if unrelated else {})
 
 
 def run_stream(lm: Causal, work: Work, options: argparse.Namespace) -> None:
     """Measure learning a stream of passages about fresh packages, asked about afterwards, closed book."""
     unrelated = Unrelated.of(lm)
-    parts = {part: _facts(options.data, part, options.passages) for part in ("valid", "test")}
+    parts = {
+        part: _facts(options.data, part, options.passages, options.characters) for part in ("valid", "test")
+    }
     for part, (_, shots) in parts.items():
         work.row(f"stream/{part}/base", _asked, lm, shots, "")
-    before = "".join(shot.prompt + shot.answer for shot in _facts(options.data, "train", 400)[1][:SHOTS])
+    before = "".join(
+        shot.prompt + shot.answer for shot in _facts(options.data, "train", 400, None)[1][:SHOTS]
+    )
     work.row("stream/test/in-context", _asked, lm, parts["test"][1], before)
     for name in options.kinds:
         trainable, tried = kinds.trainable_of(lm, name), dict[float, str]()
-        for rate in KINDS[name].rates:
+        for rate in middle(KINDS[name].rates, options.rates):
             tried[rate] = f"stream/valid/{name}/{rate:g}"
             work.row(tried[rate], _streamed, lm, trainable, rate, *parts["valid"], None)
         chosen = best_rate(work, tried, lambda row: sum(row["marks"]["nats"]))
@@ -174,16 +198,19 @@ def _asked(lm: Causal, shots: Sequence[Shot], before: str) -> dict[str, Any]:
     return {"marks": marks(lm, shots, lm, before).plain()}
 
 
-def _facts(data: Path, part: str, most: int) -> tuple[list[Passage], list[Shot]]:
-    """Return passages about packages in their order, and the questions about them with their answers."""
+def _facts(data: Path, part: str, most: int, characters: int | None) -> tuple[list[Passage], list[Shot]]:
+    """Return passages about packages in their order, and the questions about them with their answers.
+
+    Passages are cut after so many characters; a question whose answer is cut away is not asked.
+    """
     folder, read = data / "facts" / part, list[Passage]()
     for line in (folder / "passages.jsonl").read_text(encoding="utf8").splitlines()[:most]:
         each = json.loads(line)
-        read.append(Passage.whole(Document(each["id"], each["text"], each["group"])))
-    there, shots = {passage.document for passage in read}, []
+        read.append(Passage.whole(Document(each["id"], each["text"][:characters], each["group"])))
+    there, shots = {passage.document: passage.text for passage in read}, []
     for line in (folder / "questions.jsonl").read_text(encoding="utf8").splitlines():
         each = json.loads(line)
-        if each["document"] in there:
+        if each["document"] in there and each["answers"][0] in there[each["document"]]:
             shots.append(Shot(f"Question: {each['question']}\nAnswer:", f" {each['answers'][0]}\n"))
     return read, shots
 
@@ -207,7 +234,7 @@ def _streamed(
         )
     adapted = method.adapted([state], lm)
     row = {"marks": marks(adapted, shots, lm).plain(), "rate": rate, "cpu": spent.cpu, "wall": spent.wall}
-    row |= {"gpu_bytes": spent.gpu_bytes, "bytes": kinds.bytes_of(state.delta)}
+    row |= {**spent.memory, "bytes": kinds.bytes_of(state.delta)}
     row["parameters"] = kinds.parameters_of(lm, trainable)
     return row | ({"kl": unrelated.kl(lm, adapted)} if unrelated else {})
 
@@ -231,7 +258,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--k", type=int, default=5, help="neighbours of a query")
     made.add_argument("--valid", type=int, default=8, help="documents that choose a rate")
     made.add_argument("--test", type=int, default=24, help="documents that are measured")
+    made.add_argument("--rates", type=int, default=None, help="of a kind, from the middle of its list; all")
+    made.add_argument(
+        "--random", nargs="*", default=["lora"], choices=KINDS, help="ttt: kinds tried on random passages too"
+    )
     made.add_argument("--passages", type=int, default=200, help="of a stream")
+    made.add_argument("--characters", type=int, default=None, help="of each passage of a stream; all")
     made.add_argument("--shots", type=int, default=32)
     made.add_argument("--asked", type=int, default=32)
     made.add_argument("--seeds", type=int, default=3)

@@ -15,6 +15,7 @@ from uptake.adaptation.trainable import LoRA, Trainable
 from uptake.adaptation.trainable.ia3 import IA3
 from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput
+from uptake.evaluation.memory import gpu_peak_bytes, peak_bytes, reset_gpu_peak, reset_peak
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.choices import chosen
@@ -52,6 +53,13 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+def middle(rates: Sequence[float], count: int | None) -> Sequence[float]:
+    """Return `count` rates from the middle of a list, all if None."""
+    some = len(rates) if count is None else min(count, len(rates))
+    start = (len(rates) - some) // 2
+    return rates[start : start + some]
+
+
 def trainable_of(lm: Causal, name: str) -> Trainable:
     """Return what a kind trains of this model."""
     count = len(blocks(lm.module)[1])
@@ -80,11 +88,13 @@ def bytes_of(delta: Delta) -> int:
 
 @dataclass
 class Spent:
-    """What a block took: CPU seconds, seconds on the clock, and on a GPU its largest memory in bytes."""
+    """What a block took: CPU seconds, seconds on the clock, and the most memory in bytes, on a GPU that of
+    its tensors, else of the process.
+    """
 
     cpu: float = 0.0
     wall: float = 0.0
-    gpu_bytes: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
 
 
 @contextmanager
@@ -93,13 +103,15 @@ def spending(lm: LM) -> Iterator[Spent]:
     on_gpu, spent = lm.device.type == "cuda", Spent()
     if on_gpu:
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        reset_gpu_peak(lm.device)
+    else:
+        reset_peak()
     cpu, wall = time.process_time(), time.perf_counter()
     yield spent
     if on_gpu:
         torch.cuda.synchronize()
-        spent.gpu_bytes = torch.cuda.max_memory_allocated()
     spent.cpu, spent.wall = time.process_time() - cpu, time.perf_counter() - wall
+    spent.memory = {"gpu_bytes": gpu_peak_bytes(lm.device)} if on_gpu else {"peak_bytes": peak_bytes()}
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,11 @@ def _costs(rows: Sequence[Rows]) -> dict[str, float]:
         name: float(np.mean([row[name] for row in rows]))
         for name in ("cpu", "wall", "kl")
         if rows and all(name in row for row in rows)
-    } | ({"gpu_bytes": max(row.get("gpu_bytes", 0) for row in rows)} if rows else {})
+    } | {
+        name: max(row[name] for row in rows if name in row)
+        for name in ("gpu_bytes", "peak_bytes")
+        if any(name in row for row in rows)
+    }
 
 
 def stream(rows: Rows) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def stream(rows: Rows) -> dict[str, Any]:
 def _about(row: Rows) -> dict[str, Any]:
     return {
         name: row[name]
-        for name in ("rate", "parameters", "bytes", "cpu", "wall", "gpu_bytes", "kl")
+        for name in ("rate", "parameters", "bytes", "cpu", "wall", "gpu_bytes", "peak_bytes", "kl")
         if name in row
     }
 
@@ -187,6 +191,7 @@ SHOWN: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "cpu_of_lora": ("CPU of LoRA's", lambda value: f"{value:.2f}"),
     "wall_of_lora": ("s of LoRA's", lambda value: f"{value:.2f}"),
     "gpu_bytes": ("GPU MB", lambda value: f"{value / 1e6:.0f}" if value else ""),
+    "peak_bytes": ("MB", lambda value: f"{value / 1e6:.0f}"),
     "kl": ("KL", lambda value: f"{value:.4f}"),
 }
 

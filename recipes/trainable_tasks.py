@@ -106,7 +106,8 @@ def _measure(
 ) -> None:
     """Choose a rate for each number of steps, and measure the method on the test tasks."""
     for steps in options.steps:
-        tried = {rate: f"tasks/valid/{name}/{steps}/{rate:g}" for rate in rates}
+        some = kinds.middle(rates, options.rates)
+        tried = {rate: f"tasks/valid/{name}/{steps}/{rate:g}" for rate in some}
         for rate, key in tried.items():
             work.row(key, _cost, lm, _at(method, rate, steps), valid)
         if any(work.rows.get(key) is None for key in tried.values()):
@@ -152,7 +153,7 @@ def _run(lm: Causal, method: Any, task: Task, unrelated: Unrelated | None) -> di
         told = {name: [value for each in found for value in each[name]] for name in found[0]}
     else:
         told = marks(adapted, task.asked, lm).plain()
-    row = {"marks": told, "cpu": spent.cpu, "wall": spent.wall, "gpu_bytes": spent.gpu_bytes}
+    row = {"marks": told, "cpu": spent.cpu, "wall": spent.wall, **spent.memory}
     row |= {"bytes": kinds.bytes_of(state.delta), "rate": method.optimizer.learning_rate}
     return row | ({"kl": unrelated.kl(lm, adapted)} if unrelated else {})
 
