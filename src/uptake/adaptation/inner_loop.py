@@ -5,7 +5,8 @@ with other texts and settings. It knows no language model: `losses_of` gives the
 `gradient_descent` is fast and in place; `unroll` takes the same steps and can be differentiated.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from uptake.adaptation.transforms import (
     gradients_of,
     transformed,
 )
-from uptake.adaptation.update_masks import REMEMBERED, masks_of
+from uptake.adaptation.update_masks import REMEMBERED, Mixing, keeping, masks_of, mixed_by
 from uptake.errors import BadInput, Diverged
 
 BatchT = TypeVar("BatchT")
@@ -57,6 +58,8 @@ class GradientDescent:
         # A network may have no parameters that steps change, only statistics that reading fills.
         self._optimizer = optimizer.torch_optimizer([*parameters.values()] or [nn.Parameter(torch.zeros(()))])
         self._mask_state: dict[str, Tensor] = {}
+        self._mixing: dict[str, Mixing] = {}
+        self._own: dict[str, Tensor] = {}  # values of parameters that are mixed now
         for full_name, value in (optimizer_state or {}).items():
             name, key = full_name.rsplit("|", 1)
             # A state that was read from a file lies in the processor's memory, wherever the network is.
@@ -69,7 +72,8 @@ class GradientDescent:
     def step(self, losses: Losses) -> None:
         """Take one step down from the losses. Raises Diverged, and takes none, where one is not finite."""
         check_loss(losses.values.sum())
-        self._apply(gradients_of(losses, self.parameters, self.transforms, self._generator))
+        chain = keeping(self.transforms, self._mixing)
+        self._apply(gradients_of(losses, self.parameters, chain, self._generator))
 
     def apply(self, gradients: Sequence[Tensor | None]) -> None:
         """Take one step down from one document's gradient, a tensor a parameter. Raises Diverged."""
@@ -78,9 +82,35 @@ class GradientDescent:
             for name, gradient in zip(self.parameters, gradients, strict=True)
             if gradient is not None
         }
-        self._apply(transformed(found, self.transforms, self._generator))
+        self._apply(transformed(found, keeping(self.transforms, self._mixing), self._generator))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let parameters stand where the next gradient is to be taken, until that step or the block's end.
+
+        Under a mask with mixout that is elsewhere; a step under one needs this block.
+        """
+        self._mixing, self._mask_state = mixed_by(
+            self.transforms, self.parameters, self._mask_state, self._generator
+        )
+        with torch.no_grad():
+            for name, mixing in self._mixing.items():
+                parameter = self.parameters[name]
+                self._own[name] = parameter.detach().clone()
+                parameter.copy_(mixing.of(parameter))
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        with torch.no_grad():
+            for name, value in self._own.items():
+                self.parameters[name].copy_(value)
+        self._own, self._mixing = {}, {}
 
     def _apply(self, gradients: Gradients) -> None:
+        self._release()
         masks, self._mask_state = masks_of(self.transforms, gradients, self._mask_state, self._generator)
         before = {name: self.parameters[name].detach().clone() for name in masks}
         for name, parameter in self.parameters.items():
@@ -132,7 +162,8 @@ def gradient_descent(
     """
     descent = GradientDescent(parameters, optimizer, transforms, optimizer_state, generator)
     for batch in batches:
-        descent.step(losses_of(batch))
+        with descent.reading():
+            descent.step(losses_of(batch))
     return descent.optimizer_state
 
 
@@ -160,8 +191,11 @@ def unroll(
     for batch in batches:
         if order == 0:
             values = {name: value.detach().requires_grad_() for name, value in values.items()}
-        gradients = gradients_of(losses_of(values, batch), values, transforms, generator, order == 2)
         remembered = {name: value for name, value in state.items() if _is_mask(name)}
+        mixing, remembered = mixed_by(transforms, values, remembered, generator)
+        read = {name: mixing[name].of(value) if name in mixing else value for name, value in values.items()}
+        chain = keeping(transforms, mixing)
+        gradients = gradients_of(losses_of(read, batch), read, chain, generator, order == 2)
         masks, remembered = masks_of(transforms, gradients, remembered, generator)
         before = values
         values, state = optimizer.update(values, gradients, state)

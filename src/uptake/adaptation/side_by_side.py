@@ -11,6 +11,7 @@ no language model.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
@@ -276,16 +277,19 @@ def gradient_descent_side_by_side(
             else:
                 drawn[row] = batch
         for together in passes_of(drawn):
-            leaves = stack.lead([rows[row] for row in together], slots)
-            losses = losses_of([drawn[row] for row in together])
-            gradients = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
-            for place, row in enumerate(together):
-                try:
-                    check_loss(losses[place])
-                    descents[row].apply(stack.gradients_of(place, rows[row], gradients))
-                except Diverged as error:
-                    stopped[row] = str(error)
-                    del remaining[row]
+            with ExitStack() as reading:
+                for row in together:
+                    reading.enter_context(descents[row].reading())
+                leaves = stack.lead([rows[row] for row in together], slots)
+                losses = losses_of([drawn[row] for row in together])
+                gradients = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
+                for place, row in enumerate(together):
+                    try:
+                        check_loss(losses[place])
+                        descents[row].apply(stack.gradients_of(place, rows[row], gradients))
+                    except Diverged as error:
+                        stopped[row] = str(error)
+                        del remaining[row]
     return [
         RowTraining(descent.optimizer_state, stopped.get(row, "")) for row, descent in enumerate(descents)
     ]

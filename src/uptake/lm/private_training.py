@@ -54,14 +54,15 @@ def train_privately(
     for _ in range(dp.steps):
         drawn = [units[place] for place in randomness.chosen(len(units), claim.sampling_rate)]
         tokens += sum(len(piece.example.inputs) for unit in drawn for piece in unit)
-        for group in passes(drawn, most):
-            if len(group) == 1 and not _fits(group[0], most):
-                summing.add_one(lambda piece=piece: _losses(lm, [piece]) for piece in group[0])  # type: ignore[misc]
-                continue
-            rows = [piece for unit in group for piece in unit]
-            owners = [place for place, unit in enumerate(group) for _ in unit]
-            summing.add(lambda some, rows=rows: _losses(lm, [rows[each] for each in some]), owners)  # type: ignore[misc]
-        descent.apply([*noised(summing.take(), dp, claim, randomness).values()])
+        with descent.reading():
+            for group in passes(drawn, most):
+                if len(group) == 1 and not _fits(group[0], most):
+                    summing.add_one(lambda piece=piece: _losses(lm, [piece]) for piece in group[0])  # type: ignore[misc]
+                    continue
+                rows = [piece for unit in group for piece in unit]
+                owners = [place for place, unit in enumerate(group) for _ in unit]
+                summing.add(lambda some, rows=rows: _losses(lm, [rows[each] for each in some]), owners)  # type: ignore[misc]
+            descent.apply([*noised(summing.take(), dp, claim, randomness).values()])
     return Trained(tokens, dp.steps, summing.unsuited)
 
 

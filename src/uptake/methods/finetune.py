@@ -18,6 +18,7 @@ from uptake.adaptation.privacy.dp import DP
 from uptake.adaptation.token_weights import ByLoss, TokenWeights, Uniform
 from uptake.adaptation.trainable import All, Auto, Trainable, TrainableCopy
 from uptake.adaptation.transforms import GradientTransform, Losses, chain
+from uptake.adaptation.update_masks import mixing
 from uptake.errors import BadInput, Diverged
 from uptake.lm.activations import likelier, text_losses, token_losses
 from uptake.lm.base import LM, Scores, Segment
@@ -111,6 +112,10 @@ class Finetune(Method[WeightState]):
                 "activations=view holds what the base reads: leave dropout, key_penalty and after_context out"
             )
         chain(self.clip, self.transforms)
+        if self.least_drop is not None and mixing(self.transforms):
+            raise BadInput(
+                "least_drop asks what is likelier by now, mixout reads at other weights: leave one out"
+            )
         if not 0 <= self.key_penalty < float("inf"):
             raise BadInput(f"key_penalty {self.key_penalty}: use 0 for none, or a small positive number")
         if self.privacy is not None:
@@ -213,8 +218,9 @@ class Finetune(Method[WeightState]):
         pieces = [*self.pieces(lm, reading.passages, state.passages)]
         example = encode(lm.tokenizer, segment.context, segment.text)
         alike = [piece.example for piece in pieces] == [*rolling_windows(example, lm.window)]
-        # Dropout, or a part that changes something untrained, learns from another pass than scores.
+        # Dropout, mixout, or a part that changes something untrained, learns from another pass than scores.
         same = self.trainable.neutral and not self.dropout and not state.delta.input_tokens
+        same = same and not mixing(self.transforms)
         if len(pieces) != 1 or not alike or not same or not self._affords(pieces[0], context, row):
             (scores,), (state,) = super().read([state], lm, [segment], context.of(row))
             return scores, state
@@ -293,12 +299,13 @@ class Finetune(Method[WeightState]):
         with drawing_from(draws) if self.dropout else nullcontext():
             try:
                 for piece in self._affordable(pieces, context, reading.row):
-                    scores, loss = self._loss(private, piece, scored)
-                    least = self.least_drop
-                    if begun and least is not None and likelier(piece, scores, losses) < least:
-                        break
-                    begun = True
-                    descent.step(Losses.one(loss, piece.document))
+                    with descent.reading():
+                        scores, loss = self._loss(private, piece, scored)
+                        least = self.least_drop
+                        if begun and least is not None and likelier(piece, scores, losses) < least:
+                            break
+                        begun = True
+                        descent.step(Losses.one(loss, piece.document))
             except Diverged as error:
                 context.ledger(reading.row).stop("diverged", str(error))
                 return reading.state, scores
