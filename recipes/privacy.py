@@ -3,13 +3,15 @@
     python recipes/fresh.py build                                    # build/fresh
     python recipes/privacy.py run --model MODEL --data build/fresh   # one line a training, resumes
     python recipes/privacy.py table --model MODEL
+    python recipes/privacy.py run --model MODEL --arms none 8 --passes 1 --batch 64 192 --rate 1e-2 3e-2
 
 The stream is the beginnings of fresh passages, each a document; the gain is the share of bits saved on other
 documents of the same kind, which nobody trained on. Among the stream stand planted documents, each there or
 not by the toss of a coin: the attack tells which from how much likelier the model finds them than its base
 does (a likelihood ratio; Carlini et al. 2022, with the base as reference). How far a step goes is
-chosen on validation text, or, with --rate, AdamW takes the steps and the best number of them is. Beside them
-stands a training at length without privacy (`openly`): what privacy costs against the best that one may do,
+chosen on validation text, or, with --rate, AdamW takes the steps and the best number of them is. Where
+several batches and rates were run, an arm is told at the best of its own on validation text, so that what
+privacy keeps is a share of what the same stream gives without it at its best. Beside them stands a training at length without privacy (`openly`): what privacy costs against the best that one may do,
 and whether the attack sees what was learnt that way.
 """
 
@@ -89,6 +91,13 @@ class Run:
         how = f" {self.rate:g}" if self.rate else ""
         return f"{self.arm} {self.seed} {self.steps} {self.batch} {self.layers} {self.rank}{how}"
 
+    @classmethod
+    def of(cls, key: str) -> "Run":
+        """Return the run of a key."""
+        arm, *numbers = key.split()
+        seed, steps, batch, layers, rank = map(int, numbers[:5])
+        return cls(arm, seed, steps, batch, layers, rank, *map(float, numbers[5:]))
+
     @property
     def trainable(self) -> LoRA:
         """What trains."""
@@ -103,22 +112,26 @@ class Run:
         return DP(epsilon=epsilon, **shared)
 
 
-def read(folder: Path) -> Data:
-    """Return the data of `recipes/fresh.py`, cut short."""
-    stream = tuple(_documents(folder / "facts/train/passages.jsonl"))
+def read(folder: Path, characters: int = CHARACTERS) -> Data:
+    """Return the data of `recipes/fresh.py`, each document cut to so many characters."""
+    stream = tuple(_documents(folder / "facts/train/passages.jsonl", characters))
     groups = {document.group for document in stream}
     held_out = {}
     for part, count in HELD_OUT.items():
-        fresh = [d for d in _documents(folder / f"facts/{part}/passages.jsonl") if d.group not in groups]
+        fresh = [
+            d
+            for d in _documents(folder / f"facts/{part}/passages.jsonl", characters)
+            if d.group not in groups
+        ]
         order = np.random.default_rng(stable_hash("held out", part)).permutation(len(fresh))
         held_out[part] = tuple(fresh[place] for place in sorted(order[:count]))
     return Data(stream, held_out, tuple(_planted()))
 
 
-def _documents(path: Path) -> Iterator[Document]:
+def _documents(path: Path, characters: int) -> Iterator[Document]:
     for line in path.read_text(encoding="utf8").splitlines():
         each = json.loads(line)
-        yield Document(each["id"], each["text"][:CHARACTERS], each["group"])
+        yield Document(each["id"], each["text"][:characters], each["group"])
 
 
 def _planted() -> Iterator[Document]:
@@ -169,7 +182,8 @@ def train_long(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
     training = opened.parameters if run.arm == OPENLY else _upper(opened)
     descent = GradientDescent(training, AdamW(run.rate, weight_decay=0.0))
     opened = TrainableCopy(opened.module, training, opened.delta)
-    best, at, held_out, done = -math.inf, 0, dict[str, Any](), 0
+    best, at, done = -math.inf, 0, 0
+    at_best: dict[str, torch.Tensor] = {}
     every = max(1, run.steps // LOOKS)
     while done < run.steps:
         some = replace(dp, steps=min(every, run.steps - done))
@@ -178,10 +192,14 @@ def train_long(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
         judged = _judged(private, lm, data)
         if judged > best:
             best, at = judged, done
-            held_out = {p: [*log_probs(private, lm.tokenizer, some)] for p, some in data.held_out.items()}
+            at_best = {name: value.detach().clone() for name, value in training.items()}
         print(f"{run.key}, step {done}: {judged}", flush=True)
-    told = _told(private, lm, data, members, claim, training)
     seconds = time.process_time() - started
+    told = _told(private, lm, data, members, claim, training)
+    with torch.no_grad():
+        for name, value in at_best.items():
+            training[name].copy_(value)
+    held_out = {part: [*log_probs(private, lm.tokenizer, some)] for part, some in data.held_out.items()}
     return {**held_out, **told, "cpu_seconds": seconds, "tokens_trained": trained, "best_step": at}
 
 
@@ -280,17 +298,26 @@ def chance(members: NDArray[np.bool_], draws: int = 10_000, seeds: int = 1) -> t
     return float(low), float(high)
 
 
+def best_of(runs: Sequence[Run], rows: Mapping[str, Any]) -> list[Run]:
+    """Return the runs of those settings that are best on validation text, the mean over their seeds."""
+    alike: dict[Run, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(replace(run, seed=0), []).append(run)
+    return max(alike.values(), key=lambda some: np.mean([sum(rows[run.key]["valid"]) for run in some]))
+
+
 def figures(
     data: Data, rows: Mapping[str, Any], base: Mapping[str, Any], runs: Sequence[Run]
 ) -> dict[str, Any]:
     """Return each arm's gain on test text, its share of the gains without privacy, and the attack.
 
-    Several seeds of an arm are one figure: the mean of their bits, and of the attack's advantages.
+    Of several settings of an arm the one that is best on validation text is told. Several seeds of it are
+    one figure: the mean of their bits, and of the attack's advantages.
     """
-    there: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.key in rows:
-            there.setdefault(run.arm, []).append(run)
+    there = {
+        arm: best_of([run for run in runs if run.arm == arm and run.key in rows], rows)
+        for arm in dict.fromkeys(run.arm for run in runs if run.key in rows)
+    }
     groups = [document.group for document in data.held_out["test"]]
     before = -np.array(base["test"])
 
@@ -307,6 +334,7 @@ def figures(
         ]
         arms[arm] = {
             "seeds": len(some),
+            "tried": len({replace(run, seed=0) for run in runs if run.arm == arm and run.key in rows}),
             "steps": some[0].steps,
             "batch": some[0].batch,
             "rate": some[0].rate,
@@ -329,6 +357,21 @@ def figures(
     return {"documents": len(data.stream), "planted": len(data.planted), "test": len(groups), "arms": arms}
 
 
+def runs_of(options: argparse.Namespace, units: int) -> list[Run]:
+    """Return the runs that are asked for: each arm, batch, rate and seed."""
+    shape = options.layers, options.rank
+    found = []
+    for seed in range(options.seeds):
+        for arm in options.arms:
+            if arm == OPENLY:
+                found.append(Run(arm, seed, OPEN_STEPS, OPEN_BATCH, *shape, OPEN_RATE))
+                continue
+            for batch in options.batch:
+                steps = max(1, options.passes * units // batch) if options.passes else options.steps
+                found += [Run(arm, seed, steps, batch, *shape, rate) for rate in options.rate]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=["run", "table"])
@@ -338,23 +381,23 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=440)
+    parser.add_argument(
+        "--passes", type=int, default=0, help="in place of steps: as many as read it so often"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[440])
+    parser.add_argument("--characters", type=int, default=CHARACTERS, help="of each document")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=0.0, help="of AdamW; 0: the best length of each step")
+    parser.add_argument(
+        "--rate", type=float, nargs="+", default=[0.0], help="of AdamW; 0: the best length of each step"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cpu-minutes", type=float, default=40.0, help="begin no training after so many")
     parser.add_argument("--out", type=Path, default=Path("recipes/privacy.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = read(options.data)
-    steps = options.steps, options.batch, options.layers, options.rank, options.rate
-    long = OPEN_STEPS, OPEN_BATCH, options.layers, options.rank, OPEN_RATE
-    runs = [
-        Run(arm, seed, *(long if arm == OPENLY else steps))
-        for seed in range(options.seeds)
-        for arm in options.arms
-    ]
+    data = read(options.data, options.characters)
+    runs = runs_of(options, len(data.stream) + len(data.planted) // 2)
     file = options.work / f"{Path(options.model).name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": {}}
@@ -379,7 +422,8 @@ def main() -> None:
                 flush=True,
             )
         return
-    found = figures(data, told["rows"], told["base"], [run for run in runs if run.key in told["rows"]])
+    # All that was run on this data, whatever the options of this call.
+    found = figures(data, told["rows"], told["base"], [Run.of(key) for key in told["rows"]])
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
     for arm, each in found["arms"].items():
         share = f"{each['share']:.2f} {each['share_ci']}" if "share" in each else ""

@@ -1,6 +1,7 @@
 """The attack of recipes/privacy.py: what it makes of likelihoods, and that it sees what was learnt openly."""
 
 import math
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from privacy import Data, Run, advantage, chance, figures, log_probs
+from privacy import Data, Run, advantage, best_of, chance, figures, log_probs, runs_of
 
 import toys
 from uptake.adaptation.optimizers import AdamW
@@ -65,6 +66,21 @@ def test_the_attack_sees_what_was_learnt_openly_and_not_what_was_learnt_in_priva
     low, high = chance(members)
     assert attacked(openly) > max(high, 0.8)
     assert low <= attacked(replace(openly, noise=20.0, clip=0.1, delta=0.01)) <= high
+
+
+def test_an_arm_is_told_at_the_settings_that_are_best_on_validation_text() -> None:
+    runs = [Run("8", seed, steps, 4, 1, 1, 0.01) for steps in (2, 3) for seed in range(2)]
+    valid = {"8 0 2 4 1 1 0.01": -3.0, "8 1 2 4 1 1 0.01": -9.0, "8 0 3 4 1 1 0.01": -4.0}
+    rows = {key: {"valid": [value]} for key, value in (valid | {"8 1 3 4 1 1 0.01": -5.0}).items()}
+    assert {run.steps for run in best_of(runs, rows)} == {3}
+    assert all(Run.of(run.key) == run for run in [*runs, Run("none", 1, 2, 440, 2, 4)])
+
+
+def test_a_pass_is_as_many_steps_as_read_the_stream_once() -> None:
+    common = {"seeds": 2, "arms": ["none", "8"], "layers": 1, "rank": 1, "rate": [0.1, 0.2], "steps": 7}
+    once = runs_of(Namespace(**common, batch=[10, 30], passes=1), 100)
+    assert {(run.batch, run.steps) for run in once} == {(10, 10), (30, 3)} and len(once) == 16
+    assert {run.steps for run in runs_of(Namespace(**common, batch=[10], passes=0), 100)} == {7}
 
 
 def test_several_seeds_of_an_arm_are_one_figure() -> None:
