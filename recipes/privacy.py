@@ -11,8 +11,9 @@ not by the toss of a coin: the attack tells which from how much likelier the mod
 does (a likelihood ratio; Carlini et al. 2022, with the base as reference). How far a step goes is
 chosen on validation text, or, with --rate, AdamW takes the steps and the best number of them is. Where
 several batches and rates were run, an arm is told at the best of its own on validation text, so that what
-privacy keeps is a share of what the same stream gives without it at its best. Beside them stands a training at length without privacy (`openly`): what privacy costs against the best that one may do,
-and whether the attack sees what was learnt that way.
+privacy keeps is a share of what the same stream gives without it at its best. Beside them stands a training
+at length without privacy (`openly`): what privacy costs against the best that one may do, and whether the
+attack sees what was learnt that way.
 """
 
 import argparse

@@ -101,14 +101,15 @@ def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
         for rate in middle(KINDS[name].rates, options.rates):
             tried[rate] = f"ttt/valid/{name}/{rate:g}"
             method = Finetune(trainable=trainable, optimizer=AdamW(rate))
-            work.row(tried[rate], _bits, lm, method, found["valid"])
+            work.row(tried[rate], _bits, lm, method, found["valid"], KINDS[name].nearest)
         chosen = best_rate(work, tried, float)
         if chosen is None:
             continue
         method = Finetune(trainable=trainable, optimizer=AdamW(chosen))
         work.row(f"ttt/about/{name}", _about, lm, trainable, chosen)
         for query, passages in found["test"]:
-            work.row(f"ttt/test/{name}/{query.id}", _adapted, lm, method, query, passages, unrelated)
+            some = passages.part(0, KINDS[name].nearest or len(passages.passages))
+            work.row(f"ttt/test/{name}/{query.id}", _adapted, lm, method, query, some, unrelated)
         if name in options.random:
             for query, passages in found["test"]:
                 row = _on_random, lm, method, query, store, len(passages.passages), unrelated
@@ -129,8 +130,9 @@ def _on_random(
     return _adapted(lm, method, query, passages, unrelated)
 
 
-def _bits(lm: Causal, method: Any, queries: Sequence[tuple[Query, Found]]) -> float:
-    return sum(_adapted(lm, method, query, passages, None)["bits"] for query, passages in queries)
+def _bits(lm: Causal, method: Any, queries: Sequence[tuple[Query, Found]], nearest: int | None) -> float:
+    read = ((query, found.part(0, nearest or len(found.passages))) for query, found in queries)
+    return sum(_adapted(lm, method, query, passages, None)["bits"] for query, passages in read)
 
 
 def _found(store: Datastore, document: Document, k: int) -> tuple[Query, Found]:
@@ -272,6 +274,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--learned", nargs="*", default=list(LEARNED), choices=LEARNED, help="tasks: trained before"
     )
     made.add_argument("--episodes", type=int, default=200)
+    made.add_argument("--sources", type=int, default=8, help="tasks: source prompts")
+    made.add_argument("--source-steps", type=int, default=40, help="tasks: steps of each of them")
     found = made.parse_args(arguments)
     if unknown := [name for name in found.kinds if name not in KINDS]:
         made.error(f"--kinds {unknown[0]!r}: use some of {', '.join(KINDS)}")

@@ -33,10 +33,14 @@ UPPER = 3  # one block in so many is an upper one
 
 @dataclass(frozen=True)
 class Kind:
-    """What is trained, {upper} a third of the blocks in it, and the rates of AdamW that are tried."""
+    """What is trained, {upper} a third of the blocks in it, and the rates of AdamW that are tried.
+
+    Of a query's neighbours the `nearest` so many are read, all if None.
+    """
 
     written: str
     rates: tuple[float, ...]
+    nearest: int | None = None
 
 
 KINDS: Mapping[str, Kind] = {
@@ -47,6 +51,9 @@ KINDS: Mapping[str, Kind] = {
     "lora upper": Kind("lora(rank=1,alpha=2,layers={upper})", (1e-3, 3e-3, 1e-2, 3e-2)),
     "ia3": Kind("ia3", (3e-3, 1e-2, 3e-2, 1e-1)),
     "ia3 upper": Kind("ia3(layers={upper})", (3e-3, 1e-2, 3e-2, 1e-1)),
+    "lora, nearest 3": Kind("lora(rank=16)", (3e-4, 1e-3, 3e-3), 3),
+    "lora upper, nearest 3": Kind("lora(rank=1,alpha=2,layers={upper})", (3e-3, 1e-2, 3e-2), 3),
+    "ia3, nearest 3": Kind("ia3", (1e-2, 3e-2, 1e-1), 3),
     "prompt": Kind("prompt(tokens=20)", (3e-3, 1e-2, 3e-2)),
     "compacter": Kind("compacter", (1e-3, 3e-3, 1e-2)),
     "tarp": Kind("tarp", (3e-4, 1e-3, 3e-3, 1e-2)),

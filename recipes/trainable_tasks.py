@@ -41,8 +41,7 @@ PACKAGES = {"train": slice(0, 9), "valid": slice(9, 11), "test": slice(11, 14)} 
 IN_CONTEXT = 8
 OWNER = "prompt"
 LEARNED = ("mltd", "lora by the same loop", "mixture", "lora on all tasks", "attempt")
-SOURCES = 8
-SOURCE_STEPS, SOURCE_SHOTS, SOURCE_RATE = 40, 64, 1e-2
+SOURCE_SHOTS, SOURCE_RATE = 32, 1e-2
 RATES = {
     "mltd": (0.05, 0.5, 2.0),
     "lora by the same loop": (0.05, 0.5, 2.0),
@@ -225,7 +224,7 @@ def _learned(
         prompts = tuple(Delta.load(each, lm.fingerprint) for each in _paths(folder))
         spot = FromSource(trainable=Prompt(20, OWNER), choices=None, sources=prompts)
         _measure(lm, work, options, "best source", spot, RATES["best source"], valid, test, unrelated)
-        drawn = replace(method, weights="untrained", sources=(), drawn=SOURCES)
+        drawn = replace(method, weights="untrained", sources=(), drawn=options.sources)
         _measure(lm, work, options, "attempt, drawn sources", drawn, rates, valid, test, unrelated)
 
 
@@ -245,10 +244,11 @@ def _paths(folder: Path) -> list[Path]:
 
 def _sources(lm: Causal, options: argparse.Namespace, folder: Path) -> list[Path]:
     """Return the files of source prompts, each trained on one training task; those that are there stay."""
-    if len(_paths(folder)) < SOURCES and "attempt" in options.learned:
+    count = options.sources
+    if len(_paths(folder)) < count and "attempt" in options.learned:
         whole = tasks(options.data, "train", SOURCE_SHOTS, 1, 50)
         # As many of worlds as of holes, as far as there are.
-        chosen = [*whole[: SOURCES // 2], *whole[::-1][: SOURCES - SOURCES // 2]]
+        chosen = [*whole[: count // 2], *whole[::-1][: count - count // 2]]
         for number, task in enumerate(chosen):
             path = folder / f"source-{number}.delta"
             if path.exists():
@@ -256,7 +256,7 @@ def _sources(lm: Causal, options: argparse.Namespace, folder: Path) -> list[Path
             method = FewShot(
                 trainable=Prompt(20, OWNER),
                 optimizer=AdamW(SOURCE_RATE, weight_decay=0.0),
-                steps=SOURCE_STEPS,
+                steps=options.source_steps,
                 choices=None,
             )
             passages = tuple(shot.passage() for shot in task.support)

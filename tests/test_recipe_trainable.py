@@ -1,6 +1,7 @@
 """recipes/trainable.py: what its tables make of rows, and that it runs, resumes and ends on a toy."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,21 +99,21 @@ def test_the_bed_runs_to_its_end_resumes_and_gives_every_table(
     data, out = fresh(tmp_path / "fresh"), tmp_path / "rows.json"
     lm = toys.lm(window=512)
     monkeypatch.setattr("uptake.load", lambda *_: lm)
-    few = {name: trainable_kinds.Kind(kind.written, kind.rates[:1]) for name, kind in trainable.KINDS.items()}
+    few = {name: replace(kind, rates=kind.rates[:1]) for name, kind in trainable.KINDS.items()}
     for module in (trainable, trainable_kinds, trainable_tasks):
         monkeypatch.setattr(module, "KINDS", few)
     monkeypatch.setattr(
         trainable_tasks, "RATES", {name: rates[:1] for name, rates in trainable_tasks.RATES.items()}
     )
     monkeypatch.setattr(trainable_tasks, "RATES_OF_MIXTURES", (1e-3,))
-    monkeypatch.setattr(trainable_tasks, "SOURCES", 2)
     monkeypatch.setattr(trainable_tasks, "SOURCE_SHOTS", 4)
-    monkeypatch.setattr(trainable_tasks, "SOURCE_STEPS", 1)
     common = ["--data", str(data), "--out", str(out), "--kinds", "lora", "ia3", trainable_kinds.EQUAL]
     small = ["--shots", "4", "--asked", "2", "--seeds", "1", "--steps", "1", "--episodes", "2"]
+    small += ["--sources", "2", "--source-steps", "1"]
 
     def run() -> None:
-        trainable.main(["ttt", *common, "--valid", "1", "--test", "2", "--k", "2"])
+        nearest = ["--kinds", "lora", "ia3", trainable_kinds.EQUAL, "ia3, nearest 3"]
+        trainable.main(["ttt", *common, *nearest, "--valid", "1", "--test", "2", "--k", "4"])
         trainable.main(["stream", *common])
         trainable.main(["tasks", *common, *small])
 
@@ -123,8 +124,9 @@ def test_the_bed_runs_to_its_end_resumes_and_gives_every_table(
     assert capsys.readouterr().out == "" and json.loads(out.read_text()) == rows
     trainable.main(["table", "--out", str(out), "--json", str(tmp_path / "figures.json")])
     found = json.loads((tmp_path / "figures.json").read_text())
-    assert {"base", "in-context", "lora", "ia3", trainable_kinds.EQUAL} == found["ttt"].keys()
-    assert found["ttt"].keys() == found["stream"].keys()
+    assert {"base", "in-context", "lora", "ia3", trainable_kinds.EQUAL} == found["stream"].keys()
+    assert found["ttt"].keys() - found["stream"].keys() == {"lora, random passages", "ia3, nearest 3"}
+    assert found["ttt"]["lora"]["peak_bytes"] > 0 and found["ttt"]["ia3"]["kl"] > 0
     wanted = (
         "mltd", "mltd untrained", "lora by the same loop", "mixture", "mixture average", "lora on all tasks",
         "attempt", "best source", "attempt, drawn sources", "t-few", "lora", "ia3", trainable_kinds.EQUAL,
