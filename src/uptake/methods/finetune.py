@@ -109,7 +109,7 @@ class Finetune(Method[WeightState]):
             raise BadInput(f"activations {self.activations!r}: use memory or view")
         if self.activations == "view" and (self.dropout or self.key_penalty or self.after_context):
             raise BadInput(
-                "activations=view holds what the base reads: leave dropout, key_penalty and after_context out"
+                "activations=view is what the base reads: leave dropout, key_penalty, after_context out"
             )
         chain(self.clip, self.transforms)
         if self.least_drop is not None and mixing(self.transforms):
@@ -219,9 +219,9 @@ class Finetune(Method[WeightState]):
         example = encode(lm.tokenizer, segment.context, segment.text)
         alike = [piece.example for piece in pieces] == [*rolling_windows(example, lm.window)]
         # Dropout, mixout, or a part that changes something untrained, learns from another pass than scores.
-        same = self.trainable.neutral and not self.dropout and not state.delta.input_tokens
-        same = same and not mixing(self.transforms)
-        if len(pieces) != 1 or not alike or not same or not self._affords(pieces[0], context, row):
+        apart = self.dropout or mixing(self.transforms) or state.delta.input_tokens
+        same = alike and self.trainable.neutral and not apart
+        if len(pieces) != 1 or not same or not self._affords(pieces[0], context, row):
             (scores,), (state,) = super().read([state], lm, [segment], context.of(row))
             return scores, state
         with context.charging([row], lm.device):
@@ -245,8 +245,7 @@ class Finetune(Method[WeightState]):
         Where seconds are limited rows are trained one by one, so that no row is charged for the others.
         """
         alone = self.dropout or self.key_penalty or self.reference or self.optimizer.informed
-        alone = alone or self.least_drop is not None
-        if alone or context.budget.timed:
+        if alone or self.least_drop is not None or context.budget.timed:
             return None
         ended = train_side_by_side(
             lm,
@@ -290,18 +289,16 @@ class Finetune(Method[WeightState]):
         if not self.dropout and not self.key_penalty:
             kept = self._kept(lm, private, opened, reading.state.delta, reading.evidence.source)
             private = above_frozen(lm, private, opened, reading.state.delta, kept)
-        scored, begun = pieces is not None, bool(reading.state.passages)
+        scored, begun, least = pieces is not None, bool(reading.state.passages), self.least_drop
         losses = partial(token_losses, lm, kept=kept)
         if pieces is None:
             pieces = self.pieces(private, reading.passages, reading.state.passages, losses)
-        scores = torch.zeros(0)
-        draws = context.generator("dropout", reading.evidence.query)
-        with drawing_from(draws) if self.dropout else nullcontext():
+        evidence, scores = reading.evidence, torch.zeros(0)
+        with drawing_from(context.generator("dropout", evidence.query)) if self.dropout else nullcontext():
             try:
                 for piece in self._affordable(pieces, context, reading.row):
                     with descent.reading():
                         scores, loss = self._loss(private, piece, scored)
-                        least = self.least_drop
                         if begun and least is not None and likelier(piece, scores, losses) < least:
                             break
                         begun = True
@@ -311,9 +308,7 @@ class Finetune(Method[WeightState]):
                 return reading.state, scores
         # What the optimizer knew beforehand is in a file of its own, not in every state.
         own_state = {name: value for name, value in descent.optimizer_state.items() if name not in known}
-        after = reading.state.after_training(
-            reading.evidence, context, opened.delta(), own_state, self.reference
-        )
+        after = reading.state.after_training(evidence, context, opened.delta(), own_state, self.reference)
         return after, scores
 
     def _kept(
