@@ -118,6 +118,40 @@ def measured(
     }
 
 
+def parts(shape: dict[str, int], stretch: int, repeats: int) -> dict[str, float]:
+    """Return the CPU seconds a token of what a stretch cannot leave out at this shape, by what it is.
+
+    "unembedding" is the slow pass's logits and their gradient at the states, in bfloat16; "weights" are the
+    layer's products and its step, in float32, which go through all of its weights once a stretch.
+    """
+    torch.manual_seed(0)
+    width, hidden, words = shape["n_embd"], 4 * shape["n_embd"], 50257
+    matrix = torch.randn(words, width, dtype=torch.bfloat16)
+    states, features = torch.randn(stretch, width), torch.randn(stretch, hidden)
+    second, sums, rates = (torch.randn(hidden, width) for _ in range(3))
+    weights = torch.empty_like(second)
+
+    def unembedding() -> object:
+        logits = states.to(matrix.dtype) @ matrix.T
+        return logits.float().softmax(-1).to(matrix.dtype) @ matrix
+
+    def layer() -> object:
+        sums.addmm_(features.T, states)
+        torch.addcmul(second, sums, rates, value=-1, out=weights)
+        return features @ weights
+
+    found = {}
+    for name, go in {"unembedding": unembedding, "weights": layer}.items():
+        seconds = []
+        for repeat in range(repeats + 1):
+            started = time.process_time()
+            go()
+            if repeat:
+                seconds.append(time.process_time() - started)
+        found[name] = median(seconds) / stretch
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("UPTAKE_SHARED", "../shared")))
@@ -137,7 +171,8 @@ def main() -> None:
     tokenizer = uptake.load(str(arguments.shared / "models/base-5m")).tokenizer
     told: dict[str, Any] = {"counted": {}, "measured": {}}
     if arguments.out.exists():
-        told["measured"] = json.loads(arguments.out.read_text())["measured"]
+        known = json.loads(arguments.out.read_text())
+        told |= {name: known[name] for name in ("measured", "parts") if name in known}
     for name, shape in SHAPES.items():
         found = counted(shape, 1024, tokenizer)
         attention, static = found.pop("attention"), found["static"]
@@ -170,7 +205,11 @@ def main() -> None:
                 {label: round(own["times_static"], 2) for label, own in found.items()},
                 flush=True,
             )
-    arguments.out.write_text(json.dumps(told, indent=1))
+        told.setdefault("parts", {})[name] = {
+            str(stretch): parts(SHAPES[name], stretch, 7) for stretch in (FWL.stretch, 32)
+        }
+        print(name, told["parts"][name], flush=True)
+    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python recipes/counterfactuals.py make --fresh build/fresh --work build/counterfactuals
     python recipes/counterfactuals.py read --model MODEL --fresh build/fresh --squad dev-v1.1.json.xz
+    python recipes/counterfactuals.py stream --model MODEL
     python recipes/counterfactuals.py scope --model MODEL --shared DATA
     python recipes/counterfactuals.py retriever --encoder MINILM --fresh build/fresh
     python recipes/counterfactuals.py show
@@ -10,7 +11,8 @@
 model (LoRA) on facts of some packages with their passages, one step a question, as a stream does: each fact
 twice (`duplicates`), each once and once changed (`counterfactual`), or twice as many facts (`more`). All
 take equal steps. It is asked, after the passage, about other packages, about these when the passage is
-changed, about changed passages of facts that it has learnt, and about SQuAD. `scope` trains SERAC's scope
+changed, about changed passages of facts that it has learnt, and about SQuAD. `stream` learns documents of a
+made-up world online, with and without counterfactual ones among them. `scope` trains SERAC's scope
 with near misses of its edits' subjects beside their neighbours, `retriever` a query encoder with changed
 passages beside the found ones. Each part writes its own key of --out, keeps answers in --work, and goes on
 where it was interrupted.
@@ -29,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from counterfactual_figures import reading_figures, shown
 from counterfactual_parts import retriever, scope
+from counterfactual_streams import stream
 
 import uptake
 from uptake.adaptation.optimizers import AdamW
@@ -274,7 +277,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("make", "read", "scope", "retriever", "show"))
+    parser.add_argument("part", choices=("make", "read", "stream", "scope", "retriever", "show"))
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--fresh", type=Path, default=Path("build/fresh"))
     parser.add_argument("--squad", type=Path)
@@ -290,6 +293,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--rows", type=int, default=16, help="questions side by side")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--documents", type=int, default=48, help="of a stream, whose questions are asked")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of streams")
     parser.add_argument("--passages", type=int, default=1 << 40, help="of a retriever's store, for a trial")
     return parser.parse_args(arguments)
 
@@ -308,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             make(given)
             return
         if part != "show":
-            {"read": read, "scope": scope, "retriever": retriever}[part](given, keep)
+            {"read": read, "stream": stream, "scope": scope, "retriever": retriever}[part](given, keep)
         print(*shown(json.loads(given.out.read_text())), sep="\n")
     except UptakeError as error:
         sys.exit(f"counterfactuals: {error}")
