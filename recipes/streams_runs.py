@@ -83,7 +83,7 @@ class Streams:
         valid = of("valid").first(args.valid)
         watched = data.unrelated(args.minipile, "valid", 1, 600)
         whole = len(test.documents), len(made.documents)
-        stops = sorted({*whole, *(at for at in args.checkpoints if at < whole[0])})
+        stops = sorted({*whole, *(at for at in args.checkpoints if at < whole[1])})
         return cls(data.stream_of(valid, (), (), 0, watched), made, filler, tuple(stops), test)
 
     @property

@@ -55,7 +55,7 @@ class Effort:
     @classmethod
     def of(cls, weights: int) -> "Effort":
         """Return what a model of so many weights can afford: the cost is theirs times the tokens read."""
-        return cls(9, 5, 1024) if weights <= SMALL else cls(6, 3, 512)
+        return cls(9, 5, 1024) if weights <= SMALL else cls(12, 3, 512)
 
 
 @dataclass(frozen=True)
