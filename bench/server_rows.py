@@ -19,7 +19,8 @@ from uptake.adaptation.side_by_side import stacking
 from uptake.export import export_peft
 from uptake.lm.causal import Causal
 from uptake.lm.generation import Decoding
-from uptake.lm.grid import Grid, Own
+from uptake.lm.grid import Grid
+from uptake.lm.grid_rows import Own
 from uptake.lm.wrappers import Routed
 from uptake.server.engine.rows import Answers, Row, Writer
 

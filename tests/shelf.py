@@ -1,6 +1,6 @@
 """A few texts as a store has them for one query: passages, their tokens and their chunks, all in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.methods.contract.method import Evidence
 from uptake.methods.knn_lm.keys import TokenKeyer
-from uptake.methods.knn_lm.mixture import TokenMemory
+from uptake.methods.knn_lm.memory import TokenMemory
 from uptake.methods.retro.lm import NeighbourSource, chunks_in_memory
 from uptake.text.types import Found, Near, Passage, stable_hash
 
@@ -93,6 +93,13 @@ class ShelfTokens:
 
     def search(self, keys: Floats, k: int) -> Near:
         return self._memory.search(keys, k)
+
+    def search_each(self, keys: Floats, k: int) -> Near:
+        return self._memory.search_each(keys, k)
+
+    @property
+    def reads(self) -> Hashable:
+        return id(self)
 
     def measure(self, keys: Floats, places: Places) -> Near:
         return self._memory.measure(keys, places)

@@ -11,7 +11,8 @@ from uptake.adaptation.delta import Delta
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.generation import Continuation, Decoding
-from uptake.lm.grid import Grid, Own, Seat, own
+from uptake.lm.grid import Grid
+from uptake.lm.grid_rows import Own, Seat, own
 from uptake.lm.side_by_side import side_by_side
 from uptake.lm.wrappers import Prefixed
 from uptake.methods.contract.naming import method_specs

@@ -18,7 +18,8 @@ from uptake.methods.contract.state import save_state
 from uptake.methods.finetune import Finetune
 from uptake.methods.knn_lm import KnnLm
 from uptake.methods.knn_lm.keys import TokenKeyer
-from uptake.methods.knn_lm.mixture import KnnMixture, Mixing, TokenMemory
+from uptake.methods.knn_lm.memory import TokenMemory
+from uptake.methods.knn_lm.mixture import KnnMixture, Mixing
 from uptake.methods.knn_lm.weights import Bayes, Constant, DistanceDecay
 from uptake.store import Datastore
 from uptake.store.views import key_index

@@ -114,10 +114,21 @@ class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, 
         # `more` goes to the module: positions and a mask of one's own.
         if self._blind and (lengths is not None or isinstance(cache, RowCaches)):
             return super().read_on(ids, cache, lengths)
-        if "logits_to_keep" in inspect.signature(self.module.forward).parameters:
-            more["logits_to_keep"] = 1
-        out = self._run(self.module, ids, cache, lengths, **more)
+        out = self._run(self.module, ids, cache, lengths, **self._last_alone, **more)
         return torch.log_softmax(wide(out.logits[:, -1]), -1), None if cache is None else out.past_key_values
+
+    def read_on_with_keys(self, ids: Tensor, cache: Cache, **more: Any) -> tuple[Tensor, Tensor, Cache]:
+        """Return what `read_on` does and, second, the key of each place, [rows, time, width]."""
+        keyed = self._with_keys
+        out = self._run(keyed.module, ids, cache, **self._last_alone, **more)
+        keys = wide(keyed.seen()[:, -ids.shape[1] :])
+        return torch.log_softmax(wide(out.logits[:, -1]), -1), keys, out.past_key_values
+
+    @property
+    def _last_alone(self) -> dict[str, Any]:
+        """What makes the module compute logits at the last place alone, where it can."""
+        some = "logits_to_keep" in inspect.signature(self.module.forward).parameters
+        return {"logits_to_keep": 1} if some else {}
 
     def predictions(self, examples: Sequence[Example]) -> list[Tensor]:
         ids = examples[0].inputs if len(examples) == 1 else ()

@@ -6,80 +6,27 @@ neighbour changes a bit of a row, however many there are, whoever joins or leave
 hold. `Grid.check` tries that on this very machine. A row is read by itself before it takes its seat.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from uptake.adaptation.delta import Delta, LowRank, Part
-from uptake.adaptation.delta.scale import Scale
-from uptake.adaptation.side_by_side import Stack, stacking
+from uptake.adaptation.delta import LowRank
+from uptake.adaptation.side_by_side import Stack
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.lm.side_by_side import SideBySide, stands
-from uptake.lm.wrappers import Prefixed, Routed
+from uptake.lm.grid_rows import Heard, Kind, Own, RowMixture, Seat
+from uptake.lm.grid_table import Table
+from uptake.lm.side_by_side import stands
+from uptake.lm.wrappers import Prefixed
 
 SIZES = (4, 8, 16, 32)  # rows of a pass: fewer take other kernels, with other last bits
 NARROWEST = 64  # places of the smallest table; each next one has twice as many
 AT_ONCE = 512  # tokens of a prompt that are read in one pass
 CLOSE = 2e-3  # nats by which one pass for many rows may differ from a row by itself
-
-
-@dataclass(frozen=True)
-class Own:
-    """All that is a row's own in a pass over the base: low rank and scales, and tokens before its text."""
-
-    parts: Mapping[str, Part] = field(default_factory=dict)
-    prefix: tuple[int, ...] = ()
-
-    @property
-    def kind(self) -> "Kind":
-        """What has to be alike for two rows to share a pass: what changes, by which rank, or which of it."""
-        return tuple(sorted((path, _size(part)) for path, part in self.parts.items()))
-
-
-Kind = tuple[tuple[str, str], ...]
-
-
-def _size(part: Part) -> str:
-    if isinstance(part, LowRank):
-        return str(part.down.shape[0])
-    assert isinstance(part, Scale)
-    return f"{part.on} {part.ranges}"
-
-
-def own(lm: LM, row: int = 0) -> Own | None:
-    """Return what makes up row `row` of an LM; None where it is more than a pass over the base can have."""
-    if type(lm) is Prefixed:
-        inner = own(lm.inner, row)
-        return None if inner is None or inner.prefix else Own(inner.parts, tuple(lm.prefixes[row]))
-    if type(lm) is Routed:
-        return own(lm.parts[row])
-    if type(lm) is SideBySide:
-        return _of(lm.deltas[row])
-    if type(lm) is Causal and lm.deltas is not None:
-        return _of(sum(lm.deltas, Delta(lm.fingerprint)))
-    return None
-
-
-def _of(delta: Delta) -> Own | None:
-    parts = stacking(delta)
-    return None if parts is None else Own(parts)
-
-
-@dataclass(eq=False)
-class Seat:
-    """One row of a grid: it has read `length` tokens, and `log_probs` [vocabulary] say what follows."""
-
-    own: Own
-    log_probs: Tensor
-    length: int
-    table: "_Table | None" = None
-    place: int = 0
 
 
 class Grid:
@@ -92,41 +39,49 @@ class Grid:
                 "stand at places of their own: use a Transformer"
             )
         self.base, self.sizes = base, tuple(sizes)
-        self._tables: dict[tuple[int, Kind], list[_Table]] = {}
+        self._tables: dict[tuple[int, Kind], list[Table]] = {}
         self._alone: dict[Kind, tuple[Stack | None, Causal]] = {}
 
     def takes(self, own: Own) -> bool:
-        """Whether rows may differ in these weights within a pass."""
-        return not own.parts or stands(self.base, [own.parts])
+        """Whether rows may differ in these weights within a pass, and their keys are those of the base."""
+        keyed = own.mixture is None or own.mixture.key_model is self.base
+        return keyed and (not own.parts or stands(self.base, [own.parts]))
 
     def alone(self, own: Own) -> LM:
         """Return the LM that answers a row by itself, until another row of its kind is asked for."""
-        lm = self._alone_of(own)
-        return Prefixed(lm, [own.prefix]) if own.prefix else lm
+        lm: LM = self._alone_of(own)
+        lm = Prefixed(lm, [own.prefix]) if own.prefix else lm
+        return lm if own.mixture is None else own.mixture.around(lm)
 
     def join(self, own: Own, ids: Sequence[int]) -> Seat:
         """Read tokens, the opening one first, behind the row's prefix, and give the row a seat."""
-        opening = self.base.tokenizer.opening
-        text = list(ids[1:] if own.prefix and ids[0] == opening else ids)
-        whole = torch.tensor([[*own.prefix, *text]], device=self.base.device)
-        lm, cache = self._alone_of(own), DynamicCache()
-        with torch.no_grad():
-            for start in range(0, whole.shape[1], AT_ONCE):
-                log_probs, cache = lm.read_on(whole[:, start : start + AT_ONCE], cache)
-        seat = Seat(own, log_probs[0].float().cpu(), whole.shape[1])
-        layers: Any = cache.layers
-        self._seat(seat, [(layer.keys[0], layer.values[0]) for layer in layers])
+        mixture, plain = own.mixture, not (own.parts or own.prefix)
+        every = mixture is not None and mixture.follows
+        seat, log_probs, keys = self._read(own, ids, every, keyed=mixture is not None and plain)
+        if mixture is not None:
+            if not plain:  # keys are the base's own: it reads the text as well
+                seat.beside, _, keys = self._read(Own(), ids, False, keyed=True)
+            read = len(log_probs)
+            heard = Heard(mixture, log_probs, keys[-read:], torch.tensor([*ids[-read:]]), None)
+            try:
+                ((seat.log_probs, seat.before),) = type(mixture).mixed([heard])
+            except BaseException:
+                self.leave(seat)
+                raise
         return seat
 
     def leave(self, seat: Seat) -> None:
         """Free a seat."""
-        if seat.table is not None:
-            seat.table.free(seat)
-            seat.table = None
-            self._tidy()
+        for one in (seat, seat.beside):
+            if one is not None and one.table is not None:
+                one.table.free(one)
+                one.table = None
+        self._tidy()
 
     def step(self, tokens: Mapping[Seat, int]) -> None:
-        """Let rows read a token each; their `log_probs` say what follows."""
+        """Let rows read a token each; their `log_probs` say what follows, or `failed` why they do not."""
+        mixing = {seat: token for seat, token in tokens.items() if seat.own.mixture is not None}
+        tokens = {**tokens, **{seat.beside: token for seat, token in mixing.items() if seat.beside}}
         for seat in tokens:
             if seat.table is not None and seat.length == seat.table.width:
                 past = seat.table.kept(seat)
@@ -138,6 +93,30 @@ class Grid:
                 here = {seat: token for seat, token in tokens.items() if seat.table is table}
                 if here:
                     table.step(here)
+        self._mix(mixing)
+
+    def _mix(self, tokens: Mapping[Seat, int]) -> None:
+        """Let rows mix what was predicted with what their keys find, all of a kind in one call."""
+        kinds: dict[type[RowMixture], list[tuple[Seat, Heard[RowMixture]]]] = {}
+        for seat, token in tokens.items():
+            mixture, keyed = seat.own.mixture, seat.beside or seat
+            assert mixture is not None and keyed.keys is not None
+            ids = torch.tensor([token])
+            heard = Heard(mixture, seat.log_probs[None], keyed.keys[None], ids, seat.before)
+            kinds.setdefault(type(mixture), []).append((seat, heard))
+        for kind, rows in kinds.items():
+            try:
+                found = kind.mixed([heard for _, heard in rows])
+            except Exception:
+                # What one row reads may be damaged: that is no reason for its neighbours to stop.
+                for seat, heard in rows:
+                    try:
+                        ((seat.log_probs, seat.before),) = kind.mixed([heard])
+                    except Exception as error:
+                        seat.failed = error
+                continue
+            for (seat, _), after in zip(rows, found, strict=True):
+                seat.log_probs, seat.before = after
 
     @property
     def seated(self) -> int:
@@ -156,6 +135,33 @@ class Grid:
             width *= 2
         return max(length, min(width, self.base.window))
 
+    def _read(self, own: Own, ids: Sequence[int], every: bool, keyed: bool) -> tuple[Seat, Tensor, Tensor]:
+        """Read a text, and give it a seat.
+
+        Return the seat, what follows the last of `ids`, or each of them, [places, vocabulary], and where it
+        is `keyed` their keys [time, width].
+        """
+        opening = self.base.tokenizer.opening
+        text = list(ids[1:] if own.prefix and ids[0] == opening else ids)
+        whole = torch.tensor([[*own.prefix, *text]], device=self.base.device)
+        lm, cache = self._alone_of(own), DynamicCache()
+        told, keys = list[Tensor](), list[Tensor]()
+        with torch.no_grad():
+            for start in range(0, whole.shape[1], AT_ONCE):
+                some = whole[:, start : start + AT_ONCE]
+                if keyed:
+                    read = lm.step_with_keys if every else lm.read_on_with_keys
+                    log_probs, seen, cache = read(some, cache)
+                    keys.append(seen[0].cpu())
+                else:
+                    log_probs, cache = (lm.step if every else lm.read_on)(some, cache)
+                told = [*(told if every else []), log_probs[0].float().cpu()]
+        following = torch.cat(told)[-len(ids) :] if every else told[0][None]
+        seat = Seat(own, following[-1], whole.shape[1], keyed=keyed)
+        layers: Any = cache.layers
+        self._seat(seat, [(layer.keys[0], layer.values[0]) for layer in layers])
+        return seat, following, torch.cat(keys) if keys else torch.empty(0)
+
     def _alone_of(self, own: Own) -> Causal:
         kind = own.kind
         if kind not in self._alone:
@@ -171,7 +177,7 @@ class Grid:
         tables = self._tables.setdefault(key, [])
         table = next((each for each in tables if len(each.seats) < self.sizes[-1]), None)
         if table is None:
-            table = _Table(self.base, key[0], [name for name, _ in key[1]], self.sizes, past)
+            table = Table(self.base, key[0], [name for name, _ in key[1]], self.sizes, past)
             tables.append(table)
         table.take(seat, past)
 
@@ -247,111 +253,3 @@ def _probes(base: Causal) -> tuple[list[_Probe], list[_Probe]]:
         for row in range(SIZES[-1])
     ]
     return probe, crowd
-
-
-class _Table:
-    """Seats of one width and one kind of change, stepped together."""
-
-    def __init__(
-        self,
-        base: Causal,
-        width: int,
-        names: Sequence[str],
-        sizes: Sequence[int],
-        like: Sequence[tuple[Tensor, Tensor]],
-    ) -> None:
-        self.width, self._sizes = width, sizes
-        self.seats: dict[int, Seat] = {}
-        self._stack = Stack(base.module, names) if names else None
-        self._lm = base if self._stack is None else base.around(self._stack.module)
-        self._layers = [tuple(self._room(each, sizes[0]) for each in pair) for pair in like]
-
-    def _room(self, like: Tensor, rows: int) -> Tensor:
-        heads, _, size = like.shape
-        return torch.zeros(rows, heads, self.width, size, dtype=like.dtype, device=like.device)
-
-    @property
-    def bytes(self) -> int:
-        return sum(each.nbytes for pair in self._layers for each in pair)
-
-    @property
-    def _rows(self) -> int:
-        return len(self._layers[0][0])
-
-    def take(self, seat: Seat, past: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Give a row a seat, with what it has read: keys and values [heads, length, size] of each layer."""
-        place = next(place for place in range(self._sizes[-1]) if place not in self.seats)
-        if place >= self._rows:
-            rows = next(size for size in self._sizes if size > place)
-            self._layers = [
-                tuple(torch.cat([each, self._room(each[0], rows - len(each))]) for each in pair)
-                for pair in self._layers
-            ]
-        for rooms, own in zip(self._layers, past, strict=True):
-            for room, read in zip(rooms, own, strict=True):
-                room[place] = 0  # whatever sat here before, and be it no number
-                room[place, :, : seat.length] = read
-        seat.table, seat.place = self, place
-        self.seats[place] = seat
-        self._changed()
-
-    def free(self, seat: Seat) -> None:
-        del self.seats[seat.place]
-        self._changed()
-
-    def kept(self, seat: Seat) -> list[tuple[Tensor, Tensor]]:
-        """Return what a row has read."""
-        return [
-            (keys[seat.place, :, : seat.length].clone(), values[seat.place, :, : seat.length].clone())
-            for keys, values in self._layers
-        ]
-
-    def _changed(self) -> None:
-        if self._stack is not None:
-            rows = [self.seats[row].own.parts if row in self.seats else {} for row in range(self._rows)]
-            self._stack.put(rows, self._rows)
-
-    def step(self, tokens: Mapping[Seat, int]) -> None:
-        """Let seats read a token each. Seats without one read a token too, and forget it again."""
-        device = self._layers[0][0].device
-        ids = torch.zeros(self._rows, 1, dtype=torch.long)
-        columns = torch.zeros(self._rows, dtype=torch.long)
-        for place, seat in self.seats.items():
-            columns[place] = min(seat.length, self.width - 1)
-        for seat, token in tokens.items():
-            ids[seat.place] = token
-        columns = columns.to(device)
-        seen = torch.arange(self.width, device=device) <= columns[:, None]
-        dtype = self._lm.dtype
-        barred = torch.zeros(seen.shape, dtype=dtype, device=device)
-        barred = barred.masked_fill(~seen, torch.finfo(dtype).min)[:, None, None]
-        with torch.no_grad():
-            log_probs, _ = self._lm.read_on(
-                ids.to(device),
-                _InPlace(self._layers, columns),
-                position_ids=columns[:, None],
-                attention_mask=barred,
-            )
-        told = log_probs.float().cpu()
-        for seat in tokens:
-            seat.log_probs, seat.length = told[seat.place], seat.length + 1
-
-
-class _InPlace(DynamicCache):
-    """Keys and values of all seats, written at each row's own column."""
-
-    def __init__(self, layers: Sequence[Any], columns: Tensor) -> None:
-        super().__init__()
-        self._kept, self._columns = layers, columns
-        self._rows = torch.arange(len(columns), device=columns.device)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = self._kept[layer_idx]
-        keys[self._rows, :, self._columns] = key_states[:, :, 0].to(keys.dtype)
-        values[self._rows, :, self._columns] = value_states[:, :, 0].to(values.dtype)
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0

@@ -6,7 +6,7 @@ passages, and anything that searches or embeds meets the two protocols below.
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -205,12 +205,32 @@ class Near:
     distances: NDArray[np.floating]
     values: NDArray[np.int64]
 
+    @classmethod
+    def joined(cls, some: Sequence["Near"]) -> "Near":
+        """Return what is near to the keys of several, which are as wide, one after another."""
+        each = ([getattr(one, name) for one in some] for name in ("places", "distances", "values"))
+        return cls(*map(np.concatenate, each))
+
+    def at(self, key: int) -> "Near":
+        """Return what is near to one of the keys; counted from the end below 0."""
+        row = [key]
+        return Near(self.places[row], self.distances[row], self.values[row])
+
 
 class Tokens(Protocol):
     """Tokens that one query may read, each found by the key of the place before it."""
 
     def search(self, keys: NDArray[np.floating], k: int) -> Near:
         """Return for each row of `keys` its k nearest tokens."""
+        ...
+
+    def search_each(self, keys: NDArray[np.floating], k: int) -> Near:
+        """As `search` of each key by itself, bit for bit, in one call."""
+        ...
+
+    @property
+    def reads(self) -> Hashable:
+        """Names what may be read: what bears one name may be searched together."""
         ...
 
     def measure(self, keys: NDArray[np.floating], places: NDArray[np.int64]) -> Near:

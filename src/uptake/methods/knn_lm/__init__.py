@@ -15,7 +15,8 @@ from uptake.lm.capabilities import FeedForwardKeys, capability
 from uptake.methods.contract.composed import FrozenModelMethod
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, same_base, same_length
 from uptake.methods.knn_lm.keys import TokenKeyer
-from uptake.methods.knn_lm.mixture import KnnMixture, Mixing, SearchableTokens, TokenMemory
+from uptake.methods.knn_lm.memory import SearchableTokens, TokenMemory
+from uptake.methods.knn_lm.mixture import KnnMixture, Mixing
 from uptake.methods.knn_lm.weights import Bayes, Weight
 from uptake.text.select import Everywhere
 from uptake.text.types import Source, Tokens, stable_hash

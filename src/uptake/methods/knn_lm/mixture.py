@@ -5,9 +5,9 @@ their squared distances (Khandelwal et al. 2020, arXiv 1911.00172, equations 2 a
 no store: a memory is whatever can be searched by key.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,24 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uptake.errors import BadInput
-from uptake.lm.base import LM, Cache, Wrapper
+from uptake.lm.base import LM, Cache
 from uptake.lm.capabilities import FeedForwardKeys
 from uptake.lm.examples import Example, padded
+from uptake.lm.grid_rows import Heard, RowMixture
+from uptake.methods.knn_lm.memory import Floats, SearchableTokens
 from uptake.methods.knn_lm.weights import Bayes, Weight
 from uptake.text.types import Near
-
-Floats = NDArray[np.floating]
-Places = NDArray[np.int64]
-
-
-class SearchableTokens(Protocol):
-    """What a model searches: the part of `text.Tokens` that prediction needs."""
-
-    def search(self, keys: Floats, k: int) -> Near: ...
-
-    def measure(self, keys: Floats, places: Places) -> Near: ...
-
-    def after(self, places: Places) -> Places: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,7 @@ class Mixing:
             raise BadInput(f"temperature {self.temperature}: use a positive number")
 
 
-class KnnMixture(Wrapper):
+class KnnMixture(RowMixture):
     """Row i mixes what `inner` predicts with what followed the places near to its own in `memories[i]`.
 
     Keys are those of `key_model`, the model that read the memory; where that is `inner` itself, one pass
@@ -139,6 +128,26 @@ class KnnMixture(Wrapper):
             found.append(own[:, 0])
         return found
 
+    @property
+    def follows(self) -> bool:
+        return bool(self.mixing.pointers) or isinstance(self.mixing.weight, Bayes)
+
+    @classmethod
+    def mixed(cls, rows: Sequence[Heard[Self]]) -> list[tuple[Tensor, Any]]:
+        found = _searched(rows)
+        mixed: list[tuple[Tensor, Any]] = []
+        for place, row in enumerate(rows):
+            mixture, before = row.mixture, row.before
+            last = None if before is None else before.near
+            near = found[place] if place in found else mixture._near(0, row.keys, row.ids, last)
+            if near is None:
+                mixed.append((row.log_probs[-1], None))
+                continue
+            along, reached = mixture._reach(row.log_probs, near, row.ids, before)
+            whole = mixture._at(row.log_probs[-1:], near.at(-1), None if along is None else along[-1:])
+            mixed.append((whole[0], reached))
+        return mixed
+
     def _row(
         self, row: int, own: Tensor, keys: Tensor, ids: Tensor, before: "_Reached | None"
     ) -> tuple[Tensor, "_Reached | None"]:
@@ -146,10 +155,16 @@ class KnnMixture(Wrapper):
         near = self._near(row, keys, ids, None if before is None else before.near)
         if near is None:
             return own, None
-        last = Near(near.places[-1:], near.distances[-1:], near.values[-1:])
-        weight = self.mixing.weight
+        along, reached = self._reach(own, near, ids, before)
+        return self._at(own, near, along), reached
+
+    def _reach(
+        self, own: Tensor, near: Near, ids: Tensor, before: "_Reached | None"
+    ) -> tuple[Tensor | None, "_Reached"]:
+        """Return the experts' log-weights at each place [time, experts], if any, and where it got to."""
+        last, weight = near.at(-1), self.mixing.weight
         if not isinstance(weight, Bayes):
-            return self._mix(own, near), _Reached(last)
+            return None, _Reached(last)
         weights = weight.sharing.start(own.device)
         if before is not None and before.weights is not None and before.own is not None:
             (seen,) = self._experts(before.own, before.near, ids[:1])
@@ -157,7 +172,11 @@ class KnnMixture(Wrapper):
         ahead = Near(near.places[:-1], near.distances[:-1], near.values[:-1])
         along, weights = weight.sharing.along(weights, self._experts(own[:-1], ahead, ids[1:]))
         along = torch.cat([along, weights.logsumexp(-2)[None]])
-        return self._weigh(own, near, along), _Reached(last, own[-1:].detach(), weights)
+        return along, _Reached(last, own[-1:].detach(), weights)
+
+    def _at(self, own: Tensor, near: Near, along: Tensor | None) -> Tensor:
+        """Return the predictions at places where the experts have these log-weights, None for a share."""
+        return self._mix(own, near) if along is None else self._weigh(own, near, along)
 
     def _at_targets(self, examples: Sequence[Example]) -> Iterator[tuple[Tensor, Near | None]]:
         """Yield what the inner model says at the target's places, and what is near to them."""
@@ -245,6 +264,22 @@ class _Reached:
     weights: Tensor | None = None
 
 
+def _searched(rows: "Sequence[Heard[KnnMixture]]") -> dict[int, Near]:
+    """Return what is near to the keys of rows that go on by a token: rows that read alike in one search."""
+    alike: dict[tuple[Hashable, int], list[int]] = {}
+    for place, row in enumerate(rows):
+        (memory,), mixing = row.mixture.memories, row.mixture.mixing
+        if memory is not None and not mixing.pointers and len(row.ids) == 1:
+            alike.setdefault((memory.reads, mixing.neighbours), []).append(place)
+    found: dict[int, Near] = {}
+    for (_, k), places in alike.items():
+        (memory,) = rows[places[0]].mixture.memories
+        assert memory is not None
+        near = memory.search_each(torch.cat([rows[place].keys for place in places]).numpy(), k)
+        found.update({place: near.at(key) for key, place in enumerate(places) if near.places.size})
+    return found
+
+
 def _found(near: Near, like: Tensor) -> Tensor:
     """Return [time, 1], whether anything was found at a place."""
     return torch.from_numpy(np.isfinite(near.distances).any(-1, keepdims=True)).to(like.device)
@@ -298,35 +333,3 @@ def _follow_pointers(
         whole([near.distances for near in found], np.inf),  # type: ignore[arg-type]
         whole([near.values for near in found], 0),  # type: ignore[arg-type]
     )
-
-
-class TokenMemory:
-    """A few thousand tokens in memory, searched exactly: `keys` [tokens, width], `values` [tokens].
-
-    `ends` [tokens] marks the last token of each text.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, ends: Tensor) -> None:
-        self._keys = keys.double()
-        self._values, self._ends = values.numpy(), ends.numpy()
-        self._lengths = (self._keys**2).sum(-1)
-
-    def search(self, keys: Floats, k: int) -> Near:
-        wide = torch.from_numpy(keys).double()
-        losses = (wide**2).sum(-1, keepdim=True) + self._lengths - 2 * wide @ self._keys.T
-        near = losses.topk(min(k, len(self._keys)), largest=False).indices
-        return self.measure(keys, near.numpy())
-
-    def measure(self, keys: Floats, places: Places) -> Near:
-        here = torch.from_numpy(np.maximum(places, 0))
-        losses = np.stack([
-            ((self._keys[row] - key) ** 2).sum(-1).numpy()
-            for row, key in zip(here, torch.from_numpy(keys).double(), strict=True)
-        ]) if len(keys) else np.empty(places.shape)  # fmt: skip
-        losses = np.where(places >= 0, losses, np.inf)
-        order = np.argsort(losses, axis=1, kind="stable")
-        places, losses = np.take_along_axis(places, order, 1), np.take_along_axis(losses, order, 1)
-        return Near(places, losses, np.where(places >= 0, self._values[np.maximum(places, 0)], 0))
-
-    def after(self, places: Places) -> Places:
-        return np.where((places >= 0) & ~self._ends[np.maximum(places, 0)], places + 1, -1)

@@ -16,7 +16,8 @@ from uptake.codec import plain
 from uptake.evaluation.failures import finite
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.lm.grid import Grid, own
+from uptake.lm.grid import Grid
+from uptake.lm.grid_rows import own
 from uptake.methods.contract.method import Context, Evidence, State
 from uptake.methods.contract.spending import Ledger
 from uptake.server.engine.kept import tensors
@@ -214,8 +215,7 @@ class Adapter:
             return (not store or where == store) and any(mine(passage.document) for passage in passages)
 
         def held(made: Made) -> bool:
-            # What answers by itself may search its store on and on.
-            searches = made.answers.lm is not None and store and made.store == store
+            searches = made.answers.searches and store and made.store == store
             return made.tenant == tenant and (bool(searches) or read(made.passages, made.store))
 
         for flight in [*self._flights.values()]:

@@ -10,7 +10,7 @@ from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example
 from uptake.lm.generation import Decoding
-from uptake.lm.grid import Own
+from uptake.lm.grid_rows import Own
 from uptake.server.engine.adapting import Adapter
 from uptake.server.engine.keeper import Keeper
 from uptake.server.engine.plans import Plan, Plans

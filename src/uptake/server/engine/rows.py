@@ -8,7 +8,8 @@ from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.generation import Continuation, Decoding, Token, go_on
-from uptake.lm.grid import Grid, Own, Seat
+from uptake.lm.grid import Grid
+from uptake.lm.grid_rows import Own, Seat
 from uptake.text.token_bytes import TokenBytes
 
 
@@ -18,6 +19,11 @@ class Answers:
 
     own: Own | None = None
     lm: LM | None = None
+
+    @property
+    def searches(self) -> bool:
+        """Whether it may search its store on and on, while it writes."""
+        return self.lm is not None or (self.own is not None and self.own.mixture is not None)
 
 
 @dataclass(eq=False)
@@ -125,6 +131,8 @@ class Writer:
         if not row.decoding.tokens:
             token = row.continuation.ended("length")
         elif row.seat is not None:
+            if row.seat.failed is not None:
+                raise row.seat.failed
             token = row.continuation.choose(row.seat.log_probs)
         else:
             assert row.alone is not None

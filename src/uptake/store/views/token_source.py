@@ -1,6 +1,7 @@
 """The tokens of one version of a store as one query may read them: leaks and what is gone are masked."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +19,9 @@ from uptake.text.types import Near, Tokens, stable_hash
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+# FAISS looks for each of a few keys by itself. For 20 and more it multiplies matrices, whose last bits, and
+# so the order of tokens that are equally near, depend on how many keys there are.
+APART = 16
 
 
 class TokenView:
@@ -91,6 +95,15 @@ class BoundTokens:
         wide = np.ascontiguousarray(keys, np.float32)
         return self._ranked(wide, self.view.index.candidates(wide, k, self.allowed, self.count), k)
 
+    def search_each(self, keys: NDArray[np.floating], k: int) -> Near:
+        some = [self.search(keys[start : start + APART], k) for start in range(0, len(keys), APART)]
+        return some[0] if len(some) == 1 else Near.joined(some)
+
+    @cached_property
+    def reads(self) -> Hashable:
+        places = None if self.places is None else _digest(self.places)
+        return id(self.view), _digest(self.passages), places
+
     def measure(self, keys: NDArray[np.floating], places: Ids) -> Near:
         self._check(keys)
         return self._ranked(np.asarray(keys, np.float32), self._readable(places), places.shape[1])
@@ -137,3 +150,7 @@ class BoundTokens:
         width = self.view.stored.metadata.dimensions
         if keys.ndim != 2 or keys.shape[1] != width:
             raise BadInput(f"keys of shape {keys.shape}: the store's tokens have keys of {width} numbers")
+
+
+def _digest(array: NDArray[np.generic]) -> bytes:
+    return hashlib.sha256(array.tobytes()).digest()
