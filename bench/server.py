@@ -41,6 +41,13 @@ def rows(model: Path, large: bool) -> dict[str, Any]:
     return {"decoding": found, "together": server_rows.together(model, 1 if large else 4)}
 
 
+def mixing(model: Path, large: bool) -> dict[str, Any]:
+    """Write rows of kNN-LM together and one by one, within this process."""
+    from bench import server_rows
+
+    return server_rows.mixing(model, 8, 6 if large else 24)
+
+
 def first(server: Served, **body: Any) -> tuple[float, dict[str, Any]]:
     """Return the milliseconds to the first text of a stream, and what was told of adapting."""
     started, told = time.perf_counter(), {}
@@ -230,6 +237,7 @@ def ready(model: Path, large: bool) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
     "rows": rows,
+    "mixing": mixing,
     "http": http,
     "waits": waits,
     "leaving": leaving,
@@ -294,6 +302,7 @@ GOALS = [
         "8 adaptations together, pieces of 128 tokens, against one by one", "rows.together.128", 2, least=1.3
     ),
     Goal("the same, pieces of 32", "rows.together.32", 2, least=2),
+    Goal("8 rows of kNN-LM writing together against one by one, CPU", "mixing.times_one_by_one", 1),
     Goal("HTTP over the same work without it, CPU ms a request", "http.request", 2, most=1.5),
     Goal("the same, a token", "http.token", 3, most=0.1),
     Goal("first token of a kept state over the base's, ms", "waits.hit_over_base", 1, most=10),

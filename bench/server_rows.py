@@ -15,15 +15,23 @@ from torch import Tensor
 import uptake
 from bench.served import spread
 from bench.side_by_side import Load, decode, deltas, rounds, training
+from uptake.adaptation.delta import Delta
 from uptake.adaptation.side_by_side import stacking
 from uptake.export import export_peft
+from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.generation import Decoding
 from uptake.lm.grid import Grid
-from uptake.lm.grid_rows import Own
+from uptake.lm.grid_rows import Own, own
 from uptake.lm.wrappers import Routed
+from uptake.methods.contract.method import Context, Evidence
+from uptake.methods.contract.naming import method_specs
+from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.server.engine.rows import Answers, Row, Writer
+from uptake.store import Datastore
+from uptake.text.types import Document
 
+SOURCES = Path(__file__).parent.parent / "src/uptake/lm"  # what kNN-LM's rows read
 RANK = 8
 RUNS = 5
 CLOSE = 5e-3  # nats: what peft's batch says of the prompts, and what ours does
@@ -107,6 +115,63 @@ def together(model: Path, pieces: int) -> dict[str, Any]:
         own = training(lm, 8, tokens, RANK, Load(rounds=2 * RUNS - 1, pieces=pieces))["seconds"]
         found[str(tokens)] = spread([a / b for a, b in zip(own["loop"], own["side_by_side"], strict=True)])
     return found
+
+
+def mixing(model: Path, rows: int, steps: int) -> dict[str, Any]:
+    """Write rows of kNN-LM over one store together and one by one, and rows that each have all weights."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    lm: Any = uptake.load(str(model))
+    ((_, knn),) = method_specs(["knn-lm"], []).items()
+    decoding = Decoding(tokens=steps, beyond_window=False)
+    prompts = [f"def method_{row}(self, value):\n    return " for row in range(rows)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Datastore.create(Path(folder) / "s", retriever="lexical")
+        store.add([Document(path.name, path.read_text()) for path in sorted(SOURCES.glob("*.py"))])
+        store.read_tokens(TokenKeyer(lm))
+        made: list[LM] = []
+        for prompt in prompts:
+            source = store.source(prompt)
+            (state,) = knn.method.adapt(
+                [knn.method.init(lm)], lm, [Evidence(source.search(0), prompt, source)], Context()
+            )
+            made.append(knn.method.adapted([state], lm))
+        dense = {name: torch.zeros_like(t) for name, t in lm.module.named_parameters()}
+        whole = [lm.overlay(Delta.dense(lm.fingerprint, dense)) for _ in prompts[: min(rows, 2)]]
+        owns = [own(each) for each in made]
+
+        def written(answers: list[Answers]) -> float:
+            writer = Writer(lm, Grid(lm), rows)
+            for number, (answer, prompt) in enumerate(zip(answers, prompts, strict=True)):
+                writer.add(Row(number, answer, lm.tokenizer.opened(prompt), decoding))
+            while len(writer.rows) < rows:  # all have read their prompts
+                writer.tick()
+            before, started = sum(row.written for row in writer.rows), time.process_time()
+            all_rows = [*writer.rows]
+            while writer.busy:
+                writer.tick()
+            spent = time.process_time() - started
+            return spent / max(1, sum(row.written for row in all_rows) - before)
+
+        ways = {
+            "base": [Answers(own=Own())] * rows,
+            "knn_together": [Answers(own=each) for each in owns],
+            "knn_one_by_one": [Answers(lm=each) for each in made],
+            "whole_one_by_one": [Answers(lm=whole[row % len(whole)]) for row in range(rows)],
+            "base_one_by_one": [Answers(lm=lm)] * rows,
+        }
+        seconds = rounds({name: lambda own=answers: written(own) for name, answers in ways.items()}, RUNS)  # type: ignore[misc]
+        tokens = len(store.source("a").tokens(TokenKeyer(lm).fingerprint).allowed)
+    ratios = [a / b for a, b in zip(seconds["knn_one_by_one"], seconds["knn_together"], strict=True)]
+    floor = [a / b for a, b in zip(seconds["whole_one_by_one"], seconds["base_one_by_one"], strict=True)]
+    return {
+        "rows": rows,
+        "tokens_in_the_store": tokens,
+        "ms_a_token": {name: spread([1000 * each for each in own]) for name, own in seconds.items()},
+        "times_one_by_one": spread(ratios),
+        "whole_of_base_one_by_one": spread(floor),
+    }
 
 
 class InProcess:

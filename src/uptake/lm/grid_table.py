@@ -88,7 +88,7 @@ class Table:
         dtype = self._lm.dtype
         barred = torch.zeros(seen.shape, dtype=dtype, device=device)
         barred = barred.masked_fill(~seen, torch.finfo(dtype).min)[:, None, None]
-        where = {"position_ids": columns[:, None], "attention_mask": barred}
+        where: dict[str, Any] = {"position_ids": columns[:, None], "attention_mask": barred}
         keys, cache = None, _InPlace(self._layers, columns)
         with torch.no_grad():
             if any(seat.keyed for seat in tokens):

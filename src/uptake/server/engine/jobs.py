@@ -134,7 +134,7 @@ class Jobs:
         def scored(
             place: int, answers: Answers, uptake: dict[str, Any] | None, trained: int
         ) -> Iterator[None]:
-            rows = yield from self.scorer.windows(self._lm_of(self._seated(answers)), example, TOP)
+            rows = yield from self.scorer.windows(partial(self._lm_of, self._seated(answers)), example, TOP)
             tokens = placed(rows, spans, text)
             bits = -sum(token["logprob"] for token in tokens) / math.log(2)
             size = len(text.encode("utf8", "replace"))
@@ -335,7 +335,8 @@ class Jobs:
         tokens: list[list[Any]] = [[list(self._names.of(token)), None, None] for token in ids[:1]]
         if len(opened) > 1:
             example = Example(tuple(opened[:1]), tuple(opened[1:]))
-            rows = yield from self.scorer.windows(self._lm_of(answers), example, job.frame["logprobs"])
+            who = partial(self._lm_of, answers)
+            rows = yield from self.scorer.windows(who, example, job.frame["logprobs"])
             tokens += rows[len(rows) - len(ids) + 1 :] if len(ids) > 1 else []
         return {**found, "tokens": tokens}
 

@@ -48,11 +48,17 @@ class Scorer:
             return
         self._work.append((work, wanted, failed))
 
-    def windows(self, lm: LM, example: Example, most: int) -> Generator[None, None, list[list[Any]]]:
-        """Return what is told of each token of a target: its bytes, log-probability and `most` rivals."""
+    def windows(
+        self, lm_of: Callable[[], LM], example: Example, most: int
+    ) -> Generator[None, None, list[list[Any]]]:
+        """Return what is told of each token of a target: its bytes, log-probability and `most` rivals.
+
+        `lm_of` returns who scores. It is called for each window: whoever has the turns between may have put
+        a change of their own where that LM's was.
+        """
         rows: list[list[Any]] = []
-        for window in rolling_windows(example, lm.max_input_tokens(0)):
-            rows += self._told(lm, window, most)
+        for window in rolling_windows(example, lm_of().max_input_tokens(0)):
+            rows += self._told(lm_of(), window, most)
             yield
         return rows
 
