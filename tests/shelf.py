@@ -13,7 +13,8 @@ from uptake.methods.contract.method import Evidence
 from uptake.methods.knn_lm.keys import TokenKeyer
 from uptake.methods.knn_lm.memory import TokenMemory
 from uptake.methods.retro.lm import NeighbourSource, chunks_in_memory
-from uptake.text.types import Found, Near, Passage, stable_hash
+from uptake.text.near import Near
+from uptake.text.types import Found, Passage, stable_hash
 
 Places = NDArray[np.int64]
 Floats = NDArray[np.floating]

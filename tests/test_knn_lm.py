@@ -265,7 +265,7 @@ def naive_walk(lm, ids, keys, values, ends, mixing):
 
 
 def test_missing_neighbours_are_masked_at_every_place(lm):
-    from uptake.text.types import Near
+    from uptake.text.near import Near
 
     class Holes:
         """Some places have neighbours, some fewer, some none."""

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uptake.text.types import Near
+from uptake.text.near import Near
 
 Floats = NDArray[np.floating]
 Places = NDArray[np.int64]

@@ -21,7 +21,7 @@ from uptake.lm.examples import Example, padded
 from uptake.lm.grid_rows import Heard, RowMixture
 from uptake.methods.knn_lm.memory import Floats, SearchableTokens
 from uptake.methods.knn_lm.weights import Bayes, Weight
-from uptake.text.types import Near
+from uptake.text.near import Near
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import warnings
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 from uptake.errors import BadInput, Missing, UptakeError
 
 NAMESPACE = "uptake"  # the Ray namespace of our actors
+SECONDS = 5  # that an address may take to answer
+# How HTTP/2 begins, which gRPC and so Ray speaks, with an empty frame of settings: it is answered at once.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 def connect(address: str) -> Any:
     """Return the module ray, connected to the cluster at `address` unless the program is already.
 
     "local" starts one on this machine that ends with the program. Raises Missing without Ray,
-    BadInput where no cluster answers.
+    BadInput where no cluster answers, within a few seconds.
     """
     # No usage statistics are sent and no dashboard is served, unless the user has set it otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,6 +29,7 @@ def connect(address: str) -> Any:
         raise Missing("a cluster needs Ray: pip install 'uptake[ray]'") from error
     if not ray.is_initialized():
         page = False if address == "local" else None
+        _check_answers(address)
         try:
             with warnings.catch_warnings():
                 # Ray starts its processes in a way that Lance warns of; nothing of Lance is used in them.
@@ -42,6 +47,26 @@ def connect(address: str) -> Any:
                 f"no Ray cluster at {address!r} ({reason}); start one with `ray start --head`, or give local"
             ) from error
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """Raise BadInput where nothing at HOST:PORT speaks as Ray does: Ray itself tries for minutes."""
+    told = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, colon, port = told.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # a cluster of this machine, which Ray finds by itself
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                connection.settimeout(SECONDS)
+                connection.sendall(_HELLO)
+                if not connection.recv(1):
+                    raise ConnectionError("what listens there is no Ray")
+    except (OSError, OverflowError) as error:
+        reason = f"no answer within {SECONDS} seconds" if isinstance(error, TimeoutError) else str(error)
+        raise BadInput(
+            f"no Ray cluster at {told!r} ({reason}); start one with `ray start --head`, or give local"
+        ) from error
 
 
 def disconnect() -> None:

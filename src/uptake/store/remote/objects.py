@@ -10,11 +10,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from uptake.errors import BadInput, Missing
 
+PATIENCE = timedelta(seconds=30)  # after which what failed is not tried again
 _CLOUDS = {"s3": "aws_", "gs": "google_", "az": "azure_"}  # scheme -> how the names of its options begin
 
 
@@ -182,7 +184,9 @@ def _opened(root: str, options: tuple[tuple[str, str], ...]) -> Any:
     own: Any = {name: value for name, value in options if name.startswith(cloud)}
     client: Any = {name: value for name, value in options if not name.startswith(cloud)}
     try:
-        return from_url(root, config=own or None, client_options=client or None)
+        # By itself the library tries for three minutes before it says that nobody answers.
+        retry: Any = {"retry_timeout": PATIENCE}
+        return from_url(root, config=own or None, client_options=client or None, retry_config=retry)
     except BaseException as error:
         # A panic inside Rust arrives as a BaseException of its own; others of those are not ours.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

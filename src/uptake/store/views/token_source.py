@@ -14,8 +14,9 @@ from uptake.store.passages.columns import Ids
 from uptake.store.passages.table import Table
 from uptake.store.views.key_index import KeyIndex
 from uptake.store.views.tokens import StoredTokens
+from uptake.text.near import Near
 from uptake.text.overlap import LeakFilter, Overlap
-from uptake.text.types import Near, Tokens, stable_hash
+from uptake.text.types import Tokens, stable_hash
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
