@@ -13,7 +13,7 @@ from retriever_figures import interval, marks
 
 import uptake
 from uptake.lm.loading import load
-from uptake.retrievers.reader import Prompt, mixed_answers
+from uptake.retrievers.reader import Prompt, Reader
 from uptake.retrievers.table import Entry, ReaderTable
 from uptake.store import Datastore
 from uptake.tasks.answers import holds
@@ -66,10 +66,8 @@ def versions(given: argparse.Namespace) -> dict[str, Any]:
 
         new = np.array([nats(e.target, e.prompt, s) for e, s in zip(edits, read, strict=True)])
         old = np.array([nats(e.old, e.prompt, s) for e, s in zip(edits, read, strict=True)])
-        prompts = [
-            [PROMPT.of(edit.prompt, p.text) for p in some] for edit, some in zip(edits, read, strict=True)
-        ]
-        said = mixed_answers(lm, prompts, priors, "sequence", 12, given.rows)
+        passages = [[p.text for p in some] for some in read]
+        said = table.reader.say([e.prompt for e in edits], passages, priors, "sequence", 12, given.rows)
         texts = [one.text for one in said]
         likelier[name] = (new < old).astype(float)
         asked = {

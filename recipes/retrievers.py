@@ -32,10 +32,9 @@ from uptake.lm.base import LM
 from uptake.lm.loading import load
 from uptake.retrievers.candidates import Candidates, candidates
 from uptake.retrievers.query_encoder import QueryMap
-from uptake.retrievers.reader import Said, mixed_answers
+from uptake.retrievers.reader import Reader, Said
 from uptake.retrievers.table import Entry, ReaderTable
 from uptake.retrievers.training import Asked, Trained, Tuning, train
-from uptake.tasks.asking import generate
 from uptake.text.types import Passage, stable_hash
 
 LOSSES = ("contrastive", "emdr2", "emdr", "pdist", "loop")
@@ -43,6 +42,9 @@ RATES = (3e-4, 1e-3, 3e-3)
 TEMPERATURES = (0.1, 0.3, 1.0)  # of the reader's targets; chosen on validation questions, as the rate is
 WEIGHTS = (5.0, 10.0, 20.0, 40.0)  # of a cosine beside BM25, for the untrained encoder
 READ = 5  # passages that a mixture reads
+PRIORS = (1.0, 2.0, 4.0, 8.0, 16.0)  # temperatures of a mixture's prior, chosen on validation questions
+AT_ONCE = 128  # questions whose answers are kept at a time
+KEPT = 3 << 29  # bytes of what was read of passages
 
 Scores = np.ndarray  # [questions, passages of the whole store]
 
@@ -100,7 +102,8 @@ class Answers:
     """What the reader says after passages, kept on the disk by question and passages."""
 
     def __init__(self, lm: LM, world: World, path: Path) -> None:
-        self.lm, self.world = lm, world
+        self.world = world
+        self.reader, self.closed = Reader(lm, world.prompt, most=KEPT), Reader(lm, world.closed)
         self.file = RecordFile(path, f"{lm.fingerprint} {world.prompt}")
         self.known: dict[str, Said] = {}
         for made in self.file.start(dict):
@@ -109,28 +112,25 @@ class Answers:
     def say(
         self, read: Sequence[Sequence[Passage]], priors: Sequence[torch.Tensor], marginal: str, rows: int
     ) -> list[Said]:
-        """Return what is said to each test question: none, one or several passages; a mixture of several."""
-        questions = self.world.test
+        """Return what is said to the first test questions: after none, one or several passages, mixed."""
+        questions = self.world.test[: len(read)]
         keys = [
             _key(marginal, q.id, passages, prior)
             for q, passages, prior in zip(questions, read, priors, strict=True)
         ]
         todo = [place for place, key in enumerate(keys) if key not in self.known]
-        prompts = [
-            [self.world.prompt.of(questions[place].text, passage.text) for passage in read[place]]
-            or [self.world.closed.of(questions[place].text, "")]
-            for place in todo
-        ]
-        if todo and max(map(len, prompts)) == 1:
-            texts = generate(self.lm, [one for (one,) in prompts], self.world.tokens, rows)
-            found = [Said(text, (1.0,)) for text in texts]
-        else:
-            some = [priors[place] for place in todo]
-            found = mixed_answers(self.lm, prompts, some, marginal, self.world.tokens, rows)  # type: ignore[arg-type]
-        made = {keys[place]: one for place, one in zip(todo, found, strict=True)}
-        if made:
+        # Like passages side by side: what was read of one serves the next question.
+        todo.sort(key=lambda place: [passage.id for passage in read[place]])
+        for start in range(0, len(todo), AT_ONCE):
+            some = todo[start : start + AT_ONCE]
+            texts = [[passage.text for passage in read[place]] or [""] for place in some]
+            reader = self.reader if read[some[0]] else self.closed
+            asked = [questions[place].text for place in some]
+            some_priors = [priors[place] for place in some]
+            said = reader.say(asked, texts, some_priors, marginal, self.world.tokens, rows, least=1)  # type: ignore[arg-type]
+            made = {keys[place]: one for place, one in zip(some, said, strict=True)}
             self.file.keep({key: [one.text, list(one.weights)] for key, one in made.items()})
-        self.known |= made
+            self.known |= made
         return [self.known[key] for key in keys]
 
 
@@ -152,7 +152,7 @@ def trained_encoders(
 ) -> tuple[dict[tuple[str, bool], list[Trained]], dict[str, Any]]:
     """Train every loss with without words beside it, over the seeds; tell what was chosen."""
     by_reader = [one.asked(table) for one in pool], [one.asked(table) for one in valid]
-    trainable = LOSSES if table else LOSSES[:1]
+    trainable = [loss for loss in LOSSES if loss == "contrastive" or table and loss in given.losses]
     by_mark = [one.asked() for one in supervised[0]], [one.asked() for one in supervised[1]]
     made: dict[tuple[str, bool], list[Trained]] = {}
     told: dict[str, Any] = {}
@@ -204,7 +204,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     )
     lap("candidates")
     table, scored = None, 0
-    if lm:
+    if lm and given.losses != ["contrastive"]:
         table = ReaderTable(lm, world.prompt, given.work / f"{given.part}.table")
         entries = [entry for one in (*pool, *judged) for entry in one.entries()]
         scored = table.fill(entries, given.batch_tokens, lambda done, total: note(f"table {done} of {total}"))
@@ -257,13 +257,23 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     }
     note("retrieval measured")
     if lm:
-        found["answers"] = answered(world, lm, systems, by_id, ids, test, hard, groups, pairs, given, note)
+        of_valid = {"BM25 + MiniLM": (valid.by(None, weight, True), valid.gold)}
+        for (loss, words), some in made.items():
+            if words:
+                of_valid[f"{loss} + BM25"] = valid.by(some[0].encoder, weight, True), valid.gold
+
+        def keep(answers: dict[str, Any]) -> None:
+            given.out.write_text(json.dumps({**found, "answers": answers}, indent=1) + "\n")
+
+        found["answers"] = answered(
+            world, lm, systems, of_valid, by_id, ids, test, hard, groups, pairs, given, note, keep
+        )
         lap("answers")
     store_bytes = sum(f.stat().st_size for f in Path(str(world.store.path)).rglob("*") if f.is_file())
     found["cost"] = {
         "seconds": seconds,
         "bytes_a_passage": round(store_bytes / len(ids)),
-        **({"table_entries_a_second": round(scored / max(seconds["table"], 0.1), 1)} if lm else {}),
+        **({"table_entries_a_second": round(scored / max(seconds["table"], 0.1), 1)} if table else {}),
         "query_encoder_bytes": (given.work / f"{given.part}-contrastive.safetensors").stat().st_size,
     }
     return found
@@ -273,6 +283,7 @@ def answered(
     world: World,
     lm: LM,
     systems: dict[str, list[Scores]],
+    of_valid: dict[str, tuple[Scores, list[int]]],
     by_id: dict[int, Passage],
     ids: Sequence[int],
     test: Searched,
@@ -281,76 +292,36 @@ def answered(
     pairs: Sequence[tuple[str, str]],
     given: argparse.Namespace,
     note: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Let the reader answer after what each system finds: the best passage, and mixtures of the best few."""
+    """Let the reader answer after what each system finds: the best passage, and mixtures of the best few.
+
+    `keep` takes what is known so far, for a run that ends early.
+    """
     answers = Answers(lm, world, given.work / f"{given.part}.answers")
-    one = torch.zeros(1)
+    one, count = torch.zeros(1), len(world.test)
 
     def best(scores: Scores, k: int) -> tuple[list[list[Passage]], list[torch.Tensor]]:
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         read = [[by_id[ids[place]] for place in row] for row in order]
         return read, [torch.tensor(row[some]) for row, some in zip(scores, order, strict=True)]
 
-    nothing: list[list[Passage]] = [[] for _ in world.test]
-    right = [[by_id[ids[place]]] for place in test.gold]
-    said: dict[str, list[list[Said]]] = {
-        "closed book": [answers.say(nothing, [one] * len(nothing), "one", given.rows)],
-        "right passage": [answers.say(right, [one] * len(right), "one", given.rows)],
-    }
-    for name, seeds in systems.items():
-        read = [best(scores, 1)[0] for scores in seeds]
-        said[name] = [answers.say(some, [one] * len(some), "one", given.rows) for some in read]
+    def single(read: list[list[Passage]]) -> list[Said]:
+        return answers.say(read, [one] * count, "one", given.rows)
+
+    begun = time.process_time()
+    said = {"right passage": [single([[by_id[ids[place]]] for place in test.gold])]}
+    said["closed book"] = [single([[] for _ in world.test])]
+    for name in sorted(systems, key=lambda name: name == "random"):
+        said[name] = [single(best(scores, 1)[0]) for scores in systems[name]]
         note(f"answered after {name}")
-    mixtures = [
-        name
-        for name in ("BM25 + MiniLM", "contrastive + BM25", "pdist + BM25", "emdr2 + BM25")
-        if name in systems
-    ]
-    table = ReaderTable(lm, world.prompt, given.work / f"{given.part}.test-table")
-    nats: dict[str, list[dict[str, np.ndarray]]] = {}
-    pairs = list(pairs)
-    rests: dict[str, float] = {}
-    for name in mixtures:
-        read, scores = best(systems[name][0], READ)
-        for marginal in ("sequence", "token"):
-            title = f"RAG-{marginal}, {name}"
-            said[title] = [answers.say(read, scores, marginal, given.rows)]
-            pairs.append((title, name))
-            right_first = [
-                holds_right(one, passages, by_id[ids[gold]])
-                for one, passages, gold in zip(said[title][0], read, test.gold, strict=True)
-            ]
-            rests[title] = round(float(np.mean(right_first)), 4)
-        entries = [
-            Entry(q.text, passage.text, q.answers[0])
-            for q, some in zip(world.test, read, strict=True)
-            for passage in some
-        ]
-        table.fill(entries, given.batch_tokens)
-        single, sequence, token = [], [], []
-        for q, some, prior in zip(world.test, read, scores, strict=True):
-            tokens = torch.from_numpy(table.tokens(q.text, [p.text for p in some], q.answers[0]))
-            weights = prior.double().log_softmax(0)
-            single.append(-float(tokens[0].sum()))
-            sequence.append(-float((weights + tokens.sum(1)).logsumexp(0)))
-            token.append(-float((weights[:, None] + tokens).logsumexp(0).sum()))
-        nats[name] = [{"nats": np.array(single)}]
-        nats[f"RAG-sequence, {name}"] = [{"nats": np.array(sequence)}]
-        nats[f"RAG-token, {name}"] = [{"nats": np.array(token)}]
-        note(f"mixed after {name}")
     measured = {
         name: [marks([each.text for each in some], world.test) for some in seeds]
         for name, seeds in said.items()
     }
-    hard_half = {
-        name: [{key: value[hard] for key, value in each.items()} for each in some]
-        for name, some in measured.items()
-    }
-    return {
-        **figures(measured, groups, pairs),
-        "where_bm25_misses": figures(hard_half, [groups[place] for place in hard], pairs),
-        "nats_of_the_right_answer": figures(nats, groups, pairs),
-        "rests_on_the_right_passage": rests,
+    found = {
+        **marked(measured, hard, groups, [*pairs, *((name, "random") for name in ("closed book", "BM25"))]),
+        "cpu_seconds": round(time.process_time() - begun, 1),
         "examples": [
             {
                 "question": q.text,
@@ -359,10 +330,120 @@ def answered(
             }
             for row, q in enumerate(world.test[:8])
         ],
-        "said_nothing": {
-            name: interval(np.array([float(not each.text) for each in some[0]]), groups)["mean"]
-            for name, some in said.items()
+    }
+    keep(found)
+    found["mixtures"] = mixed(
+        world, answers, systems, of_valid, measured, best, by_id, ids, test, hard, groups, given, note
+    )
+    return found
+
+
+def marked(
+    measured: dict[str, list[dict[str, np.ndarray]]],
+    hard: np.ndarray,
+    groups: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """Return the figures of answers, those of the hard half apart."""
+    apart = {
+        name: [{key: value[hard] for key, value in each.items()} for each in some]
+        for name, some in measured.items()
+    }
+    return {
+        **figures(measured, groups, pairs),
+        "where_bm25_misses": {
+            "questions": len(hard),
+            **figures(apart, [groups[place] for place in hard], pairs),
         },
+    }
+
+
+def prior_temperature(scores: Scores, gold: Sequence[int]) -> float:
+    """Return what makes the right passage likeliest among the best few, where it is one of them."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :READ]
+    found = [
+        (row[some], int(np.flatnonzero(some == right)[0]))
+        for row, some, right in zip(scores, order, gold, strict=True)
+        if right in some
+    ]
+
+    def likely(temperature: float) -> float:
+        return sum(float(torch.tensor(row / temperature).log_softmax(0)[place]) for row, place in found)
+
+    return max(PRIORS, key=likely)
+
+
+def mixed(
+    world: World,
+    answers: Answers,
+    systems: dict[str, list[Scores]],
+    of_valid: dict[str, tuple[Scores, list[int]]],
+    singles: dict[str, list[dict[str, np.ndarray]]],
+    best: Callable[[Scores, int], tuple[list[list[Passage]], list[torch.Tensor]]],
+    by_id: dict[int, Passage],
+    ids: Sequence[int],
+    test: Searched,
+    hard: np.ndarray,
+    groups: Sequence[str],
+    given: argparse.Namespace,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Let mixtures of the best few passages answer the first questions, against the best passage alone."""
+    begun = time.process_time()
+    some = world.test[: given.mixed]
+    hard = hard[hard < len(some)]
+    groups = groups[: len(some)]
+    table = ReaderTable(answers.reader.lm, world.prompt, given.work / f"{given.part}.test-table")
+    table.reader = answers.reader
+    measured: dict[str, list[dict[str, np.ndarray]]] = {
+        name: [{key: value[: len(some)] for key, value in each.items()} for each in seeds]
+        for name, seeds in singles.items()
+    }
+    nats: dict[str, list[dict[str, np.ndarray]]] = {}
+    pairs: list[tuple[str, str]] = []
+    rests: dict[str, float] = {}
+    chosen: dict[str, float] = {}
+    for name in given.mixtures:
+        read, scores = best(systems[name][0][: len(some)], READ)
+        chosen[name] = prior_temperature(*of_valid[name])
+        priors = [each / chosen[name] for each in scores]
+        for marginal in ("sequence", "token"):
+            title = f"RAG-{marginal}, {name}"
+            said = answers.say(read, priors, marginal, given.rows)
+            measured[title] = [marks([each.text for each in said], some)]
+            pairs.append((title, name))
+            right_first = [
+                holds_right(one, passages, by_id[ids[gold]])
+                for one, passages, gold in zip(said, read, test.gold, strict=False)
+            ]
+            rests[title] = round(float(np.mean(right_first)), 4)
+        table.fill(
+            [
+                Entry(q.text, passage.text, q.answers[0])
+                for q, few in zip(some, read, strict=True)
+                for passage in few
+            ],
+            given.batch_tokens,
+        )
+        single, sequence, token = [], [], []
+        for q, few, prior in zip(some, read, priors, strict=True):
+            tokens = torch.from_numpy(table.tokens(q.text, [p.text for p in few], q.answers[0]))
+            weights = prior.double().log_softmax(0)
+            single.append(-float(tokens[0].sum()))
+            sequence.append(-float((weights + tokens.sum(1)).logsumexp(0)))
+            token.append(-float((weights[:, None] + tokens).logsumexp(0).sum()))
+        nats[name] = [{"nats": np.array(single)}]
+        nats[f"RAG-sequence, {name}"] = [{"nats": np.array(sequence)}]
+        nats[f"RAG-token, {name}"] = [{"nats": np.array(token)}]
+        note(f"mixed after {name}")
+    return {
+        "questions": len(some),
+        "passages": READ,
+        "prior_temperature": chosen,
+        **marked(measured, hard, groups, pairs),
+        "nats_of_the_right_answer": figures(nats, groups, pairs),
+        "rests_on_the_right_passage": rests,
+        "cpu_seconds": round(time.process_time() - begun, 1),
     }
 
 
@@ -391,6 +472,11 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=500)
     parser.add_argument("--passages", type=int, default=1 << 40, help="at most so many passages, for a trial")
     parser.add_argument("--each", type=int, default=8, help="candidates by words, and as many by vectors")
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which to train")
+    parser.add_argument("--mixed", type=int, default=500, help="test questions that mixtures answer")
+    parser.add_argument(
+        "--mixtures", nargs="*", default=["BM25 + MiniLM", "contrastive + BM25"], help="what mixtures read"
+    )
     parser.add_argument("--passes", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=32, help="prompts in one pass of the reader that answers")

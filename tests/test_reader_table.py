@@ -9,7 +9,7 @@ import torch
 from tests import toys
 from uptake.errors import BadInput
 from uptake.lm.base import Segment
-from uptake.retrievers.reader import Prompt, answer_log_probs, mixed_answers
+from uptake.retrievers.reader import Prompt, Reader
 from uptake.retrievers.table import Entry, ReaderTable
 from uptake.tasks.asking import generate
 
@@ -76,14 +76,23 @@ def naive(lm, prompts, log_prior, sequence, tokens):
     return lm.tokenizer.decode(said).strip(), last.exp()
 
 
+PASSAGES = [
+    ["one word", "two words here and there", "three"],
+    ["four"],
+    ["five more", "two words here and there"],
+]
+QUESTIONS = [f"Who {n}?" for n in range(3)]
+
+
+@pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("marginal", ["sequence", "token"])
 @torch.no_grad()
-def test_a_mixture_is_that_of_every_passage_read_by_itself(lm, marginal):
-    passages = [["one word", "two words here and there", "three"], ["four"], ["five more", "six"]]
-    prompts = [[PROMPT.of(f"Who {n}?", text) for text in some] for n, some in enumerate(passages)]
-    priors = [torch.linspace(0, 1, len(some), dtype=torch.float64) for some in passages]
-    together = mixed_answers(lm, prompts, priors, marginal, tokens=6, rows=64)
-    alone = mixed_answers(lm, prompts, priors, marginal, tokens=6, rows=1)
+def test_a_mixture_is_that_of_every_passage_read_by_itself(lm, marginal, shares):
+    prompts = [[PROMPT.of(q, text) for text in some] for q, some in zip(QUESTIONS, PASSAGES, strict=True)]
+    priors = [torch.linspace(0, 1, len(some), dtype=torch.float64) for some in PASSAGES]
+    reader = Reader(lm, PROMPT, shares=shares)
+    together = reader.say(QUESTIONS, PASSAGES, priors, marginal, tokens=6, rows=64)
+    alone = reader.say(QUESTIONS, PASSAGES, priors, marginal, tokens=6, rows=1)
     for some, prior, one, other in zip(prompts, priors, together, alone, strict=True):
         text, weights = naive(lm, some, prior, marginal == "sequence", 6)
         assert one.text == other.text == text
@@ -92,16 +101,32 @@ def test_a_mixture_is_that_of_every_passage_read_by_itself(lm, marginal):
 
 
 def test_one_passage_is_the_passage_in_context(lm):
-    prompts = [PROMPT.of("Who?", "somebody"), PROMPT.of("What is it?", "something longer than that")]
-    mixed = mixed_answers(lm, [[one] for one in prompts], [torch.zeros(1)] * 2, tokens=6)
+    questions, passages = ["Who?", "What is it?"], ["somebody", "something longer than that"]
+    prompts = [PROMPT.of(*one) for one in zip(questions, passages, strict=True)]
+    reader = Reader(lm, PROMPT)
+    mixed = reader.say(questions, [[one] for one in passages], [torch.zeros(1)] * 2, tokens=6)
     assert [one.text for one in mixed] == generate(lm, prompts, 6)
     with pytest.raises(BadInput, match="no passage"):
-        mixed_answers(lm, [[]], [torch.zeros(0)])
+        reader.say(["Who?"], [[]], [torch.zeros(0)])
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 100])
+def test_answers_are_as_likely_where_prompts_share_what_is_read(lm, batch_tokens):
+    asked = [
+        (q, text) for text in ("a", "b " * 30, "c " * 10) for q in ("Who?", "What is " + "it " * 40, "x")
+    ]
+    asked.append(("long " * 60, "b " * 30))  # fits no window
+    answers = [f"name {'x' * n}" for n in range(len(asked))]
+    found = Reader(lm, PROMPT).log_probs(*zip(*asked, strict=True), answers, batch_tokens)
+    for one, (question, passage), answer in zip(found, asked, answers, strict=True):
+        (scores,) = lm.score([Segment(f" {answer}\n", PROMPT.of(question, passage))])
+        np.testing.assert_allclose(one.numpy(), scores.log_probs.numpy(), atol=1e-9)
 
 
 def test_a_table_line_is_json_behind_its_sum(lm, tmp_path):
     path = tmp_path / "reader.table"
     ReaderTable(lm, PROMPT, path).fill(ENTRIES[:1])
     (made,) = [json.loads(line.partition(b" ")[2]) for line in path.read_bytes().splitlines()[1:]]
-    expected = answer_log_probs(lm, [PROMPT.of(ENTRIES[0].question, ENTRIES[0].passage)], [ENTRIES[0].answer])
+    one = ENTRIES[0]
+    expected = Reader(lm, PROMPT).log_probs([one.question], [one.passage], [one.answer])
     np.testing.assert_allclose(made[ENTRIES[0].key], expected[0].numpy(), atol=1e-6)

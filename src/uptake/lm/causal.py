@@ -117,6 +117,12 @@ class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, 
         out = self._run(self.module, ids, cache, lengths, **self._last_alone, **more)
         return torch.log_softmax(wide(out.logits[:, -1]), -1), None if cache is None else out.past_key_values
 
+    def read_on_at(self, ids: Tensor, cache: Cache, last: int, **more: Any) -> Tensor:
+        """Return what `read_on` does at the last places, [rows, last, vocabulary]."""
+        some = dict.fromkeys(self._last_alone, last)
+        logits = self._run(self.module, ids, cache, **some, **more).logits[:, -last:]
+        return torch.log_softmax(wide(logits), -1)
+
     def read_on_with_keys(self, ids: Tensor, cache: Cache, **more: Any) -> tuple[Tensor, Tensor, Cache]:
         """Return what `read_on` does and, second, the key of each place, [rows, time, width]."""
         keyed = self._with_keys

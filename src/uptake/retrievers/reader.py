@@ -1,10 +1,13 @@
 """A frozen reader: how likely it finds an answer after one passage, and what it says after several, mixed.
 
-The prompt puts the passage before the question, after a few examples that show how short answers are.
+The prompt puts the passage before the question, after a few examples that show how short answers are. What
+prompts share, the examples and then a passage, is read once where the model allows it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -12,8 +15,12 @@ from torch import Tensor
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Segment
+from uptake.lm.beginnings import Beginnings, Rows, beginnings
+from uptake.lm.examples import encode, of_target
+from uptake.lm.rows import left_padded
 
 _SLOTS = ("{passage}", "{question}")
+ROWS = 32  # prompts of one pass
 
 
 @dataclass(frozen=True)
@@ -36,22 +43,24 @@ class Prompt:
 
     def of(self, question: str, passage: str) -> str:
         """Return what the reader reads before it answers."""
-        shown = [f"{self._one(example[1], example[0])} {example[2]}\n\n" for example in self.examples]
-        return "".join(shown) + self._one(question, passage)
+        return self.shown + self._one(question, passage)
+
+    @property
+    def shown(self) -> str:
+        """The examples, which stand before every question."""
+        return "".join(f"{self._one(example[1], example[0])} {example[2]}\n\n" for example in self.examples)
+
+    def before(self, passage: str) -> str:
+        """Return what stands before every question about a passage: the examples, and the passage."""
+        return self.shown + self._passage(passage)
 
     def _one(self, question: str, passage: str) -> str:
         # One after the other, so that a passage that holds "{question}" stays what it is.
-        before, _, after = self.template.partition("{passage}")
-        middle, _, end = after.partition("{question}")
-        return f"{before}{passage[: self.characters].strip()}{middle}{question.strip()}{end}"
+        middle, _, end = self.template.partition("{passage}")[2].partition("{question}")
+        return f"{self._passage(passage)}{middle}{question.strip()}{end}"
 
-
-def answer_log_probs(
-    lm: LM, prompts: Sequence[str], answers: Sequence[str], batch_tokens: int | None = None
-) -> list[Tensor]:
-    """Return the log-probability of each token of each answer and of its line's end, float64 [tokens]."""
-    segments = [Segment(f" {answer}\n", prompt) for prompt, answer in zip(prompts, answers, strict=True)]
-    return [scores.log_probs for scores in lm.score(segments, batch_tokens)]
+    def _passage(self, passage: str) -> str:
+        return f"{self.template.partition('{passage}')[0]}{passage[: self.characters].strip()}"
 
 
 @dataclass(frozen=True)
@@ -62,83 +71,189 @@ class Said:
     weights: tuple[float, ...]
 
 
-@torch.no_grad()
-def mixed_answers(
-    lm: LM,
-    prompts: Sequence[Sequence[str]],
-    log_priors: Sequence[Tensor],
-    marginal: Literal["sequence", "token"] = "sequence",
-    tokens: int = 16,
-    rows: int = 32,
-) -> list[Said]:
-    """Return the greedy answers of a mixture over passages, up to the end of the line.
+@dataclass
+class Reader:
+    """A model that is asked after passages by a prompt; `most` bytes keep what was read of them.
 
-    `prompts[i]` has one prompt a passage, `log_priors[i]` log p(passage | question), [passages]. `sequence`
-    weighs the passages anew after each token by Bayes' rule (RAG-sequence), `token` never does. At most
-    `rows` prompts share a pass. The method `rag` says the same, in more passes.
+    With `shares=False` every prompt is read whole, as it is for a model that cannot go on from a part.
     """
-    order = sorted(
-        range(len(prompts)), key=lambda place: max((len(text) for text in prompts[place]), default=0)
-    )
-    said = [Said("", ())] * len(prompts)
-    batch: list[int] = []
-    for place in order:
-        if not prompts[place]:
-            raise BadInput(f"question {place} has no passage to mix: ask it without one")
-        if batch and sum(len(prompts[each]) for each in batch) + len(prompts[place]) > rows:
-            _answer(lm, prompts, log_priors, marginal, tokens, batch, said)
-            batch = []
-        batch.append(place)
-    if batch:
-        _answer(lm, prompts, log_priors, marginal, tokens, batch, said)
-    return said
+
+    lm: LM
+    prompt: Prompt = field(default_factory=Prompt)
+    most: int = 1 << 30
+    shares: bool = True
+
+    def log_probs(
+        self,
+        questions: Sequence[str],
+        passages: Sequence[str],
+        answers: Sequence[str],
+        batch_tokens: int | None = None,
+    ) -> list[Tensor]:
+        """Return the log-probability of each token of each answer and of its line's end, float64 [tokens].
+
+        Ask about one passage side by side. `batch_tokens` bounds the tokens of one pass, as in `LM.score`.
+        """
+        asked = list(zip(questions, passages, strict=True))
+        ended = [f" {answer}\n" for answer in answers]
+        examples = [
+            encode(self.lm.tokenizer, self.prompt.of(*one), text)
+            for one, text in zip(asked, ended, strict=True)
+        ]
+        found: dict[int, Tensor] = {}
+        if self._beginnings is not None:
+            fits = [n for n, one in enumerate(examples) if len(one.inputs) <= self.lm.window]
+            for some in self._batches(fits, [len(one.inputs) for one in examples], batch_tokens):
+                last = max(len(examples[n].target) for n in some)
+                rows = self._open([asked[n] for n in some], [examples[n].inputs for n in some], last=last)
+                for n, log_probs in zip(some, rows.log_probs, strict=True):
+                    own = of_target(log_probs[last - len(examples[n].target) :], examples[n])
+                    found[n] = own.double().cpu()
+        whole = [n for n in range(len(asked)) if n not in found]
+        segments = [Segment(ended[n], self.prompt.of(*asked[n])) for n in whole]
+        for n, scores in zip(whole, self.lm.score(segments, batch_tokens), strict=True):
+            found[n] = scores.log_probs
+        return [found[n] for n in range(len(asked))]
+
+    @torch.no_grad()
+    def say(
+        self,
+        questions: Sequence[str],
+        passages: Sequence[Sequence[str]],
+        log_priors: Sequence[Tensor],
+        marginal: Literal["sequence", "token"] = "sequence",
+        tokens: int = 16,
+        rows: int = ROWS,
+        least: int = 0,
+    ) -> list[Said]:
+        """Return the greedy answers of a mixture over passages, up to the end of the line.
+
+        `passages[i]` are those of question i, `log_priors[i]` log p(passage | question), [passages]; one
+        passage is that passage in context. `sequence` weighs the passages anew after each token by Bayes'
+        rule (RAG-sequence), `token` never does. An answer has `least` tokens or more, at most `tokens`. About
+        `rows` prompts share a pass. Questions about like passages belong side by side. The method `rag` says
+        the same, in more passes.
+        """
+        for number, some in enumerate(passages):
+            if not some:
+                raise BadInput(f"question {number} has no passage to mix: ask it without one")
+        said: list[Said] = []
+        batch: list[int] = []
+        for number, some in enumerate(passages):
+            if batch and sum(len(passages[each]) for each in batch) + len(some) > rows:
+                some_asked = [(questions[n], passages[n], log_priors[n]) for n in batch]
+                said += self._say(some_asked, marginal, tokens, least)
+                batch = []
+            batch.append(number)
+        if batch:
+            some_asked = [(questions[n], passages[n], log_priors[n]) for n in batch]
+            said += self._say(some_asked, marginal, tokens, least)
+        return said
+
+    def _say(
+        self, batch: Sequence[tuple[str, Sequence[str], Tensor]], marginal: str, tokens: int, least: int
+    ) -> list[Said]:
+        tokenizer, device = self.lm.tokenizer, self.lm.device
+        asked = [(question, passage) for question, some, _ in batch for passage in some]
+        room = self.lm.window - tokens
+        texts = [tokenizer.opened(self.prompt.of(*one))[-room:] for one in asked]
+        rows = self._open(asked, texts, tokens)
+        counts = torch.tensor([len(some) for _, some, _ in batch], device=device)
+        owner = torch.repeat_interleave(torch.arange(len(batch), device=device), counts)
+        weights = torch.cat([prior.double().log_softmax(0) for *_, prior in batch]).to(device)
+        spoken = [list[int]() for _ in batch]
+        final = [weights[owner == number] for number in range(len(batch))]
+        last = rows.log_probs[:, -1].double()
+        for written in range(tokens):
+            going = owner.unique().tolist()
+            mixed = torch.stack([(last + weights[:, None])[owner == number].logsumexp(0) for number in going])
+            if written < least:
+                mixed[:, self._ends_line] = -torch.inf
+            best = dict(zip(going, mixed.argmax(1).tolist(), strict=True))
+            chosen = torch.tensor([best[number] for number in owner.tolist()], device=device)
+            if marginal == "sequence":
+                weights = weights + last.gather(1, chosen[:, None])[:, 0]
+                for number in going:
+                    weights[owner == number] = weights[owner == number].log_softmax(0)
+            ended = []
+            for number, token in best.items():
+                if token == tokenizer.end or "\n" in tokenizer.decode([*spoken[number], token]):
+                    ended.append(number)
+                else:
+                    spoken[number].append(token)
+                    final[number] = weights[owner == number]
+            if len(ended) == len(going):
+                break
+            if ended:
+                stays = ~torch.isin(owner, torch.tensor(ended, device=device))
+                owner, weights, chosen = owner[stays], weights[stays], chosen[stays]
+                rows.keep(stays.nonzero()[:, 0])
+            last = rows.step(chosen).double()
+        return [
+            Said(tokenizer.decode(words).strip(), tuple(shares.exp().tolist()))
+            for words, shares in zip(spoken, final, strict=True)
+        ]
+
+    @cached_property
+    def _ends_line(self) -> Tensor:
+        """The tokens that end an answer: the end token, and those with an end of line in them."""
+        known = self.lm.tokenizer
+        ends = [token for token in range(len(known)) if token == known.end or "\n" in known.decode([token])]
+        return torch.tensor(ends, device=self.lm.device)
+
+    @cached_property
+    def _beginnings(self) -> Beginnings | None:
+        return beginnings(self.lm, self._root, self.most) if self.shares else None
+
+    @property
+    def _root(self) -> list[int]:
+        """The tokens that stand before every passage, whatever it begins with."""
+        shown = self.lm.tokenizer.opened(self.prompt.shown)
+        return _alike(shown, self.lm.tokenizer.opened(self.prompt.before("x")))
+
+    def _batches(
+        self, numbers: Sequence[int], lengths: Sequence[int], batch_tokens: int | None
+    ) -> Iterator[Sequence[int]]:
+        most = ROWS
+        if batch_tokens is not None:
+            most = max(1, min(most, batch_tokens // max((lengths[n] for n in numbers), default=1)))
+        yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
+
+    def _open(
+        self, asked: Sequence[tuple[str, str]], texts: Sequence[Sequence[int]], free: int = 0, last: int = 1
+    ) -> "Rows | _Whole":
+        if self._beginnings is None:
+            return _Whole(self.lm, texts)
+        before: dict[str, list[int]] = {}
+        for _, passage in asked:
+            if passage not in before:
+                before[passage] = self.lm.tokenizer.opened(self.prompt.before(passage))
+        shared = [len(_alike(before[passage], text)) for (_, passage), text in zip(asked, texts, strict=True)]
+        return self._beginnings.open(texts, shared, free, last)
 
 
-def _answer(
-    lm: LM,
-    prompts: Sequence[Sequence[str]],
-    log_priors: Sequence[Tensor],
-    marginal: str,
-    tokens: int,
-    batch: Sequence[int],
-    said: list[Said],
-) -> None:
-    tokenizer = lm.tokenizer
-    read = [tokenizer.opened(text)[-(lm.window - tokens) :] for place in batch for text in prompts[place]]
-    lengths = [len(row) for row in read]
-    longest = max(lengths)
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in read], device=lm.device)
-    counts = [len(prompts[place]) for place in batch]
-    owner = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(counts)).to(lm.device)
-    model = lm if lm.rows is None else lm.at([0] * len(read))
-    log_probs, cache = model.read_on(ids, model.start(), lengths)
-    weights = torch.cat([log_priors[place].double().log_softmax(0) for place in batch]).to(lm.device)
-    open_, spoken = [True] * len(batch), [list[int]() for _ in batch]
-    final = weights.clone()
-    for _ in range(tokens):
-        last = log_probs.double()
-        mixed = torch.full((len(batch), last.shape[-1]), -torch.inf, dtype=last.dtype, device=last.device)
-        weighed = last + weights[:, None]
-        for number in range(len(batch)):
-            mixed[number] = weighed[owner == number].logsumexp(0)
-        chosen = mixed.argmax(1)
-        if marginal == "sequence":
-            weights = weights + last.gather(1, chosen[owner][:, None])[:, 0]
-            for number in range(len(batch)):
-                mine = owner == number
-                weights[mine] = weights[mine].log_softmax(0)
-        for number, token in enumerate(chosen.tolist()):
-            if not open_[number]:
-                continue
-            text = tokenizer.decode([*spoken[number], token])
-            if "\n" in text or token == tokenizer.end:
-                open_[number] = False
-                continue
-            spoken[number].append(token)
-            final[owner == number] = weights[owner == number]
-        if not any(open_):
-            break
-        log_probs, cache = model.read_on(chosen[owner][:, None], cache)
-    for number, place in enumerate(batch):
-        shares = final[owner == number].exp().tolist()
-        said[place] = Said(tokenizer.decode(spoken[number]).strip(), tuple(shares))
+def _alike(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """Return the tokens that two texts both begin with."""
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
+
+
+class _Whole:
+    """Texts that go on side by side, each read whole; the same as `Rows` for any model with `step`."""
+
+    def __init__(self, lm: LM, texts: Sequence[Sequence[int]]) -> None:
+        self._lm = lm if lm.rows is None else lm.at([0] * len(texts))
+        ids, lengths = left_padded(texts, lm.device)
+        self.log_probs, self._cache = self._lm.step(ids, self._lm.start(), lengths)
+        self._rows = torch.arange(len(texts), device=lm.device)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Let every row read a token, [rows], and return what follows, [rows, vocabulary]."""
+        # A cache of any kind keeps its rows: those that ended read on, and nobody looks.
+        every = torch.zeros(len(self.log_probs), dtype=torch.long, device=tokens.device)
+        every[self._rows] = tokens
+        self.log_probs, self._cache = self._lm.step(every[:, None], self._cache)
+        return self.log_probs[self._rows, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self._rows = self._rows[rows]

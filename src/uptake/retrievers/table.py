@@ -16,7 +16,7 @@ from uptake.codec import plain
 from uptake.errors import Diverged
 from uptake.evaluation.records import RecordFile
 from uptake.lm.base import LM
-from uptake.retrievers.reader import Prompt, answer_log_probs
+from uptake.retrievers.reader import Prompt, Reader
 from uptake.text.types import stable_hash
 
 _AT_ONCE = 256  # entries scored, and kept, at a time
@@ -46,6 +46,7 @@ class ReaderTable:
     _known: dict[str, list[float]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        self.reader = Reader(self.lm, self.prompt)
         dtype = str(getattr(self.lm, "dtype", "")).removeprefix("torch.")
         about = {"reader": self.lm.fingerprint, "dtype": dtype, "prompt": repr(plain(self.prompt))}
         self._file = RecordFile(self.path, f"{stable_hash(*about.values()):016x}", about)
@@ -64,11 +65,17 @@ class ReaderTable:
         """
         missing = {entry.key: entry for entry in entries if entry.key not in self._known}
         # Of like length side by side, and those of one passage together.
-        todo = sorted(missing.values(), key=lambda entry: (len(entry.passage), entry.passage))
+        todo = sorted(
+            missing.values(), key=lambda entry: (len(entry.passage), entry.passage, len(entry.question))
+        )
         for start in range(0, len(todo), _AT_ONCE):
             some = todo[start : start + _AT_ONCE]
-            prompts = [self.prompt.of(entry.question, entry.passage) for entry in some]
-            found = answer_log_probs(self.lm, prompts, [entry.answer for entry in some], batch_tokens)
+            found = self.reader.log_probs(
+                [entry.question for entry in some],
+                [entry.passage for entry in some],
+                [entry.answer for entry in some],
+                batch_tokens,
+            )
             made = {}
             for entry, log_probs in zip(some, found, strict=True):
                 if not bool(log_probs.isfinite().all()):
