@@ -42,6 +42,12 @@ SIZES = {
         "num_hidden_layers": 6,
         "num_attention_heads": 6,
     },
+    "tiny": {  # minutes of a CPU
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    },
     "toy": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
 ARMS = ("alone", "retro", "random", "planted")

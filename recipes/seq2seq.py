@@ -40,6 +40,7 @@ END, PAD, SENTINELS = "</s>", "<pad>", 100
 EXPERTS, CAPACITY, BALANCE = 8, 1.25, 0.01  # as published
 SIZES = {
     "small": {"d_model": 384, "d_kv": 64, "num_heads": 6, "num_layers": 6, "d_ff": 1024},
+    "tiny": {"d_model": 128, "d_kv": 32, "num_heads": 4, "num_layers": 4, "d_ff": 384},  # minutes of a CPU
     "toy": {"d_model": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2, "d_ff": 48},
 }
 NAMES = ("dense", "switch", "wide")
