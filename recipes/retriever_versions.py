@@ -13,7 +13,7 @@ from retriever_figures import interval, marks
 
 import uptake
 from uptake.lm.loading import load
-from uptake.retrievers.reader import Prompt, Reader
+from uptake.retrievers.reader import Prompt
 from uptake.retrievers.table import Entry, ReaderTable
 from uptake.store import Datastore
 from uptake.tasks.answers import holds

@@ -22,31 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from retriever_figures import figures, interval, marks, ranks, retrieval
+from retriever_answers import Scores, answered
+from retriever_figures import figures, ranks, retrieval
 from retriever_versions import versions
 from retriever_worlds import World, fresh_world, squad_world
 
-from uptake.evaluation.records import RecordFile
-from uptake.lm.base import LM
 from uptake.lm.loading import load
 from uptake.retrievers.candidates import Candidates, candidates
 from uptake.retrievers.query_encoder import QueryMap
-from uptake.retrievers.reader import Reader, Said
-from uptake.retrievers.table import Entry, ReaderTable
+from uptake.retrievers.table import ReaderTable
 from uptake.retrievers.training import Asked, Trained, Tuning, train
-from uptake.text.types import Passage, stable_hash
 
 LOSSES = ("contrastive", "emdr2", "emdr", "pdist", "loop")
 RATES = (3e-4, 1e-3, 3e-3)
 TEMPERATURES = (0.1, 0.3, 1.0)  # of the reader's targets; chosen on validation questions, as the rate is
 WEIGHTS = (5.0, 10.0, 20.0, 40.0)  # of a cosine beside BM25, for the untrained encoder
-READ = 5  # passages that a mixture reads
-PRIORS = (1.0, 2.0, 4.0, 8.0, 16.0)  # temperatures of a mixture's prior, chosen on validation questions
-AT_ONCE = 128  # questions whose answers are kept at a time
-KEPT = 3 << 29  # bytes of what was read of passages
-
-Scores = np.ndarray  # [questions, passages of the whole store]
 
 
 @dataclass
@@ -98,47 +88,6 @@ def tuned(
     return best[1], tried
 
 
-class Answers:
-    """What the reader says after passages, kept on the disk by question and passages."""
-
-    def __init__(self, lm: LM, world: World, path: Path) -> None:
-        self.world = world
-        self.reader, self.closed = Reader(lm, world.prompt, most=KEPT), Reader(lm, world.closed)
-        self.file = RecordFile(path, f"{lm.fingerprint} {world.prompt}")
-        self.known: dict[str, Said] = {}
-        for made in self.file.start(dict):
-            self.known |= {key: Said(text, tuple(weights)) for key, (text, weights) in made.items()}
-
-    def say(
-        self, read: Sequence[Sequence[Passage]], priors: Sequence[torch.Tensor], marginal: str, rows: int
-    ) -> list[Said]:
-        """Return what is said to the first test questions: after none, one or several passages, mixed."""
-        questions = self.world.test[: len(read)]
-        keys = [
-            _key(marginal, q.id, passages, prior)
-            for q, passages, prior in zip(questions, read, priors, strict=True)
-        ]
-        todo = [place for place, key in enumerate(keys) if key not in self.known]
-        # Like passages side by side: what was read of one serves the next question.
-        todo.sort(key=lambda place: [passage.id for passage in read[place]])
-        for start in range(0, len(todo), AT_ONCE):
-            some = todo[start : start + AT_ONCE]
-            texts = [[passage.text for passage in read[place]] or [""] for place in some]
-            reader = self.reader if read[some[0]] else self.closed
-            asked = [questions[place].text for place in some]
-            some_priors = [priors[place] for place in some]
-            said = reader.say(asked, texts, some_priors, marginal, self.world.tokens, rows, least=1)  # type: ignore[arg-type]
-            made = {keys[place]: one for place, one in zip(some, said, strict=True)}
-            self.file.keep({key: [one.text, list(one.weights)] for key, one in made.items()})
-            self.known |= made
-        return [self.known[key] for key in keys]
-
-
-def _key(marginal: str, question: str, passages: Sequence[Passage], prior: torch.Tensor) -> str:
-    weighed = repr([round(value, 4) for value in prior.tolist()])
-    return f"{stable_hash(marginal, question, weighed, *(passage.text for passage in passages)):016x}"
-
-
 def trained_encoders(
     world: World,
     pool: Sequence[Candidates],
@@ -152,7 +101,7 @@ def trained_encoders(
 ) -> tuple[dict[tuple[str, bool], list[Trained]], dict[str, Any]]:
     """Train every loss with without words beside it, over the seeds; tell what was chosen."""
     by_reader = [one.asked(table) for one in pool], [one.asked(table) for one in valid]
-    trainable = [loss for loss in LOSSES if loss == "contrastive" or table and loss in given.losses]
+    trainable = [loss for loss in LOSSES if loss == "contrastive" or (table and loss in given.losses)]
     by_mark = [one.asked() for one in supervised[0]], [one.asked() for one in supervised[1]]
     made: dict[tuple[str, bool], list[Trained]] = {}
     told: dict[str, Any] = {}
@@ -266,7 +215,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             given.out.write_text(json.dumps({**found, "answers": answers}, indent=1) + "\n")
 
         found["answers"] = answered(
-            world, lm, systems, of_valid, by_id, ids, test, hard, groups, pairs, given, note, keep
+            world, lm, systems, of_valid, by_id, ids, test.gold, hard, groups, pairs, given, note, keep
         )
         lap("answers")
     store_bytes = sum(f.stat().st_size for f in Path(str(world.store.path)).rglob("*") if f.is_file())
@@ -277,179 +226,6 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "query_encoder_bytes": (given.work / f"{given.part}-contrastive.safetensors").stat().st_size,
     }
     return found
-
-
-def answered(
-    world: World,
-    lm: LM,
-    systems: dict[str, list[Scores]],
-    of_valid: dict[str, tuple[Scores, list[int]]],
-    by_id: dict[int, Passage],
-    ids: Sequence[int],
-    test: Searched,
-    hard: np.ndarray,
-    groups: Sequence[str],
-    pairs: Sequence[tuple[str, str]],
-    given: argparse.Namespace,
-    note: Callable[[str], None],
-    keep: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    """Let the reader answer after what each system finds: the best passage, and mixtures of the best few.
-
-    `keep` takes what is known so far, for a run that ends early.
-    """
-    answers = Answers(lm, world, given.work / f"{given.part}.answers")
-    one, count = torch.zeros(1), len(world.test)
-
-    def best(scores: Scores, k: int) -> tuple[list[list[Passage]], list[torch.Tensor]]:
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        read = [[by_id[ids[place]] for place in row] for row in order]
-        return read, [torch.tensor(row[some]) for row, some in zip(scores, order, strict=True)]
-
-    def single(read: list[list[Passage]]) -> list[Said]:
-        return answers.say(read, [one] * count, "one", given.rows)
-
-    begun = time.process_time()
-    said = {"right passage": [single([[by_id[ids[place]]] for place in test.gold])]}
-    said["closed book"] = [single([[] for _ in world.test])]
-    for name in sorted(systems, key=lambda name: name == "random"):
-        said[name] = [single(best(scores, 1)[0]) for scores in systems[name]]
-        note(f"answered after {name}")
-    measured = {
-        name: [marks([each.text for each in some], world.test) for some in seeds]
-        for name, seeds in said.items()
-    }
-    found = {
-        **marked(measured, hard, groups, [*pairs, *((name, "random") for name in ("closed book", "BM25"))]),
-        "cpu_seconds": round(time.process_time() - begun, 1),
-        "examples": [
-            {
-                "question": q.text,
-                "right": list(q.answers),
-                **{name: some[0][row].text for name, some in said.items()},
-            }
-            for row, q in enumerate(world.test[:8])
-        ],
-    }
-    keep(found)
-    found["mixtures"] = mixed(
-        world, answers, systems, of_valid, measured, best, by_id, ids, test, hard, groups, given, note
-    )
-    return found
-
-
-def marked(
-    measured: dict[str, list[dict[str, np.ndarray]]],
-    hard: np.ndarray,
-    groups: Sequence[str],
-    pairs: Sequence[tuple[str, str]],
-) -> dict[str, Any]:
-    """Return the figures of answers, those of the hard half apart."""
-    apart = {
-        name: [{key: value[hard] for key, value in each.items()} for each in some]
-        for name, some in measured.items()
-    }
-    return {
-        **figures(measured, groups, pairs),
-        "where_bm25_misses": {
-            "questions": len(hard),
-            **figures(apart, [groups[place] for place in hard], pairs),
-        },
-    }
-
-
-def prior_temperature(scores: Scores, gold: Sequence[int]) -> float:
-    """Return what makes the right passage likeliest among the best few, where it is one of them."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :READ]
-    found = [
-        (row[some], int(np.flatnonzero(some == right)[0]))
-        for row, some, right in zip(scores, order, gold, strict=True)
-        if right in some
-    ]
-
-    def likely(temperature: float) -> float:
-        return sum(float(torch.tensor(row / temperature).log_softmax(0)[place]) for row, place in found)
-
-    return max(PRIORS, key=likely)
-
-
-def mixed(
-    world: World,
-    answers: Answers,
-    systems: dict[str, list[Scores]],
-    of_valid: dict[str, tuple[Scores, list[int]]],
-    singles: dict[str, list[dict[str, np.ndarray]]],
-    best: Callable[[Scores, int], tuple[list[list[Passage]], list[torch.Tensor]]],
-    by_id: dict[int, Passage],
-    ids: Sequence[int],
-    test: Searched,
-    hard: np.ndarray,
-    groups: Sequence[str],
-    given: argparse.Namespace,
-    note: Callable[[str], None],
-) -> dict[str, Any]:
-    """Let mixtures of the best few passages answer the first questions, against the best passage alone."""
-    begun = time.process_time()
-    some = world.test[: given.mixed]
-    hard = hard[hard < len(some)]
-    groups = groups[: len(some)]
-    table = ReaderTable(answers.reader.lm, world.prompt, given.work / f"{given.part}.test-table")
-    table.reader = answers.reader
-    measured: dict[str, list[dict[str, np.ndarray]]] = {
-        name: [{key: value[: len(some)] for key, value in each.items()} for each in seeds]
-        for name, seeds in singles.items()
-    }
-    nats: dict[str, list[dict[str, np.ndarray]]] = {}
-    pairs: list[tuple[str, str]] = []
-    rests: dict[str, float] = {}
-    chosen: dict[str, float] = {}
-    for name in given.mixtures:
-        read, scores = best(systems[name][0][: len(some)], READ)
-        chosen[name] = prior_temperature(*of_valid[name])
-        priors = [each / chosen[name] for each in scores]
-        for marginal in ("sequence", "token"):
-            title = f"RAG-{marginal}, {name}"
-            said = answers.say(read, priors, marginal, given.rows)
-            measured[title] = [marks([each.text for each in said], some)]
-            pairs.append((title, name))
-            right_first = [
-                holds_right(one, passages, by_id[ids[gold]])
-                for one, passages, gold in zip(said, read, test.gold, strict=False)
-            ]
-            rests[title] = round(float(np.mean(right_first)), 4)
-        table.fill(
-            [
-                Entry(q.text, passage.text, q.answers[0])
-                for q, few in zip(some, read, strict=True)
-                for passage in few
-            ],
-            given.batch_tokens,
-        )
-        single, sequence, token = [], [], []
-        for q, few, prior in zip(some, read, priors, strict=True):
-            tokens = torch.from_numpy(table.tokens(q.text, [p.text for p in few], q.answers[0]))
-            weights = prior.double().log_softmax(0)
-            single.append(-float(tokens[0].sum()))
-            sequence.append(-float((weights + tokens.sum(1)).logsumexp(0)))
-            token.append(-float((weights[:, None] + tokens).logsumexp(0).sum()))
-        nats[name] = [{"nats": np.array(single)}]
-        nats[f"RAG-sequence, {name}"] = [{"nats": np.array(sequence)}]
-        nats[f"RAG-token, {name}"] = [{"nats": np.array(token)}]
-        note(f"mixed after {name}")
-    return {
-        "questions": len(some),
-        "passages": READ,
-        "prior_temperature": chosen,
-        **marked(measured, hard, groups, pairs),
-        "nats_of_the_right_answer": figures(nats, groups, pairs),
-        "rests_on_the_right_passage": rests,
-        "cpu_seconds": round(time.process_time() - begun, 1),
-    }
-
-
-def holds_right(said: Said, read: Sequence[Passage], right: Passage) -> bool:
-    """Whether the passage that an answer rests on, the one of the largest weight, is the right one."""
-    return read[int(np.argmax(said.weights))].id == right.id
 
 
 def main() -> None:

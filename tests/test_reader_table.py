@@ -9,6 +9,8 @@ import torch
 from tests import toys
 from uptake.errors import BadInput
 from uptake.lm.base import Segment
+from uptake.lm.beginnings import Beginnings
+from uptake.lm.causal import Causal
 from uptake.retrievers.reader import Prompt, Reader
 from uptake.retrievers.table import Entry, ReaderTable
 from uptake.tasks.asking import generate
@@ -108,6 +110,27 @@ def test_one_passage_is_the_passage_in_context(lm):
     assert [one.text for one in mixed] == generate(lm, prompts, 6)
     with pytest.raises(BadInput, match="no passage"):
         reader.say(["Who?"], [[]], [torch.zeros(0)])
+
+
+def test_an_answer_that_must_not_be_empty_is_the_likeliest_that_says_something(lm):
+    class Silent(Causal):
+        """Prefers an end of line, then a blank, to everything."""
+
+        def _at_end(self, ids, cache, last, more):
+            log_probs, cache = super()._at_end(ids, cache, last, more)
+            for rank, text in enumerate((" ", "\n"), 1):
+                log_probs[..., self.tokenizer.encode(text)[0][0]] = 100.0 * rank
+            return log_probs, cache
+
+    silent = Silent(lm.module, lm.tokenizer)
+    reader, asked = Reader(silent, PROMPT), (["Who?"], [["somebody"]], [torch.zeros(1)])
+    reader._beginnings = Beginnings(silent)
+    assert reader.say(*asked, tokens=6)[0].text == ""
+    text = reader.say(*asked, tokens=6, empty=False)[0].text
+    with torch.no_grad():
+        after = lm.step(torch.tensor([lm.tokenizer.opened(PROMPT.of("Who?", "somebody"))]))[0][0, -1]
+    said = [t for t in after.argsort(descending=True).tolist() if lm.tokenizer.decode([t]).strip()]
+    assert text == lm.tokenizer.decode([next(t for t in said if t != lm.tokenizer.end)]).strip()
 
 
 @pytest.mark.parametrize("batch_tokens", [None, 100])

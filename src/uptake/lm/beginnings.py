@@ -77,7 +77,7 @@ class Beginnings:
         return found
 
     def _pass(self, ids: Sequence[int], before: Tensor | None) -> Tensor:
-        """Return keys and values of tokens, [layers, 2, heads, tokens, size], after what stands before them."""
+        """Return keys and values of tokens after others, [layers, 2, heads, tokens, size]."""
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(() if before is None else before):
             cache.update(keys[None], values[None], layer)
@@ -90,7 +90,7 @@ class Beginnings:
 
 
 class Rows:
-    """Texts that go on side by side; `log_probs` [rows, last, vocabulary] say what follows their last places."""
+    """Texts that go on side by side; `log_probs` [rows, last, vocabulary] tell what follows."""
 
     def __init__(
         self,

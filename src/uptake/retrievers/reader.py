@@ -124,15 +124,15 @@ class Reader:
         marginal: Literal["sequence", "token"] = "sequence",
         tokens: int = 16,
         rows: int = ROWS,
-        least: int = 0,
+        empty: bool = True,
     ) -> list[Said]:
         """Return the greedy answers of a mixture over passages, up to the end of the line.
 
         `passages[i]` are those of question i, `log_priors[i]` log p(passage | question), [passages]; one
         passage is that passage in context. `sequence` weighs the passages anew after each token by Bayes'
-        rule (RAG-sequence), `token` never does. An answer has `least` tokens or more, at most `tokens`. About
-        `rows` prompts share a pass. Questions about like passages belong side by side. The method `rag` says
-        the same, in more passes.
+        rule (RAG-sequence), `token` never does. Answers have at most `tokens` tokens, and
+        without `empty` something in them. About `rows` prompts share a pass. Questions about like passages
+        belong side by side. The method `rag` says the same, in more passes.
         """
         for number, some in enumerate(passages):
             if not some:
@@ -142,16 +142,16 @@ class Reader:
         for number, some in enumerate(passages):
             if batch and sum(len(passages[each]) for each in batch) + len(some) > rows:
                 some_asked = [(questions[n], passages[n], log_priors[n]) for n in batch]
-                said += self._say(some_asked, marginal, tokens, least)
+                said += self._say(some_asked, marginal, tokens, empty)
                 batch = []
             batch.append(number)
         if batch:
             some_asked = [(questions[n], passages[n], log_priors[n]) for n in batch]
-            said += self._say(some_asked, marginal, tokens, least)
+            said += self._say(some_asked, marginal, tokens, empty)
         return said
 
     def _say(
-        self, batch: Sequence[tuple[str, Sequence[str], Tensor]], marginal: str, tokens: int, least: int
+        self, batch: Sequence[tuple[str, Sequence[str], Tensor]], marginal: str, tokens: int, empty: bool
     ) -> list[Said]:
         tokenizer, device = self.lm.tokenizer, self.lm.device
         asked = [(question, passage) for question, some, _ in batch for passage in some]
@@ -164,11 +164,12 @@ class Reader:
         spoken = [list[int]() for _ in batch]
         final = [weights[owner == number] for number in range(len(batch))]
         last = rows.log_probs[:, -1].double()
-        for written in range(tokens):
-            going = owner.unique().tolist()
+        for _ in range(tokens):
+            going = sorted(set(owner.tolist()))
             mixed = torch.stack([(last + weights[:, None])[owner == number].logsumexp(0) for number in going])
-            if written < least:
-                mixed[:, self._ends_line] = -torch.inf
+            if not empty:
+                silent = [not tokenizer.decode(spoken[number]).strip() for number in going]
+                mixed[torch.tensor(silent, device=device)[:, None] & self._blank] = -torch.inf
             best = dict(zip(going, mixed.argmax(1).tolist(), strict=True))
             chosen = torch.tensor([best[number] for number in owner.tolist()], device=device)
             if marginal == "sequence":
@@ -195,11 +196,14 @@ class Reader:
         ]
 
     @cached_property
-    def _ends_line(self) -> Tensor:
-        """The tokens that end an answer: the end token, and those with an end of line in them."""
+    def _blank(self) -> Tensor:
+        """Whether each token of the vocabulary says nothing or ends its line."""
         known = self.lm.tokenizer
-        ends = [token for token in range(len(known)) if token == known.end or "\n" in known.decode([token])]
-        return torch.tensor(ends, device=self.lm.device)
+        texts = (known.decode([token]) for token in range(len(known)))
+        blank = ["\n" in text or not text.strip() for text in texts]
+        if known.end is not None:
+            blank[known.end] = True
+        return torch.tensor(blank, device=self.lm.device)
 
     @cached_property
     def _beginnings(self) -> Beginnings | None:

@@ -1,0 +1,74 @@
+"""The recipe of retrievers, whole on a few questions, and a second run that goes on from the first."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import toys
+from uptake.retrievers.reader import Reader
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import retrievers
+
+    yield retrievers
+    for name in [each for each in sys.modules if each.startswith("retriever")]:
+        sys.modules.pop(name)
+
+
+def test_the_prior_of_a_mixture_is_as_sure_as_the_retriever_is_right(recipe: Any) -> None:
+    import retriever_answers
+
+    scores = np.array([[9.0, 1.0, 0.0, 0.0, 0.0, 0.0]] * 4)
+    assert retriever_answers.prior_temperature(scores, [0, 0, 0, 0]) == min(retriever_answers.PRIORS)
+    assert retriever_answers.prior_temperature(scores, [0, 1, 2, 3]) == max(retriever_answers.PRIORS)
+
+
+def squad(path: Path) -> None:
+    """Write 48 articles of two paragraphs, a question each."""
+
+    def paragraph(title: str, word: str) -> dict[str, Any]:
+        asked = {"id": title + word, "question": f"Where in {title} does the {word} grow?"}
+        answers = [{"text": f"near house {len(word)}", "answer_start": 0}]
+        text = f"In {title} the {word} grows near house {len(word)}."
+        return {"context": text, "qas": [{**asked, "answers": answers}]}
+
+    data = [
+        {"title": f"town{n}", "paragraphs": [paragraph(f"town{n}", word) for word in ("alder", "birches")]}
+        for n in range(48)
+    ]
+    path.write_text(json.dumps({"version": "1.1", "data": data}))
+
+
+@pytest.mark.long
+def test_the_recipe_answers_and_a_second_run_asks_nothing_again(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = str(tmp_path / "model"), tmp_path / "out.json"
+    toys.module(window=1024).save_pretrained(model)
+    toys.tokenizer().save_pretrained(model)
+    squad(tmp_path / "squad.json")
+    given = ["squad", "--model", model, "--encoder", f"lm:{model}", "--squad", str(tmp_path / "squad.json")]
+    given += ["--work", str(tmp_path / "work"), "--out", str(out), "--losses", "contrastive", "pdist"]
+    given += ["--pool", "8", "--train", "6", "--valid", "4", "--test", "6", "--mixed", "3", "--each", "3"]
+    given += ["--passes", "2", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["retrievers.py", *given])
+    recipe.main()
+    first = json.loads(out.read_text())["answers"]
+    assert set(first["systems"]) >= {"BM25", "BM25 + MiniLM", "pdist + BM25", "closed book", "random"}
+    assert first["mixtures"]["questions"] == 3
+    assert set(first["mixtures"]["prior_temperature"]) == {"BM25 + MiniLM", "contrastive + BM25"}
+    assert all(text for one in first["examples"] for text in one.values())
+    monkeypatch.setattr(Reader, "say", lambda *_, **__: pytest.fail("asked again"))
+    recipe.main()
+    again = json.loads(out.read_text())["answers"]
+    assert again["systems"] == first["systems"]
+    assert again["mixtures"]["differences"] == first["mixtures"]["differences"]
