@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from retriever_figures import figures, marks
+from retriever_figures import figures, interval, marks
 from retriever_worlds import World
 
 from uptake.evaluation.records import RecordFile
 from uptake.lm.base import LM
 from uptake.retrievers.reader import Reader, Said
 from uptake.retrievers.table import Entry, ReaderTable
+from uptake.tasks.questions import Question
 from uptake.text.types import Passage, stable_hash
 
 READ = 5  # passages that a mixture reads
@@ -37,10 +38,18 @@ class Answers:
             self.known |= {key: Said(text, tuple(weights)) for key, (text, weights) in made.items()}
 
     def say(
-        self, read: Sequence[Sequence[Passage]], priors: Sequence[torch.Tensor], marginal: str, rows: int
+        self,
+        read: Sequence[Sequence[Passage]],
+        priors: Sequence[torch.Tensor],
+        marginal: str,
+        rows: int,
+        places: Sequence[int] | None = None,
     ) -> list[Said]:
-        """Return what is said to the first test questions: after none, one or several passages, mixed."""
-        questions = self.world.test[: len(read)]
+        """Return what is said after none, one or several passages, mixed.
+
+        To the test questions at `places`, or to the first ones.
+        """
+        questions = [self.world.test[place] for place in (range(len(read)) if places is None else places)]
         keys = [
             _key(marginal, q.id, passages, prior)
             for q, passages, prior in zip(questions, read, priors, strict=True)
@@ -109,7 +118,7 @@ def answered(
     table = ReaderTable(lm, world.prompt, given.work / f"{given.part}.test-table")
     table.reader = answers.reader
     nats = {
-        name: [likely(table, world, best(scores, 1)[0], given.batch_tokens) for scores in seeds]
+        name: [likely(table, world.test, best(scores, 1)[0], given.batch_tokens) for scores in seeds]
         for name, seeds in {**systems, "right passage": [right_scores(gold, len(ids))]}.items()
     }
     note("likelihoods of the right answers")
@@ -133,6 +142,59 @@ def answered(
     return found
 
 
+def compared(
+    world: World,
+    lm: LM,
+    systems: dict[str, list[Scores]],
+    by_id: dict[int, Passage],
+    ids: Sequence[int],
+    groups: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    given: argparse.Namespace,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return how answers differ between two systems over all test questions, at the cost of a few.
+
+    Where both find the same passage they say the same: only other questions are asked. Seeds are averaged.
+    """
+    answers = Answers(lm, world, given.work / f"{given.part}.answers")
+    table = ReaderTable(lm, world.prompt, given.work / f"{given.part}.test-table")
+    table.reader = answers.reader
+    begun = time.process_time()
+    told: dict[str, Any] = {}
+    for one, other in ((a, b) for a, b in pairs if a in systems and b in systems):
+        firsts = [[scores.argmax(1) for scores in systems[name]] for name in (one, other)]
+        sums: dict[str, np.ndarray] = {}
+        asked = 0
+        for mine in firsts[0]:
+            for others in firsts[1]:
+                places = np.flatnonzero(mine != others).tolist()
+                asked += len(places)
+                values: list[dict[str, np.ndarray]] = []
+                for found in (mine, others):
+                    read = [[by_id[ids[found[place]]]] for place in places]
+                    priors = [torch.zeros(1)] * len(places)
+                    said = answers.say(read, priors, "one", given.rows, places)
+                    some = [world.test[place] for place in places]
+                    values.append(
+                        {
+                            **marks([each.text for each in said], some),
+                            **likely(table, some, read, given.batch_tokens),
+                        }
+                    )
+                for key in values[0]:
+                    whole = sums.setdefault(key, np.zeros(len(world.test)))
+                    whole[places] += values[0][key] - values[1][key]
+        runs = len(firsts[0]) * len(firsts[1])
+        told[f"{one} - {other}"] = {
+            "questions": len(world.test),
+            "differ": round(asked / runs, 1),
+            **{key: interval(whole / runs, groups) for key, whole in sums.items()},
+        }
+        note(f"{one} - {other}: {told[f'{one} - {other}']}")
+    return {"differences": told, "cpu_seconds": round(time.process_time() - begun, 1)}
+
+
 def right_scores(gold: Sequence[int], passages: int) -> Scores:
     """Return the scores of who always finds the right passage."""
     scores = np.zeros((len(gold), passages))
@@ -141,10 +203,13 @@ def right_scores(gold: Sequence[int], passages: int) -> Scores:
 
 
 def likely(
-    table: ReaderTable, world: World, read: Sequence[Sequence[Passage]], batch_tokens: int | None
+    table: ReaderTable,
+    questions: Sequence[Question],
+    read: Sequence[Sequence[Passage]],
+    batch_tokens: int | None,
 ) -> dict[str, np.ndarray]:
     """Return the nats of each question's right answer after its one passage."""
-    asked = [(q.text, some[0].text, q.answers[0]) for q, some in zip(world.test, read, strict=True)]
+    asked = [(q.text, some[0].text, q.answers[0]) for q, some in zip(questions, read, strict=True)]
     table.fill([Entry(*one) for one in asked], batch_tokens)
     return {"nats": np.array([-table.tokens(q, [text], answer).sum() for q, text, answer in asked])}
 

@@ -94,6 +94,10 @@ def made(
             examples.append((texts[question.document][:800], question.text, question.answers[0]))
     shown = {question for _, question, _ in examples}
     train = [q for q in train if q.text not in shown]
+    if given.template:
+        asked = Prompt(template=given.template.replace("\\n", "\n"))
+        bare = Prompt(template=asked.template, characters=1)
+        return World(store, [d.id for d in documents], train, valid, test, asked, bare, tokens)
     closed = Prompt(tuple(("", question, answer) for _, question, answer in examples), characters=1)
     return World(
         store, [d.id for d in documents], train, valid, test, Prompt(tuple(examples)), closed, tokens

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from retriever_answers import Scores, answered
+from retriever_answers import Scores, answered, compared
 from retriever_figures import figures, ranks, retrieval
 from retriever_versions import versions
 from retriever_worlds import World, fresh_world, squad_world
@@ -214,9 +214,13 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         def keep(answers: dict[str, Any]) -> None:
             given.out.write_text(json.dumps({**found, "answers": answers}, indent=1) + "\n")
 
-        found["answers"] = answered(
-            world, lm, systems, of_valid, by_id, ids, test.gold, hard, groups, pairs, given, note, keep
-        )
+        if given.differences:
+            apart = [("BM25 + MiniLM", "BM25"), ("contrastive + BM25", "BM25"), ("MiniLM", "BM25")]
+            found["answers"] = compared(world, lm, systems, by_id, ids, groups, apart, given, note)
+        else:
+            found["answers"] = answered(
+                world, lm, systems, of_valid, by_id, ids, test.gold, hard, groups, pairs, given, note, keep
+            )
         lap("answers")
     store_bytes = sum(f.stat().st_size for f in Path(str(world.store.path)).rglob("*") if f.is_file())
     found["cost"] = {
@@ -249,6 +253,12 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1 << 40, help="at most so many passages, for a trial")
     parser.add_argument("--each", type=int, default=8, help="candidates by words, and as many by vectors")
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which to train")
+    parser.add_argument(
+        "--differences", action="store_true", help="ask only where two systems find different passages"
+    )
+    parser.add_argument(
+        "--template", default="", help="how a reader is asked that has learnt the form: no examples are shown"
+    )
     parser.add_argument("--mixed", type=int, default=500, help="test questions that mixtures answer")
     parser.add_argument(
         "--mixtures", nargs="*", default=["BM25 + MiniLM", "contrastive + BM25"], help="what mixtures read"

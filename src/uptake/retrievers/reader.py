@@ -247,7 +247,8 @@ class _Whole:
     def __init__(self, lm: LM, texts: Sequence[Sequence[int]]) -> None:
         self._lm = lm if lm.rows is None else lm.at([0] * len(texts))
         ids, lengths = left_padded(texts, lm.device)
-        self.log_probs, self._cache = self._lm.step(ids, self._lm.start(), lengths)
+        after, self._cache = self._lm.read_on(ids, self._lm.start(), lengths)
+        self.log_probs = after[:, None]
         self._rows = torch.arange(len(texts), device=lm.device)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -255,8 +256,9 @@ class _Whole:
         # A cache of any kind keeps its rows: those that ended read on, and nobody looks.
         every = torch.zeros(len(self.log_probs), dtype=torch.long, device=tokens.device)
         every[self._rows] = tokens
-        self.log_probs, self._cache = self._lm.step(every[:, None], self._cache)
-        return self.log_probs[self._rows, -1]
+        after, self._cache = self._lm.read_on(every[:, None], self._cache)
+        self.log_probs = after[:, None]
+        return after[self._rows]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone."""
