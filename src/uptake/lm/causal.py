@@ -119,7 +119,7 @@ class Causal(Pretrained, HiddenStates, FeedForwardKeys, Layers, SelectedPlaces, 
 
     def read_on_at(self, ids: Tensor, cache: Cache, last: int, **more: Any) -> Tensor:
         """Return what `read_on` does at the last places, [rows, last, vocabulary]."""
-        some = dict.fromkeys(self._last_alone, last)
+        some: dict[str, Any] = dict.fromkeys(self._last_alone, last)
         logits = self._run(self.module, ids, cache, **some, **more).logits[:, -last:]
         return torch.log_softmax(wide(logits), -1)
 
