@@ -116,11 +116,11 @@ def test_an_answer_that_must_not_be_empty_is_the_likeliest_that_says_something(l
     class Silent(Causal):
         """Prefers an end of line, then a blank, to everything."""
 
-        def _at_end(self, ids, cache, last, more):
-            log_probs, cache = super()._at_end(ids, cache, last, more)
+        def read_on_at(self, ids, cache, last, **more):
+            log_probs = super().read_on_at(ids, cache, last, **more)
             for rank, text in enumerate((" ", "\n"), 1):
                 log_probs[..., self.tokenizer.encode(text)[0][0]] = 100.0 * rank
-            return log_probs, cache
+            return log_probs
 
     silent = Silent(lm.module, lm.tokenizer)
     reader, asked = Reader(silent, PROMPT), (["Who?"], [["somebody"]], [torch.zeros(1)])
