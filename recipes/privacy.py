@@ -335,7 +335,11 @@ def figures(
         ]
         arms[arm] = {
             "seeds": len(some),
-            "tried": len({replace(run, seed=0) for run in runs if run.arm == arm and run.key in rows}),
+            "tried": {
+                run.key: gain(-np.array(rows[run.key]["valid"]), -np.array(base["valid"]))
+                for run in runs
+                if run.arm == arm and run.key in rows
+            },
             "steps": some[0].steps,
             "batch": some[0].batch,
             "rate": some[0].rate,

@@ -106,4 +106,6 @@ def test_several_seeds_of_an_arm_are_one_figure() -> None:
     arms = figures(data, rows, base, runs)["arms"]
     assert arms["none"]["gain"] == pytest.approx(0.5) and arms["8"]["gain"] == pytest.approx(0.4)
     assert arms["8"]["share"] == pytest.approx(0.8) and arms["8"]["attack"] == 0.0
+    assert arms["8"]["tried"].keys() == {"8 0 2 4 1 1", "8 1 2 4 1 1"}
+    assert arms["8"]["tried"]["8 1 2 4 1 1"] == pytest.approx(0.5)
     assert "share" not in arms["none"] and "share_of_openly" not in arms["8"]
