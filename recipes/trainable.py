@@ -276,7 +276,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--episodes", type=int, default=200)
     made.add_argument("--sources", type=int, default=8, help="tasks: source prompts")
     made.add_argument("--source-steps", type=int, default=40, help="tasks: steps of each of them")
-    found = made.parse_args(arguments)
+    found = made.parse_intermixed_args(arguments)
     if unknown := [name for name in found.kinds if name not in KINDS]:
         made.error(f"--kinds {unknown[0]!r}: use some of {', '.join(KINDS)}")
     return found
