@@ -119,6 +119,12 @@ def test_of_a_parabola_the_top_itself_is_found_from_few_rates(
     assert len(tried) == len({*tried}) <= 2 + math.ceil(abs(math.log(top / 1e-2, factor))) + 1
 
 
+def test_a_curve_that_promises_more_beyond_what_was_measured_is_not_followed_far() -> None:
+    gains = {-1: 0.5, 0: 0.8, 1: 2.1, 2: -0.2}
+    rate, _ = peak(lambda rate: gains[round(math.log(rate / 1e-4, 3))], 1e-4, 3, 6)
+    assert 3e-4 < rate <= 5e-4 * (1 + 1e-9)
+
+
 @given(st.lists(st.sampled_from([-math.inf, -1.0, -0.1, 0.0, 0.1, 0.5, 1.0]), min_size=13, max_size=13))
 def test_whatever_the_gains_the_rate_is_beside_the_best_of_those_measured(gains: list[float]) -> None:
     measured = dict[int, float]()

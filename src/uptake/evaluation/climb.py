@@ -40,12 +40,14 @@ def peak(measure: Callable[[float], float], start: float, factor: float, most: i
     beside = [step for step in (best - 1, best + 1) if step in gains]
     if gains[best] <= 0 or not beside:
         return at(best), gains[best]
-    curve = _through(gains, at, best, max(beside, key=lambda step: gains[step]))
-    lowest, highest = at(best) / factor**1.5, at(best) * factor**1.5
-    top = curve.top if curve else math.nan
-    if curve is None or not lowest <= top <= highest:
+    known = max(beside, key=lambda step: gains[step])
+    curve = _through(gains, at, best, known)
+    if curve is None:
         return at(best), gains[best]
-    return top, curve.of(top)
+    # Were its top further up, another rate would have been wanted; where that was measured, it has denied it.
+    lowest, highest = at(min(best, known)), at(max(best, known)) * (factor + 1 / factor) / 2
+    rate = min(max(curve.top, lowest), highest)
+    return (rate, curve.of(rate)) if curve.of(rate) > gains[best] else (at(best), gains[best])
 
 
 @dataclass(frozen=True)
