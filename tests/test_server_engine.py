@@ -186,3 +186,9 @@ def test_what_searches_while_it_writes_is_forgotten_with_any_text_of_its_store(k
     assert len(adapter.states) == 2
     gone, _ = adapter.forget("a", "notes", lambda document: False)
     assert gone == 1 and len(adapter.states) == 1
+
+
+def test_no_error_tells_where_the_operators_files_lie(turns: Turns, tmp_path: Path) -> None:
+    (told,) = turns.finish(turns.write(**KNN))
+    message = told["error"]["message"]
+    assert "notes: holds no tokens" in message and str(tmp_path) not in message

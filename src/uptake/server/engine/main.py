@@ -81,10 +81,24 @@ class Engine:
         self._spent = {"write": 0.0, "adapt": 0.0}
 
     def _send(self, frame: dict[str, Any]) -> None:
+        if frame.get("event") == "error":
+            told = frame["error"]
+            frame = {**frame, "error": {**told, "message": self._without_places(told["message"])}}
         try:
             self._link.send(frame)
         except OSError:
             self.take(None)  # the door is gone
+
+    def _without_places(self, message: str) -> str:
+        """Return a message in which the operator's folders bear the names that clients know them by."""
+        named = {at.path: at.name for at in self.config.stores}
+        named |= {self.config.model: self.config.name, self.config.data: "the server's folder"}
+        places = {each: name for path, name in named.items() for each in (path, str(Path(path).absolute()))}
+        for place in sorted(places, key=len, reverse=True):
+            # A model may be named as clients know it, or by a word: only what is a path is hidden.
+            if os.sep in place and place != str(Path().absolute()):
+                message = message.replace(place, places[place])
+        return message
 
     def hello(self) -> dict[str, Any]:
         """Return what the door has to know."""
