@@ -215,7 +215,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             given.out.write_text(json.dumps({**found, "answers": answers}, indent=1) + "\n")
 
         if given.differences:
-            apart = [("BM25 + MiniLM", "BM25"), ("contrastive + BM25", "BM25"), ("MiniLM", "BM25")]
+            apart = [(f"{loss} + BM25", "BM25") for loss in given.losses]
+            apart += [("BM25 + MiniLM", "BM25"), *((one, "BM25 + MiniLM") for one, _ in apart)]
             found["answers"] = compared(world, lm, systems, by_id, ids, groups, apart, given, note)
         else:
             found["answers"] = answered(
