@@ -19,7 +19,7 @@ from uptake.store import Datastore
 from uptake.tasks.answers import holds
 from uptake.tasks.edit_files import read_edits
 from uptake.tasks.questions import Question
-from uptake.text.types import Chunking, Passage, stable_hash
+from uptake.text.types import Chunking, Passage
 
 READ = 5
 PROMPT = Prompt(template="{passage}\n\n{question}", characters=1600)
@@ -27,8 +27,7 @@ PROMPT = Prompt(template="{passage}\n\n{question}", characters=1600)
 
 def versions(given: argparse.Namespace) -> dict[str, Any]:
     """Ask what changed after the older corpus, then replace it and ask again; return the table."""
-    edits = list(read_edits([given.fresh / "updates" / "edits.jsonl"]))
-    edits = sorted(edits, key=lambda edit: stable_hash("asked", edit.id))[: given.test]
+    edits = list(read_edits([given.fresh / "updates" / "edits.jsonl"]))[: given.test]
     lm = load(given.model, given.device, given.dtype)
     path = given.work / "versions.store"
     store = (
