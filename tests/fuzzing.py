@@ -28,12 +28,14 @@ from uptake.adaptation.delta.gated import Gated, Near
 from uptake.adaptation.tensors import read_tensors
 from uptake.adaptation.token_weights import network as weighing
 from uptake.codec import plain
+from uptake.errors import Damaged
 from uptake.evaluation import edit_replies, rates
 from uptake.evaluation.journal import Journal
 from uptake.evaluation.protocol import Part
 from uptake.evaluation.rates import ChosenRate, Tried
 from uptake.evaluation.tune import Recipe
 from uptake.gguf import dequantised
+from uptake.lm import own_text
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.methods.camels import Camels
@@ -276,6 +278,20 @@ def read_replies(folder: Path) -> object:
     return {} if found is None else {"replies": found}
 
 
+def make_own_text(folder: Path, seed: int) -> None:
+    folder.chmod(0o700)
+    kept = {"of": f"text {seed}", "batches": [[[0, 1, 2], [0, 3, seed % 9]], [[0, 4]]]}
+    (folder / f"{seed:016x}.json").write_bytes(to_json(kept))
+
+
+def read_own_text(folder: Path) -> object:
+    try:
+        found = own_text._read(folder / f"{0:016x}.json", "text 0", 9)
+    except (OSError, Damaged, KeyError, TypeError, ValueError, RuntimeError):
+        return {}  # what `kept` writes again
+    return {"own text": [batch.tolist() for batch in found]}
+
+
 def make_edits(folder: Path, seed: int) -> None:
     edits = (Edit("one", "The sea is", f"wide {seed}"), Edit("two", "The sky is", "blue"))
     kept = editing._Kept("finetune", (), seed, "base", edits)
@@ -297,6 +313,7 @@ CASES = {
     "checkpoint": tensors("training", train_with_a_checkpoint, train_with_a_checkpoint),
     "rate": Case(make_rate, read_rate, subset=True, anew=True),
     "replies": Case(make_replies, read_replies, subset=True, anew=True),
+    "own-text": Case(make_own_text, read_own_text, subset=True, anew=True),
     "edits": Case(make_edits, editing._read, alone=True),
     "gguf": Case(make_gguf, read_gguf, anew=True, share=1),
     "recipe": Case(make_recipe, lambda folder: Recipe.read(folder / "file"), alone=True),

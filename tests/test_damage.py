@@ -181,11 +181,11 @@ def test_large_files_are_hashed_again_once_they_have_changed(tmp_path, monkeypat
     monkeypatch.setattr(cache, "sha256", lambda path: hashed.append(path) or real(path))
     made(tmp_path / "s")
     counts = []
-    for _ in range(3):
+    for _ in range(4):  # the first makes the index, the second reads it from the disk
         hashed.clear()
         Datastore.open(tmp_path / "s", encoder=StubEncoder()).search(["amber"], 2)
         counts.append(len(hashed))
-    assert counts[0] > 0 and counts[1] == counts[2] == 0
+    assert counts[0] > 0 and counts[2] == counts[3] == 0
     for file in (tmp_path / "s" / TABLE / "data").iterdir():
         times = file.stat()
         raw = bytearray(file.read_bytes())

@@ -101,6 +101,7 @@ WRITERS = {
     "evaluation/edit_replies.py:base_replies": "replies",
     "evaluation/edit_replies.py:state_bytes": "no file that stays: its size alone is taken",
     "evaluation/rates.py:_keep": "rate",
+    "lm/own_text.py:kept": "own-text",
     "lm/number_format.py:_measured": "a number that is a guess at speed: read by from_json, and made again",
     "server/engine/folders.py:__init__": "a lock: none of its bytes is read",
     "server/engine/keeping.py:save": "state",

@@ -70,7 +70,7 @@ class Mixing:
 
 
 @dataclass(frozen=True)
-class Kept(GradientTransform):
+class _Kept(GradientTransform):
     """Leaves of the gradients of mixed parameters what was kept, as if the rest had not been read.
 
     What the reading was stretched by is left out of the gradient, as published for mixout and for DPS.
@@ -281,7 +281,7 @@ def keeping(
     """Return a chain that begins with leaving of mixed parameters' gradients what was kept."""
     if not mixed:
         return transforms
-    return (Kept(mixed, any(each.per_document for each in transforms)), *transforms)
+    return (_Kept(mixed, any(each.per_document for each in transforms)), *transforms)
 
 
 def largest(scores: Tensor, keep: float) -> Tensor:

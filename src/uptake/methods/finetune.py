@@ -109,7 +109,7 @@ class Finetune(Method[WeightState]):
             raise BadInput(f"activations {self.activations!r}: use memory or view")
         if self.activations == "view" and (self.dropout or self.key_penalty or self.after_context):
             raise BadInput(
-                "activations=view is what the base reads: leave dropout, key_penalty, after_context out"
+                "activations=view is what the base reads: leave dropout, key_penalty and after_context out"
             )
         chain(self.clip, self.transforms)
         if self.least_drop is not None and mixing(self.transforms):
