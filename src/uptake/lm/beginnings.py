@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.lm.in_place import InPlace
 
 CLOSE = 2e-3  # nats by which a prompt read in two parts may differ from one read whole
 _PROBE = 24  # tokens
@@ -140,31 +141,11 @@ class Rows:
         with torch.no_grad():
             return self._lm.read_on_at(
                 ids,
-                _InPlace(self._layers, columns),
+                InPlace(self._layers, columns),
                 last,
                 position_ids=places.clamp(min=0),
                 attention_mask=barred,
             )
-
-
-class _InPlace(DynamicCache):
-    """Keys and values of all rows, written at each token's own column."""
-
-    def __init__(self, layers: Tensor, columns: Tensor) -> None:
-        super().__init__()
-        self._layers, self._columns = layers, columns
-        self._rows = torch.arange(len(columns), device=columns.device)[:, None]
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = self._layers[layer_idx]
-        keys[self._rows, :, self._columns] = key_states.transpose(1, 2).to(keys.dtype)
-        values[self._rows, :, self._columns] = value_states.transpose(1, 2).to(values.dtype)
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
 
 
 def beginnings(lm: LM, root: Sequence[int] = (), most: int = 1 << 30) -> Beginnings | None:

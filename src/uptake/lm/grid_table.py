@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from uptake.adaptation.side_by_side import Stack
 from uptake.lm.causal import Causal
 from uptake.lm.grid_rows import Seat
+from uptake.lm.in_place import InPlace
 
 
 class Table:
@@ -89,7 +89,7 @@ class Table:
         barred = torch.zeros(seen.shape, dtype=dtype, device=device)
         barred = barred.masked_fill(~seen, torch.finfo(dtype).min)[:, None, None]
         where: dict[str, Any] = {"position_ids": columns[:, None], "attention_mask": barred}
-        keys, cache = None, _InPlace(self._layers, columns)
+        keys, cache = None, InPlace(self._layers, columns[:, None])
         with torch.no_grad():
             if any(seat.keyed for seat in tokens):
                 log_probs, keys, _ = self._lm.read_on_with_keys(ids.to(device), cache, **where)
@@ -101,23 +101,3 @@ class Table:
             seat.log_probs, seat.length = told[seat.place], seat.length + 1
             if keys is not None and seat.keyed:
                 seat.keys = keys[seat.place]
-
-
-class _InPlace(DynamicCache):
-    """Keys and values of all seats, written at each row's own column."""
-
-    def __init__(self, layers: Sequence[Any], columns: Tensor) -> None:
-        super().__init__()
-        self._kept, self._columns = layers, columns
-        self._rows = torch.arange(len(columns), device=columns.device)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = self._kept[layer_idx]
-        keys[self._rows, :, self._columns] = key_states[:, :, 0].to(keys.dtype)
-        values[self._rows, :, self._columns] = value_states[:, :, 0].to(values.dtype)
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
