@@ -336,16 +336,22 @@ def test_purging_leaves_no_token_of_what_was_removed(tmp_path):
     assert store.verify() == []
 
 
-def test_lists_are_kept_checked_and_grown(tmp_path, monkeypatch):
+def listed(folder, monkeypatch):
+    """Return a store whose lists are kept, its keyer, a search, what it found first, and the lists."""
     monkeypatch.setattr(key_index, "LARGE", 100)
-    store, keyer = made(tmp_path / "s", [document(str(i)) for i in range(8)], index="ivf")
+    store, keyer = made(folder, [document(str(i)) for i in range(8)], index="ivf")
 
     def search():
-        return Datastore.open(tmp_path / "s").source("x").tokens(keyer.fingerprint).search(QUERIES, 5)
+        return Datastore.open(folder).source("x").tokens(keyer.fingerprint).search(QUERIES, 5)
 
     before = search()
-    folder = cache_folder(store.layout.uid)
-    (kept,) = folder.glob("tokens-*")
+    (kept,) = cache_folder(store.layout.uid).glob("tokens-*")
+    return store, keyer, search, before, kept
+
+
+def test_lists_are_kept_checked_and_grown(tmp_path, monkeypatch):
+    store, keyer, search, before, kept = listed(tmp_path / "s", monkeypatch)
+    folder = kept.parent
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (search().places == before.places).all()
@@ -361,15 +367,8 @@ def test_lists_are_kept_checked_and_grown(tmp_path, monkeypatch):
 
 
 def test_lists_that_two_processes_make_at_once_are_no_fault(tmp_path, monkeypatch):
-    monkeypatch.setattr(key_index, "LARGE", 100)
-    store, keyer = made(tmp_path / "s", [document(str(i)) for i in range(8)], index="ivf")
-
-    def search():
-        return Datastore.open(tmp_path / "s").source("x").tokens(keyer.fingerprint).search(QUERIES, 5)
-
-    before = search()
-    folder = cache_folder(store.layout.uid)
-    (kept,) = folder.glob("tokens-*")
+    *_, search, before, kept = listed(tmp_path / "s", monkeypatch)
+    folder = kept.parent
     shutil.copytree(kept, tmp_path / "theirs")
     shutil.rmtree(kept)
     discard = key_index.discard
