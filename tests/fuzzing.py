@@ -28,13 +28,13 @@ from uptake.adaptation.delta.gated import Gated, Near
 from uptake.adaptation.tensors import read_tensors
 from uptake.adaptation.token_weights import network as weighing
 from uptake.codec import plain
-from uptake.errors import Damaged
 from uptake.evaluation import edit_replies, rates
 from uptake.evaluation.journal import Journal
 from uptake.evaluation.protocol import Part
 from uptake.evaluation.rates import ChosenRate, Tried
 from uptake.evaluation.tune import Recipe
 from uptake.gguf import dequantised
+from uptake.kept import keep, read_kept
 from uptake.lm import own_text
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
@@ -245,12 +245,11 @@ def _checked(folder: Path) -> Stamps:
 
 
 def make_rate(folder: Path, seed: int) -> None:
-    found = ChosenRate(0.1 + seed, 0.2, 8, 5, 1.0, (Tried(0.1, 0.2, 8),))
-    (folder / f"{seed:016x}.json").write_bytes(to_json({"of": f"{seed:016x}", **plain(found)}))
+    keep(folder, f"rate {seed}", plain(ChosenRate(0.1 + seed, 0.2, 8, 5, 1.0, (Tried(0.1, 0.2, 8),))))
 
 
 def read_rate(folder: Path) -> object:
-    found = rates._read(folder / f"{0:016x}.json")
+    found = rates._read(folder, "rate 0")
     return {} if found is None else {"rate": found}
 
 
@@ -268,28 +267,22 @@ def read_gguf(folder: Path) -> object:
 
 
 def make_replies(folder: Path, seed: int) -> None:
-    folder.chmod(0o700)
-    kept = edit_replies._Kept(f"{seed:016x}", (Reply(f"answer {seed}", True), Reply("none", False, nats=0.5)))
-    (folder / f"{seed:016x}.json").write_bytes(to_json(plain(kept)))
+    replies = Reply(f"answer {seed}", True), Reply("none", False, nats=0.5)
+    keep(folder, f"replies {seed}", plain(edit_replies._Kept(replies)))
 
 
 def read_replies(folder: Path) -> object:
-    found = edit_replies._read(folder / f"{0:016x}.json")
-    return {} if found is None else {"replies": found}
+    found = edit_replies._replies(read_kept(folder, "replies 0"))
+    return {"replies": found} if found else {}
 
 
 def make_own_text(folder: Path, seed: int) -> None:
-    folder.chmod(0o700)
-    kept = {"of": f"text {seed}", "batches": [[[0, 1, 2], [0, 3, seed % 9]], [[0, 4]]]}
-    (folder / f"{seed:016x}.json").write_bytes(to_json(kept))
+    keep(folder, f"text {seed}", {"batches": [[[0, 1, 2], [0, 3, seed % 9]], [[0, 4]]]})
 
 
 def read_own_text(folder: Path) -> object:
-    try:
-        found = own_text._read(folder / f"{0:016x}.json", "text 0", 9)
-    except (OSError, Damaged, KeyError, TypeError, ValueError, RuntimeError):
-        return {}  # what `kept` writes again
-    return {"own text": [batch.tolist() for batch in found]}
+    found = own_text._batches(read_kept(folder, "text 0"), 9)
+    return {"own text": [batch.tolist() for batch in found]} if found else {}
 
 
 def make_edits(folder: Path, seed: int) -> None:

@@ -14,6 +14,7 @@ import uptake
 from toy_editors import Fragile, Honest, KnowsTheLast, ReturnsTheBase, SaysItAlways
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.optimizers import SGD
+from uptake.cache import cache_root
 from uptake.errors import BadInput
 from uptake.evaluation import edit_replies
 from uptake.evaluation.edit_making import make_edits
@@ -232,7 +233,7 @@ def test_the_base_is_asked_once_and_remembered(model: Causal, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(edit_replies, "reply_to", never)
         assert measured_alone(model).rows[:40] == first.rows[:40]
-    for kept in edit_replies.cache_root().rglob("*.json"):
+    for kept in cache_root().rglob("*.json"):
         kept.write_bytes(kept.read_bytes().replace(b"false", b"true ", 1))
     assert measured_alone(model).of(Told) == first.of(Told), "a damaged reply was believed"
 

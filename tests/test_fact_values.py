@@ -175,22 +175,17 @@ def test_a_models_own_text_is_written_once_on_a_machine(monkeypatch: pytest.Monk
     own_text.kept(toys.lm(), 300, 16)
     assert len(calls) == 3, "another model and another size have texts of their own"
     good = path.read_bytes()
+    spoilt = ([], [[[10**9]]], [[[1], [2, 3]]], [[1]], [[["a"]]])
     of = json.loads(good)["of"]
     for bad in (
         b"",
         good[:-9],
         good.replace(b"1", b"2", 1),
-        sealed(of, []),
-        sealed(of, [[[10**9]]]),
-        sealed("x", [[[1]]]),
+        *(to_json({"of": of, "batches": each}) for each in spoilt),
     ):
         path.write_bytes(bad)
         assert all(map(torch.equal, own_text.kept(toys.lm(), 200, 16), first))
         assert path.read_bytes() == good, "what is no such text is written again"
-
-
-def sealed(of: str, batches: object) -> bytes:
-    return to_json({"of": of, "batches": batches})
 
 
 def test_a_models_own_text_is_seeded_and_of_the_wanted_size() -> None:

@@ -15,6 +15,7 @@ from uptake import api
 from uptake.adaptation.by_size import weights_of
 from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.adaptation.trainable import All, Auto, LoRA, Top
+from uptake.cache import cache_root
 from uptake.errors import BadInput
 from uptake.evaluation import defaults, rates
 from uptake.evaluation.climb import peak
@@ -176,7 +177,7 @@ def test_a_store_that_may_not_be_written_to_has_its_rates_in_the_cache(
     monkeypatch.setattr(rates.os, "access", lambda path, mode: False)
     first = chosen_of(store)
     assert not (Path(str(store.path)) / "rates").exists()
-    assert len([*rates.cache_root().glob("rates/*.json")]) == 1
+    assert len([*cache_root().glob("rates/*.json")]) == 1
     monkeypatch.setattr(rates._Choosing, "run", lambda choosing: None)
     assert chosen_of(store) == first
 

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
+from typing import Any
 
-from uptake.cache import cache_root, private
 from uptake.codec import Malformed, load, plain
-from uptake.errors import BadInput, Damaged
+from uptake.errors import BadInput
 from uptake.evaluation.identity import model_identity, named
+from uptake.kept import cache_of, keep, read_kept
 from uptake.lm.base import LM
 from uptake.lm.pretrained import Pretrained
 from uptake.methods.contract.method import State
 from uptake.methods.contract.state import save_state
-from uptake.sealed import from_json, to_json, write_whole
 from uptake.tasks.edit_asking import Reply, reply_to
 from uptake.tasks.edit_marks import Asking
 from uptake.tasks.edits import Edit
@@ -22,7 +22,6 @@ from uptake.tasks.edits import Edit
 
 @dataclass(frozen=True)
 class _Kept:
-    of: str
     replies: tuple[Reply, ...]
 
 
@@ -31,31 +30,24 @@ def base_replies(lm: LM, asked: Sequence[Asking], tokens: int, batch: int) -> li
 
     What an unedited model knows is asked once for a model and a set of prompts, whatever is compared with it.
     """
-    path = _path(lm, asked, tokens, batch)
-    if path is not None and (found := _read(path)) is not None and len(found) == len(asked):
-        return found
-    replies = reply_to(lm, asked, tokens, batch)
-    if path is not None and private(path.parent, make=True):
-        write_whole(path, to_json(plain(_Kept(path.stem, tuple(replies)))))
-    return replies
-
-
-def _path(lm: LM, asked: Sequence[Asking], tokens: int, batch: int) -> Path | None:
     if not isinstance(lm, Pretrained):
-        return None
+        return reply_to(lm, asked, tokens, batch)
     # How many stand side by side can change the last bit of a prediction.
-    kept = [field.name for field in fields(Reply)]
-    return cache_root() / "edits" / f"{named([model_identity(lm), asked, tokens, batch, kept])}.json"
+    of = named([model_identity(lm), asked, tokens, batch, [field.name for field in fields(Reply)]])
+    folder = cache_of("edits")
+    found = _replies(read_kept(folder, of))
+    if len(found) != len(asked):
+        found = reply_to(lm, asked, tokens, batch)
+        keep(folder, of, plain(_Kept(tuple(found))))
+    return found
 
 
-def _read(path: Path) -> list[Reply] | None:
-    """Return what was kept, None where nothing was, or what is there is damaged."""
+def _replies(data: dict[str, Any] | None) -> list[Reply]:
+    """Return kept replies, none where these are not what was written."""
     try:
-        raw = path.read_bytes() if private(path.parent) else b""
-        data = load(_Kept, from_json(raw, path, "cached reply", "it is asked again")) if raw else None
-    except (OSError, Damaged, Malformed):
-        return None
-    return list(data.replies) if data is not None and data.of == path.stem else None
+        return list(load(_Kept, data or {}).replies)
+    except Malformed:
+        return []
 
 
 def other_edits(edits: Sequence[Edit], seed: int) -> tuple[Edit, ...]:

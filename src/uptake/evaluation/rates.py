@@ -18,21 +18,20 @@ from typing import Any
 import numpy as np
 
 from uptake.adaptation.by_size import SMALL
-from uptake.cache import cache_root, private
 from uptake.codec import Malformed, load, plain
-from uptake.errors import BadInput, Damaged, Diverged, UptakeError
+from uptake.errors import BadInput, Diverged
 from uptake.evaluation.climb import peak
 from uptake.evaluation.inputs import Inputs
 from uptake.evaluation.plan import Plan
 from uptake.evaluation.protocols.per_query import PerQuery
 from uptake.evaluation.queries import OpenQuery, queries_of
 from uptake.evaluation.runner import Runner
+from uptake.kept import cache_of, keep, read_kept
 from uptake.lm.base import LM
 from uptake.lm.size import size_of
 from uptake.methods.contract.method import Method, MethodSpec
 from uptake.report.formatting import percent
 from uptake.report.metrics import gain
-from uptake.sealed import from_json, to_json, write_whole
 from uptake.settings import describe
 from uptake.store.datastore import Datastore
 from uptake.text.types import stable_hash
@@ -101,13 +100,13 @@ def rate_of(
     """
     effort = Effort.of(size_of(lm))
     effort = replace(effort, neighbours=max(1, min(k, effort.neighbours)))
-    name = _name(lm, method, store, effort, seed)
+    of = _dependencies(lm, method, store, effort, seed)
     for folder in _folders(store):
-        if found := _read(folder / name):
+        if found := _read(folder, of):
             return found
     chosen = _Choosing(lm, method, store, effort, seed, progress).run()
     if chosen:
-        _keep(chosen, store, name)
+        any(keep(folder, of, plain(chosen)) for folder in _folders(store))
     return chosen
 
 
@@ -182,34 +181,22 @@ class _Choosing:
         return gain(bits, [sum(part.bits for part in one.base) for one in self.queries[: len(bits)]])
 
 
-def _name(lm: LM, method: Method[Any], store: Datastore, effort: Effort, seed: int) -> str:
+def _dependencies(lm: LM, method: Method[Any], store: Datastore, effort: Effort, seed: int) -> str:
     settings: Mapping[str, Any] = describe(method)
-    key = stable_hash(lm.fingerprint, store.contents, repr(plain(settings)), repr(effort), str(seed))
-    return f"{key:016x}.json"
+    return f"{lm.fingerprint} {store.contents} {plain(settings)!r} {effort!r} {seed}"
 
 
-def _folders(store: Datastore) -> Iterator[Path]:
+def _folders(store: Datastore) -> Iterator[Path | None]:
     """Yield where chosen rates are kept: beside the store's passages where that may be written, the cache."""
     if isinstance(store.path, Path) and os.access(store.path, os.W_OK):
         yield store.path / FOLDER
-    if private(cache_root() / FOLDER, make=True):
-        yield cache_root() / FOLDER
+    yield cache_of(FOLDER)
 
 
-def _keep(chosen: ChosenRate, store: Datastore, name: str) -> None:
-    for folder in _folders(store):
-        with contextlib.suppress(UptakeError, OSError):  # a full disk costs another choice, and no run
-            folder.mkdir(exist_ok=True)
-            write_whole(folder / name, to_json({"of": name, **plain(chosen)}))
-            return
-
-
-def _read(path: Path) -> ChosenRate | None:
+def _read(folder: Path | None, of: str) -> ChosenRate | None:
     """Return what was chosen before, None where nothing was, or what is there is damaged."""
     try:
-        raw = path.read_bytes() if path.is_file() else b""
-        data = from_json(raw, path, "chosen rate", "it is chosen again") if raw else {}
-        found = load(ChosenRate, data) if data.pop("of", "") == path.name else None
-    except (OSError, Damaged, Malformed):
+        found = load(ChosenRate, read_kept(folder, of) or {})
+    except Malformed:
         return None
-    return found if found and 0 < found.rate < float("inf") else None
+    return found if 0 < found.rate < float("inf") else None

@@ -13,10 +13,7 @@ import torch
 from torch import nn
 
 from uptake.adaptation.by_size import SMALL
-from uptake.cache import cache_root, private
-from uptake.errors import Damaged, UptakeError
-from uptake.sealed import from_json, to_json, write_whole
-from uptake.text.types import stable_hash
+from uptake.kept import cache_of, keep, read_kept
 
 AUTO = "auto"
 WORTH = 0.8  # of float32's time: what bfloat16 must stay below, for it is coarser
@@ -37,16 +34,11 @@ def format_for(device: str, weights: int) -> str:
 def _measured() -> float:
     """Return the time that bfloat16 takes here, in shares of float32's; from the cache if it is there."""
     here = f"{_processor()} {torch.__version__} {torch.get_num_threads()}"
-    path = cache_root() / "formats" / f"{stable_hash(here):016x}.json"
-    with contextlib.suppress(OSError, Damaged, TypeError, ValueError):
-        if private(path.parent):
-            found = from_json(path.read_bytes(), path, "probe", "it is made again")
-            if found["of"] == here:
-                return float(found["share"])
-    share = probe()
-    if private(path.parent, make=True):
-        with contextlib.suppress(UptakeError):  # a full disk costs another probe
-            write_whole(path, to_json({"of": here, "share": share}))
+    folder = cache_of("formats")
+    share = (read_kept(folder, here) or {}).get("share")
+    if not isinstance(share, float):
+        share = probe()
+        keep(folder, here, {"share": share})
     return share
 
 

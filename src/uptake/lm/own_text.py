@@ -1,18 +1,22 @@
 """Text that a model writes of itself, where statistics of ordinary text are wanted and none is given."""
 
-import contextlib
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from uptake.cache import cache_root, private
-from uptake.errors import Damaged, UptakeError
+from uptake.codec import Malformed, load
+from uptake.kept import cache_of, keep, read_kept
 from uptake.lm.base import LM
 from uptake.lm.pretrained import Pretrained
-from uptake.sealed import from_json, to_json, write_whole
-from uptake.text.types import stable_hash
+
+
+@dataclass(frozen=True)
+class _Kept:
+    batches: list[list[list[int]]]
+
 
 ROWS = 32  # texts that are written together
 _STARTS = ("The", "I", "Because", "You", "Therefore", "It", "In", "When")
@@ -42,28 +46,22 @@ def written(lm: LM, tokens: int, length: int, seed: int = 0) -> list[Tensor]:
 def kept(lm: Pretrained, tokens: int, length: int) -> list[Tensor]:
     """Return `written` text of a model, from the cache where it was written before: it may take minutes."""
     of = f"{lm.weights_fingerprint} {lm.tokenizer.fingerprint} {lm.dtype} {tokens} {length}"
-    path = cache_root() / "own-text" / f"{stable_hash(of):016x}.json"
-    with contextlib.suppress(OSError, Damaged, KeyError, TypeError, ValueError, RuntimeError):
-        return _read(path, of, len(lm.tokenizer))
-    found = written(lm, tokens, length)
-    with contextlib.suppress(UptakeError, OSError):  # a full disk costs another text
-        if private(path.parent, make=True):
-            write_whole(path, to_json({"of": of, "batches": [batch.tolist() for batch in found]}))
+    folder = cache_of("own-text")
+    found = _batches(read_kept(folder, of), len(lm.tokenizer))
+    if not found:
+        found = written(lm, tokens, length)
+        keep(folder, of, {"batches": [batch.tolist() for batch in found]})
     return found
 
 
-def _read(path: Path, of: str, vocabulary: int) -> list[Tensor]:
-    """Return the batches that a file keeps. Raises one of many errors where it is not that text's."""
-    if not private(path.parent):
-        raise FileNotFoundError(path)
-    data = from_json(path.read_bytes(), path, "text of a model", "it is written again")
-    batches = [torch.tensor(batch) for batch in data["batches"]]
-    for batch in batches:
-        if batch.dim() != 2 or batch.dtype != torch.long or not 0 <= batch.min() <= batch.max() < vocabulary:
-            raise ValueError("no rows of tokens")
-    if data["of"] != of or not batches:
-        raise ValueError("another text")
-    return batches
+def _batches(data: dict[str, Any] | None, vocabulary: int) -> list[Tensor]:
+    """Return the batches of a kept text, none where it is no rows of tokens."""
+    try:
+        batches = [torch.tensor(rows) for rows in load(_Kept, data or {}).batches]
+    except (Malformed, ValueError, RuntimeError):  # not all rows of a batch are of one length, or no integers
+        return []
+    sound = all(batch.dim() == 2 and 0 <= batch.min() <= batch.max() < vocabulary for batch in batches)
+    return batches if sound else []
 
 
 def rows_of(lm: LM, text: str, length: int) -> list[Tensor]:
