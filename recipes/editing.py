@@ -5,13 +5,15 @@
     python recipes/editing.py run --model MODEL --edits 100 --turn 1      # one after another
     python recipes/editing.py run --model MODEL --edits 1000 --turn 100 --editors gated-memory,breadth-first
     python recipes/editing.py equal-kl --model MODEL --edits 100 --turn 0 --as memit
+    python recipes/editing.py oracle --model MODEL --edits 1000 --turn 0
     python recipes/editing.py page --edits 100 --turn 0
 
 `tune` looks for settings on the part `valid`, whose subjects no other part has; `run` takes those that were
 chosen and measures them on `test`. `run` does one editor after another and puts the figures of each into one
 JSON file as soon as it is through; started again it goes on where it stopped, within an editor too, and
 several may write into one file. `equal-kl` finds the learning rate at which plain fine-tuning drifts as far
-as another editor did, and measures it there. `page` draws all of a run's editors together.
+as another editor did, and measures it there. `oracle` asks the right edit in context for the edits and their
+rephrases alone, a quarter of what `controls` costs. `page` draws all of a run's editors together.
 
 On a GPU give `--device cuda --batch 512 --together 64`: prompts and searches share passes then.
 """
@@ -35,7 +37,7 @@ from editing_figures import refuse_unasked, table, thousand
 import uptake
 from uptake.errors import BadInput, UptakeError
 from uptake.evaluation.edit_making import make_edits
-from uptake.evaluation.protocols.edits import ORACLE, Edits
+from uptake.evaluation.protocols.edits import ORACLE, OTHER, Edits
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import Context, MethodSpec
 from uptake.methods.contract.naming import method_specs
@@ -184,9 +186,27 @@ class Brief(Edits):
         return [one for one in super().asked(*of, **how) if one.kind in kinds]
 
 
-def measure(run: Run, model: Causal, inputs: uptake.Inputs, name: str, spec: MethodSpec) -> Results:
+@dataclass(frozen=True)
+class Rephrased(Edits):
+    """The edits and their rephrases are asked alone, of the base and of the right edit in context."""
+
+    def units(self, plan: Any, inputs: uptake.Inputs) -> list[Any]:
+        return [unit for unit in super().units(plan, inputs) if unit.id != OTHER]
+
+    def asked(self, *of: Any, **how: Any) -> list[Asking]:
+        return [one for one in super().asked(*of, **how) if one.kind in ("edit", "rephrase")]
+
+
+def measure(
+    run: Run,
+    model: Causal,
+    inputs: uptake.Inputs,
+    name: str,
+    spec: MethodSpec,
+    protocol: type[Edits] | None = None,
+) -> Results:
     """Return the results of one editor, going on where an interrupted call stopped."""
-    protocol = (Brief if run.brief else Edits)(
+    asking = (protocol or (Brief if run.brief else Edits))(
         turn=run.turn,
         tokens=8,
         controls=spec.method.reads is False,
@@ -202,7 +222,7 @@ def measure(run: Run, model: Causal, inputs: uptake.Inputs, name: str, spec: Met
         model,
         inputs,
         {name if spec.method.reads else BASE: spec},
-        protocol=protocol,
+        protocol=asking,
         journal=run.path(name, "journal"),
         progress=tell,
         showcases=SHOWN,
@@ -300,6 +320,21 @@ def equal_kl(run: Run, args: argparse.Namespace) -> None:
     show(run)
 
 
+def oracle(run: Run, args: argparse.Namespace) -> None:
+    """Put what the right edit in context says of the edits and their rephrases into the file."""
+    if ORACLE not in run.known()["runs"].get(run.key, {}).get("editors", {}):
+        model, inputs = loaded(args, run)
+        found = measure(run, model, inputs, "oracle", EDITORS["controls"].spec(), Rephrased)
+        refuse_unasked("oracle", found)
+        told = uptake.summary(found)
+        with run.changing() as whole:
+            kept = whole["runs"].setdefault(run.key, {"model": told["model"], "editors": {}})
+            kept["editors"][ORACLE] = {**told["methods"][ORACLE], "settings": {}}
+            kept["edits"] = told["edits"]
+            whole["thousand"] = thousand(whole["runs"])
+    show(run)
+
+
 def slope(known: Sequence[tuple[float, float]]) -> float:
     """Return how the logarithm of KL grows with that of the rate, by the last two points; 2 to begin with."""
     if len(known) < 2 or known[-1][0] == known[-2][0]:
@@ -336,7 +371,7 @@ def page(run: Run) -> None:
     print(path)
 
 
-COMMANDS = {"run": run_all, "tune": tune, "equal-kl": equal_kl}
+COMMANDS = {"run": run_all, "tune": tune, "equal-kl": equal_kl, "oracle": oracle}
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -72,6 +72,30 @@ def test_editors_are_measured_once_and_drawn_together(
     assert "oracle" in page and "gated-memory" in page
 
 
+@pytest.mark.long
+def test_the_oracle_alone_says_what_it_says_among_the_controls(
+    editing: Any, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editing, "UNRELATED", 1)
+    editing.main(["oracle", *arguments])
+    figures = tmp_path / "editing.json"
+    (run,) = json.loads(figures.read_text())["runs"].values()
+    alone = run["editors"]["oracle"]
+    assert set(run["editors"]) == {"oracle"} and run["edits"] == 3
+    monkeypatch.setattr(editing, "measure", lambda *_: pytest.fail("it was asked again"))
+    editing.main(["oracle", *arguments])
+    monkeypatch.undo()
+    monkeypatch.setenv("UPTAKE_CACHE", str(tmp_path / "cache"))
+    figures.unlink()
+    editing.main(["run", *arguments, "--editors", "controls"])
+    (run,) = json.loads(figures.read_text())["runs"].values()
+    told = ("success", "tight", "forced", "success_interval", "tight_interval")
+    assert {name: run["editors"]["oracle"].get(name) for name in told} == {
+        name: alone.get(name) for name in told
+    }
+    assert run["editors"]["oracle"]["same"] is not None and alone["same"] is None
+
+
 def test_a_thousand_edits_are_told_by_four_figures(editing: Any) -> None:
     told = {"success": 0.9, "tight": 0.6, "leak": 0.01, "bits_change": 0.002}
     runs = {
