@@ -33,8 +33,8 @@ class Turns:
         self.engine = Engine(server_world.config(folder), link)
         self.count = 0
 
-    def send(self, frame: dict[str, Any]) -> None:
-        self.sent.append(frame)
+    def send(self, *frames: dict[str, Any]) -> None:
+        self.sent += frames
 
     def ask(self, op: str, **more: Any) -> int:
         self.count += 1

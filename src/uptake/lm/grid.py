@@ -18,7 +18,7 @@ from uptake.adaptation.side_by_side import Stack
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
-from uptake.lm.grid_rows import Heard, Kind, Own, RowMixture, Seat
+from uptake.lm.grid_rows import Beginning, Heard, Kind, Own, RowMixture, Seat
 from uptake.lm.grid_table import Table
 from uptake.lm.side_by_side import stands
 from uptake.lm.wrappers import Prefixed
@@ -53,9 +53,18 @@ class Grid:
         lm = Prefixed(lm, [own.prefix]) if own.prefix else lm
         return lm if own.mixture is None else own.mixture.around(lm)
 
-    def join(self, own: Own, ids: Sequence[int]) -> Seat:
-        """Read tokens, the opening one first, behind the row's prefix, and give the row a seat."""
+    def begin(self, own: Own, ids: Sequence[int]) -> Beginning:
+        """Read tokens as `join` does for a row that mixes nothing, and take no seat yet."""
+        return self._begin(own, ids, False, False)[0]
+
+    def join(self, own: Own, ids: Sequence[int], begun: Beginning | None = None) -> Seat:
+        """Read tokens, the opening one first, behind the row's prefix, and give the row a seat.
+
+        What has `begun` as this very row, with these tokens, is not read again.
+        """
         mixture, plain = own.mixture, not (own.parts or own.prefix)
+        if begun is not None and mixture is None and begun.ids == tuple(ids):
+            return self._seated(own, begun, False)
         every = mixture is not None and mixture.follows
         seat, log_probs, keys = self._read(own, ids, every, keyed=mixture is not None and plain)
         if mixture is not None:
@@ -141,6 +150,17 @@ class Grid:
         Return the seat, what follows the last of `ids`, or each of them, [places, vocabulary], and where it
         is `keyed` their keys [time, width].
         """
+        begun, following, read = self._begin(own, ids, every, keyed)
+        return self._seated(own, begun, keyed), following, read
+
+    def _seated(self, own: Own, begun: Beginning, keyed: bool) -> Seat:
+        seat = Seat(own, begun.log_probs, begun.length, keyed=keyed)
+        self._seat(seat, begun.past)
+        return seat
+
+    def _begin(
+        self, own: Own, ids: Sequence[int], every: bool, keyed: bool
+    ) -> tuple[Beginning, Tensor, Tensor]:
         opening = self.base.tokenizer.opening
         text = list(ids[1:] if own.prefix and ids[0] == opening else ids)
         whole = torch.tensor([[*own.prefix, *text]], device=self.base.device)
@@ -157,10 +177,10 @@ class Grid:
                     log_probs, cache = (lm.step if every else lm.read_on)(some, cache)
                 told = [*(told if every else []), log_probs[0].float().cpu()]
         following = torch.cat(told)[-len(ids) :] if every else told[0][None]
-        seat = Seat(own, following[-1], whole.shape[1], keyed=keyed)
         layers: Any = cache.layers
-        self._seat(seat, [(layer.keys[0], layer.values[0]) for layer in layers])
-        return seat, following, torch.cat(keys) if keys else torch.empty(0)
+        past = [(layer.keys[0], layer.values[0]) for layer in layers]
+        begun = Beginning(tuple(ids), whole.shape[1], following[-1], past)
+        return begun, following, torch.cat(keys) if keys else torch.empty(0)
 
     def _alone_of(self, own: Own) -> Causal:
         kind = own.kind

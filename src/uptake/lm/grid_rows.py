@@ -14,7 +14,7 @@ from torch import Tensor
 from uptake.adaptation.delta import Delta, LowRank, Part
 from uptake.adaptation.delta.scale import Scale
 from uptake.adaptation.side_by_side import stacking
-from uptake.lm.base import LM, Wrapper
+from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.capabilities import FeedForwardKeys
 from uptake.lm.causal import Causal
 from uptake.lm.side_by_side import SideBySide
@@ -84,6 +84,29 @@ def _size(part: Part) -> str:
     return f"{part.on} {part.ranges}"
 
 
+class Unmerged(Wrapper):
+    """A base whose deltas are kept apart, never laid over its weights: `own` has no use for merged ones."""
+
+    def __init__(self, inner: Causal, deltas: tuple[Delta, ...] = ()) -> None:
+        super().__init__(inner)
+        self.base, self.deltas = inner, deltas
+
+    def around(self, inner: LM) -> Self:
+        raise NotImplementedError("only a base itself keeps its deltas apart")
+
+    def at(self, rows: Sequence[int]) -> LM:
+        return self
+
+    def overlay(self, delta: Delta) -> LM:
+        delta.check(self.fingerprint)
+        return Unmerged(self.base, (*self.deltas, delta))
+
+    def step(
+        self, ids: Tensor, cache: Cache = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Cache]:
+        raise NotImplementedError("weights that were not merged answer nothing: ask for what is a row's own")
+
+
 def own(lm: LM, row: int = 0) -> Own | None:
     """Return what makes up row `row` of an LM; None where it is more than a pass over the base can have."""
     if type(lm) is Prefixed:
@@ -100,7 +123,7 @@ def own(lm: LM, row: int = 0) -> Own | None:
         return own(lm.parts[row])
     if type(lm) is SideBySide:
         return _of(lm.deltas[row])
-    if type(lm) is Causal and lm.deltas is not None:
+    if isinstance(lm, Causal | Unmerged) and type(lm) in (Causal, Unmerged) and lm.deltas is not None:
         return _of(sum(lm.deltas, Delta(lm.fingerprint)))
     return None
 
@@ -108,6 +131,16 @@ def own(lm: LM, row: int = 0) -> Own | None:
 def _of(delta: Delta) -> Own | None:
     parts = stacking(delta)
     return None if parts is None else Own(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What was read for a row that has no seat yet: the tokens, what follows them, and keys and values."""
+
+    ids: tuple[int, ...]
+    length: int  # with what stands before the tokens
+    log_probs: Tensor  # [vocabulary]
+    past: Sequence[tuple[Tensor, Tensor]]  # [heads, length, size] of each layer
 
 
 @dataclass(eq=False)

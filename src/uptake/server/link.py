@@ -26,9 +26,9 @@ class Link:
     def __init__(self, end: socket.socket) -> None:
         self._socket, self._file, self._lock = end, end.makefile("rb"), threading.Lock()
 
-    def send(self, frame: dict[str, Any]) -> None:
-        """Send a frame, whole. Raises OSError where the other end is gone."""
-        raw = packed(frame)
+    def send(self, *frames: dict[str, Any]) -> None:
+        """Send frames, whole and in one go. Raises OSError where the other end is gone."""
+        raw = b"".join(map(packed, frames))
         with self._lock:
             self._socket.sendall(raw)
 

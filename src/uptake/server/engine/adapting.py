@@ -14,20 +14,16 @@ import numpy as np
 
 from uptake.codec import plain
 from uptake.evaluation.failures import finite
-from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.grid import Grid
-from uptake.lm.grid_rows import own
 from uptake.methods.contract.method import Context, Evidence, State
 from uptake.methods.contract.spending import Ledger
-from uptake.server.engine.kept import tensors
+from uptake.server.engine.answering import Answering
 from uptake.server.engine.pieces import Pieces
 from uptake.server.engine.plans import Plan, digest
-from uptake.server.engine.rows import Answers
 from uptake.server.engine.states import Adapted, Made, States, Told, Waiter
 from uptake.server.engine.telling import forgotten
 from uptake.server.records import Thing
-from uptake.session import finite_after
 from uptake.settings import describe
 from uptake.store.datastore import Datastore
 from uptake.text.overlap import LeakFilter
@@ -72,7 +68,7 @@ class Adapter:
         """
         self._lm, self._grid, self._store_of, self._later = lm, grid, store_of, later
         self.states = States(most_bytes)
-        self._base = tensors(lm)
+        self._answering = Answering(lm, grid)
         self._keeper, self._is_kept = keeper, is_kept
         self._flights: dict[str, _Flight] = {}
         self._queue: list[_Flight] = []
@@ -90,9 +86,14 @@ class Adapter:
         """How many states are wanted and not there yet."""
         return len(self._flights) + self._searching
 
-    def ask(self, plan: Plan, tenant: str, query: str, quota: int, told: Told) -> Waiter:
-        """Have a state made for a plan and a query; `told` hears of it, in the thread that computes."""
-        waiter = Waiter(told, plan, tenant, quota, keep=plan.keep)
+    def ask(
+        self, plan: Plan, tenant: str, query: str, quota: int, told: Told, ids: Sequence[int] = ()
+    ) -> Waiter:
+        """Have a state made for a plan and a query; `told` hears of it, in the thread that computes.
+
+        `ids` are what will be read with the state first: it is tried on them.
+        """
+        waiter = Waiter(told, plan, tenant, quota, ids, keep=plan.keep)
         self._searching += 1
 
         def search() -> None:
@@ -266,12 +267,16 @@ class Adapter:
 
     def _made(self, flight: _Flight, fresh: State, state: State, ledger: Ledger, adapt_ms: float) -> Made:
         method = flight.plan.spec.method
-        adapted: LM = method.adapted([state], self._lm)
-        if state is not fresh and not (finite(state) and finite_after(adapted, flight.evidence.query)):
+        answering, ids = self._answering, flight.waiters[0].ids
+        answers, begun, sound = answering.of(method, state), None, True
+        if state is not fresh:
+            begun, sound = answering.tried(answers, flight.evidence.query, ids)
+            sound = sound and finite(state)
+        if not sound:
             ledger.stop("diverged", "the adapted model gives no numbers: use a smaller learning rate")
-            state, adapted = fresh, method.adapted([fresh], self._lm)
+            state, begun = fresh, None
+            answers = answering.of(method, fresh)
         stopped, found = ledger.stopped, flight.evidence.found
-        answers, kept = self._answers(adapted)
         keep = any(waiter.keep for waiter in flight.waiters)
         return Made(
             flight.key,
@@ -283,15 +288,16 @@ class Adapter:
             ledger.tokens_trained,
             None if stopped is None else stopped.kind,
             stopped is not None and stopped.kind == "diverged",
-            kept + sum(len(passage.text) for passage in found.passages),
+            self._answering.bytes(answers) + sum(len(passage.text) for passage in found.passages),
             flight.plan.store,
             flight.search_ms,
             adapt_ms,
             Adapted(method, state) if keep else None,
+            begun,
         )
 
     def _restored(self, tenant: str, kept: Thing, found: Adapted) -> Made:
-        answers, size = self._answers(found.method.adapted([found.state], self._lm))
+        answers = self._answering.of(found.method, found.state)
         history = found.state.history
         passages = tuple(passage for reading in history for passage in reading.passages)
         scores = tuple(score for reading in history for score in reading.scores)
@@ -305,15 +311,8 @@ class Adapter:
             kept["trained"],
             kept["stopped"],
             diverged=False,
-            bytes=size + sum(len(passage.text) for passage in passages),
+            bytes=self._answering.bytes(answers) + sum(len(passage.text) for passage in passages),
             store=kept["store"],
             search_ms=0.0,
             adapt_ms=0.0,
         )
-
-    def _answers(self, adapted: LM) -> tuple[Answers, int]:
-        """Return who answers, in the grid where it can be, and the bytes that this takes beside the base."""
-        parts = own(adapted) if self._grid is not None else None
-        sits = parts is not None and self._grid is not None and self._grid.takes(parts)
-        answers = Answers(own=parts) if sits else Answers(lm=adapted)
-        return answers, sum(size for place, size in tensors(answers).items() if place not in self._base)

@@ -10,7 +10,7 @@ from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example
 from uptake.lm.generation import Decoding
-from uptake.lm.grid_rows import Own
+from uptake.lm.grid_rows import Beginning, Own
 from uptake.server.engine.adapting import Adapter
 from uptake.server.engine.keeper import Keeper
 from uptake.server.engine.plans import Plan, Plans
@@ -37,6 +37,8 @@ class Job:
     made: dict[int, tuple[Made, str]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     told: dict[str, Any] = field(default_factory=dict)
+    read: dict[int, Beginning | None] = field(default_factory=dict)  # of prompts, before their rows began
+    begun: list[dict[str, Any]] = field(default_factory=list)  # what is told with the first tokens
 
     @property
     def trained(self) -> int:
@@ -53,11 +55,11 @@ class Jobs:
         plans: Plans,
         adapter: Adapter,
         writer: Writer,
-        send: Callable[[dict[str, Any]], None],
+        send: Callable[..., None],
         keeper: Keeper | None,
         later: Callable[[Callable[[], None]], None],
     ) -> None:
-        """`later` runs something in the thread that computes."""
+        """`send(*frames)` sends them in one go; `later` runs something in the thread that computes."""
         self._keeper, self._later = keeper, later
         self._lm, self._plans, self._adapter, self._writer, self._send = lm, plans, adapter, writer, send
         self._names, self._read = TokenBytes(lm.tokenizer), Prompts(lm)
@@ -202,16 +204,18 @@ class Jobs:
         assert plan is not None
 
         def came(made: Made, cache: str) -> None:
+            job.read[place] = made.begun
             if len(job.made) == len(job.prompts):
                 self._write(job, [job.made[each][0].answers for each in range(len(job.prompts))])
 
-        self._wait(job, plan, query, self._taking(job, place, plan, came))
+        ids = self._read.opened(job.frame, job.prompts[place])
+        self._wait(job, plan, query, self._taking(job, place, plan, came), ids)
 
-    def _wait(self, job: Job, plan: Plan, query: str, taking: Told) -> None:
-        """Let a job wait for a state: one that was kept, or one that is made."""
+    def _wait(self, job: Job, plan: Plan, query: str, taking: Told, ids: Sequence[int] = ()) -> None:
+        """Let a job wait for a state: one that was kept, or one that is made, and reads `ids` first."""
         tenant, quota, keeper = job.frame["tenant"], job.frame["state_bytes"], self._keeper
         if plan.kept is None or keeper is None:
-            job.waiters.append(self._adapter.ask(plan, tenant, query, quota, taking))
+            job.waiters.append(self._adapter.ask(plan, tenant, query, quota, taking, ids))
             return
         name = plan.kept
         kept = keeper.states.known(tenant, name)
@@ -229,7 +233,7 @@ class Jobs:
                     raise made
                 if refused := refusal(made, plan):
                     raise refused
-                job.made[place] = made, cache
+                job.made[place] = made.bare, cache
                 if plan.keep:
                     self._keep(job, made, plan, lambda: then(made, cache))
                 else:
@@ -291,7 +295,7 @@ class Jobs:
 
     def _begin_rows(self, job: Job, answers: Sequence[Answers], begun: dict[str, Any]) -> None:
         frame = job.frame
-        self._send(begun)
+        job.begun = [begun]
         for place, (ids, own) in enumerate(zip(job.prompts, answers, strict=True)):
             for choice in range(frame["n"]):
                 number = place * frame["n"] + choice
@@ -305,8 +309,10 @@ class Jobs:
                     beyond_window=False,
                 )
                 row = Row(number, self._seated(own), self._behind(job, own, ids), decoding)
+                row.begun = job.read.get(place)
                 job.rows.append(row)
                 self._writer.add(row)
+        job.read.clear()
 
     def _seated(self, answers: Answers) -> Answers:
         """Return who answers: the base itself sits in the grid, where there is one."""
@@ -358,8 +364,10 @@ class Jobs:
                 tokens = [plain(token, self._names) for token in row.told if token.id is not None]
             rows.append([row.choice, text, finish, sum(token.id is not None for token in row.told), tokens])
             row.told.clear()
+        told, job.begun = job.begun, []
         if rows:
-            self._send({"id": job.id, "event": "tokens", "rows": rows})
+            told.append({"id": job.id, "event": "tokens", "rows": rows})
         if all(row.done for row in job.rows):
-            self._send({"id": job.id, "event": "end", "trained": job.trained})
+            told.append({"id": job.id, "event": "end", "trained": job.trained})
             del self.open[job.id]
+        self._send(*told)

@@ -80,14 +80,17 @@ class Engine:
         # While somebody writes, adapting and scoring have at most as much time as writing.
         self._spent = {"write": 0.0, "adapt": 0.0}
 
-    def _send(self, frame: dict[str, Any]) -> None:
-        if frame.get("event") == "error":
-            told = frame["error"]
-            frame = {**frame, "error": {**told, "message": self._without_places(told["message"])}}
+    def _send(self, *frames: dict[str, Any]) -> None:
         try:
-            self._link.send(frame)
+            self._link.send(*map(self._shown, frames))
         except OSError:
             self.take(None)  # the door is gone
+
+    def _shown(self, frame: dict[str, Any]) -> dict[str, Any]:
+        if frame["event"] != "error":
+            return frame
+        told = frame["error"]
+        return {**frame, "error": {**told, "message": self._without_places(told["message"])}}
 
     def _without_places(self, message: str) -> str:
         """Return a message in which the operator's folders bear the names that clients know them by."""

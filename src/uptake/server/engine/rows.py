@@ -9,7 +9,7 @@ from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.generation import Continuation, Decoding, Token, go_on
 from uptake.lm.grid import Grid
-from uptake.lm.grid_rows import Own, Seat
+from uptake.lm.grid_rows import Beginning, Own, Seat
 from uptake.text.token_bytes import TokenBytes
 
 
@@ -35,6 +35,7 @@ class Row:
     ids: Sequence[int]
     decoding: Decoding
     continuation: Continuation | None = None
+    begun: Beginning | None = None  # what was read of it before
     seat: Seat | None = None
     alone: Iterator[tuple[int, Token]] | None = None
     written: int = 0
@@ -50,6 +51,7 @@ class Writer:
         self.base, self.grid, self._most = base, grid, most_rows
         self.rows: list[Row] = []
         self.waiting: list[Row] = []
+        self._chosen: dict[Row, int] = {}  # what rows have chosen and not read yet
 
     @property
     def busy(self) -> bool:
@@ -63,6 +65,7 @@ class Writer:
     def drop(self, row: Row) -> None:
         """End a row, wherever it is; what it read is gone from the grid."""
         row.done = True
+        self._chosen.pop(row, None)
         if row in self.waiting:
             self.waiting.remove(row)
         if row in self.rows:
@@ -75,8 +78,10 @@ class Writer:
     def tick(self) -> list[Row]:
         """Let every row write a token, after one more row, or all where none writes, has read its prompt.
 
-        Return the rows that have something to tell.
+        Return the rows that have something to tell. They read what they wrote at the next tick, so that
+        whoever waits for it hears of it before that pass.
         """
+        self._read()
         joined: list[Row] = []
         while self.waiting and len(self.rows) < self._most and (not joined or not self.rows):
             row = self.waiting.pop(0)
@@ -84,7 +89,6 @@ class Writer:
             self._guarded(row, self._begin)
             if not row.error:
                 self.rows.append(row)
-        pending: dict[Seat, int] = {}
         told = [row for row in joined if row.error]
         for row in [*self.rows]:
             self._guarded(row, self._write)
@@ -94,10 +98,15 @@ class Writer:
             elif row.seat is not None and row.told:
                 last = row.told[-1].id
                 assert last is not None
-                pending[row.seat] = last
-        if pending and self.grid is not None:
-            self.grid.step(pending)
+                self._chosen[row] = last
         return told
+
+    def _read(self) -> None:
+        """Let the rows in the grid read what they wrote last, in one pass."""
+        chosen = {row.seat: token for row, token in self._chosen.items() if row.seat is not None}
+        self._chosen = {}
+        if chosen and self.grid is not None:
+            self.grid.step(chosen)
 
     def _guarded(self, row: Row, do: Any) -> None:
         try:
@@ -121,7 +130,8 @@ class Writer:
             return
         if own is not None:
             assert self.grid is not None
-            row.seat = self.grid.join(own, row.continuation.ids)
+            row.seat = self.grid.join(own, row.continuation.ids, row.begun)
+            row.begun = None
         else:
             assert row.answers.lm is not None
             row.alone = go_on(row.answers.lm, [row.continuation])

@@ -1,10 +1,11 @@
 """States that answer requests, and those of them that stay in memory."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from uptake.lm.grid_rows import Beginning
 from uptake.methods.contract.method import Method, State
 from uptake.server.engine.plans import Plan
 from uptake.server.engine.rows import Answers
@@ -37,11 +38,17 @@ class Made:
     search_ms: float
     adapt_ms: float
     whole: Adapted | None = None  # where it is to be kept on the disk
+    begun: Beginning | None = None  # what was read with it to try it, for the row that asked
 
     @property
     def name(self) -> str:
         """What clients are told as its id."""
         return f"st_{self.key[:24]}"
+
+    @property
+    def bare(self) -> "Made":
+        """The same without what is for the one who asked alone."""
+        return self if self.whole is None and self.begun is None else replace(self, whole=None, begun=None)
 
 
 Told = Callable[[Made | Exception, str], None]  # what came of it; and made, hit or joined
@@ -55,6 +62,7 @@ class Waiter:
     plan: Plan
     tenant: str
     quota: int
+    ids: Sequence[int] = ()  # what its row will read first, where that is known
     cancelled: bool = False
     keep: bool = False
 
@@ -77,7 +85,7 @@ class States:
         """Keep a state, and let others go for it; one that is larger than all there may be is not kept."""
         if made.bytes > min(quota, self._most):
             return
-        self._kept[made.key] = made if made.whole is None else replace(made, whole=None)
+        self._kept[made.key] = made.bare
         self._kept.move_to_end(made.key)
         for tenant, most in ((made.tenant, quota), (None, self._most)):
             while self.bytes(tenant) > most:
