@@ -14,17 +14,17 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from uptake.adaptation.delta import LowRank
-from uptake.adaptation.side_by_side import Stack
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.grid_rows import Beginning, Heard, Kind, Own, RowMixture, Seat
-from uptake.lm.grid_table import Table
+from uptake.lm.grid_table import Stacked, Table
 from uptake.lm.side_by_side import stands
 from uptake.lm.wrappers import Prefixed
 
 SIZES = (4, 8, 16, 32)  # rows of a pass: fewer take other kernels, with other last bits
 NARROWEST = 64  # places of the smallest table; each next one has twice as many
+SPARE = 16  # kinds of change whose tables were left and are made again sooner
 AT_ONCE = 512  # tokens of a prompt that are read in one pass
 CLOSE = 2e-3  # nats by which one pass for many rows may differ from a row by itself
 
@@ -40,7 +40,8 @@ class Grid:
             )
         self.base, self.sizes = base, tuple(sizes)
         self._tables: dict[tuple[int, Kind], list[Table]] = {}
-        self._alone: dict[Kind, tuple[Stack | None, Causal]] = {}
+        self._alone: dict[Kind, Stacked] = {}
+        self._spare: dict[Kind, Stacked] = {}  # of tables that were left: one is dear to make
 
     def takes(self, own: Own) -> bool:
         """Whether rows may differ in these weights within a pass, and their keys are those of the base."""
@@ -185,26 +186,33 @@ class Grid:
     def _alone_of(self, own: Own) -> Causal:
         kind = own.kind
         if kind not in self._alone:
-            stack = Stack(self.base.module, [name for name, _ in kind]) if kind else None
-            self._alone[kind] = stack, self.base if stack is None else self.base.around(stack.module)
-        stack, lm = self._alone[kind]
-        if stack is not None:
-            stack.put([own.parts], 1)
-        return lm
+            self._alone[kind] = Stacked.of(self.base, kind)
+        stacked = self._alone[kind]
+        if stacked.stack is not None:
+            stacked.stack.put([own.parts], 1)
+        return stacked.lm
 
     def _seat(self, seat: Seat, past: Sequence[tuple[Tensor, Tensor]]) -> None:
         key = self.width(seat.length + 1), seat.own.kind
         tables = self._tables.setdefault(key, [])
         table = next((each for each in tables if len(each.seats) < self.sizes[-1]), None)
         if table is None:
-            table = Table(self.base, key[0], [name for name, _ in key[1]], self.sizes, past)
+            stacked = self._spare.pop(key[1], None) or Stacked.of(self.base, key[1])
+            table = Table(stacked, key[0], self.sizes, past)
             tables.append(table)
         table.take(seat, past)
 
     def _tidy(self) -> None:
-        self._tables = {
-            key: left for key, tables in self._tables.items() if (left := [t for t in tables if t.seats])
-        }
+        kept: dict[tuple[int, Kind], list[Table]] = {}
+        for (width, kind), tables in self._tables.items():
+            for table in tables:
+                if table.seats:
+                    kept.setdefault((width, kind), []).append(table)
+                else:
+                    self._spare[kind] = table.stacked
+        self._tables = kept
+        while len(self._spare) > SPARE:
+            del self._spare[next(iter(self._spare))]
 
     def check(self) -> str:
         """Return "" where no neighbour changes a bit here, else what does; sizes that differ leave one.

@@ -1,6 +1,7 @@
 """The tables of a grid: seats of one width, whose keys and values lie in place, stepped in one pass."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,25 +9,32 @@ from torch import Tensor
 
 from uptake.adaptation.side_by_side import Stack
 from uptake.lm.causal import Causal
-from uptake.lm.grid_rows import Seat
+from uptake.lm.grid_rows import Kind, Seat
 from uptake.lm.in_place import InPlace
 
 
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """A base whose rows may each have changes of one kind, which `stack` puts there; None for no change."""
+
+    lm: Causal
+    stack: Stack | None
+
+    @classmethod
+    def of(cls, base: Causal, kind: Kind) -> "Stacked":
+        stack = Stack(base.module, [name for name, _ in kind]) if kind else None
+        return cls(base if stack is None else base.around(stack.module), stack)
+
+
 class Table:
-    """Seats of one width and one kind of change, stepped together."""
+    """Seats of one width and one kind of change, stepped together; one without seats holds no change."""
 
     def __init__(
-        self,
-        base: Causal,
-        width: int,
-        names: Sequence[str],
-        sizes: Sequence[int],
-        like: Sequence[tuple[Tensor, Tensor]],
+        self, stacked: Stacked, width: int, sizes: Sequence[int], like: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
-        self.width, self._sizes = width, sizes
+        self.width, self._sizes, self.stacked = width, sizes, stacked
         self.seats: dict[int, Seat] = {}
-        self._stack = Stack(base.module, names) if names else None
-        self._lm = base if self._stack is None else base.around(self._stack.module)
+        self._stack, self._lm = stacked.stack, stacked.lm
         self._layers = [tuple(self._room(each, sizes[0]) for each in pair) for pair in like]
 
     def _room(self, like: Tensor, rows: int) -> Tensor:
