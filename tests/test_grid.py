@@ -8,11 +8,12 @@ import torch
 
 import toys
 from uptake.adaptation.delta import Delta
+from uptake.errors import Mismatch
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.generation import Continuation, Decoding
 from uptake.lm.grid import Grid
-from uptake.lm.grid_rows import Own, Seat, own
+from uptake.lm.grid_rows import Own, Seat, Unmerged, own
 from uptake.lm.side_by_side import side_by_side
 from uptake.lm.wrappers import Prefixed
 from uptake.methods.contract.naming import method_specs
@@ -48,6 +49,50 @@ def test_a_row_predicts_what_its_own_model_does(shape: str) -> None:
                 wanted = answering.step(torch.tensor([[*ids, *goes_on]]))[0][0, len(ids) - 1 :]
             found = torch.stack(told(Grid(lm), own_row, ids, goes_on))
             torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_a_row_goes_on_from_what_was_read_before_as_from_what_it_reads(shape: str) -> None:
+    lm = toys.lm(shape, window=128)
+    grid, ids = Grid(lm), lm.tokenizer.opened(TEXTS[0])
+    parts = own_of(lm, toys.low_rank(lm)[0]).parts
+    for row in (Own(), Own(parts), Own(parts, (0, 5, 6))):
+        begun = grid.begin(row, ids)
+        grid.begin(own_of(lm, toys.low_rank(lm)[1]), ids)  # another was there meanwhile
+        for read in (begun, grid.begin(row, ids[:-1])):  # the second is not what the row reads
+            seat = grid.join(row, ids, read)
+            found = [seat.log_probs]
+            for token in (1, 2):
+                grid.step({seat: token})
+                found.append(seat.log_probs)
+            grid.leave(seat)
+            assert all(map(torch.equal, found, told(Grid(lm), row, ids, (1, 2))))
+
+
+def test_what_is_a_rows_own_is_known_without_its_merged_weights() -> None:
+    lm = toys.lm(window=128)
+    one, other = toys.low_rank(lm)[:2]
+    merged, apart = own(lm.overlay(one).overlay(other)), own(Unmerged(lm).overlay(one).overlay(other))
+    assert merged is not None and apart is not None and merged.parts.keys() == apart.parts.keys()
+    for name, part in merged.parts.items():
+        for tensor, same in zip(part.tensors().values(), apart.parts[name].tensors().values(), strict=True):
+            assert torch.equal(tensor, same)
+    with pytest.raises(NotImplementedError, match="not merged"):
+        Unmerged(lm).step(torch.tensor([[1]]))
+    with pytest.raises(Mismatch):
+        Unmerged(lm).overlay(Delta("another"))
+
+
+def test_a_stack_that_a_table_left_holds_nobodys_weights_and_serves_the_next() -> None:
+    lm = toys.lm(window=128)
+    grid, ids = Grid(lm), lm.tokenizer.opened(TEXTS[0])
+    rows = [own_of(lm, delta) for delta in toys.low_rank(lm, (3, 3))]
+    grid.leave(grid.join(rows[0], ids))
+    (spare,) = grid._spare.values()
+    assert spare.stack is not None
+    assert not [1 for name, layer in spare.stack._layers.items() for _ in layer.tensors(name)]
+    assert all(map(torch.equal, told(grid, rows[1], ids, (1, 2)), told(Grid(lm), rows[1], ids, (1, 2))))
+    assert [*grid._spare.values()] == [spare]
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)

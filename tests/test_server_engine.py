@@ -12,6 +12,7 @@ import uptake
 from server_world import LORA, TEXTS
 from uptake.lm.base import Segment
 from uptake.lm.generation import Decoding
+from uptake.lm.grid import Grid
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.naming import method_specs
 from uptake.methods.knn_lm.keys import TokenKeyer
@@ -192,3 +193,33 @@ def test_no_error_tells_where_the_operators_files_lie(turns: Turns, tmp_path: Pa
     (told,) = turns.finish(turns.write(**KNN))
     message = told["error"]["message"]
     assert "notes: holds no tokens" in message and str(tmp_path) not in message
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Return a list that gets longer with each call of a method of the grid."""
+    calls, inner = list[str](), getattr(Grid, name)
+
+    def call(*arguments: Any) -> Any:
+        calls.append(name)
+        return inner(*arguments)
+
+    monkeypatch.setattr(Grid, name, call)
+    return calls
+
+
+def test_a_prompt_is_read_once_with_a_state_that_is_made_and_told_before_it_goes_on(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = {"method": "online", "settings": [*LORA], "texts": [TEXTS[0]]}
+    read, passes = counted(monkeypatch, "_begin"), counted(monkeypatch, "step")
+    number = turns.write(**way)
+    turns.adapt()
+    assert len(read) == 1 and not turns.told(number)
+    turns.engine._tick()
+    assert [each["event"] for each in turns.told(number)] == ["begun", "tokens"] and not passes
+    made = turns.finish(number)
+    assert len(read) == 1
+    again = turns.write(**way)
+    hit = turns.finish(again)
+    assert len(read) == 2 and [each["uptake"]["cache"] for each in (made[0], hit[0])] == ["made", "hit"]
+    assert choices(made) == choices(hit)
