@@ -16,19 +16,20 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import trainable_kinds as kinds
 from fresh_common import PROTOCOL, choosing, drawn, source_of, store_of
-from trainable_kinds import KINDS, Unrelated, marks, middle, spending
+from trainable_kinds import KINDS, Unrelated, best_rate, marks, spending
 from trainable_table import table
 from trainable_tasks import LEARNED, run_tasks
 
 import uptake
 from uptake.adaptation.optimizers import AdamW
+from uptake.adaptation.trainable import Trainable
 from uptake.errors import UptakeError
 from uptake.evaluation.queries import Query
 from uptake.lm.base import LM, Segment
@@ -73,14 +74,6 @@ class Work:
         return self.rows[key]
 
 
-def best_rate(work: Work, tried: Mapping[float, str], loss: Callable[[Any], float]) -> float | None:
-    """Return the rate whose rows cost least on validation text; None where some are missing."""
-    found = {rate: work.rows.get(key) for rate, key in tried.items()}
-    if not found or any(row is None for row in found.values()):
-        return None
-    return min(found, key=lambda rate: loss(found[rate]))
-
-
 def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
     """Measure TTT-NN with each kind on fresh text, and passages in context."""
     store = store_of(options.data, options.store)
@@ -97,12 +90,14 @@ def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
     for query, passages in found["test"]:
         work.row(f"ttt/test/in-context/{query.id}", _adapted, lm, InContext(), query, passages, None)
     for name in options.kinds:
-        trainable, tried = kinds.trainable_of(lm, name), dict[float, str]()
-        for rate in middle(KINDS[name].rates, options.rates):
-            tried[rate] = f"ttt/valid/{name}/{rate:g}"
+        trainable = kinds.trainable_of(lm, name)
+
+        def bits(rate: float, name: str = name, trainable: Trainable = trainable) -> float | None:
             method = Finetune(trainable=trainable, optimizer=AdamW(rate))
-            work.row(tried[rate], _bits, lm, method, found["valid"], KINDS[name].nearest)
-        chosen = best_rate(work, tried, float)
+            row = _bits, lm, method, found["valid"], KINDS[name].nearest
+            return work.row(f"ttt/valid/{name}/{rate:g}", *row)  # type: ignore[no-any-return]
+
+        chosen = best_rate(KINDS[name].rates, options.rates, bits)
         if chosen is None:
             continue
         method = Finetune(trainable=trainable, optimizer=AdamW(chosen))
@@ -187,11 +182,14 @@ def run_stream(lm: Causal, work: Work, options: argparse.Namespace) -> None:
     )
     work.row("stream/test/in-context", _asked, lm, parts["test"][1], before)
     for name in options.kinds:
-        trainable, tried = kinds.trainable_of(lm, name), dict[float, str]()
-        for rate in middle(KINDS[name].rates, options.rates):
-            tried[rate] = f"stream/valid/{name}/{rate:g}"
-            work.row(tried[rate], _streamed, lm, trainable, rate, *parts["valid"], None)
-        chosen = best_rate(work, tried, lambda row: sum(row["marks"]["nats"]))
+        trainable = kinds.trainable_of(lm, name)
+
+        def nats(rate: float, name: str = name, trainable: Trainable = trainable) -> float | None:
+            key = f"stream/valid/{name}/{rate:g}"
+            row = work.row(key, _streamed, lm, trainable, rate, *parts["valid"], None)
+            return None if row is None else sum(row["marks"]["nats"])
+
+        chosen = best_rate(KINDS[name].rates, options.rates, nats)
         if chosen is not None:
             work.row(f"stream/test/{name}", _streamed, lm, trainable, chosen, *parts["test"], unrelated)
 
@@ -260,7 +258,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--k", type=int, default=5, help="neighbours of a query")
     made.add_argument("--valid", type=int, default=8, help="documents that choose a rate")
     made.add_argument("--test", type=int, default=24, help="documents that are measured")
-    made.add_argument("--rates", type=int, default=None, help="of a kind, from the middle of its list; all")
+    made.add_argument(
+        "--rates",
+        type=int,
+        default=None,
+        help="of a kind, from the middle of its list, and on from the best; all",
+    )
     made.add_argument(
         "--random", nargs="*", default=["lora"], choices=KINDS, help="ttt: kinds tried on random passages too"
     )
@@ -269,6 +272,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--shots", type=int, default=32)
     made.add_argument("--asked", type=int, default=32)
     made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--each", type=int, default=None, help="tasks of worlds and of holes a seed; all")
     made.add_argument("--steps", type=int, nargs="*", default=[1, 10])
     made.add_argument(
         "--learned", nargs="*", default=list(LEARNED), choices=LEARNED, help="tasks: trained before"

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,27 @@ def middle(rates: Sequence[float], count: int | None) -> Sequence[float]:
     some = len(rates) if count is None else min(count, len(rates))
     start = (len(rates) - some) // 2
     return rates[start : start + some]
+
+
+def best_rate(
+    rates: Sequence[float], count: int | None, loss: Callable[[float], float | None]
+) -> float | None:
+    """Return the rate that costs least on validation text; None where a loss is missing.
+
+    Tried are `count` from the middle of a list, all if None, then what stands beside the best until it is
+    between two worse ones or the list ends.
+    """
+    found: dict[float, float] = {}
+    wanted = [*middle(rates, count)]
+    while wanted:
+        for rate in wanted:
+            cost = loss(rate)
+            if cost is None:
+                return None
+            found[rate] = cost
+        place = rates.index(min(found, key=found.__getitem__))
+        wanted = [rate for rate in rates[max(0, place - 1) : place + 2] if rate not in found]
+    return min(found, key=found.__getitem__)
 
 
 def trainable_of(lm: Causal, name: str) -> Trainable:

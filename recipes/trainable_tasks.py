@@ -69,13 +69,25 @@ def tasks(data: Path, part: str, support: int, asked: int, seed: int) -> list[Ta
     return made + grouped_tasks({name: holes(data)[name] for name in names}, support, asked, seed)
 
 
+def some_of(found: Sequence[Task], each: int | None, seed: int) -> list[Task]:
+    """Return `each` tasks of worlds and as many of holes, all if None; another seed begins at others."""
+    if each is None:
+        return [*found]
+    made = (
+        [task for task in found if task.asked[0].wrong],
+        [task for task in found if not task.asked[0].wrong],
+    )
+    return [some[(seed * each + place) % len(some)] for some in made for place in range(min(each, len(some)))]
+
+
 def run_tasks(lm: Causal, work: "Work", options: argparse.Namespace) -> None:
     """Measure each kind, and methods that were trained on other tasks, on tasks of a few examples."""
-    valid = tasks(options.data, "valid", options.shots, options.asked, 0)
+    each = options.each
+    valid = some_of(tasks(options.data, "valid", options.shots, options.asked, 0), each, 0)
     test = [
         (f"{seed} {task.name}", task)
         for seed in range(options.seeds)
-        for task in tasks(options.data, "test", options.shots, options.asked, seed)
+        for task in some_of(tasks(options.data, "test", options.shots, options.asked, seed), each, seed)
     ]
     unrelated = Unrelated.of(lm)
     for key, task in test:
@@ -105,13 +117,15 @@ def _measure(
 ) -> None:
     """Choose a rate for each number of steps, and measure the method on the test tasks."""
     for steps in options.steps:
-        some = kinds.middle(rates, options.rates)
-        tried = {rate: f"tasks/valid/{name}/{steps}/{rate:g}" for rate in some}
-        for rate, key in tried.items():
-            work.row(key, _cost, lm, _at(method, rate, steps), valid)
-        if any(work.rows.get(key) is None for key in tried.values()):
+
+        def cost(rate: float, steps: int = steps) -> float | None:
+            key = f"tasks/valid/{name}/{steps}/{rate:g}"
+            return work.row(key, _cost, lm, _at(method, rate, steps), valid)  # type: ignore[no-any-return]
+
+        best = kinds.best_rate(rates, options.rates, cost)
+        if best is None:
             continue
-        chosen = _at(method, min(tried, key=lambda rate: work.rows[tried[rate]]), steps)
+        chosen = _at(method, best, steps)
         for key, task in test:
             work.row(f"tasks/test/{name}/{steps}/{key}", _run, lm, chosen, task, unrelated)
 

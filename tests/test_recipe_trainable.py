@@ -61,7 +61,12 @@ def test_rows_are_measured_once_and_none_begins_after_the_minutes(tmp_path: Path
     assert again.row("a", lambda value: told.append(value) or value, 4) == 3 and told == [3]
     late = trainable.Work.at(file, 0.0)
     assert late.row("b", lambda: 5) is None and "b" not in late.rows
-    assert trainable.best_rate(again, {0.1: "a", 0.2: "b"}, float) is None
+    assert (
+        trainable.best_rate(
+            [0.1, 0.2], None, lambda rate: again.row(f"{rate}", float, rate) if rate < 0.2 else None
+        )
+        is None
+    )
     file.with_name("more.json").write_text("{}")
     asked = trainable.parsed(["table", "--out", str(file), str(file.with_name("more.json"))])
     assert asked.more == [file.with_name("more.json")] and asked.out == file
