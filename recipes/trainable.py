@@ -273,7 +273,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--asked", type=int, default=32)
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--each", type=int, default=None, help="tasks of worlds and of holes a seed; all")
-    made.add_argument("--steps", type=int, nargs="*", default=[1, 10])
+    made.add_argument(
+        "--steps", type=int, nargs="*", default=[1, 10], help="tasks: on all examples; 0: one on each"
+    )
     made.add_argument(
         "--learned", nargs="*", default=list(LEARNED), choices=LEARNED, help="tasks: trained before"
     )

@@ -121,7 +121,8 @@ def tasks(rows: Rows) -> dict[str, Any]:
     for name, own in runs.items():
         for key, row in own.items():
             steps, _, task = key.partition("/")
-            by_name.setdefault(f"{name}, {steps} steps", {})[task] = row
+            often = f"{steps} steps" if int(steps) else "a step an example"
+            by_name.setdefault(f"{name}, {often}", {})[task] = row
     for name, own in by_name.items():
         there = [task for task in base if task in own]
         if not there:

@@ -28,6 +28,7 @@ from uptake.methods.contract.few_shot import shots_of
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.contract.weight_state import WeightState
 from uptake.methods.few_shot import FewShot
+from uptake.methods.finetune import Finetune
 from uptake.methods.mltd import Mltd
 from uptake.tasks.few_shot import Shot, Task, grouped_tasks, hole_shots, world_tasks
 from uptake.text.types import Found
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 ATTRIBUTES = {"train": range(6), "valid": (6,), "test": (7, 8)}
 PACKAGES = {"train": slice(0, 9), "valid": slice(9, 11), "test": slice(11, 14)}  # of all, by name
 IN_CONTEXT = 8
+AN_EXAMPLE = 0  # in place of a number of steps: one on each example, in their order
 OWNER = "prompt"
 LEARNED = ("mltd", "lora by the same loop", "mixture", "lora on all tasks", "attempt")
 SOURCE_SHOTS, SOURCE_RATE = 32, 1e-2
@@ -122,12 +124,19 @@ def _measure(
             key = f"tasks/valid/{name}/{steps}/{rate:g}"
             return work.row(key, _cost, lm, _at(method, rate, steps), valid)  # type: ignore[no-any-return]
 
-        best = kinds.best_rate(rates, options.rates, cost)
+        best = of_stream(work, name) if options.rates == 0 else kinds.best_rate(rates, options.rates, cost)
         if best is None:
             continue
         chosen = _at(method, best, steps)
         for key, task in test:
             work.row(f"tasks/test/{name}/{steps}/{key}", _run, lm, chosen, task, unrelated)
+
+
+def of_stream(work: "Work", name: str) -> float | None:
+    """Return the rate at which a kind answers best about the stream's validation text; None untried."""
+    start = f"stream/valid/{name}/"
+    tried = {float(key.removeprefix(start)): row for key, row in work.rows.items() if key.startswith(start)}
+    return min(tried, key=lambda rate: sum(tried[rate]["marks"]["nats"]), default=None)
 
 
 def _asked(lm: Causal, task: Task, shots: int) -> dict[str, Any]:
@@ -142,6 +151,8 @@ def _cost(lm: Causal, method: Any, some: Sequence[Task]) -> float:
 
 def _at(method: Any, rate: float, steps: int) -> Any:
     optimizer = SGD(rate) if isinstance(method, Mltd) else AdamW(rate, weight_decay=0.0)
+    if steps == AN_EXAMPLE:
+        return Finetune(trainable=method.trainable, optimizer=optimizer)
     return replace(method, optimizer=optimizer, steps=steps)
 
 

@@ -14,6 +14,7 @@ from trainable_table import stream, tasks, ttt
 
 import toys
 from uptake.errors import BadInput
+from uptake.tasks.few_shot import Shot, Task
 
 torch.set_num_threads(1)
 
@@ -72,6 +73,37 @@ def test_rows_are_measured_once_and_none_begins_after_the_minutes(tmp_path: Path
     assert asked.more == [file.with_name("more.json")] and asked.out == file
     with pytest.raises(BadInput, match="no such file"):
         trainable.table([tmp_path / "other.json"], None)
+
+
+def test_rates_are_climbed_from_the_middle_and_each_is_tried_once() -> None:
+    told: list[float] = []
+
+    def cost(rate: float) -> float:
+        told.append(rate)
+        return abs(rate - 5)
+
+    assert trainable_kinds.best_rate([1, 2, 3, 4, 5, 6], 2, cost) == 5 and told == [3, 4, 5, 6]
+    assert trainable_kinds.best_rate([1, 2, 3], 1, lambda rate: rate) == 1
+    assert trainable_kinds.best_rate([6, 1, 5], None, cost) == 5
+    assert trainable_kinds.best_rate([0.1, 0.2], None, lambda rate: rate if rate < 0.2 else None) is None
+
+
+def test_a_task_takes_the_rate_that_the_stream_chose(tmp_path: Path) -> None:
+    work = trainable.Work.at(tmp_path / "rows.json", 1.0)
+    work.rows |= {"stream/valid/lora/0.1": marked([3.0, 1.0]), "stream/valid/lora/0.01": marked([1.0, 1.0])}
+    work.rows["stream/valid/lora upper/0.2"] = marked([0.0, 0.0])
+    assert trainable_tasks.of_stream(work, "lora") == 0.01
+    assert trainable_tasks.of_stream(work, "ia3") is None
+
+
+def test_some_tasks_of_each_sort_are_others_for_another_seed() -> None:
+    def task(name: str, *wrong: str) -> Task:
+        return Task(name, (), (Shot("", "a", wrong),))
+
+    found = [task("a", "b"), task("b", "c"), task("p"), task("q"), task("r")]
+    names = [[each.name for each in trainable_tasks.some_of(found, 1, seed)] for seed in range(3)]
+    assert names == [["a", "p"], ["b", "q"], ["a", "r"]]
+    assert trainable_tasks.some_of(found, None, 1) == found
 
 
 def fresh(folder: Path) -> Path:
