@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import MambaConfig, MambaForCausalLM
 
 import toys
 from uptake.adaptation.delta import Delta, Dense, Name, Part, fingerprint
@@ -32,6 +33,7 @@ from uptake.lm.wrappers import Prefixed
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.settings import parse, written
+from uptake.text.tokenizer import Tokenizer
 
 IDS = torch.tensor([[0, 5, 6, 7, 5, 6, 7, 9], [0, 9, 8, 7, 6, 5, 4, 3]])
 KINDS: Mapping[str, Trainable] = {
@@ -502,6 +504,18 @@ def test_an_architecture_without_a_place_for_it_is_told_what_to_use(kind: Traina
     if isinstance(kind, IA3):
         with pytest.raises(BadInput, match="layers that make keys and values, known by their names"):
             opened(strange, kind)
+
+
+def test_lora_leaves_out_the_layer_of_a_state_space_that_peft_refuses() -> None:
+    sizes: Any = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    module = MambaForCausalLM(MambaConfig(**sizes, max_position_embeddings=64))
+    lm = Causal(module, Tokenizer(toys.tokenizer()), "toy-mamba")
+    method = Finetune(trainable=LoRA(rank=2), optimizer=SGD(0.1))
+    (state,) = method.adapt([method.init(lm)], lm, [Evidence.of("A few words.")], Context())
+    moved = {name.path.rpartition("mixer.")[2] for name in state.delta.parts}
+    assert moved == {"in_proj.weight", "x_proj.weight", "dt_proj.weight"}
+    ids = torch.tensor([[0, 5, 6, 7]])
+    assert not torch.equal(method.adapted([state], lm).step(ids)[0], lm.step(ids)[0])
 
 
 def test_blocks_are_the_outermost_list_however_many_experts_each_has() -> None:

@@ -8,6 +8,10 @@ from torch import nn
 from uptake.errors import BadInput
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+# State-space blocks take the weight of this layer out of it and compute with that, so that factors beside it
+# would stand idle: peft refuses them.
+_STATE_SPACES = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
+_BARE = "out_proj"
 FEED_FORWARD = ("mlp", "feed_forward", "ffn", "fc2")  # of some families the second half alone has a name
 
 
@@ -50,11 +54,15 @@ def upper_blocks(module: nn.Module, layers: int | None) -> dict[str, nn.Module]:
 
 
 def block_matrices(module: nn.Module, layers: int | None = None) -> dict[str, bool]:
-    """Return the name of every weight matrix in the blocks, and whether it is stored [in, out]."""
+    """Return the name of every weight matrix in the blocks that takes low-rank factors, and whether it is
+    stored [in, out].
+    """
+    bare = getattr(getattr(module, "config", None), "model_type", None) in _STATE_SPACES
     return {
         f"{path}.weight": transposed
         for prefix, block in upper_blocks(module, layers).items()
         for path, transposed in _matrices(prefix, block).items()
+        if not (bare and path.endswith(f".{_BARE}"))
     }
 
 
