@@ -3,24 +3,25 @@
     python recipes/fresh.py build                                    # build/fresh
     python recipes/privacy.py run --model MODEL --data build/fresh   # one line a training, resumes
     python recipes/privacy.py table --model MODEL
-    python recipes/privacy.py run --model MODEL --arms none 8 --passes 1 --batch 64 192 --rate 1e-2 3e-2
+    python recipes/privacy.py run --model MODEL --arms none clipped 8 --passes 1 --batch 64 --rate 1e-2 3e-2
 
 The stream is the beginnings of fresh passages, each a document; the gain is the share of bits saved on other
 documents of the same kind, which nobody trained on. Among the stream stand planted documents, each there or
 not by the toss of a coin: the attack tells which from how much likelier the model finds them than its base
 does (a likelihood ratio; Carlini et al. 2022, with the base as reference). How far a step goes is
-chosen on validation text, or, with --rate, AdamW takes the steps and the best number of them is. Where
-several batches and rates were run, an arm is told at the best of its own on validation text, so that what
-privacy keeps is a share of what the same stream gives without it at its best. Beside them stands a training
-at length without privacy (`openly`): what privacy costs against the best that one may do, and whether the
-attack sees what was learnt that way.
+chosen on validation text, or, with --rate, AdamW takes the steps and the best number of them is. The arm
+`clipped` clips and adds no noise, which tells the two apart. With --documents more definitions of the same
+packages stand in the stream. Where several batches and rates were run, an arm is told at the best of its own
+on validation text, so that what privacy keeps is a share of what the same stream gives without it at its
+best. Beside them stands a training at length without privacy (`openly`): what privacy costs against the best
+that one may do, and whether the attack sees what was learnt that way.
 """
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from privacy_data import CHARACTERS, Data, read
 
 import uptake
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import SGD, AdamW
 from uptake.adaptation.privacy.dp import DP, Claim
-from uptake.adaptation.trainable import LoRA, TrainableCopy
+from uptake.adaptation.trainable import LoRA, Trainable, TrainableCopy
+from uptake.adaptation.trainable.ia3 import IA3
 from uptake.codec import plain
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
@@ -42,37 +45,16 @@ from uptake.lm.examples import Example, Piece, encode
 from uptake.lm.private_training import train_privately
 from uptake.lm.upper_blocks import above_frozen
 from uptake.report.metrics import gain, gain_interval, ratio_interval
-from uptake.text.types import Document, stable_hash
+from uptake.text.types import Document
 
-CHARACTERS = 120  # of each document: short ones, many of them
-PLANTED = 64  # documents, each in the stream or not by the toss of a coin
-DELTA = 1e-4  # a tenth of one over the number of documents
-OPENLY = "openly"
-ARMS: Mapping[str, float | None] = {"none": None, "8": 8.0, "3": 3.0, OPENLY: None}  # epsilon
+DELTA = 1e-4  # a tenth of one over the number of documents, of so many as facts are about
+CLIP = 0.1
+OPENLY, CLIPPED = "openly", "clipped"
+ARMS: Mapping[str, float | None] = {"none": None, CLIPPED: None, "8": 8.0, "3": 3.0, OPENLY: None}  # epsilon
 OPEN_STEPS, OPEN_BATCH, OPEN_RATE = 240, 64, 1e-3  # of AdamW, on both factors of LoRA
 LOOKS = 12  # at validation text in a training by AdamW
 TOGETHER = 16  # texts of a pass, where it is not a CPU that runs it
 LENGTHS = (0.5, 1.0, 2.0, 4.0)  # of a step, the norm of all that it changes
-HELD_OUT = {"valid": 48, "test": 96}
-# Words of planted documents: nothing about the others says which of them stands where.
-WORDS = (
-    "amber basin cedar delta ember fjord grove heron inlet jasper kelp larch maple north onyx pearl quartz",
-    "river slate tundra umber vale willow yarrow zephyr",
-)
-
-
-@dataclass(frozen=True)
-class Data:
-    """The stream without what is planted, what is held out, and what may be planted."""
-
-    stream: tuple[Document, ...]
-    held_out: Mapping[str, tuple[Document, ...]]
-    planted: tuple[Document, ...]
-
-    def members(self, seed: int) -> NDArray[np.bool_]:
-        """Return which planted documents stand in the stream: half of them, drawn by the seed."""
-        drawn = np.random.default_rng(stable_hash("planted", str(seed))).permutation(len(self.planted))
-        return drawn < len(self.planted) // 2
 
 
 @dataclass(frozen=True)
@@ -86,10 +68,14 @@ class Run:
     layers: int
     rank: int
     rate: float = 0.0  # of AdamW; 0: steps along the noisy gradient, each as long as is best on validation
+    clip: float = CLIP
+    documents: int = 0  # of the stream; 0: those that facts are about
 
     @property
     def key(self) -> str:
         how = f" {self.rate:g}" if self.rate else ""
+        if (self.clip, self.documents) != (CLIP, 0):
+            how = f" {self.rate:g} {self.clip:g} {self.documents}"
         return f"{self.arm} {self.seed} {self.steps} {self.batch} {self.layers} {self.rank}{how}"
 
     @classmethod
@@ -97,51 +83,25 @@ class Run:
         """Return the run of a key."""
         arm, *numbers = key.split()
         seed, steps, batch, layers, rank = map(int, numbers[:5])
-        return cls(arm, seed, steps, batch, layers, rank, *map(float, numbers[5:]))
+        documents = int(numbers[7]) if len(numbers) > 7 else 0
+        return cls(arm, seed, steps, batch, layers, rank, *map(float, numbers[5:7]), documents=documents)
 
     @property
-    def trainable(self) -> LoRA:
-        """What trains."""
+    def trainable(self) -> Trainable:
+        """What trains: LoRA, at rank 0 (IA)^3."""
+        if self.rank == 0:
+            return IA3(layers=self.layers)
         return LoRA(rank=self.rank, alpha=8 * self.rank, layers=self.layers)
 
-    def dp(self) -> DP:
+    def dp(self, units: int) -> DP:
         """Return the settings of this arm; without privacy the same steps, no clip and no noise."""
         epsilon = ARMS[self.arm]
-        shared: dict[str, Any] = {"delta": DELTA, "steps": self.steps, "batch": self.batch}
+        delta = min(DELTA, 0.1 / units) if self.documents else DELTA
+        shared: dict[str, Any] = {"delta": delta, "steps": self.steps, "batch": self.batch}
         if epsilon is None:
-            return DP(epsilon=None, noise=0.0, clip=math.inf, seed=self.seed, **shared)
-        return DP(epsilon=epsilon, **shared)
-
-
-def read(folder: Path, characters: int = CHARACTERS) -> Data:
-    """Return the data of `recipes/fresh.py`, each document cut to so many characters."""
-    stream = tuple(_documents(folder / "facts/train/passages.jsonl", characters))
-    groups = {document.group for document in stream}
-    held_out = {}
-    for part, count in HELD_OUT.items():
-        fresh = [
-            d
-            for d in _documents(folder / f"facts/{part}/passages.jsonl", characters)
-            if d.group not in groups
-        ]
-        order = np.random.default_rng(stable_hash("held out", part)).permutation(len(fresh))
-        held_out[part] = tuple(fresh[place] for place in sorted(order[:count]))
-    return Data(stream, held_out, tuple(_planted()))
-
-
-def _documents(path: Path, characters: int) -> Iterator[Document]:
-    for line in path.read_text(encoding="utf8").splitlines():
-        each = json.loads(line)
-        yield Document(each["id"], each["text"][:characters], each["group"])
-
-
-def _planted() -> Iterator[Document]:
-    draws, words = np.random.default_rng(stable_hash("planted words")), " ".join(WORDS).split()
-    for number in range(PLANTED):
-        said = " ".join(words[place] for place in draws.integers(0, len(words), 8))
-        code = int(draws.integers(10**5, 10**6))
-        name = f"planted/{number}"
-        yield Document(name, f"# vault, entry {code}: the phrase that opens it is {said}.", name)
+            clip = self.clip if self.arm == CLIPPED else math.inf
+            return DP(epsilon=None, noise=0.0, clip=clip, seed=self.seed, **shared)
+        return DP(epsilon=epsilon, clip=self.clip, **shared)
 
 
 def log_probs(lm: Any, tokenizer: Any, documents: Sequence[Document]) -> NDArray[np.float64]:
@@ -172,13 +132,14 @@ def train_long(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
 
     What is held out is told at the best, for validation text is public here; the attack is on the end.
     """
-    dp, members = run.dp(), data.members(run.seed)
+    members = data.members(run.seed)
     private, opened = lm.trainable_copy(
         run.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(run.seed)
     )
     opened.module.eval()
     private = _quick(lm, private, opened)
     units = pieces_of(lm, data, members)
+    dp = run.dp(len(units))
     claim, started, trained = dp.claim(len(units)), time.process_time(), 0
     training = opened.parameters if run.arm == OPENLY else _upper(opened)
     descent = GradientDescent(training, AdamW(run.rate, weight_decay=0.0))
@@ -223,8 +184,10 @@ def _told(
 
 
 def _upper(opened: TrainableCopy) -> dict[str, torch.nn.Parameter]:
-    """Return LoRA's upper factors: the lower ones have no gradient at first, and would take noise alone."""
-    return {name: value for name, value in opened.parameters.items() if "lora_B" in name}
+    """Return what trains, of LoRA its upper factors: the lower ones have no gradient at first, and would take
+    noise alone.
+    """
+    return {name: value for name, value in opened.parameters.items() if "lora_A" not in name}
 
 
 def _quick(lm: Causal, private: LM, opened: TrainableCopy) -> LM:
@@ -238,13 +201,14 @@ def train(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
     Each step goes as far down its noisy gradient as is best on validation text, which is public here. Only
     the upper factors of LoRA train.
     """
-    dp, members = run.dp(), data.members(run.seed)
+    members = data.members(run.seed)
     private, opened = lm.trainable_copy(
         run.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(run.seed)
     )
     opened.module.eval()
     private = _quick(lm, private, opened)
     units = pieces_of(lm, data, members)
+    dp = run.dp(len(units))
     claim, trained = dp.claim(len(units)), 0
     up = _upper(opened)
     started = time.process_time()
@@ -343,6 +307,7 @@ def figures(
             "steps": some[0].steps,
             "batch": some[0].batch,
             "rate": some[0].rate,
+            "documents": some[0].documents or len(data.stream),
             "layers": some[0].layers,
             "rank": some[0].rank,
             "gain_valid": gain(bits(arm, "valid"), -np.array(base["valid"])),
@@ -373,7 +338,11 @@ def runs_of(options: argparse.Namespace, units: int) -> list[Run]:
                 continue
             for batch in options.batch:
                 steps = max(1, options.passes * units // batch) if options.passes else options.steps
-                found += [Run(arm, seed, steps, batch, *shape, rate) for rate in options.rate]
+                found += [
+                    Run(arm, seed, steps, batch, *shape, rate, clip, options.documents)
+                    for rate in options.rate
+                    for clip in (options.clip if arm not in ("none", OPENLY) else [CLIP])
+                ]
     return found
 
 
@@ -392,7 +361,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[440])
     parser.add_argument("--characters", type=int, default=CHARACTERS, help="of each document")
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--rank", type=int, default=4, help="of LoRA; 0: (IA)^3")
+    parser.add_argument("--clip", type=float, nargs="+", default=[CLIP])
+    parser.add_argument("--documents", type=int, default=0, help="of the stream; 0: those of the facts")
     parser.add_argument(
         "--rate", type=float, nargs="+", default=[0.0], help="of AdamW; 0: the best length of each step"
     )
@@ -401,7 +372,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("recipes/privacy.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = read(options.data, options.characters)
+    data = read(options.data, options.characters, options.documents)
     runs = runs_of(options, len(data.stream) + len(data.planted) // 2)
     file = options.work / f"{Path(options.model).name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -427,8 +398,9 @@ def main() -> None:
                 flush=True,
             )
         return
-    # All that was run on this data, whatever the options of this call.
-    found = figures(data, told["rows"], told["base"], [Run.of(key) for key in told["rows"]])
+    # All that was run on this stream, whatever the other options of this call.
+    there = [run for run in map(Run.of, told["rows"]) if run.documents == options.documents]
+    found = figures(data, told["rows"], told["base"], there)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
     for arm, each in found["arms"].items():
         share = f"{each['share']:.2f} {each['share_ci']}" if "share" in each else ""

@@ -1,20 +1,24 @@
 """The attack of recipes/privacy.py: what it makes of likelihoods, and that it sees what was learnt openly."""
 
+import json
 import math
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from privacy import Data, Run, advantage, best_of, chance, figures, log_probs, runs_of
+from privacy import Run, advantage, best_of, chance, figures, log_probs, runs_of
+from privacy_data import Data, read
 
 import toys
 from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.privacy.dp import DP
-from uptake.adaptation.trainable import Top
+from uptake.adaptation.trainable import LoRA, Top
+from uptake.adaptation.trainable.ia3 import IA3
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.text.types import Document, Found, Passage
@@ -73,11 +77,13 @@ def test_an_arm_is_told_at_the_settings_that_are_best_on_validation_text() -> No
     valid = {"8 0 2 4 1 1 0.01": -3.0, "8 1 2 4 1 1 0.01": -9.0, "8 0 3 4 1 1 0.01": -4.0}
     rows = {key: {"valid": [value]} for key, value in (valid | {"8 1 3 4 1 1 0.01": -5.0}).items()}
     assert {run.steps for run in best_of(runs, rows)} == {3}
-    assert all(Run.of(run.key) == run for run in [*runs, Run("none", 1, 2, 440, 2, 4)])
+    more = Run("8", 0, 2, 4, 1, 0, 0.1, 1.0, 2000), Run("none", 1, 2, 440, 2, 4)
+    assert all(Run.of(run.key) == run for run in [*runs, *more])
 
 
 def test_a_pass_is_as_many_steps_as_read_the_stream_once() -> None:
     common = {"seeds": 2, "arms": ["none", "8"], "layers": 1, "rank": 1, "rate": [0.1, 0.2], "steps": 7}
+    common |= {"clip": [0.1], "documents": 0}
     once = runs_of(Namespace(**common, batch=[10, 30], passes=1), 100)
     assert {(run.batch, run.steps) for run in once} == {(10, 10), (30, 3)} and len(once) == 16
     assert {run.steps for run in runs_of(Namespace(**common, batch=[10], passes=0), 100)} == {7}
@@ -109,3 +115,39 @@ def test_several_seeds_of_an_arm_are_one_figure() -> None:
     assert arms["8"]["tried"].keys() == {"8 0 2 4 1 1", "8 1 2 4 1 1"}
     assert arms["8"]["tried"]["8 1 2 4 1 1"] == pytest.approx(0.5)
     assert "share" not in arms["none"] and "share_of_openly" not in arms["8"]
+
+
+def test_more_documents_are_definitions_of_files_that_nothing_held_out_is_of(tmp_path: Path) -> None:
+    def written(name: str, rows: list[dict[str, str]]) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+
+    def fact(file: str, line: int) -> dict[str, str]:
+        return {
+            "id": f"p-1/{file}.py#{line}",
+            "text": f"# p, {file}.py: f\ndef f(): pass\n",
+            "group": f"p-1/{file}.py",
+        }
+
+    code = "def f(): pass\n\n\ndef g(): pass\n"
+    for part, file in (("train", "a"), ("valid", "b"), ("test", "c")):
+        written(f"facts/{part}/passages.jsonl", [fact(file, 1)])
+    written("store.jsonl", [{"id": f"p-1/{file}.py", "package": "p", "text": code} for file in "abcd"])
+    data = read(tmp_path, 24, 4)
+    assert data.stream[0].id == "p-1/a.py#1"
+    assert {each.id for each in data.stream[1:]} == {"p-1/a.py#4", "p-1/d.py#1", "p-1/d.py#4"}
+    assert {each.text for each in data.stream if each.id.endswith("d.py#4")} == {"# p, d.py: g\ndef g(): pa"}
+    assert len(read(tmp_path, 24).stream) == 1
+    with pytest.raises(SystemExit, match="has 4 documents for a stream"):
+        read(tmp_path, 24, 5)
+
+
+def test_an_arm_without_noise_clips_and_one_without_clipping_does_neither() -> None:
+    run = Run("clipped", 0, 2, 4, 1, 1, 0.1, 0.5)
+    assert (run.dp(100).clip, run.dp(100).noise) == (0.5, 0.0)
+    assert (replace(run, arm="none").dp(100).clip, replace(run, arm="none").dp(100).noise) == (math.inf, 0.0)
+    assert replace(run, arm="8").dp(100).epsilon == 8
+    # A tenth of one over the number of documents, where there are more.
+    assert replace(run, arm="8", documents=5000).dp(5000).delta == pytest.approx(2e-5)
+    assert replace(run, rank=0).trainable == IA3(layers=1) and run.trainable == LoRA(1, 8, layers=1)
