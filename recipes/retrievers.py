@@ -217,6 +217,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         if given.differences:
             apart = [(f"{loss} + BM25", "BM25") for loss in given.losses]
             apart += [("BM25 + MiniLM", "BM25"), *((one, "BM25 + MiniLM") for one, _ in apart)]
+            apart += [(loss, "MiniLM") for loss in given.losses]
             found["answers"] = compared(world, lm, systems, by_id, ids, groups, apart, given, note)
         else:
             found["answers"] = answered(
@@ -264,6 +265,10 @@ def main() -> None:
     parser.add_argument(
         "--mixtures", nargs="*", default=["BM25 + MiniLM", "contrastive + BM25"], help="what mixtures read"
     )
+    parser.add_argument(
+        "--definitions", action="store_true", help="versions: passages are definitions, changes are questions"
+    )
+    parser.add_argument("--read", type=int, default=5, help="versions: passages that are mixed")
     parser.add_argument("--passes", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=32, help="prompts in one pass of the reader that answers")
