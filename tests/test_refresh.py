@@ -34,6 +34,10 @@ def answers(store):
     return [(r.ids.tolist(), r.scores.tolist()) for r in store.search(QUERIES, 10)]
 
 
+def scores(store):
+    return [r.scores.tolist() for r in store.search(QUERIES, 10)]
+
+
 def texts(store):
     return [[p.text for p in store.passages(r.ids.tolist())] for r in store.search(QUERIES, 10)]
 
@@ -92,3 +96,18 @@ def test_an_interrupted_refresh_is_said_and_finished_by_the_same_call(path, monk
     opened(path).add(corpus("new"), label="new.jsonl")
     assert opened(path).unfinished == ()
     assert all("new" in text for found in texts(opened(path)) for text in found)
+
+
+def test_words_count_what_was_removed_until_a_purge_writes_the_store_anew(path, tmp_path):
+    """How rare a word is, among all that the index was made of; vectors know nothing of each other."""
+    left = corpus("old")[9:]
+    anew = Datastore.create(tmp_path / "anew.store", encoder=StubEncoder(), chunking=Chunking(4096))
+    anew.add(left)
+    opened(path).remove([document.id for document in corpus("old")[:6]])
+    opened(path).remove([document.id for document in corpus("old")[6:9]])
+    dense, lexical = {"search_by": "dense"}, {"search_by": "lexical"}
+    assert scores(opened(path, **dense)) == scores(anew.searched(**dense))
+    assert scores(opened(path, **lexical)) != scores(anew.searched(**lexical))
+    opened(path).remove([], purge=True)
+    assert scores(opened(path, **lexical)) == scores(anew.searched(**lexical))
+    assert texts(opened(path, **lexical)) == texts(anew.searched(**lexical))
