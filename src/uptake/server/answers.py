@@ -1,11 +1,12 @@
 """Answers as OpenAI's clients read them: whole or in chunks, with tokens and their log-probabilities."""
 
-import json
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from uptake.server.link import encode
 
 FINISH = {"stop": "stop", "end": "stop", "length": "length", "window": "length"}
 DONE = b"data: [DONE]\n\n"
@@ -16,7 +17,7 @@ Told = list[Any]
 
 def event(data: dict[str, Any]) -> bytes:
     """Return data as one event of a stream."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + encode(data).encode() + b"\n\n"
 
 
 def token_text(raw: Sequence[int]) -> str:

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from uptake.server import bodies, wire
@@ -26,6 +27,7 @@ from uptake.server.keys import LOCAL, Key, Keys
 from uptake.server.lens import add_page
 from uptake.server.meter import Meter
 from uptake.server.receiving import received
+from uptake.server.routing import Routes
 from uptake.server.sizes import Sizes
 from uptake.server.tokenizing import add_tokenizer
 
@@ -134,7 +136,7 @@ def make_app(door: Door) -> ASGIApp:
     """Return the server as an ASGI application, whose lifespan starts and ends the engine."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Any) -> AsyncIterator[None]:
         if not door.engine.ready:
             await door.engine.start()
         from tokenizers import Tokenizer
@@ -147,32 +149,21 @@ def make_app(door: Door) -> ASGIApp:
         if door.keys is not None:
             door.keys.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    routes = Routes()
 
-    @app.exception_handler(ApiError)
-    async def _api_error(_: Request, error: ApiError) -> Response:
-        return refused(error)
-
-    @app.exception_handler(HTTPException)
-    async def _http_error(request: Request, error: HTTPException) -> Response:
-        told = {404: "there is no such endpoint", 405: "the endpoint has no such method"}
-        message = told.get(error.status_code, "the request cannot be read")
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        return refused(ApiError(error.status_code, message, code))
-
-    @app.get("/health/live")
-    async def live() -> Response:
+    @routes.get("/health/live")
+    async def live(_: Request) -> Response:
         return JSONResponse({"live": True})
 
-    @app.get("/health/ready")
-    async def ready() -> Response:
+    @routes.get("/health/ready")
+    async def ready(_: Request) -> Response:
         if not door.engine.ready or door.admission.draining:
             return refused(ApiError(503, "not ready", "starting" if not door.engine.ready else "draining"))
         return JSONResponse(
             {"ready": True, "grid": door.engine.hello["grid"], "restarts": door.engine.restarts}
         )
 
-    @app.get("/metrics")
+    @routes.get("/metrics")
     async def metrics(request: Request) -> Response:
         door.key(request, "metrics")
         door.meter.restarts.set(door.engine.restarts)
@@ -181,12 +172,12 @@ def make_app(door: Door) -> ASGIApp:
                 door.meter.engine.labels(name).set(value)
         return Response(door.meter.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/models")
+    @routes.get("/v1/models")
     async def models(request: Request) -> Response:
         door.key(request, "infer")
         return JSONResponse({"object": "list", "data": [_model(each) for each in door.listed]})
 
-    @app.get("/v1/models/{name:path}")
+    @routes.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> Response:
         door.key(request, "infer")
         found = [_model(each) for each in door.listed if each["id"] == name]
@@ -194,7 +185,7 @@ def make_app(door: Door) -> ASGIApp:
             door.known(name)
         return JSONResponse(found[0])
 
-    @app.post("/v1/completions")
+    @routes.post("/v1/completions")
     async def completions(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Completion)
@@ -208,7 +199,7 @@ def make_app(door: Door) -> ASGIApp:
         sizes = [len(each) if isinstance(each, list) else _size(each) for each in asked.prompts]
         return generate(key, asked, "completion", {**frame, "logprobs": asked.logprobs}, sum(sizes), most)
 
-    @app.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Chat)
@@ -269,7 +260,7 @@ def make_app(door: Door) -> ASGIApp:
             door.allowed(key),
         )
 
-    @app.post("/uptake/score")
+    @routes.post("/uptake/score")
     async def score(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Score)
@@ -295,20 +286,20 @@ def make_app(door: Door) -> ASGIApp:
 
         return Waiting(door.turns, door.engine, door.turns.enter(key, cost), frame, told)
 
-    add_page(app)
-    add_embeddings(app, door)
-    add_tokenizer(app, door)
+    add_page(routes)
+    add_embeddings(routes, door)
+    add_tokenizer(routes, door)
     if door.config.data:
         from uptake.server.keeping import add_states
         from uptake.server.storing import add_routes
 
-        add_routes(app, door)
-        add_states(app, door)
-    return Outermost(app, door)
+        add_routes(routes, door)
+        add_states(routes, door)
+    return Outermost(Router(routes.all, lifespan=lifespan), door)
 
 
 class Outermost:
-    """Around everything: a name for each request, a count, and one shape for what nobody caught."""
+    """Around everything: a name for each request, a count, and one shape for whatever is refused or fails."""
 
     def __init__(self, app: ASGIApp, door: Door) -> None:
         self._app, self._door = app, door
@@ -317,6 +308,7 @@ class Outermost:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["app"] = self  # then what no route answers is raised here
         name, started = f"req_{secrets.token_hex(12)}", False
         status = 499  # the client left
 
@@ -334,13 +326,27 @@ class Outermost:
                 await crowded()(scope, receive, named)
                 return
             await self._app(scope, receive, named)
-        except Exception:
-            log.exception("%s failed", name)
+        except Exception as error:
+            told = _refusal(error)
+            if told.status == 500 or started:
+                log.exception("%s failed", name)
             if not started:
-                await refused(internal())(scope, receive, named)
+                await refused(told)(scope, receive, named)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(scope.get("endpoint"), "path", "none")
             self._door.meter.requests.labels(route, str(status)).inc()
+
+
+def _refusal(error: Exception) -> ApiError:
+    """Return what is told of what was raised before anything was answered."""
+    if isinstance(error, ApiError):
+        return error
+    if not isinstance(error, HTTPException):
+        return internal()
+    told = {404: "there is no such endpoint", 405: "the endpoint has no such method"}
+    message = told.get(error.status_code, "the request cannot be read")
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    return ApiError(error.status_code, message, code)
 
 
 def crowded() -> Response:

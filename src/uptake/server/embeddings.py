@@ -5,21 +5,22 @@ import base64
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from uptake.server import wire
 from uptake.server.errors import ApiError, bad
 from uptake.server.generating import Told, Waiting
+from uptake.server.routing import Routes
 
 if TYPE_CHECKING:
     from uptake.server.app import Door
 
 
-def add_embeddings(app: FastAPI, door: "Door") -> None:
+def add_embeddings(routes: Routes, door: "Door") -> None:
     """Add this route to the server."""
 
-    @app.post("/v1/embeddings")
+    @routes.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Embeddings)

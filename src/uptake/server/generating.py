@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from uptake.server.errors import ApiError, internal
 from uptake.server.keys import Key
 from uptake.server.meter import Meter
 
-ASKED_EVERY = 1.0  # seconds after which a running request asks again whether its key stands
+ASKED_EVERY = 1.0  # seconds after which it is asked again whether a key stands and a client reads
 log = logging.getLogger("uptake.server")
 HEADERS = {"cache-control": "no-store"}
 UNREAD = 30.0  # seconds that a chunk may wait for a client to read
@@ -94,26 +94,36 @@ class Generating(Response):
         self._started = False
         self._trained = 0
         self._stage = "queue"
+        self._sending: float | None = None  # since when a chunk waits for the client to read
         self.failed: ApiError | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._run(scope, receive, send))
         gone = asyncio.create_task(_disconnected(receive))
-        revoked = asyncio.create_task(self._revoked())
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        watch = self._watch(ended)
         try:
-            await asyncio.wait({work, gone, revoked}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and revoked.done():
+            awaited: set[asyncio.Future[Any]] = {work, gone, ended}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not ended.done():
+                self._meter.cancelled.labels(self._stage).inc()
+            elif not work.done():
                 work.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await work
-                error = ApiError(401, "the key was revoked", "invalid_api_key")
-                await self._fail(scope, receive, send, error)
-            elif not work.done():
-                self._meter.cancelled.labels(self._stage).inc()
+                if ended.result() == "unread":
+                    self._meter.cancelled.labels("unread").inc()
+                else:
+                    error = ApiError(401, "the key was revoked", "invalid_api_key")
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(UNREAD):
+                            await self._fail(scope, receive, send, error)
         finally:
-            for task in (work, gone, revoked):
-                task.cancel()
-            await asyncio.gather(work, gone, revoked, return_exceptions=True)
+            watch.cancel()
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
             used = self._answer.usage["total_tokens"]
             self._turns.leave(self._ticket, used, self._trained)
             self._meter.whole.observe(time.monotonic() - self._begun)
@@ -121,9 +131,16 @@ class Generating(Response):
                 if kind != "total_tokens":
                     self._meter.tokens.labels(kind.removesuffix("_tokens")).inc(count)
 
-    async def _revoked(self) -> None:
-        while self._allowed():
-            await asyncio.sleep(ASKED_EVERY)
+    def _watch(self, ended: asyncio.Future[str]) -> "_Watch":
+        """Ask now and then whether this has to end, and say by `ended` why."""
+
+        def reason() -> str:
+            if not self._allowed():
+                return "revoked"
+            since = self._sending
+            return "unread" if since is not None and time.monotonic() - since > UNREAD else ""
+
+        return _Watch(reason, ended)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -144,28 +161,40 @@ class Generating(Response):
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer, self._stage = self._answer, "adapt"
         queued = time.monotonic() - self._begun
-        async for found in self._engine.events(self._engine.call(self._frame)):
-            match found["event"]:
-                case "begun":
-                    self._stage = "write"
-                    self._open(found, queued)
-                    if self._stream:
-                        await self._start(send)
-                        for chunk in answer.first():
-                            await self._send(send, event(chunk))
-                        await self._echoed(send)
-                case "tokens":
-                    for choice, text, finish, count, tokens in found["rows"]:
-                        await self._grow(send, answer.choices[choice], text, finish, count, tokens or [])
-                case "end":
-                    self._trained = found["trained"]
+        async for frames in self._engine.events(self._engine.call(self._frame)):
+            chunks = [chunk for frame in frames for chunk in self._chunks(frame, queued)]
+            if not self._stream:
+                continue
+            if not self._started:
+                await self._start(send)
+            ended = frames[-1]["event"] == "end"
+            if ended:
+                chunks += [answer.last()] if self._usage else []
+            if chunks or ended:
+                raw = b"".join(map(event, chunks))
+                await self._send(send, raw + DONE if ended else raw, more=not ended)
         if not self._stream:
             await JSONResponse(answer.whole(), headers=HEADERS)(scope, receive, send)
-            return
-        if self._usage:
-            await self._send(send, event(answer.last()))
-        await self._send(send, DONE)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _chunks(self, frame: dict[str, Any], queued: float) -> Iterator[dict[str, Any]]:
+        """Take in what the engine says, and yield the chunks that tell it."""
+        match frame["event"]:
+            case "begun":
+                self._stage = "write"
+                self._open(frame, queued)
+                yield from self._answer.first()
+                for choice in self._answer.choices:
+                    if choice.text or choice.tokens:
+                        yield self._answer.chunk(choice, choice.text, choice.tokens, None, 0)
+            case "tokens":
+                for number, text, finish, count, tokens in frame["rows"]:
+                    choice = self._answer.choices[number]
+                    offset, ended = len(choice.text), FINISH[finish] if finish else None
+                    self._grow(choice, text, ended, count, tokens or [])
+                    if text or tokens or ended:
+                        yield self._answer.chunk(choice, text, tokens or [], ended, offset)
+            case "end":
+                self._trained = frame["trained"]
 
     def _open(self, found: dict[str, Any], queued: float) -> None:
         answer = self._answer
@@ -186,26 +215,14 @@ class Generating(Response):
             for choice in answer.choices[place * self._frame["n"] : (place + 1) * self._frame["n"]]:
                 choice.text, choice.tokens = echo["text"], list(echo["tokens"] or [])
 
-    async def _echoed(self, send: Send) -> None:
-        for choice in self._answer.choices:
-            if choice.text or choice.tokens:
-                chunk = self._answer.chunk(choice, choice.text, choice.tokens, None, 0)
-                await self._send(send, event(chunk))
-
-    async def _grow(
-        self, send: Send, choice: Choice, text: str, finish: str, count: int, tokens: list[Any]
-    ) -> None:
+    def _grow(self, choice: Choice, text: str, ended: str | None, count: int, tokens: list[Any]) -> None:
         if not any(each.count for each in self._answer.choices):
             self._meter.first.labels(self._cache).observe(time.monotonic() - self._begun)
-        ended = FINISH[finish] if finish else None
-        offset = len(choice.text)
         choice.text += text
         choice.tokens += tokens
         choice.count += count
         self._ticket.worked += count
         choice.finish = ended
-        if self._stream and (text or tokens or ended):
-            await self._send(send, event(self._answer.chunk(choice, text, tokens, ended, offset)))
 
     async def _start(self, send: Send) -> None:
         headers = {
@@ -217,13 +234,10 @@ class Generating(Response):
         self._started = True
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 
-    async def _send(self, send: Send, chunk: bytes) -> None:
-        try:
-            async with asyncio.timeout(UNREAD):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except TimeoutError:
-            self._meter.cancelled.labels("unread").inc()
-            raise OSError("the client does not read") from None
+    async def _send(self, send: Send, chunk: bytes, more: bool = True) -> None:
+        self._sending = time.monotonic()
+        await send({"type": "http.response.body", "body": chunk, "more_body": more})
+        self._sending = None
 
     async def _fail(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
         self.failed = error
@@ -231,9 +245,32 @@ class Generating(Response):
             if not self._started:
                 await refused(error)(scope, receive, send)
                 return
-            await self._send(send, event(error.body()))
-            await self._send(send, DONE)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send(send, event(error.body()) + DONE, more=False)
+
+
+class _Watch:
+    """Asks now and then for a reason to end, and puts the first one into a future."""
+
+    def __init__(self, reason: Callable[[], str], ended: asyncio.Future[str]) -> None:
+        self._reason, self._ended = reason, ended
+        self._arm()
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(ASKED_EVERY, self._ask)
+
+    def _ask(self) -> None:
+        try:
+            found = self._reason()
+        except Exception:
+            log.exception("a key cannot be looked up")
+            found = "revoked"  # rather than let a revoked one go on
+        if found:
+            self._ended.set_result(found)
+        else:
+            self._arm()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
 
 
 class Waiting(Response):

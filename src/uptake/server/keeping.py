@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from uptake.server import things, wire
 from uptake.server.app import Door
+from uptake.server.routing import Routes
 
 
 class HandOver(wire.Shape):
@@ -18,31 +19,31 @@ class HandOver(wire.Shape):
     target: Annotated[wire.Text, Field(min_length=1, max_length=100)]
 
 
-def add_states(app: FastAPI, door: Door) -> None:
+def add_states(routes: Routes, door: Door) -> None:
     """Add these routes to the server."""
 
-    @app.get("/uptake/states")
+    @routes.get("/uptake/states")
     async def states(request: Request) -> Response:
         key, page = door.key(request, "stores"), things.page(request)
         return things.listed(await door.keep(key, "state_list", **page), page, things.state)
 
-    @app.get("/uptake/states/{name}")
+    @routes.get("/uptake/states/{name}")
     async def state(request: Request, name: str) -> Response:
         found = await door.keep(door.key(request, "stores"), "state_get", id=name)
         return JSONResponse(things.state(found))
 
-    @app.delete("/uptake/states/{name}")
+    @routes.delete("/uptake/states/{name}")
     async def delete(request: Request, name: str) -> Response:
         found = await door.keep(door.key(request, "stores"), "state_delete", id=name)
         return things.deleted(found, "state.deleted")
 
-    @app.get("/uptake/states/{name}/adapter")
+    @routes.get("/uptake/states/{name}/adapter")
     async def adapter(request: Request, name: str) -> Response:
         path = await door.keep(door.key(request, "stores"), "state_adapter", id=name)
         gone = BackgroundTask(Path(path).unlink, missing_ok=True)
         return FileResponse(path, media_type="application/zip", filename=f"{name}.zip", background=gone)
 
-    @app.post("/uptake/states/{name}/hand_over")
+    @routes.post("/uptake/states/{name}/hand_over")
     async def hand_over(request: Request, name: str) -> Response:
         key = door.key(request, "stores")
         asked = await door.body(request, HandOver)

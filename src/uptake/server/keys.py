@@ -1,5 +1,6 @@
 """Keys of an API: 256 random bits each, stored as their SHA-256 alone, with scopes, a tenant and limits."""
 
+import functools
 import hashlib
 import json
 import secrets
@@ -174,6 +175,7 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf8", "surrogatepass")).hexdigest()
 
 
-def _key(row: Sequence[Any]) -> Key:
+@functools.lru_cache(1024)
+def _key(row: tuple[Any, ...]) -> Key:
     name, tenant, scopes, limits, created, revoked, note = row
     return Key(name, tenant, tuple(scopes.split(",")), Limits(**json.loads(limits)), created, revoked, note)

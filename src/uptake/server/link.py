@@ -6,15 +6,17 @@ import json
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any
 
 MOST = 256 << 20  # bytes of a frame
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _LENGTH = struct.Struct(">I")
 
 
 def packed(frame: dict[str, Any]) -> bytes:
     """Return a frame as it is sent."""
-    raw = json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode("utf8", "replace")
+    raw = encode(frame).encode("utf8", "replace")
     if len(raw) > MOST:
         raise ValueError(f"a frame of {len(raw):,} bytes is more than {MOST:,}")
     return _LENGTH.pack(len(raw)) + raw
@@ -64,10 +66,45 @@ class Link:
         self._socket.close()
 
 
-async def receive(reader: asyncio.StreamReader) -> dict[str, Any] | None:
-    """Return the next frame from a stream, None where the other end is gone."""
-    try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        return json.loads(await reader.readexactly(length)) if length <= MOST else None
-    except (asyncio.IncompleteReadError, OSError):
-        return None
+class Frames(asyncio.Protocol):
+    """The other end of a `Link`, for an event loop: `came` is called with each frame as soon as it is there.
+
+    `gone` is done once the other end is gone.
+    """
+
+    def __init__(self, came: Callable[[dict[str, Any]], None]) -> None:
+        self._came, self._held = came, bytearray()
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        held, start = self._held, 0
+        held += data
+        while len(held) >= (begin := start + _LENGTH.size):
+            (length,) = _LENGTH.unpack_from(held, start)
+            if length > MOST:
+                self.close()
+                return
+            if len(held) < begin + length:
+                break
+            start = begin + length
+            self._came(json.loads(held[begin:start]))
+        del held[:start]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+    def send(self, frame: dict[str, Any]) -> None:
+        """Send a frame; nobody hears of one that the other end was gone for."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(packed(frame))
+
+    def close(self) -> None:
+        """Close this end."""
+        if self._transport is not None:
+            self._transport.close()

@@ -8,15 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar
 
-from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.datastructures import UploadFile
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from uptake.server import things, wire
 from uptake.server.app import Door
 from uptake.server.errors import bad, not_found, of
 from uptake.server.receiving import received_form
+from uptake.server.routing import Routes
 
 MOST_UPLOAD = 512 << 20
 Name = Annotated[str, Field(max_length=256)]
@@ -88,12 +89,12 @@ class Take(wire.Shape):
     texts: Annotated[wire.Texts, Field(min_length=1)]
 
 
-def add_routes(app: FastAPI, door: Door) -> None:
+def add_routes(routes: Routes, door: Door) -> None:
     """Add these routes to the server."""
 
     keep = door.keep
 
-    @app.post("/v1/files")
+    @routes.post("/v1/files")
     async def add_file(request: Request) -> Response:
         key = door.key(request, "stores")
         async with received_form(request, MOST_UPLOAD) as form:
@@ -118,51 +119,51 @@ def add_routes(app: FastAPI, door: Door) -> None:
                 upload.unlink(missing_ok=True)
         return JSONResponse(things.file(made))
 
-    @app.get("/v1/files")
+    @routes.get("/v1/files")
     async def files(request: Request) -> Response:
         key = door.key(request, "stores")
         return things.listed(
             await keep(key, "file_list", **(page := things.page(request))), page, things.file
         )
 
-    @app.get("/v1/files/{name}")
+    @routes.get("/v1/files/{name}")
     async def file(request: Request, name: str) -> Response:
         return JSONResponse(things.file(await keep(door.key(request, "stores"), "file_get", id=name)))
 
-    @app.get("/v1/files/{name}/content")
+    @routes.get("/v1/files/{name}/content")
     async def content(request: Request, name: str) -> Response:
         path = await keep(door.key(request, "stores"), "file_path", id=name)
         return FileResponse(path, media_type="application/octet-stream")
 
-    @app.delete("/v1/files/{name}")
+    @routes.delete("/v1/files/{name}")
     async def delete_file(request: Request, name: str) -> Response:
         return things.deleted(await keep(door.key(request, "stores"), "file_delete", id=name), "file")
 
-    @app.post("/v1/vector_stores")
+    @routes.post("/v1/vector_stores")
     async def add_store(request: Request) -> Response:
         key = door.key(request, "stores")
         asked = await door.body(request, NewStore)
         more = {"name": asked.name, "metadata": asked.metadata, "file_ids": list(asked.file_ids)}
         return JSONResponse(things.store(await keep(key, "store_add", **more)))
 
-    @app.get("/v1/vector_stores")
+    @routes.get("/v1/vector_stores")
     async def stores(request: Request) -> Response:
         key = door.key(request, "stores")
         return things.listed(
             await keep(key, "store_list", **(page := things.page(request))), page, things.store
         )
 
-    @app.get("/v1/vector_stores/{name}")
+    @routes.get("/v1/vector_stores/{name}")
     async def store(request: Request, name: str) -> Response:
         return JSONResponse(things.store(await keep(door.key(request, "stores"), "store_get", id=name)))
 
-    @app.delete("/v1/vector_stores/{name}")
+    @routes.delete("/v1/vector_stores/{name}")
     async def delete_store(request: Request, name: str) -> Response:
         return things.deleted(
             await keep(door.key(request, "stores"), "store_delete", id=name), "vector_store.deleted"
         )
 
-    @app.post("/v1/vector_stores/{name}/search")
+    @routes.post("/v1/vector_stores/{name}/search")
     async def search(request: Request, name: str) -> Response:
         key = door.key(request, "stores")
         asked = await door.body(request, Search)
@@ -181,13 +182,13 @@ def add_routes(app: FastAPI, door: Door) -> None:
         head = {"object": "vector_store.search_results.page", "search_query": [query]}
         return JSONResponse({**head, "data": found, "has_more": False, "next_page": None})
 
-    @app.post("/v1/vector_stores/{name}/files")
+    @routes.post("/v1/vector_stores/{name}/files")
     async def hold(request: Request, name: str) -> Response:
         key = door.key(request, "stores")
         asked = await door.body(request, NewHeld)
         return JSONResponse(things.held(await keep(key, "held_add", store=name, file=asked.file_id)))
 
-    @app.get("/v1/vector_stores/{name}/files")
+    @routes.get("/v1/vector_stores/{name}/files")
     async def held(request: Request, name: str) -> Response:
         key, page = door.key(request, "stores"), things.page(request)
         rows = await keep(key, "held_list", store=name)
@@ -199,18 +200,18 @@ def add_routes(app: FastAPI, door: Door) -> None:
             rows = rows[places[0] + 1 :]
         return things.listed(rows[: page["limit"] + 1], page, things.held)
 
-    @app.get("/v1/vector_stores/{name}/files/{file}")
+    @routes.get("/v1/vector_stores/{name}/files/{file}")
     async def one_held(request: Request, name: str, file: str) -> Response:
         return JSONResponse(
             things.held(await keep(door.key(request, "stores"), "held_get", store=name, file=file))
         )
 
-    @app.delete("/v1/vector_stores/{name}/files/{file}")
+    @routes.delete("/v1/vector_stores/{name}/files/{file}")
     async def let_go(request: Request, name: str, file: str) -> Response:
         found = await keep(door.key(request, "stores"), "held_delete", store=name, file=file)
         return things.deleted(found, "vector_store.file.deleted")
 
-    @app.post("/uptake/memories")
+    @routes.post("/uptake/memories")
     async def remember(request: Request) -> Response:
         key = door.key(request, "stores")
         asked = await door.body(request, NewMemory)
@@ -219,39 +220,39 @@ def add_routes(app: FastAPI, door: Door) -> None:
             things.memory(await keep(key, "memory_add", user=asked.user, text=asked.text, quota=quota))
         )
 
-    @app.get("/uptake/memories")
+    @routes.get("/uptake/memories")
     async def memories(request: Request) -> Response:
         key, user = door.key(request, "stores"), things.user(request)
         return things.listed(
             await keep(key, "memory_list", user=user, **(page := things.page(request))), page, things.memory
         )
 
-    @app.delete("/uptake/memories")
+    @routes.delete("/uptake/memories")
     async def forget_person(request: Request) -> Response:
         key, user = door.key(request, "stores"), things.user(request)
         return things.deleted(await keep(key, "person_delete", user=user), "memories.deleted")
 
-    @app.get("/uptake/memories/{name}")
+    @routes.get("/uptake/memories/{name}")
     async def memory(request: Request, name: str) -> Response:
         return JSONResponse(things.memory(await keep(door.key(request, "stores"), "memory_get", id=name)))
 
-    @app.delete("/uptake/memories/{name}")
+    @routes.delete("/uptake/memories/{name}")
     async def forget(request: Request, name: str) -> Response:
         found = await keep(door.key(request, "stores"), "memory_delete", id=name)
         return things.deleted(found, "memory.deleted")
 
-    @app.post("/uptake/sessions")
+    @routes.post("/uptake/sessions")
     async def begin(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, Begin)
         kept = asked.uptake.model_dump(exclude_unset=True)
         return JSONResponse(things.session(await keep(key, "session_add", uptake=kept)))
 
-    @app.get("/uptake/sessions/{name}")
+    @routes.get("/uptake/sessions/{name}")
     async def session(request: Request, name: str) -> Response:
         return JSONResponse(things.session(await keep(door.key(request, "infer"), "session_get", id=name)))
 
-    @app.post("/uptake/sessions/{name}/take")
+    @routes.post("/uptake/sessions/{name}/take")
     async def take(request: Request, name: str) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, Take)
@@ -259,12 +260,12 @@ def add_routes(app: FastAPI, door: Door) -> None:
         given = [one if isinstance(one, str) else one.model_dump() for one in asked.texts]
         return JSONResponse(await keep(key, "session_take", id=name, texts=given, quota=quota))
 
-    @app.delete("/uptake/sessions/{name}/passages/{passage}")
+    @routes.delete("/uptake/sessions/{name}/passages/{passage}")
     async def drop(request: Request, name: str, passage: str) -> Response:
         found = await keep(door.key(request, "infer"), "session_drop", id=name, passage=passage)
         return things.deleted(found, "session.passage.deleted")
 
-    @app.delete("/uptake/sessions/{name}")
+    @routes.delete("/uptake/sessions/{name}")
     async def end(request: Request, name: str) -> Response:
         found = await keep(door.key(request, "infer"), "session_delete", id=name)
         return things.deleted(found, "session.deleted")

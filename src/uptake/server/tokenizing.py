@@ -3,20 +3,21 @@
 import asyncio
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from uptake.server import wire
 from uptake.server.errors import bad
+from uptake.server.routing import Routes
 
 if TYPE_CHECKING:
     from uptake.server.app import Door
 
 
-def add_tokenizer(app: FastAPI, door: "Door") -> None:
+def add_tokenizer(routes: Routes, door: "Door") -> None:
     """Add these routes to the server."""
 
-    @app.post("/tokenize")
+    @routes.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Tokenize)
@@ -27,7 +28,7 @@ def add_tokenizer(app: FastAPI, door: "Door") -> None:
             ids = [hello["opening"], *ids]
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": hello["window"]})
 
-    @app.post("/detokenize")
+    @routes.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Detokenize)
@@ -38,7 +39,7 @@ def add_tokenizer(app: FastAPI, door: "Door") -> None:
         text = await asyncio.to_thread(door.tokenizer.decode, asked.tokens, skip_special_tokens=False)
         return JSONResponse({"prompt": text})
 
-    @app.get("/tokenizer_info")
+    @routes.get("/tokenizer_info")
     async def tokenizer_info(request: Request) -> Response:
         door.key(request, "infer")
         hello, name = door.engine.hello, door.tokenizer.id_to_token

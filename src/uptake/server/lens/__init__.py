@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.responses import Response
+
+from uptake.server.routing import Routes
 
 _FOLDER = Path(__file__).parent
 FILES = {
@@ -24,21 +26,21 @@ HEADERS = {
 }
 
 
-def add_page(app: FastAPI) -> None:
+def add_page(routes: Routes) -> None:
     """Serve the page at /lens."""
     pages = {name: (_FOLDER / file).read_bytes() for name, (file, _) in FILES.items()}
 
     def shown(name: str) -> Response:
         return Response(pages[name], media_type=FILES[name][1], headers=HEADERS)
 
-    @app.get("/lens")
-    async def page() -> Response:
+    @routes.get("/lens")
+    async def page(_: Request) -> Response:
         return shown("")
 
-    @app.get("/lens/lens.js")
-    async def script() -> Response:
+    @routes.get("/lens/lens.js")
+    async def script(_: Request) -> Response:
         return shown("lens.js")
 
-    @app.get("/lens/lens.css")
-    async def style() -> Response:
+    @routes.get("/lens/lens.css")
+    async def style(_: Request) -> Response:
         return shown("lens.css")
