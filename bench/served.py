@@ -77,11 +77,7 @@ class Served:
 
     def cpu(self) -> tuple[float, float]:
         """CPU seconds of the door and of the engine."""
-        found = []
-        for pid in (self.process.pid, self.engine):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            found.append((int(fields[11]) + int(fields[12])) / 100)
-        return found[0], found[1]
+        return cpu_of(self.process.pid), cpu_of(self.engine)
 
     def ask(self, model: str = "m", prompt: str = "def f(", tokens: int = 1, **more: Any) -> dict[str, Any]:
         body = {"model": model, "prompt": prompt, "max_tokens": tokens, **more}
@@ -104,6 +100,18 @@ def served(model: Path = MODEL, k: int = 5) -> Iterator[Served]:
             yield found
         finally:
             found.close()
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds of a process, to a hundredth."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def cpu_of_threads(pid: int) -> float:
+    """CPU seconds of the threads that a process has now, to the nanosecond."""
+    every = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((each / "schedstat").read_text().split()[0]) for each in every) / 1e9
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -181,11 +181,16 @@ class InProcess:
         self._lm: Any = uptake.load(str(model))
         self._grid = Grid(self._lm)
 
-    def write(self, prompt: str, tokens: int) -> None:
+    def write(
+        self, prompt: str, tokens: int, told: Callable[[str, bool], None] = lambda text, done: None
+    ) -> None:
+        """Write some tokens; `told` hears of each, and whether it is the last."""
         writer = Writer(self._lm, self._grid, 64)
         ids = self._lm.tokenizer.opened(prompt)
-        writer.add(
-            Row(0, Answers(own=Own()), ids, Decoding(tokens=tokens, temperature=0, beyond_window=False))
-        )
+        row = Row(0, Answers(own=Own()), ids, Decoding(tokens=tokens, temperature=0, beyond_window=False))
+        writer.add(row)
         while writer.busy:
             writer.tick()
+            for token in row.told:
+                told(token.text, bool(token.finish))
+            row.told.clear()

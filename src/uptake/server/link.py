@@ -92,7 +92,7 @@ class Frames(asyncio.Protocol):
             if len(held) < begin + length:
                 break
             start = begin + length
-            self._came(json.loads(held[begin:start]))
+            self._came(json.loads(held[begin:start].decode()))
         del held[:start]
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -126,6 +126,7 @@ def options() -> dict[str, Any]:
         "log_config": None,
         "access_log": False,
         "server_header": False,
+        "proxy_headers": False,  # no forwarded header is believed
         "h11_max_incomplete_event_size": HEADER_BYTES,
         "timeout_graceful_shutdown": 5,
         "timeout_keep_alive": KEPT_SECONDS,
