@@ -1,5 +1,6 @@
 """What clients send, what they are told, who may ask and in which order; no model, and a clock of our own."""
 
+import asyncio
 import json
 import socket
 import time
@@ -217,6 +218,33 @@ def test_an_end_that_is_gone_is_told_of_even_where_something_was_left_unread() -
         theirs.close()
         assert end.receive() is None
         ours.close()
+
+
+def test_frames_come_whole_however_they_are_cut_and_one_too_large_ends_the_connection() -> None:
+    frames = [{"event": "tokens", "rows": [[0, "né" * size]]} for size in (0, 1, 70_000)]
+    raw = b"".join(map(link.packed, frames))
+
+    async def run(cuts: int) -> list[Any]:
+        ours, theirs = socket.socketpair()
+        got: list[Any] = []
+        loop = asyncio.get_running_loop()
+        _, end = await loop.create_unix_connection(lambda: link.Frames(got.append), sock=ours)
+        theirs.setblocking(False)
+        for start in range(0, len(raw), cuts):
+            await loop.sock_sendall(theirs, raw[start : start + cuts])
+            await asyncio.sleep(0)
+        while len(got) < len(frames):
+            await asyncio.sleep(0.001)
+        end.send({"event": "x"})
+        assert (await loop.sock_recv(theirs, 100))[4:] == b'{"event":"x"}'
+        await loop.sock_sendall(theirs, (link.MOST + 1).to_bytes(4))
+        await asyncio.wait_for(end.gone, 10)
+        end.send({"event": "y"})  # which nobody hears of
+        theirs.close()
+        return got
+
+    for cuts in (1 << 20, 1000, 333):
+        assert asyncio.run(run(cuts)) == frames
 
 
 # Keys.
