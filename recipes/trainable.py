@@ -97,7 +97,7 @@ def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
             row = _bits, lm, method, found["valid"], KINDS[name].nearest
             return work.row(f"ttt/valid/{name}/{rate:g}", *row)  # type: ignore[no-any-return]
 
-        chosen = best_rate(KINDS[name].rates, options.rates, bits)
+        chosen = best_rate(KINDS[name].rates, options.rates, bits, options.climb)
         if chosen is None:
             continue
         method = Finetune(trainable=trainable, optimizer=AdamW(chosen))
@@ -189,7 +189,7 @@ def run_stream(lm: Causal, work: Work, options: argparse.Namespace) -> None:
             row = work.row(key, _streamed, lm, trainable, rate, *parts["valid"], None)
             return None if row is None else sum(row["marks"]["nats"])
 
-        chosen = best_rate(KINDS[name].rates, options.rates, nats)
+        chosen = best_rate(KINDS[name].rates, options.rates, nats, options.climb)
         if chosen is not None:
             work.row(f"stream/test/{name}", _streamed, lm, trainable, chosen, *parts["test"], unrelated)
 
@@ -262,8 +262,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--rates",
         type=int,
         default=None,
-        help="of a kind, from the middle of its list, and on from the best; all",
+        help="of a kind, from the middle of its list; all\ntasks: 0 takes what the stream in --out chose",
     )
+    made.add_argument("--climb", action="store_true", help="try rates on from the best of these")
     made.add_argument(
         "--random", nargs="*", default=["lora"], choices=KINDS, help="ttt: kinds tried on random passages too"
     )
@@ -272,6 +273,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--shots", type=int, default=32)
     made.add_argument("--asked", type=int, default=32)
     made.add_argument("--seeds", type=int, default=3)
+    made.add_argument(
+        "--picks", action=argparse.BooleanOptionalAction, default=True, help="tasks: read wrong answers too"
+    )
     made.add_argument("--each", type=int, default=None, help="tasks of worlds and of holes a seed; all")
     made.add_argument(
         "--steps", type=int, nargs="*", default=[1, 10], help="tasks: on all examples; 0: one on each"

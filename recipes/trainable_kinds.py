@@ -68,12 +68,12 @@ def middle(rates: Sequence[float], count: int | None) -> Sequence[float]:
 
 
 def best_rate(
-    rates: Sequence[float], count: int | None, loss: Callable[[float], float | None]
+    rates: Sequence[float], count: int | None, loss: Callable[[float], float | None], climb: bool = True
 ) -> float | None:
     """Return the rate that costs least on validation text; None where a loss is missing.
 
-    Tried are `count` from the middle of a list, all if None, then what stands beside the best until it is
-    between two worse ones or the list ends.
+    Tried are `count` from the middle of a list, all if None. To climb is to try what stands beside the best
+    as well, until it is between two worse ones or the list ends.
     """
     found: dict[float, float] = {}
     wanted = [*middle(rates, count)]
@@ -84,7 +84,8 @@ def best_rate(
                 return None
             found[rate] = cost
         place = rates.index(min(found, key=found.__getitem__))
-        wanted = [rate for rate in rates[max(0, place - 1) : place + 2] if rate not in found]
+        beside = rates[max(0, place - 1) : place + 2] if climb else ()
+        wanted = [rate for rate in beside if rate not in found]
     return min(found, key=found.__getitem__)
 
 

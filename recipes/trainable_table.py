@@ -80,13 +80,15 @@ def _costs(rows: Sequence[Rows]) -> dict[str, float]:
 
 
 def stream(rows: Rows) -> dict[str, Any]:
-    """Return for each kind how many nats of the answers it saves, and what it costs."""
-    base = rows.get("stream/test/base")
-    return {
-        name: {**_compared(row["marks"], base["marks"]), **_about(row)}
-        for name, row in _under(rows, "stream/test/").items()
-        if base is not None
-    }
+    """Return for each kind how many nats of the answers it saves, also against others, and what it costs."""
+    runs = _under(rows, "stream/test/")
+    found: dict[str, Any] = {}
+    for name, row in runs.items() if "base" in runs else ():
+        found[name] = {**_compared(row["marks"], runs["base"]["marks"]), **_about(row)}
+        for called, other in (("against_lora", LORA), ("against_in_context", "in-context")):
+            if name not in ("base", "in-context", other) and other in runs:
+                found[name][called] = {"other": other, **_compared(row["marks"], runs[other]["marks"])}
+    return found
 
 
 def _about(row: Rows) -> dict[str, Any]:

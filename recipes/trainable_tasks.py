@@ -82,6 +82,11 @@ def some_of(found: Sequence[Task], each: int | None, seed: int) -> list[Task]:
     return [some[(seed * each + place) % len(some)] for some in made for place in range(min(each, len(some)))]
 
 
+def unpicked(task: Task) -> Task:
+    """Return a task of whose questions no wrong answers are known: to read these takes as long as the rest."""
+    return replace(task, asked=tuple(replace(shot, wrong=()) for shot in task.asked))
+
+
 def run_tasks(lm: Causal, work: "Work", options: argparse.Namespace) -> None:
     """Measure each kind, and methods that were trained on other tasks, on tasks of a few examples."""
     each = options.each
@@ -91,6 +96,8 @@ def run_tasks(lm: Causal, work: "Work", options: argparse.Namespace) -> None:
         for seed in range(options.seeds)
         for task in some_of(tasks(options.data, "test", options.shots, options.asked, seed), each, seed)
     ]
+    if not options.picks:
+        valid, test = [unpicked(task) for task in valid], [(key, unpicked(task)) for key, task in test]
     unrelated = Unrelated.of(lm)
     for key, task in test:
         work.row(f"tasks/test/base/{key}", _asked, lm, task, 0)
@@ -124,7 +131,10 @@ def _measure(
             key = f"tasks/valid/{name}/{steps}/{rate:g}"
             return work.row(key, _cost, lm, _at(method, rate, steps), valid)  # type: ignore[no-any-return]
 
-        best = of_stream(work, name) if options.rates == 0 else kinds.best_rate(rates, options.rates, cost)
+        if options.rates == 0:
+            best = of_stream(work, name)
+        else:
+            best = kinds.best_rate(rates, options.rates, cost, options.climb)
         if best is None:
             continue
         chosen = _at(method, best, steps)

@@ -52,6 +52,13 @@ def test_answers_are_compared_within_tasks_whatever_their_lengths() -> None:
     assert found["base"]["nll"] == pytest.approx(11.0)
     told = stream({"stream/test/base": marked([4.0, 4.0]), "stream/test/ia3": marked([1.0, 3.0])})
     assert told["ia3"]["saved"] == pytest.approx(0.5) and told["ia3"]["picked"] == 1.0
+    both = {"stream/test/base": marked([4.0, 4.0]), "stream/test/lora": marked([2.0, 2.0])}
+    told = stream(
+        {**both, "stream/test/in-context": marked([3.0, 3.0]), "stream/test/ia3": marked([1.0, 1.0])}
+    )
+    assert told["ia3"]["against_lora"]["saved"] == pytest.approx(0.5)
+    assert told["ia3"]["against_in_context"]["saved"] == pytest.approx(2 / 3)
+    assert "against_lora" not in told["lora"] and told["lora"]["against_in_context"]["saved"] > 0
 
 
 def test_rows_are_measured_once_and_none_begins_after_the_minutes(tmp_path: Path) -> None:
@@ -85,6 +92,7 @@ def test_rates_are_climbed_from_the_middle_and_each_is_tried_once() -> None:
     assert trainable_kinds.best_rate([1, 2, 3, 4, 5, 6], 2, cost) == 5 and told == [3, 4, 5, 6]
     assert trainable_kinds.best_rate([1, 2, 3], 1, lambda rate: rate) == 1
     assert trainable_kinds.best_rate([6, 1, 5], None, cost) == 5
+    assert trainable_kinds.best_rate([1, 2, 3, 4, 5, 6], 2, cost, climb=False) == 4
     assert trainable_kinds.best_rate([0.1, 0.2], None, lambda rate: rate if rate < 0.2 else None) is None
 
 
@@ -104,6 +112,7 @@ def test_some_tasks_of_each_sort_are_others_for_another_seed() -> None:
     names = [[each.name for each in trainable_tasks.some_of(found, 1, seed)] for seed in range(3)]
     assert names == [["a", "p"], ["b", "q"], ["a", "r"]]
     assert trainable_tasks.some_of(found, None, 1) == found
+    assert trainable_tasks.unpicked(found[0]) == task("a") and trainable_tasks.unpicked(found[2]) == found[2]
 
 
 def fresh(folder: Path) -> Path:
