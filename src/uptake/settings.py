@@ -310,6 +310,9 @@ def _choice(kind: Any, value: _Value, name: str) -> Any:
         raise BadInput(f"{name}={value.shown}: it cannot be written as text; set it from Python")
     call = node if isinstance(node, ast.Call) else None
     wanted = (value.at(call.func) if call else value).text.lower()
+    word = wanted.partition("(")[0].strip()
+    if call is None and word != wanted and word in choices:
+        raise BadInput(f"{name}={value.shown}: write {word}(setting=value), with a value after each =")
     if wanted not in choices:
         raise BadInput(
             f"{name}={value.shown}: use one of {', '.join(choices)}, with settings as in name(setting=value)"
