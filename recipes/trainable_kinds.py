@@ -77,6 +77,8 @@ def best_rate(
     """
     found: dict[float, float] = {}
     wanted = [*middle(rates, count)]
+    if len(wanted) == 1 and not climb:
+        return wanted[0]
     while wanted:
         for rate in wanted:
             cost = loss(rate)

@@ -93,6 +93,7 @@ def test_rates_are_climbed_from_the_middle_and_each_is_tried_once() -> None:
     assert trainable_kinds.best_rate([1, 2, 3], 1, lambda rate: rate) == 1
     assert trainable_kinds.best_rate([6, 1, 5], None, cost) == 5
     assert trainable_kinds.best_rate([1, 2, 3, 4, 5, 6], 2, cost, climb=False) == 4
+    assert trainable_kinds.best_rate([1, 2, 3], 1, lambda _: None, climb=False) == 2  # none to choose among
     assert trainable_kinds.best_rate([0.1, 0.2], None, lambda rate: rate if rate < 0.2 else None) is None
 
 
