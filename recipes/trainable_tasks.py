@@ -83,7 +83,7 @@ def some_of(found: Sequence[Task], each: int | None, seed: int) -> list[Task]:
 
 
 def unpicked(task: Task) -> Task:
-    """Return a task of whose questions no wrong answers are known: reading those takes as long as the rest."""
+    """Return a task without wrong answers to its questions: reading those takes as long as the rest."""
     return replace(task, asked=tuple(replace(shot, wrong=()) for shot in task.asked))
 
 
