@@ -27,7 +27,7 @@ from uptake.text.types import Document
 
 pytest.importorskip("ray", reason="a cluster needs uptake[ray]")
 
-from clusters import nodes_fixture  # noqa: E402, F401
+from clusters import nodes_fixture  # noqa: F401
 
 pytestmark = pytest.mark.long
 
