@@ -64,7 +64,7 @@ def reading(ready: Prepared, streams: Streams, args: argparse.Namespace, journal
         if not journal.of(job):
             keep_read(ready, job, streams, questions, before, streams.known_at, args, journal)
     job = Job(figures.FOUND, 0.0, TEST)
-    for taken in streams.stops if not journal.of(job) else ():
+    for taken in sorted({streams.known_at, streams.stops[-1]}) if not journal.of(job) else ():
         places = {each.id for each in streams.test.documents[:taken]}
         asked = [question for question in questions if question.document in places]
         path = Path(args.work) / "stores" / f"{taken}.store"
@@ -115,8 +115,13 @@ def control(streams: Streams, args: argparse.Namespace) -> World:
     return data.told_otherwise(data.beginning(streams.test, size), streams.filler)
 
 
+def last(way: str, streams: Streams, args: argparse.Namespace) -> int:
+    """Return after how many documents a way stops: at the end, or where all questions can be asked."""
+    return len(streams.test.documents) if way in args.to_the_end else streams.known_at
+
+
 def uniform(ready: Prepared, streams: Streams, args: argparse.Namespace, journal: Journal) -> None:
-    ways = {methods.UNIFORM: len(streams.test.documents)}
+    ways = {methods.UNIFORM: last(methods.UNIFORM, streams, args)}
     fine_tuned(ways, [*ways], ready, streams, args, journal)
 
 
@@ -130,7 +135,7 @@ def weights(ready: Prepared, streams: Streams, args: argparse.Namespace, journal
 
 
 def with_camels(ready: Prepared, streams: Streams, args: argparse.Namespace, journal: Journal) -> None:
-    ways = {methods.CAMELS: len(streams.test.documents)}
+    ways = {methods.CAMELS: last(methods.CAMELS, streams, args)}
     fine_tuned(ways, [*ways], ready, streams, args, journal)
 
 
@@ -139,7 +144,9 @@ def with_mac(ready: Prepared, streams: Streams, args: argparse.Namespace, journa
     known = data.beginning(streams.test, streams.known_at)
     stops = [at for at in streams.stops if at <= streams.known_at]
     run = partial(streamed, ready, args=args, journal=journal)
-    run(Job(methods.MAC, 0.0, TEST), trained, streams.test, streams.stops)
+    end = last(methods.MAC, streams, args)
+    whole, every = data.beginning(streams.test, end), [at for at in streams.stops if at <= end]
+    run(Job(methods.MAC, 0.0, TEST), trained, whole, every)
     run(Job(methods.MAC, 0.0, CONTROL), trained, other, [len(other.documents)])
     run(Job(methods.UNTRAINED_MAC, 0.0, TEST), methods.untrained(trained), known, stops)
 
@@ -257,6 +264,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--documents", type=int, default=200, help="that questions are on")
     made.add_argument("--longest", type=int, default=0, help="characters of a document; 0 is any number")
     made.add_argument("--length", type=int, default=1000, help="documents of the stream, others behind them")
+    long = (methods.UNIFORM, methods.CAMELS, methods.MAC)
+    made.add_argument(
+        "--to-the-end",
+        nargs="*",
+        default=long,
+        choices=long,
+        help="those that read the whole stream; others stop behind the documents that are asked for",
+    )
     made.add_argument("--checkpoints", type=int, nargs="*", default=(50,))
     made.add_argument("--control", type=int, default=200, help="documents of the control, a checkpoint")
     made.add_argument("--valid", type=int, default=40, help="documents to choose rates on")
