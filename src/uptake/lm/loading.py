@@ -15,6 +15,7 @@ from uptake.adaptation.by_size import weights_of
 from uptake.errors import BadInput, Missing
 from uptake.gguf import dequantised, is_gguf
 from uptake.hub import cached_if_silent
+from uptake.kernels import keep_few
 from uptake.lm.causal import Causal
 from uptake.lm.nplm import register
 from uptake.lm.number_format import AUTO, format_for
@@ -40,6 +41,7 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> Pretrained:
     """
     if not isinstance(name, str | os.PathLike):
         raise BadInput(f"model: a {type(name).__name__} is no name; give a name, a folder or a GGUF file")
+    keep_few()
     check(device, dtype)
     with _readable(name) as (source, quantisation):
         tokenizer = _tokenizer(name, source)

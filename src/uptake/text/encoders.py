@@ -18,6 +18,7 @@ from uptake.codec import loads
 from uptake.errors import BadInput, Missing
 from uptake.gguf import dequantised, is_gguf
 from uptake.hub import cached_if_silent
+from uptake.kernels import keep_few
 from uptake.model_checks import check_model
 from uptake.showing import one_line
 from uptake.text.types import Embedder
@@ -51,6 +52,7 @@ def make_encoder(spec: str, device: str = "cpu", dtype: str = "bfloat16") -> Emb
     """
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype!r}: use {', '.join(DTYPES)}")
+    keep_few()
     if spec.startswith(_STATES):
         return StatesEncoder(spec.removeprefix(_STATES), device, dtype)
     return SentenceEncoder(spec, device, dtype)
