@@ -64,6 +64,10 @@ def figures(work: Path) -> dict[str, Any]:
         mine = of.get((row["way"], row["taken"]))
         if plain and mine and row["way"] != UNIFORM:
             row["beyond_uniform"] = _less(mine, plain, asked)
+        # What reading on has changed of what was kept: on the questions that were asked at both checkpoints.
+        early = of.get((row["way"], first))
+        if mine and early and row["taken"] > first:
+            row["beyond_first"] = _less(mine, early, asked)
     valid = [_valid(record) for record in every if record["which"] == VALID]
     order = [*dict.fromkeys(row["way"] for row in told)]
     told.sort(key=lambda row: (order.index(row["way"]), row["taken"]))
@@ -181,8 +185,8 @@ def shown(found: Mapping[str, Any]) -> str:
         "",
         f"The questions on the first {found['first']} documents, along the stream",
         "",
-        "| method | documents read | saved | within |",
-        "|---|---|---|---|",
+        f"| method | documents read | saved | more than after {found['first']} | within |",
+        "|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         early = row["first"]
@@ -191,6 +195,7 @@ def shown(found: Mapping[str, Any]) -> str:
                 row["way"],
                 row["taken"],
                 _percent([early["gain"], early["gain_ci"]]),
+                _percent(row.get("beyond_first")),
                 f"{100 * early['held']:.1f}",
             )
             lines.append(f"| {' | '.join(map(str, cells))} |")

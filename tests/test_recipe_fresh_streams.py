@@ -156,10 +156,10 @@ def test_known_facts_are_left_out_and_intervals_go_by_file(recipe: Any, tmp_path
             "failed": failed,
         }
 
-    def keep(group: str, way: str, rows: list[dict[str, Any]], which: str = "test") -> None:
+    def keep(group: str, way: str, rows: list[dict[str, Any]], which: str = "test", at: int = 4) -> None:
         job = recipe.Job(way, 0.1, which)
         more = {"drift": [[2.0, 4]], "steps": 1, "seconds": 0.0, "failures": []}
-        recipe.Journal(args, group).keep(job, 4, True, rows, **more)
+        recipe.Journal(args, group).keep(job, at, True, rows, **more)
 
     keep("reading", figures.BARE, [row(0, 1.0, exact=1.0), *(row(n, 4.0) for n in (1, 2, 3))])
     keep("uniform", figures.UNIFORM, [row(0, 9.0), row(1, 1.0, 1.0), row(2, 3.0), row(3, 0.0, failed="no")])
@@ -172,6 +172,13 @@ def test_known_facts_are_left_out_and_intervals_go_by_file(recipe: Any, tmp_path
     assert told["gain_ci"] == pytest.approx([1 / 8, 3 / 4])
     assert told["exact"] == pytest.approx(1 / 3) and told["kl"] == pytest.approx(0.5)
     assert told["failed_questions"] == 1
+    # Reading on: the first of these has lost 3 nats of the 12, the others are as they were.
+    keep("uniform", figures.UNIFORM, [row(0, 9.0), row(1, 4.0), row(2, 3.0), row(3, 4.0)], at=8)
+    later = figures.figures(tmp_path)["rows"]
+    (on,) = [each for each in later if each["way"] == figures.UNIFORM and each["taken"] == 8]
+    assert on["beyond_first"][0] == pytest.approx(-3 / 12)
+    assert on["beyond_first"][1] == pytest.approx([-3 / 4, 0])
+    assert all("beyond_first" not in each for each in later if each["taken"] == 4)
 
 
 def test_the_control_keeps_the_questions_and_changes_the_texts(recipe: Any, tmp_path: Path) -> None:
