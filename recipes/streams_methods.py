@@ -131,8 +131,8 @@ def camels(ready: Prepared, args: argparse.Namespace) -> Path:
         )
         return common.learn(method, small, *materials, training, work, name, start)
 
-    places = run("places", replace(method, aim="places"), 2e-4, args.places_passes, None)
-    run("answers", method, 1e-4, args.camels_passes, places)
+    places = run("places", replace(method, aim="places"), args.places_rate, args.places_passes, None)
+    run("answers", method, args.answers_rate, args.camels_passes, places)
     return path
 
 
