@@ -142,8 +142,10 @@ def tasks(rows: Rows) -> dict[str, Any]:
 
 
 def _others(name: str, by_name: Rows) -> Iterator[tuple[str, str]]:
-    """Yield what a method is compared with: LoRA after as many steps, for ATTEMPT its best source."""
+    """Yield what a method is compared with: examples in context, LoRA after as many steps, a best source."""
     method, _, steps = name.rpartition(", ")
+    if method and "in-context" in by_name:
+        yield "against_in_context", "in-context"
     for called, other in (
         ("against_lora", LORA),
         ("against_best_source", "best source"),

@@ -43,7 +43,9 @@ def test_answers_are_compared_within_tasks_whatever_their_lengths() -> None:
     base = {"tasks/test/base/0 a": marked([4.0, 4.0]), "tasks/test/base/0 b": marked([40.0, 40.0, 40.0])}
     mine = {"tasks/test/ia3/1/0 a": marked([2.0, 2.0]), "tasks/test/ia3/1/0 b": marked([20.0, 20.0, 20.0])}
     lora = {"tasks/test/lora/1/0 a": marked([4.0, 4.0], True), "tasks/test/lora/1/0 b": marked([40.0] * 3)}
-    found = tasks({**base, **mine, **lora})
+    shown = {"tasks/test/in-context/0 a": marked([3.0, 3.0]), "tasks/test/in-context/0 b": marked([30.0] * 3)}
+    found = tasks({**base, **mine, **lora, **shown})
+    assert found["ia3, 1 steps"]["against_in_context"]["saved"] == pytest.approx(1 / 3)
     assert found["ia3, 1 steps"]["saved"] == pytest.approx(0.5)
     assert found["ia3, 1 steps"]["against_lora"]["saved"] == pytest.approx(0.5)
     assert found["lora, 1 steps"]["saved"] == pytest.approx(0.0)
