@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import server_curve, server_http, server_sizes
+from bench import server_curve, server_first, server_http, server_sizes
 from bench.served import MODEL, WAY, Served, served, spread, until
 from uptake.server.keys import Limits
 
@@ -192,6 +192,7 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
     "mixing": mixing,
     "http": server_http.http,
     "waits": waits,
+    "first": server_first.first,
     "leaving": leaving,
     "ready": ready,
     "sizes": server_sizes.sizes,
@@ -269,6 +270,9 @@ GOALS = [
     Goal("the same, a token", "http.stock_door_a_token", 3),
     Goal("first token of a kept state over the base's, ms", "waits.hit_over_base", 1, most=10),
     Goal("first token of a state that is made over adapting's, ms", "waits.made_over_adapting", 1, most=15),
+    Goal("CPU ms of the engine to the base's first token", "first.base.all", 1),
+    Goal("the same to a kept state's", "first.hit.all", 1),
+    Goal("the same to that of a state that is made, but for adapting", "first.made.all", 1),
     Goal("a session's hit against its making, k=20, times sooner", "waits.session_times", 0, least=20),
     Goal(
         "a client leaves: ms until its row is free",
