@@ -1,4 +1,4 @@
-"""Where the time to a first token goes within the engine, in CPU milliseconds: a busy machine changes them little.
+"""Where the time to a first token goes within the engine, in CPU ms, which a busy machine changes little.
 
 One request after another: of the base, of a state that is made, and of one that is kept.
 """
