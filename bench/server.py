@@ -327,7 +327,7 @@ def main() -> None:
     asked = parser.parse_args()
     found = json.loads(asked.json.read_text()) if asked.json.exists() else {}
     if not asked.show:
-        name = asked.model.resolve().name
+        name = asked.model.absolute().name  # of a link, where it is one
         large = sum(each.stat().st_size for each in asked.model.glob("*.safetensors")) > 2 * LARGE
         for part in asked.only.split(","):
             started = time.monotonic()
