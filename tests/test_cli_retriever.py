@@ -75,3 +75,21 @@ def test_what_does_not_fit_is_said_in_a_line(
     refused(run("train", "retro", "--out", out), "--model")
     refused(run("index", "search", hybrid, "pump", "--query-encoder", out), "no query-encoder at")
     refused(run("index", "search", hybrid, "pump", "--search-by", "near"), "near")
+
+
+def test_nothing_to_learn_from_is_said_with_the_cure(
+    run: Run, world: World, hybrid: Path, asked: Path, tmp_path: Path
+) -> None:
+    elsewhere = write_lines(
+        tmp_path / "q.jsonl", {"question": "What holds the pump?", "answers": ["a seal"], "document": "none"}
+    )
+    train = ["train", "retriever", "--out", tmp_path / "q.safetensors"]
+    marked = run(*train, "--store", hybrid, "--questions", elsewhere, "--loss", "contrastive")
+    refused(marked, "none of 1 has two candidates", "name documents of the store in the questions")
+    empty = tmp_path / "empty.store"
+    Datastore.create(empty, encoder=f"lm:{world.model}")
+    refused(
+        run(*train, "--store", empty, "--questions", asked, "-m", world.model),
+        "no passage is found for any of 6 questions",
+        f"uptake index add {empty}",
+    )

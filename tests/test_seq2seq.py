@@ -31,7 +31,9 @@ from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.rag import Rag
 from uptake.methods.retro import Retro
+from uptake.store import Datastore
 from uptake.text.tokenizer import Tokenizer
+from uptake.text.types import Document
 
 KINDS = ("t5", "switch", "bart")
 QUESTION, ANSWER = "who saw max? ", "lou saw max."
@@ -224,6 +226,17 @@ def test_every_method_works_on_it_or_refuses_it_in_one_line(name: str) -> None:
         assert torch.equal(scores.log_probs, base.log_probs) == (name == "base")
         assert isinstance(answering.generate("so ", 4), str)
     assert fingerprint(model.module) == before
+
+
+@pytest.mark.parametrize("name", ["adapter-mixture", "attempt", "camels", "fwl", "mac", "mltd", "retro"])
+def test_nobody_is_sent_to_prepare_what_an_encoder_decoder_cannot_have(name: str, tmp_path: Path) -> None:
+    """Without a trained network, and over a store without chunks, it is the model that is refused."""
+    store = Datastore.create(tmp_path / "s", retriever="lexical")
+    store.add([Document("a", "the cat sat on the mat. " * 9)])
+    with pytest.raises(BadInput) as refused:
+        methods.find(name).method.check(toys.seq2seq(), store.source("a dog"))
+    line = str(refused.value)
+    assert "use a causal model" in line or "give another reader" in line, line
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -82,5 +82,8 @@ def candidates(
             )
         )
     if not any(one.passages for one in found):
-        raise BadInput(f"{store.path}: no passage is found for any of {len(questions)} questions")
+        raise BadInput(
+            f"{store.path}: no passage is found for any of {len(questions)} questions; add text to it with "
+            f"`uptake index add {store.path}`"
+        )
     return found

@@ -179,7 +179,12 @@ def train(
     if not useful:
         raise BadInput(
             f"no question to train {tuning.loss} on: none of {len(asked)} has two candidates"
-            + (" and its right passage among them" if marked else "")
+            + (
+                " and its right passage among them: name documents of the store in the questions, or learn "
+                "from a reader"
+                if marked
+                else ": add text to the store"
+            )
         )
     generator = torch.Generator().manual_seed(tuning.seed)
     width = useful[0].candidates.shape[1]

@@ -204,6 +204,7 @@ class WithNetwork(Learner[EpisodeT]):
                 )
             return self.trained
         if not self.weights:
+            self.fresh(lm)  # refuses a model for which nobody could train one
             verb = type(self).__name__.lower()
             raise BadInput(
                 f"{verb} has no trained network: make one with `uptake train`, give it with "

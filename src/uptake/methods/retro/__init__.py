@@ -19,6 +19,7 @@ from uptake.adaptation.delta import wide
 from uptake.adaptation.trainable.places import blocks
 from uptake.codec import dumps, loads
 from uptake.errors import BadInput
+from uptake.lm.attention_hook import find
 from uptake.lm.base import LM
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.composed import FrozenModelMethod
@@ -225,6 +226,7 @@ class Retro(Learned[RetroState, TextEpisode | QuestionEpisode], FrozenModelMetho
         return ("chunks",)
 
     def check(self, lm: LM, source: Source | None = None) -> None:
+        find(module_of(lm), ())  # a model that cannot read chunks needs none in its store
         chunks = None if source is None else source.chunks(lm.tokenizer.fingerprint)
         self.adapted([dataclasses.replace(self.init(lm), chunks=chunks)], lm)
 
