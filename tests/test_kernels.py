@@ -24,7 +24,8 @@ def anonymous():
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
 
 torch.set_num_threads(1)
-layers = [torch.nn.Linear(wide, out, bias=False).to(torch.bfloat16) for wide, out in ((576, 1536), (1536, 576))]
+shapes = (576, 1536), (1536, 576)
+layers = [torch.nn.Linear(*shape, bias=False).to(torch.bfloat16) for shape in shapes]
 
 def passage(length):
     text = torch.ones(1, length, 576, dtype=torch.bfloat16, requires_grad=True)
@@ -60,5 +61,6 @@ def test_texts_of_many_lengths_do_not_fill_the_memory(loading: str) -> None:
 
 def test_what_the_environment_says_stays() -> None:
     first, *others = kernels.LIMITS
-    code = f"import os; import uptake; uptake.load({str(DEMO)!r}); print(*map(os.environ.get, {kernels.LIMITS!r}))"
+    asked = f"print(*map(os.environ.get, {kernels.LIMITS!r}))"
+    code = f"import os; import uptake; uptake.load({str(DEMO)!r}); {asked}"
     assert said(code, **{first: "7"}).split() == ["7", *[str(kernels.KEPT)] * len(others)]
