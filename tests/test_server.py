@@ -335,13 +335,13 @@ def test_texts_become_tokens_and_texts_again(server: Running, lm: LM) -> None:
     assert server.post("/tokenize", {"prompt": ""}).json()["tokens"] == [0]
     assert server.post("/detokenize", {"tokens": found["tokens"]}).json() == {"prompt": "é cat"}
     assert server.http.get("/tokenizer_info").json()["eos_token"] == "<|end|>"
-    assert server.post("/detokenize", {"tokens": [999]}).json()["error"]["param"] == "tokens"
+    assert server.post("/detokenize", {"tokens": [999]}).json()["error"]["param"] == "tokens.0"
 
 
 WRONG: list[tuple[str, str, Any, int, str | None]] = [
     ("POST", "/v1/completions", {"model": "other", "prompt": "a"}, 404, "model"),
     ("POST", "/v1/completions", {"model": "toy"}, 400, "prompt"),
-    ("POST", "/v1/completions", {"model": "toy", "prompt": [999]}, 400, "prompt"),
+    ("POST", "/v1/completions", {"model": "toy", "prompt": [999]}, 400, "prompt.0"),
     ("POST", "/v1/completions", {"model": "toy", "prompt": "a" * 300}, 400, "prompt"),
     ("POST", "/v1/completions", {"model": "toy", "prompt": "a", "max_tokens": 256}, 400, "prompt"),
     (
@@ -469,6 +469,35 @@ def test_a_long_text_is_scored_window_by_window_while_others_write(server: Runni
     assert len(lm.tokenizer.encode(text)[0]) > lm.window
     (wanted,) = lm.score([Segment(text)])
     assert -found["bits"] * math.log(2) == pytest.approx(wanted.log_probs.sum().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "given", "param"),
+    [
+        ("/v1/completions", "prompt", [1, 99_999], "prompt.1"),
+        ("/v1/completions", "prompt", [[1], [2, 1 << 70]], "prompt.1.1"),
+        ("/detokenize", "tokens", [1, 1 << 40], "tokens.1"),
+    ],
+)
+def test_a_token_that_the_model_has_not_is_named_by_its_place(
+    server: Running, path: str, field: str, given: Any, param: str
+) -> None:
+    most = server.door.tokenizer.get_vocab_size()
+    found = server.post(path, {"model": "toy", field: given})
+    error = found.json()["error"]
+    assert (found.status_code, error["param"]) == (400, param)
+    wrong = given[1] if isinstance(given[1], int) else given[1][1]
+    assert error["message"] == f"{param} {wrong} is none of the {most:,} tokens of this model"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/detokenize"])
+def test_tokens_that_the_model_has_are_taken(server: Running, path: str) -> None:
+    most = server.door.tokenizer.get_vocab_size()
+    for tokens in ([0], [1, most - 1]):
+        field = "tokens" if path == "/detokenize" else "prompt"
+        assert server.post(path, {"model": "toy", field: tokens, "max_tokens": 1}).status_code == 200
+    if path == "/detokenize":
+        assert server.post(path, {"tokens": []}).json() == {"prompt": ""}
 
 
 def test_what_is_no_json_is_refused_before_it_is_read(server: Running) -> None:

@@ -111,17 +111,17 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 @pytest.mark.parametrize(
     ("kind", "more", "param", "says"),
     [
-        (wire.Completion, {"model": None}, "model", "valid string"),
-        (wire.Completion, {"prompt": None}, "prompt", "valid"),
-        (wire.Completion, {"prompt": []}, "prompt", "at least 1"),
-        (wire.Completion, {"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
-        (wire.Completion, {"max_tokens": True}, "max_tokens", "valid integer"),
-        (wire.Completion, {"max_tokens": "7"}, "max_tokens", "valid integer"),
-        (wire.Completion, {"temperature": 2.1}, "temperature", "less than or equal to 2"),
-        (wire.Completion, {"top_p": 0}, "top_p", "greater than 0"),
-        (wire.Completion, {"n": 9}, "n", "less than or equal to 8"),
-        (wire.Completion, {"stop": ["a"] * 5}, "stop", "at most 4"),
-        (wire.Completion, {"logprobs": 21}, "logprobs", "less than or equal to 20"),
+        (wire.Completion, {"model": None}, "model", "null: give a text"),
+        (wire.Completion, {"prompt": None}, "prompt", "null: give a text, a list of texts, tokens"),
+        (wire.Completion, {"prompt": []}, "prompt", "is an empty list: give a text or tokens"),
+        (wire.Completion, {"max_tokens": -1}, "max_tokens", "-1: give 0 or more"),
+        (wire.Completion, {"max_tokens": True}, "max_tokens", "true: give a whole number"),
+        (wire.Completion, {"max_tokens": "7"}, "max_tokens", '"7": give a whole number'),
+        (wire.Completion, {"temperature": 2.1}, "temperature", "give 2 or less"),
+        (wire.Completion, {"top_p": 0}, "top_p", "give more than 0"),
+        (wire.Completion, {"n": 9}, "n", "give 8 or less"),
+        (wire.Completion, {"stop": ["a"] * 5}, "stop", "give at most 4 at once"),
+        (wire.Completion, {"logprobs": 21}, "logprobs", "give 20 or less"),
         (wire.Completion, {"best_of": 2}, "best_of", "not supported"),
         (wire.Completion, {"suffix": "x"}, "suffix", "not supported"),
         (wire.Completion, {"presence_penalty": True}, "presence_penalty", "not supported"),
@@ -129,8 +129,8 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
         (wire.Completion, {"uptake": {"metod": "ttt-nn"}}, "uptake.metod", "did you mean 'method'"),
         (wire.Completion, {"uptake": {"zzz": 1}}, "uptake.zzz", "there are method"),
         (wire.Completion, {"uptake": {"budget": {"step": 1}}}, "uptake.budget.step", "did you mean 'steps'"),
-        (wire.Completion, {"uptake": {"k": 1.5}}, "uptake.k", "valid integer"),
-        (wire.Chat, {"messages": []}, "messages", "at least 1"),
+        (wire.Completion, {"uptake": {"k": 1.5}}, "uptake.k", "1.5: give a whole number"),
+        (wire.Chat, {"messages": []}, "messages", "give one at least"),
         (wire.Chat, {"messages": [{"role": "tool", "content": ""}]}, "messages.0.role", "'system'"),
         (wire.Chat, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "text"),
         (
@@ -142,6 +142,15 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
         (wire.Chat, {"tools": [{}]}, "tools", "not supported"),
         (wire.Chat, {"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         (wire.Chat, {"top_logprobs": 2}, "top_logprobs", "set both"),
+        (wire.Completion, {"temperature": "hot"}, "temperature", '"hot": give a number'),
+        (wire.Completion, {"stop": 5}, "stop", "5: give a text or a list"),
+        (wire.Completion, {"stop": [None]}, "stop.0", "null: give a text"),
+        (wire.Completion, {"uptake": 1}, "uptake", "1: give an object"),
+        (wire.Completion, {"uptake": {"texts": [5]}}, "uptake.texts.0", "5: give a text or an object"),
+        (wire.Completion, {"uptake": {"on_limit": "no"}}, "uptake.on_limit", "give 'answer' or 'fail'"),
+        (wire.Chat, {"messages": ["hi"]}, "messages.0", '"hi": give an object'),
+        (wire.Chat, {"messages": "hi"}, "messages", '"hi": give a list'),
+        (wire.Chat, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "a text or a list"),
     ],
 )
 def test_a_wrong_value_is_named(
@@ -155,6 +164,54 @@ def test_a_wrong_value_is_named(
         assert caught.value.param is not None and caught.value.param.split(".")[
             : param.count(".") + 1
         ] == param.split(".")
+
+
+TOKEN = "a token is a whole number from 0, as /tokenize gives it"
+INPUTS = "give a text, a list of texts, tokens as whole numbers, or a list of lists of them"
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "says"),
+    [
+        ([], "", " is an empty list: give a text or tokens"),
+        ([[]], ".0", " is an empty list: give tokens, or leave it out"),
+        ([[1], []], ".1", " is an empty list: give tokens, or leave it out"),
+        ([1.0], ".0", f" 1.0: {TOKEN}"),
+        ([1, 1e30], ".1", f" 1e+30: {TOKEN}"),
+        ([True, 1], ".0", f" true: {TOKEN}"),
+        ([1, False], ".1", f" false: {TOKEN}"),
+        ([-1], ".0", f" -1: {TOKEN}"),
+        ([1, "a"], ".1", f' "a": {TOKEN}'),
+        ([1, [2]], ".1", f" [2]: {TOKEN}"),
+        ([1, None], ".1", f" null: {TOKEN}"),
+        ([[1], [2, -3]], ".1.1", f" -3: {TOKEN}"),
+        ([[1.5]], ".0.0", f" 1.5: {TOKEN}"),
+        ([["a"]], ".0.0", f' "a": {TOKEN}'),
+        ([[[1]]], ".0.0", f" [1]: {TOKEN}"),
+        (["a", 1], ".1", " 1 stands among texts: give texts alone"),
+        (["a", [1]], ".1", " [1] stands among texts: give texts alone"),
+        (["a", None], ".1", " null stands among texts: give texts alone"),
+        ([[1], "a"], ".1", ' "a" stands among lists of tokens: give lists of tokens alone'),
+        ([[1], 2], ".1", " 2 stands among lists of tokens: give lists of tokens alone"),
+        ([None], ".0", f" null: {INPUTS}"),
+        ([{"type": "text"}], ".0", f' {{"type": "text"}}: {INPUTS}'),
+        (None, "", f" null: {INPUTS}"),
+        ({}, "", f" {{}}: {INPUTS}"),
+        (True, "", f" true: {INPUTS}"),
+        (1.5, "", f" 1.5: {INPUTS}"),
+        (["a"] * 3000, "", " has 3,000 texts: give at most {most:,} at once"),
+        ([[1]] * 3000, "", " has 3,000 lists of tokens: give at most {most:,} at once"),
+    ],
+)
+@pytest.mark.parametrize(("kind", "field"), [(wire.Completion, "prompt"), (wire.Embeddings, "input")])
+def test_what_is_no_text_and_no_token_is_named_with_the_cure(
+    kind: type[wire.Shape], field: str, given: Any, place: str, says: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        wire.read(kind, {"model": "m", field: given})
+    assert caught.value.param == field + place
+    told = says.replace("{most:,}", f"{kind.either[field]:,}")
+    assert caught.value.message == field + place + told
 
 
 def test_a_field_left_out_is_named() -> None:
@@ -188,10 +245,13 @@ def test_prompts_of_all_four_kinds(given: Any, prompts: list[Any]) -> None:
 
 @settings(max_examples=300)
 @given(
-    st.sampled_from([wire.Completion, wire.Chat, wire.Score]),
+    st.sampled_from([wire.Completion, wire.Chat, wire.Score, wire.Embeddings]),
     st.dictionaries(
         st.sampled_from(
-            ["model", "prompt", "messages", "n", "stop", "uptake", "seed", "logprobs", "text", "compare"]
+            [
+                *("model", "prompt", "messages", "n", "stop", "uptake", "seed", "logprobs", "text"),
+                *("compare", "input"),
+            ]
         )
         | st.text(max_size=5),
         JSON,
@@ -203,7 +263,8 @@ def test_any_object_is_a_request_or_a_refusal_in_one_line(
     try:
         wire.read(kind, body)
     except ApiError as error:
-        assert error.status == 400 and len(error.message) < 1000
+        assert error.status == 400 and len(error.message) < 1000 and error.message.isprintable()
+        assert "should be" not in error.message  # pydantic's own words, which tell of Python
 
 
 # Frames between the processes.

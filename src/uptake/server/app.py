@@ -27,6 +27,7 @@ from uptake.server.keys import LOCAL, Key, Keys
 from uptake.server.lens import add_page
 from uptake.server.meter import Meter
 from uptake.server.receiving import received
+from uptake.server.refusals import known_tokens
 from uptake.server.routing import Routes
 from uptake.server.sizes import Sizes
 from uptake.server.tokenizing import add_tokenizer
@@ -190,6 +191,7 @@ def make_app(door: Door) -> ASGIApp:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Completion)
         door.known(asked.model)
+        known_tokens("prompt", asked.prompt, door.tokenizer.get_vocab_size(), "this model")
         for prompt in asked.prompts:
             if isinstance(prompt, str):
                 await door.fits([prompt], "prompt")

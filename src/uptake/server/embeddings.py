@@ -36,7 +36,7 @@ def add_embeddings(routes: Routes, door: "Door") -> None:
             told = f"dimensions {asked.dimensions}: vectors of {about['id']} have {size}, and no part of one "
             raise bad(told + "is as near to the whole: leave it out", "dimensions")
         cost = sum(len(each) if isinstance(each, list) else len(each) // 3 + 1 for each in asked.inputs)
-        frame = {"op": "embed", "input": asked.inputs}
+        frame = {"op": "embed", "input": asked.inputs, "alone": not asked.many}
 
         def told_of(found: Any) -> Told:
             vectors = _vectors(found["vectors"], size, asked.encoding_format == "base64")

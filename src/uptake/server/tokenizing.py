@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from uptake.server import wire
-from uptake.server.errors import bad
+from uptake.server.refusals import known_tokens
 from uptake.server.routing import Routes
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def add_tokenizer(routes: Routes, door: "Door") -> None:
         key = door.key(request, "infer")
         asked = await door.body(request, wire.Detokenize)
         door.admission.visit(key)
-        most = door.tokenizer.get_vocab_size()
-        if asked.tokens and max(asked.tokens) >= most:
-            raise bad(f"token {max(asked.tokens)} is none of the {most:,} of this model", "tokens")
+        known_tokens("tokens", asked.tokens, door.tokenizer.get_vocab_size(), "this model")
         text = await asyncio.to_thread(door.tokenizer.decode, asked.tokens, skip_special_tokens=False)
         return JSONResponse({"prompt": text})
 

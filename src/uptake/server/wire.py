@@ -4,8 +4,6 @@ What is unknown at the top is passed over and told; what is unknown within `upta
 is known and not supported, unless its value means nothing. This file knows no model.
 """
 
-import difflib
-from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -20,6 +18,7 @@ from pydantic import (
 )
 
 from uptake.server.errors import ApiError, bad
+from uptake.server.refusals import refusal
 
 MOST_CHOICES = 8
 MOST_STOPS = 4
@@ -31,7 +30,7 @@ MOST_INPUTS = 2048
 
 Number = StrictFloat | StrictInt
 Text = StrictStr
-Ids = list[Annotated[StrictInt, Field(ge=0, lt=1 << 31)]]
+Ids = list[Annotated[StrictInt, Field(ge=0)]]
 Seed = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 64)]
 Count = Annotated[StrictInt, Field(ge=0, le=MOST_TOKENS)]
 
@@ -96,6 +95,8 @@ class Shape(BaseModel):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
     # Known, without effect here, and no reason to say so.
     silent: ClassVar[frozenset[str]] = frozenset({"user", "metadata", "store", "safety_identifier"})
+    # Texts or tokens, one or many: the most of them.
+    either: ClassVar[dict[str, int]] = {}
 
     @property
     def ignored(self) -> list[str]:
@@ -144,6 +145,7 @@ class Completion(Generation):
         "frequency_penalty": (None, 0),
         "logit_bias": (None, {}),
     }
+    either: ClassVar[dict[str, int]] = {"prompt": MOST_PROMPTS}
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
@@ -260,6 +262,7 @@ class Score(Shape):
 class Embeddings(Shape):
     """A body of /v1/embeddings."""
 
+    either: ClassVar[dict[str, int]] = {"input": MOST_INPUTS}
     model: Text
     input: (
         Text
@@ -274,7 +277,13 @@ class Embeddings(Shape):
         super().check()
         for place, text in enumerate(self.inputs):
             if not text:
-                raise bad("an empty text has no vector: leave it out", f"input.{place}")
+                where = f"input.{place}" if self.many else "input"
+                raise bad("an empty text has no vector: leave it out", where)
+
+    @property
+    def many(self) -> bool:
+        """Whether a list of inputs was sent, be it of one."""
+        return not isinstance(self.input, str) and not isinstance(self.input[0], int)
 
     @property
     def inputs(self) -> list[str | list[int]]:
@@ -300,6 +309,13 @@ class Detokenize(Shape):
 
 
 ShapeT = TypeVar("ShapeT", bound=Shape)
+# The fields of each object within a body; None stands for the `uptake` object.
+_SHAPES: dict[Any, list[str]] = {
+    None: [*Adaptation.model_fields],
+    "budget": [*Budget.model_fields],
+    Compared.__name__: [*Compared.model_fields],
+    EditText.__name__: [*EditText.model_fields],
+}
 
 
 def read(kind: type[ShapeT], body: dict[str, Any]) -> ShapeT:
@@ -307,43 +323,9 @@ def read(kind: type[ShapeT], body: dict[str, Any]) -> ShapeT:
     try:
         found = kind.model_validate(body)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error, body, kind.either, _SHAPES) from None
     found.check()
     return found
-
-
-def _refusal(error: ValidationError) -> ApiError:
-    """Return the first thing that is wrong, by its place, what was given, and what may be."""
-    # Of alternatives, such as a text or tokens, pydantic tells what each lacks: that something is of another
-    # kind says least. Nor did a client write the names of alternatives.
-    errors = error.errors(include_url=False, include_context=False)
-    first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
-    place = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
-    alternatives = ("str", "int", "float", "bool", Compared.__name__, EditText.__name__)
-    place = [part for part in place if part not in alternatives]
-    param = ".".join(map(str, place)) or None
-    if first["type"] == "extra_forbidden":
-        return bad(f"{param}: there is no such field{_meant(first['loc'])}", param, "unknown_field")
-    if first["type"] == "missing":
-        return bad(f"{param} is missing: give it", param, "missing_field")
-    rule = first["msg"].removeprefix("Input ")
-    return bad(f"{param} {_shown(first['input'])}: it {rule}", param)
-
-
-def _meant(place: tuple[int | str, ...]) -> str:
-    shapes: dict[Any, type[BaseModel]] = {
-        "budget": Budget,
-        Compared.__name__: Compared,
-        EditText.__name__: EditText,
-    }
-    fields: Iterable[str] = shapes.get(place[-2], Adaptation).model_fields
-    near = difflib.get_close_matches(str(place[-1]), list(fields), 1)
-    return f": did you mean {near[0]!r}?" if near else f", there are {', '.join(fields)}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def _same(value: Any, neutral: Any) -> bool:

@@ -27,7 +27,7 @@ class Embedder:
     def begin(self, frame: dict[str, Any]) -> None:
         """Let a request wait for its turn."""
         self._wanted.add(frame["id"])
-        self._thread.submit(self._embed, frame["id"], frame["input"])
+        self._thread.submit(self._embed, frame["id"], frame["input"], frame["alone"])
 
     def cancel(self, number: int) -> None:
         """End a request, after the piece that is being embedded."""
@@ -39,10 +39,10 @@ class Embedder:
         self._thread.shutdown(cancel_futures=True)
         self._encoder.close()
 
-    def _embed(self, number: int, given: list[str | list[int]]) -> None:
+    def _embed(self, number: int, given: list[str | list[int]], alone: bool) -> None:
         vectors, tokens = bytearray(), 0
         try:
-            for part, count in self._encoder.pieces(given, whole=True):
+            for part, count in self._encoder.pieces(given, whole=True, alone=alone):
                 if number not in self._wanted:
                     return
                 vectors += part.astype("<f4").tobytes()

@@ -55,16 +55,17 @@ class Encoder:
         return np.concatenate(parts) if parts else np.empty((0, self.dimensions), np.float32)
 
     def pieces(
-        self, given: Sequence[str | list[int]], whole: bool = False
+        self, given: Sequence[str | list[int]], whole: bool = False, alone: bool = False
     ) -> Iterator[tuple[NDArray[np.float32], int]]:
         """Yield the vectors of some texts, or tokens, and how many tokens those have, piece by piece.
 
-        With `whole` a text that exceeds the window is refused.
+        With `whole` a text that exceeds the window is refused, by its place unless it was sent `alone`.
         """
         for start in range(0, len(given), PIECE):
             told = self._answer({"texts": list(given[start : start + PIECE]), "whole": whole})
             if "refused" in told:
-                raise bad(told["refused"], f"input.{start + told['place']}")
+                place = [] if alone else [start + told["place"]]
+                raise bad(told["refused"], ".".join(map(str, ["input", *place, *told["within"]])))
             if "failed" in told:
                 raise BadInput(told["failed"])
             raw = np.frombuffer(base64.b64decode(told["vectors"]), "<f4")

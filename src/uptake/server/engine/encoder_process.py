@@ -70,15 +70,20 @@ def _answered(encoder: Any, frame: dict[str, Any]) -> dict[str, Any]:
     for place, given in enumerate(frame["texts"]):
         text = given
         if isinstance(given, list):
-            if max(given) >= (most := len(encoder.tokenizer)):
-                return {"place": place, "refused": f"token {max(given)} is none of the encoder's {most:,}"}
+            most = len(encoder.tokenizer)
+            wrong = next((i for i, token in enumerate(given) if token >= most), None)
+            if wrong is not None:
+                told = f"token {str(given[wrong])[:60]} is none of the encoder's {most:,}: send the text"
+                return {"place": place, "within": [wrong], "refused": told}
             text = encoder.tokenizer.decode(given, skip_special_tokens=True)
         if frame["whole"]:
             size = _size(encoder, text)
             if size is None or size > encoder.window:
                 told = f"{len(text):,} characters" if size is None else f"{size:,} tokens"
+                if size is None and isinstance(given, list):
+                    told = f"{len(given):,} tokens"
                 told += f" are more than the {encoder.window:,} tokens that the encoder reads: cut the text"
-                return {"place": place, "refused": told}
+                return {"place": place, "within": [], "refused": told}
             tokens += size
         texts.append(text)
     try:
