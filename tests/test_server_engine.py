@@ -10,7 +10,8 @@ import pytest
 import server_world
 import uptake
 from server_world import LORA, TEXTS
-from uptake.lm.base import Segment
+from uptake.lm.base import LM, Segment
+from uptake.lm.experts import Experts
 from uptake.lm.generation import Decoding
 from uptake.lm.grid import Grid
 from uptake.methods.contract.method import Context, Evidence
@@ -110,6 +111,13 @@ def test_a_long_text_is_scored_by_its_own_adapter_whoever_writes_between_its_win
 
 
 KNN: dict[str, Any] = {"method": "knn-lm", "settings": ["neighbours=7", "temperature=20"], "store": "notes"}
+MIX: dict[str, Any] = {
+    "method": "in-context/ttt-nn",
+    "settings": ["trainable=lora(rank=2)", "learning_rate=1e-2"],
+    "store": "notes",
+    "k": 2,
+    "query": "the cat sat on",
+}
 
 
 @pytest.fixture(name="keyed")
@@ -125,22 +133,27 @@ def choices(frames: list[dict[str, Any]]) -> list[Any]:
     return [row[4] for frame in frames if frame["event"] == "tokens" for row in frame["rows"]]
 
 
-def library(turns: Turns) -> KnnMixture:
-    """kNN-LM as the library makes it, of the store that the engine has."""
-    (spec,) = method_specs(["knn-lm"], KNN["settings"]).values()
+def library(turns: Turns, way: dict[str, Any]) -> LM:
+    """A method as the library makes it, of the store that the engine has."""
+    (spec,) = method_specs([way["method"]], way["settings"]).values()
     lm, store = turns.engine.lm, turns.engine._store_of("a", "notes")
     source = store.source("the cat sat on", leak=LeakFilter.off())
     (state,) = spec.method.adapt(
-        [spec.method.init(lm)], lm, [Evidence(source.search(0), "the cat sat on", source)], Context()
+        [spec.method.init(lm)],
+        lm,
+        [Evidence(source.search(way.get("k", 0)), "the cat sat on", source)],
+        Context(),
     )
-    made = spec.method.adapted([state], lm)
-    assert isinstance(made, KnnMixture)
-    return made
+    return spec.method.adapted([state], lm)
 
 
-def test_knn_lm_writes_and_scores_what_the_library_does_in_the_shared_pass(keyed: Turns) -> None:
-    lm = library(keyed)
-    number = keyed.write(12, **KNN)
+@pytest.mark.parametrize(("way", "kind"), [(KNN, KnnMixture), (MIX, Experts)])
+def test_a_mixture_writes_and_scores_what_the_library_does_in_the_shared_pass(
+    keyed: Turns, way: dict[str, Any], kind: type[LM]
+) -> None:
+    lm = library(keyed, way)
+    assert isinstance(lm, kind)
+    number = keyed.write(12, **way)
     keyed.adapt()
     keyed.until(lambda: any(row.seat for row in keyed.engine.writer.rows))  # it sits there
     frames = keyed.finish(number)
@@ -156,17 +169,18 @@ def test_knn_lm_writes_and_scores_what_the_library_does_in_the_shared_pass(keyed
         assert token.id is not None and raw == list(names.of(token.id))
         assert log_prob == pytest.approx(token.log_prob, abs=1e-4)
         assert [value for _, value in best] == pytest.approx([v for _, v in token.alternatives], abs=1e-4)
-    (scored,) = keyed.finish(keyed.score("the cat sat on the hill.", "so", **KNN))
+    (scored,) = keyed.finish(keyed.score("the cat sat on the hill.", "so", **way))
     (own,) = lm.score([Segment("the cat sat on the hill.", "so")])
     bits = scored["answer"]["results"][0]["bits"]
     assert bits == pytest.approx(float(-own.log_probs.sum()) / math.log(2), abs=1e-3)
     (plain,) = keyed.engine.lm.score([Segment("the cat sat on the hill.", "so")])
-    assert abs(float((plain.log_probs - own.log_probs).sum())) > 0.1, "the memory says nothing here"
+    assert abs(float((plain.log_probs - own.log_probs).sum())) > 0.1, "what was read says nothing here"
 
 
-def test_rows_of_knn_lm_beside_others_write_what_they_write_alone(keyed: Turns) -> None:
+def test_rows_that_mix_beside_others_write_what_they_write_alone(keyed: Turns) -> None:
     ways: list[dict[str, Any]] = [
         KNN,
+        MIX,
         {**KNN, "method": "retomaton"},
         {**KNN, "settings": ["neighbours=7", "over=passages"], "k": 2},
         {"method": "online", "settings": [*LORA], "texts": [TEXTS[1]]},

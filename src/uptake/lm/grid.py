@@ -17,6 +17,7 @@ from uptake.adaptation.delta import LowRank
 from uptake.errors import BadInput
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
+from uptake.lm.experts import mixed
 from uptake.lm.grid_rows import Beginning, Heard, Kind, Own, RowMixture, Seat
 from uptake.lm.grid_table import Stacked, Table
 from uptake.lm.side_by_side import stands
@@ -45,6 +46,8 @@ class Grid:
 
     def takes(self, own: Own) -> bool:
         """Whether rows may differ in these weights within a pass, and their keys are those of the base."""
+        if own.experts:
+            return all(self.takes(each) for each in own.experts)
         keyed = own.mixture is None or own.mixture.key_model is self.base
         return keyed and (not own.parts or stands(self.base, [own.parts]))
 
@@ -63,6 +66,8 @@ class Grid:
 
         What has `begun` as this very row, with these tokens, is not read again.
         """
+        if own.experts:
+            return self._join_experts(own, ids)
         mixture, plain = own.mixture, not (own.parts or own.prefix)
         if begun is not None and mixture is None and begun.ids == tuple(ids):
             return self._seated(own, begun, False)
@@ -80,9 +85,27 @@ class Grid:
                 raise
         return seat
 
+    def _join_experts(self, own: Own, ids: Sequence[int]) -> Seat:
+        """Let every expert read the text and take a seat; how well each predicted it weighs them."""
+        assert own.sharing is not None
+        seat = Seat(own, torch.empty(0), len(ids), before=own.sharing.start(torch.device("cpu")))
+        told, following = list[Tensor](), torch.tensor(ids[1:], dtype=torch.long)[:, None]
+        try:
+            for each in own.experts:
+                member, log_probs, _ = self._read(each, ids, True, keyed=False)
+                member.log_probs = log_probs[-1].clone()  # a view would keep what follows every place
+                seat.members = (*seat.members, member)
+                told.append(log_probs[:-1].gather(1, following)[:, 0])
+        except BaseException:
+            self.leave(seat)
+            raise
+        _, seat.before = own.sharing.along(seat.before, torch.stack(told, -1))
+        _weigh(seat)
+        return seat
+
     def leave(self, seat: Seat) -> None:
         """Free a seat."""
-        for one in (seat, seat.beside):
+        for one in (seat, seat.beside, *seat.members):
             if one is not None and one.table is not None:
                 one.table.free(one)
                 one.table = None
@@ -92,6 +115,12 @@ class Grid:
         """Let rows read a token each; their `log_probs` say what follows, or `failed` why they do not."""
         mixing = {seat: token for seat, token in tokens.items() if seat.own.mixture is not None}
         tokens = {**tokens, **{seat.beside: token for seat, token in mixing.items() if seat.beside}}
+        weighed = {seat: token for seat, token in tokens.items() if seat.members}
+        for seat, token in weighed.items():
+            assert seat.own.sharing is not None
+            said = torch.stack([member.log_probs[token] for member in seat.members])
+            seat.before = seat.own.sharing.after(seat.before, said)
+            tokens = {**tokens, **dict.fromkeys(seat.members, token)}
         for seat in tokens:
             if seat.table is not None and seat.length == seat.table.width:
                 past = seat.table.kept(seat)
@@ -104,6 +133,9 @@ class Grid:
                 if here:
                     table.step(here)
         self._mix(mixing)
+        for seat in weighed:
+            _weigh(seat)
+            seat.length += 1
 
     def _mix(self, tokens: Mapping[Seat, int]) -> None:
         """Let rows mix what was predicted with what their keys find, all of a kind in one call."""
@@ -249,6 +281,11 @@ class Grid:
             grid.step(dict.fromkeys(seats, token))
             told.append(seats[place].log_probs)
         return torch.stack(told)
+
+
+def _weigh(seat: Seat) -> None:
+    """Let a row of experts predict as they do together."""
+    seat.log_probs = mixed([member.log_probs for member in seat.members], seat.before.logsumexp(-2))
 
 
 _Probe = tuple[Own, list[int]]

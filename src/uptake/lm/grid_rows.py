@@ -17,6 +17,7 @@ from uptake.adaptation.side_by_side import stacking
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.capabilities import FeedForwardKeys
 from uptake.lm.causal import Causal
+from uptake.lm.experts import Experts, FixedShare
 from uptake.lm.side_by_side import SideBySide
 from uptake.lm.wrappers import Prefixed, Routed
 
@@ -61,12 +62,20 @@ class Heard(Generic[MixtureT]):
 class Own:
     """All that is a row's own in a pass over the base: low rank and scales, and tokens before its text.
 
-    `mixture` is what its predictions go through afterwards.
+    `mixture` is what its predictions go through afterwards. A row of `experts` has a seat for each of them,
+    and `sharing` says how their predictions are weighed.
     """
 
     parts: Mapping[str, Part] = field(default_factory=dict)
     prefix: tuple[int, ...] = ()
     mixture: RowMixture | None = None
+    experts: "tuple[Own, ...]" = ()
+    sharing: FixedShare | None = None
+
+    @property
+    def behind(self) -> int:
+        """How many tokens stand before its text, at most."""
+        return max([len(self.prefix), *(each.behind for each in self.experts)])
 
     @property
     def kind(self) -> "Kind":
@@ -111,14 +120,18 @@ def own(lm: LM, row: int = 0) -> Own | None:
     """Return what makes up row `row` of an LM; None where it is more than a pass over the base can have."""
     if type(lm) is Prefixed:
         inner = own(lm.inner, row)
-        if inner is None or inner.prefix or inner.mixture is not None:
+        if inner is None or inner.prefix or inner.mixture is not None or inner.experts:
             return None
         return Own(inner.parts, tuple(lm.prefixes[row]))
     if isinstance(lm, RowMixture):
         inner, mixture = own(lm.inner, row), lm.at([row])
-        if inner is None or inner.mixture is not None or not isinstance(mixture, RowMixture):
+        if inner is None or inner.mixture is not None or not isinstance(mixture, RowMixture) or inner.experts:
             return None
         return replace(inner, mixture=mixture)
+    if type(lm) is Experts:
+        experts = [own(each, row) for each in lm.experts]
+        found = tuple(each for each in experts if each and each.mixture is None and not each.experts)
+        return Own(experts=found, sharing=lm.sharing) if len(found) == len(experts) else None
     if type(lm) is Routed:
         return own(lm.parts[row])
     if type(lm) is SideBySide:
@@ -148,7 +161,8 @@ class Seat:
     """One row of a grid: it has read `length` tokens, and `log_probs` [vocabulary] say what follows.
 
     Of one that is `keyed`, `keys` [width] are those of the last token. A row that mixes, and is changed, has
-    the base's keys from a second seat, `beside` it. `failed` says why a row cannot go on.
+    the base's keys from a second seat, `beside` it; one of experts sits at the seats of its `members`.
+    `failed` says why a row cannot go on.
     """
 
     own: Own
@@ -160,4 +174,5 @@ class Seat:
     keys: Tensor | None = None
     beside: "Seat | None" = None
     before: Any = None
+    members: "tuple[Seat, ...]" = ()
     failed: Exception | None = None

@@ -30,7 +30,8 @@ class Answering:
         adapted = method.adapted([state], self._lm)
         parts = None if grid is None else own(adapted)
         if grid is not None and parts is not None and grid.takes(parts):
-            return Answers(own=parts)
+            # Experts of one kind cannot be asked by themselves in turns, as a score asks them.
+            return Answers(own=parts, lm=adapted if parts.experts else None)
         return Answers(lm=adapted)
 
     def tried(self, answers: Answers, query: str, ids: Sequence[int]) -> tuple[Beginning | None, bool]:
@@ -40,9 +41,9 @@ class Answering:
         elsewhere, and where no row is known, on the query.
         """
         row = answers.own
-        if row is None or row.mixture is not None or self._grid is None:
+        if row is None or row.mixture is not None or row.experts or self._grid is None:
             lm = answers.lm
-            if row is not None and self._grid is not None:
+            if lm is None and row is not None and self._grid is not None:
                 lm = self._grid.alone(row)
             assert lm is not None
             return None, finite_after(lm, query)

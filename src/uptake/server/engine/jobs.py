@@ -324,13 +324,13 @@ class Jobs:
         """Return what a row reads. What stands before a text takes the place of an opening token."""
         opened, opening = self._read.opened(job.frame, ids), self._lm.tokenizer.opening
         chat = job.frame.get("messages") is not None
-        return [opening, *opened] if chat and (answers.own is None or answers.own.prefix) else opened
+        return [opening, *opened] if chat and (answers.own is None or answers.own.behind) else opened
 
     def _lm_of(self, answers: Answers) -> LM:
-        if answers.own is not None and self._writer.grid is not None:
-            return self._writer.grid.alone(answers.own)
-        assert answers.lm is not None
-        return answers.lm
+        if answers.lm is not None:
+            return answers.lm
+        assert answers.own is not None and self._writer.grid is not None
+        return self._writer.grid.alone(answers.own)
 
     def _echo(self, job: Job, ids: Sequence[int], answers: Answers) -> Generator[None, None, dict[str, Any]]:
         """Return a prompt's text, and its tokens with their log-probabilities, none for the first."""

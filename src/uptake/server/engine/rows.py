@@ -15,7 +15,10 @@ from uptake.text.token_bytes import TokenBytes
 
 @dataclass(frozen=True)
 class Answers:
-    """Who answers a row: what is its own in the grid, or an LM that has to be asked by itself."""
+    """Who answers a row: what is its own in the grid, or an LM that has to be asked by itself.
+
+    Where both are there, rows are written in the grid, and texts are scored by the LM.
+    """
 
     own: Own | None = None
     lm: LM | None = None
@@ -118,7 +121,7 @@ class Writer:
     def _begin(self, row: Row) -> None:
         own, lm = row.answers.own, row.answers.lm
         if own is not None:
-            most = self.base.window - len(own.prefix)
+            most = self.base.window - own.behind
         else:
             assert lm is not None
             most = lm.max_input_tokens(0)
