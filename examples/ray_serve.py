@@ -13,7 +13,7 @@ import argparse
 import asyncio
 import hashlib
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,25 @@ import httpx
 import ray
 import uvicorn
 from ray import serve
+from ray.exceptions import RayError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from uptake.server.answers import DONE, event
 from uptake.server.app import Door, make_app
 from uptake.server.calls import EngineProcess
 from uptake.server.config import Config, Recipe, StoreAt
+from uptake.server.errors import ApiError
+from uptake.server.generating import refused
 from uptake.server.keys import Keys
 from uptake.server.serving import Server, listening, options
 
 WAY = ("trainable=lora", "learning_rate=3e-4")
-HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "te", "upgrade"}
+HOP = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade"}
+BODY = {"content-length", "transfer-encoding"}
+# What is told where an engine cannot be reached, and where it ends meanwhile: as the server itself does.
+STARTING = (503, "the engine is starting: try again soon", "starting")
+RESTARTED = (500, "the engine was restarted: send it again", "engine_restarted")
 
 
 @serve.deployment(health_check_period_s=2, max_ongoing_requests=1000)
@@ -81,26 +89,35 @@ class Routing:
         secret = request.headers.get("authorization", "").partition(" ")[2].strip()
         key = self._keys.find(secret)
         place = place_of(key.tenant if key else "", len(self._engines))
-        url = await self._engines[place].url.remote()  # another one once it was started again
+        try:
+            url = await self._engines[place].url.remote()  # another one once it was started again
+        except RayError:
+            return told(*STARTING)
         asked = self._http.build_request(
             request.method,
             f"{url}{request.url.path}?{request.url.query}",
             headers=[(name, value) for name, value in request.headers.items() if name not in HOP],
-            content=await request.body(),
+            content=request.stream() if BODY & {*request.headers} else None,
         )
         return Passed(self._http, asked, place)
 
 
 class Passed(Response):
-    """What an engine answers, byte for byte; it ends once Ray says that its client has left."""
+    """What an engine answers, byte for byte, as it comes; it ends once its client has left.
+
+    A body goes on as it comes as well, however large: nothing of it is kept here. Whether the client is still
+    there is asked once it has sent all of it; one that leaves before ends it by that.
+    """
 
     def __init__(self, http: httpx.AsyncClient, asked: httpx.Request, place: int) -> None:
         super().__init__()
         self._http, self._asked, self._place = http, asked, place
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        sent = asyncio.Event()
+        self._asked.stream = Ending(self._asked.stream, sent)
         work = asyncio.create_task(self._pass(scope, receive, send))
-        gone = asyncio.create_task(_left(receive))
+        gone = asyncio.create_task(_left(receive, sent))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -111,26 +128,51 @@ class Passed(Response):
     async def _pass(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             found = await self._http.send(self._asked, stream=True)
-        except httpx.ConnectError:
-            told = {"message": "the engine is starting: try again soon", "type": "server_error"}
-            answer = {"error": {**told, "param": None, "code": "starting"}}
-            await JSONResponse(answer, 503, {"retry-after": "2"})(scope, receive, send)
+        except httpx.TransportError as error:
+            why = STARTING if isinstance(error, httpx.ConnectError) else RESTARTED
+            await told(*why)(scope, receive, send)
             return
         try:
             headers = [(n.lower().encode(), v.encode()) for n, v in found.headers.items() if n not in HOP]
             headers.append((b"x-uptake-engine", str(self._place).encode()))
             await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
-            async for part in found.aiter_raw():
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+            try:
+                async for part in found.aiter_raw():
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            except httpx.TransportError:
+                if "event-stream" not in found.headers.get("content-type", ""):
+                    raise  # what has come is a part of an answer, and its length says so
+                error = ApiError(*RESTARTED, retry=True)
+                await send(
+                    {"type": "http.response.body", "body": event(error.body()) + DONE, "more_body": True}
+                )
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await found.aclose()
 
 
-async def _left(receive: Any) -> None:
-    """Return once the client is gone."""
+class Ending(httpx.AsyncByteStream):
+    """A body that says when it has ended."""
+
+    def __init__(self, parts: Any, ended: asyncio.Event) -> None:
+        self._parts, self._ended = parts, ended
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._parts:
+            yield part
+        self._ended.set()
+
+
+async def _left(receive: Any, sent: asyncio.Event) -> None:
+    """Return once the client is gone, who has sent its body before."""
+    await sent.wait()
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def told(status: int, message: str, code: str) -> Response:
+    """Return an error in the shape that all of the server's have."""
+    return refused(ApiError(status, message, code, retry_after=2, retry=True))
 
 
 def application(configs: Sequence[Config], keys: str) -> Any:

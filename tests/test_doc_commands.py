@@ -33,6 +33,10 @@ OF_OTHERS = {
     "--lora": "llama.cpp",
     "--lora-init-without-apply": "llama.cpp",
     "--generate": "ray get-auth-token",
+    "--build-arg": "podman build",
+    "--format": "podman build",
+    "--isolation": "podman build",
+    "--stop-timeout": "podman run",
 }
 
 

@@ -1,5 +1,7 @@
 """Two engines behind one address on Ray Serve, by the example that shows it."""
 
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -13,6 +15,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 import server_world
@@ -53,6 +56,22 @@ class Cluster:
     def http(self, secret: str) -> httpx.Client:
         headers = {"authorization": f"Bearer {secret}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120)
+
+    def replica(self, place: str) -> psutil.Process:
+        """The process of an engine's server."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        (found,) = [each for each in family if f"engine-{place}" in " ".join(each.cmdline())]
+        return found
+
+    def straight(self, place: str) -> httpx.Client:
+        """A client of an engine's server, without Ray between."""
+        for line in self.replica(place).net_connections("inet"):
+            if line.status == "LISTEN":
+                http = httpx.Client(base_url=f"http://{line.laddr.ip}:{line.laddr.port}", timeout=60)
+                with contextlib.suppress(httpx.HTTPError, ValueError):
+                    if http.get("/health/live", timeout=5).json() == {"live": True}:
+                        return http
+        raise AssertionError("the engine listens nowhere")
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -109,15 +128,86 @@ def test_a_stream_passes(cluster: Cluster) -> None:
     assert streamed == ask(http, "m").json()["choices"][0]["text"]
 
 
+# Some seconds of work each: writing 32 rows, and training on many pieces.
+LONG = {"model": "m", "prompt": ["the cat"] * 4, "max_tokens": 240, "n": 8, "seed": 1}
+TRAINS = {"method": "ttt-nn", "settings": ["trainable=lora(rank=2)"], "texts": ["the cat sat. " * 4000]}
+LEAVES = {
+    "write": LONG,
+    "write, in a stream": {**LONG, "stream": True},
+    "adapt": {**LONG, "n": 1, "prompt": "a", "uptake": TRAINS},
+}
+
+
+@pytest.mark.parametrize("stage", LEAVES)
+def test_a_client_that_leaves_frees_what_it_held_on_the_engine(cluster: Cluster, stage: str) -> None:
+    _, http = tenant_at(cluster, "0")
+    key, straight = {"authorization": http.headers["authorization"]}, cluster.straight("0")
+
+    def counts() -> dict[str, float]:
+        page = straight.get("/metrics", headers=key).text
+        lines = (each.rsplit(" ", 1) for each in page.splitlines() if not each.startswith("#"))
+        return {name: float(value) for name, value in lines}
+
+    def held() -> list[float]:
+        found = counts()
+        names = [f'uptake_engine{{what="{name}"}}' for name in ("rows", "kv_bytes", "requests", "adapting")]
+        return [found[name] for name in ("uptake_running", "uptake_waiting", *names) if found[name]]
+
+    left = f'uptake_cancelled_total{{stage="{stage.split(",")[0]}"}}'
+    before = counts().get(left, 0)
+    body = LEAVES[stage]
+    with httpx.Client(base_url=cluster.url, headers=key, timeout=120) as leaving:
+        if body.get("stream"):
+            with leaving.stream("POST", "/v1/completions", json=body) as found:
+                assert next(found.iter_lines()).startswith("data: ")
+        else:
+            request = leaving.build_request("POST", "/v1/completions", json=body)
+            request.extensions["timeout"] = {"read": 0.3}
+            with pytest.raises(httpx.ReadTimeout):
+                leaving.send(request)
+    started = time.monotonic()
+    while held():
+        assert time.monotonic() - started < 5
+        time.sleep(0.01)
+    assert counts()[left] == before + 1
+
+
+def test_a_file_passes_as_it_comes_and_one_that_is_too_large_is_refused(cluster: Cluster) -> None:
+    _, http = tenant_at(cluster, "0")
+    text = b"the cat sat on the mat. " * 400_000
+    form: Any = {"files": {"file": ("a.txt", text)}, "data": {"purpose": "assistants"}}
+    made = http.post("/v1/files", **form)
+    assert made.status_code == 200 and made.json()["bytes"] == len(text)
+    assert http.get(f"/v1/files/{made.json()['id']}/content").content == text
+    told = http.post(
+        "/v1/completions", content=b"{" * (5 << 20), headers={"content-type": "application/json"}
+    )
+    assert told.status_code == 413 and told.json()["error"]["code"] == "too_large"
+
+
+def test_an_engine_that_dies_tells_those_it_was_answering(cluster: Cluster) -> None:
+    _, http = tenant_at(cluster, "1")
+    with http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as found:
+        lines = found.iter_lines()
+        next(lines)
+        cluster.replica("1").kill()
+        *_, last, end = [line.removeprefix("data: ") for line in lines if line]
+    assert end == "[DONE]" and json.loads(last)["error"]["code"] == "engine_restarted"
+    for _ in range(600):
+        again = http.get("/health/ready")
+        if again.status_code == 200:
+            break
+        # Whatever is told until another is there has the one shape.
+        assert again.json()["error"]["code"] in ("starting", "engine_restarted")
+        time.sleep(0.2)
+    assert ask(http, "m").status_code == 200
+
+
 def test_an_engine_that_dies_is_started_again_and_the_other_goes_on(cluster: Cluster) -> None:
     _, one = tenant_at(cluster, "0")
     _, other = tenant_at(cluster, "1")
     kept = one.post("/uptake/memories", json={"user": "ann", "text": "ann sat"}).json()["id"]
-    import psutil
-
-    family = psutil.Process(cluster.process.pid).children(recursive=True)
-    (replica,) = [each for each in family if "engine-0" in " ".join(each.cmdline())]
-    replica.kill()
+    cluster.replica("0").kill()
     ask(other)
     for _ in range(600):
         if one.get("/health/ready").status_code == 200:
