@@ -15,6 +15,12 @@ from server_world import Running
 pytestmark = pytest.mark.long
 CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script> the cat sat"
+STOPS = """() => {
+    const before = document.querySelector('#before');
+    new MutationObserver((_, me) => {
+        if (before.textContent.length > 3) { me.disconnect(); document.querySelector('#stop').click(); }
+    }).observe(before, {childList: true, characterData: true, subtree: true});
+}"""
 # Where pictures of the page go, for the documentation.
 PICTURES = os.environ.get("UPTAKE_PICTURES")
 
@@ -123,9 +129,9 @@ def test_stop_frees_the_rows(server: Running, browser: Any) -> None:
     page.wait_for_function("document.querySelector('#model').options.length > 1")
     page.fill("#prompt", "a")
     page.fill("#tokens", "250")
+    # Within the page, since the toy has written all before a click from here arrives.
+    page.evaluate(STOPS)
     page.click("#run")
-    page.wait_for_function("document.querySelector('#before').textContent.length > 3")
-    page.click("#stop")
     page.wait_for_function("document.querySelector('#status').textContent === 'stopped'")
     for _ in range(200):
         facts = server.http.get("/metrics").text
