@@ -281,7 +281,9 @@ def test_an_end_that_is_gone_is_told_of_even_where_something_was_left_unread() -
         ours.close()
 
 
-def test_frames_come_whole_however_they_are_cut_and_one_too_large_ends_the_connection() -> None:
+@pytest.mark.parametrize("loops", ["asyncio", "uvloop"])  # Ray Serve's replicas run on the second
+def test_frames_come_whole_however_they_are_cut_and_one_too_large_ends_the_connection(loops: str) -> None:
+    made = pytest.importorskip(loops).new_event_loop
     frames = [{"event": "tokens", "rows": [[0, "né" * size]]} for size in (0, 1, 70_000)]
     raw = b"".join(map(link.packed, frames))
 
@@ -305,7 +307,8 @@ def test_frames_come_whole_however_they_are_cut_and_one_too_large_ends_the_conne
         return got
 
     for cuts in (1 << 20, 1000, 333):
-        assert asyncio.run(run(cuts)) == frames
+        with asyncio.Runner(loop_factory=made) as runner:
+            assert runner.run(asyncio.wait_for(run(cuts), 60)) == frames
 
 
 # Keys.

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 MOST = 256 << 20  # bytes of a frame
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -78,8 +78,8 @@ class Frames(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        # Another event loop than the standard library's has classes of its own.
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         held, start = self._held, 0
