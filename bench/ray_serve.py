@@ -68,7 +68,7 @@ def straight(process: psutil.Process, place: str) -> str:
     """The address of an engine itself."""
     family = process.children(recursive=True)
     (replica,) = [each for each in family if f"engine-{place}" in " ".join(each.cmdline())]
-    for line in replica.net_connections("inet"):
+    for line in replica.net_connections("inet4"):
         if line.status == "LISTEN":
             url = f"http://{line.laddr.ip}:{line.laddr.port}"
             with contextlib.suppress(httpx.HTTPError, ValueError):
