@@ -32,6 +32,28 @@ def told(grid: Grid, row: Own, ids: Sequence[int], goes_on: Sequence[int]) -> li
     return found
 
 
+def assert_unchanged_among(lm: Causal, mine: Own, rows: Sequence[Own], drawn: random.Random) -> None:
+    """No bit of a row changes while others, drawn from `rows`, come, go on and leave; nothing is left."""
+    ids, goes_on = lm.tokenizer.opened(TEXTS[0]), list(range(1, 45))
+    alone = told(Grid(lm), mine, ids, goes_on)
+    grid, beside = Grid(lm), []
+    for _ in range(7):
+        beside.append(grid.join(drawn.choice(rows), lm.tokenizer.opened(drawn.choice(TEXTS))))
+    seat = grid.join(mine, ids)
+    assert torch.equal(seat.log_probs, alone[0])
+    for token, wanted in zip(goes_on, alone[1:], strict=True):
+        if drawn.random() < 0.5 and len(beside) < 40:
+            beside.append(grid.join(drawn.choice(rows), lm.tokenizer.opened(drawn.choice(TEXTS))))
+        if beside and drawn.random() < 0.4:
+            grid.leave(beside.pop(drawn.randrange(len(beside))))
+        some = [one for one in beside if drawn.random() < 0.7 and one.length < 120]
+        grid.step({**{one: drawn.randrange(257) for one in some}, seat: token})
+        assert torch.equal(seat.log_probs, wanted)
+    for one in [*beside, seat]:
+        grid.leave(one)
+    assert grid.seated == 0 and grid.bytes == 0
+
+
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_a_row_predicts_what_its_own_model_does(shape: str) -> None:
     lm = toys.lm(shape, window=128)
@@ -103,24 +125,7 @@ def test_neighbours_that_come_and_go_change_no_bit(shape: str) -> None:
     rows = [Own(), own_of(lm, deltas[0]), Own(own_of(lm, deltas[2]).parts, (0, 9, 9)), Own(broken)]
     rows += [own_of(lm, delta) for delta in deltas[3:]]
     for mine in [*rows[:3], rows[4]]:
-        ids, goes_on = lm.tokenizer.opened(TEXTS[0]), list(range(1, 45))
-        alone = told(Grid(lm), mine, ids, goes_on)
-        grid, beside = Grid(lm), []
-        for _ in range(7):
-            beside.append(grid.join(drawn.choice(rows), lm.tokenizer.opened(drawn.choice(TEXTS))))
-        seat = grid.join(mine, ids)
-        assert torch.equal(seat.log_probs, alone[0])
-        for token, wanted in zip(goes_on, alone[1:], strict=True):
-            if drawn.random() < 0.5 and len(beside) < 40:
-                beside.append(grid.join(drawn.choice(rows), lm.tokenizer.opened(drawn.choice(TEXTS))))
-            if beside and drawn.random() < 0.4:
-                grid.leave(beside.pop(drawn.randrange(len(beside))))
-            some = [one for one in beside if drawn.random() < 0.7 and one.length < 120]
-            grid.step({**{one: drawn.randrange(257) for one in some}, seat: token})
-            assert torch.equal(seat.log_probs, wanted)
-        for one in [*beside, seat]:
-            grid.leave(one)
-        assert grid.seated == 0 and grid.bytes == 0
+        assert_unchanged_among(lm, mine, rows, drawn)
 
 
 def own_of(lm: Causal, delta: Delta) -> Own:

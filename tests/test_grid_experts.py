@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import toys
-from test_grid import TEXTS, own_of, told
+from test_grid import TEXTS, assert_unchanged_among, own_of, told
 from uptake.adaptation.delta import Delta
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
@@ -83,23 +83,7 @@ def test_neighbours_change_no_bit_of_a_row_of_experts_nor_it_of_theirs(shape: st
     spoilt = Own(experts=(Own(), broken), sharing=FixedShare((0.5, 0.5), (0.1,)))
     rows = [Own(), own_of(lm, delta), broken, mixture, spoilt]
     for mine in [mixture, rows[1]]:
-        ids, goes_on = lm.tokenizer.opened(TEXTS[0]), list(range(1, 45))
-        alone = told(Grid(lm), mine, ids, goes_on)
-        grid = Grid(lm)
-        beside = [grid.join(drawn.choice(rows), lm.tokenizer.opened(drawn.choice(TEXTS))) for _ in range(5)]
-        seat = grid.join(mine, ids)
-        assert torch.equal(seat.log_probs, alone[0])
-        for token, wanted in zip(goes_on, alone[1:], strict=True):
-            if drawn.random() < 0.3 and len(beside) < 12:
-                beside.append(grid.join(drawn.choice(rows), lm.tokenizer.opened(drawn.choice(TEXTS))))
-            if beside and drawn.random() < 0.3:
-                grid.leave(beside.pop(drawn.randrange(len(beside))))
-            some = [one for one in beside if drawn.random() < 0.7 and one.length < 120]
-            grid.step({**{one: drawn.randrange(257) for one in some}, seat: token})
-            assert torch.equal(seat.log_probs, wanted)
-        for one in [*beside, seat]:
-            grid.leave(one)
-        assert grid.seated == 0 and grid.bytes == 0
+        assert_unchanged_among(lm, mine, rows, drawn)
 
 
 def test_an_expert_that_cannot_be_read_leaves_no_seat_behind(monkeypatch: pytest.MonkeyPatch) -> None:
