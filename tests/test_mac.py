@@ -17,7 +17,7 @@ from uptake.lm.capabilities import Layers, Slots, capability
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import TrainingData
 from uptake.methods.contract.method import Context, Evidence
-from uptake.methods.mac import Mac, MacState
+from uptake.methods.mac import Mac, MacLM, MacState
 from uptake.methods.mac.network import BaseShapes, ContextMemory
 from uptake.tasks.questions import Question
 from uptake.text.tokenizer import Tokenizer
@@ -375,3 +375,54 @@ def test_texts_of_different_length_are_answered_in_one_pass_as_each_by_itself(
             more, kept = remembering.step(going_on[row : row + 1, step : step + 1], kept)
             alone = torch.cat([alone, more], 1)
         torch.testing.assert_close(found[row, longest - len(own) :], alone[0], rtol=1e-9, atol=1e-9)
+
+
+def naive_loss(method: Mac, made: Any, lm: Causal, episode: Any) -> Tensor:
+    """The loss at `matching=0`, every document, question and token of an answer by itself."""
+    bank = torch.cat([encoded(made, lm, text) for text in episode.documents])
+    lost = []
+    for prompt, answer, seen in zip(episode.prompts, episode.answers, episode.seen, strict=True):
+        for end, target in enumerate(answer):
+            asked = [lm.tokenizer.opened("")[0], *prompt[1:], *answer[:end]]
+            lost.append(-MacLM(lm, made, bank[seen]).step(torch.tensor([asked]))[0][0, -1, target])
+    ids = torch.tensor([episode.unrelated])
+    before, after = lm.step(ids)[0][:, :-1], MacLM(lm, made, bank).step(ids)[0][:, :-1]
+    moved = (before.exp() * (before - after)).sum(-1).mean()
+    return torch.stack(lost).mean() + method.locality * moved
+
+
+def encoded(made: Any, lm: Causal, text: tuple[int, ...]) -> Tensor:
+    states, _ = lm.layers(torch.tensor([text]))
+    chosen = (states[0], states[len(states) // 2], states[-1])
+    read = torch.cat([torch.nn.functional.layer_norm(s, s.shape[-1:]) for s in chosen], -1)
+    return made.encode(read, torch.tensor([len(text)]))
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_what_is_kept_of_texts_changes_no_loss_and_is_read_once(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = toys.lm(shape, dtype=torch.float64)
+    method = replace(TOY, slots=2, matching=0.0, locality=0.5)
+    material = replace(world(KEYS[:4]), unrelated=(Document("u", "something else"),))
+    (episode,) = method.episodes(lm, material)
+    made: Any = method.fresh(lm).double().eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) / 20)
+    first, gradients = method.gradients(made, lm, episode)
+    assert first == pytest.approx(naive_loss(method, made, lm, episode).item(), abs=1e-10)
+
+    read, whole = [], type(lm)._run
+    monkeypatch.setattr(
+        type(lm), "_run", lambda self, *given, **more: read.append(1) or whole(self, *given, **more)
+    )
+    again, same = method.gradients(made, lm, episode)
+    assert len(read) == 2  # what learns: the answers', and the unrelated text's
+    assert again == first and all(map(torch.equal, same, gradients))
+
+    monkeypatch.setattr("uptake.methods.mac.reading.MOST", 0)
+    fresh = toys.lm(shape, dtype=torch.float64)
+    beyond, other = method.gradients(made, fresh, episode)
+    assert beyond == first and all(map(torch.equal, other, gradients))

@@ -13,17 +13,19 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from uptake.errors import BadInput
 from uptake.lm.base import LM, Cache, Wrapper
 from uptake.lm.capabilities import Layers, capability
+from uptake.lm.examples import Example
+from uptake.lm.read_again import predictions_again
 from uptake.lm.rows import RowCaches, each_row
 from uptake.lm.scoring import divergence
 from uptake.lm.wrappers import Routed
 from uptake.methods.contract.learned import UNTRAINED, Learned, TrainingData
 from uptake.methods.contract.method import Context, Evidence, MethodSpec, State, charged_by_row, same_base
 from uptake.methods.mac.network import BaseShapes, ContextMemory
+from uptake.methods.mac.reading import features, features_and_cache, features_of
 from uptake.tasks.asking import Asking
 from uptake.tasks.questions import Question
 from uptake.text.select import Nothing
@@ -100,7 +102,7 @@ class Mac(Learned[MacState, MacEpisode]):
         layered = capability(lm, Layers)
         states, cache = layered.layers(first, layered.start())
         shapes = tuple((keys.shape[1], keys.shape[3], values.shape[3]) for keys, values, *_ in cache)
-        sizes = BaseShapes(_features(states).shape[-1], shapes)
+        sizes = BaseShapes(features_of(states).shape[-1], shapes)
         return ContextMemory(sizes, self.width, self.slots, self.heads, self.blocks)
 
     def init(self, lm: LM) -> MacState:
@@ -134,7 +136,7 @@ class Mac(Learned[MacState, MacEpisode]):
             parts = [ids[start : start + lm.window] for start in range(0, len(ids), lm.window)]
             with torch.no_grad():
                 # Each by itself, so that what a document becomes depends on nothing else.
-                made += [_encode(network, lm, [part]) for part in parts]
+                made += [_slots(network, lm, part) for part in parts]
             pieces.append(len(parts))
         return state.after(evidence, context, slots=torch.cat(made), pieces=tuple(pieces))
 
@@ -232,22 +234,20 @@ class Mac(Learned[MacState, MacEpisode]):
         counts = torch.tensor([len(answer) for answer in episode.answers], device=lm.device)
         steps = torch.arange(longest, device=lm.device)
         places = starts[:, None] + torch.minimum(steps, counts[:, None] - 1)
-        targets = _padded(episode.answers, lm)[0]
-        log_probs, asked = _recalled(
-            network, lm, _padded(texts, lm)[0], places, bank, episode.seen.to(lm.device)
-        )
+        targets = _padded(episode.answers, lm)
+        log_probs, asked = _recalled(network, lm, texts, places, bank, episode.seen.to(lm.device))
         counted = steps < counts[:, None]
         loss = -log_probs.gather(-1, targets[..., None])[..., 0][counted].mean()
         if self.matching:
             found = network.scores(asked, bank).log_softmax(-1)  # type: ignore[operator]
             own = torch.tensor(episode.own, device=lm.device)[:, None].expand_as(counted)
             loss = loss - self.matching * found.gather(-1, own[..., None])[..., 0][counted].mean()
-        if self.locality and episode.unrelated:
-            ids = torch.tensor([episode.unrelated], device=lm.device)
-            with torch.no_grad():
-                before = lm.step(ids)[0]
-            after, _ = _recalled(network, lm, ids, torch.arange(ids.shape[1], device=lm.device)[None], bank)
-            loss = loss + self.locality * divergence(before, after).mean()
+        if self.locality and len(episode.unrelated) > 1:
+            opening, *rest = episode.unrelated
+            before = predictions_again(lm, Example((opening,), tuple(rest)))
+            every = torch.arange(len(rest), device=lm.device)[None]
+            after, _ = _recalled(network, lm, [episode.unrelated], every, bank)
+            loss = loss + self.locality * divergence(before, after[0]).mean()
         return loss
 
 
@@ -277,7 +277,7 @@ class MacLM(Wrapper):
         if lengths is not None:
             gaps = ids.shape[1] - torch.tensor(lengths, device=ids.device)[:, None]
         states, plain = self.layered.layers(ids, plain, lengths)
-        features = _features(states)
+        features = features_of(states)
         whole = features if before is None else torch.cat([before, features], 1)
         places = torch.arange(whole.shape[1] - ids.shape[1], whole.shape[1], device=ids.device)
         places = places.expand(len(ids), -1)
@@ -289,28 +289,32 @@ class MacLM(Wrapper):
 
 
 def _recalled(
-    network: Any, lm: LM, ids: Tensor, places: Tensor, bank: Tensor, seen: Tensor | None = None
+    network: Any,
+    lm: LM,
+    texts: Sequence[Sequence[int]],
+    places: Tensor,
+    bank: Tensor,
+    seen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities at some places of texts, and what asked; gradients go to the network alone."""
-    layered = capability(lm, Layers)
-    with torch.no_grad():
-        states, plain = layered.layers(ids, layered.start())
-    asked = network.query(_features(states).to(bank.dtype), places)
+    read, plain = features_and_cache(lm, texts)
+    asked = network.query(read.to(bank.dtype), places)
     slots = network.prefix(network.aggregate(asked, bank, seen))
-    return layered.step_with_slots(ids.gather(1, places), places, slots, plain), asked
-
-
-def _features(states: Sequence[Tensor]) -> Tensor:
-    """Return what the network reads of each token: embedding, middle and last layer, each normed."""
-    chosen = (states[0], states[len(states) // 2], states[-1])
-    return torch.cat([functional.layer_norm(each, each.shape[-1:]) for each in chosen], -1)
+    ids = _padded(texts, lm).gather(1, places)
+    return capability(lm, Layers).step_with_slots(ids, places, slots, plain), asked
 
 
 def _encode(network: Any, lm: LM, documents: Sequence[Sequence[int]]) -> Tensor:
-    ids, lengths = _padded(documents, lm)
-    with torch.no_grad():
-        features = _features(capability(lm, Layers).layers(ids)[0])
-    return network.encode(features.to(network.latents.dtype), lengths)  # type: ignore[no-any-return]
+    read, lengths = features(lm, documents)
+    return network.encode(read.to(network.latents.dtype), lengths)  # type: ignore[no-any-return]
+
+
+def _slots(network: Any, lm: LM, document: Sequence[int]) -> Tensor:
+    """Return the slots of a document that nobody reads again."""
+    ids = torch.tensor([document], device=lm.device)
+    read = features_of(capability(lm, Layers).layers(ids)[0])
+    length = torch.tensor([len(document)], device=lm.device)
+    return network.encode(read.to(network.latents.dtype), length)  # type: ignore[no-any-return]
 
 
 def _bank(network: nn.Module, lm: LM, episode: MacEpisode, training: bool) -> Tensor:
@@ -325,12 +329,10 @@ def _bank(network: nn.Module, lm: LM, episode: MacEpisode, training: bool) -> Te
     return bank.index_copy(0, torch.tensor(episode.kept, device=bank.device), live)
 
 
-def _padded(rows: Sequence[Sequence[int]], lm: LM) -> tuple[Tensor, Tensor]:
-    """Return ids, [rows, longest], zeros to the right, and the lengths."""
+def _padded(rows: Sequence[Sequence[int]], lm: LM) -> Tensor:
+    """Return ids, [rows, longest], zeros to the right."""
     ids = [torch.tensor(row, dtype=torch.long, device=lm.device) for row in rows]
-    return nn.utils.rnn.pad_sequence(ids, batch_first=True), torch.tensor(
-        [len(row) for row in rows], device=lm.device
-    )
+    return nn.utils.rnn.pad_sequence(ids, batch_first=True)
 
 
 def _in_order(state: MacState) -> Tensor:
