@@ -262,7 +262,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, help="after which `all` stops what is not finished")
     made.add_argument("--wait", type=float, default=0.0, help="seconds, for the model that `prepare` makes")
     made.add_argument("--documents", type=int, default=200, help="that questions are on")
-    made.add_argument("--longest", type=int, default=0, help="characters of a document; 0 is any number")
+    made.add_argument(
+        "--longest", type=int, default=0, help="characters of a document that is asked for; 0 is any number"
+    )
     made.add_argument("--length", type=int, default=1000, help="documents of the stream, others behind them")
     long = (methods.UNIFORM, methods.CAMELS, methods.MAC)
     made.add_argument(

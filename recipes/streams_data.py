@@ -64,6 +64,15 @@ def facts(data: Path, part: str, old: bool = False, longest: int = 0) -> Facts:
     return found.of([each for each in documents if len(each.text) <= longest]) if longest else found
 
 
+def beginnings(data: Path, longest: int) -> tuple[Document, ...]:
+    """Return the first `longest` characters of each document of test and train that has more."""
+    parts = (
+        [facts(data, part, old=part == "train").documents for part in ("test", "train")] if longest else []
+    )
+    long = [each for part in parts for each in part if len(each.text) > longest]
+    return tuple(replace(each, text=each.text[:longest]) for each in long)
+
+
 def teaching_and_meta(found: Facts) -> tuple[Facts, Facts]:
     """Return a third of the files, to learn the form of questions on, and the others."""
     apart = [stable_hash("teaching", each.group) % 3 == 0 for each in found.documents]
@@ -91,12 +100,14 @@ def stream_of(
     filler: Sequence[Document],
     length: int,
     other: Sequence[Document],
+    cut: Sequence[Document] = (),
 ) -> World:
-    """Return the test's documents and questions, behind them the rest and the filler, up to `length`.
+    """Return the test's documents and questions, behind them the rest, the filler and what is `cut`.
 
-    Nobody asks for those. Drift is measured on the `other` texts.
+    In all they are at most `length`. Nobody asks for those behind. Drift is measured on the `other` texts.
     """
-    more = [*rest, *sorted(filler, key=lambda each: stable_hash("filler", each.id))]
+    shuffled = (sorted(some, key=lambda each: stable_hash("filler", each.id)) for some in (filler, cut))
+    more = [*rest, *itertools.chain.from_iterable(shuffled)]
     documents = (*test.documents, *more[: max(0, length - len(test.documents))])
     return World(documents, test.questions, tuple(other))
 

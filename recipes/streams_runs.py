@@ -78,8 +78,9 @@ class Streams:
         every, filler = of("test"), of("train", old=True).documents
         test = every.first(args.documents)
         other = data.unrelated(args.minipile, "test", args.unrelated, 600)
-        # What nobody asks for: the test's other documents, then those that were learnt from.
-        made = data.stream_of(test, every.documents[len(test.documents) :], filler, args.length, other)
+        # What nobody asks for: the test's other documents, those that were learnt from, then long ones, cut.
+        rest, cut = every.documents[len(test.documents) :], data.beginnings(args.data, args.longest)
+        made = data.stream_of(test, rest, filler, args.length, other, cut)
         valid = of("valid").first(args.valid)
         watched = data.unrelated(args.minipile, "valid", 1, 600)
         whole = len(test.documents), len(made.documents)

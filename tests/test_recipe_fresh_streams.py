@@ -229,8 +229,13 @@ def test_a_small_run_reads_short_documents_alone(recipe: Any, tmp_path: Path) ->
     assert {each.document for each in short.all_questions} == {each.id for each in short.documents}
     options = ["run", f"--data={folder}", f"--minipile={tmp_path / 'pile'}", f"--longest={longest}"]
     streams = recipe.Streams.of(recipe.parser().parse_args(options))
-    told = {each.id for each in (*streams.test.documents, *streams.filler)}
-    assert "test/2.py" not in told and streams.known_at == len(short.documents)
+    assert streams.known_at == len(short.documents)
+    # Nobody asks for long ones: their beginnings stand behind all others.
+    read, texts = streams.test.documents, {each.id: each.text for each in whole.documents}
+    count = len(short.documents) + len(streams.filler)
+    assert "test/2.py" not in {each.id for each in read[:count]}
+    (cut,) = (each for each in read[count:] if each.id == "test/2.py")
+    assert cut.text == texts["test/2.py"][:longest]
 
 
 def test_weights_of_another_tokenizer_stay_where_they_are() -> None:
