@@ -288,7 +288,7 @@ class Waiting(Response):
         super().__init__()
         self._turns, self._engine, self._ticket = turns, engine, ticket
         self._frame, self._told = frame, told
-        self._used = Told({}, ticket.tokens)
+        self._used = Told({}, 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._run(scope, receive, send))
@@ -304,8 +304,11 @@ class Waiting(Response):
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._turns.turn(self._ticket)
+            # Where the client leaves now, what the engine will have done is not known: all that was reserved.
+            self._used = Told({}, self._ticket.tokens)
             self._used = self._told(await self._engine.answer(self._frame))
         except ApiError as error:
+            self._used = Told({}, 0)
             await refused(error)(scope, receive, send)
             return
         await JSONResponse(self._used.body, headers=HEADERS)(scope, receive, send)
