@@ -266,6 +266,11 @@ def main() -> None:
         "--mixtures", nargs="*", default=["BM25 + MiniLM", "contrastive + BM25"], help="what mixtures read"
     )
     parser.add_argument(
+        "--only-mixtures",
+        action="store_true",
+        help="ask after nothing but these, their best passage, the right",
+    )
+    parser.add_argument(
         "--definitions", action="store_true", help="versions: passages are definitions, changes are questions"
     )
     parser.add_argument("--read", type=int, default=5, help="versions: passages that are mixed")

@@ -25,11 +25,11 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_prior_of_a_mixture_is_as_sure_as_the_retriever_is_right(recipe: Any) -> None:
-    import retriever_answers
+    import retriever_mixtures
 
     scores = np.array([[9.0, 1.0, 0.0, 0.0, 0.0, 0.0]] * 4)
-    assert retriever_answers.prior_temperature(scores, [0, 0, 0, 0]) == min(retriever_answers.PRIORS)
-    assert retriever_answers.prior_temperature(scores, [0, 1, 2, 3]) == max(retriever_answers.PRIORS)
+    assert retriever_mixtures.prior_temperature(scores, [0, 0, 0, 0]) == min(retriever_mixtures.PRIORS)
+    assert retriever_mixtures.prior_temperature(scores, [0, 1, 2, 3]) == max(retriever_mixtures.PRIORS)
 
 
 def squad(path: Path) -> None:
@@ -65,10 +65,15 @@ def test_the_recipe_answers_and_a_second_run_asks_nothing_again(
     first = json.loads(out.read_text())["answers"]
     assert set(first["systems"]) >= {"BM25", "BM25 + MiniLM", "pdist + BM25", "closed book", "random"}
     assert first["mixtures"]["questions"] == 3
-    assert set(first["mixtures"]["prior_temperature"]) == {"BM25 + MiniLM", "contrastive + BM25"}
+    mixtures = first["mixtures"]["after"]
+    assert set(mixtures) == {"BM25 + MiniLM", "contrastive + BM25"}
+    for one in mixtures.values():
+        parts = [one[part]["questions"] for part in ("best_passage_wrong", "best_passage_right")]
+        assert sum(parts) == one["all"]["questions"] == 3
+        assert one["prior_temperature"] and "nats" in one["all"]["systems"]["RAG-sequence"]
     assert all(text for one in first["examples"] for text in one.values())
     monkeypatch.setattr(Reader, "say", lambda *_, **__: pytest.fail("asked again"))
     recipe.main()
     again = json.loads(out.read_text())["answers"]
     assert again["systems"] == first["systems"]
-    assert again["mixtures"]["differences"] == first["mixtures"]["differences"]
+    assert again["mixtures"]["after"] == first["mixtures"]["after"]
