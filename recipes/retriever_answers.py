@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from retriever_asking import Answers
 from retriever_figures import figures, interval, marks
-from retriever_mixtures import READ, Mix, ask_together, mixed, prior_temperature
+from retriever_mixtures import Mix, ask_together, mixed, prior_temperature
 from retriever_worlds import World
 
 from uptake.lm.base import LM
@@ -54,9 +54,9 @@ def answered(
     begun = time.process_time()
     table = ReaderTable(lm, world.prompt, given.work / f"{given.part}.test-table")
     table.reader = answers.reader
-    temperatures = {name: prior_temperature(*of_valid[name]) for name in given.mixtures}
+    temperatures = {name: prior_temperature(*of_valid[name], given.read) for name in given.mixtures}
     for name in given.mixtures:
-        mix = Mix(*best(systems[name][0][: given.mixed], READ), temperatures[name])
+        mix = Mix(*best(systems[name][0][: given.mixed], given.read), temperatures[name])
         right = [by_id[ids[place]] for place in gold[: given.mixed]]
         ask_together(world, answers, table, mix, right, given, note)
     asking = time.process_time() - begun

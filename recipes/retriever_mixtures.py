@@ -17,7 +17,6 @@ from uptake.retrievers.table import Entry, ReaderTable
 from uptake.tasks.questions import Question
 from uptake.text.types import Passage
 
-READ = 5  # passages that a mixture reads
 MARGINALS = ("sequence", "token")
 PRIORS = (1.0, 2.0, 4.0, 8.0, 16.0)  # temperatures of a mixture's prior, chosen on validation questions
 TOGETHER = 16  # questions asked in every way in turn: what was read of their passages is still there
@@ -72,9 +71,9 @@ def ask_together(
         note(f"mixtures answered {start + len(places)} of {len(order)}")
 
 
-def prior_temperature(scores: Scores, gold: Sequence[int]) -> float:
-    """Return what makes the right passage likeliest among the best few, where it is one of them."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :READ]
+def prior_temperature(scores: Scores, gold: Sequence[int], read: int = 5) -> float:
+    """Return what makes the right passage likeliest among the `read` best, where it is one of them."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :read]
     found = [
         (row[some], int(np.flatnonzero(some == right)[0]))
         for row, some, right in zip(scores, order, gold, strict=True)
@@ -110,7 +109,7 @@ def mixed(
     some = world.test[: given.mixed]
     told: dict[str, Any] = {}
     for name in given.mixtures:
-        mix = Mix(*best(systems[name][0][: len(some)], READ), temperatures[name])
+        mix = Mix(*best(systems[name][0][: len(some)], given.read), temperatures[name])
         table.fill(mix.entries(some, range(len(some))), given.batch_tokens)
         measured = {
             one: {key: value[: len(some)] for key, value in singles[one][0].items()}
@@ -139,7 +138,7 @@ def mixed(
             told[name][part] = {"questions": len(places), **of_these(measured, places, groups, pairs)}
         note(f"mixed after {name}")
     return {
-        "passages": READ,
+        "passages": given.read,
         "questions": len(some),
         "after": told,
         "cpu_seconds": round(time.process_time() - begun, 1),

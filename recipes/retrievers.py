@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument(
         "--definitions", action="store_true", help="versions: passages are definitions, changes are questions"
     )
-    parser.add_argument("--read", type=int, default=5, help="versions: passages that are mixed")
+    parser.add_argument("--read", type=int, default=5, help="passages that a mixture reads")
     parser.add_argument("--passes", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=32, help="prompts in one pass of the reader that answers")
