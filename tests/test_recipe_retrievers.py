@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from tests import toys
 from uptake.retrievers.reader import Reader
+from uptake.tasks.edits import Edit
+from uptake.text.types import Passage
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -30,6 +33,43 @@ def test_the_prior_of_a_mixture_is_as_sure_as_the_retriever_is_right(recipe: Any
     scores = np.array([[9.0, 1.0, 0.0, 0.0, 0.0, 0.0]] * 4)
     assert retriever_mixtures.prior_temperature(scores, [0, 0, 0, 0]) == min(retriever_mixtures.PRIORS)
     assert retriever_mixtures.prior_temperature(scores, [0, 1, 2, 3]) == max(retriever_mixtures.PRIORS)
+
+
+def test_changes_are_searched_by_their_names_and_asked_after_either_corpus(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import retriever_versions
+
+    asked = "In the Python package hub, what is the default value of `deep` in `Api.walk`?"
+    assert retriever_versions.names_in(asked) == "hub deep Api.walk"
+    edit = Edit("hub-2.0/src/api.py#3:Api.walk:default:deep", asked, "no", subject="Api.walk", old="yes")
+    passage = Passage(1, "def walk(deep=no)", document="hub-1.0/old/api.py#90:Api.walk")
+    assert retriever_versions.is_about(edit, passage)
+    assert not retriever_versions.is_about(edit, replace(passage, document="hub-1.0/old/api.py#90:Api.run"))
+    assert not retriever_versions.is_about(edit, replace(passage, document="bub-1.0/old/api.py#90:Api.walk"))
+
+    model, fresh = str(tmp_path / "model"), tmp_path / "fresh"
+    toys.module(window=512).save_pretrained(model)
+    toys.tokenizer().save_pretrained(model)
+    (fresh / "updates").mkdir(parents=True)
+    words = ["alder", "birch", "cedar"]
+    for name, value in (("before", "one"), ("after", "two")):
+        lines = [json.dumps({"id": f"{name}/{word}", "text": f"The {word} has {value}."}) for word in words]
+        (fresh / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    edits = [{"id": word, "prompt": f"The {word} has", "target": " two", "old": " one"} for word in words]
+    (fresh / "updates" / "edits.jsonl").write_text("".join(json.dumps(one) + "\n" for one in edits))
+    out = tmp_path / "out.json"
+    given = ["versions", "--model", model, "--fresh", str(fresh), "--out", str(out)]
+    given += ["--work", str(tmp_path / "work"), "--read", "2"]
+    monkeypatch.setattr(sys, "argv", ["retrievers.py", *given])
+    recipe.main()
+    found = json.loads(out.read_text())
+    assert found["edits"] == 3 and found["weights_unchanged"] is True
+    assert {name: one["passage_read_holds"] for name, one in found["corpora"].items()} == {
+        "before": {"new": 0.0, "old": 1.0},
+        "after": {"new": 1.0, "old": 0.0},
+    }
+    assert set(found["no corpus"]["said"]) == set(found["said_after_less_before"]) == {"new", "old"}
 
 
 def squad(path: Path) -> None:
