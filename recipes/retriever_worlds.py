@@ -31,21 +31,25 @@ class World:
 
 
 def squad_world(given: argparse.Namespace) -> World:
-    """All paragraphs of the file; 30 articles to train on, 8 to validate, 10 to test."""
-    read = read_questions(given.squad)
+    """All paragraphs of the file; questions on 30 articles to train on, on 8 to validate, on 10 to test."""
+    documents, parts = squad_parts(given.squad, given.passages)
+    train, valid, test = parts
+    return made(given, documents, train[: given.pool], valid[: given.valid], test[: given.test], 16)
+
+
+def squad_parts(path: Path, passages: int = 1 << 40) -> tuple[list[Document], list[list[Question]]]:
+    """Return SQuAD's paragraphs and its questions, by article: to train, validate and test with."""
+    read = read_questions(path)
     titles = sorted({d.group for d in read.documents}, key=lambda title: stable_hash("split", title))
-    documents = drawn(read.documents, given.passages)
-    here = {d.id for d in documents}
+    documents = drawn(read.documents, passages)
     title_of = {d.id: d.group for d in documents}
 
-    def part(first: int, last: int, count: int) -> list[Question]:
+    def part(first: int, last: int) -> list[Question]:
         some = set(titles[first:last])
-        asked = [q for q in read.questions if q.document in here and title_of[q.document] in some]
-        return sorted(asked, key=lambda q: stable_hash("asked", q.id))[:count]
+        asked = [q for q in read.questions if title_of.get(q.document) in some]
+        return sorted(asked, key=lambda q: stable_hash("asked", q.id))
 
-    return made(
-        given, documents, part(0, 30, given.pool), part(30, 38, given.valid), part(38, 48, given.test), 16
-    )
+    return documents, [part(0, 30), part(30, 38), part(38, 48)]
 
 
 def fresh_world(given: argparse.Namespace) -> World:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import toys
+from uptake.lm.loading import load
 from uptake.retrievers.reader import Reader
 from uptake.tasks.edits import Edit
 from uptake.text.types import Passage
@@ -117,3 +118,22 @@ def test_the_recipe_answers_and_a_second_run_asks_nothing_again(
     again = json.loads(out.read_text())["answers"]
     assert again["systems"] == first["systems"]
     assert again["mixtures"]["after"] == first["mixtures"]["after"]
+
+
+def test_a_reader_learns_on_training_articles_and_is_judged_on_validation_articles(
+    recipe: Any, tmp_path: Path
+) -> None:
+    import retriever_reader
+
+    model, out = str(tmp_path / "model"), tmp_path / "reader"
+    toys.module(window=512).save_pretrained(model)
+    toys.tokenizer().save_pretrained(model)
+    squad(tmp_path / "squad.json")
+    given = ["--model", model, "--squad", str(tmp_path / "squad.json"), "--out", str(out)]
+    given += ["--beside", model, "--train", "4", "--valid", "3", "--batch", "2"]
+    retriever_reader.main(given)
+    found = json.loads((tmp_path / "reader.json").read_text())
+    assert found["taught"]["questions"] == 4 and set(found["valid"]) == {"reader", "model"}
+    assert load(str(out)).fingerprint != load(model).fingerprint
+    retriever_reader.main(given)
+    assert json.loads((tmp_path / "reader.json").read_text()) == found, "done once"
