@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from cli_world import Run, World, made_fixture, refused, run_fixture, world_fixture, write_lines  # noqa: F401
+from tests import toys
 from uptake.evaluation.journal import Journal
 
 # The report's keys, as they were promised.
@@ -443,6 +444,16 @@ def test_what_enters_upper_blocks_is_kept_and_trained_from(run: Run, world: Worl
     refused(run(*asked, "--keep-as", "float32"), "kept as float16, asked for is float32", "--fresh")
     refused(run(*asked, "--layers", "9"), "keep what enters the top 1 to 1")
     refused(run("index", "activations", world.lexical, "-m", world.other, "--layers", "1"), "--fresh")
+
+
+@pytest.mark.parametrize("view", ["tokens", "chunks", "activations"])
+def test_a_view_is_of_a_causal_model_and_an_encoder_decoder_is_refused(
+    view: str, run: Run, world: World, tmp_path: Path
+) -> None:
+    toys.seq2seq_module().save_pretrained(tmp_path / "t5")
+    toys.tokenizer().save_pretrained(tmp_path / "t5")
+    ran = run("index", view, world.lexical, "-m", tmp_path / "t5")
+    refused(ran, f"an index of {view} needs a causal model", "give a decoder")
 
 
 def test_chunks_are_cut_once_and_another_length_is_refused(run: Run, world: World) -> None:

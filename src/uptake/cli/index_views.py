@@ -97,7 +97,7 @@ def chunks(
         from uptake.lm import loading
     inputs.set_threads(threads)
     opened = inputs.open_store(store, encoder, device, threads)
-    tokenizer = loading.load_tokenizer(model)
+    tokenizer = loading.load_causal_tokenizer(model, "an index of chunks")
     _read(
         opened,
         "chunks",

@@ -79,11 +79,22 @@ def load_causal(name: str, device: str, dtype: str, what: str) -> Causal:
 def as_causal(lm: Pretrained, what: str) -> Causal:
     """Return the model as a decoder. Raises BadInput, in a line that begins with `what`, for another."""
     if not isinstance(lm, Causal):
-        raise BadInput(
-            f"{what} needs a causal model, and {lm.name or type(lm.module).__name__} is an encoder-decoder: "
-            "give a decoder, such as SmolLM2"
-        )
+        raise _no_decoder(lm.name or type(lm.module).__name__, what)
     return lm
+
+
+def load_causal_tokenizer(name: str, what: str) -> Tokenizer:
+    """Load the tokenizer alone, for what needs a decoder, `what`. Raises BadInput for another kind."""
+    with _readable(name) as (source, _):
+        if _kind(name, source)[1] is not Causal:
+            raise _no_decoder(name, what)
+        return _tokenizer(name, source)
+
+
+def _no_decoder(name: str, what: str) -> BadInput:
+    return BadInput(
+        f"{what} needs a causal model, and {name} is an encoder-decoder: give a decoder, such as SmolLM2"
+    )
 
 
 def _kind(name: str, source: str) -> tuple[Any, type[Causal] | type[Seq2Seq]]:
