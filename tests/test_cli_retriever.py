@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cli_world import TOPICS, Run, World, made_fixture, refused, run_fixture, world_fixture, write_lines
+from tests import toys
 from uptake.store.datastore import Datastore
 from uptake.text import readers
 
@@ -58,6 +59,19 @@ def test_a_query_encoder_is_trained_and_searches(
     scored = ["compare", "-m", world.model, "-s", hybrid, "--data", world.data, "--suffix", 40, "--limit", 1]
     scored += ["--methods", "in-context", "-k", 1, "--no-leak-filter", "--query-encoder", out]
     assert run(*scored).code == 0
+
+
+def test_attention_to_passages_in_a_row_trains_where_the_window_holds_them(
+    run: Run, world: World, hybrid: Path, asked: Path, tmp_path: Path
+) -> None:
+    out, wide = tmp_path / "q.safetensors", tmp_path / "wide"
+    toys.module(window=4096).save_pretrained(wide)
+    toys.tokenizer().save_pretrained(wide)
+    command = ["train", "retriever", "--store", hybrid, "--questions", asked, "--out", out, "--loss", "adist"]
+    ran = run(*command, "-m", wide)
+    assert ran.code == 0, ran.err
+    assert "adist on 6 questions" in ran.out and not out.with_name(out.name + ".table").exists()
+    refused(run(*command, "-m", world.model), "passages in a row", "the window holds 128", "use pdist")
 
 
 def test_what_does_not_fit_is_said_in_a_line(

@@ -1,16 +1,19 @@
 """A frozen reader: its table on the disk, and the mixture of what it says after several passages."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from tests import toys
+from uptake.adaptation.delta import skeleton
 from uptake.errors import BadInput
 from uptake.lm.base import Segment
 from uptake.lm.beginnings import Beginnings
 from uptake.lm.causal import Causal
+from uptake.retrievers.attention import AttentionTable, attention
 from uptake.retrievers.reader import Prompt, Reader
 from uptake.retrievers.table import Entry, ReaderTable
 from uptake.tasks.asking import generate
@@ -153,3 +156,46 @@ def test_a_table_line_is_json_behind_its_sum(lm, tmp_path):
     one = ENTRIES[0]
     expected = Reader(lm, PROMPT).log_probs([one.question], [one.passage], [one.answer])
     np.testing.assert_allclose(made[ENTRIES[0].key], expected[0].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+def test_attention_to_passages_in_a_row_is_that_of_one_plain_pass(shape):
+    model = toys.lm(shape, window=256, dtype=torch.float64)
+    passages, prompt = ["the cat sat", "a red house of ours", "seven"], replace(PROMPT, characters=8)
+    found = attention(model, prompt, "Who?", passages, "seven")
+    text, spans = prompt.in_a_row("Who?", passages)
+    assert [text[start:end] for start, end in spans] == ["the cat", "a red ho", "seven"]
+    assert text.startswith(prompt.shown) and text.endswith("\n\nseven\nQuestion: Who?\nAnswer:")
+    ids, characters = model.tokenizer.encode(text)
+    answer = model.tokenizer.encode(" seven\n")[0]
+    whole = torch.tensor([[model.tokenizer.opening, *ids, *answer[:-1]]])
+    plain = skeleton(model.module)
+    plain.set_attn_implementation("eager")
+    out = plain(input_ids=whole, output_attentions=True, use_cache=True)
+    expected = np.zeros(3)
+    for weights, layer in zip(out.attentions, out.past_key_values.layers, strict=True):
+        heads, groups = weights.shape[1], weights.shape[1] // layer.values.shape[1]
+        for head in range(heads):
+            norms = layer.values[0, head // groups].norm(dim=-1)
+            for query in range(len(ids), len(ids) + len(answer)):
+                for place, (start, _) in enumerate(characters):
+                    for number, (first, last) in enumerate(spans):
+                        if first <= start < last:
+                            share = weights[0, head, query, place + 1] * norms[place + 1]
+                            expected[number] += float(share)
+    np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-6)  # their softmax is in float32
+    assert model.module.config._attn_implementation != "eager", "the model itself stays as it was"
+
+
+def test_a_table_of_attention_goes_on_and_what_cannot_be_is_said_in_a_line(lm, tmp_path):
+    asked = [(f"Who {n}?", [f"passage {m} of words" for m in range(3)], f"name {n}") for n in range(3)]
+    path = tmp_path / "attention.table"
+    assert AttentionTable(lm, PROMPT, path).fill(asked[:2]) == 2
+    again = AttentionTable(lm, PROMPT, path)
+    assert again.fill(asked) == 1
+    for one in asked:
+        np.testing.assert_allclose(again.of(*one), attention(lm, PROMPT, *one), rtol=1e-6)
+    with pytest.raises(BadInput, match=r"the window holds 256: give fewer or shorter passages"):
+        attention(lm, PROMPT, "Who?", ["words of many letters"] * 9, "name")
+    with pytest.raises(BadInput, match="is a causal model's, and Seq2Seq is none: use pdist"):
+        attention(toys.seq2seq(), PROMPT, "Who?", ["words"], "name")

@@ -109,8 +109,8 @@ def train(
         options.option(
             TRAINING,
             "NAME",
-            "What a retriever learns from, for `uptake train retriever`: pdist, emdr2, emdr or loop, by the "
-            "reader --model; contrastive, by the documents that questions name. Default: pdist.",
+            "What a retriever learns from, for `uptake train retriever`: pdist, emdr2, emdr, loop or adist, "
+            "by the reader --model; contrastive, by the documents that questions name. Default: pdist.",
         ),
     ] = None,
     passes: Annotated[

@@ -10,6 +10,7 @@ from uptake.errors import BadInput
 NAME = "retriever"
 PASSES = 20
 EACH = 10  # candidates by words, and as many by vectors
+IN_A_ROW = 3  # where the reader reads all of them in one prompt
 
 
 def train(
@@ -35,6 +36,7 @@ def train(
     with screen.status("starting"):
         from uptake.lm import loading
         from uptake.retrievers import training
+        from uptake.retrievers.attention import AttentionTable
         from uptake.retrievers.candidates import candidates
         from uptake.retrievers.table import ReaderTable
         from uptake.settings import apply
@@ -42,9 +44,8 @@ def train(
         from uptake.text.files import Skipped
     named = training.Tuning(loss or "pdist", learning_rate=learning_rate, passes=passes or PASSES, seed=seed)
     tuning = apply(named, *(settings or ()))
-    reads = tuning.loss in training.READER_LOSSES
-    if tuning.loss == "adist":
-        raise BadInput("--loss adist: attention is measured from Python alone; use pdist")
+    attends = tuning.loss == "adist"
+    reads = attends or tuning.loss in training.READER_LOSSES
     if reads and not model:
         raise BadInput(f"--loss {tuning.loss}: name the reader with --model, or use --loss contrastive")
     loading.check(device, dtype)
@@ -59,31 +60,41 @@ def train(
     screen.note_skipped(skipped)
     with screen.status("finding candidates"):
         opened = inputs.open_store(store, None, device, threads)
+        each = IN_A_ROW if attends else EACH
         found, checked = (
-            candidates(opened, some, EACH, with_right=not reads) if some else [] for some in (asked, judged)
+            candidates(opened, some, each, with_right=not reads) if some else [] for some in (asked, judged)
         )
-    table = None
+    table = attention = None
     if reads:
         with screen.status("loading the reader"):
-            table = ReaderTable(loading.load(model, device, dtype), path=table_file)
+            reader = loading.load(model, device, dtype)
+            if attends:
+                attention = AttentionTable(reader, path=table_file)
+            else:
+                table = ReaderTable(reader, path=table_file)
         hint = f"the reader's word is kept in {table_file}; give the same command to resume"
         with (
             screen.interruptible(lambda: hint),
             screen.progress("reading", resumes="an interrupted run") as on,
         ):
-            entries = [entry for one in (*found, *checked) for entry in one.entries()]
-            on(0, len(entries), "passages")
-            table.fill(entries, progress=lambda done, total: on(done, total, "passages"))
+            every = (*found, *checked)
+            entries = [entry for one in every for entry in one.entries()]
+            on(0, len(every) if attention else len(entries), "questions" if attention else "passages")
+            if attention:
+                rows = [one.in_a_row for one in every]
+                attention.fill(rows, lambda done, total: on(done, total, "questions"))
+            if table:
+                table.fill(entries, progress=lambda done, total: on(done, total, "passages"))
     with (
         screen.interruptible(lambda: "a training of seconds is not kept; give the same command again"),
         screen.progress("training") as update,
     ):
         update(0, tuning.passes, "")
         made = training.train(
-            [one.asked(table) for one in found],
+            [one.asked(table, attention) for one in found],
             opened.view.encoder_fingerprint,
             tuning,
-            [one.asked(table) for one in checked],
+            [one.asked(table, attention) for one in checked],
             lambda done, total, value: update(done, total, f"loss {value:.4f}"),
         )
     made.encoder.save(file)

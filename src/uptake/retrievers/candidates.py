@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uptake.errors import BadInput
+from uptake.retrievers.attention import AttentionTable
 from uptake.retrievers.table import Entry, ReaderTable
 from uptake.retrievers.training import Asked
 from uptake.store.datastore import Datastore
@@ -38,12 +39,19 @@ class Candidates:
             Entry(self.question.text, passage.text, self.question.answers[0]) for passage in self.passages
         ]
 
-    def asked(self, table: ReaderTable | None = None) -> Asked:
-        """Return it as training takes it, with what a filled table says of it."""
+    def asked(self, table: ReaderTable | None = None, attention: AttentionTable | None = None) -> Asked:
+        """Return it as training takes it, with what filled tables say of it."""
         texts = [passage.text for passage in self.passages]
         first = self.question.answers[0]
         tokens = None if table is None else table.tokens(self.question.text, texts, first)
-        return Asked(self.vector, self.vectors, self.words, self.gold, tokens)
+        weighed = None if attention is None else attention.of(*self.in_a_row)
+        return Asked(self.vector, self.vectors, self.words, self.gold, tokens, weighed)
+
+    @property
+    def in_a_row(self) -> tuple[str, list[str], str]:
+        """The question, all passages and the first answer: what a reader's attention is measured on."""
+        texts = [passage.text for passage in self.passages]
+        return self.question.text, texts, self.question.answers[0]
 
 
 def answers(question: Question, passage: Passage) -> bool:

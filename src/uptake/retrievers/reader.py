@@ -54,6 +54,20 @@ class Prompt:
         """Return what stands before every question about a passage: the examples, and the passage."""
         return self.shown + self._passage(passage)
 
+    def in_a_row(self, question: str, passages: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+        """Return a prompt with all these passages in the place of one, and where each stands in it.
+
+        Each is cut to `characters`; an empty line stands between them. Spans are of characters, [passages].
+        """
+        before, _, behind = self.template.partition("{passage}")
+        text, spans = self.shown + before, []
+        for number, passage in enumerate(passages):
+            own = passage[: self.characters].strip()
+            text += ("\n\n" if number else "") + own
+            spans.append((len(text) - len(own), len(text)))
+        middle, _, end = behind.partition("{question}")
+        return f"{text}{middle}{question.strip()}{end}", spans
+
     def _one(self, question: str, passage: str) -> str:
         # One after the other, so that a passage that holds "{question}" stays what it is.
         middle, _, end = self.template.partition("{passage}")[2].partition("{question}")
