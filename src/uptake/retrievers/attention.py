@@ -35,7 +35,8 @@ def attention(
 
     The passages stand in the prompt in the order given. An attention counts times the norm of the value it
     fetches, and is summed over a passage's tokens, over layers, heads and tokens of the answer. Shares sum to
-    one, so that one temperature suits readers of any depth and width, which the paper's means do not. Raises BadInput for a reader that is no causal transformer, or a prompt longer than its window.
+    one, so that one temperature suits readers of any depth and width, which the paper's means do not. Raises
+    BadInput for a reader that is no causal transformer, or a prompt longer than its window.
     """
     if not isinstance(lm, Causal):
         raise BadInput(
