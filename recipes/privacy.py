@@ -22,7 +22,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,78 +30,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from privacy_data import CHARACTERS, Data, read
+from privacy_figures import figures
+from privacy_kept import Entered, entered
+from privacy_runs import ARMS, CLIP, OPENLY, Run, runs_of
 
 import uptake
 from uptake.adaptation.delta import Delta
 from uptake.adaptation.inner_loop import GradientDescent
 from uptake.adaptation.optimizers import SGD, AdamW
-from uptake.adaptation.privacy.dp import DP, Claim
-from uptake.adaptation.trainable import LoRA, Trainable, TrainableCopy
-from uptake.adaptation.trainable.ia3 import IA3
+from uptake.adaptation.privacy.dp import Claim
+from uptake.adaptation.trainable import TrainableCopy
 from uptake.codec import plain
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.lm.examples import Example, Piece, encode
 from uptake.lm.private_training import train_privately
 from uptake.lm.upper_blocks import above_frozen
-from uptake.report.metrics import gain, gain_interval, ratio_interval
+from uptake.report.metrics import gain
 from uptake.text.types import Document
 
-DELTA = 1e-4  # a tenth of one over the number of documents, of so many as facts are about
-CLIP = 0.1
-OPENLY, CLIPPED = "openly", "clipped"
-ARMS: Mapping[str, float | None] = {"none": None, CLIPPED: None, "8": 8.0, "3": 3.0, OPENLY: None}  # epsilon
-OPEN_STEPS, OPEN_BATCH, OPEN_RATE = 240, 64, 1e-3  # of AdamW, on both factors of LoRA
 LOOKS = 12  # at validation text in a training by AdamW
+ON_AVERAGE = 0  # in place of the best step: the mean over the second half of them
 TOGETHER = 16  # texts of a pass, where it is not a CPU that runs it
 LENGTHS = (0.5, 1.0, 2.0, 4.0)  # of a step, the norm of all that it changes
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: an arm, a seed of what is planted, and how many steps over how many documents."""
-
-    arm: str
-    seed: int
-    steps: int
-    batch: int
-    layers: int
-    rank: int
-    rate: float = 0.0  # of AdamW; 0: steps along the noisy gradient, each as long as is best on validation
-    clip: float = CLIP
-    documents: int = 0  # of the stream; 0: those that facts are about
-
-    @property
-    def key(self) -> str:
-        how = f" {self.rate:g}" if self.rate else ""
-        if (self.clip, self.documents) != (CLIP, 0):
-            how = f" {self.rate:g} {self.clip:g} {self.documents}"
-        return f"{self.arm} {self.seed} {self.steps} {self.batch} {self.layers} {self.rank}{how}"
-
-    @classmethod
-    def of(cls, key: str) -> "Run":
-        """Return the run of a key."""
-        arm, *numbers = key.split()
-        seed, steps, batch, layers, rank = map(int, numbers[:5])
-        documents = int(numbers[7]) if len(numbers) > 7 else 0
-        return cls(arm, seed, steps, batch, layers, rank, *map(float, numbers[5:7]), documents=documents)
-
-    @property
-    def trainable(self) -> Trainable:
-        """What trains: LoRA, at rank 0 (IA)^3."""
-        if self.rank == 0:
-            return IA3(layers=self.layers)
-        return LoRA(rank=self.rank, alpha=8 * self.rank, layers=self.layers)
-
-    def dp(self, units: int) -> DP:
-        """Return the settings of this arm; without privacy the same steps, no clip and no noise."""
-        epsilon = ARMS[self.arm]
-        delta = min(DELTA, 0.1 / units) if self.documents else DELTA
-        shared: dict[str, Any] = {"delta": delta, "steps": self.steps, "batch": self.batch}
-        if epsilon is None:
-            clip = self.clip if self.arm == CLIPPED else math.inf
-            return DP(epsilon=None, noise=0.0, clip=clip, seed=self.seed, **shared)
-        return DP(epsilon=epsilon, clip=self.clip, **shared)
 
 
 def log_probs(lm: Any, tokenizer: Any, documents: Sequence[Document]) -> NDArray[np.float64]:
@@ -127,42 +78,60 @@ def pieces_of(lm: Causal, data: Data, members: NDArray[np.bool_]) -> list[list[P
     ]
 
 
-def train_long(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
+def train_long(lm: Causal, data: Data, run: Run, kept: Entered | None = None) -> dict[str, Any]:
     """Return what a training by AdamW gave: at its best on validation text, and at its end.
 
-    What is held out is told at the best, for validation text is public here; the attack is on the end.
+    What is held out is told at the best, for validation text is public here; the attack is on the end. Where
+    the second half of the training ends up on average is tried as well: that spends no privacy.
     """
     members = data.members(run.seed)
     private, opened = lm.trainable_copy(
         run.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(run.seed)
     )
     opened.module.eval()
-    private = _quick(lm, private, opened)
+    private = _quick(lm, private, opened, kept)
     units = pieces_of(lm, data, members)
     dp = run.dp(len(units))
     claim, started, trained = dp.claim(len(units)), time.process_time(), 0
-    training = opened.parameters if run.arm == OPENLY else _upper(opened)
+    training = opened.parameters if run.arm == OPENLY else _upper(opened, run.parts)
     descent = GradientDescent(training, AdamW(run.rate, weight_decay=0.0))
     opened = TrainableCopy(opened.module, training, opened.delta)
     best, at, done = -math.inf, 0, 0
     at_best: dict[str, torch.Tensor] = {}
+    late: list[dict[str, torch.Tensor]] = []
     every = max(1, run.steps // LOOKS)
+
+    def look(place: int) -> None:
+        nonlocal best, at, at_best
+        judged = _judged(private, lm, data)
+        print(f"{run.key}, {f'step {place}' if place else 'on average'}: {judged}", flush=True)
+        if judged > best:
+            best, at, at_best = judged, place, _values(training)
+
     while done < run.steps:
         some = replace(dp, steps=min(every, run.steps - done))
         trained += train_privately(private, opened, units, some, claim, descent, done).tokens
         done += some.steps
-        judged = _judged(private, lm, data)
-        if judged > best:
-            best, at = judged, done
-            at_best = {name: value.detach().clone() for name, value in training.items()}
-        print(f"{run.key}, step {done}: {judged}", flush=True)
-    seconds = time.process_time() - started
+        look(done)
+        if 2 * done > run.steps:
+            late.append(_values(training))
     told = _told(private, lm, data, members, claim, training)
-    with torch.no_grad():
-        for name, value in at_best.items():
-            training[name].copy_(value)
+    _set(training, {name: torch.stack([each[name] for each in late]).mean(0) for name in training})
+    look(ON_AVERAGE)
+    seconds = time.process_time() - started
+    _set(training, at_best)
     held_out = {part: [*log_probs(private, lm.tokenizer, some)] for part, some in data.held_out.items()}
     return {**held_out, **told, "cpu_seconds": seconds, "tokens_trained": trained, "best_step": at}
+
+
+def _values(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in parameters.items()}
+
+
+def _set(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
 
 
 def _told(
@@ -183,19 +152,33 @@ def _told(
     }
 
 
-def _upper(opened: TrainableCopy) -> dict[str, torch.nn.Parameter]:
+def _upper(opened: TrainableCopy, parts: Sequence[str] = ()) -> dict[str, torch.nn.Parameter]:
     """Return what trains, of LoRA its upper factors: the lower ones have no gradient at first, and would take
-    noise alone.
+    noise alone. `parts` are the matrices that it is on, all if there are none.
     """
-    return {name: value for name, value in opened.parameters.items() if "lora_A" not in name}
+    return {
+        name: value
+        for name, value in opened.parameters.items()
+        if "lora_A" not in name and (not parts or any(f".{part}." in name for part in parts))
+    }
 
 
-def _quick(lm: Causal, private: LM, opened: TrainableCopy) -> LM:
+def _quick(lm: Causal, private: LM, opened: TrainableCopy, kept: Entered | None = None) -> LM:
     """Return the copy as it is quickest: without the frozen blocks below, or many texts in one pass."""
-    return above_frozen(lm, private, opened, Delta(lm.fingerprint)) if lm.device.type == "cpu" else private
+    if lm.device.type != "cpu":
+        return private
+    return above_frozen(lm, private, opened, Delta(lm.fingerprint), kept)
 
 
-def train(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
+def entered_of(lm: Causal, data: Data, layers: int, file: Path) -> Entered | None:
+    """Return what enters the blocks that train, of all texts; None where texts share passes."""
+    documents = (*data.stream, *data.planted, *(some for part in data.held_out.values() for some in part))
+    if lm.device.type != "cpu":
+        return None
+    return entered(lm, [encode(lm.tokenizer, "", document.text) for document in documents], layers, file)
+
+
+def train(lm: Causal, data: Data, run: Run, kept: Entered | None = None) -> dict[str, Any]:
     """Return what one training gave: log-probabilities of all that is held out or planted, and its claim.
 
     Each step goes as far down its noisy gradient as is best on validation text, which is public here. Only
@@ -206,11 +189,11 @@ def train(lm: Causal, data: Data, run: Run) -> dict[str, Any]:
         run.trainable, Delta(lm.fingerprint), torch.Generator().manual_seed(run.seed)
     )
     opened.module.eval()
-    private = _quick(lm, private, opened)
+    private = _quick(lm, private, opened, kept)
     units = pieces_of(lm, data, members)
     dp = run.dp(len(units))
     claim, trained = dp.claim(len(units)), 0
-    up = _upper(opened)
+    up = _upper(opened, run.parts)
     started = time.process_time()
     judged, taken = _judged(private, lm, data), list[float]()
     for step in range(run.steps):
@@ -243,109 +226,6 @@ def _judged(lm: Any, base: Causal, data: Data) -> float:
     return float(log_probs(lm, base.tokenizer, data.held_out["valid"][::2]).sum())
 
 
-def advantage(ratios: NDArray[np.float64], members: NDArray[np.bool_]) -> float:
-    """Return the attack's true less its false positive rate, the likelier half of all called members.
-
-    The threshold is fixed beforehand: half of the planted documents are in the stream.
-    """
-    called = np.argsort(np.argsort(-ratios, kind="stable"), kind="stable") < members.sum()
-    return float(called[members].mean() - called[~members].mean())
-
-
-def chance(members: NDArray[np.bool_], draws: int = 10_000, seeds: int = 1) -> tuple[float, float]:
-    """Return the 95 % interval of the advantage of guessing, the mean of `seeds` times, by permutation."""
-    generator = np.random.default_rng(0)
-    found = [
-        np.mean([advantage(generator.random(len(members)), members) for _ in range(seeds)])
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(found, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def best_of(runs: Sequence[Run], rows: Mapping[str, Any]) -> list[Run]:
-    """Return the runs of those settings that are best on validation text, the mean over their seeds."""
-    alike: dict[Run, list[Run]] = {}
-    for run in runs:
-        alike.setdefault(replace(run, seed=0), []).append(run)
-    return max(alike.values(), key=lambda some: np.mean([sum(rows[run.key]["valid"]) for run in some]))
-
-
-def figures(
-    data: Data, rows: Mapping[str, Any], base: Mapping[str, Any], runs: Sequence[Run]
-) -> dict[str, Any]:
-    """Return each arm's gain on test text, its share of the gains without privacy, and the attack.
-
-    Of several settings of an arm the one that is best on validation text is told. Several seeds of it are
-    one figure: the mean of their bits, and of the attack's advantages.
-    """
-    there = {
-        arm: best_of([run for run in runs if run.arm == arm and run.key in rows], rows)
-        for arm in dict.fromkeys(run.arm for run in runs if run.key in rows)
-    }
-    groups = [document.group for document in data.held_out["test"]]
-    before = -np.array(base["test"])
-
-    def bits(arm: str, part: str) -> NDArray[np.float64]:
-        return -np.mean([rows[run.key][part] for run in there[arm]], axis=0)
-
-    arms: dict[str, Any] = {}
-    for arm, some in there.items():
-        found = [rows[run.key] for run in some]
-        after = bits(arm, "test")
-        attacks = [
-            advantage(np.array(row["planted"]) - np.array(base["planted"]), np.array(row["members"]))
-            for row in found
-        ]
-        arms[arm] = {
-            "seeds": len(some),
-            "tried": {
-                run.key: gain(-np.array(rows[run.key]["valid"]), -np.array(base["valid"]))
-                for run in runs
-                if run.arm == arm and run.key in rows
-            },
-            "steps": some[0].steps,
-            "batch": some[0].batch,
-            "rate": some[0].rate,
-            "documents": some[0].documents or len(data.stream),
-            "layers": some[0].layers,
-            "rank": some[0].rank,
-            "gain_valid": gain(bits(arm, "valid"), -np.array(base["valid"])),
-            "gain": gain(after, before),
-            "ci": gain_interval(after, before, groups),
-            "attack": float(np.mean(attacks)),
-            "chance": chance(np.array(found[0]["members"]), seeds=len(some)),
-            "cpu_seconds": float(np.mean([row["cpu_seconds"] for row in found])),
-            **{name: found[0][name] for name in ("claim", "said", "tokens_trained", "parameters")},
-            **{name: found[0][name] for name in ("lengths", "best_step") if name in found[0]},
-        }
-        for name, other in (("share", "none"), ("share_of_openly", OPENLY)):
-            if arm not in (OPENLY, other) and other in there:
-                saved = before - bits(other, "test")
-                arms[arm][name] = float((before - after).sum() / saved.sum())
-                arms[arm][f"{name}_ci"] = ratio_interval(before - after, saved, groups)
-    return {"documents": len(data.stream), "planted": len(data.planted), "test": len(groups), "arms": arms}
-
-
-def runs_of(options: argparse.Namespace, units: int) -> list[Run]:
-    """Return the runs that are asked for: each arm, batch, rate and seed."""
-    shape = options.layers, options.rank
-    found = []
-    for seed in range(options.seeds):
-        for arm in options.arms:
-            if arm == OPENLY:
-                found.append(Run(arm, seed, OPEN_STEPS, OPEN_BATCH, *shape, OPEN_RATE))
-                continue
-            for batch in options.batch:
-                steps = max(1, options.passes * units // batch) if options.passes else options.steps
-                found += [
-                    Run(arm, seed, steps, batch, *shape, rate, clip, options.documents)
-                    for rate in options.rate
-                    for clip in (options.clip if arm not in ("none", OPENLY) else [CLIP])
-                ]
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=["run", "table"])
@@ -362,6 +242,9 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=CHARACTERS, help="of each document")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rank", type=int, default=4, help="of LoRA; 0: (IA)^3")
+    parser.add_argument(
+        "--parts", nargs="*", default=[], help="matrices of a block that LoRA is on, such as down_proj; all"
+    )
     parser.add_argument("--clip", type=float, nargs="+", default=[CLIP])
     parser.add_argument("--documents", type=int, default=0, help="of the stream; 0: those of the facts")
     parser.add_argument(
@@ -390,7 +273,11 @@ def main() -> None:
             if time.process_time() > 60 * options.cpu_minutes:
                 print("the CPU minutes are spent: the same command goes on")
                 break
-            told["rows"][run.key] = (train_long if run.rate else train)(lm, data, run)
+            kept = entered_of(lm, data, run.layers, file.with_suffix(f".{run.layers}"))
+            row = (train_long if run.rate else train)(lm, data, run, kept)
+            if file.exists():  # another process may have added rows
+                told = json.loads(file.read_text())
+            told["rows"][run.key] = row
             file.write_text(json.dumps(told) + "\n", encoding="utf8")
             saved = gain(-np.array(told["rows"][run.key]["valid"]), -np.array(told["base"]["valid"]))
             print(

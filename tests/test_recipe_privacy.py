@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from privacy import Run, advantage, best_of, chance, figures, log_probs, runs_of
+from privacy import entered_of, log_probs, train_long
 from privacy_data import Data, read
+from privacy_figures import advantage, best_of, chance, figures
+from privacy_runs import Run, runs_of
 
 import toys
 from uptake.adaptation.optimizers import AdamW
@@ -78,12 +80,13 @@ def test_an_arm_is_told_at_the_settings_that_are_best_on_validation_text() -> No
     rows = {key: {"valid": [value]} for key, value in (valid | {"8 1 3 4 1 1 0.01": -5.0}).items()}
     assert {run.steps for run in best_of(runs, rows)} == {3}
     more = Run("8", 0, 2, 4, 1, 0, 0.1, 1.0, 2000), Run("none", 1, 2, 440, 2, 4)
+    more += (Run("8", 0, 2, 4, 1, 1, 0.1, parts=("o_proj", "down_proj")),)
     assert all(Run.of(run.key) == run for run in [*runs, *more])
 
 
 def test_a_pass_is_as_many_steps_as_read_the_stream_once() -> None:
     common = {"seeds": 2, "arms": ["none", "8"], "layers": 1, "rank": 1, "rate": [0.1, 0.2], "steps": 7}
-    common |= {"clip": [0.1], "documents": 0}
+    common |= {"clip": [0.1], "documents": 0, "parts": ["o_proj", "down_proj"]}
     once = runs_of(Namespace(**common, batch=[10, 30], passes=1), 100)
     assert {(run.batch, run.steps) for run in once} == {(10, 10), (30, 3)} and len(once) == 16
     assert {run.steps for run in runs_of(Namespace(**common, batch=[10], passes=0), 100)} == {7}
@@ -151,3 +154,34 @@ def test_an_arm_without_noise_clips_and_one_without_clipping_does_neither() -> N
     # A tenth of one over the number of documents, where there are more.
     assert replace(run, arm="8", documents=5000).dp(5000).delta == pytest.approx(2e-5)
     assert replace(run, rank=0).trainable == IA3(layers=1) and run.trainable == LoRA(1, 8, layers=1)
+
+
+def test_a_training_from_what_is_kept_of_frozen_blocks_is_bit_for_bit_one_that_computes_it(
+    tmp_path: Path,
+) -> None:
+    def texts(*names: str) -> tuple[Document, ...]:
+        return tuple(Document(name, f"the {name} sat on the mat", name) for name in names)
+
+    data = Data(texts("cat", "dog", "cow"), {"valid": texts("hen"), "test": texts("fox")}, texts("a", "b"))
+    run = Run("none", 0, 3, 2, 1, 1, 0.1, parts=("o_proj", "down_proj"))
+    torch.set_num_threads(1)
+
+    def told(keep: bool) -> dict[str, object]:
+        lm = toys.lm()
+        kept = entered_of(lm, data, 1, tmp_path / "kept") if keep else None
+        assert kept is None or kept.find((1, 2, 3)) is None
+        row = train_long(lm, data, run, kept)
+        return {name: value for name, value in row.items() if name != "cpu_seconds"}
+
+    plain = told(False)
+    assert told(True) == plain and (tmp_path / "kept").exists()  # written
+    read_again = told(True)
+    assert read_again == plain and plain["parameters"] == 2 * toys.lm().module.config.hidden_size
+    # Another text is added to the file, and what another model wrote there is not used.
+    more = replace(data, stream=(*data.stream, *texts("owl")))
+    kept = entered_of(toys.lm(), more, 1, tmp_path / "kept")
+    assert kept is not None and len(kept.hidden) == 8
+    other = entered_of(toys.lm(seed=1), data, 1, tmp_path / "kept")
+    assert other is not None and not all(
+        torch.equal(hidden, kept.hidden[ids]) for ids, hidden in other.hidden.items()
+    )
