@@ -32,16 +32,19 @@ from uptake.adaptation.optimizers import AdamW
 from uptake.adaptation.trainable import Trainable
 from uptake.errors import UptakeError
 from uptake.evaluation.queries import Query
+from uptake.lm.activations import ActivationReader
 from uptake.lm.base import LM, Segment
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import Context, Evidence
 from uptake.methods.finetune import Finetune
 from uptake.methods.in_context import InContext
+from uptake.settings import apply
 from uptake.store import Datastore
 from uptake.tasks.few_shot import Shot
-from uptake.text.types import Document, Found, Passage
+from uptake.text.types import Document, Found, Passage, Source
 
 SHOTS = 8  # in context
+Read = tuple[Query, Found, Source]  # a query, what is read for it, and where that comes from
 AT_RANDOM = "random passages"
 
 
@@ -77,62 +80,73 @@ class Work:
 def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
     """Measure TTT-NN with each kind on fresh text, and passages in context."""
     store = store_of(options.data, options.store)
-    texts = {part: drawn(options.data, part) for part in ("valid", "test")}
-    counts = {"valid": options.valid, "test": options.test}
-    found = {
-        part: [_found(store, document, options.k) for document in texts[part][: counts[part]]]
-        for part in texts
+    texts = {
+        part: drawn(options.data, part)[:count]
+        for part, count in (("valid", options.valid), ("test", options.test))
     }
+    found = {part: [_found(store, document, options.k) for document in some] for part, some in texts.items()}
     unrelated = Unrelated.of(lm)
     for part, queries in found.items():
-        for query, _ in queries:
+        for query, _, _ in queries:
             work.row(f"ttt/{part}/base/{query.id}", _scored, lm, lm, query)
-    for query, passages in found["test"]:
+    for query, passages, _ in found["test"]:
         work.row(f"ttt/test/in-context/{query.id}", _adapted, lm, InContext(), query, passages, None)
     for name in options.kinds:
-        trainable = kinds.trainable_of(lm, name)
+        trainable, kind = kinds.trainable_of(lm, name), KINDS[name]
+        k = kind.nearest or options.k
+        own = _viewed(lm, kind.view, options) if kind.view else store
+        read = {part: [_found(own, document, k) for document in some] for part, some in texts.items()}
+        if kind.view:
+            _keep(lm, own, kind.view, [passages for some in read.values() for _, passages, _ in some])
 
-        def bits(rate: float, name: str = name, trainable: Trainable = trainable) -> float | None:
-            method = Finetune(trainable=trainable, optimizer=AdamW(rate))
-            row = _bits, lm, method, found["valid"], KINDS[name].nearest
-            return work.row(f"ttt/valid/{name}/{rate:g}", *row)  # type: ignore[no-any-return]
+        def made(rate: float, trainable: Trainable = trainable, kind: kinds.Kind = kind) -> Finetune:
+            view = ("activations=view",) if kind.view else ()
+            return apply(Finetune(trainable=trainable, optimizer=AdamW(rate)), *view, *kind.settings)
 
-        chosen = best_rate(KINDS[name].rates, options.rates, bits, options.climb)
+        def bits(
+            rate: float, name: str = name, queries: Sequence[Read] = read["valid"], made: Any = made
+        ) -> float | None:
+            row = work.row(f"ttt/valid/{name}/{rate:g}", _all_of, lm, made(rate), queries)
+            return None if row is None else row["bits"]
+
+        chosen = best_rate(kind.rates, options.rates, bits, options.climb)
         if chosen is None:
             continue
-        method = Finetune(trainable=trainable, optimizer=AdamW(chosen))
+        method = made(chosen)
         work.row(f"ttt/about/{name}", _about, lm, trainable, chosen)
-        for query, passages in found["test"]:
-            some = passages.part(0, KINDS[name].nearest or len(passages.passages))
-            work.row(f"ttt/test/{name}/{query.id}", _adapted, lm, method, query, some, unrelated)
+        for query, passages, source in read["test"]:
+            row = _adapted, lm, method, query, passages, unrelated, source
+            work.row(f"ttt/test/{name}/{query.id}", *row)
         if name in options.random:
-            for query, passages in found["test"]:
-                row = _on_random, lm, method, query, store, len(passages.passages), unrelated
+            for query, passages, source in read["test"]:
+                some = source.sample(len(passages.passages), choosing(query.document))
+                row = _adapted, lm, method, query, some, unrelated, source
                 work.row(f"ttt/test/{name}, {AT_RANDOM}/{query.id}", *row)
 
 
-def _on_random(
-    lm: Causal,
-    method: Any,
-    query: Query,
-    store: Datastore,
-    count: int,
-    unrelated: Unrelated,
-) -> dict[str, Any]:
-    """Return one query's row where as many passages as its neighbours are drawn from the whole store."""
-    document = query.document
-    passages = source_of(store, document, query).sample(count, choosing(document))
-    return _adapted(lm, method, query, passages, unrelated)
+def _viewed(lm: Causal, layers: int, options: argparse.Namespace) -> Datastore:
+    """Return a store of the same passages that keeps what enters so many upper blocks of this model."""
+    path = options.store or options.data / "lexical.store"
+    return store_of(options.data, path.with_name(f"{path.name}.{layers}.{lm.fingerprint[:8]}"))
 
 
-def _bits(lm: Causal, method: Any, queries: Sequence[tuple[Query, Found]], nearest: int | None) -> float:
-    read = ((query, found.part(0, nearest or len(found.passages))) for query, found in queries)
-    return sum(_adapted(lm, method, query, passages, None)["bits"] for query, passages in read)
+def _keep(lm: Causal, store: Datastore, layers: int, read: Sequence[Found]) -> None:
+    """Have a store keep what enters the upper blocks for passages, of those that it lacks."""
+    ids = {passage.id for found in read for passage in found.passages}
+    if ids:
+        store.read_activations(ActivationReader(lm, layers), passages=sorted(ids))
 
 
-def _found(store: Datastore, document: Document, k: int) -> tuple[Query, Found]:
+def _all_of(lm: Causal, method: Any, queries: Sequence[Read]) -> dict[str, float]:
+    """Return the bits of several queries, and the CPU seconds of one on average."""
+    rows = [_adapted(lm, method, query, passages, None, source) for query, passages, source in queries]
+    return {"bits": sum(row["bits"] for row in rows), "cpu": sum(row["cpu"] for row in rows) / len(rows)}
+
+
+def _found(store: Datastore, document: Document, k: int) -> Read:
     (query,) = PROTOCOL.queries(document)
-    return query, source_of(store, document, query).search(k)
+    source = source_of(store, document, query)
+    return query, source.search(k), source
 
 
 def _about(lm: Causal, trainable: Any, rate: float) -> dict[str, Any]:
@@ -154,11 +168,17 @@ def _scored(lm: Causal, adapted: LM, query: Query) -> dict[str, Any]:
 
 
 def _adapted(
-    lm: Causal, method: Any, query: Query, passages: Found, unrelated: Unrelated | None
+    lm: Causal,
+    method: Any,
+    query: Query,
+    passages: Found,
+    unrelated: Unrelated | None,
+    source: Source | None = None,
 ) -> dict[str, Any]:
     """Return one query's bits after reading its passages, and what reading and answering took."""
-    lm = lm.around(lm.module)  # nothing is kept of frozen blocks that another kind ran on these passages
-    evidence = Evidence(passages, query.own, None, query.context)
+    if not isinstance(method, Finetune) or method.activations == "memory":
+        lm = lm.around(lm.module)  # nothing is kept of frozen blocks that another kind ran on these passages
+    evidence = Evidence(passages, query.own, source, query.context)
     with spending(lm) as spent:
         context = Context(continues=False)
         (state,) = method.adapt([method.init(lm)], lm, [evidence], context)

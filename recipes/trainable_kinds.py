@@ -29,18 +29,22 @@ from uptake.tasks.worlds import make_world
 
 EQUAL = "lora like ia3"  # LoRA of as many parameters, or as nearly as its rank allows
 UPPER = 3  # one block in so many is an upper one
+HALF = "token_weights=randomtokens(share=0.5)"  # of a passage's tokens are learnt, drawn at random
 
 
 @dataclass(frozen=True)
 class Kind:
     """What is trained, {upper} a third of the blocks in it, and the rates of AdamW that are tried.
 
-    Of a query's neighbours the `nearest` so many are read, all if None.
+    Of a query's neighbours the `nearest` so many are read, --k if None. With `view` what enters the upper
+    `view` blocks comes from a store that keeps it.
     """
 
     written: str
     rates: tuple[float, ...]
     nearest: int | None = None
+    view: int = 0
+    settings: tuple[str, ...] = ()  # of the method, besides
 
 
 KINDS: Mapping[str, Kind] = {
@@ -57,6 +61,21 @@ KINDS: Mapping[str, Kind] = {
     "prompt": Kind("prompt(tokens=20)", (3e-3, 1e-2, 3e-2)),
     "compacter": Kind("compacter", (1e-3, 3e-3, 1e-2)),
     "tarp": Kind("tarp", (3e-4, 1e-3, 3e-3, 1e-2)),
+    **{
+        f"ia3 of {layers} from view, nearest {k}": Kind(
+            f"ia3(layers={layers})", (3e-3, 1e-2, 3e-2, 1e-1), k, layers
+        )
+        for layers, k in ((4, 8), (10, 6))
+    },
+    **{
+        f"lora of {layers} from view, nearest {k}": Kind(
+            f"lora(rank={rank},alpha={2 * rank},layers={layers})", (1e-3, 3e-3, 1e-2), k, layers
+        )
+        for layers, rank, k in ((4, 3, 8), (10, 1, 6))
+    },
+    "lora of 4 from view, half of nearest 12": Kind(
+        "lora(rank=3,alpha=6,layers=4)", (1e-3, 3e-3, 1e-2), 12, 4, (HALF,)
+    ),
 }
 
 

@@ -152,6 +152,8 @@ def test_the_bed_runs_to_its_end_resumes_and_gives_every_table(
     lm = toys.lm(window=512)
     monkeypatch.setattr("uptake.load", lambda *_: lm)
     few = {name: replace(kind, rates=kind.rates[:1]) for name, kind in trainable.KINDS.items()}
+    viewed = "ia3 of 1 from view"
+    few[viewed] = trainable_kinds.Kind("ia3(layers=1)", (1e-2,), 3, 1, (trainable_kinds.HALF,))
     for module in (trainable, trainable_kinds, trainable_tasks):
         monkeypatch.setattr(module, "KINDS", few)
     monkeypatch.setattr(
@@ -164,7 +166,7 @@ def test_the_bed_runs_to_its_end_resumes_and_gives_every_table(
     small += ["--sources", "2", "--source-steps", "1"]
 
     def run() -> None:
-        nearest = ["--kinds", "lora", "ia3", trainable_kinds.EQUAL, "ia3, nearest 3"]
+        nearest = ["--kinds", "lora", "ia3", trainable_kinds.EQUAL, "ia3, nearest 3", viewed]
         trainable.main(["ttt", *common, *nearest, "--valid", "1", "--test", "2", "--k", "4"])
         trainable.main(["stream", *common])
         trainable.main(["tasks", *common, *small])
@@ -177,7 +179,11 @@ def test_the_bed_runs_to_its_end_resumes_and_gives_every_table(
     trainable.main(["table", "--out", str(out), "--json", str(tmp_path / "figures.json")])
     found = json.loads((tmp_path / "figures.json").read_text())
     assert {"base", "in-context", "lora", "ia3", trainable_kinds.EQUAL} == found["stream"].keys()
-    assert found["ttt"].keys() - found["stream"].keys() == {"lora, random passages", "ia3, nearest 3"}
+    assert found["ttt"].keys() - found["stream"].keys() == {
+        "lora, random passages",
+        "ia3, nearest 3",
+        viewed,
+    }
     assert found["ttt"]["lora"]["peak_bytes"] > 0 and found["ttt"]["ia3"]["kl"] > 0
     wanted = (
         "mltd", "mltd untrained", "lora by the same loop", "mixture", "mixture average", "lora on all tasks",
