@@ -20,6 +20,7 @@ all edits lets through.
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -152,10 +153,15 @@ def trained(
         "valid_before": points[0].valid,
         "valid_best": min(point.valid for point in points if point.valid is not None),
         "learning_rate": args.learning_rate,
+        "curve": [[point.step, _plain(point.loss), point.valid] for point in points],
     }
     write_whole(told, json.dumps(found).encode())
     checkpoint.unlink()
     return network, found
+
+
+def _plain(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None
 
 
 def _steps(learner: Learner[Any], model: Causal, episodes: Sequence[Any], args: argparse.Namespace) -> int:
@@ -230,7 +236,7 @@ def mend(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> N
     learner = apply(Mend(batch=args.batch), *args.set)
     kept = args.work / f"base-words-{args.train}.json"
     material = {
-        name: said_by_base(model, parts[name], PROBES, kept, args.asked) for name in ("train", "valid")
+        name: said_by_base(model, parts[name], args.near, kept, args.asked) for name in ("train", "valid")
     }
     texts = unrelated(args)
 
@@ -246,17 +252,17 @@ def mend(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> N
         for part in ("valid", "test")
     }
 
-    def measure(name: str, way: Method[Any]) -> None:
-        for part, replies in base.items():
-            measured = alone(way, model, parts[part], replies)
+    def measure(name: str, way: Method[Any], *some: str) -> None:
+        for part in some:
+            measured = alone(way, model, parts[part], base[part])
             measured["kl"] = kl_of(way, model, parts[part], drifts)
             found.setdefault(part, {})[name] = measured
-        keep(found)
+            keep(found)
 
-    measure("mend", method)
+    measure("mend", method, "valid", "test")
     found["finetune_rate"] = rate_at(found["valid"]["mend"]["kl"], model, parts["valid"], drifts)
-    measure("finetune", finetune(found["finetune_rate"]))
-    measure("untrained", replace(learner, weights="untrained"))
+    measure("finetune", finetune(found["finetune_rate"]), "test")
+    measure("untrained", replace(learner, weights="untrained"), "test")
 
 
 def finetune(rate: float) -> Method[Any]:
@@ -366,7 +372,7 @@ def slag(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> N
     texts = unrelated(args)
     kept = args.work / f"base-words-{args.train}.json"
     material = {
-        name: said_by_base(model, parts[name], PROBES, kept, args.asked) for name in ("train", "valid")
+        name: said_by_base(model, parts[name], args.near, kept, args.asked) for name in ("train", "valid")
     }
 
     def make(name: str) -> TrainingData:
@@ -418,7 +424,7 @@ def unrelated(args: argparse.Namespace) -> dict[str, tuple[Document, ...]]:
 
     with lzma.open(Path(args.shared) / "wikitext2" / "test.txt.xz", "rt", encoding="utf8") as file:
         lines = [line.strip() for line in file if len(line) > 400]
-    short = [Document(f"wikitext/{number}", line[:240]) for number, line in enumerate(lines)]
+    short = [Document(f"wikitext/{number}", line[: args.characters]) for number, line in enumerate(lines)]
     third = max(1, len(short) // 3)
     return {
         "train": tuple(short[third:]) or tuple(short),
@@ -503,6 +509,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--seconds", type=float, default=0.0, help="of training, by the time a few steps take")
     made.add_argument("--steps", type=int, default=0, help="of training, instead of a time")
     made.add_argument("--learning-rate", type=float, default=0.0)
+    made.add_argument("--near", type=int, default=PROBES, help="neighbours of an edit to learn from")
+    made.add_argument("--characters", type=int, default=240, help="of a text that is not related")
     made.add_argument("--clip", type=float, default=100.0)
     made.add_argument("--batch", type=int, default=16)
     made.add_argument("--train", type=int, default=20000, help="edits at most")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from uptake.adaptation.editing.moments import Moments
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput
 from uptake.lm.base import Segment
+from uptake.lm.edited_rows import EditedRows
 from uptake.lm.examples import encode
 from uptake.lm.gradient_factors import gradient_factors
 from uptake.methods.contract.edit_training import EditEpisode
@@ -222,3 +224,44 @@ def test_what_cannot_be_trained_is_refused() -> None:
         replace(METHOD, blocks=3).fresh(lm)
     with pytest.raises(BadInput, match="rank 0"):
         replace(METHOD, rank=0)
+
+
+def test_what_a_text_is_to_the_base_is_computed_once() -> None:
+    """The second visit of an edit runs no lower block, and gives what the first gave."""
+    lm = toys.lm("llama", dtype=torch.float64)
+    method = replace(METHOD, blocks=1)
+    network = double(method, lm)
+    moved(network, 0.1)
+    network.eval()
+    first = method.gradients(network, lm, (EPISODE, OTHER))
+    (rows,) = (value for value in lm._derived.values() if isinstance(value, EditedRows))
+    assert rows._below is not None
+    with patch.object(rows._below, "of", side_effect=AssertionError("run again")):
+        second = method.gradients(network, lm, (EPISODE, OTHER))
+        alone = method.gradients(network, lm, (OTHER,))
+    assert first[0] == second[0] and alone[0] != first[0]
+    for one, other in zip(first[1], second[1], strict=True):
+        assert one is not None and other is not None and torch.equal(one, other)
+    # Within no bytes nothing is kept, and nothing else changes.
+    lm._derived[next(key for key, value in lm._derived.items() if value is rows)] = EditedRows(
+        lm, method.places(lm), kept=0
+    )
+    assert abs(method.gradients(network, lm, (EPISODE, OTHER))[0] - first[0]) <= 1e-12
+
+
+def test_a_rate_moves_by_its_own_speed_which_the_file_keeps(tmp_path: Path) -> None:
+    lm = toys.lm("llama")
+    material = TrainingData(
+        (), unrelated=(Document("d", "other text"),), edits=(Edit("e", "so it", "x"),) * 4
+    )
+    moves = []
+    for speed in (100.0, 2.0):
+        method = replace(METHOD, speed=speed, batch=2)
+        training = Training(AdamW(learning_rate=1e-3, weight_decay=0.0), save_every=2)
+        network, _ = train(method, lm, method.episodes(lm, material), training)
+        assert isinstance(network, MendNetwork)
+        moves.append(float((network.alpha - method.alpha).abs().max()))
+    assert moves[0] > 10 * moves[1] > 0
+    method.save(network, lm, tmp_path / "mend")
+    again = replace(method, speed=100.0).load(tmp_path / "mend", lm)
+    assert isinstance(again, MendNetwork) and torch.equal(again.alpha, network.alpha)

@@ -86,11 +86,11 @@ def test_what_is_kept_is_what_enters_the_block_and_has_a_bound() -> None:
     others = [(*ids[:-1], last) for last in range(4)]
     for text in (ids, *others):
         small.of(text)
-    assert len(small._kept) == 2 and small._bytes == 2 * expected.nbytes
+    assert len(small._kept) == 2 and small._kept.bytes == 2 * expected.nbytes
     assert torch.equal(small.of(ids), expected)
     # One text larger than the bound is computed and not kept.
     none = FrozenLayers(lm.module, 1, lambda module, ids: module(ids), kept=1)
-    assert torch.equal(none.of(ids), expected) and not none._kept and none._bytes == 0
+    assert torch.equal(none.of(ids), expected) and not len(none._kept) and not none._kept.bytes
 
 
 @pytest.mark.parametrize(

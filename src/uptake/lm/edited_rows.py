@@ -1,10 +1,11 @@
 """A batch of texts of which each row sees low-rank changes of its own, in upper blocks of one model.
 
-For training what makes such changes: a pass is differentiable in them, and the blocks below the lowest that
-is changed are run once for a text, however often it is read. All on a private copy; the model has no hook.
+For training what makes such changes: a pass is differentiable in them. What enters the lowest block that is
+changed, and what the model itself makes of a text, is kept of the latest texts: neither ever changes. Rows
+of about one length share a pass. All on a private copy; the model has no hook.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,8 +20,12 @@ from uptake.lm.entering import Entering
 from uptake.lm.examples import Example, at_targets, of_target, padded
 from uptake.lm.feed_forward import LinearPlace
 from uptake.lm.gradient_factors import Factors
-from uptake.lm.scoring import divergence
+from uptake.lm.latest import Latest
+from uptake.lm.unembedded import divergences_of
 from uptake.lm.upper_blocks import Skipped
+
+KEPT = 1 << 30  # bytes of hidden states that stay in memory
+LONGER, MORE = 1.3, 4  # how much longer than the shortest a row of the same pass may be: times, and tokens
 
 
 class Change(NamedTuple):
@@ -55,30 +60,29 @@ class RowChanges:
 
 @dataclass(frozen=True)
 class ReadRows:
-    """Texts with the owner of each: their tokens, and what enters the lowest block that is changed."""
+    """Texts with the owner of each, and what enters the lowest block that is changed."""
 
     examples: tuple[Example, ...]
     owners: Tensor  # [rows]
-    ids: Tensor  # [rows, time], zeros to the right
-    entering: Tensor | None  # [rows, time, width]; None where the first block is changed
+    entering: tuple[Tensor, ...]  # [time, width] of each row; none where the first block is changed
 
     def at(self, rows: Sequence[int]) -> "ReadRows":
         """Return some of the rows."""
-        entering = None if self.entering is None else self.entering[[*rows]]
-        some = tuple(self.examples[row] for row in rows)
-        return ReadRows(some, self.owners[[*rows]], self.ids[[*rows]], entering)
+        entering = tuple(self.entering[row] for row in rows) if self.entering else ()
+        return ReadRows(tuple(self.examples[row] for row in rows), self.owners[[*rows]], entering)
 
 
 class EditedRows:
     """A causal model, and the linear layers that are changed. For one thread at a time."""
 
-    def __init__(self, lm: Causal, places: Sequence[LinearPlace]) -> None:
+    def __init__(self, lm: Causal, places: Sequence[LinearPlace], kept: int = KEPT) -> None:
         self.lm, self.places = lm, tuple(places)
         lowest = min(place.layer for place in places)
         frozen = lm.frozen_layers(lowest) if lowest else None
         self._now = _Now()
         self._below: Entering | None = None
         self._last: Any = None
+        self._kept = Latest(kept)
         module = skeleton(lm.module)
         if frozen is not None and frozen.supported:
             self._below, stack = Entering(lm, lowest), blocks(module)[1]
@@ -91,14 +95,15 @@ class EditedRows:
 
     def read(self, examples: Sequence[Example], owners: Sequence[int]) -> ReadRows:
         """Return texts as `predictions` takes them; the blocks below all changes are run here."""
-        ids = padded([example.inputs for example in examples]).to(self.lm.device)
-        entering = None if self._below is None else self._below.of(ids)
-        return ReadRows(tuple(examples), torch.tensor(owners, device=ids.device), ids, entering)
+        entering: tuple[Tensor, ...] = ()
+        if self._below is not None:
+            below = self._below
+            entering = self._once("entering", examples, lambda _, ids: below.of(ids))
+        return ReadRows(tuple(examples), torch.tensor(owners, device=self.lm.device), entering)
 
     def predictions(self, rows: ReadRows, changes: RowChanges | None = None) -> list[Tensor]:
         """Return log-probabilities [targets, vocabulary] of each text, its owner's changes in place."""
-        hidden = self._run(rows, changes)
-        parts = at_targets(hidden, rows.examples)
+        parts = self._at_targets(rows, changes)
         log_probs = torch.log_softmax(self.lm.unembedding.logits(torch.cat(parts)), -1)
         return list(torch.split(log_probs, [len(part) for part in parts]))
 
@@ -113,9 +118,10 @@ class EditedRows:
         Gradients go to `after` alone.
         """
         with torch.no_grad():
-            old = self.predictions(rows, before)
-        pairs = zip(old, self.predictions(rows, after), strict=True)
-        return [divergence(p, q) for p, q in pairs]
+            old = self._at_targets(rows, before)
+        new = self._at_targets(rows, after)
+        found = divergences_of(self.lm.unembedding, torch.cat(old), torch.cat(new))
+        return list(torch.split(found, [len(part) for part in new]))
 
     def factors(self, rows: ReadRows, changes: RowChanges | None = None) -> list[tuple[Factors, Tensor]]:
         """Return at each place the factors of the gradient of each text's mean loss, and whose they are.
@@ -127,13 +133,16 @@ class EditedRows:
         try:
             with torch.enable_grad():
                 known = None if changes is None else changes.detach()
-                losses = [-each.mean() for each in self.token_log_probs(rows, known)]
+                hidden = at_targets(self._run(rows, known, self._padded(rows.examples)), rows.examples)
+                logs = torch.log_softmax(self.lm.unembedding.logits(torch.cat(hidden)), -1)
+                each = zip(torch.split(logs, [len(part) for part in hidden]), rows.examples, strict=True)
+                losses = [-of_target(own, example).mean() for own, example in each]
                 seen = self._now.seen
                 gradients = torch.autograd.grad(torch.stack(losses).sum(), [after for _, after in seen])
         finally:
             self._now.seen = None
-        ends = torch.tensor([len(example.inputs) for example in rows.examples], device=rows.ids.device)
-        within = torch.arange(rows.ids.shape[1], device=rows.ids.device) < ends[:, None]
+        ends = torch.tensor([len(example.inputs) for example in rows.examples], device=self.lm.device)
+        within = torch.arange(seen[0][0].shape[1], device=self.lm.device) < ends[:, None]
         found = []
         for (before, _), gradient in zip(seen, gradients, strict=True):
             used = within & (before != 0).any(-1) & (gradient != 0).any(-1)
@@ -141,16 +150,59 @@ class EditedRows:
             found.append((Factors(wide(before.detach())[used], wide(gradient)[used]), owners))
         return found
 
-    def _run(self, rows: ReadRows, changes: RowChanges | None) -> Tensor:
+    def _at_targets(self, rows: ReadRows, changes: RowChanges | None) -> list[Tensor]:
+        """Return the last hidden states [targets, width] of each text, its owner's changes in place."""
+        if changes is None and not torch.is_grad_enabled():
+            # What the model itself makes of a text.
+            whole = self._once("last", rows.examples, lambda some, ids: self._run(rows.at(some), None, ids))
+            return [at_targets(own[None], [one])[0] for own, one in zip(whole, rows.examples, strict=True)]
+        found: dict[int, Tensor] = {}
+        for some in alike([len(example.inputs) for example in rows.examples]):
+            group = rows.at(some)
+            hidden = self._run(group, changes, self._padded(group.examples))
+            found |= zip(some, at_targets(hidden, group.examples), strict=True)
+        return [found[row] for row in range(len(rows.examples))]
+
+    def _once(
+        self, what: str, examples: Sequence[Example], make: Callable[[Sequence[int], Tensor], Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return [time, width] of each text, made of rows and their ids where it is not kept."""
+        found = {row: self._kept.get((what, example.inputs)) for row, example in enumerate(examples)}
+        missing = [row for row, value in found.items() if value is None]
+        for places in alike([len(examples[row].inputs) for row in missing]):
+            some = [missing[place] for place in places]
+            made = make(some, self._padded([examples[row] for row in some]))
+            for row, value in zip(some, made, strict=True):
+                own = value[: len(examples[row].inputs)].clone()
+                found[row] = own
+                self._kept.put((what, examples[row].inputs), own)
+        return tuple(value for value in found.values() if value is not None)
+
+    def _padded(self, examples: Sequence[Example]) -> Tensor:
+        return padded([example.inputs for example in examples]).to(self.lm.device)
+
+    def _run(self, rows: ReadRows, changes: RowChanges | None, ids: Tensor) -> Tensor:
         self._now.changes, self._now.rows = changes, rows.owners
         if self._last is not None:
-            self._last.hidden = rows.entering
+            self._last.hidden = nn.utils.rnn.pad_sequence(list(rows.entering), batch_first=True)
         try:
-            return self._upper.hidden(rows.ids)[0]
+            return self._upper.hidden(ids)[0]
         finally:
             self._now.changes = None
             if self._last is not None:
                 self._last.hidden = None
+
+
+def alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the places of rows of about one length, which share a pass; the shortest first."""
+    group: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and lengths[place] > LONGER * lengths[group[0]] + MORE:
+            yield group
+            group = []
+        group.append(place)
+    if group:
+        yield group
 
 
 @dataclass

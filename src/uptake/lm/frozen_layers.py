@@ -1,7 +1,5 @@
 """Keeps what the lowest blocks of a model make of a text, while only blocks above them are trained."""
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 
 from uptake.adaptation.delta import skeleton
 from uptake.adaptation.trainable.places import blocks
+from uptake.lm.latest import Latest
 
 KEPT = 1 << 28  # bytes of hidden states that stay in memory
 
@@ -23,7 +22,7 @@ class FrozenLayers:
     def __init__(
         self, module: nn.Module, count: int, run: Callable[[nn.Module, Tensor], object], kept: int = KEPT
     ) -> None:
-        self.count, self._run, self._most = count, run, kept
+        self.count, self._run = count, run
         self._module = skeleton(module)
         _, stack = blocks(self._module)
         self._device = next(module.parameters()).device
@@ -31,17 +30,13 @@ class FrozenLayers:
         self.supported = True  # False: the block above takes more from below than hidden states
         stack[count - 1].register_forward_hook(self._see)
         stack[count].register_forward_pre_hook(_stop, with_kwargs=True)
-        self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._kept = Latest(kept)
         self.of((0,))
 
     def of(self, ids: tuple[int, ...]) -> Tensor:
         """Return what enters the first block above for these tokens, [1, time, width]."""
-        with self._lock:
-            if ids in self._kept:
-                self._kept.move_to_end(ids)
-                return self._kept[ids]
+        if (known := self._kept.get(ids)) is not None:
+            return known
         with torch.no_grad():
             try:
                 self._run(self._module, torch.tensor([ids], device=self._device))
@@ -49,13 +44,7 @@ class FrozenLayers:
                 hidden = reached.hidden
             else:
                 raise AssertionError("the block above the frozen ones was not run")
-        with self._lock:
-            if ids not in self._kept:
-                self._kept[ids] = hidden
-                self._bytes += hidden.nbytes
-            while self._bytes > self._most and self._kept:
-                _, oldest = self._kept.popitem(last=False)
-                self._bytes -= oldest.nbytes
+        self._kept.put(ids, hidden)
         return hidden
 
     def _see(self, block: nn.Module, inputs: object, output: Any) -> None:

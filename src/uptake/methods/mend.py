@@ -57,6 +57,7 @@ class Mend(Learned[MendState, tuple[EditEpisode, ...]]):
     above: int = 0
     rank: int = 128
     alpha: float = 1e-4  # the rate before training
+    speed: float = 100.0  # how much faster than the rest of the network a rate learns
     standardise: bool = True
     batch: int = 10
     edit: float = 0.1
@@ -72,6 +73,8 @@ class Mend(Learned[MendState, tuple[EditEpisode, ...]]):
         for name in ("alpha", "edit", "locality", "near"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise BadInput(f"{name} {getattr(self, name)}: use 0 or a positive number")
+        if not 0 < self.speed < float("inf"):
+            raise BadInput(f"speed {self.speed}: use a positive number")
 
     @classmethod
     def example(cls) -> Self:
@@ -142,7 +145,7 @@ class Mend(Learned[MendState, tuple[EditEpisode, ...]]):
     def build(self, lm: LM) -> MendNetwork:
         places = self.places(only_causal(lm, "MEND"))
         shapes = [(place.width_in, place.width_out) for place in places]
-        return MendNetwork(shapes, self.rank, self.alpha, self.standardise)
+        return MendNetwork(shapes, self.rank, self.alpha, self.standardise, self.speed)
 
     def episodes(self, lm: LM, material: TrainingData) -> list[tuple[EditEpisode, ...]]:
         """Return `batch` edits for each step in their order; texts not related come round in turn."""

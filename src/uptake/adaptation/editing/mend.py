@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from uptake.adaptation.editing.moments import Moments
 
-SPEED = 100  # how much faster rates learn than blocks, as in the paper: one optimizer steps both
+SPEED = 100.0  # how much faster rates learn than blocks, as in the paper: one optimizer steps both
 
 
 class Blocks(nn.Module):
@@ -62,10 +62,18 @@ class Blocks(nn.Module):
 class MendNetwork(nn.Module):
     """Blocks for each shape among some weights, and a rate α for each weight.
 
-    `shapes` are (in, out) of each weight; tokens come as (u [tokens, in], δ [tokens, out]) for each.
+    `shapes` are (in, out) of each weight; tokens come as (u [tokens, in], δ [tokens, out]) for each. One
+    optimizer steps all: a rate learns `speed` times as fast as a weight.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], rank: int, alpha: float, standardise: bool) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        rank: int,
+        alpha: float,
+        standardise: bool,
+        speed: float = SPEED,
+    ) -> None:
         super().__init__()
         self.standardise = standardise
         self._keys = [f"{into}x{out}" for into, out in shapes]
@@ -76,12 +84,14 @@ class MendNetwork(nn.Module):
                 for into, out in dict.fromkeys(shapes)
             }
         )
-        self.slow_alpha = nn.Parameter(torch.full((len(self._keys),), alpha / SPEED))
+        self.slow_alpha = nn.Parameter(torch.full((len(self._keys),), alpha / speed))
+        # It goes into the file: rates are read back as they were learnt, whatever the setting says then.
+        self.register_buffer("speed", torch.tensor(speed, dtype=torch.float64))
 
     @property
     def alpha(self) -> Tensor:
         """The rate of each weight, [weights]."""
-        return self.slow_alpha * SPEED
+        return self.slow_alpha * float(self.get_buffer("speed"))
 
     def see(self, tokens: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take the tokens of an edit into the statistics of their shapes."""
