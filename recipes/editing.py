@@ -6,6 +6,7 @@
     python recipes/editing.py run --model MODEL --edits 1000 --turn 100 --editors gated-memory,breadth-first
     python recipes/editing.py equal-kl --model MODEL --edits 100 --turn 0 --as memit
     python recipes/editing.py oracle --model MODEL --edits 1000 --turn 0
+    python recipes/editing.py graph --model MODEL --edits 12 --editors finetune,gated-editor-shown
     python recipes/editing.py page --edits 100 --turn 0
 
 `tune` looks for settings on the part `valid`, whose subjects no other part has; `run` takes those that were
@@ -13,7 +14,8 @@ chosen and measures them on `test`. `run` does one editor after another and puts
 JSON file as soon as it is through; started again it goes on where it stopped, within an editor too, and
 several may write into one file. `equal-kl` finds the learning rate at which plain fine-tuning drifts as far
 as another editor did, and measures it there. `oracle` asks the right edit in context for the edits and their
-rephrases alone, a quarter of what `controls` costs. `page` draws all of a run's editors together.
+rephrases alone, a quarter of what `controls` costs. `graph` makes each of a few edits by itself and draws
+which of the other answers it changes. `page` draws all of a run's editors together.
 
 On a GPU give `--device cuda --batch 512 --together 64`: prompts and searches share passes then.
 """
@@ -37,6 +39,7 @@ from editing_figures import refuse_unasked, table, thousand
 import uptake
 from uptake.errors import BadInput, UptakeError
 from uptake.evaluation.edit_making import make_edits
+from uptake.evaluation.protocols.beliefs import Beliefs
 from uptake.evaluation.protocols.edits import ORACLE, OTHER, Edits
 from uptake.lm.causal import Causal
 from uptake.methods.contract.method import Context, MethodSpec
@@ -80,6 +83,8 @@ EDITORS = {
     "finetune": Editor("finetune", ("trainable=lora(rank=8,alpha=16)", _ADAM, "passes=5")),
     "breadth-first": Editor("breadth-first"),
     "gated-memory": Editor("gated-memory"),
+    # With --set scope.weights=FILE, of `learned_editors.py serac`.
+    "gated-memory-trained": Editor("gated-memory", ("scope=trained(weights=untrained)",)),
     "gated-finetune": Editor("gated-editor", (*_TRAINED_BEHIND_A_GATE, "shown=0")),
     "gated-both": Editor("gated-editor", _TRAINED_BEHIND_A_GATE),
     "gated-editor": Editor("gated-editor", ("shown=0",), together="editor.values.together"),
@@ -371,7 +376,20 @@ def page(run: Run) -> None:
     print(path)
 
 
-COMMANDS = {"run": run_all, "tune": tune, "equal-kl": equal_kl, "oracle": oracle}
+def graph(run: Run, args: argparse.Namespace) -> None:
+    """Put each editor's belief graph into the file, and draw them all on one page."""
+    model, inputs = loaded(args, run)
+    names = chosen_editors(args, [name for name in EDITORS if name != "controls"])
+    specs = {name: EDITORS[name].spec([*run.tuned(name), *args.set]) for name in names}
+    results = uptake.compare(model, inputs, specs, protocol=Beliefs(tokens=8, prompts_side_by_side=run.batch))
+    with run.changing() as whole:
+        kept = whole.setdefault("graphs", {}).setdefault(f"{run.count} {run.part} edits", {})
+        kept |= uptake.summary(results)["methods"]
+    uptake.write_page(results, run.path("graph", "html"))
+    print(run.path("graph", "html"))
+
+
+COMMANDS = {"run": run_all, "tune": tune, "equal-kl": equal_kl, "oracle": oracle, "graph": graph}
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

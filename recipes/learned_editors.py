@@ -297,13 +297,14 @@ def serac(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> 
             "words": through(GatedMemory().scope, model, edits),
         }
         keep(found)
-    ways = {
-        "trained scope": MethodSpec(GatedMemory(scope)),
-        "scope of words": method_specs(["gated-memory"])["gated-memory"],
-    }
     texts = unrelated(args)["test"]
-    found["memory"] = asked_after(model, parts["test"], texts, ways)
-    keep(found)
+    if some := parts["test"][: args.memory]:
+        ways = {
+            "trained scope": MethodSpec(GatedMemory(scope)),
+            "scope of words": method_specs(["gated-memory"])["gated-memory"],
+        }
+        found["memory"] = asked_after(model, some, texts, ways)
+        keep(found)
     if args.editor:
         behind = {"serac": MethodSpec(Serac(scope=scope))}
         found["behind"] = asked_after(model, parts["test"][: args.editor], texts, behind)
@@ -517,6 +518,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--valid", type=int, default=100)
     made.add_argument("--test", type=int, default=200)
     made.add_argument("--valid-steps", type=int, default=6, help="of the valid part, to choose a network by")
+    made.add_argument(
+        "--memory", type=int, default=100000, help="edits at most that a gated memory is asked for"
+    )
     made.add_argument("--editor", type=int, default=0, help="edits behind a scope that an editor makes")
     made.add_argument("--steps-each", type=int, default=5, help="of SLAG, for an edit, once it is trained")
     made.add_argument("--asked", type=int, default=256, help="prompts asked of the base side by side")

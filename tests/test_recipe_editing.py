@@ -70,6 +70,12 @@ def test_editors_are_measured_once_and_drawn_together(
     editing.main(["page", *arguments])
     page = Path(capsys.readouterr().out.splitlines()[-1]).read_text()
     assert "oracle" in page and "gated-memory" in page
+    assert "Success against drift" in page and "What is left, by age" in page
+    editing.main(["graph", *arguments, "--editors", "gated-memory"])
+    (graph,) = json.loads((tmp_path / "editing.json").read_text())["graphs"].values()
+    assert graph["gated-memory"]["beliefs"] == 3
+    drawn = Path(capsys.readouterr().out.splitlines()[-1]).read_text()
+    assert "Beliefs under gated-memory" in drawn and "<svg" in drawn
 
 
 @pytest.mark.long
