@@ -74,7 +74,7 @@ def learnt_from(args: argparse.Namespace) -> tuple[Facts, Facts, Facts]:
     most = args.train or None
     return (
         teaching.of(teaching.documents[:most]),
-        meta.of(meta.documents[:most]),
+        meta.of(meta.documents[: args.meta or most]),
         of("valid").first(args.valid),
     )
 
