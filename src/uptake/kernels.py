@@ -8,7 +8,7 @@ gigabyte is full. Making one anew takes a third of a millisecond.
 import os
 
 LIMITS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # of PyTorch, and of oneDNN
-KEPT = 64
+KEPT = 16
 
 
 def keep_few() -> None:
