@@ -137,3 +137,27 @@ def test_a_reader_learns_on_training_articles_and_is_judged_on_validation_articl
     assert load(str(out)).fingerprint != load(model).fingerprint
     retriever_reader.main(given)
     assert json.loads((tmp_path / "reader.json").read_text()) == found, "done once"
+
+
+def test_every_loss_is_asked_which_passage_it_would_prefer(recipe: Any, tmp_path: Path) -> None:
+    import retriever_signals
+
+    model, fresh, out = str(tmp_path / "model"), tmp_path / "fresh", tmp_path / "signals.json"
+    toys.module(window=512).save_pretrained(model)
+    toys.tokenizer().save_pretrained(model)
+    for part in ("train", "valid", "test"):
+        (fresh / "facts" / part).mkdir(parents=True)
+        names = [f"{part} {word}" for word in ("alder", "birch", "cedar")]
+        passages = [{"id": name, "text": f"The {name} is {len(name)} high."} for name in names]
+        asked = [
+            {"question": f"How high is the {n}?", "answers": [str(len(n))], "document": n} for n in names
+        ]
+        for name, some in (("passages", passages), ("questions", asked)):
+            (fresh / "facts" / part / f"{name}.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in some))
+    given = ["--model", model, "--encoder", f"lm:{model}", "--fresh", str(fresh), "--out", str(out)]
+    retriever_signals.main([*given, "--work", str(tmp_path / "work"), "--row", "3"])
+    found = json.loads(out.read_text())
+    assert found["questions"] == 3 and set(found["right_passage_preferred"]) == {
+        "BM25", "MiniLM", "pdist, emdr2, loop", "adist"
+    }  # fmt: skip
+    assert all(sum(places) == 3 for places in found["place_of_the_preferred"].values())
