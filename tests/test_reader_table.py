@@ -199,3 +199,13 @@ def test_a_table_of_attention_goes_on_and_what_cannot_be_is_said_in_a_line(lm, t
         attention(lm, PROMPT, "Who?", ["words of many letters"] * 9, "name")
     with pytest.raises(BadInput, match="is a causal model's, and Seq2Seq is none: use pdist"):
         attention(toys.seq2seq(), PROMPT, "Who?", ["words"], "name")
+
+
+def test_an_encoder_decoder_is_a_reader_too(tmp_path):
+    model = toys.seq2seq(window=256, dtype=torch.float64)
+    table = ReaderTable(model, PROMPT, tmp_path / "reader.table")
+    table.fill(ENTRIES[:4])
+    for entry in ENTRIES[:4]:
+        (scores,) = model.score([Segment(f" {entry.answer}\n", PROMPT.of(entry.question, entry.passage))])
+        found = table.tokens(entry.question, [entry.passage], entry.answer)[0]
+        np.testing.assert_allclose(found, scores.log_probs.numpy(), atol=1e-6)
