@@ -5,7 +5,7 @@ import torch
 
 from tests import toys
 from uptake.errors import BadInput
-from uptake.lm.beginnings import Beginnings, beginnings
+from uptake.lm.beginnings import Beginnings, Rows, beginnings
 
 ROOT = (0, 5, 6, 7, 8)
 FIRST, SECOND = (*ROOT, 9, 10, 11, 12, 13, 14), (*ROOT, 20, 21)
@@ -66,3 +66,18 @@ def test_models_that_cannot_go_on_from_a_part_are_told():
     assert beginnings(toys.lm()) is not None
     assert beginnings(toys.seq2seq()) is None
     assert beginnings(toys.mixed([toys.lm(), toys.lm(seed=1)], [0.5, 0.5])) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_16_bit_numbers_may_round_rare_tokens_and_no_more(dtype, monkeypatch):
+    lm = toys.lm(dtype=dtype)
+    step = Rows.step
+
+    def rounded(rows, tokens):
+        found = step(rows, tokens).clone()
+        return found.scatter_(1, found.topk(20, largest=False).indices, -20.0)
+
+    monkeypatch.setattr(Rows, "step", rounded)
+    assert (beginnings(lm) is None) == (dtype == torch.float32)
+    monkeypatch.setattr(Rows, "step", lambda rows, tokens: step(rows, tokens + 3))  # reads something else
+    assert beginnings(lm) is None
