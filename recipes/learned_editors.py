@@ -247,20 +247,25 @@ def mend(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> N
     method = learner.with_network(network)
     drifts = texts["test"]
     found: dict[str, Any] = {"settings": _settings(learner), "training": told}
-    base = {
-        part: reply_to(model, [one for edit in parts[part] for one in asked_of(edit)], TOKENS, args.asked)
-        for part in ("valid", "test")
-    }
+    if args.out.exists() and (before := json.loads(args.out.read_text())).get("training") == told:
+        found = before
+    base: dict[str, list[Any]] = {}
 
     def measure(name: str, way: Method[Any], *some: str) -> None:
         for part in some:
+            if name in found.get(part, {}):
+                continue
+            if part not in base:
+                asked = [one for edit in parts[part] for one in asked_of(edit)]
+                base[part] = reply_to(model, asked, TOKENS, args.asked)
             measured = alone(way, model, parts[part], base[part])
-            measured["kl"] = kl_of(way, model, parts[part], drifts)
-            found.setdefault(part, {})[name] = measured
+            found.setdefault(part, {})[name] = measured | {"kl": kl_of(way, model, parts[part], drifts)}
             keep(found)
 
     measure("mend", method, "valid", "test")
-    found["finetune_rate"] = rate_at(found["valid"]["mend"]["kl"], model, parts["valid"], drifts)
+    found["finetune_rate"] = args.finetune_rate or rate_at(
+        found["valid"]["mend"]["kl"], model, parts["valid"], drifts
+    )
     measure("finetune", finetune(found["finetune_rate"]), "test")
     measure("untrained", replace(learner, weights="untrained"), "test")
 
@@ -512,6 +517,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--learning-rate", type=float, default=0.0)
     made.add_argument("--near", type=int, default=PROBES, help="neighbours of an edit to learn from")
     made.add_argument("--characters", type=int, default=240, help="of a text that is not related")
+    made.add_argument("--finetune-rate", type=float, default=0.0, help="to compare with, else looked for")
     made.add_argument("--clip", type=float, default=100.0)
     made.add_argument("--batch", type=int, default=16)
     made.add_argument("--train", type=int, default=20000, help="edits at most")
