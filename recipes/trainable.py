@@ -89,8 +89,6 @@ def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
     for part, queries in found.items():
         for query, _, _ in queries:
             work.row(f"ttt/{part}/base/{query.id}", _scored, lm, lm, query)
-    for query, passages, _ in found["test"]:
-        work.row(f"ttt/test/in-context/{query.id}", _adapted, lm, InContext(), query, passages, None)
     for name in options.kinds:
         trainable, kind = kinds.trainable_of(lm, name), KINDS[name]
         k = kind.nearest or options.k
@@ -122,6 +120,8 @@ def run_ttt(lm: Causal, work: Work, options: argparse.Namespace) -> None:
                 some = source.sample(len(passages.passages), choosing(query.document))
                 row = _adapted, lm, method, query, some, unrelated, source
                 work.row(f"ttt/test/{name}, {AT_RANDOM}/{query.id}", *row)
+    for query, passages, _ in found["test"] if options.in_context else ():
+        work.row(f"ttt/test/in-context/{query.id}", _adapted, lm, InContext(), query, passages, None)
 
 
 def _viewed(lm: Causal, layers: int, options: argparse.Namespace) -> Datastore:
@@ -287,6 +287,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--climb", action="store_true", help="try rates on from the best of these")
     made.add_argument(
         "--random", nargs="*", default=["lora"], choices=KINDS, help="ttt: kinds tried on random passages too"
+    )
+    made.add_argument(
+        "--in-context", action=argparse.BooleanOptionalAction, default=True, help="ttt: read them as well"
     )
     made.add_argument("--passages", type=int, default=200, help="of a stream")
     made.add_argument("--characters", type=int, default=None, help="of each passage of a stream; all")

@@ -76,6 +76,9 @@ KINDS: Mapping[str, Kind] = {
     "lora of 4 from view, half of nearest 12": Kind(
         "lora(rank=3,alpha=6,layers=4)", (1e-3, 3e-3, 1e-2), 12, 4, (HALF,)
     ),
+    "lora of 4 from view, half of nearest 15": Kind(
+        "lora(rank=3,alpha=6,layers=4)", (3e-3, 1e-2), 15, 4, (HALF,)
+    ),
 }
 
 
