@@ -27,7 +27,8 @@ def table(files: Sequence[Path], out: Path | None) -> None:
         for line in _lines(name, some):
             print(line)
     if out is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
+        whole = found | {"ttt_tried": tried(rows)}
+        out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf8")
 
 
 def _under(rows: Rows, prefix: str) -> dict[str, Any]:
@@ -64,6 +65,18 @@ def ttt(rows: Rows) -> dict[str, Any]:
                     sum(own[each][cost] for each in shared) / sum(lora[each][cost] for each in shared)
                 )
         found[name] = told
+    return found
+
+
+def tried(rows: Rows) -> dict[str, Any]:
+    """Return what each kind gained on validation text at each rate, and the CPU seconds of a query."""
+    runs = _under(rows, "ttt/valid/")
+    before = sum(row["bits"] for key, row in runs.items() if key.startswith("base/"))
+    found: dict[str, Any] = {}
+    for key, row in runs.items():
+        name, _, rate = key.partition("/")
+        if name != "base":
+            found.setdefault(name, {})[rate] = {"gain": 1 - row["bits"] / before, "cpu": row["cpu"]}
     return found
 
 

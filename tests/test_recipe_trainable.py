@@ -10,7 +10,7 @@ import torch
 import trainable
 import trainable_kinds
 import trainable_tasks
-from trainable_table import stream, tasks, ttt
+from trainable_table import stream, tasks, tried, ttt
 
 import toys
 from uptake.errors import BadInput
@@ -37,6 +37,12 @@ def test_a_kind_s_share_is_of_what_lora_saves_on_the_same_documents() -> None:
     assert found["ia3"]["documents"] == 2 and found["ia3"]["parameters"] == 12
     assert found["ia3"]["share_of_lora"] == pytest.approx(0.75)
     assert found["ia3"]["cpu_of_lora"] == pytest.approx(0.5) == found["ia3"]["wall_of_lora"]
+
+
+def test_what_was_tried_on_validation_text_is_told_by_rate() -> None:
+    rows = {f"ttt/valid/base/{n}": {"bits": 10.0} for n in range(2)} | {"ttt/test/base/a": {"bits": 1.0}}
+    rows["ttt/valid/ia3, nearest 3/0.01"] = {"bits": 15.0, "cpu": 2.0}
+    assert tried(rows) == {"ia3, nearest 3": {"0.01": {"gain": 0.25, "cpu": 2.0}}}
 
 
 def test_answers_are_compared_within_tasks_whatever_their_lengths() -> None:
