@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uptake.adaptation.delta import skeleton
-from uptake.codec import plain
 from uptake.errors import BadInput, Diverged
-from uptake.evaluation.records import RecordFile
 from uptake.lm.base import LM
 from uptake.lm.causal import Causal
 from uptake.retrievers.reader import Prompt
+from uptake.retrievers.table import records_of
 from uptake.text.types import stable_hash
 
 _AT_ONCE = 8  # questions that are read, and kept, at a time
@@ -105,9 +104,7 @@ class AttentionTable:
     _known: dict[str, list[float]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        dtype = str(getattr(self.lm, "dtype", "")).removeprefix("torch.")
-        about = {"reader": self.lm.fingerprint, "dtype": dtype, "prompt": repr(plain(self.prompt))}
-        self._file = RecordFile(self.path, f"{stable_hash('attention', *about.values()):016x}", about)
+        self._file = records_of(self.lm, self.prompt, self.path, "attention")
         for made in self._file.start(_values):
             self._known |= made
 

@@ -36,6 +36,13 @@ class Entry:
         return f"{stable_hash(self.question, self.passage, self.answer):016x}"
 
 
+def records_of(lm: LM, prompt: Prompt, path: Path | None, *kind: str) -> RecordFile:
+    """Return the file of what is known of a reader under a prompt, of a `kind` of its own if named."""
+    dtype = str(getattr(lm, "dtype", "")).removeprefix("torch.")
+    about = {"reader": lm.fingerprint, "dtype": dtype, "prompt": repr(plain(prompt))}
+    return RecordFile(path, f"{stable_hash(*kind, *about.values()):016x}", about)
+
+
 @dataclass
 class ReaderTable:
     """The log-probabilities that a reader gives the tokens of answers; without a path in memory only."""
@@ -47,9 +54,7 @@ class ReaderTable:
 
     def __post_init__(self) -> None:
         self.reader = Reader(self.lm, self.prompt)
-        dtype = str(getattr(self.lm, "dtype", "")).removeprefix("torch.")
-        about = {"reader": self.lm.fingerprint, "dtype": dtype, "prompt": repr(plain(self.prompt))}
-        self._file = RecordFile(self.path, f"{stable_hash(*about.values()):016x}", about)
+        self._file = records_of(self.lm, self.prompt, self.path)
         for made in self._file.start(_entries):
             self._known |= made
 
