@@ -47,4 +47,4 @@ def test_what_is_too_much_to_keep_is_read_each_time(monkeypatch: pytest.MonkeyPa
     base, other = toys.lm(), toys.lm(seed=1)
     assert drift(base, other, TEXT) == drift(base, other, TEXT)
     kept = base.derived("hidden states of texts read again", lambda: pytest.fail("nothing was looked for"))
-    assert not kept.texts and kept.bytes == 0
+    assert not len(kept) and kept.bytes == 0

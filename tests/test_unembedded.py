@@ -6,7 +6,6 @@ import torch
 from uptake.lm import unembedded
 from uptake.lm.capabilities import Unembedding
 from uptake.lm.edited_rows import alike
-from uptake.lm.latest import Latest
 from uptake.lm.scoring import divergence
 
 
@@ -33,14 +32,3 @@ def test_rows_of_about_one_length_share_a_pass() -> None:
     lengths = [50, 3, 12, 4, 60, 13, 3]
     groups = [[lengths[place] for place in group] for group in alike(lengths)]
     assert groups == [[3, 3, 4], [12, 13], [50, 60]] and not [*alike([])]
-
-
-def test_the_latest_tensors_are_kept_within_their_bytes() -> None:
-    kept, tensors = Latest(20), [torch.ones(2) * number for number in range(4)]  # 8 bytes each
-    for number in (0, 1):
-        kept.put(number, tensors[number])
-    assert kept.get(0) is tensors[0]
-    kept.put(2, tensors[2])  # the first was asked for since: the second goes
-    assert kept.get(1) is None and kept.get(0) is tensors[0] and kept.get(2) is tensors[2]
-    kept.put("large", torch.ones(6))
-    assert kept.get("large") is None and kept.get(0) is None

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from uptake.adaptation.delta import skeleton, wide
 from uptake.adaptation.delta.overlay import Hook
 from uptake.adaptation.trainable.places import blocks
+from uptake.lm.bounded_table import BoundedTable
 from uptake.lm.causal import Causal
 from uptake.lm.entering import Entering
 from uptake.lm.examples import Example, at_targets, of_target, padded
 from uptake.lm.feed_forward import LinearPlace
 from uptake.lm.gradient_factors import Factors
-from uptake.lm.latest import Latest
 from uptake.lm.unembedded import divergences_of
 from uptake.lm.upper_blocks import Skipped
 
@@ -82,7 +82,7 @@ class EditedRows:
         self._now = _Now()
         self._below: Entering | None = None
         self._last: Any = None
-        self._kept = Latest(kept)
+        self._kept = BoundedTable[Tensor](kept)
         module = skeleton(lm.module)
         if frozen is not None and frozen.supported:
             self._below, stack = Entering(lm, lowest), blocks(module)[1]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from uptake.adaptation.delta import skeleton
 from uptake.adaptation.trainable.places import blocks
-from uptake.lm.latest import Latest
+from uptake.lm.bounded_table import BoundedTable
 
 KEPT = 1 << 28  # bytes of hidden states that stay in memory
 
@@ -30,7 +30,7 @@ class FrozenLayers:
         self.supported = True  # False: the block above takes more from below than hidden states
         stack[count - 1].register_forward_hook(self._see)
         stack[count].register_forward_pre_hook(_stop, with_kwargs=True)
-        self._kept = Latest(kept)
+        self._kept = BoundedTable[Tensor](kept)
         self.of((0,))
 
     def of(self, ids: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,6 @@ Nothing that is trained changes it, so a text is read by the model in the first 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from uptake.lm.base import LM, Cache
+from uptake.lm.bounded_table import BoundedTable
 from uptake.lm.capabilities import Layers, capability
 from uptake.lm.pretrained import Pretrained
 
@@ -27,14 +27,6 @@ class _Read(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.features.nbytes + sum(keys.nbytes + values.nbytes for keys, values in self.cache)
-
-
-@dataclass
-class _Kept:
-    """What was read, by the text's tokens and whether keys and values are there, and how many bytes it is."""
-
-    texts: dict[tuple[tuple[int, ...], bool], _Read] = field(default_factory=dict)
-    bytes: int = 0
 
 
 def features_of(states: Sequence[Tensor]) -> Tensor:
@@ -70,14 +62,16 @@ def _widened(made: Tensor, longest: int) -> Tensor:
 def _read(lm: LM, text: tuple[int, ...], cached: bool) -> _Read:
     """Return what the model makes of one text, read by itself so that it depends on no other."""
     layered = capability(lm, Layers)
-    kept = layered.derived("what MAC has read", _Kept) if isinstance(layered, Pretrained) else _Kept()
-    if (found := kept.texts.get((text, cached))) is not None:
+    kept = layered.derived("what MAC has read", _table) if isinstance(layered, Pretrained) else _table()
+    if (found := kept.get((text, cached))) is not None:
         return found
     with torch.no_grad():
         ids = torch.tensor([text], device=lm.device)
         states, cache = layered.layers(ids, layered.start() if cached else None)
     made = _Read(features_of(states)[0].clone(), tuple((keys, values) for keys, values, *_ in cache or ()))
-    if kept.bytes + made.nbytes <= MOST:
-        kept.texts[text, cached] = made
-        kept.bytes += made.nbytes
+    kept.put((text, cached), made)
     return made
+
+
+def _table() -> BoundedTable[_Read]:
+    return BoundedTable(MOST, forgets=False)  # texts come round in turn
