@@ -117,6 +117,20 @@ def test_a_stack_that_a_table_left_holds_nobodys_weights_and_serves_the_next() -
     assert [*grid._spare.values()] == [spare]
 
 
+def test_what_answers_a_row_by_itself_is_kept_for_so_many_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uptake.lm.grid.SPARE", 2)
+    lm = toys.lm(window=128)
+    grid, ids = Grid(lm), torch.tensor([lm.tokenizer.opened(TEXTS[0])])
+    rows = [own_of(lm, delta) for rank in (1, 2, 3, 5) for delta in toys.low_rank(lm, (rank,))]
+    assert len({row.kind for row in rows}) == len(rows)
+    with torch.no_grad():
+        expected = [Grid(lm).alone(row).step(ids)[0] for row in rows]
+        for again in range(2):
+            for row, one in zip(rows, expected, strict=True):
+                held = grid.alone(row)
+                assert torch.equal(held.step(ids)[0], one) and len(grid._alone) <= 2, again
+
+
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_neighbours_that_come_and_go_change_no_bit(shape: str) -> None:
     lm, drawn = toys.lm(shape, window=128), random.Random(0)

@@ -25,7 +25,7 @@ from uptake.lm.wrappers import Prefixed
 
 SIZES = (4, 8, 16, 32)  # rows of a pass: fewer take other kernels, with other last bits
 NARROWEST = 64  # places of the smallest table; each next one has twice as many
-SPARE = 16  # kinds of change whose tables were left and are made again sooner
+SPARE = 16  # kinds of change whose stacks are kept though no table holds them: one is dear to make
 AT_ONCE = 512  # tokens of a prompt that are read in one pass
 CLOSE = 2e-3  # nats by which one pass for many rows may differ from a row by itself
 
@@ -42,7 +42,7 @@ class Grid:
         self.base, self.sizes = base, tuple(sizes)
         self._tables: dict[tuple[int, Kind], list[Table]] = {}
         self._alone: dict[Kind, Stacked] = {}
-        self._spare: dict[Kind, Stacked] = {}  # of tables that were left: one is dear to make
+        self._spare: dict[Kind, Stacked] = {}  # of tables that were left
 
     def takes(self, own: Own) -> bool:
         """Whether rows may differ in these weights within a pass, and their keys are those of the base."""
@@ -217,9 +217,9 @@ class Grid:
 
     def _alone_of(self, own: Own) -> Causal:
         kind = own.kind
-        if kind not in self._alone:
-            self._alone[kind] = Stacked.of(self.base, kind)
-        stacked = self._alone[kind]
+        self._alone[kind] = stacked = self._alone.pop(kind, None) or Stacked.of(self.base, kind)
+        if len(self._alone) > SPARE:  # the one used longest ago stands first
+            del self._alone[next(iter(self._alone))]
         if stacked.stack is not None:
             stacked.stack.put([own.parts], 1)
         return stacked.lm
