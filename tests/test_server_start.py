@@ -51,6 +51,8 @@ def refusal(config: Any, monkeypatch: pytest.MonkeyPatch) -> str:
         ({"model": "FOLDER/broken"}, "broken"),
         ({"stores": (StoreAt("notes", "FOLDER/none.store"),)}, "none.store"),
         ({"stores": (StoreAt("notes", "FOLDER/damaged.store"),)}, "store.json"),
+        ({"stores": (StoreAt("notes", "FOLDER/notes.store", query_encoder="FOLDER/none"),)}, "none"),
+        ({"stores": (StoreAt("notes", "FOLDER/notes.store", search_by="sum"),)}, "sum"),
         ({"recipes": (Recipe("notes", "ttt-nn", 2, ("trainable=nothing",), "notes"),)}, "trainable"),
         ({"embedder": "FOLDER/none", "embedder_name": "none"}, "no such folder"),
         ({"data": "FOLDER/a file"}, "give a folder"),

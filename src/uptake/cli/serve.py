@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from uptake.cli import inputs, options, screen
+from uptake.cli import inputs, options, screen, searching
 from uptake.errors import BadInput, Missing
 
 EXAMPLES = options.examples(
@@ -34,6 +34,9 @@ def serve(
     settings: options.Setting = None,
     recipe: options.Recipe = None,
     encoder: options.Encoder = None,
+    search_by: searching.SearchBy = None,
+    vector_weight: searching.VectorWeight = 20.0,
+    query_encoder: searching.QueryEncoder = None,
     name: Annotated[
         str | None,
         options.option(SERVING, "NAME", "What clients call the model. Default: the end of --model."),
@@ -100,7 +103,12 @@ def serve(
         method or (chosen.method if chosen else "ttt-nn"),
         k if k is not None else (chosen.k if chosen else 20),
         (*(chosen.settings if chosen else ()), *(settings or ())),
-        encoder,
+        {
+            "encoder": encoder,
+            "search_by": search_by,
+            "vector_weight": vector_weight,
+            "query_encoder": query_encoder or "",
+        },
     )
     known = None if keys is None else Keys(Path(keys))
     called = name or Path(model.rstrip("/")).name.removesuffix(".gguf")
@@ -132,7 +140,7 @@ def serve(
 
 
 def _offered(
-    stores: list[str], method: str, k: int, settings: tuple[str, ...], encoder: str | None
+    stores: list[str], method: str, k: int, settings: tuple[str, ...], search: dict[str, Any]
 ) -> tuple[Any, Any]:
     """Return the stores by their names, and a recipe for each."""
     from uptake.server.config import Recipe, StoreAt
@@ -141,7 +149,7 @@ def _offered(
     for place, name in enumerate(names):
         if not name or names.index(name) != place:
             raise BadInput(f"--store {stores[place]}: two stores would be called {name!r}; rename one")
-    opened = tuple(StoreAt(name, path, encoder) for name, path in zip(names, stores, strict=True))
+    opened = tuple(StoreAt(name, path, **search) for name, path in zip(names, stores, strict=True))
     return opened, tuple(Recipe(name, method, k, settings, name) for name in names)
 
 

@@ -6,11 +6,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StoreAt:
-    """One of the operator's stores: its name in `uptake.store`, and where it is."""
+    """One of the operator's stores: its name in `uptake.store`, where it is, and how it is searched."""
 
     name: str
     path: str
     encoder: str | None = None
+    search_by: str | None = None  # as `Datastore.open` takes it
+    vector_weight: float = 20.0
+    query_encoder: str = ""  # the file of the queries' own encoder
 
 
 @dataclass(frozen=True)

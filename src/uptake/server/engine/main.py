@@ -24,7 +24,8 @@ from uptake.errors import UptakeError
 from uptake.lm import loading
 from uptake.lm.causal import Causal
 from uptake.lm.grid import Grid
-from uptake.server.config import Config
+from uptake.retrievers.query_encoder import QueryMap
+from uptake.server.config import Config, StoreAt
 from uptake.server.engine.adapting import Adapter
 from uptake.server.engine.embedding import Embedder
 from uptake.server.engine.encoder import Encoder, EncoderProcess
@@ -52,7 +53,7 @@ class Engine:
             self.encoding = EncoderProcess(config.embedder, config.device, config.threads)
         self._stores: dict[str, Datastore] = {}
         for at in config.stores:
-            self._stores[at.name] = Datastore.open(at.path, encoder=at.encoder, device=config.device)
+            self._stores[at.name] = opened(at, config.device)
         self.lm = loading.load_causal(config.model, config.device, config.dtype, "the server")
         self.lm.name = config.name
         self.outcome, self.grid = checked(self.lm, config.grid)
@@ -95,6 +96,7 @@ class Engine:
     def _without_places(self, message: str) -> str:
         """Return a message in which the operator's folders bear the names that clients know them by."""
         named = {at.path: at.name for at in self.config.stores}
+        named |= {at.query_encoder: "the query encoder" for at in self.config.stores}
         named |= {self.config.model: self.config.name, self.config.data: "the server's folder"}
         places = {each: name for path, name in named.items() for each in (path, str(Path(path).absolute()))}
         for place in sorted(places, key=len, reverse=True):
@@ -247,6 +249,18 @@ class Engine:
         if tenant and self.keeper is not None and name.startswith(("vs_", "pe_")):
             return self.keeper.store_of(tenant, name)
         raise not_found(f"store {name[:100]!r}", "uptake.store")
+
+
+def opened(at: StoreAt, device: str) -> Datastore:
+    """Return one of the operator's stores, searched as they said. Raises UptakeError where it cannot be."""
+    return Datastore.open(
+        at.path,
+        encoder=at.encoder,
+        device=device,
+        search_by=at.search_by,
+        vector_weight=at.vector_weight,
+        query_encoder=QueryMap.load(at.query_encoder) if at.query_encoder else None,
+    )
 
 
 def checked(lm: Causal, known: str = "") -> tuple[str, Grid | None]:
