@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from learned_editors import auc, parts_of, through
+from learned_editors import parts_of
+from scope_figures import auc, through
 
 import uptake
 from uptake.lm.causal import Causal

@@ -12,10 +12,12 @@ part (`valid`) alone. Started again a command goes on where it was interrupted, 
 set out to take.
 
 MEND and plain fine-tuning make each edit by itself: both are asked for it in its own words, in others, and
-after neighbours, and the base is asked too. Fine-tuning's rate is the one at which it drifts on unrelated
-text as far as MEND does. SLAG makes sequences of ten edits, all asked at the end. A scope is judged by how it
-ranks rephrases above neighbours, which ask for the same relation of another subject, and by what a memory of
-all edits lets through.
+after neighbours, and the base is asked too; then the same behind each `--gate` before all edits of a part
+(words, if none is named). Fine-tuning's rate is the one at which it drifts on unrelated text as far as MEND
+does, looked for on the second part. `others` measures editors that are not trained in the same way. SLAG
+makes sequences of ten edits, all asked at the end. A scope is judged by how it ranks rephrases above
+neighbours, which ask for the same relation of another subject, by what a memory of all edits lets through,
+and by what is said behind it; its threshold is chosen on the second part.
 """
 
 import argparse
@@ -30,43 +32,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import editing
+from edits_alone import KINDS, KL_RATES, PROBES, TOKENS, Alone, asked_of, finetune, rate_at, share
+from scope_figures import judged, let_in, nearest, threshold_at, through, through_at
 
 import uptake
-from uptake.adaptation.editing.scope import ScopeNetwork
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput, UptakeError
-from uptake.evaluation.protocols.edits import Edits
 from uptake.lm.causal import Causal
 from uptake.methods.contract.learned import Learner, TrainingData
-from uptake.methods.contract.method import Context, Evidence, Method, MethodSpec
-from uptake.methods.contract.naming import method_specs
+from uptake.methods.contract.method import Context, Evidence, Method
+from uptake.methods.gated_editor import GatedEditor
 from uptake.methods.gated_memory import GatedMemory
-from uptake.methods.gated_memory.trained import ScopeEpisode, Trained
+from uptake.methods.gated_memory.scope import Always, Words
+from uptake.methods.gated_memory.trained import Trained
 from uptake.methods.mend import Mend
-from uptake.methods.serac import Serac
 from uptake.methods.slag import Slag
 from uptake.sealed import write_whole
 from uptake.settings import apply, describe
 from uptake.tasks.asking import generate
-from uptake.tasks.edit_asking import drift, reply_to
-from uptake.tasks.edit_marks import askings, same_words
+from uptake.tasks.edit_asking import reply_to
+from uptake.tasks.edit_marks import same_words
 from uptake.tasks.edits import Edit, independent
 from uptake.text.types import Document, Found
 from uptake.train import Training, train
 
-TOKENS = 8  # of an answer
-PROBES = 2  # rephrases and neighbours that are asked of each edit
-ROWS = 25  # edits side by side
-KL_EDITS, KL_TEXTS = 8, 4
-KL_RATES, KL_TRIES = (1e-6, 1e-2), 7
 SEQUENCE = 10
 Parts = dict[str, tuple[Edit, ...]]
 Keep = Callable[[dict[str, Any]], None]  # writes down what is known of a run so far
-LIMITS = {"mend": 180.0, "serac": 60.0, "slag": 180.0}
+LIMITS = {"mend": 180.0, "serac": 60.0, "slag": 180.0, "others": 0.0}
 
 
 def parts_of(folder: Path, train_edits: int, valid: int, test: int) -> dict[str, tuple[Edit, ...]]:
@@ -125,12 +121,19 @@ def trained(
         warm_up_and_decay=True,
         seed=args.seed,
     )
-    begun = time.perf_counter()
+    begun, done = time.perf_counter(), 0
 
     def tell(point: Any) -> None:
+        nonlocal done
+        done = point.step
         print(
             f"{args.name}: {point.step:,} of {steps:,}, {point.loss:.4f}, {point.valid:.4f}", file=sys.stderr
         )
+
+    def enough() -> bool:
+        # A machine that is shared may be slower than it was when the steps were counted.
+        late = not args.steps and time.perf_counter() - begun > args.seconds
+        return late or 0 < args.stop_after <= done
 
     checkpoint = path.with_suffix(".training")
     network, points = train(
@@ -141,8 +144,7 @@ def trained(
         checkpoint,
         tell,
         valid[: args.valid_steps],
-        # A machine that is shared may be slower than it was when the steps were counted.
-        enough=lambda: not args.steps and time.perf_counter() - begun > args.seconds,
+        enough=enough,
     )
     learner.save(network, model, path)
     found = {
@@ -173,66 +175,8 @@ def _steps(learner: Learner[Any], model: Causal, episodes: Sequence[Any], args: 
     return max(4, int(args.seconds / each))
 
 
-def alone(method: Method[Any], model: Causal, edits: Sequence[Edit], base: Sequence[Any]) -> dict[str, Any]:
-    """Return what comes of edits that are each made by itself: shares of prompts, and those of each edit."""
-    marks: dict[str, list[list[bool]]] = {"success": [], "tight": [], "same": [], "leak": []}
-    replies = iter(base)
-    for start in range(0, len(edits), ROWS):
-        some = edits[start : start + ROWS]
-        adapted = made_alone(method, model, some)
-        asked = [(row, one) for row, edit in enumerate(some) for one in asked_of(edit)]
-        found = reply_to(adapted, [one for _, one in asked], TOKENS, 64, [row for row, _ in asked])
-        own: list[dict[str, list[bool]]] = [{name: [] for name in marks} for _ in some]
-        for (row, one), reply in zip(asked, found, strict=True):
-            before = next(replies)
-            if one.kind == "neighbour":
-                own[row]["same"].append(same_words(reply.said, before.said))
-                own[row]["leak"].append(reply.right)
-            else:
-                own[row]["success" if one.kind == "edit" else "tight"].append(reply.right)
-        for name, lists in marks.items():
-            lists += [each[name] for each in own]
-    return {name: share(lists) for name, lists in marks.items()} | {"edits": len(edits)}
-
-
-def asked_of(edit: Edit) -> list[Any]:
-    """Return what is asked of an edit here: its own prompt, rephrases and neighbours."""
-    return [one for one in askings(edit, 1, PROBES) if one.kind in ("edit", "rephrase", "neighbour")]
-
-
-def made_alone(method: Method[Any], model: Causal, edits: Sequence[Edit]) -> Any:
-    """Return an LM whose row i holds edit i alone."""
-    evidence = [Evidence(Found((edit.passage(),), (0.0,)), edit.prompt) for edit in edits]
-    states = method.adapt([method.init(model) for _ in edits], model, evidence, Context(continues=False))
-    return method.adapted(states, model)
-
-
-def share(lists: Sequence[Sequence[bool]], draws: int = 2000) -> dict[str, Any]:
-    """Return the share of all marks, with its 95 % interval by edit."""
-    counts = np.array([[sum(own), len(own)] for own in lists if own], dtype=float)
-    if not len(counts):
-        return {"share": None, "interval": None}
-    chosen = np.random.default_rng(0).integers(len(counts), size=(draws, len(counts)))
-    drawn = counts[chosen].sum(1)
-    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
-    whole = counts.sum(0)
-    return {"share": round(whole[0] / whole[1], 4), "interval": [round(low, 4), round(high, 4)]}
-
-
-def kl_of(method: Method[Any], model: Causal, edits: Sequence[Edit], texts: Sequence[Document]) -> float:
-    """Return how far single edits drift on unrelated text, in nats a token."""
-    adapted = made_alone(method, model, edits[:KL_EDITS])
-    values = [
-        value
-        for row in range(len(edits[:KL_EDITS]))
-        for text in texts[:KL_TEXTS]
-        for value in drift(model, adapted.at([row]), text.text).kl
-    ]
-    return sum(values) / len(values)
-
-
 def mend(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> None:
-    """Train MEND, and measure it and fine-tuning at the KL that it has on the valid part."""
+    """Train MEND, and measure it and fine-tuning at the KL that it has on the valid part, gated as well."""
     learner = apply(Mend(batch=args.batch), *args.set)
     kept = args.work / f"base-words-{args.train}.json"
     material = {
@@ -244,132 +188,89 @@ def mend(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> N
         return TrainingData((), unrelated=texts[name], edits=tuple(material[name]))
 
     network, told = trained(learner, model, args, make)
-    method = learner.with_network(network)
-    drifts = texts["test"]
     found: dict[str, Any] = {"settings": _settings(learner), "training": told}
-    if args.out.exists() and (before := json.loads(args.out.read_text())).get("training") == told:
-        found = before
-    base: dict[str, list[Any]] = {}
+    tables = {part: alone(args, model, parts[part], part) for part in ("valid", "test")}
 
-    def measure(name: str, way: Method[Any], *some: str) -> None:
-        for part in some:
-            if name in found.get(part, {}):
-                continue
-            if part not in base:
-                asked = [one for edit in parts[part] for one in asked_of(edit)]
-                base[part] = reply_to(model, asked, TOKENS, args.asked)
-            measured = alone(way, model, parts[part], base[part])
-            found.setdefault(part, {})[name] = measured | {"kl": kl_of(way, model, parts[part], drifts)}
-            keep(found)
+    def measure(name: str, way: Method[Any], part: str, kept: str = "") -> None:
+        found.setdefault(part, {"base": tables[part].of_base()}).update(tables[part].of(name, way, kept))
+        keep(found)
 
-    measure("mend", method, "valid", "test")
-    found["finetune_rate"] = args.finetune_rate or rate_at(
-        found["valid"]["mend"]["kl"], model, parts["valid"], drifts
-    )
-    measure("finetune", finetune(found["finetune_rate"]), "test")
+    def drift_at(rate: float) -> float:
+        return tables["valid"].kl(f"finetune-{rate:.4g}", finetune(rate))
+
+    for part in ("valid", "test"):
+        measure("mend", learner.with_network(network), part, f"mend-{told['steps']}")
+    rate = args.finetune_rate
+    if not rate:
+        wanted = found["valid"]["mend"]["kl"]
+        rate, found["finetune_tried"] = rate_at(wanted, drift_at, args.finetune_between)
+    found["finetune_rate"] = rate
+    measure("finetune", finetune(rate), "test", f"finetune-{rate:.4g}")
     measure("untrained", replace(learner, weights="untrained"), "test")
+    found["mend_ahead_of_finetune"] = {
+        f"behind {gate}" if gate else "no gate": tables["test"].ahead("mend", "finetune", gate)
+        for gate in tables["test"].ways
+    }
+    keep(found)
 
 
-def finetune(rate: float) -> Method[Any]:
-    """Return plain fine-tuning as `recipes/editing.py` does it, at another learning rate."""
-    return editing.EDITORS["finetune"].spec([f"optimizer.learning_rate={rate}"]).method
+def alone(
+    args: argparse.Namespace, model: Causal, edits: Sequence[Edit], part: str, about: int = 0, **more: Any
+) -> Alone:
+    """Return what measures editors on a part, behind the gates of the command line."""
+    gates = {
+        text.partition("(")[0]: apply(GatedMemory(), f"scope={text}").scope for text in args.gate or ["words"]
+    }
+    return Alone(
+        model,
+        edits,
+        about or len(edits),
+        args.work / args.name / part,
+        unrelated(args)["test"],
+        **{"gates": gates, "batch": args.asked} | more,
+    )
 
 
-def rate_at(wanted: float, model: Causal, edits: Sequence[Edit], texts: Sequence[Document]) -> float:
-    """Return the learning rate at which fine-tuning drifts so far."""
-    low, high = KL_RATES
-    best = (float("inf"), low)
-    for _ in range(KL_TRIES):  # drift grows with the rate: halve the interval in logarithms
-        rate = (low * high) ** 0.5
-        found = kl_of(finetune(rate), model, edits, texts)
-        print(f"learning rate {rate:.2e}: KL {found:.5f}, wanted {wanted:.5f}", file=sys.stderr)
-        best = min(best, (abs(found - wanted), rate))
-        low, high = (rate, high) if found < wanted else (low, rate)
-    return best[1]
+def others(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> None:
+    """Measure editors that learn from nothing, each edit by itself, and fine-tuning at several rates."""
+    table = alone(args, model, parts["valid"], "valid")
+    ways = {name: editing.EDITORS[name].spec().method for name in args.editors.split(",") if name}
+    ways |= {f"finetune-{rate:.4g}": finetune(rate) for rate in args.finetune_rates}
+    found: dict[str, Any] = {"training": None, "valid": {"base": table.of_base()}}
+    for name, way in ways.items():
+        found["valid"].update(table.of(name, way))
+        keep(found)
 
 
 def serac(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> None:
     """Train SERAC's scope, judge it alone, then before the base that reads the edit and before an editor."""
     learner = apply(Trained(batch=args.batch), *args.set)
     network, told = trained(learner, model, args, lambda name: TrainingData((), edits=parts[name]))
-    scope = learner.with_network(network)
+    scope, untrained = learner.with_network(network), replace(learner, weights="untrained")
     found: dict[str, Any] = {"settings": _settings(learner), "training": told}
+    asked = {part: nearest(scope, model, parts[part]) for part in ("valid", "test")}
+    chosen = threshold_at(args.neighbours_open, asked["valid"])
+    found["threshold"] = {"chosen": chosen, "neighbours_open_at_most": args.neighbours_open}
     for part in ("valid", "test"):
         edits = parts[part]
         found[part] = {
-            "trained": judged(scope, model, edits) | through(scope, model, edits),
-            "untrained": judged(replace(learner, weights="untrained"), model, edits),
-            "words": through(GatedMemory().scope, model, edits),
+            "trained": judged(scope, model, edits) | through_at(scope.threshold, asked[part], edits),
+            "threshold chosen": through_at(chosen, asked[part], edits),
+            "untrained": judged(untrained, model, edits),
+            "words": through(Words(), model, edits),
         }
+        found.setdefault("let_in", {})[part] = let_in(scope.threshold, asked[part], edits)
         keep(found)
-    texts = unrelated(args)["test"]
-    if some := parts["test"][: args.memory]:
-        ways = {
-            "trained scope": MethodSpec(GatedMemory(scope)),
-            "scope of words": method_specs(["gated-memory"])["gated-memory"],
-        }
-        found["memory"] = asked_after(model, some, texts, ways)
-        keep(found)
-    if args.editor:
-        behind = {"serac": MethodSpec(Serac(scope=scope))}
-        found["behind"] = asked_after(model, parts["test"][: args.editor], texts, behind)
-        keep(found)
-
-
-def judged(scope: Trained, model: Causal, edits: Sequence[Edit]) -> dict[str, Any]:
-    """Return how a scope ranks rephrases of an edit above its neighbours, and what a memory lets through."""
-    network = scope.network(model)
-    assert isinstance(network, ScopeNetwork)
-    inside, outside = list[float](), list[float]()
-    for start in range(0, len(edits), ROWS):
-        asked = ScopeEpisode(tuple(replace(edit, loose=()) for edit in edits[start : start + ROWS]))
-        with torch.no_grad():
-            keys = scope.read(network, model, [edit.prompt for edit in asked.edits]).wide()
-            read = scope.read(network, model, [prompt for prompt, _, _ in asked.prompts]).wide()
-            near = torch.exp(-network.distances(keys, read)).tolist()
-        for number, (prompt, place, about) in enumerate(asked.prompts):
-            if prompt != asked.edits[place].prompt:
-                (inside if about else outside).append(near[place][number])
-    return {"auc": auc(inside, outside), "rephrases": len(inside), "neighbours": len(outside)}
-
-
-def through(scope: Any, model: Causal, edits: Sequence[Edit]) -> dict[str, Any]:
-    """Return what a memory of all edits lets through: prompts to their own edit, and neighbours to any."""
-    memory = scope.memory([edit.passage() for edit in edits], model)
-
-    def right(prompt: str, edit: Edit) -> bool:
-        return [found.document for found in memory.find(prompt, 1)] == [edit.id]
-
-    asked = {
-        "own": [[right(edit.prompt, edit)] for edit in edits],
-        "tight": [[right(prompt, edit) for prompt in edit.rephrases] for edit in edits],
-        "loose": [[right(prompt, edit) for prompt in edit.loose] for edit in edits],
-        "neighbours": [[bool(memory.find(probe.prompt, 1)) for probe in edit.neighbours] for edit in edits],
-    }
-    return {f"opens_{name}": share(lists) for name, lists in asked.items()}
-
-
-def auc(inside: Sequence[float], outside: Sequence[float]) -> float | None:
-    """Return how often one of the first is above one of the second; a tie counts half. None of none."""
-    if not inside or not outside:
-        return None
-    below, values = np.sort(np.array(outside)), np.array(inside)
-    wins = np.searchsorted(below, values, "left") + np.searchsorted(below, values, "right")
-    return float(wins.mean() / 2 / len(below))
-
-
-def asked_after(
-    model: Causal, edits: Sequence[Edit], texts: Sequence[Document], ways: dict[str, MethodSpec]
-) -> dict[str, Any]:
-    """Return the figures of methods that make all edits before anything is asked, with the controls."""
-    inputs = uptake.Inputs(edits=tuple(edits), unrelated=tuple(texts[:KL_TEXTS]))
-    protocol = Edits(turn=0, tokens=TOKENS, controls=True, save_every=len(edits))
-    results = uptake.compare(model, inputs, ways, protocol=protocol)
-    columns = ("success", "tight", "loose", "forced", "same", "leak", "ripple", "kl", "bits_change")
-    told = uptake.summary(results)
-    return {name: {key: own[key] for key in columns} for name, own in told["methods"].items()} | {
-        "edits": len(edits)
-    }
+    gates = {"trained": scope, "threshold chosen": replace(scope, threshold=chosen), "words": Words()}
+    # Each of the edits asked about is made by itself; which of all of them it is, the gate says.
+    for key, about, name, way in (
+        ("memory", args.memory, "oracle", GatedMemory(Always())),
+        ("behind", args.editor, "gated-editor", GatedEditor(scope=Always())),
+    ):
+        if about := min(about, len(parts["test"])):
+            table = alone(args, model, parts["test"], "test", about, gates=gates, kinds=(*KINDS, "loose"))
+            found[key] = {"base": table.of_base(), **table.of(name, way, drifts=False)}
+            keep(found)
 
 
 def slag(args: argparse.Namespace, model: Causal, parts: Parts, keep: Keep) -> None:
@@ -402,7 +303,7 @@ def sequences(method: Method[Any], model: Causal, edits: Sequence[Edit]) -> dict
         read = Evidence(Found(tuple(edit.passage() for edit in some), (0.0,) * SEQUENCE))
         (state,) = method.adapt([method.init(model)], model, [read], Context(continues=False))
         adapted = method.adapted([state], model)
-        asked = [one for edit in some for one in asked_of(edit) if one.kind != "rephrase"]
+        asked = [one for _, one in asked_of(some, ("edit", "neighbour"))]
         replies = reply_to(adapted, asked, TOKENS, 64, [0] * len(asked))
         near = [one for one in asked if one.kind == "neighbour"]
         before = iter(generate(model, [one.prompt for one in near], TOKENS))
@@ -446,7 +347,7 @@ def _settings(learner: Any) -> dict[str, Any]:
 
 def merge(files: Sequence[Path]) -> dict[str, Any]:
     """Return all runs by editor, of each kind the one that is best on the valid part first."""
-    runs: dict[str, list[dict[str, Any]]] = {"mend": [], "serac": [], "slag": []}
+    runs: dict[str, list[dict[str, Any]]] = {"mend": [], "serac": [], "slag": [], "others": []}
     for path in files:
         run = json.loads(path.read_text())
         runs[run["editor"]].append(run)
@@ -500,7 +401,7 @@ def shown(run: dict[str, Any]) -> Iterator[str]:
             yield f"  {name} {way}: {own}"
 
 
-EDITORS: dict[str, Callable[..., None]] = {"mend": mend, "serac": serac, "slag": slag}
+EDITORS: dict[str, Callable[..., None]] = {"mend": mend, "serac": serac, "slag": slag, "others": others}
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -514,10 +415,23 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--name", default="", help="of this run, where an editor has several")
     made.add_argument("--seconds", type=float, default=0.0, help="of training, by the time a few steps take")
     made.add_argument("--steps", type=int, default=0, help="of training, instead of a time")
+    made.add_argument(
+        "--stop-after", type=int, default=0, help="so many steps, though the rate was to fall to the last"
+    )
     made.add_argument("--learning-rate", type=float, default=0.0)
     made.add_argument("--near", type=int, default=PROBES, help="neighbours of an edit to learn from")
     made.add_argument("--characters", type=int, default=240, help="of a text that is not related")
     made.add_argument("--finetune-rate", type=float, default=0.0, help="to compare with, else looked for")
+    made.add_argument(
+        "--finetune-between", type=float, nargs=2, default=KL_RATES, help="where that rate is looked for"
+    )
+    made.add_argument(
+        "--finetune-rates", type=float, nargs="*", default=(), help="of `others`, one editor each"
+    )
+    made.add_argument("--editors", default="rome,memit", help="of `others`, as `editing.py` names them")
+    made.add_argument(
+        "--gate", action="append", default=[], help="a scope to stand behind as well: words, trained(...)"
+    )
     made.add_argument("--clip", type=float, default=100.0)
     made.add_argument("--batch", type=int, default=16)
     made.add_argument("--train", type=int, default=20000, help="edits at most")
@@ -525,9 +439,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--test", type=int, default=200)
     made.add_argument("--valid-steps", type=int, default=6, help="of the valid part, to choose a network by")
     made.add_argument(
-        "--memory", type=int, default=100000, help="edits at most that a gated memory is asked for"
+        "--memory", type=int, default=100000, help="edits at most that a gated memory is asked about"
     )
-    made.add_argument("--editor", type=int, default=0, help="edits behind a scope that an editor makes")
+    made.add_argument(
+        "--neighbours-open",
+        type=float,
+        default=0.01,
+        help="share of the valid part's that a scope may open for",
+    )
+    made.add_argument("--editor", type=int, default=0, help="the same, of an editor behind the scope")
     made.add_argument("--steps-each", type=int, default=5, help="of SLAG, for an edit, once it is trained")
     made.add_argument("--asked", type=int, default=256, help="prompts asked of the base side by side")
     made.add_argument("--save-every", type=int, default=200)
@@ -541,7 +461,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return made.parse_intermixed_args(arguments)
 
 
-RATES = {"mend": 1e-5, "serac": 1e-3, "slag": 3e-4}
+RATES = {"mend": 1e-5, "serac": 1e-3, "slag": 3e-4, "others": 0.0}
 
 
 def write(path: Path, found: dict[str, Any]) -> None:

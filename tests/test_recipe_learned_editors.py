@@ -48,26 +48,37 @@ def arguments_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[s
 def test_each_editor_is_trained_measured_and_not_trained_again(
     recipe: Any, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "KL_TRIES", 1)
     monkeypatch.setattr(recipe, "SEQUENCE", 3)
+    gates = ["--gate", "words", "--gate", "trained(weights=untrained,size=4)"]
     settings = {
-        "mend": ["--set", "blocks=1", "--set", "rank=2"],
-        "serac": ["--set", "size=4", "--editor", "2"],
+        "mend": ["--set", "blocks=1", "--set", "rank=2", "--stop-after", "2", *gates],
+        "serac": ["--set", "size=4", "--memory", "6", "--editor", "2"],
         "slag": ["--set", "blocks=1", "--set", "condition=4", "--set", "hidden=4", "--set", "length=3"],
     }
     for name, own in settings.items():
         out = tmp_path / f"{name}.json"
         recipe.main([name, *arguments, *own, "--out", str(out)])
         told = json.loads(out.read_text())
-        assert told["training"]["steps"] == 4 and "untrained" in told["test"]
+        assert told["training"]["steps"] == (2 if name == "mend" else 4) and told["training"]["of"] == 4
+        assert "untrained" in told["test"]
     mend, serac, slag = (json.loads((tmp_path / f"{name}.json").read_text()) for name in settings)
     assert 0 <= mend["test"]["mend"]["same"]["share"] <= 1 and mend["test"]["finetune"]["kl"] >= 0
-    assert 0 <= serac["test"]["trained"]["auc"] <= 1 and serac["memory"]["trained scope"]["kl"] == 0
-    assert set(serac["behind"]) >= {"serac", "oracle"} and len(slag["test"]["slag"]["by_place"]) == 3
+    for way in ("mend", "finetune", "untrained"):
+        assert mend["test"][f"{way} behind words"]["kl"] == 0.0 and f"{way} behind trained" in mend["test"]
+    assert set(mend["mend_ahead_of_finetune"]) == {"no gate", "behind words", "behind trained"}
+    assert mend["test"]["base"]["same"]["share"] == 1.0 and mend["finetune_tried"]
+    assert 0 <= serac["test"]["trained"]["auc"] <= 1 and serac["memory"]["oracle behind trained"]["kl"] == 0
+    assert serac["memory"]["base"]["edits"] == 6 and serac["behind"]["base"]["edits"] == 2
+    assert set(serac["behind"]) >= {"gated-editor behind threshold chosen", "gated-editor"}
+    assert set(serac["let_in"]) == {"valid", "test"} and len(slag["test"]["slag"]["by_place"]) == 3
     monkeypatch.setattr(recipe, "train", lambda *_: pytest.fail("a network was trained again"))
     before = (tmp_path / "slag.json").read_text()
     recipe.main(["slag", *arguments, *settings["slag"], "--out", str(tmp_path / "slag.json")])
     assert (tmp_path / "slag.json").read_text() == before
+    rates = ["--editors", "", "--finetune-rates", "1e-3"]
+    recipe.main(["others", *arguments, *rates, "--out", str(tmp_path / "others.json")])
+    assert "finetune-0.001 behind words" in json.loads((tmp_path / "others.json").read_text())["valid"]
+    settings["others"] = []
     files = [str(tmp_path / f"{name}.json") for name in settings]
     recipe.main(["merge", "--out", str(tmp_path / "whole.json"), *files])
     assert set(json.loads((tmp_path / "whole.json").read_text())["runs"]) == set(settings)
@@ -96,12 +107,6 @@ def test_runs_are_chosen_by_the_valid_part_and_first_edits_paired(recipe: Any, t
     assert [run["name"] for run in found["runs"]["mend"]] == ["even", "high"]
     told = found["slag_first_edit"]
     assert told["difference"] == pytest.approx(2 / 3, abs=1e-3) and 0.3 < told["interval"][0] < 0.67
-
-
-def test_the_area_under_the_curve_counts_pairs(recipe: Any) -> None:
-    inside, outside = [0.9, 0.5, 0.5], [0.1, 0.5, 0.7]
-    pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
-    assert recipe.auc(inside, outside) == pytest.approx(sum(pairs) / 9)
 
 
 def test_gates_are_chosen_on_one_part_and_measured_on_another(

@@ -148,6 +148,9 @@ def test_a_training_that_is_told_enough_is_where_one_of_as_many_steps_is(tmp_pat
     assert [point.step for point in points] == [5, 10]
     whole, _ = train(method, lm, EPISODES, settings)
     assert not torch.equal(early.logit, whole.logit)  # type: ignore[arg-type]
+    # It has had enough where it stands: nothing more is learnt.
+    still, points = train(method, lm, EPISODES, settings, path, enough=lambda: True)
+    assert torch.equal(still.logit, early.logit) and points[-1].step == 10  # type: ignore[arg-type]
     later, _ = train(method, lm, EPISODES, settings, path)
     assert torch.equal(later.logit, whole.logit)  # type: ignore[arg-type]
 

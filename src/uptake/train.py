@@ -107,8 +107,8 @@ def train(
     `checkpoint` an earlier call that was interrupted is resumed; `data_key` names the text that the
     episodes were made of, so that no other text's is. `progress` is told of every checkpoint, `on_step`
     of every step: how many are done, at first those of earlier calls, and how many there are. It ends early
-    where `enough` says so at a checkpoint. `Units` are learnt under differential privacy: the loss in
-    training is not told then, for it tells of them. Raises
+    where `enough` says so at a checkpoint, the one that it goes on from included. `Units` are learnt under
+    differential privacy: the loss in training is not told then, for it tells of them. Raises
     Mismatch where that file belongs to another training, BadInput where there is no episode or `start`
     has another shape, Diverged where a loss is not finite: the checkpoint then holds the last good state.
     """
@@ -135,7 +135,7 @@ def train(
         state.best = _copy(state.network)
     if state.points:
         progress(state.points[-1])
-    while state.done < total:
+    while state.done < total and not (state.done and enough()):
         places = order[state.done : state.done + training.save_every]
         _train_steps(method, lm, episodes, places, state, training, on_step, total)
         if valid:
@@ -143,8 +143,6 @@ def train(
         if checkpoint is not None:
             _save(checkpoint, state, lm, key)
         progress(state.points[-1])
-        if enough():
-            break
     if state.best:
         state.network.load_state_dict(state.best)
     return state.network.requires_grad_(False).eval(), state.points

@@ -170,13 +170,18 @@ class _Near:
             )
 
     def find(self, prompt: str, k: int) -> list[Passage]:
+        return [edit for edit, _ in self.likeliest(prompt, k)]
+
+    def likeliest(self, prompt: str, k: int) -> list[tuple[Passage, float]]:
+        """Return what `find` does, each edit with its p."""
         if not self._edits:
             return []
         assert isinstance(self._network, ScopeNetwork)
         apart = self._network.distances(self._read, self._scope.of_prompt(self._lm, prompt))[:, 0]
         near = torch.exp(-apart).tolist()
         places = [place for place, value in enumerate(near) if value > self._scope.threshold]
-        return [self._edits[place] for place in sorted(places, key=lambda at: (-near[at], at))[:k]]
+        nearest = sorted(places, key=lambda at: (-near[at], at))[:k]
+        return [(self._edits[place], near[place]) for place in nearest]
 
 
 def _padded(values: Tensor, time: int) -> Tensor:
