@@ -109,6 +109,11 @@ class Alone:
                 "elsewhere": len(elsewhere),
             }
 
+    @property
+    def wanted(self) -> set[tuple[int, int]]:
+        """Which edit is to be asked which prompt, by its place and the prompt's."""
+        return {(at, n) for way in self.ways.values() for n, at in enumerate(way) if at is not None}
+
     def of_base(self) -> dict[str, Any]:
         """Return the figures of the base, the control of all others."""
         return self._figures("base", [None] * len(self.asked), {}) | {"kl": 0.0}
@@ -119,8 +124,7 @@ class Alone:
         `kept` is what its replies are kept as, if not its name.
         """
         kept = kept or name
-        wanted = {(at, n) for way in self.ways.values() for n, at in enumerate(way) if at is not None}
-        said = self._said(kept, method, wanted)
+        said = self._said(kept, method, self.wanted)
         found: Figures = {}
         for gate, places in self.ways.items():
             told = behind(name, gate)

@@ -346,12 +346,17 @@ def _settings(learner: Any) -> dict[str, Any]:
 
 
 def merge(files: Sequence[Path]) -> dict[str, Any]:
-    """Return all runs by editor, of each kind the one that is best on the valid part first."""
+    """Return all runs by editor, of each kind the one that is best on the valid part first.
+
+    A file may hold several runs, merged before; of two with one name the later counts.
+    """
     runs: dict[str, list[dict[str, Any]]] = {"mend": [], "serac": [], "slag": [], "others": []}
     for path in files:
-        run = json.loads(path.read_text())
-        runs[run["editor"]].append(run)
-    runs["mend"].sort(key=lambda run: -_worth(run["valid"]["mend"]))
+        whole = json.loads(path.read_text())
+        for run in [each for some in whole["runs"].values() for each in some] if "runs" in whole else [whole]:
+            same = runs[run["editor"]]
+            same[:] = [*(other for other in same if other["name"] != run["name"]), run]
+    runs["mend"].sort(key=lambda run: -_worth(run["valid"]))
     runs["serac"].sort(key=lambda run: (-run["valid"]["trained"]["auc"], run["name"]))
     found: dict[str, Any] = {"runs": runs}
     runs["slag"].sort(key=lambda run: -run["valid"]["slag"]["success"]["share"])
@@ -364,9 +369,10 @@ def merge(files: Sequence[Path]) -> dict[str, Any]:
     return found
 
 
-def _worth(told: dict[str, Any]) -> float:
-    """Return what MEND is chosen by: the lower of what it must say and what must stay."""
-    return float(min(told["success"]["share"], told["same"]["share"] or 0.0))
+def _worth(valid: dict[str, Any]) -> float:
+    """Return what MEND is chosen by: the lower of what it must say and what must stay, at its best gate."""
+    rows = [told for way, told in valid.items() if way.split(" behind ")[0] == "mend"]
+    return max(float(min(told["success"]["share"], told["same"]["share"] or 0.0)) for told in rows)
 
 
 def difference(ten: Sequence[int], one: Sequence[int], draws: int = 10000) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from uptake.methods.gated_memory import GatedMemory
 from uptake.methods.gated_memory.scope import Always, Words
 from uptake.methods.gated_memory.trained import Trained
 from uptake.methods.memit import Memit
+from uptake.methods.mend import Mend
 from uptake.tasks.asking import generate
 from uptake.tasks.edits import Edit, Probe
 from uptake.text.types import Document, Found
@@ -38,6 +39,7 @@ MEMIT = Memit(
     values=ValueSearch(steps=4, contexts=1, limit=50.0),
     ordinary=OrdinaryText(tokens=0),
 )
+MEND = replace(Mend.example(), alpha=1.0)
 TEXTS = (Document("one", "so it is, and Anna is at home"), Document("two", "a cat"))
 
 
@@ -68,22 +70,18 @@ def test_what_is_said_behind_a_gate_is_what_the_gate_before_all_edits_lets_throu
     ways = {
         "memory": (GatedMemory(Always()), GatedMemory),
         "memit": (MEMIT, lambda scope: GatedEditor(MEMIT, scope, shown=0)),
+        "mend": (MEND, lambda scope: GatedEditor(MEND, scope, shown=0)),
         "shown": (GatedEditor(MEMIT, Always()), lambda scope: GatedEditor(MEMIT, scope)),
     }
-    different = 0
     for name, (alone, gated) in ways.items():
         figures = table.of(name, alone, drifts=False)
-        kept = table._said(
-            name,
-            alone,
-            {(at, n) for way in table.ways.values() for n, at in enumerate(way) if at is not None},
-        )
+        kept = table._said(name, alone, table.wanted)
         for gate, scope in gates.items():
             told = [table.base[n] if at is None else kept[at, n] for n, at in enumerate(table.ways[gate])]
             assert told == said_by(gated(scope), lm, prompts)
             assert figures[f"{name} behind {gate}"]["edits"] == len(EDITS)
-            different += told != table.base
-    assert different and table.ways["words"].count(None) == len(EDITS)
+        assert told != table.base  # behind the gate that is always open
+    assert table.ways["words"].count(None) == len(EDITS)
     words = figures["shown behind words"]
     # Half of the neighbours name another edit's subject; unrelated text is read behind no prompt.
     assert words["same"]["share"] >= 0.5 and words["kl"] == 0.0

@@ -105,6 +105,12 @@ def test_runs_are_chosen_by_the_valid_part_and_first_edits_paired(recipe: Any, t
         (tmp_path / run["name"]).write_text(json.dumps(run))
     found = recipe.merge([tmp_path / run["name"] for run in runs])
     assert [run["name"] for run in found["runs"]["mend"]] == ["even", "high"]
+    # What was merged can be merged again; a run that was made anew takes its place.
+    (tmp_path / "whole").write_text(json.dumps(found))
+    (tmp_path / "high").write_text(json.dumps(mend("high", 1.0, 0.9)))
+    again = recipe.merge([tmp_path / "whole", tmp_path / "high"])["runs"]
+    assert [run["name"] for run in again["mend"]] == ["high", "even"]
+    assert [len(again[name]) for name in ("mend", "serac", "slag")] == [2, 0, 3]
     told = found["slag_first_edit"]
     assert told["difference"] == pytest.approx(2 / 3, abs=1e-3) and 0.3 < told["interval"][0] < 0.67
 
