@@ -7,7 +7,7 @@ import typer
 
 from uptake import showing
 from uptake.cli import index_views, inputs, options, screen, searching
-from uptake.cli.index_adding import add_corpus, count_of, label_of
+from uptake.cli.index_adding import add_corpus, count_of, encode_store, label_of
 from uptake.cli.options import examples
 from uptake.errors import BadInput, Damaged
 from uptake.showing import one_line
@@ -317,6 +317,33 @@ def verify(
         screen.echo("\n".join(map(showing.message, faults)) if faults else "sound: no fault found")
     if faults:
         raise Damaged(f"{store}: {len(faults)} {'fault' if len(faults) == 1 else 'faults'} found, see above")
+
+
+@app.command(epilog=examples("uptake index encode notes.store better.store --encoder encoder"))
+def encode(
+    store: StorePath,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="A new folder for the store with these vectors.")],
+    encoder: Annotated[
+        str,
+        options.option(
+            options.MAIN,
+            "NAME|DIR|lm:MODEL",
+            "What embeds the passages: as in `build`, or what `uptake train retriever --layers N` wrote.",
+        ),
+    ],
+    as_json: options.AsJson = False,
+    device: options.Device = "cpu",
+    dtype: options.EncoderDtype = "bfloat16",
+    threads: options.Threads = None,
+) -> None:
+    """Write a store's passages to a new one, embedded by another encoder. The old store stays as it is.
+
+    No document is read again. NEW is there once it is whole: after an interruption the same command begins
+    again.
+    """
+    made = encode_store(store, new, encoder, device, dtype, threads)
+    facts = {"passages": made.count, "encoder": made.view.encoder_fingerprint, "path": new}
+    screen.echo(json.dumps(facts) if as_json else f"encoded {count_of(made.count)} into {new}")
 
 
 @app.command(epilog=examples("uptake index export notes.store notes.parquet"))

@@ -1,4 +1,4 @@
-"""What `uptake index build` and `add` share: reading a corpus into a store, and what is said of it."""
+"""Behind `uptake index build`, `add` and `encode`: what goes into a store, and what is said of it."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -118,6 +118,22 @@ def _resumes(place: str) -> str:
     if not stored:
         return "nothing of it was stored yet: the same command begins again"
     return f"what was stored so far is safe, {count_of(stored)}: the same command resumes"
+
+
+def encode_store(
+    store: str, new: str, encoder: str, device: str, dtype: str, threads: int | None
+) -> "Datastore":
+    """Write the passages of one store to another, embedded by `encoder`; return the new one."""
+    from uptake.store.encoding_anew import encode_anew
+
+    inputs.set_threads(threads)
+    with screen.status("opening the store"):
+        opened = inputs.open_store(store, None, device, threads)
+    with (
+        screen.interruptible(lambda: f"nothing is at {new} yet: the same command begins again"),
+        screen.progress("passages") as update,
+    ):
+        return encode_anew(opened, new, encoder, device=device, dtype=dtype, progress=update)
 
 
 def _show_added(added: "Added", store: "Datastore", skipped: "Skipped", as_json: bool) -> None:

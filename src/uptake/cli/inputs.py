@@ -148,7 +148,7 @@ def open_store(
         cluster=cluster,
         search_by=search_by,
         vector_weight=vector_weight,
-        query_encoder=searching.query_encoder(query_encoder),
+        query_encoder=searching.query_encoder(query_encoder, device),
     )
 
 

@@ -1,5 +1,6 @@
 """Options that say how a store is searched: by words, by vectors or both, and by which encoder of queries."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from uptake.cli.options import MAIN, option
@@ -22,14 +23,19 @@ VectorWeight = Annotated[
 ]
 QueryEncoder = Annotated[
     str | None,
-    option(MAIN, "FILE", "The queries' own encoder, written by `uptake train retriever`."),
+    option(MAIN, "FILE|DIR", "The queries' own encoder, written by `uptake train retriever`."),
 ]
 
 
-def query_encoder(file: str | None) -> "AnyQueryEncoder | None":
-    """Return the query encoder in a file, if one is named."""
+def query_encoder(file: str | None, device: str) -> "AnyQueryEncoder | None":
+    """Return the query encoder in a file or a folder, if one is named."""
     if file is None:
         return None
+    folder = Path(file).expanduser()
+    if folder.is_dir():
+        from uptake.retrievers.encoder_folder import QueryFolder
+
+        return QueryFolder.load(folder, device)
     from uptake.retrievers.query_encoder import QueryMap
 
     return QueryMap.load(file)

@@ -32,6 +32,8 @@ EXAMPLES = options.examples(
     "uptake train mend -m gpt2 --edits edits.jsonl --unrelated other.txt --out mend.safetensors",
     "uptake train retriever -m gpt2 --store docs.store --questions asked.jsonl \\\n"
     "      --loss pdist --out queries.safetensors",
+    "uptake train retriever --store docs.store --questions asked.jsonl --loss contrastive \\\n"
+    "      --layers 2 --set sides=both --out encoder",
     "uptake train camels -m gpt2 --documents news.jsonl --questions asked.jsonl \\\n"
     "      --unrelated other.txt --out camels.safetensors",
 )
@@ -102,8 +104,14 @@ def train(
     valid_edits: Annotated[Files, options.option(TRAINING, "FILE", "Validation edits.")] = None,
     settings: options.Setting = None,
     learning_rate: Annotated[
-        float, options.option(TRAINING, "RATE", "Learning rate of AdamW.", least=0)
-    ] = 1e-3,
+        float | None,
+        options.option(
+            TRAINING,
+            "RATE",
+            "Learning rate of AdamW. Default: 1e-3; 1e-4 for the layers of an encoder.",
+            least=0,
+        ),
+    ] = None,
     loss: Annotated[
         str | None,
         options.option(
@@ -113,10 +121,23 @@ def train(
             "by the reader --model; contrastive, by the documents that questions name. Default: pdist.",
         ),
     ] = None,
+    layers: Annotated[
+        int,
+        options.option(
+            TRAINING,
+            "N",
+            "For `uptake train retriever`: train the upper N layers of the store's encoder, and write a "
+            "folder. Without, one matrix that turns the queries' vectors.",
+            least=0,
+        ),
+    ] = 0,
     passes: Annotated[
         int | None,
         options.option(
-            TRAINING, "N", "Number of passes over all episodes. Default: 1; 20 for a retriever.", least=1
+            TRAINING,
+            "N",
+            "Number of passes over all episodes. Default: 1; 20 for a retriever, 3 for an encoder's layers.",
+            least=1,
         ),
     ] = None,
     save_every: Annotated[
@@ -144,33 +165,21 @@ def train(
     The base model is not changed. An interrupted training resumes from OUT.training, with the neighbours
     saved in OUT.neighbours, when the same command is given again. Use the network with --set weights=FILE.
     """
-    file = inputs.output_file("--out", out)
     texts = (documents, questions, unrelated, edits, valid_documents, valid_questions, valid_edits)
-    inputs.check_outputs({"--out": file}, *texts)
-    if file is not None and method == train_retriever.NAME:
-        train_retriever.train(
-            file,
-            model,
-            store,
-            questions,
-            valid_questions,
-            loss,
-            settings,
-            learning_rate,
-            passes,
-            fresh,
-            as_json,
-            device,
-            dtype,
-            seed,
-            threads,
-        )
+    if method == train_retriever.NAME:
+        what = (model, store, questions, valid_questions, loss, settings)
+        how = (layers, learning_rate, passes, save_every, fresh)
+        train_retriever.train(out, *what, *how, as_json, device, dtype, seed, threads)
         return
+    file = inputs.output_file("--out", out)
+    inputs.check_outputs({"--out": file}, *texts)
+    if layers:
+        raise BadInput(f"--layers {layers}: {method} has no layers of an encoder to train; leave it out")
     if loss is not None:
         raise BadInput(f"--loss {loss}: {method} has a loss of its own; leave it out")
     if not model:
         raise BadInput("--model: name the base model to train beside")
-    passes = passes or 1
+    passes, learning_rate = passes or 1, 1e-3 if learning_rate is None else learning_rate
     with screen.status("starting"):
         from uptake import methods
         from uptake import train as outer

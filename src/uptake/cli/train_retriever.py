@@ -4,25 +4,27 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from uptake.cli import inputs, screen
+from uptake.cli import inputs, screen, train_encoder
 from uptake.errors import BadInput
 
 NAME = "retriever"
-PASSES = 20
+PASSES, RATE = 20, 1e-3
 EACH = 10  # candidates by words, and as many by vectors
 IN_A_ROW = 3  # where the reader reads all of them in one prompt
 
 
 def train(
-    file: Path,
+    out: str,
     model: str,
     store: str | None,
     questions: Sequence[str] | None,
     valid_questions: Sequence[str] | None,
     loss: str | None,
     settings: Sequence[str] | None,
-    learning_rate: float,
+    layers: int,
+    learning_rate: float | None,
     passes: int | None,
+    save_every: int,
     fresh: bool,
     as_json: bool,
     device: str,
@@ -30,9 +32,18 @@ def train(
     seed: int,
     threads: int | None,
 ) -> None:
-    """Train it and write it to `file`. The reader's table is kept in FILE.table until then, to go on from."""
-    if store is None or not questions:
+    """Train it and write it to `out`. The reader's table is kept in OUT.table until then, to go on from.
+
+    With `layers` it is a folder, see `train_encoder`; `save_every` is of it alone.
+    """
+    file = Path(out).expanduser() if layers else inputs.output_file("--out", out)
+    inputs.check_outputs({"--out": file}, questions, valid_questions)
+    if file is None or store is None or not questions:
         raise BadInput("train retriever: name a --store to search and --questions with answers")
+    if layers:
+        what = (model, store, questions, valid_questions, loss, settings, layers, learning_rate, passes)
+        train_encoder.train(file, *what, save_every, fresh, as_json, device, dtype, seed, threads)
+        return
     with screen.status("starting"):
         from uptake.lm import loading
         from uptake.retrievers import training
@@ -42,7 +53,8 @@ def train(
         from uptake.settings import apply
         from uptake.tasks.questions import read_questions
         from uptake.text.files import Skipped
-    named = training.Tuning(loss or "pdist", learning_rate=learning_rate, passes=passes or PASSES, seed=seed)
+    rate = RATE if learning_rate is None else learning_rate
+    named = training.Tuning(loss or "pdist", learning_rate=rate, passes=passes or PASSES, seed=seed)
     tuning = apply(named, *(settings or ()))
     attends = tuning.loss == "adist"
     reads = attends or tuning.loss in training.READER_LOSSES

@@ -132,7 +132,11 @@ def scores(matrix: Tensor, batch: Batch, tuning: Tuning) -> Tensor:
 
 def loss_of(matrix: Tensor, batch: Batch, tuning: Tuning) -> Tensor:
     """Return the mean loss of a batch; raises BadInput where it lacks what the loss reads."""
-    found = scores(matrix, batch, tuning)
+    return loss_of_scores(scores(matrix, batch, tuning), batch, tuning)
+
+
+def loss_of_scores(found: Tensor, batch: Batch, tuning: Tuning) -> Tensor:
+    """Return the mean loss of scores, [questions, candidates]; raises BadInput as `loss_of` does."""
     if tuning.loss == "contrastive":
         return losses.contrastive(found, batch.gold).mean()
     if tuning.loss == "adist":
@@ -177,15 +181,7 @@ def train(
     marked = tuning.loss == "contrastive"
     useful = [one for one in asked if len(one.candidates) > 1 and (one.gold.any() or not marked)]
     if not useful:
-        raise BadInput(
-            f"no question to train {tuning.loss} on: none of {len(asked)} has two candidates"
-            + (
-                " and its right passage among them: name documents of the store in the questions, or learn "
-                "from a reader"
-                if marked
-                else ": add text to the store"
-            )
-        )
+        raise none_useful(tuning, len(asked))
     generator = torch.Generator().manual_seed(tuning.seed)
     width = useful[0].candidates.shape[1]
     matrix = torch.zeros(width, width, requires_grad=True)
@@ -219,6 +215,19 @@ def train(
     )
     trained.encoder = QueryMap(encoder, kept.numpy(), said)
     return trained
+
+
+def none_useful(tuning: Tuning, asked: int) -> BadInput:
+    """Return what is wrong where none of so many questions can be trained on."""
+    return BadInput(
+        f"no question to train {tuning.loss} on: none of {asked} has two candidates"
+        + (
+            " and its right passage among them: name documents of the store in the questions, or learn "
+            "from a reader"
+            if tuning.loss == "contrastive"
+            else ": add text to the store"
+        )
+    )
 
 
 def _parts(asked: Sequence[Asked], size: int) -> list[Batch]:

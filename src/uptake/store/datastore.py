@@ -46,7 +46,7 @@ __all__ = ["Added", "Datastore", "ReadTokens"]
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
-_LOCK = "writer.lock"
+LOCK = "writer.lock"
 _FRAGMENTS = 64  # pieces on disk beyond which the table is made of fewer, larger ones
 
 
@@ -82,7 +82,7 @@ class Datastore(OpenStore):
         path = locate(path, storage_options)
         layout, made = make_store(
             path,
-            _LOCK,
+            LOCK,
             retriever,
             words,
             encoder,
@@ -120,7 +120,7 @@ class Datastore(OpenStore):
         and `vector_weight` times the vectors'; queries may have an encoder of their own. `contents` says so.
         """
         path = locate(path, storage_options)
-        clear_drafts(path, _LOCK)
+        clear_drafts(path, LOCK)
         layout = Layout.read(path)
         wanted = layout.views["passages"]
         encoding = Encoding(path, wanted, encoder, device, query_encoder)
@@ -284,7 +284,7 @@ class Datastore(OpenStore):
             raise BadInput(
                 f"{self.path}: opened at version {self.version} to read; open it without a version"
             )
-        with lease(self.path / _LOCK) as held, Recorder.at_work(self.path, self.layout.uid) as recorder:
+        with lease(self.path / LOCK) as held, Recorder.at_work(self.path, self.layout.uid) as recorder:
             before = Table.open(self.path / TABLE, uid=self.layout.uid)
             writing = StoreWriter(before, recorder, held.check, text_index=self.layout.retriever != "dense")
             try:

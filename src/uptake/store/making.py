@@ -1,6 +1,7 @@
-"""Makes an empty store: loads its encoder, writes its layout and an empty table."""
+"""Makes a store: loads its encoder, writes its layout and a table, empty unless it is filled at once."""
 
 import secrets
+from collections.abc import Callable
 
 from uptake.errors import BadInput
 from uptake.store.inventory import TABLE, Recorder
@@ -23,10 +24,12 @@ def make_store(
     index: str,
     loading: tuple[str, str],
     precision: str = "float32",
+    fill: Callable[[Table, View, Embedder | None], Table] = lambda table, view, encoder: table,
 ) -> tuple[Layout, Embedder | None]:
-    """Make an empty store at `path`, as `Datastore.create` says; return its layout and its encoder.
+    """Make a store at `path`, as `Datastore.create` says; return its layout and its encoder.
 
-    `loading` is the device and the precision of an encoder that is given by its name.
+    `loading` is the device and the precision of an encoder that is given by its name. `fill` returns the
+    table with what is to be in it from the first: in a folder nobody sees the store before all of it is.
     """
     check_free(path, lock)
     if precision not in PRECISIONS:
@@ -46,9 +49,10 @@ def make_store(
     words = "" if retriever == "dense" else words or WORDS[0]
     layout = Layout(secrets.token_hex(16), retriever, index, {"passages": view}, words)
     with new_store(path, lock) as draft:
-        table = Table.create(draft / TABLE, view.dimensions, words == "any-script", precision)
+        empty = Table.create(draft / TABLE, view.dimensions, words == "any-script", precision)
+        table = fill(empty, view, encoder)
         if retriever != "dense":
-            table.index_text()
+            table = table.index_text()
         Recorder.new(draft, layout.uid, table.version, layout.sums)
         layout.write(draft)
     return layout, encoder

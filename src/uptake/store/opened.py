@@ -25,7 +25,7 @@ from uptake.store.unfinished import unfinished
 from uptake.store.views.views import Views
 from uptake.text.overlap import LeakFilter
 from uptake.text.terms import unsearchable
-from uptake.text.types import Document, Passage, QueryEncoder, stable_hash
+from uptake.text.types import Document, Embedder, Passage, QueryEncoder, stable_hash
 from uptake.text.utf8 import storable
 
 if TYPE_CHECKING:
@@ -84,6 +84,17 @@ class OpenStore:
     def version(self) -> int:
         """The version this store is bound to."""
         return self._table.version
+
+    @property
+    def encoder(self) -> Embedder:
+        """What its passages are embedded with; raises BadInput, Mismatch, Missing where it is not there."""
+        return self._encoding.encoder
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of all passages, in the order in which they are stored."""
+        found: list[int] = self._table.ids.tolist()
+        return found
 
     @property
     def count(self) -> int:

@@ -98,6 +98,26 @@ class SentenceEncoder:
         settings = ["sentence", dtype, self._model.max_seq_length, pooling]
         self.fingerprint = _fingerprint(self._model.parameters(), self._model.tokenizer, settings)
 
+    @property
+    def modules(self) -> "list[torch.nn.Module]":
+        """The transformer, whose `model` is that of the library transformers, then what pools its states."""
+        return list(self._model)
+
+    def in_float32(self) -> "SentenceEncoder":
+        """Return the same encoder with a model of its own, read in float32."""
+        return SentenceEncoder(self.spec, str(self._model.device), "float32")
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text as the model reads them, at most its window."""
+        clean = [storable(text) for text in texts]
+        found = self._model.preprocess(clean) if clean else {"input_ids": [], "attention_mask": []}
+        rows = zip(found["input_ids"], found["attention_mask"], strict=True)
+        return [ids[mask.bool()].tolist() for ids, mask in rows]
+
+    def write(self, folder: Path) -> None:
+        """Write it to a new folder, in the form that `make_encoder` reads."""
+        self._model.save_pretrained(str(folder), create_model_card=False)
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one row of length one a text, what exceeds the model's window left out."""
         clean = [storable(text) for text in texts]
