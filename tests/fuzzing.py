@@ -47,6 +47,7 @@ from uptake.methods.finetune import Finetune
 from uptake.methods.retro import Retro
 from uptake.report.scored import SCORED
 from uptake.report.scored.rows import Scored
+from uptake.retrievers import encoder_checkpoint, encoder_folder
 from uptake.retrievers.query_encoder import QueryMap
 from uptake.sealed import to_json
 from uptake.store import Datastore
@@ -112,6 +113,22 @@ def train_with_a_checkpoint(lm: LM, path: Path) -> object:
     from uptake.train import train
 
     return train(LearnedMemory(), lm, EPISODES, checkpoint=path)
+
+
+def train_an_encoder(lm: LM, path: Path) -> object:
+    """The state of an encoder's training: read if it is there, else made."""
+    if path.exists():
+        return encoder_checkpoint.read(path, "key")
+    weight = next(lm.capable(Causal).module.parameters()).detach()[:2, :2]
+    named = {"layer": weight}
+    return encoder_checkpoint.write(
+        path, "key", encoder_checkpoint.Progress(named, named, named, 3, [1.5], [], 0.5, [[0, 1], [2]])
+    )
+
+
+def make_encoder_about(folder: Path, seed: int) -> None:
+    about = encoder_folder.About("the passages'", f"own {seed}", "by hand")
+    (folder / encoder_folder.NAME).write_bytes(to_json(plain(about)))
 
 
 def make_store(folder: Path, seed: int) -> None:
@@ -303,6 +320,8 @@ CASES = {
     "network": tensors("network", save_a_network, lambda lm, path: Retro(chunk=4).load(path, lm)),
     "weighing": tensors("network", save_a_weighing, lambda lm, path: weighing.from_file(path)),
     "query encoder": tensors("query-encoder", save_a_query_encoder, lambda lm, path: QueryMap.load(path)),
+    "encoder's training": tensors("encoder-training", train_an_encoder, train_an_encoder),
+    "encoder's description": Case(make_encoder_about, encoder_folder.read_about, alone=True),
     "checkpoint": tensors("training", train_with_a_checkpoint, train_with_a_checkpoint),
     "rate": Case(make_rate, read_rate, subset=True, anew=True),
     "replies": Case(make_replies, read_replies, subset=True, anew=True),

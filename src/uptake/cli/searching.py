@@ -1,6 +1,5 @@
 """Options that say how a store is searched: by words, by vectors or both, and by which encoder of queries."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from uptake.cli.options import MAIN, option
@@ -31,11 +30,6 @@ def query_encoder(file: str | None, device: str) -> "AnyQueryEncoder | None":
     """Return the query encoder in a file or a folder, if one is named."""
     if file is None:
         return None
-    folder = Path(file).expanduser()
-    if folder.is_dir():
-        from uptake.retrievers.encoder_folder import QueryFolder
+    from uptake.retrievers.query_encoder import load_query_encoder
 
-        return QueryFolder.load(folder, device)
-    from uptake.retrievers.query_encoder import QueryMap
-
-    return QueryMap.load(file)
+    return load_query_encoder(file, device)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from uptake.cache import sync
 from uptake.codec import Malformed, load, plain
 from uptake.errors import BadInput, Damaged
-from uptake.retrievers.upper_layers import UpperLayers
 from uptake.sealed import from_json, to_json, write_whole
 from uptake.text.encoders import SentenceEncoder
 from uptake.text.types import Embedder
+
+if TYPE_CHECKING:
+    from uptake.retrievers.upper_layers import UpperLayers
 
 NAME = "uptake-encoder.json"
 FORMAT = "uptake-encoder-1"
@@ -46,7 +48,7 @@ def check_new(folder: Path) -> None:
         raise BadInput(f"{folder}: there is no folder {folder.parent}; make it first")
 
 
-def write_encoder(encoder: UpperLayers, folder: Path, passages: str, trained: str) -> About:
+def write_encoder(encoder: "UpperLayers", folder: Path, passages: str, trained: str) -> About:
     """Write a trained encoder to a new folder, whole or not at all; `passages` is as in `About`."""
     check_new(folder)
     draft = folder.with_name(f".{folder.name}.draft")
@@ -69,6 +71,19 @@ def write_encoder(encoder: UpperLayers, folder: Path, passages: str, trained: st
     return about
 
 
+def read_about(folder: Path) -> About:
+    """Read what the file says. Raises BadInput where there is none, Damaged."""
+    path = folder / NAME
+    if not path.is_file():
+        raise BadInput(
+            f"{folder}: no query encoder, for it has no {NAME}; give what `uptake train retriever` wrote"
+        )
+    try:
+        return load(About, from_json(path.read_bytes(), path, "encoder's description", _CURE))
+    except Malformed as error:
+        raise Damaged(f"{path}: not what was written ({error}); {_CURE}") from error
+
+
 @dataclass
 class QueryFolder:
     """A query encoder that is a whole encoder of its own; see `uptake.text.types.QueryEncoder`."""
@@ -86,15 +101,7 @@ class QueryFolder:
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> "QueryFolder":
         """Read it. Raises BadInput where it is no query encoder, Damaged."""
-        path = folder / NAME
-        if not path.is_file():
-            raise BadInput(
-                f"{folder}: no query encoder, for it has no {NAME}; give what `uptake train retriever` wrote"
-            )
-        try:
-            about = load(About, from_json(path.read_bytes(), path, "encoder's description", _CURE))
-        except Malformed as error:
-            raise Damaged(f"{path}: not what was written ({error}); {_CURE}") from error
+        about = read_about(folder)
         if not about.passages:
             raise BadInput(
                 f"{folder}: trained for passages as well as queries: encode the store with it, by "

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from uptake.adaptation.tensors import digest, from_metadata, read_tensors, to_metadata, write_tensors
 from uptake.errors import Damaged
-from uptake.text.types import Embedder
+from uptake.text.types import Embedder, QueryEncoder
 
 KIND = "query-encoder"
 
@@ -74,3 +74,16 @@ class QueryMap:
         if matrix is None or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise Damaged(f"{path} is no readable {KIND} (no square matrix): make it anew")
         return cls(about.encoder, matrix.float().numpy(), about.trained)
+
+
+def load_query_encoder(path: str | Path, device: str = "cpu") -> QueryEncoder:
+    """Read a query encoder: a file of this kind, or a folder that encodes queries by itself.
+
+    Raises BadInput where there is none or it is for something else, Damaged.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return QueryMap.load(path)
+    from uptake.retrievers.encoder_folder import QueryFolder
+
+    return QueryFolder.load(path, device)

@@ -24,7 +24,7 @@ from uptake.errors import UptakeError
 from uptake.lm import loading
 from uptake.lm.causal import Causal
 from uptake.lm.grid import Grid
-from uptake.retrievers.query_encoder import QueryMap
+from uptake.retrievers.query_encoder import load_query_encoder
 from uptake.server.config import Config, StoreAt
 from uptake.server.engine.adapting import Adapter
 from uptake.server.engine.embedding import Embedder
@@ -259,7 +259,7 @@ def opened(at: StoreAt, device: str) -> Datastore:
         device=device,
         search_by=at.search_by,
         vector_weight=at.vector_weight,
-        query_encoder=QueryMap.load(at.query_encoder) if at.query_encoder else None,
+        query_encoder=load_query_encoder(at.query_encoder) if at.query_encoder else None,
     )
 
 
