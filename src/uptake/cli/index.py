@@ -328,7 +328,7 @@ def encode(
         options.option(
             options.MAIN,
             "NAME|DIR|lm:MODEL",
-            "What embeds the passages: as in `build`, or what `uptake train retriever --layers N` wrote.",
+            "What embeds the passages: as in `build`, or what `uptake train retriever --layers 1` wrote.",
         ),
     ],
     as_json: options.AsJson = False,
