@@ -1,6 +1,7 @@
 """Figures of retrievers: ranks, recall, what was said, and paired differences by a bootstrap."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,16 @@ def interval(values: Values, groups: Sequence[str], seed: int = 0) -> dict[str, 
     """Return a mean over questions with its 95 % interval: whole groups are resampled."""
     _, owner = np.unique(np.array(groups), return_inverse=True)
     sums, counts = np.bincount(owner, values), np.bincount(owner)
-    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES)
+    draws = _draws(len(sums), seed)
     means = (draws @ sums) / (draws @ counts)
     low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": round(float(values.mean()), 4), "ci": [round(float(low), 4), round(float(high), 4)]}
+
+
+@lru_cache(maxsize=4)
+def _draws(groups: int, seed: int) -> NDArray[np.int64]:
+    """Return how often each group is drawn in each resample: the same for all that is measured of them."""
+    return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
 
 
 def figures(

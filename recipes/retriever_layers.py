@@ -154,7 +154,7 @@ def run(given: argparse.Namespace) -> None:
     test, valid = (searched(world, some, corpus.ids) for some in (world.test, world.valid))
     own = world.store.encoder
     assert isinstance(own, SentenceEncoder)
-    encoder = UpperLayers(own, given.layers)
+    encoder = UpperLayers(own.in_float32(), given.layers)
     table = None
     if given.loss != "contrastive":
         lm = load(given.model, given.device, given.dtype)

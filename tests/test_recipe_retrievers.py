@@ -139,21 +139,27 @@ def test_a_reader_learns_on_training_articles_and_is_judged_on_validation_articl
     assert json.loads((tmp_path / "reader.json").read_text()) == found, "done once"
 
 
+def facts(fresh: Path) -> None:
+    """Write three passages, and a question about each, in each part."""
+    for part in ("train", "valid", "test"):
+        (fresh / "facts" / part).mkdir(parents=True)
+        names = [f"{part} {word}" for word in ("alder", "birch", "cedar")]
+        passages = [{"id": name, "text": f"The {name} is {len(name)} high."} for name in names]
+        asked = [
+            {"question": f"How high is the {n}?", "answers": [str(len(n))], "document": n, "kind": "height"}
+            for n in names
+        ]
+        for name, some in (("passages", passages), ("questions", asked)):
+            (fresh / "facts" / part / f"{name}.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in some))
+
+
 def test_every_loss_is_asked_which_passage_it_would_prefer(recipe: Any, tmp_path: Path) -> None:
     import retriever_signals
 
     model, fresh, out = str(tmp_path / "model"), tmp_path / "fresh", tmp_path / "signals.json"
     toys.module(window=512).save_pretrained(model)
     toys.tokenizer().save_pretrained(model)
-    for part in ("train", "valid", "test"):
-        (fresh / "facts" / part).mkdir(parents=True)
-        names = [f"{part} {word}" for word in ("alder", "birch", "cedar")]
-        passages = [{"id": name, "text": f"The {name} is {len(name)} high."} for name in names]
-        asked = [
-            {"question": f"How high is the {n}?", "answers": [str(len(n))], "document": n} for n in names
-        ]
-        for name, some in (("passages", passages), ("questions", asked)):
-            (fresh / "facts" / part / f"{name}.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in some))
+    facts(fresh)
     given = ["--model", model, "--encoder", f"lm:{model}", "--fresh", str(fresh), "--out", str(out)]
     retriever_signals.main([*given, "--work", str(tmp_path / "work"), "--row", "3"])
     found = json.loads(out.read_text())
@@ -161,3 +167,33 @@ def test_every_loss_is_asked_which_passage_it_would_prefer(recipe: Any, tmp_path
         "BM25", "MiniLM", "pdist, emdr2, loop", "adist"
     }  # fmt: skip
     assert all(sum(places) == 3 for places in found["place_of_the_preferred"].values())
+
+
+@pytest.mark.long
+def test_what_trains_of_an_encoder_is_compared_and_done_once(recipe: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    import retriever_layers
+
+    from tests import toy_encoders
+
+    model, fresh, out = str(tmp_path / "model"), tmp_path / "fresh", tmp_path / "layers.json"
+    toys.module(window=512).save_pretrained(model)
+    toys.tokenizer().save_pretrained(model)
+    facts(fresh)
+    given = ["--encoder", str(toy_encoders.folder_of(tmp_path)), "--fresh", str(fresh), "--out", str(out)]
+    given += ["--work", str(tmp_path / "work"), "--seeds", "2", "--train", "3", "--passes", "1"]
+    given += ["--query-passes", "1", "--batch", "2", "--every", "1", "--candidates", "2"]
+    retriever_layers.main(given)
+    found = json.loads(out.read_text())
+    arms = [retriever_layers.MATRIX, *retriever_layers.ARMS]
+    assert set(found["retrieval"]["systems"]) == {
+        "BM25", *arms, *(f"{arm} + BM25" for arm in arms), "MiniLM", "MiniLM + BM25"
+    }  # fmt: skip
+    assert found["questions"] == {"train": 2, "valid": 3, "test": 3} and found["passages"] == 9
+    trainings = len(list((tmp_path / "work").glob("layers-*.npz")))
+    retriever_layers.main(given)
+    assert json.loads(out.read_text())["retrieval"] == found["retrieval"]
+    assert len(list((tmp_path / "work").glob("layers-*.npz"))) == trainings == 3 * (3 + 1) + 2 * 2
+    taught = ["--loss", "emdr2", "--model", model, "--template", "{passage} Question: {question} Answer:"]
+    retriever_layers.main([*given, *taught, "--arms", arms[0], arms[-1]])
+    assert json.loads(out.read_text())["reader_pairs"] > 0

@@ -84,7 +84,7 @@ def train(
         if checkpoint.exists():
             return f"progress is saved in {checkpoint}; give the same command to resume"
         kept = f", but what the reader said is kept in {table_file}" if table_file.exists() else ""
-        return f"nothing was saved in the first {save_every:,} steps{kept}; --save-every N saves more often"
+        return f"no step was saved yet{kept}; --save-every N saves more often"
 
     with (
         screen.interruptible(hint),

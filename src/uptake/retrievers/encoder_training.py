@@ -53,10 +53,10 @@ def train(
     """Train the encoder's upper layers in place.
 
     The seed fixes the order. With `valid` questions the layers are those of the pass that does best on what
-    is retrieved for them at first, the start included. With `checkpoint` a call that was interrupted is
-    resumed, and ends at the same weights; it loses at most `save_every` steps. `report(doing, done, total)`
-    is told of steps ("training") and of what comes between. Raises BadInput where there is no question,
-    Mismatch where the checkpoint is of another training, Diverged.
+    is retrieved for them at first, the start included. With `checkpoint`, written every `save_every` steps
+    and after each pass, a call that was interrupted is resumed, and ends at the same weights.
+    `report(doing, done, total)` is told of steps ("training") and of what comes between. Raises BadInput
+    where there is no question, Mismatch where the checkpoint is of another training, Diverged.
     """
     if tuning.loss != "contrastive" and table is None:
         raise BadInput(f"loss {tuning.loss}: these questions have no reader's word; use contrastive")
@@ -94,14 +94,14 @@ def train(
         descent.apply(gradients)
         progress.sum += loss * len(some)
         progress.step = step + 1
-        if progress.step % (len(batches) // tuning.passes) == 0:
+        if ends := progress.step % (len(batches) // tuning.passes) == 0:
             progress.training.append(progress.sum / len(asked))
             progress.sum = 0.0
             if judged:
                 progress.validation.append(run.mean(judged))
                 if progress.validation[-1] < min(progress.validation[:-1]):
                     progress.best = encoder.state()
-        if checkpoint is not None and progress.step % save_every == 0:
+        if checkpoint is not None and (ends or progress.step % save_every == 0):
             progress.network, progress.optimizer_state = encoder.state(), descent.optimizer_state
             progress.pools = [pool.places.tolist() for pool in pools]
             write(checkpoint, key, progress)

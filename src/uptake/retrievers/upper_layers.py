@@ -27,7 +27,7 @@ _NEAR = 1e-4  # how far a vector by the upper layers alone may be from that of t
 
 
 class UpperLayers:
-    """An encoder of one's own, of which the last `layers` layers train; vectors are of length one.
+    """An encoder of which the last `layers` layers train, in place; vectors are of length one.
 
     It computes in the number format of the encoder. No layer drops anything out in training. `kept` bounds
     the bytes of what is kept of texts. Raises BadInput for an encoder that cannot be divided so.
