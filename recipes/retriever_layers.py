@@ -204,7 +204,7 @@ def told(
     measured = {name: [retrieval(one) for one in some] for name, some in places.items()}
     arms = [*given.arms]
     pairs = [(arm, "MiniLM") for arm in arms] + [(arm, MATRIX) for arm in arms if arm != MATRIX]
-    pairs += [(one, other) for other, one in pairwise(arms)]
+    pairs += [(one, other) for other, one in pairwise(ARMS)]
     pairs += [(f"{one} + BM25", f"{other} + BM25") for one, other in pairs]
     pairs += [(f"{arm} + BM25", "BM25") for arm in ("MiniLM", *arms)]
     return {
@@ -239,15 +239,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--arms", nargs="+", choices=(MATRIX, *ARMS), default=[MATRIX, *ARMS])
     parser.add_argument("--pool", type=int, default=1600, help="training questions to draw from")
-    parser.add_argument("--train", type=int, default=160, help="of these, how many an order has")
-    parser.add_argument("--valid", type=int, default=100)
+    parser.add_argument("--train", type=int, default=128, help="of these, how many an order has")
+    parser.add_argument("--valid", type=int, default=60)
     parser.add_argument("--test", type=int, default=500)
     parser.add_argument("--passages", type=int, default=1 << 40, help="at most so many, for a trial")
     parser.add_argument("--candidates", type=int, default=4)
-    parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--query-passes", type=int, default=12, help="on the query side, where one is cheap")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--every", type=int, default=5, help="steps between refreshes")
+    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--query-passes", type=int, default=8, help="on the query side, where one is cheap")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--every", type=int, default=6, help="steps between refreshes")
     parser.add_argument("--seeds", type=int, default=3, help="orders")
     given = parser.parse_args(arguments)
     given.part = "fresh"
