@@ -16,13 +16,14 @@ goes on.
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from retriever_figures import figures, ranks, retrieval
 from retriever_worlds import World, fresh_world
 from retrievers import WEIGHTS, Searched, searched
@@ -146,6 +147,23 @@ def mrr(found: np.ndarray, gold: Sequence[int]) -> float:
     return float((1 / ranks(found, gold)).mean())
 
 
+def cost(own: SentenceEncoder, encoder: UpperLayers, texts: Sequence[str]) -> dict[str, float]:
+    """Return CPU milliseconds a text: read whole, by the upper layers alone once kept, and of a gradient."""
+    encoder.embed(texts)
+    of_vectors = torch.ones(len(texts), own.dimensions)
+    ways: dict[str, Callable[[], object]] = {
+        "whole": lambda: own.embed(texts),
+        "kept": lambda: encoder.embed(texts),
+        "gradient": lambda: encoder.gradients(texts, of_vectors),
+    }
+    found = {"tokens_a_text": round(sum(map(len, own.tokens(texts))) / len(texts), 1)}
+    for name, once in ways.items():
+        begun = time.process_time()
+        once()
+        found[name] = round(1000 * (time.process_time() - begun) / len(texts), 1)
+    return found
+
+
 def run(given: argparse.Namespace) -> None:
     """Train every arm in every order, and write what each finds."""
     begun = time.process_time()
@@ -155,6 +173,8 @@ def run(given: argparse.Namespace) -> None:
     own = world.store.encoder
     assert isinstance(own, SentenceEncoder)
     encoder = UpperLayers(own.in_float32(), given.layers)
+    spent = cost(own, encoder, corpus.texts[:64])
+    print(f"cost: {spent}", flush=True)
     table = None
     if given.loss != "contrastive":
         lm = load(given.model, given.device, given.dtype)
@@ -190,6 +210,7 @@ def run(given: argparse.Namespace) -> None:
         tuned.setdefault(arm, {})["learning_rate"] = chosen[kind]
         add(arm, [bench.made(arm, chosen[kind], seed, some) for seed, some in enumerate(drawn)])
         found = told(bench, systems, tuned, test.gold, len(drawn[0]))
+        found["cpu_milliseconds_a_text"] = spent
         found["cpu_seconds_of_this_call"] = round(time.process_time() - begun)
         given.out.write_text(json.dumps(found, indent=1) + "\n")
         print(f"{arm}: written to {given.out}", flush=True)
