@@ -213,7 +213,7 @@ def run(given: argparse.Namespace) -> None:
         found["cpu_milliseconds_a_text"] = spent
         found["cpu_seconds_of_this_call"] = round(time.process_time() - begun)
         given.out.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{arm}: written to {given.out}", flush=True)
+        print(f"{arm}: written to {given.out}\n{table(found)}", flush=True)
 
 
 def told(
@@ -241,6 +241,22 @@ def told(
         "cpu_seconds": bench.seconds,
         **({"reader_pairs": bench.table.count} if bench.table else {}),
     }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return what is written as lines of Markdown: a system a line, then a difference a line."""
+
+    def of(one: dict[str, Any]) -> str:
+        low, high = one["ci"]
+        return f"{one['mean']:.3f} [{low:.3f}, {high:.3f}]"
+
+    lines = []
+    for name, part in (("systems", "recall at 1, at 5, MRR"), ("differences", "recall at 1, MRR")):
+        lines.append(f"{name}: {part}")
+        keys = ("recall@1", "recall@5", "mrr") if name == "systems" else ("recall@1", "mrr")
+        for system, measured in found["retrieval"][name].items():
+            lines.append(f"| {system} | {' | '.join(of(measured[key]) for key in keys)} |")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -43,6 +43,7 @@ def test_queries_get_an_encoder_of_their_own(run: Run, store: Path, asked: Path,
     command += ["--loss", "contrastive", "--set", "sides=query", "--set", "candidates=3"]
     ran = run(*command, "--learning-rate", 0.01, "--json")
     assert ran.code == 0, ran.err
+    assert {each.stat().st_mode for each in out.rglob("*.*") if each.is_file()} == {asked.stat().st_mode}
     assert len(ran.json["training"]) == 3 and ran.json["encoder"] == str(out)
     assert files(store) == before
     assert not [*tmp_path.glob("out.*"), *tmp_path.glob(".out*")]

@@ -209,7 +209,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(folder, store, tabl
     again = train(
         resumed, Corpus(store), ASKED, settings, ASKED[:4], table, path, 5, lambda *each: told.append(each)
     )
-    assert [done for doing, done, _ in told if doing == "training"] == [6, 7, 8, 9]
+    assert [done for doing, done, _ in told if doing == "training"] == [5, 6, 7, 8, 9]
     assert again == whole
     for name, value in straight.state().items():
         assert torch.equal(value, resumed.state()[name]), name

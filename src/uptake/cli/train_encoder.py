@@ -90,6 +90,13 @@ def train(
         screen.interruptible(hint),
         screen.progress("training", resumes="an interrupted run") as update,
     ):
+        steps = (0, 0)
+
+        def report(doing: str, done: int, total: int) -> None:
+            nonlocal steps
+            steps = (done, total) if doing == "training" else steps
+            update(*steps, "" if doing == "training" else f"{doing} {done:,} of {total:,}")
+
         made = encoder_training.train(
             encoder,
             corpus,
@@ -99,7 +106,7 @@ def train(
             table,
             checkpoint,
             save_every,
-            lambda doing, done, total: update(done, total, "" if doing == "training" else doing),
+            report,
         )
     with screen.status("writing"):
         passages = opened.view.encoder_fingerprint if tuning.sides == "query" else ""

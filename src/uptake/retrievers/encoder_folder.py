@@ -58,7 +58,10 @@ def write_encoder(encoder: "UpperLayers", folder: Path, passages: str, trained: 
         encoder.write(draft)
         about = About(passages, SentenceEncoder(str(draft), dtype="float32").fingerprint, trained)
         write_whole(draft / NAME, to_json(plain(about)))
+        mode = (draft / NAME).stat().st_mode  # that of a new file of ours, where libraries make private ones
         for file in draft.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)
             sync(file)
         draft.rename(folder)
         sync(folder.resolve().parent)

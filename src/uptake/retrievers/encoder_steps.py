@@ -60,7 +60,7 @@ class EncoderTuning(Tuning):
 
 @dataclass
 class Steps:
-    """What does not change in a training, and what is done with it."""
+    """The steps of one training: what they share, and what each does."""
 
     encoder: UpperLayers
     corpus: Corpus

@@ -84,6 +84,7 @@ def train(
     optimizer = AdamW(learning_rate=tuning.learning_rate, weight_decay=tuning.weight_decay)
     descent = GradientDescent(encoder.parameters, optimizer, chain(_CLIP), progress.optimizer_state)
     batches, schedule = _batches(len(asked), tuning), Schedule.of(tuning.refresh)
+    report("training", progress.step, len(batches))
     for step in range(progress.step, len(batches)):
         if schedule.due(step):
             pools = run.refreshed(asked)
