@@ -213,7 +213,7 @@ def run(given: argparse.Namespace) -> None:
         found["cpu_milliseconds_a_text"] = spent
         found["cpu_seconds_of_this_call"] = round(time.process_time() - begun)
         given.out.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{arm}: written to {given.out}\n{table(found)}", flush=True)
+        print(f"{arm}: written to {given.out}\n{as_lines(found)}", flush=True)
 
 
 def told(
@@ -243,7 +243,7 @@ def told(
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def as_lines(found: dict[str, Any]) -> str:
     """Return what is written as lines of Markdown: a system a line, then a difference a line."""
 
     def of(one: dict[str, Any]) -> str:
