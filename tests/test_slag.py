@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import toys
 from uptake.adaptation.delta import Delta
-from uptake.adaptation.editing.slag import SlagNetwork
+from uptake.adaptation.editing.slag import Head, SlagNetwork
 from uptake.adaptation.optimizers import AdamW
 from uptake.errors import BadInput
 from uptake.lm.base import Segment
@@ -67,15 +67,28 @@ def test_an_edit_is_its_dense_formula_and_at_birth_a_gradient_step(shape: str) -
             into, out = place.width_in, place.width_out
             made = head.outer(torch.tanh(head.inner(condition))).detach()  # type: ignore[operator, union-attr]
             a, a_other, b, b_other = (made[s:e] for s, e in _cuts(into, into, out, out))
-            whole = torch.outer(torch.softmax(b, 0), a) * wanted[place.weight]
-            whole = whole + torch.outer(torch.softmax(b_other, 0), a_other)
-            expected = 2 * out * METHOD.rate * torch.sigmoid(made[-1]) * whole
+            whole = 2 * out * METHOD.rate * torch.outer(torch.softmax(b, 0), a) * wanted[place.weight]
+            expected = torch.sigmoid(made[-1]) * (whole + torch.outer(torch.softmax(b_other, 0), a_other))
             if not moved:
                 step = -METHOD.rate * wanted[place.weight]
                 assert float((expected - step).abs().max()) <= 1e-10
             found = delta.difference(place.weight)
             found = found.T if place.transposed else found
             assert float((found - expected).abs().max()) <= 1e-10
+
+
+def test_what_the_text_alone_writes_does_not_grow_with_the_rate_of_the_gradient_step() -> None:
+    tokens = (torch.ones(1, 4), torch.ones(1, 6), torch.zeros(1, dtype=torch.long))
+    made = []
+    for rate in (0.1, 1.0):
+        torch.manual_seed(0)
+        head = Head(4, 6, 3, 2, rate)
+        torch.nn.init.constant_(head.outer.bias, 0.3)  # as training leaves it: a' is not 0
+        up, down, _ = head(tokens, torch.ones(1, 3))
+        made.append((torch.outer(up[:, 0], down[0]), torch.outer(up[:, 1], down[1])))
+    (step, text), (larger, same) = made
+    assert torch.allclose(larger, 10 * step) and text.abs().min() > 0
+    assert torch.equal(text, same)
 
 
 def _cuts(*sizes: int) -> list[tuple[int, int]]:
@@ -124,9 +137,9 @@ def naive(
             into, out = place.width_in, place.width_out
             made = head.outer(torch.tanh(head.inner(condition)))  # type: ignore[operator, union-attr]
             a, a_other, b, b_other = (made[s:e] for s, e in _cuts(into, into, out, out))
-            change = torch.outer(torch.softmax(b, 0), a) * gradient
+            change = 2 * out * method.rate * torch.outer(torch.softmax(b, 0), a) * gradient
             change = change + torch.outer(torch.softmax(b_other, 0), a_other)
-            change = 2 * out * method.rate * torch.sigmoid(made[-1]) * change
+            change = torch.sigmoid(made[-1]) * change
             after[place.weight] = before[place.weight] + (change.T if place.transposed else change)
         edited = lm.with_parameters(after)
 

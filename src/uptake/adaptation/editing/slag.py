@@ -2,7 +2,7 @@
 
 The text of an edit, "old >> new || prompt", gives for each weight [out, in] vectors a, a' [in] and b, b'
 [out], and a number η. With A = softmax(b) aᵀ and B = softmax(b') a'ᵀ a weight W becomes
-W + σ(η) s (A ⊙ ∇W + B). As ∇W is the sum over tokens of δ uᵀ, A ⊙ ∇W is that of (softmax(b) ⊙ δ) (a ⊙ u)ᵀ:
+W + σ(η) (s A ⊙ ∇W + B). As ∇W is the sum over tokens of δ uᵀ, A ⊙ ∇W is that of (softmax(b) ⊙ δ) (a ⊙ u)ᵀ:
 all of it has low rank.
 """
 
@@ -25,7 +25,9 @@ class Head(nn.Module):
     def __init__(self, width_in: int, width_out: int, condition: int, hidden: int, rate: float) -> None:
         super().__init__()
         self.sizes = [width_in, width_in, width_out, width_out, 1]
-        self.scale = 2 * width_out * rate  # σ(0) is 1/2, softmax of zeros 1 / out
+        # σ(0) is 1/2, softmax of zeros 1 / out. Of the gradient's part alone: B is the same way for every edit
+        # at first, so scaled as well it would outgrow a gradient step within a few steps of training.
+        self.scale = 2 * width_out * rate
         self.inner = weight_norm(nn.Linear(condition, hidden))
         outer = nn.Linear(hidden, sum(self.sizes))
         with torch.no_grad():
@@ -40,8 +42,8 @@ class Head(nn.Module):
         u, delta, owners = tokens
         made = self.outer(torch.tanh(self.inner(conditions)))
         a, a_other, b, b_other, eta = made.split(self.sizes, -1)
-        strength = self.scale * torch.sigmoid(eta)
-        b, b_other = strength * torch.softmax(b, -1), strength * torch.softmax(b_other, -1)
+        strength = torch.sigmoid(eta)
+        b, b_other = strength * self.scale * torch.softmax(b, -1), strength * torch.softmax(b_other, -1)
         up = torch.cat([b[owners] * delta, b_other])
         down = torch.cat([a[owners] * u, a_other])
         return up.T, down, torch.cat([owners, torch.arange(len(conditions), device=owners.device)])
