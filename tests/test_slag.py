@@ -89,6 +89,8 @@ def test_what_the_text_alone_writes_does_not_grow_with_the_rate_of_the_gradient_
     (step, text), (larger, same) = made
     assert torch.allclose(larger, 10 * step) and text.abs().min() > 0
     assert torch.equal(text, same)
+    head.text = 0.0
+    assert head(tokens, torch.ones(1, 3))[0].shape == (6, 1)
 
 
 def _cuts(*sizes: int) -> list[tuple[int, int]]:
@@ -138,7 +140,7 @@ def naive(
             made = head.outer(torch.tanh(head.inner(condition)))  # type: ignore[operator, union-attr]
             a, a_other, b, b_other = (made[s:e] for s, e in _cuts(into, into, out, out))
             change = 2 * out * method.rate * torch.outer(torch.softmax(b, 0), a) * gradient
-            change = change + torch.outer(torch.softmax(b_other, 0), a_other)
+            change = change + method.text * torch.outer(torch.softmax(b_other, 0), a_other)
             change = torch.sigmoid(made[-1]) * change
             after[place.weight] = before[place.weight] + (change.T if place.transposed else change)
         edited = lm.with_parameters(after)
@@ -168,7 +170,7 @@ def naive(
 
 ZEROS = [
     {}, {"kept": 0.0}, {"near": 0.0}, {"others": 0.0}, {"locality": 0.0}, {"paraphrases": 0.0},
-    {"entailed": 0.7},
+    {"entailed": 0.7}, {"text": 0.0}, {"text": 0.3},
 ]  # fmt: skip
 
 

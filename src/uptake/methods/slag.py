@@ -62,6 +62,7 @@ class Slag(Learned[SlagState, Sequences]):
     condition: int = 512
     hidden: int = 128
     rate: float = 0.1  # of the gradient step that an edit is before training
+    text: float = 1.0  # how much B counts, which the text alone gives
     steps: int = 5
     length: int = 1
     batch: int = 8
@@ -83,7 +84,7 @@ class Slag(Learned[SlagState, Sequences]):
                 f"condition {self.condition}, above {self.above}: use an even number, and 0 or more"
             )
         for name in (
-            "rate", "edit", "paraphrases", "entailed", "kept", "near", "others", "locality"
+            "rate", "text", "edit", "paraphrases", "entailed", "kept", "near", "others", "locality"
         ):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise BadInput(f"{name} {getattr(self, name)}: use 0 or a positive number")
@@ -178,7 +179,7 @@ class Slag(Learned[SlagState, Sequences]):
         causal = only_causal(lm, "SLAG")
         shapes = [(place.width_in, place.width_out) for place in self.places(causal)]
         width = _embeddings(causal).weight.shape[1]
-        return SlagNetwork(width, shapes, self.condition, self.hidden, self.rate)
+        return SlagNetwork(width, shapes, self.condition, self.hidden, self.rate, self.text)
 
     def episodes(self, lm: LM, material: TrainingData) -> list[Sequences]:
         """Return steps of `batch` sequences of `length` edits each, in their order; a rest is left out."""
