@@ -13,6 +13,7 @@ import toys
 from recipe_modules import imported
 from uptake.methods.slag import Slag
 from uptake.tasks.edits import Edit
+from uptake.text.types import Document
 
 SETTINGS: dict[str, int] = {"blocks": 1, "condition": 4, "hidden": 4, "length": 3}
 
@@ -42,18 +43,38 @@ def test_what_is_put_back_writes_what_it_wrote_at_birth(recipe: Any) -> None:
     assert not torch.allclose(whole, step) and text.any()
 
 
+def test_networks_are_told_apart_by_what_is_left_of_each_sequence(recipe: Any) -> None:
+    first, second = {"said": [[1, 0], [1, 1]] * 10}, {"said": [[0, 0], [0, 1]] * 10}
+    found = recipe.apart(first, second)
+    assert found["first"] == {"difference": 1.0, "interval": [1.0, 1.0]}
+    assert found["all"] == {"difference": 0.5, "interval": [0.5, 0.5]}
+
+
 @pytest.mark.long
-def test_each_run_is_asked_with_each_part_put_back(
+def test_a_network_is_trained_and_asked_with_each_part_put_back(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm, learner = toys.lm("llama"), Slag(**SETTINGS)
-    learner.save(learner.fresh(lm), lm, tmp_path / "ten.safetensors")
-    (tmp_path / "ten.json").write_text(json.dumps({"name": "ten", "settings": {"kind": "Slag", **SETTINGS}}))
-    asked = tuple(Edit(f"{n}", f"a{n} is", " red") for n in range(6))
+    lm = toys.lm("llama", window=160)
+    edits = tuple(Edit(f"{n}", f"a{n} is", " red", rephrases=(f"so a{n} is",)) for n in range(6))
     monkeypatch.setattr(recipe.learned_editors, "SEQUENCE", 3)
-    monkeypatch.setattr(recipe.learned_editors, "parts_of", lambda *_: {"valid": asked})
+    monkeypatch.setattr(
+        recipe.learned_editors, "parts_of", lambda *_: dict.fromkeys(("train", "test"), edits)
+    )
+    monkeypatch.setattr(recipe.learned_editors, "unrelated", lambda _: {"train": (Document("1", "fish"),)})
     monkeypatch.setattr(recipe.uptake, "load", lambda *_: lm)
     out = tmp_path / "out.json"
-    recipe.main(["--model", "toy", "--work", str(tmp_path), "--out", str(out), str(tmp_path / "ten.json")])
-    found = json.loads(out.read_text())["ten"]
-    assert set(found) == set(recipe.PARTS) and {told["sequences"] for told in found.values()} == {2}
+    given = ["--model", "toy", "--work", str(tmp_path), "--out", str(out), "--part", "test"]
+    some = ["--set", "condition=4", "--set", "hidden=4", "--set", "length=3"]
+    recipe.main(["train", *given, "--name", "ten", *some, "--steps", "2"])
+    for back in recipe.PARTS:
+        recipe.main(["ask", *given, "--name", "ten", "--back", back, "--sequences", "2"])
+    recipe.main(["ask", *given, "--sequences", "2"])
+    recipe.main(["table", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["networks"]["ten"]["edits"] == 12
+    (asked,) = found["asked"].values()
+    assert len(asked) == len(recipe.PARTS) + 1 and {told["sequences"] for told in asked.values()} == {2}
+    (apart,) = found["apart"].values()
+    assert len(apart) == 21
+    with pytest.raises(SystemExit, match="train it first"):
+        recipe.main(["ask", *given, "--name", "other"])
