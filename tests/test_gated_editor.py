@@ -1,5 +1,7 @@
 """The gate before an editor: a prompt sees the edits it is about alone, and any other the base."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -107,3 +109,13 @@ def test_how_many_neighbours_are_in_scope_changes_no_bit_of_a_row() -> None:
             assert torch.equal(told(states, second), first)
     (alone,) = METHOD.adapted([state], lm).score([Segment("xy", prompts[0])])
     assert torch.allclose(first, alone.log_probs, atol=1e-4)
+
+
+def test_an_editor_is_named_in_a_setting_though_nothing_has_imported_it() -> None:
+    named = (
+        "from uptake.methods.contract.naming import method_specs\n"
+        "specs = method_specs(['gated-editor'], ['editor=mend(weights=untrained)', 'shown=0'])\n"
+        "print(type(specs['gated-editor'].method.editor).__name__)"
+    )
+    told = subprocess.run([sys.executable, "-c", named], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "Mend"

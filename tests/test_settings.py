@@ -409,3 +409,25 @@ def test_what_is_written_is_short() -> None:
     assert written(CamelsWeights("a/b.safetensors")) == "camels(weights=a/b.safetensors)"
     assert written(CamelsWeights("a b")) == "camels(weights='a b')"
     assert written(Several(ks=(3,), note="none")) == "several(ks=(3,), note='none')"
+
+
+def test_choices_that_are_not_imported_yet_are_looked_for_once_named() -> None:
+    @dataclass(frozen=True)
+    class Kind:
+        @staticmethod
+        def load_choices() -> None:
+            loads.append(1)
+            made.append(dataclass(frozen=True)(type("Late", (Kind,), {"__annotations__": {}})))
+
+    @dataclass(frozen=True)
+    class Early(Kind):
+        pass
+
+    @dataclass(frozen=True)
+    class Holder:
+        kind: Kind
+
+    loads, made = list[int](), list[type]()
+    Holder.__annotations__["kind"] = Kind
+    assert isinstance(apply(Holder(Early()), "kind=early").kind, Early) and not loads
+    assert isinstance(apply(Holder(Early()), "kind=late").kind, made[0]) and loads == [1]

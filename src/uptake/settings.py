@@ -304,12 +304,18 @@ def _tuple(hint: Any, value: _Value, name: str) -> tuple[Any, ...]:
 
 
 def _choice(kind: Any, value: _Value, name: str) -> Any:
-    """Return an instance of `kind` or a subclass, written as its class name and perhaps its settings."""
+    """Return an instance of `kind` or a subclass, written as its class name and perhaps its settings.
+
+    A kind whose subclasses stand in modules that are imported when they are named has `load_choices`.
+    """
     choices, node = _choices(kind), value.node
-    if not choices:
-        raise BadInput(f"{name}={value.shown}: it cannot be written as text; set it from Python")
     call = node if isinstance(node, ast.Call) else None
     wanted = (value.at(call.func) if call else value).text.lower()
+    if wanted not in choices and (load := getattr(get_origin(kind) or kind, "load_choices", None)):
+        load()
+        choices = _choices(kind)
+    if not choices:
+        raise BadInput(f"{name}={value.shown}: it cannot be written as text; set it from Python")
     word = wanted.partition("(")[0].strip()
     if call is None and word != wanted and word in choices:
         raise BadInput(f"{name}={value.shown}: write {word}(setting=value), with a value after each =")

@@ -190,6 +190,14 @@ class Method(ABC, Generic[StateT]):
         False  # True: its LM learns each token it scores, before the next one
     )
 
+    @staticmethod
+    def load_choices() -> None:
+        """Import every method: one that is a setting of another is written as the name of its class."""
+        from uptake import methods
+
+        for name in methods.names():
+            methods.find(name)
+
     @property
     def sequential(self) -> bool:
         """Whether queries must run one after another, because `next_state` passes something to the next."""
