@@ -50,6 +50,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "layers, both, refreshed": {"sides": "both", "over": 1, "refresh": "r"},
     "layers, both, refreshed, re-ranked": {"sides": "both", "over": 3, "refresh": "r"},
 }
+# The whole of both sides first: it chooses their rate.
+ORDER = [
+    MATRIX,
+    "layers, query side",
+    "layers, both, refreshed, re-ranked",
+    "layers, both sides",
+    "layers, both, refreshed",
+]
 
 
 @dataclass
@@ -274,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", help="of the reader")
     parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--arms", nargs="+", choices=(MATRIX, *ARMS), default=[MATRIX, *ARMS])
+    parser.add_argument("--arms", nargs="+", choices=ORDER, default=ORDER)
     parser.add_argument("--pool", type=int, default=1600, help="training questions to draw from")
     parser.add_argument("--train", type=int, default=128, help="of these, how many an order has")
     parser.add_argument("--valid", type=int, default=60)
