@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +232,8 @@ def told(
     places = {name: [ranks(one, gold) for one in some] for name, some in systems.items()}
     measured = {name: [retrieval(one) for one in some] for name, some in places.items()}
     arms = [*given.arms]
-    pairs = [(arm, "MiniLM") for arm in arms] + [(arm, MATRIX) for arm in arms if arm != MATRIX]
-    pairs += [(one, other) for other, one in pairwise(ARMS)]
+    pairs = [(arm, "MiniLM") for arm in arms]
+    pairs += [(one, other) for other, one in combinations([MATRIX, *ARMS], 2)]
     pairs += [(f"{one} + BM25", f"{other} + BM25") for one, other in pairs]
     pairs += [(f"{arm} + BM25", "BM25") for arm in ("MiniLM", *arms)]
     return {
