@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 import uptake
 from uptake.adaptation.tensors import read_tensors, write_tensors
@@ -73,11 +76,39 @@ def stream(files: Sequence[tuple[str, Path]], tokenizer: Tokenizer, most: float 
 
 def pile(folder: Path, part: str, tokenizer: Tokenizer, most: float = math.inf) -> Stream:
     """Return a part of the mini-Pile, the kinds that are there."""
+    return stream(_there(folder, part), tokenizer, most)
+
+
+def _there(folder: Path, part: str) -> list[tuple[str, Path]]:
     files = [(name, folder / name / f"{part}.jsonl.xz") for name in DOMAINS]
     there = [(name, path) for name, path in files if path.is_file()]
     if not there:
         raise BadInput(f"{folder} has none of {', '.join(DOMAINS)}: give the mini-Pile's folder")
-    return stream(there, tokenizer, most)
+    return there
+
+
+def learned_tokenizer(pile: Path, size: int, folder: Path, most: float = 5e6) -> Tokenizer:
+    """Return byte-level BPE of `size` tokens, learnt from so many characters of training text and kept.
+
+    A small vocabulary makes the last product of a small network cheap: most of its step otherwise.
+    """
+    if not (folder / "tokenizer.json").exists():
+        documents = [each for _, path in _there(pile, "train") for each in uptake.read(path)]
+        documents.sort(key=lambda each: stable_hash("tokenizer", each.id))
+        before = np.cumsum([0, *(len(each.text) for each in documents[:-1])])
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, initial_alphabet=alphabet, special_tokens=["<end>"], show_progress=False
+        )
+        chosen = (each.text for each, start in zip(documents, before, strict=True) if start < most)
+        backend.train_from_iterator(chosen, trainer)
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend, bos_token="<end>", eos_token="<end>"
+        ).save_pretrained(folder)
+    return Tokenizer(PreTrainedTokenizerFast.from_pretrained(folder))
 
 
 def precision(device: str) -> AbstractContextManager[Any]:

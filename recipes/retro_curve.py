@@ -19,7 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pretraining import Clock, Pupil, Stream, batches, patiently, pile, precision, resume, save, stream, write
+from pretraining import (
+    Clock,
+    Pupil,
+    Stream,
+    batches,
+    learned_tokenizer,
+    patiently,
+    pile,
+    precision,
+    resume,
+    save,
+    stream,
+    write,
+)
 from retro_search import Chunks, Search, longest, shared
 from rich.console import Console
 from rich.table import Table
@@ -269,6 +282,13 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--pile", type=Path, default=shared_folder / "data/minipile")
     parser.add_argument("--fresh", type=Path, help="a folder of recipes/fresh.py, read without training")
     parser.add_argument("--tokenizer", default=str(shared_folder / "models/base-5m"))
+    parser.add_argument(
+        "--vocabulary",
+        type=int,
+        default=0,
+        help="of a tokenizer learnt from the text, in place of --tokenizer",
+    )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="beside `alone`")
     parser.add_argument("--work", type=Path, default=Path("build/retro_curve"))
     parser.add_argument("--out", type=Path, default=Path("build/retro_curve.json"))
     parser.add_argument("--device", default="cpu")
@@ -284,12 +304,19 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     clock = Clock(arguments.seconds)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(arguments.tokenizer)
+    if arguments.vocabulary:
+        tokenizer = learned_tokenizer(arguments.pile, arguments.vocabulary, arguments.work / "tokenizer")
+    else:
+        tokenizer = load_tokenizer(arguments.tokenizer)
     made = prepared(arguments, tokenizer)
     train = made["train"]
     print(f"  {len(train.text.tokens):,} tokens, {len(train.store.tokens):,} chunks to find", flush=True)
     model = small_model(tokenizer, arguments.size, arguments.device)
-    pupils = [Pupil(arm, method_of(arm).fresh(model), arguments.rate) for arm in ARMS]
+    pupils = [
+        Pupil(arm, method_of(arm).fresh(model), arguments.rate)
+        for arm in ARMS
+        if arm in {"alone", *arguments.arms}
+    ]
     done = resume(pupils, arguments.work)
     following, tokens = batches(len(train.starts), arguments.batch, 0, done), arguments.batch * WINDOW
     while done < arguments.steps and not clock.over:
@@ -316,7 +343,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "parameters": {pupil.name: pupil.parameters for pupil in pupils},
         "begins": {
             f"{arm} below {other}": begins(courses, arm, other)
-            for arm in ("retro", "planted") for other in ("alone", "random")
+            for arm in ("retro", "planted") for other in ("alone", "random") if {arm, other} <= {*courses}
         },
     }  # fmt: skip
     write(arguments.out, told)

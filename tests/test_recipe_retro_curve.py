@@ -127,6 +127,19 @@ def test_it_goes_on_where_it_stopped_and_looks_at_every_reading(
         assert counted == 2 * (recipe.WINDOW // recipe.CHUNK - 1)
 
 
+def test_some_networks_alone_with_a_small_vocabulary_of_their_own(recipe: Any, world: Path) -> None:
+    work = world / "some"
+    command = ["--pile", str(world / "pile"), "--size", "toy", "--batch", "1", "--valid", "2", "--test", "2"]
+    command += ["--work", str(work), "--out", str(world / "some.json"), "--steps", "1"]
+    recipe.main([*command, "--vocabulary", "270", "--arms", "planted"])
+    told = json.loads((world / "some.json").read_text())
+    assert [*told["courses"]] == ["alone", "planted"] and [*told["begins"]] == ["planted below alone"]
+    learned = recipe.learned_tokenizer(world / "pile", 270, work / "tokenizer")
+    assert len(learned) == 270 and learned.opening == learned.inner.convert_tokens_to_ids("<end>")
+    text = "The cat, naïve, sat on 12 mats.\n"
+    assert learned.inner.decode(learned.inner(text)["input_ids"]) == text
+
+
 def test_where_a_gain_begins_is_where_it_stays(recipe: Any) -> None:
     def course(*values: float) -> list[dict[str, Any]]:
         return [{"tokens": 10 * n, "nearest": value} for n, value in enumerate(values)]
