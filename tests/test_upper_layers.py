@@ -54,8 +54,8 @@ def test_a_bound_on_what_is_kept_changes_nothing(folder):
     encoder = toy_encoders.encoder(folder, DOUBLE)
     bounded, free = UpperLayers(encoder, 1, kept=2000), UpperLayers(toy_encoders.encoder(folder, DOUBLE), 1)
     assert np.array_equal(bounded.embed(TEXTS), free.embed(TEXTS))
-    kept = [states.nbytes for states in bounded._kept.values()]
-    assert 0 < sum(kept) <= 2000 and len(kept) < len(set(TEXTS)) <= len(free._kept)
+    assert 0 < bounded._kept.bytes <= 2000
+    assert 0 < len(bounded._kept) < len(set(TEXTS)) <= len(free._kept)
     assert np.array_equal(bounded.embed(TEXTS), free.embed(TEXTS))
 
 

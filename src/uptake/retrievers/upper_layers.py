@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from uptake.adaptation.delta import skeleton
 from uptake.adaptation.trainable.places import blocks
 from uptake.errors import BadInput
+from uptake.lm.bounded_table import BoundedTable
 from uptake.lm.frozen_layers import FrozenLayers
 from uptake.lm.upper_blocks import Skipped
 from uptake.text.encoders import SentenceEncoder
@@ -58,8 +59,7 @@ class UpperLayers:
         for place in range(frozen):
             above[place] = Skipped(above[place], self._lower.returns_tuple)
         self._entry: Any = above[frozen - 1]
-        self._kept: dict[str, Tensor] = {}
-        self._room = kept
+        self._kept = BoundedTable[Tensor](kept, forgets=False)  # texts come round in turn
         with torch.no_grad():
             same = np.allclose(self.embed(_PROBE), encoder.embed(_PROBE), atol=_NEAR)
         if not self._lower.supported or not same:
@@ -122,13 +122,12 @@ class UpperLayers:
             order = order[len(some) :]
 
     def _states(self, texts: Sequence[str]) -> list[Tensor]:
-        new = [text for text in dict.fromkeys(texts) if text not in self._kept]
-        found = dict(zip(new, (self._entering(ids) for ids in self.encoder.tokens(new)), strict=True))
-        for text, states in found.items():
-            if states.nbytes <= self._room:
-                self._kept[text] = states
-                self._room -= states.nbytes
-        return [found[text] if text in found else self._kept[text] for text in texts]
+        found = {text: states for text in texts if (states := self._kept.get(text)) is not None}
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        for text, ids in zip(new, self.encoder.tokens(new), strict=True):
+            found[text] = self._entering(ids)
+            self._kept.put(text, found[text])
+        return [found[text] for text in texts]
 
     def _entering(self, ids: Sequence[int]) -> Tensor:
         return self._lower.of(tuple(ids))[0]
