@@ -53,7 +53,8 @@ def test_edited_prompts_go_to_the_copy_and_others_to_the_base(shape: str) -> Non
     assert edited.generate("so it is", 6) == lm.overlay(dense).generate("so it is", 6)
     # Beside a prompt that goes to the copy another is still the base's, bit for bit.
     pair, base = [Segment("x", "so it is"), Segment("x and", "and so on")], Routed([lm, lm])
-    beside = replace(METHOD, ratio=1.0).adapted([state, METHOD.init(lm)], lm).score(pair)
+    # At a ratio of 1 the last bit of a pass that rows share would decide where the edited prompt goes.
+    beside = replace(METHOD, ratio=0.999).adapted([state, METHOD.init(lm)], lm).score(pair)
     assert torch.equal(beside[1].log_probs, lm.score(pair)[1].log_probs)
     assert not torch.equal(beside[0].log_probs, base.score(pair)[0].log_probs)
     # What is under the threshold is the base's, bit for bit.
