@@ -33,7 +33,7 @@ def passage(length):
 
 passage(100)
 before = anonymous()
-for length in range(120, 200):
+for length in range(120, 160):
     passage(length)
 print(anonymous() - before)
 """
@@ -55,7 +55,7 @@ def said(code: str, **more: str) -> str:
     ids=["a model", "an encoder"],
 )
 def test_texts_of_many_lengths_do_not_fill_the_memory(loading: str) -> None:
-    # Where a processor computes bfloat16 itself, they took 3 MB each.
+    # Where a processor computes bfloat16 itself, these forty took 3 MB each.
     assert int(said(f"{loading}\n{LENGTHS}")) < 60
 
 
