@@ -101,7 +101,7 @@ def write(do, path, generation=0, remove=()):
             super().commit(table)
             print(table.version, flush=True)
 
-    datastore_module.StoreWriter, writing_module._BATCH = Telling, ROWS_A_COMMIT
+    datastore_module.StoreWriter, writing_module.BATCH = Telling, ROWS_A_COMMIT
     encoder = StubEncoder()
     store = open_or_create(path, encoder) if do == "build" else Datastore.open(path, encoder=encoder)
     if do in ("build", "add"):

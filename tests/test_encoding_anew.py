@@ -92,7 +92,7 @@ def test_what_cannot_be_encoded_is_refused_in_a_line(path, tmp_path):
     import uptake.store.passages.writing as writing
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(writing, "_BATCH", 1)
+        patch.setattr(writing, "BATCH", 1)
         old.add(broken(), label="notes")
     with pytest.raises(BadInput, match="unfinished"):
         encode_anew(Datastore.open(path, encoder=StubEncoder()), tmp_path / "new.store", StubEncoder(16, "b"))
@@ -110,7 +110,7 @@ class Dying(StubEncoder):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().embed(texts)
 
-encoding_anew._BATCH = 8
+encoding_anew.BATCH = 8
 old = Datastore.open(sys.argv[1], encoder=StubEncoder())
 encoding_anew.encode_anew(old, sys.argv[2], Dying(16, "b"))
 """

@@ -119,7 +119,7 @@ def test_a_half_built_store_says_so_wherever_it_is_used(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("uptake.store.passages.writing._BATCH", 4)
+        patched.setattr("uptake.store.passages.writing.BATCH", 4)
         patched.setattr(StoreWriter, "commit", killed)
         ran = run(*build)
     assert ran.code == 130 and "4 passages" in ran.err and "the same command resumes" in ran.err

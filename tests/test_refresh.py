@@ -79,7 +79,7 @@ def test_a_refreshed_store_answers_as_one_built_anew(path, tmp_path):
 
 
 def test_an_interrupted_refresh_is_said_and_finished_by_the_same_call(path, monkeypatch):
-    monkeypatch.setattr("uptake.store.passages.writing._BATCH", 8)
+    monkeypatch.setattr("uptake.store.passages.writing.BATCH", 8)
     reader = opened(path)
     before = answers(reader)
 

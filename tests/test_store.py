@@ -361,7 +361,7 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("retriever", ["dense", "hybrid"])
 def test_what_is_added_whole_is_seen_whole_or_not_at_all(tmp_path, monkeypatch, retriever):
-    monkeypatch.setattr(writing, "_BATCH", 2)
+    monkeypatch.setattr(writing, "BATCH", 2)
     store, other = (make(tmp_path / name, retriever=retriever) for name in "ab")
     before, after = (
         [document("a", 1), document("b", 2)],
@@ -387,7 +387,7 @@ def test_what_is_added_whole_is_seen_whole_or_not_at_all(tmp_path, monkeypatch, 
 
 
 def test_a_purge_takes_what_was_written_down_and_never_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "_BATCH", 1)
+    monkeypatch.setattr(writing, "BATCH", 1)
     store = make(tmp_path / "s")
     store.add([document("a", 1)])
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from uptake.evaluation.tune import Recipe
     from uptake.store.cluster import Cluster
     from uptake.store.datastore import Datastore
+    from uptake.tasks.questions import Question
     from uptake.text.overlap import LeakFilter
 
 
@@ -150,6 +151,19 @@ def open_store(
         vector_weight=vector_weight,
         query_encoder=searching.query_encoder(query_encoder, device),
     )
+
+
+def questions(*names: Sequence[str]) -> "list[list[Question]]":
+    """Read the questions of each list of files, and print what was left out of all of them."""
+    from uptake.cli import screen
+    from uptake.tasks.questions import read_questions
+    from uptake.text.files import Skipped
+
+    skipped = Skipped()
+    with screen.status("reading questions"):
+        found = [[q for name in some for q in read_questions(name, skipped).questions] for some in names]
+    screen.note_skipped(skipped)
+    return found
 
 
 def note_unfinished(store: "Datastore") -> None:

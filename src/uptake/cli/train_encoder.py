@@ -38,9 +38,7 @@ def train(
         from uptake.retrievers.training import READER_LOSSES
         from uptake.retrievers.upper_layers import UpperLayers
         from uptake.settings import apply
-        from uptake.tasks.questions import read_questions
         from uptake.text.encoders import SentenceEncoder
-        from uptake.text.files import Skipped
     usual = EncoderTuning(loss or "pdist", layers=layers, seed=seed)
     named = EncoderTuning(
         usual.loss,
@@ -60,11 +58,7 @@ def train(
     if fresh:
         checkpoint.unlink(missing_ok=True)
         table_file.unlink(missing_ok=True)
-    skipped = Skipped()
-    with screen.status("reading questions"):
-        asked = [q for name in questions for q in read_questions(name, skipped).questions]
-        judged = [q for name in valid_questions or () for q in read_questions(name, skipped).questions]
-    screen.note_skipped(skipped)
+    asked, judged = inputs.questions(questions, valid_questions or ())
     with screen.status("loading the encoder"):
         opened = inputs.open_store(store, None, device, threads)
         corpus = Corpus(opened)

@@ -51,8 +51,6 @@ def train(
         from uptake.retrievers.candidates import candidates
         from uptake.retrievers.table import ReaderTable
         from uptake.settings import apply
-        from uptake.tasks.questions import read_questions
-        from uptake.text.files import Skipped
     rate = RATE if learning_rate is None else learning_rate
     named = training.Tuning(loss or "pdist", learning_rate=rate, passes=passes or PASSES, seed=seed)
     tuning = apply(named, *(settings or ()))
@@ -65,11 +63,7 @@ def train(
     table_file = file.with_name(file.name + ".table")
     if fresh:
         table_file.unlink(missing_ok=True)
-    skipped = Skipped()
-    with screen.status("reading questions"):
-        asked = [q for name in questions for q in read_questions(name, skipped).questions]
-        judged = [q for name in valid_questions or () for q in read_questions(name, skipped).questions]
-    screen.note_skipped(skipped)
+    asked, judged = inputs.questions(questions, valid_questions or ())
     with screen.status("finding candidates"):
         opened = inputs.open_store(store, None, device, threads)
         each = IN_A_ROW if attends else EACH

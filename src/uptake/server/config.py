@@ -13,7 +13,7 @@ class StoreAt:
     encoder: str | None = None
     search_by: str | None = None  # as `Datastore.open` takes it
     vector_weight: float = 20.0
-    query_encoder: str = ""  # the file of the queries' own encoder
+    query_encoder: str = ""  # the file or folder of the queries' own encoder
 
 
 @dataclass(frozen=True)

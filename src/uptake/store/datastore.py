@@ -47,7 +47,7 @@ Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 LOCK = "writer.lock"
-_FRAGMENTS = 64  # pieces on disk beyond which the table is made of fewer, larger ones
+FRAGMENTS = 64  # pieces on disk beyond which the table is made of fewer, larger ones
 
 
 class Datastore(OpenStore):
@@ -289,7 +289,7 @@ class Datastore(OpenStore):
             writing = StoreWriter(before, recorder, held.check, text_index=self.layout.retriever != "dense")
             try:
                 yield writing
-                writing.tidy(_FRAGMENTS)
+                writing.tidy(FRAGMENTS)
                 writing.adding.end()
             finally:
                 if writing.table.version == before.version:

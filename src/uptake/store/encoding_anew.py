@@ -7,18 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uptake.errors import BadInput
-from uptake.store.datastore import LOCK, Datastore
+from uptake.store.datastore import FRAGMENTS, LOCK, Datastore
 from uptake.store.layout import View
 from uptake.store.making import make_store
 from uptake.store.passages.encoding import Encoding
 from uptake.store.passages.table import Table
-from uptake.store.passages.writing import embedded
+from uptake.store.passages.writing import BATCH, embedded
 from uptake.store.remote.objects import locate
 from uptake.store.unfinished import said
 from uptake.text.types import Embedder
-
-_BATCH = 2048  # passages, as `add` embeds them: the same vectors, bit for bit, as in a store built anew
-_FRAGMENTS = 64
 
 
 def encode_anew(
@@ -48,15 +45,16 @@ def encode_anew(
 
     def filled(table: Table, view: View, given: Embedder | None) -> Table:
         encoding = Encoding(place, view, given, device)
-        for start in range(0, len(ids), _BATCH):
-            passages = store.passages(ids[start : start + _BATCH])
+        # In batches as `add` makes them: the vectors are, bit for bit, those of a store built anew.
+        for start in range(0, len(ids), BATCH):
+            passages = store.passages(ids[start : start + BATCH])
             vectors = embedded(
                 [passage.text for passage in passages],
                 encoding.embed,
                 lambda done, start=start: progress(start + done, len(ids)),  # type: ignore[misc]
             )
             table = table.append(passages, vectors)
-        return table.compact() if table.fragments > _FRAGMENTS else table
+        return table.compact() if table.fragments > FRAGMENTS else table
 
     _, made = make_store(
         place,

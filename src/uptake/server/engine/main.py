@@ -259,7 +259,7 @@ def opened(at: StoreAt, device: str) -> Datastore:
         device=device,
         search_by=at.search_by,
         vector_weight=at.vector_weight,
-        query_encoder=load_query_encoder(at.query_encoder) if at.query_encoder else None,
+        query_encoder=load_query_encoder(at.query_encoder, device) if at.query_encoder else None,
     )
 
 

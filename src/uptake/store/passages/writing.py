@@ -17,7 +17,7 @@ from uptake.text.utf8 import storable
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
 
-_BATCH = 2048  # passages a commit: an interruption loses at most the embedding of so many
+BATCH = 2048  # passages a commit: an interruption loses at most the embedding of so many
 _BATCH_CHARACTERS = 64_000_000
 _RETAINED = timedelta(days=7)  # for readers that are still at work on an older version
 _MINI_BATCH = 256  # passages embedded between two reports of progress
@@ -132,7 +132,7 @@ class _Adding:
             else:
                 self._waiting[passage.id] = passage
                 self._characters += len(passage.text)
-            if len(self._waiting) >= _BATCH or self._characters >= _BATCH_CHARACTERS:
+            if len(self._waiting) >= BATCH or self._characters >= _BATCH_CHARACTERS:
                 self.flush()
         for old in before - now:
             if self._waiting.pop(old, None) is None:
